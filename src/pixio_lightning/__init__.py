@@ -1,0 +1,42 @@
+"""pixio-lightning: masked pixel pretraining, and one encoder shared by every task.
+
+Public names are loaded when they are first used, so importing the package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixio_lightning.backbone import Backbone
+    from pixio_lightning.data.pixels import Pixels
+    from pixio_lightning.errors import UserError
+    from pixio_lightning.features import Features
+    from pixio_lightning.pretrain import PixelPretraining
+
+try:
+    __version__ = version("pixio-lightning")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+_PUBLIC = {
+    "Backbone": "pixio_lightning.backbone",
+    "Features": "pixio_lightning.features",
+    "PixelPretraining": "pixio_lightning.pretrain",
+    "Pixels": "pixio_lightning.data.pixels",
+    "UserError": "pixio_lightning.errors",
+}
+
+__all__ = ["Backbone", "Features", "PixelPretraining", "Pixels", "UserError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pixio_lightning' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

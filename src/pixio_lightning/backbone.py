@@ -1,0 +1,411 @@
+"""Backbone: any Vision Transformer behind one interface, from construction to features.
+
+Shapes: B batch, N = h*w patches, n visible patches, K class tokens, C width of a token.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pixio_lightning import drop_path as drop_paths
+from pixio_lightning import vit as vit_family  # registers the Pixio names with timm
+from pixio_lightning import spellings
+from pixio_lightning import weights as weight_files
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.features import Features, Layer
+from pixio_lightning.keyed import Draw
+from pixio_lightning.masking import gather_tokens, patchify
+
+# Token width in pixels that every backbone is brought to, so that one crop gives one grid.
+STRIDE = 16
+
+
+class Backbone(nn.Module):
+    """An encoder that turns images into `Features`.
+
+    It is built on the meta device, so its sizes and licence are known at once and nothing is
+    allocated; `load` fills it, called by Lightning or by the first forward pass.
+
+    Args:
+        name: `pixio_vit{t,s,b,l,h,1b,5b}16`, or a Vision Transformer of `timm.list_models()`.
+            A checkpoint or export of ours knows its own name.
+        weights: A path (checkpoint, .pth, .safetensors, or a folder of transformers or timm),
+            `hf:ORG/NAME`, `timm` for timm's own, `random` or `random:SEED`.
+        tune: `frozen`, `full`, or the number of last blocks to train.
+        layers: Blocks whose output heads read: `last`, `quarters` (four, evenly spread, as dense
+            heads use) or a list of indices.
+        drop_path: Stochastic depth of the last block, rising linearly from 0 at the first.
+        dense_cls: Whether dense features carry the mean class token; None takes what suits the
+            family (Pixio, MAE and DINOv2 yes, DINOv3 and models without class tokens no).
+        checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
+        compile: Compile every block with torch.compile, in place.
+        model_args: Further arguments of the model: `n_cls_tokens`, `patch_size`, `img_size`,
+            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input.
+
+    Raises:
+        UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        weights: str,
+        tune: Literal["frozen", "full"] | int = "frozen",
+        layers: Literal["last", "quarters"] | list[int] = "last",
+        drop_path: float = 0.0,
+        dense_cls: bool | None = None,
+        checkpointing: bool = False,
+        compile: bool = False,
+        model_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights, self.tune, self.drop_path = weights, tune, drop_path
+        self.checkpointing, self.compile_blocks = checkpointing, compile
+        self._file = None if is_generated(weights) else weight_files.read(weights)
+        self.name, model_args = self._agree(name, dict(model_args or {}))
+        statistics = {key: model_args.pop(key) for key in ("mean", "std") if key in model_args}
+        self.model_args = model_args
+        with torch.device("meta"):
+            self.vit = self._build()
+        self._describe(statistics, dense_cls)
+        self.tapped = self._taps(layers)
+        self._drop_paths: list[drop_paths.KeyedDropPath] = []
+        self.loaded = False
+        self.matched = ""
+
+    # --- construction -------------------------------------------------------------------------
+
+    def _agree(self, name: str | None, model_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Settle name and arguments between the caller and what the weights say of themselves."""
+        found: dict[str, Any] = {}
+        if self._file is not None:
+            found = dict(self._file.meta)
+            if (name or found.get("name")) in (None, *vit_family.SIZES):
+                found |= spellings.infer(self._file.encoder, self._file.meta)
+        name = name or found.get("name")
+        if name is None:
+            raise UserError(
+                f"backbone.name is missing and weights '{self.weights}' do not say it; "
+                f"give one of {', '.join(vit_family.SIZES)}, or a timm ViT"
+            )
+        if (found.get("name") or name) != name:
+            raise UserError(
+                f"backbone.name is '{name}', but weights '{self.weights}' hold "
+                f"'{found['name']}'; leave the name out or change the weights"
+            )
+        stored = found.get("model_args", {})
+        stored |= {key: found[key] for key in ("mean", "std") if key in found}
+        for key, value in model_args.items():
+            if key in stored and stored[key] != _plain(value) and key != "pos_init":
+                raise UserError(
+                    f"backbone.model_args.{key} is {value}, but weights '{self.weights}' have "
+                    f"{stored[key]}; leave the key out"
+                )
+        return name, stored | model_args
+
+    def _build(self) -> nn.Module:
+        """Build the model where torch's default device says, with its own initialisation."""
+        arguments = {"num_classes": 0} | self.model_args
+        if self.name not in vit_family.SIZES:
+            arguments = {"dynamic_img_size": True} | arguments
+        try:
+            model = timm.create_model(self.name, **arguments)
+        except RuntimeError as error:
+            if "Unknown model" not in str(error):
+                raise
+            names = [*vit_family.SIZES, *timm.list_models("*vit*", pretrained=False)]
+            raise UserError(
+                f"backbone.name '{self.name}' is not known{nearest(self.name, names)} "
+                f"Pixio's are {', '.join(vit_family.SIZES)}; others: timm.list_models('*vit*')"
+            ) from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"backbone.model_args does not fit {self.name}: {error}") from None
+        if not all(
+            hasattr(model, part) for part in ("patch_embed", "_pos_embed", "blocks", "norm")
+        ):
+            raise UserError(
+                f"backbone.name '{self.name}' is not a plain Vision Transformer; "
+                "see timm.list_models('vit_*')"
+            )
+        return model
+
+    def _describe(self, statistics: dict[str, Any], dense_cls: bool | None) -> None:
+        config = self.vit.pretrained_cfg
+        mean = statistics.get("mean", config["mean"])
+        std = statistics.get("std", config["std"])
+        self.embed_dim: int = self.vit.embed_dim
+        self.depth: int = len(self.vit.blocks)
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        # Power-of-two patches read the image as it is; patch 14 is resized to 16-pixel tokens.
+        self.stride = self.patch_size if _divides(self.patch_size, STRIDE) else STRIDE
+        cls_token = self.vit.cls_token
+        self.n_cls_tokens: int = 0 if cls_token is None else cls_token.shape[1]
+        self.n_registers: int = self.vit.num_prefix_tokens - self.n_cls_tokens
+        if dense_cls is None:
+            dense_cls = self.n_cls_tokens > 0 and "dinov3" not in self.name
+        self.dense_cls = dense_cls
+        self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
+        self.licence = self._licence(config)
+        for key, value in (("mean", mean), ("std", std)):
+            values = torch.tensor(value, device="cpu").view(1, -1, 1, 1)
+            self.register_buffer(key, values, persistent=False)
+
+    def _licence(self, config: dict[str, Any]) -> str:
+        if self.weights == "timm":
+            return config.get("license") or f"as timm states for {self.name}"
+        if self._file is None:
+            return "none (random initialisation)"
+        return weight_files.licence_of(self.weights, self._file.meta)
+
+    def _taps(self, layers: Literal["last", "quarters"] | list[int]) -> list[int]:
+        if layers == "last":
+            return [self.depth - 1]
+        if layers == "quarters":
+            return [self.depth // 4 * (i + 1) - 1 for i in range(4)]
+        taps = sorted(i % self.depth if -self.depth <= i < self.depth else i for i in layers)
+        if not taps or taps[-1] >= self.depth or taps[0] < 0:
+            raise UserError(
+                f"backbone.layers is {layers}, but {self.name} has blocks 0 to {self.depth - 1}"
+            )
+        return taps
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain data from which the same architecture can be built again."""
+        return {
+            "name": self.name,
+            "model_args": {key: _plain(value) for key, value in self.model_args.items()},
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "weights": self.weights,
+            "licence": self.licence,
+        }
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Grid of patches the positions were learned on."""
+        return tuple(self.vit.patch_embed.grid_size)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the backbone is trained."""
+        return self.tune == "frozen" or self.tune == 0
+
+    def load(self) -> Backbone:
+        """Allocate the model and fill it with its weights; a second call does nothing.
+
+        Raises:
+            UserError: A tensor is missing or unexpected, all of them named.
+        """
+        if self.loaded:
+            return self
+        # The flag first: building inside a device context calls nothing of ours twice.
+        self.loaded = True
+        if self.weights == "timm":
+            self.vit = self._load_timm()
+            self.matched = "timm's own loader"
+        elif self._file is not None:
+            self.vit = self._build()
+            self.matched = weight_files.fill(self.vit, self._file).line()
+            self._file = None
+        else:
+            self.vit = self._random()
+            self.matched = "random initialisation"
+        self._freeze()
+        if self.drop_path and not self.frozen:
+            installed = drop_paths.install(self.vit.blocks, self.drop_path)
+            self._drop_paths = installed[2 * self._first_tuned :]
+        if self.compile_blocks:
+            for block in self.vit.blocks:
+                block.compile()
+        return self.train(self.training)
+
+    def _load_timm(self) -> nn.Module:
+        self.model_args = self.model_args | {"pretrained": True}
+        try:
+            return self._build()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise UserError(f"timm cannot load weights of {self.name}: {reason[0]}") from error
+        finally:
+            self.model_args.pop("pretrained")
+
+    def _random(self) -> nn.Module:
+        _, _, seed = self.weights.partition(":")
+        if not seed:
+            return self._build()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            return self._build()
+
+    @property
+    def _first_tuned(self) -> int:
+        if self.tune == "full":
+            return 0
+        return self.depth if self.frozen else max(0, self.tapped[-1] + 1 - int(self.tune))
+
+    def _freeze(self) -> None:
+        """Leave gradients only to what training is meant to change and the output depends on."""
+        self.vit.requires_grad_(False)
+        if self.frozen:
+            return
+        for block in self.vit.blocks[self._first_tuned : self.tapped[-1] + 1]:
+            block.requires_grad_(True)
+        self._final_norm.requires_grad_(True)
+        if self.tune == "full":
+            self.vit.patch_embed.requires_grad_(True)
+            for part in ("cls_token", "reg_token", "pos_embed", "norm_pre"):
+                if getattr(self.vit, part, None) is not None:
+                    getattr(self.vit, part).requires_grad_(True)
+
+    @property
+    def _final_norm(self) -> nn.Module:
+        """Models that pool by averaging keep their last norm under another name in timm."""
+        norm = self.vit.norm
+        return self.vit.fc_norm if isinstance(norm, nn.Identity) else norm
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; a frozen backbone stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        # Moving or casting a model on the meta device needs its values.
+        return super()._apply(fn, recurse) if self.loaded else self.load()._apply(fn, recurse)
+
+    # --- forward ------------------------------------------------------------------------------
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"normalize takes uint8 images, got {images.dtype}")
+        return (images.float() / 255 - self.mean) / self.std
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Scale images so that a patch covers `stride` pixels of the original; often nothing.
+
+        Raises:
+            UserError: The sides are no multiples of `stride`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise UserError(
+                f"images of {height} x {width} pixels do not divide into tokens of {self.stride}; "
+                f"crop or pad to multiples of {self.stride}"
+            )
+        if self.stride == self.patch_size:
+            return images
+        size = (height // self.stride * self.patch_size, width // self.stride * self.patch_size)
+        return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        normalized: bool = False,
+        draw: Draw | None = None,
+    ) -> Features:
+        """Encode images.
+
+        Args:
+            images: uint8 `(B, 3, H, W)`, or what `normalize` returned with `normalized=True`.
+            keep: int64 `(B, n)`, the patches to embed and run, in any order; None runs all.
+            normalized: Whether `images` went through `normalize`.
+            draw: Whom drop path is drawn for; needed in training when `drop_path` is set.
+
+        Returns:
+            The features of the tapped blocks.
+
+        Raises:
+            TypeError: Floats that were not declared normalised.
+        """
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
+        elif not normalized:
+            raise TypeError(
+                f"the backbone takes uint8 images, got {images.dtype}: pass uint8, or pass "
+                "backbone.normalize(uint8) with normalized=True"
+            )
+        self.load()
+        self._draw_drop_paths(draw)
+        images = self.resize(images)
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        x, rope = self._embed(images, grid, keep)
+        layers = []
+        n_prefix, n_cls = self.vit.num_prefix_tokens, self.n_cls_tokens
+        for i, block in enumerate(islice(self.vit.blocks, self.tapped[-1] + 1)):
+            arguments = {} if rope is None else {"rope": rope}
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False, **arguments)
+            else:
+                x = block(x, **arguments)
+            if i in self.tapped:
+                # Class tokens stand first, registers behind them.
+                raw = x if n_prefix == n_cls else torch.cat([x[:, :n_cls], x[:, n_prefix:]], 1)
+                tokens = self._final_norm(raw)
+                layers.append(Layer(tokens, raw, n_cls, grid if keep is None else None))
+        return Features(tuple(layers), self.dense_cls)
+
+    def _draw_drop_paths(self, draw: Draw | None) -> None:
+        if not self._drop_paths:
+            return
+        if self.training and draw is None:
+            raise ValueError("drop_path is set: training needs draw=Draw(keys, seed, turn)")
+        drop_paths.set_factors(self._drop_paths, draw if self.training else None)
+
+    def _embed(
+        self, images: Tensor, grid: tuple[int, int], keep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embed all patches or the kept ones; returns tokens and rotary positions, if any."""
+        # Embedding an empty image gives prefix tokens and positions of any timm ViT, because
+        # every family only concatenates the first and adds the second.
+        empty = images.new_zeros(1, *grid, self.embed_dim)
+        prefix_and_positions = self.vit._pos_embed(empty)
+        rope = None
+        if isinstance(prefix_and_positions, tuple):
+            prefix_and_positions, rope = prefix_and_positions
+        n_prefix = self.vit.num_prefix_tokens
+        prefix = prefix_and_positions[:, :n_prefix].expand(len(images), -1, -1)
+        positions = prefix_and_positions[:, n_prefix:]
+        if keep is None:
+            patches = self.vit.patch_embed(images).flatten(1, 2) + positions
+        else:
+            convolution = self.vit.patch_embed.proj
+            visible = gather_tokens(patchify(images, self.patch_size), keep)
+            kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+            patches = F.linear(visible, kernel, convolution.bias)
+            patches = patches + gather_tokens(positions.expand(len(images), -1, -1), keep)
+            if rope is not None:
+                rope = rope[keep][:, None]
+        return self.vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope
+
+
+def is_generated(weights: str) -> bool:
+    """Whether the weights come from no file: `timm`, `random` or `random:SEED`.
+
+    Raises:
+        UserError: The seed is no number.
+    """
+    kind, colon, seed = weights.partition(":")
+    if kind == "random" and colon and not seed.isdigit():
+        raise UserError(f"backbone.weights '{weights}': the seed must be a number, as random:0")
+    return weights == "timm" or kind == "random"
+
+
+def _divides(a: int, b: int) -> bool:
+    return b % a == 0 or a % b == 0
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

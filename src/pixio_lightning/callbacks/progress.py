@@ -1,0 +1,141 @@
+"""A bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Print a line without breaking a bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress(ProgressBar):
+    """Show step, images per second, share of time spent waiting for data, loss, rate and ETA.
+
+    On a terminal a bar; elsewhere a line every `trainer.log_every_n_steps`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on = True
+        self._bar: tqdm | None = None
+        self._wait = 0.0
+        self._steps = 0
+        self._window_start = self._batch_end = time.perf_counter()
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls this on all processes but the first."""
+        self._on = False
+
+    def enable(self) -> None:
+        """Show progress again."""
+        self._on = True
+
+    def _open(self, total: float, unit: str, description: str, start: int = 0) -> None:
+        if self._on and sys.stderr.isatty():
+            count = int(total) if 0 < total < float("inf") else None
+            self._bar = tqdm(total=count, initial=start, unit=unit, desc=description, leave=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    # --- training -----------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._open(trainer.max_steps, "step", "fit", start=trainer.global_step)
+        self._window_start = self._batch_end = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._wait += time.perf_counter() - self._batch_end
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        self._batch_end = time.perf_counter()
+        self._steps += 1
+        micro_batches = self._steps * trainer.accumulate_grad_batches
+        stepped = micro_batches and trainer.global_step % trainer.log_every_n_steps == 0
+        if self._bar is not None:
+            self._bar.update(trainer.global_step - self._bar.n)
+        # Metrics are read only when they are logged: reading waits for the device.
+        if stepped and self._steps >= trainer.log_every_n_steps:
+            self._report(trainer, pl_module)
+
+    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        elapsed = time.perf_counter() - self._window_start
+        steps = self._steps / trainer.accumulate_grad_batches
+        facts = {
+            "img/s": f"{pl_module.global_batch * steps / elapsed:.0f}",
+            "wait": f"{min(1.0, self._wait / elapsed):.0%}",
+        }
+        for key, name in (("train/loss", "loss"), ("train/lr", "lr")):
+            value = trainer.callback_metrics.get(key)
+            if value is not None:
+                facts[name] = f"{float(value):.4g}"
+        if self._bar is not None:
+            self._bar.set_postfix(facts)
+        elif self._on:
+            left = max(0, trainer.max_steps - trainer.global_step) * elapsed / steps
+            line = "  ".join(f"{key} {value}" for key, value in facts.items())
+            total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+            say(f"step {trainer.global_step}{total}  {line}  eta {duration(left)}")
+        self._reset_window()
+
+    def _reset_window(self) -> None:
+        self._wait, self._steps = 0.0, 0
+        self._window_start = self._batch_end = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    # --- validation inside training does not count as waiting for data ------------------------
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._reset_window()
+        else:
+            self._close()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._open(sum(trainer.num_val_batches), "batch", "validate")
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None and self.trainer.state.fn != "fit":
+            self._bar.update()
+
+    # --- test and predict ---------------------------------------------------------------------
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._open(sum(trainer.num_test_batches), "batch", "test")
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._open(sum(trainer.num_predict_batches), "batch", "predict")
+
+    def _advance(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    on_test_batch_end = on_predict_batch_end = _advance
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    on_predict_end = on_test_end
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as `1:02:03` or `2:03`."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

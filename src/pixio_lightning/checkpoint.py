@@ -1,0 +1,154 @@
+"""Checkpoints that are whole or absent, and that run nothing when loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from pixio_lightning.errors import UserError
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """Return the path of a checkpoint on this machine.
+
+    Raises:
+        UserError: It is a URL: what others can write is not loaded.
+    """
+    if "://" in str(path):
+        raise UserError(
+            f"checkpoint '{path}' is a URL; download it, check it and give its local path"
+        )
+    return Path(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to disk, so that a rename inside survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Write beside the target, fsync, rename; read with `weights_only=True`, whatever is asked.
+
+    Lightning stages in $TMPDIR and moves, which copies when that is another file system: a kill
+    during the copy leaves half a file in place of the last good one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write the checkpoint, whole or not at all."""
+        target = local_path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        for left in target.parent.glob(f".{target.name}.*.tmp"):
+            left.unlink(missing_ok=True)  # of a process killed while it saved
+        with aside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(aside, target)
+        sync_folder(target.parent)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike,
+        map_location: Callable | None = lambda storage, loc: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read tensors and plain data; anything else in the file is refused.
+
+        Raises:
+            UserError: The file is missing, damaged, or holds code.
+        """
+        return read(path, map_location=map_location)
+
+
+def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any]:
+    """Load a checkpoint file that holds nothing but tensors and plain data.
+
+    Raises:
+        UserError: The file is missing, damaged, holds code, or names code to be run.
+    """
+    target = local_path(path)
+    if not target.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    try:
+        checkpoint = torch.load(target, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises whatever the damaged bytes lead it to
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint '{path}' is damaged or holds code: {reason[:160]}") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
+    hostile = {"_instantiator", "_class_path"} & set(checkpoint.get("hyper_parameters") or {})
+    if hostile:
+        raise UserError(
+            f"checkpoint '{path}' names code to run ({', '.join(sorted(hostile))}); "
+            "it was not written by pixio and is not loaded"
+        )
+    return checkpoint
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2: parameters, gradients and optimiser state sharded over all processes.
+
+    A checkpoint is a folder, to which every process writes its part; it is written aside and
+    renamed when all have finished.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write the folder of all parts, whole or not at all."""
+        target = local_path(self.broadcast(str(filepath)))
+        aside = target.with_name(f".{target.name}.tmp")
+        if self.is_global_zero:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.barrier("aside")
+        super().save_checkpoint(checkpoint, aside, storage_options)
+        self.barrier("written")
+        if self.is_global_zero:
+            _replace(aside, target)
+        self.barrier("renamed")
+
+    def load_checkpoint(
+        self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the folder, tensors and plain data only."""
+        return super().load_checkpoint(local_path(checkpoint_path), weights_only=True)
+
+
+def _replace(aside: Path, target: Path) -> None:
+    for part in aside.rglob("*"):
+        if part.is_file():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+    if not target.exists():
+        os.rename(aside, target)
+    else:
+        # A folder cannot be renamed over another: keep the old one until the new one stands.
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+        os.rename(aside, target)
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def recover(target: Path) -> None:
+    """Put the previous folder back if a run was killed between the two renames of a save."""
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.exists():
+        os.rename(old, target)

@@ -1,0 +1,296 @@
+"""`pixio`: light verbs are answered here at once, training verbs are handed on.
+
+Importing torch and Lightning takes seconds, so nothing in this file does: help, lists and mistakes
+that can be seen from the words alone cost a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from pixio_lightning import __version__, plugins, recipes
+from pixio_lightning.errors import UserError, nearest
+
+RUN_VERBS = {
+    "fit": "train; the same line again resumes",
+    "validate": "evaluate on the validation split",
+    "test": "evaluate on the test split",
+    "predict": "write predictions to files",
+    "check": "parse a recipe, build it without memory, print the plan",
+}
+VERBS = RUN_VERBS | {
+    "export": "write a checkpoint's encoder for other libraries",
+    "heads": "list the installed heads",
+    "recipes": "list the recipes, or those that mention a WORD",
+    "cp": "copy a recipe to a file of your own",
+    "doctor": "versions, devices, caches, plug-ins: what is here and what is broken",
+}
+
+FRONT_PAGE = """\
+pixio: masked pixel pretraining, and one encoder shared by every task
+
+Try first:
+  pixio fit -c pretrain/demo                       a small run on this machine, no data needed
+  pixio fit -c pretrain/folder --data.path DIR     pretrain on your own images
+  pixio predict -c pretrain/demo --data.source folder --data.path DIR
+                                                   see your own images reconstructed
+
+Verbs (pixio VERB --help says more):
+"""
+
+RUN_PAGE = """\
+usage: pixio {verb} -c RECIPE [-c OVERLAY ...] [options]
+
+{sentence}. Verb and options may stand in either order.
+
+  -c, --config NAME            a recipe by name or a YAML file; repeatable, the later wins
+  --out DIR                    the run folder; default runs/RECIPE
+  --fresh                      fit: start anew in a folder that holds a run
+  --ckpt_path PATH             resume from, or evaluate, this checkpoint
+  --print_config               print the complete configuration and exit
+  --model.backbone.name N      pixio_vit{{t,s,b,l,h,1b,5b}}16 or the name of a timm ViT
+  --model.backbone.weights W   a path, hf:ORG/NAME, timm, random or random:SEED
+  --data.path P                the data
+  --data.batch_size N          images per device and step
+  --trainer.max_steps N        fit: length of the training in optimiser steps
+  --trainer.devices N          GPUs, or CPU processes
+  --help-all                   every key of every part, with its default
+
+Examples:
+  pixio {verb} -c pretrain/demo
+  pixio {verb} -c pretrain/folder --data.path DIR
+  pixio {verb} -c my.yaml -c with/debug
+"""
+
+CHECK_PAGE = """\
+usage: pixio check -c RECIPE [-c OVERLAY ...] [--run] [options of fit]
+
+Parse the recipe, build the model on the meta device (no memory, no data) and print the plan:
+parameters, batch, learning rate, steps, output folder. Exit code 2 when the recipe is wrong.
+
+  --run                        also run two steps on the embedded scenes, on the CPU
+
+Example: pixio check -c my.yaml --trainer.devices 8
+"""
+
+EXPORT_PAGE = """\
+usage: pixio export CHECKPOINT [--to safetensors|transformers|timm] [--out PATH]
+
+Write the encoder of a checkpoint in the form another library reads.
+
+  CHECKPOINT                   a checkpoint of a run, an exported file or hf:ORG/NAME
+  --to FORM                    safetensors (the default), transformers or timm
+  --out PATH                   file or folder; default: here, named as the checkpoint
+
+Example: pixio export runs/pretrain/demo/last.ckpt --to timm
+"""
+
+
+class Words(NamedTuple):
+    """A command line taken apart: its verb, the recipes it names, and all words but the verb."""
+
+    verb: str | None
+    recipes: list[str]
+    rest: list[str]
+
+
+class LightParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line."""
+
+    def __init__(self, prog: str, *, description: str) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        raise UserError(f"{message} ({usage})")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's own, and return its exit code.
+
+    A mistake of the user is one line on standard error and code 2, an interrupt is code 130.
+    """
+    try:
+        try:
+            return _dispatch(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # here, not at exit, where a lost reader cannot be handled
+    except UserError as error:
+        print(f"pixio: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, what a shell reports
+    except BrokenPipeError:
+        if not _reader_is_gone():  # a pipe of the run itself, between processes: a real failure
+            raise
+        # What is still buffered would fail once more when the interpreter flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as of any program in `... | head`
+
+
+def take_apart(argv: Sequence[str]) -> Words:
+    """Find the verb of a command line: the first word that is one and is not the value of `-c`."""
+    words = Words(None, [], [])
+    previous = ""
+    for word in argv:
+        if previous in ("-c", "--config"):
+            words.recipes.append(word)
+            previous = ""
+        elif words.verb is None and word in VERBS:
+            words = words._replace(verb=word)
+            continue
+        elif word.startswith("--config="):
+            words.recipes.append(word.removeprefix("--config="))
+        elif word.startswith("-c") and word != "-c":
+            words.recipes.append(word[2:].removeprefix("="))
+        else:
+            previous = word
+        words.rest.append(word)
+    return words
+
+
+def _dispatch(argv: list[str]) -> int:
+    words = take_apart(argv)
+    if words.verb is None:
+        return _no_verb(words)
+    light = {"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor}
+    if words.verb in light:
+        return light[words.verb](words.rest)
+    if {"-h", "--help"} & set(words.rest):
+        pages = {"check": CHECK_PAGE, "export": EXPORT_PAGE}
+        sentence = VERBS[words.verb].capitalize()
+        print(pages.get(words.verb, RUN_PAGE).format(verb=words.verb, sentence=sentence), end="")
+        return 0
+    if words.verb == "export":
+        from pixio_lightning import export
+
+        return export.main(words.rest)
+    if not words.rest:
+        raise UserError(f"{words.verb} needs a recipe, as in `pixio {words.verb} -c pretrain/demo`")
+    for name in words.recipes:  # a misspelt name need not wait for torch to be told
+        recipes.find(name)
+    from pixio_lightning import run
+
+    return run.main(words.verb, words.rest)
+
+
+def _no_verb(words: Words) -> int:
+    asked = [word for word in words.rest if word not in words.recipes and word[:1] != "-"]
+    if asked:
+        hint = nearest(asked[0], VERBS)
+        raise UserError(f"unknown verb '{asked[0]}' (there are {', '.join(VERBS)}){hint}")
+    if "--version" in words.rest:
+        print(f"pixio-lightning {__version__}")
+    elif not words.rest or {"-h", "--help"} & set(words.rest):
+        print(FRONT_PAGE, end="")
+        _print_rows([(f"  {verb}", sentence) for verb, sentence in VERBS.items()])
+    else:
+        raise UserError(
+            "no verb given, as in `pixio fit -c pretrain/demo`; `pixio` lists the verbs"
+        )
+    return 0
+
+
+def heads(argv: list[str]) -> int:
+    """`pixio heads`: name, sentence, import path and origin of every installed head."""
+    LightParser(
+        "pixio heads", description="List the installed heads; none is imported."
+    ).parse_args(argv)
+    found = plugins.installed(plugins.HEADS)
+    _print_rows([(p.name, f"{p.summary} · {p.target} · {p.origin}") for p in found])
+    if not found:
+        print(
+            "No heads are installed. They arrive with distributions: `pip install pixio-lightning`"
+            " (in a checkout `pip install -e .`)\nbrings the built-in ones, a plug-in adds its own"
+            f" through the entry-point group {plugins.HEADS}."
+        )
+    return 0
+
+
+def list_recipes(argv: list[str]) -> int:
+    """`pixio recipes [WORD]`: name, summary and promises of the recipes that mention WORD."""
+    parser = LightParser("pixio recipes", description="List the recipes, read from their headers.")
+    parser.add_argument("word", nargs="?", default="", help="show only recipes that mention it")
+    word = parser.parse_args(argv).word
+    rows = []
+    everything = recipes.all_recipes()
+    for recipe in everything:
+        summary, fields = recipes.header(recipe.path)
+        if word.lower() in " ".join([recipe.name, summary, *fields.values()]).lower():
+            shown = [f"{key}: {fields[key]}" for key in ("reproduces", "expect") if key in fields]
+            origin = [] if recipe.origin == recipes.BUILT_IN else [f"from {recipe.origin}"]
+            rows.append((recipe.name, " · ".join([summary, *shown, *origin])))
+    if not everything:
+        raise UserError(f"no recipes in {', '.join(str(root.path) for root in recipes.roots())}")
+    if not rows:
+        names = {part for recipe in everything for part in recipe.name.replace("/", "_").split("_")}
+        raise UserError(f"no recipe mentions '{word}'{nearest(word, names)}")
+    _print_rows(rows)
+    return 0
+
+
+def copy(argv: list[str]) -> int:
+    """`pixio cp RECIPE DEST`: copy a recipe to a new file, or into a folder."""
+    parser = LightParser("pixio cp", description="Copy a recipe to a file of your own.")
+    parser.add_argument("recipe", help="a recipe by name or path")
+    parser.add_argument(
+        "destination", help="a folder, or a file (.yaml is added); never overwritten"
+    )
+    options = parser.parse_args(argv)
+    source = recipes.find(options.recipe)
+    destination = Path(options.destination)
+    if destination.is_dir():
+        destination /= source.name
+    elif destination.suffix not in recipes.SUFFIXES:
+        destination = destination.with_name(f"{destination.name}.yaml")
+    try:
+        with destination.open("xb") as file:
+            file.write(source.read_bytes())
+    except FileExistsError:
+        raise UserError(
+            f"'{destination}' exists and is not overwritten; give another name"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write '{destination}': {error.strerror}") from None
+    print(f"wrote {destination}; use it with `-c {destination}`")
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """`pixio doctor [--imports]`: report on this installation; 1 when something is broken."""
+    parser = LightParser("pixio doctor", description="Say what is here and what is broken.")
+    parser.add_argument("--imports", action="store_true", help="import every plug-in, apart (slow)")
+    options = parser.parse_args(argv)
+    from pixio_lightning.doctor import examine
+
+    return examine(imports=options.imports)
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and texts in two columns; texts wrap on a terminal, one line each elsewhere."""
+    terminal = shutil.get_terminal_size((0, 0)).columns
+    indent = max((len(name) for name, _ in rows), default=0) + 2
+    width = max(terminal, indent + 30)  # a column of text below 30 is hard to read
+    wrap = textwrap.TextWrapper(width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    for name, text in rows:
+        line = f"{name:<{indent}}{text}"
+        print(wrap.fill(line) if terminal else line)
+
+
+def _reader_is_gone() -> bool:
+    """Tell whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLERR)
+    return bool(poll.poll(0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

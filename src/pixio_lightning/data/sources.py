@@ -1,0 +1,226 @@
+"""Where images come from: a folder, a Hugging Face data set, or the rendered scenes.
+
+A source is a numbered list of encoded images with stable keys; decoding is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.keyed import key_of
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class Source(Protocol):
+    """A numbered list of encoded images."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Return the image's name: unique, stable, and a relative path where there are files."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded image."""
+        ...
+
+    def label(self, index: int) -> str | None:
+        """Return the image's class, where the source knows one."""
+        ...
+
+
+class FolderSource:
+    """All JPEG, PNG and WebP files below a folder; the parent folder is an image's class.
+
+    Raises:
+        UserError: The folder does not exist or holds no image.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = Path(path).expanduser()
+        if not self.root.is_dir():
+            siblings = [p.name for p in self.root.parent.glob("*/")] if self.root.parent else []
+            raise UserError(
+                f"data.path '{path}' is not a folder{nearest(self.root.name, siblings)}"
+            )
+        # Plain strings: a million Path objects would cost most of a gigabyte in every worker.
+        self.names = sorted(_walk(self.root))
+        if not self.names:
+            raise UserError(
+                f"data.path '{path}' holds no image; expected {', '.join(SUFFIXES)} at any depth"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.names[index]).read_bytes()
+
+    def label(self, index: int) -> str | None:
+        return Path(self.names[index]).parent.name or None
+
+
+def _walk(root: Path) -> list[str]:
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
+        for file in files:
+            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
+                found.append(os.path.relpath(os.path.join(folder, file), root).replace(os.sep, "/"))
+    return found
+
+
+class HubSource:
+    """A map-style Hugging Face data set: a hub id, or a local folder of parquet, arrow or images.
+
+    Args:
+        path: Hub id `ORG/NAME`, or a folder.
+        split: Split to read.
+        column: Column of the images; None takes the first image column.
+
+    Raises:
+        UserError: The data set, split or column does not exist.
+    """
+
+    def __init__(self, path: str | Path, split: str, *, column: str | None = None) -> None:
+        import datasets
+
+        self.split = split
+        data = self._open(str(path), split)
+        images = [k for k, v in data.features.items() if isinstance(v, datasets.Image)]
+        column = column or next(iter(images), None)
+        if column is None or column not in data.column_names:
+            raise UserError(
+                f"data.column is {column!r}, but '{path}' has the columns "
+                f"{', '.join(data.column_names)} (images: {', '.join(images) or 'none'})"
+            )
+        self.column = column
+        labels = [k for k, v in data.features.items() if isinstance(v, datasets.ClassLabel)]
+        self._label = labels[0] if labels else None
+        self._names = data.features[labels[0]].names if labels else []
+        if isinstance(data.features[column], datasets.Image):
+            # Undecoded: our own decoder counts what it cannot read.
+            data = data.cast_column(column, datasets.Image(decode=False))
+        self.data = data
+
+    @staticmethod
+    def _open(path: str, split: str) -> Any:
+        import datasets
+
+        local = Path(path).expanduser()
+        try:
+            if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+                loaded = datasets.load_from_disk(str(local))
+                if not isinstance(loaded, datasets.DatasetDict):
+                    return loaded
+                if split not in loaded:
+                    raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
+                return loaded[split]
+            return datasets.load_dataset(str(local) if local.exists() else path, split=split)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"data.path '{path}' cannot be read as a data set: {reason}") from error
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index:08d}"
+
+    def read(self, index: int) -> bytes:
+        value = self.data[index][self.column]
+        if isinstance(value, dict):
+            if value["bytes"] is None:
+                return Path(value["path"]).read_bytes()
+            value = value["bytes"]
+        return value if isinstance(value, bytes) else b""
+
+    def label(self, index: int) -> str | None:
+        if self._label is None:
+            return None
+        return self._names[self.data[index][self._label]]
+
+
+class ScenesSource:
+    """Views of the rendered scenes; the class is the kind of scene.
+
+    Args:
+        split: `train`, `val` or `test`; no scene is in two of them.
+        scenes: Number of scenes.
+        views: Views of each.
+        size: Side of a view in pixels.
+    """
+
+    def __init__(self, split: str, *, scenes: int, views: int, size: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from pixio_lightning.data import scene_store
+
+        shards = scene_store.scenes(split, scenes=scenes, views=views, size=size)
+        columns = ["key", "image", "room_type"]
+        self.table = pa.concat_tables(pq.read_table(shard, columns=columns) for shard in shards)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name(self, index: int) -> str:
+        return self.table["key"][index].as_py()
+
+    def read(self, index: int) -> bytes:
+        return self.table["image"][index].as_py()
+
+    def label(self, index: int) -> str | None:
+        return str(self.table["room_type"][index].as_py())
+
+
+class Subset:
+    """Some images of a source, under their own names."""
+
+    def __init__(self, source: Source, indices: list[int]) -> None:
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+    def read(self, index: int) -> bytes:
+        return self.source.read(self.indices[index])
+
+    def label(self, index: int) -> str | None:
+        return self.source.label(self.indices[index])
+
+
+def hold_out(source: Source, *, most: int, share: float = 0.1) -> tuple[Source, Source]:
+    """Split off images by the hash of their names, the same ones every time.
+
+    Args:
+        source: What to split.
+        most: At most this many are held out.
+        share: And at most this share, but at least one.
+
+    Returns:
+        The images to train on and those held out.
+
+    Raises:
+        UserError: There are fewer than two images.
+    """
+    if len(source) < 2:
+        raise UserError(f"{len(source)} image is too few to train on one and hold one out")
+    count = max(1, min(most, int(len(source) * share)))
+    order = sorted(range(len(source)), key=lambda i: key_of("hold out " + source.name(i)))
+    return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))

@@ -1,0 +1,230 @@
+"""The stream of training samples, a pure function of the step.
+
+Position p of the stream is image ``permuted(p mod n)`` of pass ``p // n``. Step t of a run with
+global batch G reads positions tG to (t+1)G, whoever reads them: so the stream does not depend on
+the number of workers or processes, and a run resumes from its step number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pixio_lightning.data.decode import BadImage, Crop, centre_crop, decode, random_crop, to_tensor
+from pixio_lightning.data.sources import Source
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import key_of, permuted
+
+Bad = tuple[str, str]  # name of an image and why it is unusable
+
+
+def open_image(source: Source, index: int, *, max_megapixels: float) -> Image.Image:
+    """Read and decode one image of a source.
+
+    Raises:
+        BadImage: It cannot be read or decoded.
+    """
+    try:
+        data = source.read(index)
+    except OSError as error:
+        raise BadImage(f"cannot be read ({error.strerror or type(error).__name__})") from None
+    return decode(data, max_megapixels=max_megapixels)
+
+
+class TrainingImages(Dataset):
+    """Samples by position in the stream.
+
+    Args:
+        source: Encoded images.
+        size: Side of a crop in pixels.
+        scale: Range of a crop's share of the area.
+        ratio: Range of its width over its height.
+        max_megapixels: Larger images are bad.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        size: int,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        max_megapixels: float,
+        seed: int,
+    ) -> None:
+        self.source, self.size, self.scale, self.ratio = source, size, scale, ratio
+        self.max_megapixels, self.seed = max_megapixels, seed
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Return the crop at a position; a bad image is replaced by the next of the stream."""
+        bad: list[Bad] = []
+        n = len(self.source)
+        for candidate in range(position, position + n):
+            turn, offset = divmod(candidate, n)
+            index = permuted(offset, n, seed=self.seed, turn=turn)
+            name = self.source.name(index)
+            try:
+                image = open_image(self.source, index, max_megapixels=self.max_megapixels)
+            except BadImage as error:
+                bad.append((name, str(error)))
+                continue
+            key = key_of(name)
+            crop = self._crop(image.width, image.height, key, turn)
+            return {"image": to_tensor(image, crop, self.size), "key": key, "bad": bad}
+        raise UserError(f"none of the {n} images can be used; the first: {bad[0][0]}: {bad[0][1]}")
+
+    def _crop(self, width: int, height: int, key: int, turn: int) -> Crop:
+        return random_crop(
+            width,
+            height,
+            key=key,
+            seed=self.seed,
+            turn=turn,
+            scale=self.scale,
+            ratio=self.ratio,
+        )
+
+
+class HeldOutImages(Dataset):
+    """All images of a source once, centre-cropped; index -1 pads a batch with weight 0."""
+
+    def __init__(self, source: Source, *, size: int, max_megapixels: float) -> None:
+        self.source, self.size, self.max_megapixels = source, size, max_megapixels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return an image; a bad one is empty and has weight 0, so that batches stay even."""
+        name = self.source.name(max(index, 0))
+        sample = {"key": key_of(name), "name": name, "weight": 1.0, "bad": []}
+        try:
+            if index < 0:
+                raise BadImage("")
+            image = open_image(self.source, index, max_megapixels=self.max_megapixels)
+        except BadImage as error:
+            empty = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+            bad = [(name, str(error))] if index >= 0 else []
+            return sample | {"image": empty, "weight": 0.0, "bad": bad}
+        return sample | {"image": to_tensor(image, centre_crop(*image.size), self.size)}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack tensors, number keys and weights, and list the rest."""
+    batch: dict[str, Any] = {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "key": torch.tensor([sample["key"] for sample in samples], dtype=torch.int64),
+        "bad": [bad for sample in samples for bad in sample["bad"]],
+    }
+    if "weight" in samples[0]:
+        batch["weight"] = torch.tensor([sample["weight"] for sample in samples])
+        batch["name"] = [sample["name"] for sample in samples]
+    return batch
+
+
+class Positions(Sampler[list[int]]):
+    """Endless batches of stream positions of one process, from a batch number on."""
+
+    def __init__(self, batch_size: int, *, rank: int, world_size: int) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.start
+        while True:
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            batch += 1
+
+
+class EvenShare(Sampler[int]):
+    """Every world_size-th index, padded with -1, so that all processes run as many batches."""
+
+    def __init__(self, n: int, *, rank: int, world_size: int) -> None:
+        share = -(-n // world_size)
+        padded = list(range(n)) + [-1] * (share * world_size - n)
+        self.indices = padded[rank::world_size]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class Loader:
+    """A DataLoader that reports bad images instead of handing them on.
+
+    Args:
+        loader: Yields batches with a list of `bad` images.
+        report: Called with them, in the main process.
+    """
+
+    def __init__(self, loader: DataLoader, report: Callable[[list[Bad], int], None]) -> None:
+        self.loader, self.report = loader, report
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in self.loader:
+            self.report(batch.pop("bad"), len(batch["key"]))
+            yield batch
+
+
+class StepLoader(Loader):
+    """The endless training loader, in virtual epochs of a fixed number of batches.
+
+    It continues where the run is: a new iteration that finds the stream at the right batch goes
+    on with the running workers, any other starts them there.
+
+    Args:
+        loader: A DataLoader over `Positions`.
+        report: Called with the bad images of each batch.
+        batches: Batches in a virtual epoch.
+        consumed: Returns how many batches the run has trained on so far.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        report: Callable[[list[Bad], int], None],
+        *,
+        batches: int,
+        consumed: Callable[[], int],
+    ) -> None:
+        super().__init__(loader, report)
+        self.batches, self.consumed = batches, consumed
+        self._running: Iterator[dict[str, Tensor]] | None = None
+        self._next = -1
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        start = self.consumed()
+        if self._running is None or self._next != start:
+            sampler = self.loader.batch_sampler
+            assert isinstance(sampler, Positions)
+            sampler.start = self._next = start
+            self._running = super().__iter__()
+        return self
+
+    def __next__(self) -> dict[str, Tensor]:
+        assert self._running is not None
+        batch = next(self._running)
+        self._next += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position follows from the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing; having both methods tells Lightning that the loader resumes."""

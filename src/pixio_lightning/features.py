@@ -1,0 +1,83 @@
+"""Features: what a backbone hands to a head.
+
+Shapes: B batch, K class tokens, h x w grid of patches, n visible patches, C width of a token.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+# Named tuples, because DDP and FSDP find the tensors in a module's output only inside types
+# that torch's pytree knows.
+class Layer(NamedTuple):
+    """The tokens after one block; registers are left out.
+
+    Attributes:
+        tokens: `(B, K + n, C)`, class tokens first, with the encoder's final norm.
+        raw_tokens: The same without the norm.
+        n_cls: Class tokens K.
+        grid: Height and width in patches, or None when only some patches were run.
+    """
+
+    tokens: Tensor
+    raw_tokens: Tensor
+    n_cls: int
+    grid: tuple[int, int] | None
+
+    def _map(self, tokens: Tensor) -> Tensor:
+        if self.grid is None:
+            raise ValueError("a masked pass has no map of patches: use .tokens, or pass keep=None")
+        return tokens[:, self.n_cls :].transpose(1, 2).unflatten(2, self.grid)
+
+    @property
+    def patches(self) -> Tensor:
+        """Normed patch tokens as a map `(B, C, h, w)`."""
+        return self._map(self.tokens)
+
+    @property
+    def raw_patches(self) -> Tensor:
+        """Patch tokens before the norm as a map `(B, C, h, w)`."""
+        return self._map(self.raw_tokens)
+
+    @property
+    def cls(self) -> Tensor:
+        """Normed class tokens `(B, K, C)`; K may be 0."""
+        return self.tokens[:, : self.n_cls]
+
+    @property
+    def raw_cls(self) -> Tensor:
+        """Class tokens before the norm `(B, K, C)`; K may be 0."""
+        return self.raw_tokens[:, : self.n_cls]
+
+
+class Features(NamedTuple):
+    """The tapped layers of one forward pass, shallow to deep.
+
+    Attributes:
+        layers: One `Layer` for each tapped block.
+        dense_cls: Whether `dense` appends the mean class token to every patch.
+    """
+
+    layers: tuple[Layer, ...]
+    dense_cls: bool
+
+    @property
+    def tokens(self) -> Tensor:
+        """Normed tokens `(B, K + n, C)` of the last layer."""
+        return self.layers[-1].tokens
+
+    def dense(self, i: int = -1) -> Tensor:
+        """Return what a dense head reads: patches, with the mean class token where that helps.
+
+        Returns:
+            `(B, 2C, h, w)` with the class token, `(B, C, h, w)` without.
+        """
+        layer = self.layers[i]
+        if not self.dense_cls:
+            return layer.patches
+        mean = layer.cls.mean(dim=1)[..., None, None]
+        return torch.cat([layer.patches, mean.expand_as(layer.patches)], dim=1)

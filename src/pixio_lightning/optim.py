@@ -1,0 +1,138 @@
+"""Optimiser and schedule: AdamW with the field's parameter groups, scaled to the global batch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pixio_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW and its schedule; steps are optimiser steps.
+
+    Attributes:
+        blr: Base learning rate for 256 images; the peak is ``blr * global_batch / 256``.
+        lr: Peak learning rate, taken as it is; give this or `blr`.
+        weight_decay: Decay of every parameter but biases, norms and other vectors.
+        betas: AdamW's coefficients.
+        warmup: Linear warm-up from 0: a share of all steps below 1, a number of steps from 1 on.
+        schedule: After warm-up: half a cosine, a polynomial of power 0.9, or constant.
+        min_lr: Learning rate at the end, as a share of the peak.
+        layer_decay: Factor on the learning rate from one block of the backbone to the one before.
+    """
+
+    blr: float | None = None
+    lr: float | None = None
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.1
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    min_lr: float = 0.0
+    layer_decay: float = 1.0
+
+
+def peak_lr(optim: Optim, global_batch: int) -> float:
+    """Return the peak learning rate.
+
+    Raises:
+        UserError: Not exactly one of `blr` and `lr` is given.
+    """
+    if (optim.blr is None) == (optim.lr is None):
+        raise UserError(
+            f"give one of model.optim.blr (per 256 images) and model.optim.lr (as it is), "
+            f"got blr {optim.blr} and lr {optim.lr}"
+        )
+    return optim.lr if optim.lr is not None else optim.blr * global_batch / 256  # type: ignore
+
+
+def schedule_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
+    """Return the factor on the peak learning rate as a function of the step.
+
+    Raises:
+        UserError: A decaying schedule has no end because the number of steps is unknown.
+    """
+    if total_steps < 1 and optim.schedule != "constant":
+        raise UserError(
+            f"the {optim.schedule} schedule needs the number of steps: set trainer.max_steps"
+        )
+    warmup = optim.warmup if optim.warmup >= 1 else optim.warmup * max(total_steps, 0)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if optim.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        if optim.schedule == "cosine":
+            left = (1 + math.cos(math.pi * progress)) / 2
+        else:
+            left = (1 - progress) ** 0.9
+        return optim.min_lr + (1 - optim.min_lr) * left
+
+    return factor
+
+
+def block_depth(name: str, depth: int) -> int:
+    """Return how many blocks lie between a backbone's parameter and its end.
+
+    Args:
+        name: Parameter name within the LightningModule, `backbone.vit.blocks.3.attn...`.
+        depth: Number of blocks.
+    """
+    if not name.startswith("backbone."):
+        return 0
+    block = re.search(r"\.blocks\.(\d+)\.", name)
+    if block:
+        return depth - int(block.group(1))
+    return 0 if re.search(r"\.(fc_)?norm\.", name) else depth + 1
+
+
+def parameter_groups(module: nn.Module, optim: Optim, *, depth: int) -> list[dict[str, Any]]:
+    """Sort trainable parameters by weight decay and learning-rate factor.
+
+    Vectors and biases are not decayed; class tokens, mask tokens and positions (three
+    dimensions) are.
+
+    Args:
+        module: What to train.
+        optim: `weight_decay` and `layer_decay` are read.
+        depth: Number of the backbone's blocks.
+
+    Returns:
+        Groups with `params`, `weight_decay` and `lr_factor`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim <= 1 or name.endswith(".bias")
+        decay = 0.0 if plain else optim.weight_decay
+        factor = optim.layer_decay ** block_depth(name, depth)
+        groups.setdefault((decay, factor), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "lr_factor": factor}
+        for (decay, factor), params in groups.items()
+    ]
+
+
+def build(
+    module: nn.Module, optim: Optim, *, global_batch: int, total_steps: int, depth: int
+) -> dict[str, Any]:
+    """Return the optimiser and per-step schedule in the form Lightning expects."""
+    peak = peak_lr(optim, global_batch)
+    groups = parameter_groups(module, optim, depth=depth)
+    if not groups:
+        return {}
+    for group in groups:
+        group["lr"] = peak * group.pop("lr_factor")
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=tuple(optim.betas), fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(optim, total_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,259 @@
+"""Masked pixel pretraining: the encoder sees a few blocks of patches, the decoder paints the rest.
+
+Shapes: B batch, N = h*w patches, n visible, m hidden, P patch side, V = P*P*3 values in a patch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from pixio_lightning import panels
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.errors import UserError
+from pixio_lightning.interpolate import pull_push
+from pixio_lightning.keyed import Draw, Stream
+from pixio_lightning.mae_decoder import DecoderSize, MaeDecoder, normalize_patches, pixel_loss
+from pixio_lightning.masking import (
+    Mask,
+    block_mask,
+    count_blocks,
+    gather_tokens,
+    patchify,
+    unpatchify,
+)
+from pixio_lightning.module import BackboneModule
+from pixio_lightning.optim import Optim
+from pixio_lightning.run_folder import Metrics
+
+# Held-out images are always masked as if drawn in this turn, whatever the step.
+_FIXED_TURN = -1
+
+
+class Reconstruction(NamedTuple):
+    """One masked forward pass.
+
+    Attributes:
+        prediction: `(B, m, V)`, the decoder's output.
+        target: `(B, m, V)`, what it should be.
+        pixels: The encoder's input cut into patches `(B, N, V)`.
+        mask: Which patches were visible and hidden.
+        grid: Height and width in patches.
+    """
+
+    prediction: Tensor
+    target: Tensor
+    pixels: Tensor
+    mask: Mask
+    grid: tuple[int, int]
+
+
+class PixelPretraining(BackboneModule):
+    """Train a backbone by reconstructing hidden pixels (Pixio; MAE with other keys).
+
+    Args:
+        backbone: The encoder; `tune: full`.
+        mask_ratio: Share of the image to hide.
+        mask_grid: Side of a mask block in patches; 4 in Pixio, 1 in MAE.
+        norm_pix: Predict pixels normalised per patch instead of plain ones.
+        decoder: Width, depth and heads of the decoder.
+        optim: Optimiser and schedule.
+        seed: Seed of masks and drop path.
+
+    Raises:
+        UserError: The backbone is frozen, has no class token, or the mask does not fit its grid.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mask_ratio: float = 0.75,
+        mask_grid: int = 4,
+        norm_pix: bool = True,
+        decoder: DecoderSize = DecoderSize(),  # noqa: B008 (frozen)
+        optim: Optim = Optim(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optim=optim)
+        if backbone.frozen:
+            raise UserError("pretraining trains its backbone: set model.backbone.tune to full")
+        try:
+            count_blocks(backbone.grid, mask_grid, mask_ratio)
+        except ValueError as error:
+            raise UserError(f"model.{error}") from None
+        self.mask_ratio, self.mask_grid, self.norm_pix = mask_ratio, mask_grid, norm_pix
+        self.decoder_size, self.seed = decoder, seed
+        if norm_pix:
+            self.caption = "* hidden patches with the true mean and contrast of each"
+        # "disable": looking for NaN in every step would wait for the device.
+        self._train_loss = MeanMetric(nan_strategy="disable")
+        self._val = torch.nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in ("loss", "zero", "interpolated")}
+        )
+
+    def build(self, backbone: Backbone) -> MaeDecoder:
+        """Return the decoder, sized by the backbone."""
+        return MaeDecoder(
+            backbone.embed_dim,
+            backbone.patch_size**2 * backbone.vit.patch_embed.proj.in_channels,
+            n_cls_tokens=backbone.n_cls_tokens,
+            grid=backbone.grid,
+            size=self.decoder_size,
+            checkpointing=backbone.checkpointing,
+        )
+
+    def forward(self, images: Tensor, draw: Draw) -> Reconstruction:
+        """Hide blocks of the images and predict them.
+
+        Args:
+            images: uint8 `(B, 3, H, W)`.
+            draw: Whom masks and drop path are drawn for.
+
+        Returns:
+            Prediction and target of the hidden patches only.
+        """
+        patch = self.backbone.patch_size
+        images = self.backbone.normalize(images)
+        resized = self.backbone.resize(images)
+        grid = (resized.shape[-2] // patch, resized.shape[-1] // patch)
+        n_blocks, _ = count_blocks(grid, self.mask_grid, self.mask_ratio)
+        noise = draw.uniform(n_blocks, Stream.MASK)
+        mask = block_mask(noise, grid=grid, block=self.mask_grid, ratio=self.mask_ratio)
+        features = self.backbone(images, keep=mask.keep, normalized=True, draw=draw)
+        assert self.decoder is not None, "configure_model builds the decoder"
+        prediction = self.decoder(features.tokens, mask.keep, mask.hide, grid)
+        pixels = patchify(resized, patch)
+        target = gather_tokens(pixels, mask.hide)
+        if self.norm_pix:
+            target, _, _ = normalize_patches(target)
+        return Reconstruction(prediction, target, pixels, mask, grid)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch."""
+        draw = Draw(batch["key"], self.seed, self.global_step)
+        result = self(batch["image"], draw)
+        loss = pixel_loss(result.prediction, result.target).mean()
+        self._train_loss.update(loss.detach())
+        # Logging every step costs half a millisecond and, on a GPU, a synchronisation.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_training()
+        return loss
+
+    def _log_training(self) -> None:
+        loss = self._train_loss.compute()
+        self._train_loss.reset()
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the training loss is {loss.item()} at step {self.global_step + 1}; the last "
+                "checkpoint is from before: lower model.optim's learning rate or warm up longer"
+            )
+        self.log("train/loss", loss)
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Accumulate the loss of held-out images under fixed masks, and its two baselines."""
+        result = self(batch["image"], self._fixed_draw(batch))
+        weight = batch["weight"]
+        losses = {
+            "loss": pixel_loss(result.prediction, result.target),
+            "zero": pixel_loss(torch.zeros_like(result.target), result.target),
+            "interpolated": pixel_loss(self._interpolate(result), result.target),
+        }
+        for name, values in losses.items():
+            self._val[name].update(values, weight)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss` beside predicting zero and beside interpolating the visible colours."""
+        values = {name: metric.compute() for name, metric in self._val.items()}
+        for metric in self._val.values():
+            metric.reset()
+        if self.trainer.sanity_checking:
+            # The pass before the first step is the start of the curve, but Lightning drops it.
+            for logger in self.loggers:
+                logger.log_metrics({f"val/{k}": float(v) for k, v in values.items()}, step=0)
+            return
+        stage = "test" if self.trainer.testing else "val"
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Write one picture for each image: masked input, reconstruction, truth."""
+        folder = Path(self.trainer.default_root_dir) / "predictions"
+        rows, titles = self.pictures(batch)
+        for name, row, weight in zip(batch["name"], rows, batch["weight"], strict=True):
+            if weight == 0:  # padding, or an unreadable image
+                continue
+            panels.write(folder / f"{name}.png", [row], titles, self.caption)
+
+    def _fixed_draw(self, batch: dict[str, Any]) -> Draw:
+        return Draw(batch["key"], self.seed, _FIXED_TURN)
+
+    def _interpolate(self, result: Reconstruction) -> Tensor:
+        """Fill hidden patches with interpolated colours, as predictions `(B, m, V)`.
+
+        With `norm_pix` they are normalised with the true mean and deviation of each patch, which
+        is more than the model is told.
+        """
+        patch, grid, hide = self.backbone.patch_size, result.grid, result.mask.hide
+        visible = torch.zeros_like(result.pixels[..., :1])
+        visible.scatter_(1, result.mask.keep[..., None], 1.0)
+        visible = visible.expand(-1, -1, patch * patch)
+        filled = pull_push(unpatchify(result.pixels, patch, grid), unpatchify(visible, patch, grid))
+        filled = gather_tokens(patchify(filled, patch), hide)
+        if not self.norm_pix:
+            return filled
+        _, mean, std = normalize_patches(gather_tokens(result.pixels, hide))
+        return (filled - mean) / std
+
+    @torch.no_grad()
+    def pictures(self, batch: dict[str, Any]) -> tuple[list[list[Tensor]], list[str]]:
+        """Draw what the model sees, paints and should have painted.
+
+        Returns:
+            For each image a row of uint8 `(3, H, W)` pictures, and the titles of the columns.
+        """
+        images = batch["image"]
+        result = self(images, self._fixed_draw(batch))
+        painted = result.prediction.float()
+        if self.norm_pix:
+            _, mean, std = normalize_patches(gather_tokens(result.pixels, result.mask.hide))
+            painted = painted * std + mean
+        index = result.mask.hide[..., None].expand_as(painted)
+        masked = result.pixels.scatter(1, index, 0.0)
+        reconstruction = result.pixels.scatter(1, index, painted)
+        features = self.backbone(images)
+        columns = [self._to_uint8(x, result.grid) for x in (masked, reconstruction, result.pixels)]
+        columns.append(panels.principal_components(features.layers[-1].patches, columns[0].shape))
+        scale = "reconstruction*" if self.norm_pix else "reconstruction"
+        titles = ["masked input", scale, "truth", "features (PCA)"]
+        return [list(row) for row in zip(*columns, strict=True)], titles
+
+    def report(self, metrics: Metrics) -> dict[str, str]:
+        """Return the held-out loss at the start and the end, beside both baselines."""
+        loss = metrics.first_and_last("val/loss")
+        zero = metrics.first_and_last("val/zero")
+        interpolated = metrics.first_and_last("val/interpolated")
+        if loss is None or zero is None or interpolated is None:
+            return {}
+        better = min(zero[1], interpolated[1])
+        below = f"{abs(1 - loss[1] / better):.0%} {'below' if loss[1] < better else 'above'}"
+        return {
+            "held-out loss": f"first {loss[0]:.3f}, last {loss[1]:.3f}",
+            "predicting zero": f"{zero[1]:.3f}",
+            "interpolated colours": f"{interpolated[1]:.3f}",
+            "verdict": f"the last loss is {below} the better of these two baselines",
+        }
+
+    def _to_uint8(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        images = unpatchify(pixels, self.backbone.patch_size, grid)
+        images = images * self.backbone.std + self.backbone.mean
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,343 @@
+"""Lightning's verbs: parse the recipe, open the run folder, train or evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pixio_lightning import mistakes, plugins, recipes, run_folder
+from pixio_lightning.callbacks import (
+    Checkpoints,
+    MetricsLog,
+    Pictures,
+    Preemption,
+    Progress,
+    RunCard,
+)
+from pixio_lightning.callbacks.progress import say
+from pixio_lightning.callbacks.run_card import block, plan
+from pixio_lightning.checkpoint import AtomicIO, local_path, recover
+from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.module import BackboneModule
+from pixio_lightning.pretrain import PixelPretraining
+
+CORE_CLASSES = {"model": [PixelPretraining], "data": [Pixels]}
+TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")
+
+
+class Options(NamedTuple):
+    """The words of a command line that are ours, and all others.
+
+    Attributes:
+        configs: Recipes by name or path, the later wins.
+        out: Run folder.
+        fresh: Whether to start anew.
+        ckpt_path: Checkpoint to resume from or to evaluate, or None.
+        run: Whether `check` runs two steps.
+        rest: What LightningCLI parses.
+    """
+
+    configs: list[str]
+    out: Path
+    fresh: bool
+    ckpt_path: str | None
+    run: bool
+    rest: list[str]
+
+
+def parse_options(argv: list[str]) -> Options:
+    """Take our own options out of a command line.
+
+    Raises:
+        UserError: An option lacks its value.
+    """
+    parser = argparse.ArgumentParser("pixio", add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--out")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--run", action="store_true")
+    parser.exit_on_error = False
+    try:
+        known, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    rest = ["--help" if word == "--help-all" else word for word in rest]
+    out = Path(known.out) if known.out else Path("runs") / folder_name(known.config)
+    return Options(known.config, out, known.fresh, known.ckpt_path, known.run, rest)
+
+
+def folder_name(configs: list[str]) -> str:
+    """Name a run folder after its recipes: `pretrain/demo+debug`."""
+    names = [Path(c).stem if c.endswith(recipes.SUFFIXES) else c for c in configs]
+    first = [name for name in names if not name.startswith("with/")][:1] or ["run"]
+    overlays = [name.split("/")[-1] for name in names if name != first[0]]
+    return "+".join([first[0], *overlays])
+
+
+class PixioCLI(LightningCLI):
+    """LightningCLI over any model around a Backbone; the verb is called by `main`.
+
+    Args:
+        options: The command line.
+        verb: What is to be done.
+    """
+
+    def __init__(self, options: Options, verb: str) -> None:
+        self.options, self.verb = options, verb
+        args = [word for name in options.configs for word in ("-c", str(recipes.find(name)))]
+        super().__init__(
+            BackboneModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": -1,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                # The stream divides itself among the processes.
+                "use_distributed_sampler": False,
+            },
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            # Without subcommands Lightning never reads a checkpoint's hyper-parameters, which
+            # would override the command line.
+            run=False,
+            args=args + options.rest,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give the callbacks that are always there short keys of their own."""
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(Pictures, "panels")
+        parser.add_lightning_class_args(Preemption, "preemption")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake becomes one line."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise UserError(mistakes.explain(str(error), TOP_KEYS)) from None
+
+    def config_dict(self) -> dict[str, Any]:
+        """Return the complete configuration as plain data."""
+        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
+        return yaml.safe_load(dumped)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; `check` needs no trainer."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, argparse.ArgumentError, ValueError) as error:
+            mistake = mistakes.cause(error)
+            raise mistake or UserError(mistakes.explain(str(error), TOP_KEYS)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""
+        if self.verb == "check":
+            return None  # type: ignore[return-value]
+        config, out = self.config_init["trainer"], self.options.out
+        if config["enable_progress_bar"] is not False:
+            self.trainer_defaults["callbacks"] = [Progress()]
+        loggers: list[Any] | bool = False
+        if self.verb == "fit":
+            name = " ".join(self.options.configs)
+            self.trainer_defaults.setdefault("callbacks", []).append(RunCard(name, out))
+            loggers = [MetricsLog(out), *self._loggers(config["logger"])]
+        return super().instantiate_trainer(
+            default_root_dir=str(out),
+            logger=loggers,
+            plugins=[*_listed(config["plugins"]), AtomicIO()],
+            **kwargs,
+        )
+
+    def _loggers(self, asked: Any) -> list[Any]:
+        if asked is None or asked is True:
+            return [TensorBoardLogger(self.options.out, name="", version="tensorboard")]
+        return _listed(asked)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None or value is False:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def import_named_classes(options: Options) -> None:
+    """Import the plug-ins that the recipes or the command line name, and no others.
+
+    Raises:
+        UserError: A short class name is neither ours nor an installed head's.
+    """
+    asked = {"model": "", "data": ""}
+    for name in options.configs:
+        path = recipes.find(name)
+        try:
+            content = yaml.safe_load(path.read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = " ".join(str(error).split())
+            raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
+        for key in asked:
+            section = content.get(key) if isinstance(content, dict) else None
+            if isinstance(section, dict) and isinstance(section.get("class_path"), str):
+                asked[key] = section["class_path"]
+    for key in asked:
+        for word, value in pairwise([*options.rest, ""]):
+            if word == f"--{key}" or word.startswith(f"--{key}="):
+                asked[key] = word.partition("=")[2] or value
+    for key, name in asked.items():
+        if name and "." not in name and "/" not in name:
+            _import_short(key, name)
+
+
+def _import_short(key: str, name: str) -> None:
+    core = [cls.__name__ for cls in CORE_CLASSES[key]]
+    if name in core:
+        return
+    heads = plugins.installed(plugins.HEADS)
+    for head in heads:
+        if head.target.rpartition(":")[2] == name:
+            plugins.load(head)
+            return
+    # A head's data module lives in the head's own package, which is imported with the head.
+    if key == "data" and heads:
+        return
+    known = core + [head.target.rpartition(":")[2] for head in heads]
+    raise UserError(
+        f"{key}.class_path '{name}' is not known{nearest(name, known)} "
+        f"There are {', '.join(known)}; others by import path, package.module.Class"
+    )
+
+
+def main(verb: str, argv: list[str]) -> int:
+    """Run `pixio fit|validate|test|predict|check`; returns the exit code."""
+    options = parse_options(argv)
+    if options.ckpt_path and not local_path(options.ckpt_path).exists():
+        folder = Path(options.ckpt_path).parent
+        names = [p.name for p in folder.glob("*.ckpt")]
+        hint = nearest(Path(options.ckpt_path).name, names)
+        raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
+    import_named_classes(options)
+    _quieten()
+    cli = PixioCLI(options, verb)
+    if verb == "check":
+        return check(cli)
+    return fit(cli) if verb == "fit" else evaluate(cli)
+
+
+def fit(cli: PixioCLI) -> int:
+    """Train; resume if the run folder holds a run of the same configuration."""
+    options, config = cli.options, cli.config_dict()
+    folder, primary = options.out, cli.trainer.is_global_zero
+    ckpt_path = options.ckpt_path
+    if options.fresh and primary:
+        old = run_folder.set_aside(folder)
+        if old:
+            say(f"the earlier run is now in {old}")
+    elif not options.fresh and ckpt_path is None:
+        recover(folder / "last.ckpt")
+        last = folder / "last.ckpt"
+        if (folder / "config.yaml").exists() and last.exists():
+            stored = yaml.safe_load((folder / "config.yaml").read_text())
+            run_folder.check_same(folder, stored, config)
+            state = run_folder.read_state(folder)
+            if state.get("finished"):
+                if primary:
+                    say(f"{folder} finished at step {state['step']}; --fresh starts anew")
+                return 0
+            ckpt_path = str(last)
+    if primary:
+        run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    cli.model.config = config["model"]
+    _call(cli, cli.trainer.fit, ckpt_path)
+    for callback in cli.trainer.callbacks:
+        if isinstance(callback, Preemption) and callback.signal and primary:
+            return 128 + callback.signal
+    return 0
+
+
+def evaluate(cli: PixioCLI) -> int:
+    """Validate, test or predict with a checkpoint; by default the run folder's best."""
+    folder, ckpt_path = cli.options.out, cli.options.ckpt_path
+    if ckpt_path is None:
+        found = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists()]
+        ckpt_path = str(found[0]) if found else None
+        if cli.trainer.is_global_zero:
+            say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
+    results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
+    if cli.trainer.is_global_zero:
+        if cli.verb == "predict":
+            say(f"predictions: {folder / 'predictions'}")
+        else:
+            facts = {k: f"{v:.6g}" for result in results for k, v in result.items()}
+            say(block(cli.verb, facts or {"nothing": "was logged"}))
+        for name, reason in getattr(cli.datamodule, "bad", {}).items():
+            say(f"unusable: {name} ({reason})")
+    return 0
+
+
+def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
+    arguments = {"verbose": False} if cli.verb in ("validate", "test") else {}
+    if cli.verb == "predict":
+        arguments = {"return_predictions": False}
+    try:
+        return verb(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=ckpt_path,
+            weights_only=True,
+            **arguments,
+        )
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def check(cli: PixioCLI) -> int:
+    """Print the plan of a run without allocating it; `--run` also takes two steps."""
+    import torch
+
+    trainer, data = cli.config_init["trainer"], cli.datamodule
+    with torch.device("meta"):
+        cli.model.decoder = cli.model.build(cli.model.backbone)
+    devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
+    world = max(1, devices) * trainer["num_nodes"]
+    accumulate = trainer["accumulate_grad_batches"]
+    batch = f"{data.batch_size} x {world} processes x {accumulate} accumulated"
+    facts = plan(
+        cli.model,
+        global_batch=data.batch_size * world * accumulate,
+        batch=batch,
+        steps=trainer["max_steps"],
+    )
+    say(block("plan", facts | {"run folder": str(cli.options.out)}))
+    if not cli.options.run:
+        return 0
+    debug = [*cli.options.configs, "with/debug"]
+    argv = [word for name in debug for word in ("-c", name)] + cli.options.rest
+    return main("fit", [*argv, "--out", str(cli.options.out) + "+check", "--fresh"])
+
+
+def _quieten() -> None:
+    """Silence what Lightning says to those who write loops, not to those who run them."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,392 @@
+"""Read weights from anywhere, safely, and load them whole or not at all.
+
+A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (transformers' layout,
+timm's, or ours) or `hf:ORG/NAME[@REVISION]`. Nothing a file says is ever imported or executed:
+pickles are read by torch's restricted unpickler, and whatever it refuses is refused here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.spellings import OURS, State, from_timm, infer, pair, to_official
+from pixio_lightning.vit import PixioViT, resize_positions
+
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+DECODER_SUFFIX = ".decoder.safetensors"
+NONCOMMERCIAL = "FAIR Noncommercial Research License v1"
+
+
+class Weights(NamedTuple):
+    """What a source holds.
+
+    Attributes:
+        encoder: Tensors under the official names (`pixio_lightning.spellings`).
+        decoder: The decoder of pretraining under its official names, or None.
+        meta: What the source says of itself: `name`, `model_args`, `licence`, `mean`, `std`.
+        source: As the user gave it.
+        others: Names of the tensors that belong to neither, a head's for example.
+    """
+
+    encoder: State
+    decoder: State | None
+    meta: dict[str, Any]
+    source: str
+    others: tuple[str, ...] = ()
+
+
+def read(source: str) -> Weights:
+    """Read the weights of `source`.
+
+    Raises:
+        UserError: The source is missing, unreadable, unsafe, a URL, or holds no encoder.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
+        raise UserError(
+            f"weights are not read from a URL: {source}; download the file and give its path, "
+            "or write hf:ORG/NAME"
+        )
+    path = _download(source) if source.startswith("hf:") else _existing(source)
+    state, meta = _read_folder(path) if path.is_dir() else _read_file(path)
+    try:
+        encoder, decoder, others = to_official(state)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    if not encoder:
+        raise UserError(f"{source} holds no encoder, only {first([*decoder, *others], 3)}")
+    return Weights(encoder, decoder or None, meta, source, tuple(others))
+
+
+def _existing(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = nearest(path.name, siblings)
+    if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        hint = f"; a repository of the Hugging Face Hub is written hf:{source}"
+    raise UserError(f"no such file or folder: {source}{hint}")
+
+
+def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLES:
+        return _read_pickle(path)
+    raise UserError(f"cannot read {path}: expected .safetensors, {', '.join(PICKLES)} or a folder")
+
+
+def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("pixio", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise _unreadable(path) from error
+    if not isinstance(meta, dict):
+        raise _unreadable(path)
+    if meta.get("content") == "decoder":
+        encoder = path.name.replace(DECODER_SUFFIX, ".safetensors")
+        raise UserError(f"{path} holds a decoder alone; give the encoder's file, {encoder}")
+    if meta.get("content") == "timm":
+        state = from_timm(state)
+    beside = path.with_suffix(DECODER_SUFFIX)
+    if meta.get("content") == "encoder+decoder" and beside.is_file():
+        try:
+            with safe_open(beside, framework="pt") as file:
+                state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(beside) from error
+    return state, meta
+
+
+def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    try:
+        # Training scripts store their parsed arguments; a Namespace only holds attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if not found:
+            raise _unreadable(path) from error
+        raise UserError(
+            f"{path} holds more than tensors ({found[1]}): refused, and nothing of it was "
+            "executed; save the model's state_dict() or a .safetensors file"
+        ) from error
+    # A damaged file fails wherever its bytes happen to lead the reader.
+    except Exception as error:
+        raise _unreadable(path) from error
+    if not isinstance(checkpoint, Mapping):
+        kind = type(checkpoint).__name__
+        raise UserError(f"{path} holds a {kind}, expected a state dict: tensors by name")
+    hyper_parameters = checkpoint.get("hyper_parameters") or {}
+    if classes := [k for k in ("_instantiator", "_class_path") if k in hyper_parameters]:
+        raise UserError(
+            f"{path} names code to run ('{classes[0]}' in its hyper_parameters): refused; "
+            "save its state_dict alone"
+        )
+    if not isinstance(checkpoint.get("pixio"), Mapping):
+        return checkpoint, {}
+    backbone = dict(checkpoint["pixio"].get("backbone") or {})
+    if not any(OURS in name for name in checkpoint.get("state_dict", {})):
+        trained_on = backbone.get("weights", "given when it was trained")
+        raise UserError(
+            f"{path} holds a head only, its backbone was frozen: use the backbone's own weights "
+            f"({trained_on})"
+        )
+    return checkpoint, backbone
+
+
+def _unreadable(path: Path) -> UserError:
+    size = path.stat().st_size if path.exists() else 0
+    return UserError(
+        f"cannot read {path} ({size:,} bytes): truncated or not a checkpoint; fetch or save it anew"
+    )
+
+
+def _read_folder(folder: Path) -> tuple[State, dict[str, Any]]:
+    meta = _folder_meta(folder)
+    state: State = {}
+    for path in _weight_files(folder):
+        part, said = _read_file(path)
+        state |= part
+        meta |= said
+    return state, meta
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Choose a folder's weight files: `model.safetensors` whole, sharded, then a single file."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        for shard in shards:
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise UserError(f"{index} names the shard '{shard}', which is not in the folder")
+        return [folder / shard for shard in shards]
+    if (folder / ".metadata").is_file():
+        raise UserError(
+            f"{folder} is a sharded training checkpoint: make one file of it with "
+            "python -m lightning.pytorch.utilities.consolidate_checkpoint"
+        )
+    for suffix in (".safetensors", *PICKLES):
+        found = sorted(p for p in folder.glob(f"*{suffix}") if not p.match(f"*{DECODER_SUFFIX}"))
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found[:5])
+            raise UserError(f"{folder} holds several weight files ({names}): name one of them")
+        if found:
+            return found
+    raise UserError(f"{folder} holds no weights: expected .safetensors or {', '.join(PICKLES)}")
+
+
+def _folder_meta(folder: Path) -> dict[str, Any]:
+    """Translate a folder's `config.json`, transformers' or timm's, into what `Weights` keeps."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    config = _read_json(path)
+    if "architecture" in config:
+        name = {"name": config["architecture"], "model_args": config.get("model_args", {})}
+        return config.get("pixio", name)
+    if config.get("model_type") != "pixio":
+        raise UserError(
+            f"{path}: model_type {config.get('model_type')!r} is not read, only 'pixio'; "
+            "for another model give its timm name and weights: timm"
+        )
+    for key, only in {"hidden_act": "gelu", "layer_norm_eps": 1e-6}.items():
+        if config.get(key, only) != only:
+            raise UserError(f"{path}: {key} is {config[key]!r}, a Pixio encoder has {only!r}")
+    # What a configuration leaves out has the value of transformers' PixioConfig, the H/16.
+    args = {
+        "embed_dim": config.get("hidden_size", 1280),
+        "depth": config.get("num_hidden_layers", 32),
+        "num_heads": config.get("num_attention_heads", 16),
+        "img_size": config.get("image_size", 256),
+    }
+    return {"model_args": args}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise _unreadable(path) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path)
+    return content
+
+
+def _download(source: str) -> Path:
+    """Fetch `hf:ORG/NAME[@REVISION]`, or find it in the cache when there is no network."""
+    from huggingface_hub import errors, snapshot_download
+
+    repository, _, revision = source.removeprefix("hf:").partition("@")
+    page = f"https://huggingface.co/{repository}"
+    try:
+        # Safetensors first; pickles are fetched only where there is nothing else.
+        for patterns in (["*.safetensors", "*.safetensors.index.json"], [f"*{s}" for s in PICKLES]):
+            folder = Path(
+                snapshot_download(
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=["config.json", *patterns],
+                    ignore_patterns=["*/*"],
+                )
+            )
+            if any(folder.glob(patterns[0])):
+                break
+        return folder
+    except errors.GatedRepoError:
+        text = f"is gated: accept its licence at {page}, then run `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        text = (
+            "does not exist or is not open to you: check the name; for a gated or private one, "
+            f"accept its licence at {page} and run `hf auth login`"
+        )
+    except errors.RevisionNotFoundError:
+        text = f"has no revision '{revision}': see {page}/tree/main"
+    except errors.LocalEntryNotFoundError:
+        text = (
+            "is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set): fetch "
+            f"it on a machine with network, `hf download {repository}`, after accepting its licence"
+        )
+    except (errors.HFValidationError, errors.HfHubHTTPError) as error:
+        text = f"cannot be fetched ({str(error).splitlines()[0]}): expected hf:ORG/NAME[@REVISION]"
+    raise UserError(f"{source} {text}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the tensors of a file fit those of a model.
+
+    Attributes:
+        matched: Tensors with the same name and shape.
+        total: Tensors of the model.
+        missing: Names the model has and the file lacks.
+        unexpected: Names the file has and the model lacks.
+        mismatched: `(name, shape in the model, shape in the file)`.
+        decoder: Tensors of a decoder that were left out.
+        others: Further tensors that were left out, a head's for example.
+    """
+
+    matched: int
+    total: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    decoder: int = 0
+    others: int = 0
+
+    def line(self) -> str:
+        """Return one line for the user, nothing kept back."""
+        left = {"decoder": self.decoder, "other": self.others}
+        parts = [f"{n} {kind} tensors left out" for kind, n in left.items() if n]
+        return ", ".join([f"matched {self.matched} of {self.total} tensors", *parts])
+
+    def check(self, source: str) -> None:
+        """Raise a `UserError` that names the first tensors that do not fit, if any."""
+        shapes = [f"{n} {here} here, {there} there" for n, here, there in self.mismatched]
+        kinds: dict[str, Iterable[str]] = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "other shapes": shapes,
+        }
+        told = [f"{kind}: {first(names)}" for kind, names in kinds.items() if names]
+        if told:
+            raise UserError(f"{source} does not fit the model: {self.line()}; {'; '.join(told)}")
+
+
+def first(names: Iterable[str], count: int = 5) -> str:
+    """Name the first few and count the rest."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def matched(
+    model_state: Mapping[str, Tensor],
+    encoder: Mapping[str, Tensor],
+    *,
+    decoder: int = 0,
+    others: int = 0,
+) -> Report:
+    """Compare names and shapes; `decoder` and `others` count what is left out on purpose."""
+    shared = [name for name in model_state if name in encoder]
+    shapes = [(n, tuple(model_state[n].shape), tuple(encoder[n].shape)) for n in shared]
+    mismatched = tuple(triple for triple in shapes if triple[1] != triple[2])
+    return Report(
+        matched=len(shared) - len(mismatched),
+        total=len(model_state),
+        missing=tuple(n for n in model_state if n not in encoder),
+        unexpected=tuple(n for n in encoder if n not in model_state),
+        mismatched=mismatched,
+        decoder=decoder,
+        others=others,
+    )
+
+
+def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Report:
+    """Load the encoder into `model`, whole or not at all.
+
+    Args:
+        model: Real, or on the meta device: then its parameters come to life on the CPU, in the
+            model's own dtypes.
+        weights: What `read` returned.
+        resize_pos: Interpolate the positions of a `PixioViT` to the model's grid.
+
+    Raises:
+        UserError: A tensor is missing, unexpected or of another shape.
+    """
+    encoder, state = dict(weights.encoder), model.state_dict()
+    if resize_pos and isinstance(model, PixioViT):
+        args = infer(encoder, weights.meta)["model_args"]
+        (height, width), patch = pair(args["img_size"]), pair(args["patch_size"])
+        encoder["pos_embed"] = resize_positions(
+            encoder["pos_embed"],
+            n_prefix=args["n_cls_tokens"],
+            old=(height // patch[0], width // patch[1]),
+            new=model.patch_embed.grid_size,
+        )
+    left_out = {"decoder": len(weights.decoder or ()), "others": len(weights.others)}
+    report = matched(state, encoder, **left_out)
+    report.check(weights.source)
+    on_meta = any(tensor.is_meta for tensor in state.values())
+    if on_meta:
+        # Copies: the model must not share memory with the file or with a second model.
+        encoder = {n: t.to(state[n].dtype, copy=True) for n, t in encoder.items()}
+    model.load_state_dict(encoder, strict=True, assign=on_meta)
+    return report
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return the first 16 hex digits of a sha256 over names, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def licence_of(source: str, meta: Mapping[str, Any]) -> str:
+    """Return the licence of the weights at `source`, as far as it is known."""
+    if re.match(r"(hf:)?(facebook|LiheYoung)/pixio-", source):
+        return NONCOMMERCIAL
+    return str(meta.get("licence") or "unknown (own file)")

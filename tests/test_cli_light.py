@@ -1,0 +1,176 @@
+"""Verbs that answer without torch, each run as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixio_lightning import cli, recipes
+
+SOURCES = Path(cli.__file__).parents[1]
+HEAVY = {"torch", "lightning", "jsonargparse", "timm", "numpy", "yaml"}
+
+# Prints the heavy modules that were imported and the CPU seconds used, then exits as the command.
+PROBE = f"""
+import resource, sys
+from pixio_lightning.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(sorted({HEAVY} & set(sys.modules)), used.ru_utime + used.ru_stime, file=sys.stderr)
+sys.exit(code)
+"""
+CPU_SECONDS = 0.3  # a promise of the product: these verbs answer at once
+
+
+@pytest.fixture
+def site(tmp_path) -> Path:
+    """A folder with one good head and one whose import crashes the interpreter."""
+    heads = "[pixio_lightning.heads]\nnormals = good_one:Normals\ncrash = crash_one:Crash\n"
+    install(tmp_path, "my-heads", heads + "[pixio_lightning.recipes]\nmine = crash_one.recipes\n")
+    (tmp_path / "good_one.py").write_text('class Normals:\n    """Predict surface normals."""\n')
+    package = tmp_path / "crash_one"
+    (package / "recipes" / "scannet").mkdir(parents=True)
+    code = 'import os, sys\nprint("no renderer", file=sys.stderr)\nos._exit(3)\nclass Crash: ...\n'
+    (package / "__init__.py").write_text(code)
+    text = "# Normals on ScanNet.\n# expect: 12.3 degrees\n"
+    (package / "recipes" / "scannet" / "linear.yaml").write_text(text)
+    return tmp_path
+
+
+def install(site: Path, name: str, entry_points: str = "", version: str = "1.0") -> None:
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+def pixio(*words: str, site: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(str(folder) for folder in (site, SOURCES) if folder)
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *words],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "shown"),
+    [
+        ("", 0, "pixio fit -c pretrain/demo"),
+        ("--help", 0, "pixio predict -c pretrain/demo --data.source folder"),
+        ("--version", 0, "pixio-lightning"),
+        ("heads", 0, "Predict surface normals. · good_one:Normals · my-heads 1.0"),
+        ("heads --help", 0, "usage: pixio heads"),
+        ("recipes", 0, "pretrain/demo"),
+        ("recipes DEGREES", 0, "Normals on ScanNet. · expect: 12.3 degrees · from my-heads 1.0"),
+        ("doctor", None, "CC-BY-NC-4.0"),  # its code depends on what is installed here
+        ("fit --help", 0, "usage: pixio fit -c RECIPE"),
+        ("-c fit validate -h", 0, "usage: pixio validate -c RECIPE"),
+        ("check --help", 0, "--run"),
+        ("export --help", 0, "--to safetensors|transformers|timm"),
+    ],
+)
+def test_light_verb_answers_at_once(site, line, code, shown):
+    done = pixio(*line.split(), site=site)
+    assert done.returncode == code or code is None, done.stderr
+    assert shown in done.stdout
+    imported, seconds = done.stderr.splitlines()[-1].rsplit(" ", 1)
+    assert imported == "[]"
+    assert float(seconds) < CPU_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("fitt -c pretrain/demo", "unknown verb 'fitt' .*did you mean 'fit'"),
+        ("-c pretrain/demo", "no verb given"),
+        ("fit", "fit needs a recipe"),
+        ("fit -c pretrain/dmeo", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
+        ("--config=pretrain/dmeo test", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
+        ("predict -cpretrain/dmeo", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
+        ("cp pretrain/dmeo x.yaml", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
+        ("cp pretrain/demo", "required: destination .usage: pixio cp"),
+        ("recipes pretrian", "no recipe mentions 'pretrian', did you mean 'pretrain'"),
+        ("doctor --import", "unrecognized arguments: --import "),
+    ],
+)
+def test_mistake_is_one_line_and_code_2(line, message, capsys):
+    assert cli.main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("pixio: error: ") and captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+
+
+@pytest.mark.parametrize(
+    ("line", "verb", "named", "rest"),
+    [
+        ("-c pretrain/demo fit", "fit", ["pretrain/demo"], "-c pretrain/demo"),
+        ("fit -c test --config=b -cc -c=d --fresh", "fit", ["test", "b", "c", "d"],
+         "-c test --config=b -cc -c=d --fresh"),
+        ("--config fit --fresh predict", "predict", ["fit"], "--config fit --fresh"),
+        ("check test --ckpt_path x", "check", [], "test --ckpt_path x"),
+    ],
+)  # fmt: skip
+def test_verb_and_options_in_any_order(line, verb, named, rest):
+    assert cli.take_apart(line.split()) == (verb, named, rest.split())
+
+
+def test_cp_adds_the_suffix_and_never_overwrites(tmp_path, capsys):
+    assert cli.main(["cp", "pretrain/demo", str(tmp_path / "mine")]) == 0
+    assert cli.main(["cp", "pretrain/demo", str(tmp_path)]) == 0
+    text = recipes.find("pretrain/demo").read_bytes()
+    assert (tmp_path / "mine.yaml").read_bytes() == (tmp_path / "demo.yaml").read_bytes() == text
+    (tmp_path / "mine.yaml").write_text("mine: 1")
+    assert cli.main(["cp", "pretrain/demo", str(tmp_path / "mine.yaml")]) == 2
+    assert (tmp_path / "mine.yaml").read_text() == "mine: 1"
+    assert cli.main(["cp", "pretrain/demo", str(tmp_path / "no" / "x.yaml")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_lists_wrap_to_the_terminal(site):
+    wide, narrow = (
+        pixio("recipes", "normals on scannet", site=site, **size)
+        for size in ({}, {"COLUMNS": "50"})
+    )
+    assert len(wide.stdout.splitlines()) == 1
+    assert len(narrow.stdout.splitlines()) > 1
+    assert max(map(len, narrow.stdout.splitlines())) <= 50
+    assert narrow.stdout.split() == wide.stdout.split()
+
+
+def test_lost_reader_is_quiet():
+    command = [sys.executable, "-m", "pixio_lightning.cli", "fit", "--help"]
+    read, write = os.pipe()
+    os.close(read)
+    environment = os.environ | {"PYTHONPATH": str(SOURCES)}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_doctor_finds_what_is_broken(site):
+    install(site, "lightning", version="2.6.5")
+    install(site, "rival", "[pixio_lightning.heads]\nnormals = rival_one:Normals\n")
+    gpu = site / "nvidia-smi"
+    gpu.write_text('#!/bin/sh\necho "NVIDIA H200, 143771 MiB, 570.86.15"\n')
+    gpu.chmod(0o755)
+    path = f"{site}{os.pathsep}{os.environ['PATH']}"
+    done = pixio("doctor", "--imports", site=site, PATH=path, PIXIO_CACHE=str(site / "a" / "b"))
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    broken = [line for line in lines if line.startswith("!!")]
+    assert [line for line in broken if "lightning " in line and "CVE-2026-58659" in line]
+    assert len([line for line in broken if "normals" in line and "more than once" in line]) == 2
+    assert [line for line in broken if "crash" in line and line.endswith(": no renderer")]
+    assert "   gpu 0              NVIDIA H200, 143771 MiB, driver 570.86.15" in lines
+    assert [line for line in lines if f"{site}/a/b, " in line and "GiB free" in line]
