@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pixio_lightning.errors import UserError
 
@@ -107,6 +108,26 @@ class ShardedStrategy(ModelParallelStrategy):
     A checkpoint is a folder, to which every process writes its part; it is written aside and
     renamed when all have finished.
     """
+
+    def __init__(self) -> None:
+        # Lightning's own "auto" means tensor parallelism inside a node; `device_mesh` says what
+        # is meant here, and needs no count of processes in the recipe.
+        super().__init__(data_parallel_size="auto", tensor_parallel_size="auto")
+        self._mesh: DeviceMesh | None = None
+
+    def setup_environment(self) -> None:
+        """Open the process group and lay the mesh over it."""
+        super().setup_environment()
+        names = ("data_parallel", "tensor_parallel")
+        self._mesh = init_device_mesh(
+            self.root_device.type, (self.world_size, 1), mesh_dim_names=names
+        )
+
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """All processes along `data_parallel`."""
+        assert self._mesh is not None, "setup_environment lays the mesh"
+        return self._mesh
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | os.PathLike, storage_options: Any = None

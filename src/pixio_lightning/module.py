@@ -62,10 +62,11 @@ class BackboneModule(L.LightningModule):
         if self.backbone.compile_blocks and self.decoder is not None:
             for block in blocks_of(self.decoder):
                 block.compile()
-        mesh = getattr(self, "device_mesh", None)
-        if mesh is not None:
+        if self.device_mesh is not None:
+            # The strategy's mesh, not the module's: ShardedStrategy lays its own.
+            mesh = self.trainer.strategy.device_mesh["data_parallel"]
             for module in (self.backbone, self.decoder):
-                shard(module, mesh["data_parallel"])
+                shard(module, mesh)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule from `optim`, the global batch and the number of steps."""

@@ -181,7 +181,7 @@ class PixelPretraining(BackboneModule):
             return
         stage = "test" if self.trainer.testing else "val"
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value)
+            self.log(f"{stage}/{name}", value, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -340,4 +340,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
+    # DDP does not expect; nothing is copied for it.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

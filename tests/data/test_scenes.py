@@ -13,8 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixio_lightning.data import scene_store
-from pixio_lightning.data.raycast import interval
-from pixio_lightning.data.scenes import CLASSES, MAX_DEPTH, PLACES, Scene, View, render_scene
+from pixio_lightning.data.raycast import Bundle, interval, nearest_hit
+from pixio_lightning.data.scenes import (
+    CLASSES,
+    MAX_DEPTH,
+    PLACES,
+    Scene,
+    View,
+    build_world,
+    render_scene,
+)
 from pixio_lightning.data.textures import PATTERNS, Shape, pulse_train, square_wave
 from pixio_lightning.errors import UserError
 
@@ -64,6 +72,21 @@ def test_interval_is_where_a_ray_is_inside(shape: Shape) -> None:
     assert not inside(ends[0] - 1e-6)[hit].any()
     assert not inside(ends[1] + 1e-6)[hit].any()
     assert not any(inside(np.full(2000, t))[~hit].any() for t in np.linspace(-9, 9, 400))
+
+
+@pytest.mark.parametrize("room_type", PLACES)
+def test_bundles_lose_no_hit(room_type: str) -> None:
+    rng = np.random.default_rng(0)
+    world, low, high = build_world(rng, room_type)
+    apex = (low + high) / 2
+    unit = rng.normal(size=(3, 20_000))
+    unit /= np.linalg.norm(unit, axis=0)
+    origin = np.repeat(apex[:, None], 20_000, axis=1)
+    bundles = [Bundle(i, apex, unit[:, i : i + 10_000], 0.0) for i in (0, 10_000)]
+    t, part = nearest_hit(world, origin, unit)
+    culled_t, culled_part = nearest_hit(world, origin, unit, bundles=bundles)
+    np.testing.assert_array_equal(culled_t, t)
+    np.testing.assert_array_equal(culled_part, part)
 
 
 def test_textures_are_means_over_the_pixel() -> None:
@@ -201,9 +224,12 @@ def test_a_seed_is_a_scene() -> None:
 
 
 def test_store_returns_what_was_rendered(tmp_path: Path) -> None:
-    (shard,) = scene_store.scenes(
-        "val", scenes=2, views=2, size=32, folder=tmp_path, progress=False
-    )
+    def store() -> list[Path]:
+        return scene_store.scenes(
+            "val", scenes=2, views=2, size=32, folder=tmp_path, progress=False
+        )
+
+    (shard,) = store()
     rows = pq.read_table(shard).to_pylist()
     assert pq.ParquetFile(shard).num_row_groups == 2
     assert [row["key"] for row in rows] == [f"val/00000{i}/{j}" for i in (0, 1) for j in (0, 1)]
@@ -213,12 +239,13 @@ def test_store_returns_what_was_rendered(tmp_path: Path) -> None:
             assert (row["outdoor"], row["lights"]) == (scene.outdoor, scene.lights)
             assert (row["room_type"], tuple(row["objects"])) == (scene.room_type, scene.objects)
             stored = scene_store.decode_view(row)
+            assert (len(row["depth"]), len(row["normal"])) == (32 * 32 * 4, 32 * 32 * 3 * 2)
             np.testing.assert_allclose(stored.normal, view.normal, atol=5e-4)
             for name in set(View._fields) - {"normal"}:
                 want, got = np.asarray(getattr(view, name)), np.asarray(getattr(stored, name))
                 assert (want.dtype, want.tobytes()) == (got.dtype, got.tobytes()), name
     written = shard.stat().st_mtime_ns
-    scene_store.scenes("val", scenes=2, views=2, size=32, folder=tmp_path, progress=False)
+    assert store() == [shard]
     assert shard.stat().st_mtime_ns == written
 
 
@@ -284,9 +311,10 @@ def test_a_killed_build_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_splits_never_share_a_seed() -> None:
-    last = 10**12
-    seeds = [(scene_store.scene_seed(s, 0), scene_store.scene_seed(s, last)) for s in
-             ("train", "val", "test")]  # fmt: skip
+    seeds = [
+        (scene_store.scene_seed(split, 0), scene_store.scene_seed(split, 10**12))
+        for split in ("train", "val", "test")
+    ]
     for i, (low, high) in enumerate(seeds):
         assert all(high < a or b < low for a, b in seeds[:i] + seeds[i + 1 :])
     with pytest.raises(UserError, match="did you mean 'train'"):

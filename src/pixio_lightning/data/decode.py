@@ -9,13 +9,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from pixio_lightning.keyed import Stream, uniform
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _MIN_SIDE = 16  # a thinner image has no content at any crop size
+# By EXIF orientation (Exif 2.32, tag 0x0112).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(Exception):
@@ -43,27 +53,46 @@ def decode(data: bytes, *, max_megapixels: float) -> Image.Image:
     """
     if not data:
         raise BadImage("empty file")
+    with warnings.catch_warnings():
+        # Pillow only warns of large images, which are refused here, and of odd metadata.
+        warnings.simplefilter("ignore")
+        image = _open(data, max_megapixels)
+        try:
+            image.load()
+            return _to_rgb(_upright(image))
+        except Exception as error:  # Pillow raises whatever the damaged bytes lead it to
+            reason = "truncated" if "truncated" in str(error) else "corrupt data"
+            raise BadImage(reason) from None
+
+
+def _open(data: bytes, max_megapixels: float) -> Image.Image:
+    """Read the header and refuse what it shows to be unusable."""
     try:
-        with warnings.catch_warnings():
-            # Pillow's own size limits only warn; ours follows and refuses.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise BadImage("not a JPEG, PNG or WebP image") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"over {max_megapixels:g} megapixels") from None
-    except (OSError, ValueError, SyntaxError) as error:
+        limit = min(max_megapixels, 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6)  # Pillow's own
+        raise BadImage(f"over {limit:g} megapixels") from None
+    except Exception as error:
         raise BadImage(f"corrupt header ({type(error).__name__})") from None
     if image.width * image.height > max_megapixels * 1e6:
         raise BadImage(f"over {max_megapixels:g} megapixels")
     if min(image.size) < _MIN_SIDE:
         raise BadImage(f"a side under {_MIN_SIDE} pixels")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a loaded image as its EXIF orientation says; unreadable metadata turns nothing.
+
+    Not `ImageOps.exif_transpose`: it writes the metadata anew, which fails on odd entries.
+    """
     try:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-        reason = "truncated" if "truncated" in str(error) else "corrupt data"
-        raise BadImage(reason) from None
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as above; the pixels are as good as any
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -334,7 +334,7 @@ def _view(
     """Develop the image, with noise, and gather the geometry of the pixel centres."""
     radiance, hits = shot
     size = math.isqrt(len(hits.t))
-    display = (1 - np.exp(-exposure * rng.uniform(0.85, 1.15) * radiance)) ** (1 / 2.2)
+    display = (1 - np.exp(-exposure * rng.uniform(0.85, 1.15) * radiance)) ** (1 / 1.8)
     display += rng.uniform(0.002, 0.015) * rng.standard_normal(display.shape)
     image = np.clip(255 * display + 0.5, 0, 255).astype(np.uint8)
     body, valid = world.body_of[hits.part], hits.t <= MAX_DEPTH
@@ -380,7 +380,7 @@ def render_scene(
     poses = place_cameras(world, rng, views=views, low=low, high=high, span=span)
     radiance, hits = raycast.photograph(world, poses, size=size, focal=focal, rng=rng)
     # One exposure for the scene, as from one camera, give or take what an automatic one does.
-    exposure = rng.uniform(0.25, 0.45) / np.minimum(radiance, 4).mean()
+    exposure = rng.uniform(0.25, 0.6) / np.minimum(radiance, 4).mean()
     rendered = []
     for i, pose in enumerate(poses):
         own = slice(i * size * size, (i + 1) * size * size)

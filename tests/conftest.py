@@ -1,0 +1,32 @@
+"""Tests run on one thread each: beside each other without contention, and with the same sums."""
+
+import os
+from collections.abc import Callable
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test with the same random numbers, whichever tests ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def randomize() -> Callable[[nn.Module], nn.Module]:
+    """Add noise to every parameter: no bias left at 0, no norm at 1, so each one matters."""
+
+    def add_noise(module: nn.Module) -> nn.Module:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        return module
+
+    return add_noise
