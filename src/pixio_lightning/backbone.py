@@ -11,12 +11,13 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixio_lightning import drop_path as drop_paths
-from pixio_lightning import vit as vit_family  # registers the Pixio names with timm
 from pixio_lightning import spellings
+from pixio_lightning import vit as vit_family  # registers the Pixio names with timm
 from pixio_lightning import weights as weight_files
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.features import Features, Layer
@@ -79,6 +80,11 @@ class Backbone(nn.Module):
         with torch.device("meta"):
             self.vit = self._build()
         self._describe(statistics, dense_cls)
+        if tune not in ("frozen", "full", *range(self.depth + 1)):
+            raise UserError(
+                f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
+                f"train, 0 to {self.depth}"
+            )
         self.tapped = self._taps(layers)
         self._drop_paths: list[drop_paths.KeyedDropPath] = []
         self.loaded = False
@@ -122,18 +128,19 @@ class Backbone(nn.Module):
         try:
             model = timm.create_model(self.name, **arguments)
         except RuntimeError as error:
-            if "Unknown model" not in str(error):
+            if not str(error).startswith(("Unknown model", "Invalid pretrained tag")):
                 raise
             names = [*vit_family.SIZES, *timm.list_models("*vit*", pretrained=False)]
             raise UserError(
-                f"backbone.name '{self.name}' is not known{nearest(self.name, names)} "
+                f"backbone.name '{self.name}' is not known{nearest(self.name, names) or ';'} "
                 f"Pixio's are {', '.join(vit_family.SIZES)}; others: timm.list_models('*vit*')"
             ) from None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"backbone.model_args does not fit {self.name}: {error}") from None
-        if not all(
-            hasattr(model, part) for part in ("patch_embed", "_pos_embed", "blocks", "norm")
-        ):
+        except (TypeError, ValueError, AssertionError) as error:
+            # Only plain ViTs know the argument that is added here, whatever the user gave.
+            if "dynamic_img_size" not in str(error):
+                raise UserError(f"backbone.model_args does not fit {self.name}: {error}") from None
+            model = None
+        if model is None or not _is_plain(model):
             raise UserError(
                 f"backbone.name '{self.name}' is not a plain Vision Transformer; "
                 "see timm.list_models('vit_*')"
@@ -171,12 +178,13 @@ class Backbone(nn.Module):
     def _taps(self, layers: Literal["last", "quarters"] | list[int]) -> list[int]:
         if layers == "last":
             return [self.depth - 1]
-        if layers == "quarters":
-            return [self.depth // 4 * (i + 1) - 1 for i in range(4)]
-        taps = sorted(i % self.depth if -self.depth <= i < self.depth else i for i in layers)
-        if not taps or taps[-1] >= self.depth or taps[0] < 0:
+        quarters = [self.depth // 4 * (i + 1) - 1 for i in range(4)]
+        indices = quarters if layers == "quarters" else layers
+        taps = sorted(i % self.depth if -self.depth <= i < self.depth else i for i in indices)
+        if not taps or taps[-1] >= self.depth or taps[0] < 0 or len({*taps}) < len(taps):
             raise UserError(
-                f"backbone.layers is {layers}, but {self.name} has blocks 0 to {self.depth - 1}"
+                f"backbone.layers is {layers}, but {self.name} has blocks 0 to {self.depth - 1}, "
+                "each to be named once"
             )
         return taps
 
@@ -245,8 +253,9 @@ class Backbone(nn.Module):
         _, _, seed = self.weights.partition(":")
         if not seed:
             return self._build()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed))
+        # On the CPU, wherever the caller builds: one seed is one start on every device.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
             return self._build()
 
     @property
@@ -384,7 +393,7 @@ class Backbone(nn.Module):
             convolution = self.vit.patch_embed.proj
             visible = gather_tokens(patchify(images, self.patch_size), keep)
             kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
-            patches = F.linear(visible, kernel, convolution.bias)
+            patches = self.vit.patch_embed.norm(F.linear(visible, kernel, convolution.bias))
             patches = patches + gather_tokens(positions.expand(len(images), -1, -1), keep)
             if rope is not None:
                 rope = rope[keep][:, None]
@@ -401,6 +410,15 @@ def is_generated(weights: str) -> bool:
     if kind == "random" and colon and not seed.isdigit():
         raise UserError(f"backbone.weights '{weights}': the seed must be a number, as random:0")
     return weights == "timm" or kind == "random"
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether patches come from one convolution, and positions are the same for every block."""
+    return (
+        all(hasattr(model, part) for part in ("_pos_embed", "blocks", "norm"))
+        and isinstance(getattr(model, "patch_embed", None), PatchEmbed)
+        and not getattr(model, "rope_mixed", False)
+    )
 
 
 def _divides(a: int, b: int) -> bool:

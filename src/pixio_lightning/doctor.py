@@ -32,7 +32,6 @@ LIBRARIES = (
     "torchmetrics",
     "jsonargparse",
     "datasets",
-    "kornia",
 )
 SAFE_LIGHTNING = Version("2.6.6")
 

@@ -58,7 +58,8 @@ def uniform(key: int, n: int, *, seed: int, turn: int, stream: int) -> list[floa
 
 def key_of(name: str) -> int:
     """Return a signed 64-bit key of a name, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+    data = name.encode(errors="surrogateescape")  # a file's name need not be UTF-8
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
 
 
 def permuted(position: int, n: int, *, seed: int, turn: int) -> int:

@@ -70,6 +70,10 @@ def cause(error: BaseException) -> UserError | None:
     while seen is not None:
         if isinstance(seen, UserError):
             return seen
+        if isinstance(seen, ModuleNotFoundError):
+            # Lightning's loggers and strategies name the package they lack in their message.
+            text = " ".join(str(seen).split())
+            return UserError(f"the recipe needs a package that is not installed: {text}")
         seen = seen.__cause__ or seen.__context__
     return None
 

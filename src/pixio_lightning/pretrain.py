@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from pixio_lightning import panels
 from pixio_lightning.backbone import Backbone
@@ -92,9 +92,9 @@ class PixelPretraining(BackboneModule):
             self.caption = "* hidden patches with the true mean and contrast of each"
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
-        self._val = torch.nn.ModuleDict(
-            {name: MeanMetric(nan_strategy="disable") for name in ("loss", "zero", "interpolated")}
-        )
+        # Not MeanMetric: with that search disabled it drops the weights, and padding would count.
+        names = ("loss", "zero", "interpolated", "weight")
+        self._val = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
 
     def build(self, backbone: Backbone) -> MaeDecoder:
         """Return the decoder, sized by the backbone."""
@@ -152,8 +152,12 @@ class PixelPretraining(BackboneModule):
                 f"the training loss is {loss.item()} at step {self.global_step + 1}; the last "
                 "checkpoint is from before: lower model.optim's learning rate or warm up longer"
             )
-        self.log("train/loss", loss)
-        self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+        values = {"train/loss": loss, "train/lr": self.lr_schedulers().get_last_lr()[0]}
+        self.log_dict(values, logger=False)
+        # To the loggers at once: Lightning writes after the step's checkpoint, so that a run killed
+        # in between would come back without this row.
+        for logger in self.loggers:
+            logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Accumulate the loss of held-out images under fixed masks, and its two baselines."""
@@ -164,14 +168,17 @@ class PixelPretraining(BackboneModule):
             "zero": pixel_loss(torch.zeros_like(result.target), result.target),
             "interpolated": pixel_loss(self._interpolate(result), result.target),
         }
+        self._val["weight"].update(weight)
         for name, values in losses.items():
-            self._val[name].update(values, weight)
+            self._val[name].update(values * weight)
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` beside predicting zero and beside interpolating the visible colours."""
-        values = {name: metric.compute() for name, metric in self._val.items()}
+        sums = {name: metric.compute() for name, metric in self._val.items()}
+        weight = sums.pop("weight")
+        values = {name: total / weight for name, total in sums.items()}
         for metric in self._val.values():
             metric.reset()
         if self.trainer.sanity_checking:

@@ -26,7 +26,7 @@ from pixio_lightning.callbacks import (
     RunCard,
 )
 from pixio_lightning.callbacks.progress import say
-from pixio_lightning.callbacks.run_card import block, plan
+from pixio_lightning.callbacks.run_card import block, outcome, plan
 from pixio_lightning.checkpoint import AtomicIO, local_path, recover
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError, nearest
@@ -143,7 +143,12 @@ class PixioCLI(LightningCLI):
         """Build model, data and trainer; `check` needs no trainer."""
         try:
             super().instantiate_classes()
-        except (MisconfigurationException, argparse.ArgumentError, ValueError) as error:
+        except (
+            MisconfigurationException,
+            argparse.ArgumentError,
+            ModuleNotFoundError,
+            ValueError,
+        ) as error:
             mistake = mistakes.cause(error)
             raise mistake or UserError(mistakes.explain(str(error), TOP_KEYS)) from error
 
@@ -258,12 +263,16 @@ def fit(cli: PixioCLI) -> int:
             state = run_folder.read_state(folder)
             if state.get("finished"):
                 if primary:
-                    say(f"{folder} finished at step {state['step']}; --fresh starts anew")
+                    title = f"{folder} finished at step {state['step']}; --fresh starts anew"
+                    say(block(title, outcome(cli.model, folder)))
                 return 0
             ckpt_path = str(last)
     if primary:
         run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     cli.model.config = config["model"]
+    for logger in cli.trainer.loggers:
+        if ckpt_path is None and isinstance(logger, MetricsLog) and primary:
+            logger.metrics.rewind(-1)
     _call(cli, cli.trainer.fit, ckpt_path)
     for callback in cli.trainer.callbacks:
         if isinstance(callback, Preemption) and callback.signal and primary:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ def set_aside(folder: Path) -> Path | None:
     """Rename an earlier run's folder out of the way; returns where it went."""
     if not folder.exists():
         return None
-    old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
+    old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
     os.rename(folder, old)
     return old
 
@@ -87,7 +88,7 @@ def write_state(folder: Path, *, step: int, finished: bool) -> None:
 
 
 class Metrics:
-    """A CSV file with one row per logged step, whose columns may grow.
+    """A CSV file with one row per logged step, in order, whose columns may grow.
 
     A run that goes on from an earlier step drops the rows after it, so the file reads as if the
     run had never been interrupted.
@@ -107,25 +108,34 @@ class Metrics:
                 ]
 
     def rewind(self, step: int) -> None:
-        """Forget the rows after `step`."""
-        self.rows = [row for row in self.rows if row["step"] <= step]
+        """Forget the rows after `step`, in the file too; -1 forgets all."""
+        kept = [row for row in self.rows if row["step"] <= step]
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            self._write()
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Add values to the row of a step, and write the file."""
-        known = set(self._columns())
-        new_row = not self.rows or self.rows[-1]["step"] != step
-        if new_row:
-            self.rows.append({"step": step})
-        self.rows[-1] |= values
-        if new_row and values.keys() <= known and self.path.exists():
+        columns = self._columns()
+        # What is logged after a step and before the next may come out of order.
+        at = bisect_left(self.rows, step, key=lambda row: row["step"])
+        if at == len(self.rows) and values.keys() <= set(columns) and self.path.exists():
+            self.rows.append({"step": step} | values)
             with self.path.open("a") as file:
-                file.write(self._line(self.rows[-1], self._columns()))
-        else:
-            columns = self._columns()
-            head = ",".join(columns) + "\n"
-            write_atomically(
-                self.path, head + "".join(self._line(row, columns) for row in self.rows)
-            )
+                file.write(self._line(self.rows[-1], columns))
+            return
+        if at == len(self.rows) or self.rows[at]["step"] != step:
+            self.rows.insert(at, {"step": step})
+        self.rows[at] |= values
+        self._write()
+
+    def _write(self) -> None:
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
+            return
+        columns = self._columns()
+        lines = [self._line(row, columns) for row in self.rows]
+        write_atomically(self.path, "".join([",".join(columns) + "\n", *lines]))
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(key for row in self.rows for key in row))

@@ -36,7 +36,8 @@ class MetricsLog(Logger):
         """Add the metrics to the row of a step."""
         step = step or 0
         if not self._rewound:
-            self.metrics.rewind(step - 1)
+            # The row of the step itself may hold what was logged before the checkpoint.
+            self.metrics.rewind(step)
             self._rewound = True
         self.metrics.add(step, {k: float(v) for k, v in metrics.items() if k != "epoch"})
 

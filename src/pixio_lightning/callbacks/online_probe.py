@@ -103,7 +103,8 @@ class OnlineProbe(L.Callback):
         if self.train is None or self.val is None:
             train, val = trainer.datamodule.labelled
         else:
-            train, val = FolderSource(self.train), FolderSource(self.val)
+            train = FolderSource(self.train, key="OnlineProbe's train")
+            val = FolderSource(self.val, key="OnlineProbe's val")
         classes = sorted({label for source in (train, val) for label in _labels(source)})
         if len(classes) < 2:
             raise UserError(f"OnlineProbe found {len(classes)} class of images; it needs two")

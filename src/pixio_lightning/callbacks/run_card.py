@@ -9,9 +9,9 @@ import lightning as L
 
 from pixio_lightning import optim as optimisation
 from pixio_lightning.backbone import Backbone
-from pixio_lightning.callbacks.metrics_log import MetricsLog
 from pixio_lightning.callbacks.progress import duration, say
 from pixio_lightning.module import BackboneModule
+from pixio_lightning.run_folder import Metrics
 
 
 def millions(count: int) -> str:
@@ -81,18 +81,19 @@ class RunCard(L.Callback):
             return
         seconds = time.perf_counter() - self._start[0]
         steps = trainer.global_step - self._start[1]
-        facts = {}
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsLog):
-                facts |= pl_module.report(logger.metrics)
+        rate = pl_module.global_batch * steps / seconds if seconds else 0.0
+        facts = {"speed": f"{steps} steps in {duration(seconds)}, {rate:.0f} img/s"}
         bad = getattr(trainer.datamodule, "bad", {})
         if bad:
             reasons = ", ".join(f"{n} {r}" for r, n in trainer.datamodule.bad_reasons.most_common())
             facts["unusable images"] = f"{len(bad)} ({reasons}), listed in bad_files.txt"
-        pictures = sorted((self.folder / "panels").glob("*.png"))
-        if pictures:
-            facts["pictures"] = str(pictures[-1])
-        rate = pl_module.global_batch * steps / seconds if seconds else 0.0
-        facts["speed"] = f"{steps} steps in {duration(seconds)}, {rate:.0f} img/s"
-        facts["checkpoint"] = str(self.folder / "last.ckpt")
-        say(block(f"step {trainer.global_step}", facts))
+        say(block(f"step {trainer.global_step}", outcome(pl_module, self.folder) | facts))
+
+
+def outcome(module: BackboneModule, folder: Path) -> dict[str, str]:
+    """Return what a run folder holds: the module's report, the last pictures, the checkpoint."""
+    facts = module.report(Metrics(folder / "metrics.csv"))
+    pictures = sorted((folder / "panels").glob("*.png"))
+    if pictures:
+        facts["pictures"] = str(pictures[-1])
+    return facts | {"checkpoint": str(folder / "last.ckpt")}

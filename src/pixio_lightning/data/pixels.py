@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from pixio_lightning.data.stream import (
     StepLoader,
     TrainingImages,
     collate,
+    leave_signals_to_parent,
 )
 from pixio_lightning.errors import UserError
 
@@ -103,6 +105,11 @@ class Pixels(L.LightningDataModule):
             )
         if source != "scenes" and path is None:
             raise UserError(f"data.source is {source}: give data.path")
+        if path and val_path and Path(val_path).resolve().is_relative_to(Path(path).resolve()):
+            raise UserError(
+                f"data.val_path '{val_path}' lies inside data.path '{path}', so held-out images "
+                "would be trained on; leave val_path out, or move them apart"
+            )
         self.source, self.path, self.split, self.column = source, path, split, column
         self.val_path, self.val_images = val_path, val_images
         self.image_size, self.batch_size = image_size, batch_size
@@ -114,6 +121,7 @@ class Pixels(L.LightningDataModule):
         self._seen = 0
         self._train: Source | None = None
         self._held_out: Source | None = None
+        self._stream: StepLoader | None = None
 
     def prepare_data(self) -> None:
         """Render the scenes once, in one process."""
@@ -134,7 +142,7 @@ class Pixels(L.LightningDataModule):
         if self.val_path is None:
             self._train, self._held_out = hold_out(everything, most=self.val_images)
         else:
-            self._held_out = self._open(self.val_path, self.split)
+            self._held_out = self._open(self.val_path, self.split, key="data.val_path")
             if len(self._held_out) > self.val_images:
                 _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
 
@@ -146,10 +154,10 @@ class Pixels(L.LightningDataModule):
             return Subset(source, [int(i * step) for i in range(self.val_images)])
         return source
 
-    def _open(self, path: str | None, split: str) -> Source:
+    def _open(self, path: str | None, split: str, *, key: str = "data.path") -> Source:
         if self.source == "folder":
-            return FolderSource(path or "")
-        return HubSource(path or "", split, column=self.column)
+            return FolderSource(path or "", key=key)
+        return HubSource(path or "", split, column=self.column, key=key)
 
     @property
     def labelled(self) -> tuple[Source, Source]:
@@ -186,12 +194,18 @@ class Pixels(L.LightningDataModule):
         )
         loader = DataLoader(images, batch_sampler=positions, **self._loader_arguments)
         accumulate = trainer.accumulate_grad_batches
-        return StepLoader(
+        self._stream = StepLoader(
             loader,
             self._report,
             batches=self.steps_per_epoch * accumulate,
             consumed=lambda: trainer.global_step * accumulate,
         )
+        return self._stream
+
+    def teardown(self, stage: str) -> None:
+        """End the workers of the stream."""
+        if self._stream is not None:
+            self._stream.close()
 
     def val_dataloader(self) -> Loader:
         """Return every held-out image once, shared evenly by the processes."""
@@ -223,6 +237,8 @@ class Pixels(L.LightningDataModule):
         return {
             "num_workers": self.num_workers,
             "collate_fn": collate,
+            "worker_init_fn": start_worker,
+            "worker_init_fn": leave_signals_to_parent,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
@@ -252,13 +268,14 @@ class Pixels(L.LightningDataModule):
     def _write(self, new: dict[str, str]) -> None:
         path = Path(self.trainer.default_root_dir) / "bad_files.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        listed = set(path.read_text().splitlines()) if path.exists() else set()
-        lines = [f"{name}\t{reason}" for name, reason in new.items()]
-        lines = [line for line in lines if line not in listed]
-        # One write call in append mode: processes that share the file do not mix their lines.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        with os.fdopen(descriptor, "w") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        # A name need not be UTF-8: file systems take any bytes.
+        with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+            with suppress(OSError):  # without locks, as on some clusters, a line may come twice
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            listed = set(file.read().splitlines())
+            lines = [f"{name}\t{reason}" for name, reason in new.items()]
+            file.writelines(f"{line}\n" for line in lines if line not in listed)
 
     @property
     def bad_reasons(self) -> Counter[str]:

@@ -15,6 +15,7 @@ import fcntl
 import io
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -248,7 +249,9 @@ def _render(
     workers = min(workers or os.cpu_count() or 1, len(missing))
     total = sum(map(len, missing.values()))
     label = f"rendering {split} scenes, {size} px"
-    with tqdm(total=total, desc=label, unit="scene", disable=not progress) as bar:
+    if progress and not sys.stderr.isatty():
+        print(f"{label}: {total} of them, once", flush=True)  # a bar would fill a log file
+    with tqdm(total=total, desc=label, unit="scene", disable=None if progress else True) as bar:
         if workers <= 1:
             for path, indices in missing.items():
                 bar.update(_write_shard(path, split, indices, views=views, size=size))

@@ -6,6 +6,7 @@ A source is a numbered list of encoded images with stable keys; decoding is done
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,22 +37,21 @@ class Source(Protocol):
 class FolderSource:
     """All JPEG, PNG and WebP files below a folder; the parent folder is an image's class.
 
+    Args:
+        path: The folder.
+        key: What a mistake is blamed on.
+
     Raises:
-        UserError: The folder does not exist or holds no image.
+        UserError: The folder does not exist, cannot be read or holds no image.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.root = Path(path).expanduser()
-        if not self.root.is_dir():
-            siblings = [p.name for p in self.root.parent.glob("*/")] if self.root.parent else []
-            raise UserError(
-                f"data.path '{path}' is not a folder{nearest(self.root.name, siblings)}"
-            )
+    def __init__(self, path: str | Path, *, key: str = "data.path") -> None:
+        self.root = _folder(path, key)
         # Plain strings: a million Path objects would cost most of a gigabyte in every worker.
-        self.names = sorted(_walk(self.root))
+        self.names = sorted(_walk(self.root, key))
         if not self.names:
             raise UserError(
-                f"data.path '{path}' holds no image; expected {', '.join(SUFFIXES)} at any depth"
+                f"{key} '{path}' holds no image; expected {', '.join(SUFFIXES)} at any depth"
             )
 
     def __len__(self) -> int:
@@ -67,15 +67,28 @@ class FolderSource:
         return Path(self.names[index]).parent.name or None
 
 
-def _walk(root: Path) -> list[str]:
+def _folder(path: str | Path, key: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.glob("*/")]
+        raise UserError(f"{key} '{path}' is not a folder{nearest(folder.name, siblings)}")
+    return folder
+
+
+def _walk(root: Path, key: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{key}: folder '{error.filename}' cannot be read ({error.strerror})")
+
     found: list[str] = []
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above
+        if real in seen:  # a link back to a folder above, or to one that was visited
             subfolders.clear()
             continue
         seen.add(real)
+        # In order, so that a folder with two names always goes by the same one.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for file in files:
             if file.lower().endswith(SUFFIXES) and not file.startswith("."):
                 found.append(os.path.relpath(os.path.join(folder, file), root).replace(os.sep, "/"))
@@ -89,26 +102,31 @@ class HubSource:
         path: Hub id `ORG/NAME`, or a folder.
         split: Split to read.
         column: Column of the images; None takes the first image column.
+        key: What a mistake in the path is blamed on.
 
     Raises:
         UserError: The data set, split or column does not exist.
     """
 
-    def __init__(self, path: str | Path, split: str, *, column: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, split: str, *, column: str | None = None, key: str = "data.path"
+    ) -> None:
         import datasets
 
         self.split = split
-        data = self._open(str(path), split)
+        data = self._open(str(path), split, key)
         images = [k for k, v in data.features.items() if isinstance(v, datasets.Image)]
-        column = column or next(iter(images), None)
-        if column is None or column not in data.column_names:
+        readable = images + [k for k, v in data.features.items() if _holds_bytes(v)]
+        column = column or next(iter(readable), None)
+        if column not in readable:
             raise UserError(
                 f"data.column is {column!r}, but '{path}' has the columns "
-                f"{', '.join(data.column_names)} (images: {', '.join(images) or 'none'})"
+                f"{', '.join(data.column_names)} (images: {', '.join(readable) or 'none'})"
+                f"{nearest(column or '', readable)}"
             )
         self.column = column
         labels = [k for k, v in data.features.items() if isinstance(v, datasets.ClassLabel)]
-        self._label = labels[0] if labels else None
+        self._labels = data[labels[0]] if labels else None  # apart: a row reads its image too
         self._names = data.features[labels[0]].names if labels else []
         if isinstance(data.features[column], datasets.Image):
             # Undecoded: our own decoder counts what it cannot read.
@@ -116,10 +134,12 @@ class HubSource:
         self.data = data
 
     @staticmethod
-    def _open(path: str, split: str) -> Any:
+    def _open(path: str, split: str, key: str) -> Any:
         import datasets
 
         local = Path(path).expanduser()
+        if local.is_absolute() or path.startswith(".") or len(local.parts) > 2:  # no hub id
+            _folder(path, key)
         try:
             if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
                 loaded = datasets.load_from_disk(str(local))
@@ -129,9 +149,10 @@ class HubSource:
                     raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
                 return loaded[split]
             return datasets.load_dataset(str(local) if local.exists() else path, split=split)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"data.path '{path}' cannot be read as a data set: {reason}") from error
+            reason = textwrap.shorten(reason, 200, placeholder=" ...")
+            raise UserError(f"{key} '{path}' cannot be read as a data set: {reason}") from error
 
     def __len__(self) -> int:
         return len(self.data)
@@ -142,15 +163,21 @@ class HubSource:
     def read(self, index: int) -> bytes:
         value = self.data[index][self.column]
         if isinstance(value, dict):
-            if value["bytes"] is None:
+            if value["bytes"] is None and value.get("path"):
                 return Path(value["path"]).read_bytes()
             value = value["bytes"]
-        return value if isinstance(value, bytes) else b""
+        return value or b""
 
     def label(self, index: int) -> str | None:
-        if self._label is None:
-            return None
-        return self._names[self.data[index][self._label]]
+        label = None if self._labels is None else self._labels[index]
+        return None if label is None or label < 0 else self._names[label]  # -1: kept secret
+
+
+def _holds_bytes(feature: Any) -> bool:
+    """Whether a column that is not declared as images may hold them all the same."""
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
 class ScenesSource:

@@ -7,6 +7,8 @@ the number of workers or processes, and a run resumes from its step number alone
 
 from __future__ import annotations
 
+import signal
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,9 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
 Bad = tuple[str, str]  # name of an image and why it is unusable
+
+# Even where nine of ten images are bad, a run of so many never occurs.
+_LONGEST_RUN = 1000
 
 
 def open_image(source: Source, index: int, *, max_megapixels: float) -> Image.Image:
@@ -62,10 +67,13 @@ class TrainingImages(Dataset):
         self.max_megapixels, self.seed = max_megapixels, seed
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """Return the crop at a position; a bad image is replaced by the next of the stream."""
+        """Return the crop at a position; a bad image is replaced by the next of the stream.
+
+        Where none of the next can be used either, the sample is no more than its bad images.
+        """
         bad: list[Bad] = []
         n = len(self.source)
-        for candidate in range(position, position + n):
+        for candidate in range(position, position + min(n, _LONGEST_RUN)):
             turn, offset = divmod(candidate, n)
             index = permuted(offset, n, seed=self.seed, turn=turn)
             name = self.source.name(index)
@@ -77,7 +85,7 @@ class TrainingImages(Dataset):
             key = key_of(name)
             crop = self._crop(image.width, image.height, key, turn)
             return {"image": to_tensor(image, crop, self.size), "key": key, "bad": bad}
-        raise UserError(f"none of the {n} images can be used; the first: {bad[0][0]}: {bad[0][1]}")
+        return {"bad": bad}
 
     def _crop(self, width: int, height: int, key: int, turn: int) -> Crop:
         return random_crop(
@@ -116,16 +124,37 @@ class HeldOutImages(Dataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors, number keys and weights, and list the rest."""
+    """Stack tensors, number keys and weights, and list the rest; without an image, only that."""
+    bad = [bad for sample in samples for bad in sample["bad"]]
+    if not all("image" in sample for sample in samples):
+        return {"bad": bad}
     batch: dict[str, Any] = {
         "image": torch.stack([sample["image"] for sample in samples]),
         "key": torch.tensor([sample["key"] for sample in samples], dtype=torch.int64),
-        "bad": [bad for sample in samples for bad in sample["bad"]],
+        "bad": bad,
     }
     if "weight" in samples[0]:
         batch["weight"] = torch.tensor([sample["weight"] for sample in samples])
         batch["name"] = [sample["name"] for sample in samples]
     return batch
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Let a data worker live through a signal to the whole job, while its parent saves."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def start_worker(index: int) -> None:
+    """Give a worker process the signal handling of a process of its own.
+
+    It inherits the training process's handlers, which note a signal and go on: a worker would
+    then survive the SIGTERM with which it is told to end, and the run would never exit.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    # Ctrl-C reaches the whole group; the training process ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Positions(Sampler[list[int]]):
@@ -174,7 +203,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in self.loader:
-            self.report(batch.pop("bad"), len(batch["key"]))
+            bad = batch.pop("bad")
+            self.report(bad, len(batch.get("key", ())))
+            if not batch:
+                # Here, because an error in a worker arrives with its traceback for a text.
+                (name, reason), count = bad[0], len(set(bad))
+                raise UserError(f"none of {count} images can be used; the first, {name}: {reason}")
             yield batch
 
 
@@ -221,6 +255,10 @@ class StepLoader(Loader):
         batch = next(self._running)
         self._next += 1
         return batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self._running = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position follows from the step."""

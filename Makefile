@@ -1,0 +1,49 @@
+# Every target makes the environment it needs, once, in $(VENV).
+# PYTHON=python3.12 make demo   uses another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two test processes, each single-threaded: oversubscribed threads are many times slower.
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+.PHONY: help demo test test-all lint format clean
+
+help:
+	@echo "make demo      pretrain a small Pixio on rendered scenes (minutes, no GPU, no data)"
+	@echo "make test      the tests but the slow ones"
+	@echo "make test-all  all tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make format    let ruff rewrite the code"
+
+demo: $(VENV)/.installed
+	$(BIN)/pixio fit -c pretrain/demo
+
+test: $(VENV)/.installed-dev
+	$(TEST) -m "not slow"
+
+test-all: $(VENV)/.installed-dev
+	$(TEST)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'pixio needs Python 3.11 or newer: PYTHON=python3.12 make')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

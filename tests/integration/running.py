@@ -1,0 +1,147 @@
+"""Run the real command line in processes of its own, on photographs and a tiny model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+TINY = {
+    "model": {
+        "class_path": "PixelPretraining",
+        "init_args": {
+            "backbone": {
+                "name": "pixio_vitt16",
+                "weights": "random",
+                "tune": "full",
+                "drop_path": 0.4,
+                "model_args": {
+                    "img_size": 64,
+                    "patch_size": 8,
+                    "embed_dim": 64,
+                    "depth": 2,
+                    "num_heads": 2,
+                    "n_cls_tokens": 4,
+                },
+            },
+            "mask_grid": 2,
+            "decoder": {"dim": 32, "depth": 2, "heads": 2},
+            "optim": {"lr": 1.0e-3, "warmup": 0.1},
+        },
+    },
+    "data": {
+        "class_path": "Pixels",
+        "init_args": {
+            "source": "folder",
+            "image_size": 64,
+            "batch_size": 8,
+            "num_workers": 0,
+            "steps_per_epoch": 5,
+            "val_images": 16,
+        },
+    },
+    "trainer": {
+        "max_steps": 16,
+        "accelerator": "cpu",
+        "log_every_n_steps": 1,
+        "logger": False,
+        "num_sanity_val_steps": -1,
+    },
+    "checkpoint": {"every_n_steps": 4},
+    "panels": {"every_n_steps": 0},
+}
+
+
+def write_recipe(folder: Path, photographs: Path) -> Path:
+    """Write the tiny recipe on a folder of photographs."""
+    path = folder / "tiny.yaml"
+    recipe = yaml.safe_load(yaml.safe_dump(TINY))
+    recipe["data"]["init_args"]["path"] = str(photographs)
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def command(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    """Return the words that start `pixio` in this environment."""
+    start = launcher or (sys.executable, "-m")
+    return [*start, "pixio_lightning.cli", *map(str, words)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment of one thread, on the processor, without a network."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+
+
+def pixio(*words: object, launcher: tuple[str, ...] = (), **env: str) -> str:
+    """Run a command line to its end and return what it printed; fails with its output."""
+    done = subprocess.run(
+        command(*words, launcher=launcher),
+        capture_output=True,
+        text=True,
+        env=environment(**env),
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def kill_when(text: str, *words: object, after: float = 0.0, **env: str) -> bool:
+    """Start a command line and SIGKILL its whole session once it has printed `text`.
+
+    Args:
+        text: What to wait for.
+        words: The command line.
+        after: Seconds to wait then.
+        env: More of the environment.
+
+    Returns:
+        Whether it was killed before it ended by itself.
+    """
+    process = subprocess.Popen(
+        command(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(**env),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            break
+    else:
+        raise AssertionError(f"'{text}' was never printed:\n{''.join(seen)}")
+    time.sleep(after)
+    alive = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    return alive
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same weights, optimiser state and step, bit for bit."""
+    first, second = (torch.load(path, weights_only=True) for path in (a, b))
+    assert first["global_step"] == second["global_step"]
+    return equal(first["state_dict"], second["state_dict"]) and equal(
+        first["optimizer_states"], second["optimizer_states"]
+    )
+
+
+def equal(a: object, b: object) -> bool:
+    """Compare nested dicts, lists and tensors exactly."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return a == b

@@ -1,0 +1,92 @@
+"""A run that is killed and started again ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from running import kill_when, pixio, same
+
+from pixio_lightning import checkpoint
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    pixio("fit", "-c", recipe, "--out", folder)
+    return folder
+
+
+# Saves are at 4, 8, 12, 16 and an epoch has 5 steps: 4 and 12 are inside an epoch, and the last
+# pair interrupts twice. Steps of 5 put the save at the very end of an epoch.
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("killed", [["step 4"], ["step 12"], ["step 8", "step 12"]])
+def test_resumes_bit_for_bit(
+    recipe: Path, uninterrupted: Path, tmp_path: Path, workers: int, killed: list[str]
+) -> None:
+    line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--data.num_workers", workers)
+    for step in killed:
+        assert kill_when(f"{step}: saved last.ckpt", *line), "the run ended before it was killed"
+    assert "resumed" in pixio(*line)
+    assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
+    curves = [(folder / "metrics.csv").read_text() for folder in (uninterrupted, tmp_path / "run")]
+    assert curves[0] == curves[1]
+
+
+def test_resumes_at_the_end_of_an_epoch(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--checkpoint.every_n_steps", 5)
+    kill_when("step 10: saved last.ckpt", *line)
+    pixio(*line)
+    assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
+
+
+def test_a_finished_run_says_so_and_a_changed_key_is_refused(
+    recipe: Path, uninterrupted: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pixio_lightning.cli import main
+
+    before = (uninterrupted / "last.ckpt").stat().st_mtime_ns
+    assert "finished at step 16" in pixio("fit", "-c", recipe, "--out", uninterrupted)
+    changed = ["fit", "-c", str(recipe), "--out", str(uninterrupted), "--model.mask_grid", "4"]
+    assert main(changed) == 2
+    error = capfd.readouterr().err
+    assert "model.mask_grid: 2 -> 4" in error and "--fresh" in error
+    assert (uninterrupted / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_fresh_keeps_the_earlier_run(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    line = ("fit", "-c", recipe, "--out", folder, "--trainer.max_steps", 2)
+    pixio(*line)
+    pixio(*line, "--fresh")
+    assert len([path for path in tmp_path.iterdir() if (path / "last.ckpt").exists()]) == 2
+
+
+def test_a_checkpoint_never_overrides_the_command_line(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    words = ("--ckpt_path", uninterrupted / "last.ckpt", "--trainer.max_steps", 18)
+    printed = pixio("fit", "-c", recipe, "--out", tmp_path / "run", *words, "--model.seed", 7)
+    assert "resumed" in printed and "step 18" in printed
+    assert "seed: 7" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_the_last_checkpoint_survives_thirty_kills(recipe: Path, tmp_path: Path) -> None:
+    """Every step saves, so most kills fall into a save; TMPDIR lies on another file system."""
+    folder = tmp_path / "run"
+    line = (
+        *("fit", "-c", recipe, "--out", folder, "--checkpoint.every_n_steps", 1),
+        *("--trainer.max_steps", 100_000, "--model.optim.schedule", "constant"),
+        *("--model.decoder.dim", 512, "--model.decoder.depth", 8, "--model.decoder.heads", 8),
+    )
+    inside, last = 0, 0
+    moments = random.Random(0)
+    for _ in range(30):
+        assert kill_when("saved last.ckpt", *line, after=moments.uniform(0, 0.5), TMPDIR="/dev/shm")
+        inside += any(folder.glob(".last.ckpt.*.tmp"))
+        step = checkpoint.read(folder / "last.ckpt")["global_step"]
+        assert step > last, "a kill lost steps that had been saved"
+        last = step
+    assert inside >= 10, f"only {inside} of 30 kills fell into a save"

@@ -1,0 +1,374 @@
+"""Every Vision Transformer behind one interface: same grid, masks, freezing, honest errors."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixio_lightning import drop_path as drop_paths
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import Draw, Stream, keyed_uniform
+from pixio_lightning.vit import PixioViT
+
+SMALL = {"embed_dim": 96, "depth": 3, "num_heads": 3}
+# Class tokens, registers, and dense width in units of the embedding's.
+MODELS = {
+    "pixio_vits16": (8, 0, 2),
+    "vit_huge_patch14_224.mae": (1, 0, 2),
+    "vit_small_patch14_dinov2": (1, 0, 2),
+    "vit_small_patch14_reg4_dinov2": (1, 4, 2),
+    "vit_small_patch16_dinov3": (1, 4, 1),
+    "vit_base_patch16_siglip_224": (0, 0, 1),
+    "vit_medium_patch16_gap_256": (0, 0, 1),  # its last norm is called fc_norm
+    "aimv2_large_patch14_224": (0, 0, 1),  # norms its patches at once
+}
+
+
+@pytest.fixture
+def build(randomize):
+    def build_backbone(name="pixio_vits16", *, model_args=None, **kwargs):
+        arguments = {"weights": "random:0", "tune": "full"} | kwargs
+        backbone = Backbone(name, model_args=SMALL | (model_args or {}), **arguments).load()
+        return randomize(backbone).eval()
+
+    return build_backbone
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
+
+
+def shuffled(n, batch=2):
+    return torch.stack([torch.randperm(n) for _ in range(batch)])
+
+
+# --- one interface --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_same_crop_same_grid(build, images, name):
+    n_cls, n_registers, width = MODELS[name]
+    backbone = build(name)
+    features = backbone(images)
+    assert (backbone.n_cls_tokens, backbone.n_registers) == (n_cls, n_registers)
+    layer = features.layers[0]
+    assert layer.patches.shape == layer.raw_patches.shape == (2, 96, 16, 16)
+    assert layer.cls.shape == layer.raw_cls.shape == (2, n_cls, 96)
+    dense = features.dense()
+    assert dense.shape == (2, backbone.dense_dim, 16, 16) and backbone.dense_dim == width * 96
+    assert torch.equal(dense[:, :96], layer.patches)
+    if width == 2:
+        mean = layer.tokens[:, :n_cls].mean(dim=1)
+        assert torch.equal(dense[:, 96:], mean[..., None, None].expand(2, 96, 16, 16))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_equal_to_timm(build, images, name):
+    backbone = build(name, layers=[0, 2])
+    resized = backbone.resize(backbone.normalize(images))
+    expected = backbone.vit.forward_intermediates(resized, indices=[0, 2], intermediates_only=True)
+    for layer, raw in zip(backbone(images).layers, expected, strict=True):
+        torch.testing.assert_close(layer.raw_patches, raw, rtol=0, atol=1e-5)
+    normed = backbone.vit.forward_features(resized)
+    if name == "vit_medium_patch16_gap_256":
+        normed = backbone.vit.fc_norm(normed)
+    n_cls = backbone.n_cls_tokens
+    prefix = n_cls + backbone.n_registers
+    tokens = torch.cat([normed[:, :n_cls], normed[:, prefix:]], dim=1)
+    torch.testing.assert_close(backbone(images).tokens, tokens, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_keeping_all_patches_in_any_order_is_the_full_pass(build, images, name):
+    backbone = build(name)
+    keep, n_cls = shuffled(256), backbone.n_cls_tokens
+    full, kept = backbone(images).tokens, backbone(images, keep=keep).tokens
+    index = torch.cat([torch.arange(n_cls).expand(2, -1), n_cls + keep], dim=1)
+    expected = full.gather(1, index[..., None].expand_as(kept))
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_keeping_some_patches_is_embedding_all_and_choosing(build, images):
+    backbone = build()
+    vit, keep = backbone.vit, shuffled(256)[:, :64]
+    patches = vit.patch_embed(backbone.normalize(images)).flatten(1, 2) + vit.pos_embed[:, 8:]
+    cls = (vit.cls_token + vit.pos_embed[:, :8]).expand(2, -1, -1)
+    x = torch.cat([cls, torch.stack([patches[i, keep[i]] for i in range(2)])], dim=1)
+    for block in vit.blocks:
+        x = block(x)
+    features = backbone(images, keep=keep)
+    torch.testing.assert_close(features.tokens, vit.norm(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.layers[-1].raw_tokens, x, rtol=1e-5, atol=3e-5)
+    with pytest.raises(ValueError, match="a masked pass has no map of patches"):
+        features.dense()
+
+
+@torch.no_grad()
+def test_patch_14_is_resized(build, images):
+    backbone = build("vit_small_patch14_dinov2")
+    ramp = torch.arange(256.0).expand(1, 3, 256, -1)
+    seen = []
+    backbone.vit.patch_embed.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    backbone(images[..., :192, :])
+    backbone(ramp, normalized=True)
+    assert [tuple(x.shape[-2:]) for x in seen] == [(168, 224), (224, 224)]
+    # Half-pixel centres: pixel j of 224 lies at (j + 0.5) * 256 / 224 - 0.5 of 256.
+    expected = (torch.arange(4, 220) + 0.5) * 256 / 224 - 0.5
+    torch.testing.assert_close(seen[1][0, 0, 100, 4:-4], expected, rtol=0, atol=0.02)
+    with pytest.raises(UserError, match="256 x 250 pixels do not divide into tokens of 16"):
+        backbone(images[..., :250])
+
+
+def test_only_tapped_blocks_run(build, images):
+    backbone = build(layers=[-3, 1])
+    calls = []
+    for i, block in enumerate(backbone.vit.blocks):
+        block.register_forward_pre_hook(lambda *_, i=i: calls.append(i))
+    assert len(backbone(images).layers) == 2 and calls == [0, 1]
+
+
+def test_quarters_end_at_the_last_block():
+    for name, taps in {"pixio_vitb16": [2, 5, 8, 11], "pixio_vith16": [7, 15, 23, 31]}.items():
+        assert Backbone(name, weights="random", layers="quarters").tapped == taps
+
+
+# --- input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pixio_vits16", "vit_base_patch16_siglip_224"])
+def test_normalize_uses_the_models_own_statistics(build, name):
+    backbone = build(name)
+    mean, std = (0.5,) * 3, (0.5,) * 3
+    if name == "pixio_vits16":
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    expected = images.double() / 255
+    expected = (expected - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(backbone.normalize(images).double(), expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        direct = backbone(images).tokens
+        assert torch.equal(direct, backbone(backbone.normalize(images), normalized=True).tokens)
+
+
+def test_floats_are_refused_with_both_ways_out(build, images):
+    backbone = build()
+    with pytest.raises(TypeError, match=r"pass uint8, or pass backbone.normalize.*normalized=True"):
+        backbone(images.float() / 255)
+    with pytest.raises(TypeError, match="normalize takes uint8 images, got torch.float32"):
+        backbone.normalize(images.float())
+
+
+# --- what is trained ------------------------------------------------------------------------------
+
+
+def test_frozen(build, images):
+    backbone = build(tune="frozen").train()
+    assert backbone.frozen and not any(module.training for module in backbone.modules())
+    assert not any(p.requires_grad for p in backbone.parameters())
+    features = backbone(images)
+    assert not features.tokens.requires_grad and not features.dense().requires_grad
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_leaves_no_dead_parameter(build, images, name):
+    backbone = build(name).train()
+    backbone(images, keep=shuffled(256)[:, :64]).tokens.square().mean().backward()
+    for parameter_name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.any(), parameter_name
+        else:  # SigLIP's pooling, which no feature passes through
+            assert parameter_name.startswith("vit.attn_pool.")
+    assert all(p.requires_grad for p in backbone.vit.blocks.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "tune", "blocks"), [("last", 1, {2}), ("last", 3, {0, 1, 2}), ([0, 1], 1, {1})]
+)
+def test_last_blocks(build, images, layers, tune, blocks):
+    """Blocks are counted from the last one that is read."""
+    backbone = build(tune=tune, layers=layers).train()
+    backbone(images).tokens.square().mean().backward()
+    trained = {name for name, p in backbone.vit.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in backbone.vit.named_parameters() if p.requires_grad}
+    starts = {f"blocks.{i}." for i in blocks} | {"norm."}
+    parts = [n for n, _ in backbone.vit.named_parameters() if n.startswith(tuple(starts))]
+    assert trained == set(parts)
+
+
+@pytest.mark.parametrize("name", ["pixio_vits16", "vit_small_patch16_dinov3"])
+def test_checkpointing_changes_nothing(build, images, name):
+    """With drop path and a mask, to the last bit; and the blocks do run twice."""
+    results = []
+    for checkpointing in (False, True):
+        backbone = build(name, checkpointing=checkpointing, drop_path=0.5).train()
+        calls = []
+        for block in backbone.vit.blocks:
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        keep, draw = torch.arange(64).expand(2, -1), Draw(torch.tensor([3, 4]), 0, 0)
+        loss = backbone(images, keep=keep, draw=draw).tokens.square().mean()
+        loss.backward()
+        assert len(calls) == (6 if checkpointing else 3)
+        gradients = [p.grad for p in backbone.parameters() if p.grad is not None]
+        results.append([loss, *gradients])
+    for plain, recomputed in zip(*results, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.slow
+def test_compile_changes_nothing(build, images):
+    results, names = [], []
+    for compiled in (False, True):
+        backbone = build(compile=compiled, model_args={"depth": 1}).train()
+        tokens = backbone(images).tokens
+        tokens.square().mean().backward()
+        results.append([tokens, *(p.grad for p in backbone.parameters())])
+        names.append(list(backbone.state_dict()))
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(plain, fast, rtol=1e-4, atol=1e-5)
+    assert names[0] == names[1]
+
+
+# --- drop path ------------------------------------------------------------------------------------
+
+
+def test_drop_path_rates_rise_linearly(build):
+    backbone = build(drop_path=0.4)
+    for branch in ("drop_path1", "drop_path2"):
+        rates = [getattr(block, branch).rate for block in backbone.vit.blocks]
+        assert rates == pytest.approx([0.0, 0.2, 0.4])
+
+
+def test_drop_path_keeps_the_expectation():
+    modules = [drop_paths.KeyedDropPath(rate) for rate in (0.0, 0.1, 0.4, 0.4)]
+    keys = torch.arange(10000)
+    drop_paths.set_factors(modules, Draw(keys, 0, 0))
+    ones = torch.ones(10000, 1, 1)
+    scaled = torch.stack([module(ones).flatten() for module in modules])
+    for values, module in zip(scaled, modules, strict=True):
+        kept = values > 0
+        standard_error = (module.rate * (1 - module.rate) / 10000) ** 0.5
+        assert abs(kept.float().mean() - (1 - module.rate)) <= 4 * standard_error
+        torch.testing.assert_close(
+            values[kept], torch.full_like(values[kept], 1 / (1 - module.rate))
+        )
+    # Branches of one rate decide for themselves, and by the numbers of their own stream.
+    assert abs(torch.corrcoef(scaled[2:])[0, 1]) < 0.04
+    numbers = keyed_uniform(keys, 4, seed=0, turn=0, stream=Stream.DROP_PATH)
+    assert torch.equal(scaled[3] > 0, numbers[:, 3] >= modules[3].rate)
+
+
+def test_drop_path_belongs_to_sample_and_turn(build, images):
+    backbone = build(drop_path=0.6).train()
+    images = images[:1].expand(8, -1, -1, -1)[..., :64, :64]
+
+    def tokens(keys, turn):
+        with torch.no_grad():
+            keys = torch.tensor(keys)
+            return backbone(images[: len(keys)], draw=Draw(keys, 0, turn)).tokens
+
+    first = tokens([1, 2, 3, 4, 5, 6, 7, 8], 0)
+    torch.testing.assert_close(first[[4, 1]], tokens([5, 2], 0), rtol=0, atol=1e-5)
+    assert (first - tokens([1, 2, 3, 4, 5, 6, 7, 8], 1)).abs().amax(dim=(1, 2)).max() > 0.1
+    assert first.std(dim=0).max() > 0.1  # the images are the same, the branches kept are not
+
+
+def test_drop_path_is_off_in_evaluation(build, images):
+    backbone, plain = build(drop_path=0.6), build()
+    backbone.train()(images, draw=Draw(torch.tensor([1, 2]), 0, 0))
+    backbone.eval()
+    assert torch.equal(backbone(images).tokens, plain(images).tokens)
+    with pytest.raises(ValueError, match=r"training needs draw=Draw\(keys, seed, turn\)"):
+        backbone.train()(images)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def test_random_seeds():
+    def values(weights):
+        vit = Backbone("pixio_vitt16", weights=weights, model_args={"depth": 1}).load().vit
+        return torch.cat([p.flatten() for p in vit.parameters()])
+
+    before = torch.get_rng_state()
+    seeded = values("random:7")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(values("random:7"), seeded)
+    with torch.device("meta"):  # Lightning builds inside the device's context
+        assert torch.equal(values("random:7"), seeded)
+    assert not torch.equal(values("random:8"), seeded)
+    torch.manual_seed(99)
+    global_start = values("random")
+    assert not torch.equal(values("random"), global_start)
+    torch.manual_seed(99)
+    assert torch.equal(values("random"), global_start)
+
+
+def test_built_on_meta_until_needed(images):
+    backbone = Backbone("pixio_vit5b16", weights="random")
+    assert (backbone.embed_dim, backbone.depth, backbone.dense_dim) == (3072, 48, 6144)
+    assert all(p.is_meta for p in backbone.parameters()) and not backbone.mean.is_meta
+    small = Backbone("pixio_vits16", weights="random", model_args=SMALL)
+    assert small(images).tokens.shape == (2, 264, 96) and small.load() is small
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    args = {**SMALL, "img_size": 64}
+    meta = {"name": "pixio_vits16", "model_args": args, "mean": [0.1] * 3, "std": [0.2] * 3}
+    save_file(PixioViT(**args).state_dict(), path, {"pixio": json.dumps(meta)})
+    return str(path)
+
+
+def test_a_file_describes_itself(file):
+    backbone = Backbone(weights=file).load()
+    assert (backbone.name, backbone.depth, backbone.grid) == ("pixio_vits16", 3, (4, 4))
+    assert backbone.identity["mean"] == pytest.approx([0.1] * 3)
+    assert backbone.identity["std"] == pytest.approx([0.2] * 3)
+    assert backbone.matched == "matched 42 of 42 tensors"
+
+
+def test_disagreement_with_a_file(file):
+    with pytest.raises(UserError, match=r"name is 'pixio_vitb16', but .* hold 'pixio_vits16'"):
+        Backbone("pixio_vitb16", weights=file)
+    with pytest.raises(UserError, match=r"model_args.img_size is 256, but .* have 64"):
+        Backbone(weights=file, model_args={"img_size": 256})
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "pixio_vitbb16"}, r"'pixio_vitbb16' is not known, did you mean 'pixio_vitb16'\?"),
+        ({"name": "vit_smal_patch14_dinov2"}, "did you mean 'vit_small_patch14_dinov2'"),
+        ({"name": "vit_small_patch16_dinov3.x"}, "did you mean 'vit_small_patch16_dinov3'"),
+        ({"name": "xyz"}, "'xyz' is not known; Pixio's are pixio_vitt16"),
+        ({"name": "resnet50"}, "'resnet50' is not a plain Vision Transformer"),
+        ({"name": "vit_base_r50_s16_224"}, "is not a plain Vision Transformer"),
+        ({"name": "vit_base_patch16_rope_mixed_224"}, "is not a plain Vision Transformer"),
+        ({"name": None}, "backbone.name is missing"),
+        ({"layers": [3, 12]}, r"layers is \[3, 12\], but pixio_vitt16 has blocks 0 to 11"),
+        ({"layers": [-13]}, "has blocks 0 to 11"),
+        ({"layers": []}, "has blocks 0 to 11"),
+        ({"layers": [11, -1]}, "each to be named once"),
+        ({"layers": "quarters", "model_args": {"depth": 3}}, "layers is quarters, but .* 0 to 2"),
+        ({"tune": 13}, "tune is 13; give frozen, full, or the number .* 0 to 12"),
+        ({"tune": "all"}, "tune is 'all'; give frozen, full"),
+        ({"model_args": {"heads": 3}}, "model_args does not fit pixio_vitt16: .*'heads'"),
+        ({"model_args": {"num_heads": 5}}, "model_args does not fit .* divisible by num_heads"),
+        ({"weights": "random:x"}, "'random:x': the seed must be a number, as random:0"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Backbone(**({"name": "pixio_vitt16", "weights": "random"} | arguments))

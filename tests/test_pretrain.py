@@ -1,0 +1,274 @@
+"""Pretraining computes the paper's loss: compared with a plain implementation of the same maths."""
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.errors import UserError
+from pixio_lightning.interpolate import pull_push
+from pixio_lightning.keyed import Draw
+from pixio_lightning.mae_decoder import DecoderSize, pixel_loss
+from pixio_lightning.masking import gather_tokens, patchify, unpatchify
+from pixio_lightning.pretrain import PixelPretraining
+
+N_CLS, PATCH, SIDE = 3, 16, 4  # class tokens, pixels in a patch's side, patches in an image's
+N = SIDE * SIDE
+
+
+@pytest.fixture
+def build(randomize):
+    def build_module(patch=PATCH, **changes):
+        args = {"embed_dim": 48, "depth": 2, "num_heads": 3, "n_cls_tokens": N_CLS}
+        args |= {"img_size": SIDE * patch, "patch_size": patch}
+        backbone = Backbone("pixio_vitt16", weights="random:0", tune="full", model_args=args)
+        arguments = {"mask_grid": 1, "decoder": DecoderSize(32, 2, 4)} | changes
+        module = PixelPretraining(backbone, **arguments)
+        module.configure_model()
+        randomize(module)
+        return module
+
+    return build_module
+
+
+@pytest.fixture
+def batch():
+    keys = torch.tensor([11, -7, 2**40])
+    size = (3, 3, SIDE * PATCH, SIDE * PATCH)
+    return {"image": torch.randint(0, 256, size, dtype=torch.uint8), "key": keys}
+
+
+def draw_for(batch, turn=0):
+    return Draw(batch["key"], 0, turn)
+
+
+def hidden_pixels(mask):
+    """Return the mask as bool `(B, 1, H, W)`."""
+    hidden = torch.zeros(len(mask.hide), N, 1).scatter_(1, mask.hide[..., None], 1.0)
+    return unpatchify(hidden.expand(-1, -1, PATCH * PATCH), PATCH, (SIDE, SIDE)).bool()
+
+
+# --- the reference: every patch is embedded, every token predicted, in the image's order ----------
+
+
+def plain_norm(x, parameters, name):
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    x = (x - mean) / torch.sqrt(variance + 1e-6)
+    return x * parameters[f"{name}.weight"] + parameters[f"{name}.bias"]
+
+
+def plain_linear(x, parameters, name):
+    return x @ parameters[f"{name}.weight"].T + parameters[f"{name}.bias"]
+
+
+def plain_block(x, parameters, name, heads):
+    qkv = plain_linear(plain_norm(x, parameters, f"{name}.norm1"), parameters, f"{name}.attn.qkv")
+    mixed = []
+    for q, k, v in zip(*(part.chunk(heads, -1) for part in qkv.chunk(3, -1)), strict=True):
+        weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+        mixed.append(weights @ v)
+    x = x + plain_linear(torch.cat(mixed, -1), parameters, f"{name}.attn.proj")
+    hidden = plain_linear(plain_norm(x, parameters, f"{name}.norm2"), parameters, f"{name}.mlp.fc1")
+    return x + plain_linear(F.gelu(hidden), parameters, f"{name}.mlp.fc2")
+
+
+def plain_loss(module, images, keep):
+    """Return the loss of normalised images `(B, 3, H, W)` when `keep (B, n)` is visible."""
+    p = dict(module.named_parameters())
+    batch = len(images)
+    columns = []
+    for row in range(SIDE):
+        for column in range(SIDE):
+            patch = images[:, :, row * PATCH :, column * PATCH :][:, :, :PATCH, :PATCH]
+            columns.append(patch.permute(0, 2, 3, 1).reshape(batch, -1))
+    pixels = torch.stack(columns, dim=1)
+
+    kernel, bias = (p[f"backbone.vit.patch_embed.proj.{name}"] for name in ("weight", "bias"))
+    embedded = F.conv2d(images, kernel, bias, stride=PATCH).flatten(2).transpose(1, 2)
+    positions = p["backbone.vit.pos_embed"]
+    embedded = embedded + positions[:, N_CLS:]
+    visible = torch.stack([embedded[i, keep[i]] for i in range(batch)])
+    cls = p["backbone.vit.cls_token"] + positions[:, :N_CLS]
+    x = torch.cat([cls.expand(batch, -1, -1), visible], dim=1)
+    for i in range(2):
+        x = plain_block(x, p, f"backbone.vit.blocks.{i}", heads=3)
+    x = plain_linear(plain_norm(x, p, "backbone.vit.norm"), p, "decoder.embed")
+
+    rows = []
+    for i in range(batch):
+        row = p["decoder.mask_token"][0].repeat(N, 1)
+        row = row.index_copy(0, keep[i], x[i, N_CLS:])
+        rows.append(torch.cat([x[i, :N_CLS], row]))
+    x = torch.stack(rows) + p["decoder.pos_embed"]
+    for i in range(2):
+        x = plain_block(x, p, f"decoder.blocks.{i}", heads=4)
+    prediction = plain_linear(plain_norm(x, p, "decoder.norm"), p, "decoder.pred")[:, N_CLS:]
+
+    target = pixels
+    if module.norm_pix:
+        mean = pixels.mean(-1, keepdim=True)
+        variance = ((pixels - mean) ** 2).sum(-1, keepdim=True) / (pixels.shape[-1] - 1)
+        target = (pixels - mean) / torch.sqrt(variance + 1e-6)
+    hidden = torch.ones(batch, N, dtype=pixels.dtype)
+    for i in range(batch):
+        hidden[i, keep[i]] = 0
+    error = ((prediction - target) ** 2).mean(-1)
+    return (error * hidden).sum() / hidden.sum()
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("mask_grid", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["f64", "f32"]
+)
+def test_loss_and_gradients_equal_the_plain_form(
+    build, batch, mask_grid, norm_pix, dtype, tolerance
+):
+    module = build(mask_grid=mask_grid, norm_pix=norm_pix).to(dtype)
+    plain = copy.deepcopy(module).double()
+    result = module(batch["image"], draw_for(batch))
+    assert result.mask.keep.shape == (3, N // 4)
+    if dtype == torch.float64:  # `pixel_loss` computes in float32
+        loss = (result.prediction - result.target).square().mean()
+    else:
+        loss = pixel_loss(result.prediction, result.target).mean()
+    loss.backward()
+    expected = plain_loss(plain, module.backbone.normalize(batch["image"]).double(), result.mask[0])
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    named = dict(plain.named_parameters())
+    for name, parameter in module.named_parameters():
+        gradient = named[name].grad
+        error = (parameter.grad.double() - gradient).abs().max() / gradient.abs().max()
+        assert error < tolerance, name
+
+
+def test_masks_follow_key_turn_and_seed(build, batch):
+    module = build()
+    keep = module(batch["image"], draw_for(batch)).mask.keep
+    assert torch.equal(keep, module(batch["image"], draw_for(batch)).mask.keep)
+    assert not torch.equal(keep, module(batch["image"], draw_for(batch, turn=1)).mask.keep)
+    assert not torch.equal(keep, module(batch["image"], Draw(batch["key"], 1, 0)).mask.keep)
+    one = module(batch["image"][1:2], Draw(batch["key"][1:2], 0, 0))
+    assert torch.equal(one.mask.keep, keep[1:2])
+
+
+def test_hidden_pixels_do_not_reach_the_prediction(build, batch):
+    module = build()
+    result = module(batch["image"], draw_for(batch))
+    changed = torch.where(hidden_pixels(result.mask), 255 - batch["image"], batch["image"])
+    other = module(changed, draw_for(batch))
+    assert torch.equal(other.prediction, result.prediction)
+    assert not torch.equal(other.target, result.target)
+
+
+def test_patch_14_predicts_the_resized_pixels(build, batch):
+    module = build(patch=14, norm_pix=False)
+    result = module(batch["image"], draw_for(batch))
+    resized = module.backbone.resize(module.backbone.normalize(batch["image"]))
+    assert resized.shape == (3, 3, 56, 56) and result.grid == (4, 4)
+    assert torch.equal(result.target, gather_tokens(patchify(resized, 14), result.mask.hide))
+    assert result.prediction.shape == (3, 12, 14 * 14 * 3)
+
+
+def test_every_parameter_is_trained(build, batch):
+    module = build()
+    result = module(batch["image"], draw_for(batch))
+    pixel_loss(result.prediction, result.target).mean().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_validation_beside_its_baselines(build, batch, norm_pix):
+    """Every image counts once, padding (weight 0) not at all, and both baselines come out."""
+    module = build(norm_pix=norm_pix)
+    ramp = torch.linspace(0, 255, SIDE * PATCH).to(torch.uint8).expand(3, SIDE * PATCH, -1)
+    batch["image"][:2] = torch.stack([ramp, ramp.transpose(1, 2)])
+    samples = [
+        {"image": image, "key": key, "weight": torch.tensor(weight)}
+        for image, key, weight in zip(batch["image"], batch["key"], [1.0, 1.0, 0.0], strict=True)
+    ]
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    (found,) = trainer.validate(module, DataLoader(samples, batch_size=2), verbose=False)
+    result = module(batch["image"][:2], Draw(batch["key"][:2], 0, -1))
+    loss = pixel_loss(result.prediction, result.target).mean().item()
+    assert found["val/loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["val/zero"] == pytest.approx(result.target.square().mean().item(), rel=1e-5)
+    if norm_pix:
+        # Unbiased: (V - 1) / V; the eps of 1e-6 takes another share of the ramp's small variance.
+        assert found["val/zero"] == pytest.approx(767 / 768, abs=1e-3)
+    images = module.backbone.normalize(batch["image"][:2])
+    visible = ~hidden_pixels(result.mask)
+    error = patchify(pull_push(images * visible, visible.float()) - images, PATCH)
+    if norm_pix:
+        error = error / patchify(images, PATCH).std(dim=-1, keepdim=True)
+    interpolated = gather_tokens(error, result.mask.hide).square().mean().item()
+    assert found["val/interpolated"] == pytest.approx(interpolated, rel=1e-3)
+
+
+def test_pictures_show_what_the_model_sees(build, batch):
+    module = build().eval()
+    rows, titles = module.pictures(batch)
+    assert len(rows) == 3 and titles[:3] == ["masked input", "reconstruction*", "truth"]
+    mask = module(batch["image"], Draw(batch["key"], 0, -1)).mask
+    visibles = ~hidden_pixels(mask).expand(-1, 3, -1, -1)
+    for i, (masked, painted, truth, components) in enumerate(rows):
+        assert torch.equal(truth, batch["image"][i])
+        visible = visibles[i]
+        assert torch.equal(painted[visible], truth[visible])
+        assert torch.equal(masked[visible], truth[visible])
+        assert masked[~visible].view(3, -1).float().std(dim=1).max() == 0
+        assert components.shape == truth.shape and components.dtype == torch.uint8
+
+
+# --- interpolation, the baseline ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (7, 5)])
+def test_pull_push_fills_a_constant_image(size):
+    images = torch.tensor([0.3, -1.7]).view(2, 1, 1, 1).expand(2, 3, *size)
+    visible = (torch.rand(2, 1, *size) < 0.1).float()
+    filled = pull_push(images * visible, visible)
+    torch.testing.assert_close(filled, images, rtol=0, atol=1e-6)
+
+
+def test_pull_push_leaves_visible_pixels_and_ignores_hidden_ones():
+    images, visible = torch.randn(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) < 0.25).float()
+    filled = pull_push(images, visible)
+    seen = visible.bool().expand_as(images)
+    assert torch.equal(filled[seen], images[seen])
+    assert torch.equal(filled, pull_push(torch.where(seen, images, 1e3), visible))
+    # Colours in between: no filled pixel lies outside what is seen in its image.
+    low, high = images.where(seen, torch.inf), images.where(seen, -torch.inf)
+    assert (filled.amin((2, 3)) >= low.amin((2, 3)) - 1e-5).all()
+    assert (filled.amax((2, 3)) <= high.amax((2, 3)) + 1e-5).all()
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backbone", "arguments", "message"),
+    [
+        ({"tune": "frozen"}, {}, "set model.backbone.tune to full"),
+        ({}, {"mask_grid": 3}, "model.mask_grid 3 does not divide the 16 x 16 grid"),
+        ({}, {"mask_ratio": 0.99}, "model.mask_ratio 0.99 keeps 0 of 16 blocks"),
+    ],
+)
+def test_mistakes(backbone, arguments, message):
+    with pytest.raises(UserError, match=message):
+        PixelPretraining(
+            Backbone("pixio_vitt16", weights="random", **({"tune": "full"} | backbone)), **arguments
+        )
