@@ -56,6 +56,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    vit: Any  # a VisionTransformer or one of timm's relatives, which share no base class
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class Backbone(nn.Module):
         self.checkpointing, self.compile_blocks = checkpointing, compile
         self._file = None if is_generated(weights) else weight_files.read(weights)
         self.name, model_args = self._agree(name, dict(model_args or {}))
-        statistics = {key: model_args.pop(key) for key in ("mean", "std") if key in model_args}
+        statistics: dict[str, Any] = {
+            key: model_args.pop(key) for key in ("mean", "std") if key in model_args
+        }
         self.model_args = model_args
         with torch.device("meta"):
             self.vit = self._build()
@@ -354,7 +357,7 @@ class Backbone(nn.Module):
         layers = []
         n_prefix, n_cls = self.vit.num_prefix_tokens, self.n_cls_tokens
         for i, block in enumerate(islice(self.vit.blocks, self.tapped[-1] + 1)):
-            arguments = {} if rope is None else {"rope": rope}
+            arguments: dict[str, Any] = {} if rope is None else {"rope": rope}
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False, **arguments)
             else:

@@ -63,7 +63,7 @@ class MaeDecoder(nn.Module):
         super().__init__()
         if size.dim % size.heads:
             raise ValueError(f"decoder.heads {size.heads} does not divide decoder.dim {size.dim}")
-        self.n_cls_tokens, self.grid, self.checkpointing = n_cls_tokens, tuple(grid), checkpointing
+        self.n_cls_tokens, self.grid, self.checkpointing = n_cls_tokens, grid, checkpointing
         n_patches = grid[0] * grid[1]
         self.embed = nn.Linear(encoder_dim, size.dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, size.dim))

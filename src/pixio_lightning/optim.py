@@ -133,6 +133,6 @@ def build(
         return {}
     for group in groups:
         group["lr"] = peak * group.pop("lr_factor")
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=tuple(optim.betas), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(optim.betas[0], optim.betas[1]), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(optim, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

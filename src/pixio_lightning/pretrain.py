@@ -94,7 +94,7 @@ class PixelPretraining(BackboneModule):
         self._train_loss = MeanMetric(nan_strategy="disable")
         # Not MeanMetric: with that search disabled it drops the weights, and padding would count.
         names = ("loss", "zero", "interpolated", "weight")
-        self._val = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
+        self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
 
     def build(self, backbone: Backbone) -> MaeDecoder:
         """Return the decoder, sized by the backbone."""

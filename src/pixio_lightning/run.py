@@ -33,7 +33,7 @@ from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.module import BackboneModule
 from pixio_lightning.pretrain import PixelPretraining
 
-CORE_CLASSES = {"model": [PixelPretraining], "data": [Pixels]}
+CORE_CLASSES: dict[str, list[type]] = {"model": [PixelPretraining], "data": [Pixels]}
 TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")
 
 
@@ -314,6 +314,9 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    finally:
+        # Lightning skips this after an exception, and workers would outlive their use.
+        cli.datamodule.teardown(cli.verb)
 
 
 def check(cli: PixioCLI) -> int:

@@ -125,7 +125,7 @@ class PixioViT(VisionTransformer):
         kwargs = {"num_classes": 0, "img_size": 256} | kwargs
         super().__init__(weight_init="skip", dynamic_img_size=True, **kwargs)
         self.num_prefix_tokens = n_cls_tokens
-        device = self.cls_token.device
+        device = self.patch_embed.proj.weight.device
         n_tokens = n_cls_tokens + self.patch_embed.num_patches
         self.cls_token = nn.Parameter(torch.empty(1, n_cls_tokens, self.embed_dim, device=device))
         self.pos_embed = nn.Parameter(torch.empty(1, n_tokens, self.embed_dim, device=device))

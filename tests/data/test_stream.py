@@ -22,7 +22,7 @@ from pixio_lightning.data.stream import (
     StepLoader,
     TrainingImages,
     collate,
-    leave_signals_to_parent,
+    start_worker,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
@@ -70,7 +70,7 @@ def loader(source: Painted, *, rank: int = 0, world: int = 1, workers: int = 0) 
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=start_worker,
     )
 
 

@@ -55,7 +55,7 @@ class Checkpoints(Checkpoint):
             write_state(Path(trainer.default_root_dir), step=trainer.global_step, finished=finished)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.best or trainer.sanity_checking or not trainer.state.fn == "fit":
+        if not self.best or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metric, mode = pl_module.monitor
         if metric not in trainer.callback_metrics:

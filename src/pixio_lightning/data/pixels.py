@@ -29,7 +29,7 @@ from pixio_lightning.data.stream import (
     StepLoader,
     TrainingImages,
     collate,
-    leave_signals_to_parent,
+    start_worker,
 )
 from pixio_lightning.errors import UserError
 
@@ -114,7 +114,7 @@ class Pixels(L.LightningDataModule):
         self.val_path, self.val_images = val_path, val_images
         self.image_size, self.batch_size = image_size, batch_size
         self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
-        self.crop_scale, self.crop_ratio = tuple(crop_scale), tuple(crop_ratio)
+        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.max_bad, self.max_megapixels, self.seed = max_bad, max_megapixels, seed
         self.scenes = scenes
         self.bad: dict[str, str] = {}
@@ -238,7 +238,6 @@ class Pixels(L.LightningDataModule):
             "num_workers": self.num_workers,
             "collate_fn": collate,
             "worker_init_fn": start_worker,
-            "worker_init_fn": leave_signals_to_parent,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",

@@ -8,8 +8,8 @@ the number of workers or processes, and a run resumes from its step number alone
 from __future__ import annotations
 
 import signal
-import signal
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from pixio_lightning.data.sources import Source
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
+_GRACE = 20  # seconds a worker lives on after SIGTERM
 Bad = tuple[str, str]  # name of an image and why it is unusable
 
 # Even where nine of ten images are bad, a run of so many never occurs.
@@ -139,22 +140,21 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def leave_signals_to_parent(worker: int) -> None:
-    """Let a data worker live through a signal to the whole job, while its parent saves."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def start_worker(index: int) -> None:
-    """Give a worker process the signal handling of a process of its own.
+    """Set up the signals of a data worker, which would inherit those of the training process.
 
-    It inherits the training process's handlers, which note a signal and go on: a worker would
-    then survive the SIGTERM with which it is told to end, and the run would never exit.
+    A signal to the whole job must not take the workers away while their parent finishes its step
+    and saves; but a parent that ends by an exception tells them to end with the same SIGTERM.
+    So a worker lives on for a while.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
-    # Ctrl-C reaches the whole group; the training process ends its workers itself.
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        signal.alarm(_GRACE)
+
+    signal.signal(signal.SIGTERM, end_later)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 class Positions(Sampler[list[int]]):
@@ -257,8 +257,10 @@ class StepLoader(Loader):
         return batch
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; the loader yields nothing more."""
         self._running = None
+        # The last reference to the DataLoader's iterator, which ends its workers with it.
+        self.loader = None  # type: ignore[assignment]
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position follows from the step."""
