@@ -21,7 +21,7 @@ MODELS = {
     "vit_small_patch14_reg4_dinov2": (1, 4, 2),
     "vit_small_patch16_dinov3": (1, 4, 1),
     "vit_base_patch16_siglip_224": (0, 0, 1),
-    "vit_medium_patch16_gap_256": (0, 0, 1),  # its last norm is called fc_norm
+    "eva02_tiny_patch14_224": (1, 0, 2),  # its last norm is called fc_norm
     "aimv2_large_patch14_224": (0, 0, 1),  # norms its patches at once
 }
 
@@ -75,7 +75,7 @@ def test_equal_to_timm(build, images, name):
     for layer, raw in zip(backbone(images).layers, expected, strict=True):
         torch.testing.assert_close(layer.raw_patches, raw, rtol=0, atol=1e-5)
     normed = backbone.vit.forward_features(resized)
-    if name == "vit_medium_patch16_gap_256":
+    if name == "eva02_tiny_patch14_224":
         normed = backbone.vit.fc_norm(normed)
     n_cls = backbone.n_cls_tokens
     prefix = n_cls + backbone.n_registers
@@ -246,22 +246,37 @@ def test_drop_path_rates_rise_linearly(build):
 
 
 def test_drop_path_keeps_the_expectation():
-    modules = [drop_paths.KeyedDropPath(rate) for rate in (0.0, 0.1, 0.4, 0.4)]
+    rates = (0.0, 0.1, 0.4, 0.4)
+    modules = [drop_paths.KeyedDropPath(rate) for rate in rates]
     keys = torch.arange(10000)
-    drop_paths.set_factors(modules, Draw(keys, 0, 0))
-    ones = torch.ones(10000, 1, 1)
-    scaled = torch.stack([module(ones).flatten() for module in modules])
-    for values, module in zip(scaled, modules, strict=True):
+    pairs = {0: (modules[0], modules[1]), 1: (modules[2], modules[3])}
+    drawn = drop_paths.draw_factors(pairs, Draw(keys, 0, 0))
+    factors = torch.stack([factor.flatten() for pair in drawn.values() for factor in pair])
+    for values, rate in zip(factors, rates, strict=True):
         kept = values > 0
-        standard_error = (module.rate * (1 - module.rate) / 10000) ** 0.5
-        assert abs(kept.float().mean() - (1 - module.rate)) <= 4 * standard_error
-        torch.testing.assert_close(
-            values[kept], torch.full_like(values[kept], 1 / (1 - module.rate))
-        )
+        standard_error = (rate * (1 - rate) / 10000) ** 0.5
+        assert abs(kept.float().mean() - (1 - rate)) <= 4 * standard_error
+        torch.testing.assert_close(values[kept], torch.full_like(values[kept], 1 / (1 - rate)))
     # Branches of one rate decide for themselves, and by the numbers of their own stream.
-    assert abs(torch.corrcoef(scaled[2:])[0, 1]) < 0.04
+    assert abs(torch.corrcoef(factors[2:])[0, 1]) < 0.04
     numbers = keyed_uniform(keys, 4, seed=0, turn=0, stream=Stream.DROP_PATH)
-    assert torch.equal(scaled[3] > 0, numbers[:, 3] >= modules[3].rate)
+    assert torch.equal(factors[3] > 0, numbers[:, 3] >= 0.4)
+    # A block draws the same whether or not the blocks before it are trained.
+    alone = drop_paths.draw_factors({1: pairs[1]}, Draw(keys, 0, 0))
+    assert torch.equal(alone[1][0].flatten(), factors[2])
+
+
+def test_recomputed_blocks_keep_their_own_drop_path(build, images):
+    """Two forward passes before one backward pass, as of two views of a scene."""
+    gradients = []
+    for checkpointing in (False, True):
+        backbone = build(checkpointing=checkpointing, drop_path=0.6).train()
+        draws = [Draw(torch.tensor([3, 4]), 0, turn) for turn in (0, 1)]
+        passes = [backbone(images, draw=draw).tokens.square().mean() for draw in draws]
+        sum(passes).backward()
+        gradients.append([p.grad for p in backbone.parameters() if p.grad is not None])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
 
 
 def test_drop_path_belongs_to_sample_and_turn(build, images):
@@ -281,9 +296,10 @@ def test_drop_path_belongs_to_sample_and_turn(build, images):
 
 def test_drop_path_is_off_in_evaluation(build, images):
     backbone, plain = build(drop_path=0.6), build()
-    backbone.train()(images, draw=Draw(torch.tensor([1, 2]), 0, 0))
-    backbone.eval()
-    assert torch.equal(backbone(images).tokens, plain(images).tokens)
+    draw = Draw(torch.tensor([1, 2]), 0, 0)
+    assert not torch.equal(backbone.train()(images, draw=draw).tokens, plain(images).tokens)
+    assert torch.equal(backbone.eval()(images).tokens, plain(images).tokens)
+    assert torch.equal(backbone(images, draw=draw).tokens, plain(images).tokens)
     with pytest.raises(ValueError, match=r"training needs draw=Draw\(keys, seed, turn\)"):
         backbone.train()(images)
 

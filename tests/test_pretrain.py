@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
-from pixio_lightning.interpolate import pull_push
+from pixio_lightning.interpolate import inverse_distance
 from pixio_lightning.keyed import Draw
 from pixio_lightning.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.masking import gather_tokens, patchify, unpatchify
@@ -210,16 +210,27 @@ def test_validation_beside_its_baselines(build, batch, norm_pix):
         # Unbiased: (V - 1) / V; the eps of 1e-6 takes another share of the ramp's small variance.
         assert found["val/zero"] == pytest.approx(767 / 768, abs=1e-3)
     images = module.backbone.normalize(batch["image"][:2])
-    visible = ~hidden_pixels(result.mask)
-    error = patchify(pull_push(images * visible, visible.float()) - images, PATCH)
+    filled = plain_inverse_distance(images, ~hidden_pixels(result.mask))
+    fill, truth = patchify(filled, PATCH), patchify(images, PATCH)
     if norm_pix:
-        error = error / patchify(images, PATCH).std(dim=-1, keepdim=True)
-    interpolated = gather_tokens(error, result.mask.hide).square().mean().item()
+        # Its own mean is taken off; the truth's deviation, or its own where larger, divides it.
+        deviation = truth.std(dim=-1, keepdim=True)
+        fill = fill - fill.mean(dim=-1, keepdim=True)
+        fill = fill / fill.std(dim=-1, keepdim=True).maximum(deviation)
+        truth = (truth - truth.mean(dim=-1, keepdim=True)) / deviation
+    interpolated = gather_tokens(fill - truth, result.mask.hide).square().mean().item()
     assert found["val/interpolated"] == pytest.approx(interpolated, rel=1e-3)
 
 
 def test_pictures_show_what_the_model_sees(build, batch):
+    """A decoder that predicts 0 paints every hidden patch in its true mean."""
     module = build().eval()
+    for parameter in module.decoder.pred.parameters():
+        torch.nn.init.zeros_(parameter)
+    backbone = module.backbone
+    means = patchify(backbone.normalize(batch["image"]), PATCH).mean(dim=-1, keepdim=True)
+    means = unpatchify(means.expand(-1, -1, PATCH * PATCH * 3), PATCH, (SIDE, SIDE))
+    means = (means * backbone.std + backbone.mean) * 255
     rows, titles = module.pictures(batch)
     assert len(rows) == 3 and titles[:3] == ["masked input", "reconstruction*", "truth"]
     mask = module(batch["image"], Draw(batch["key"], 0, -1)).mask
@@ -228,6 +239,7 @@ def test_pictures_show_what_the_model_sees(build, batch):
         assert torch.equal(truth, batch["image"][i])
         visible = visibles[i]
         assert torch.equal(painted[visible], truth[visible])
+        assert (painted[~visible] - means[i][~visible]).abs().max() < 0.51  # rounded to uint8
         assert torch.equal(masked[visible], truth[visible])
         assert masked[~visible].view(3, -1).float().std(dim=1).max() == 0
         assert components.shape == truth.shape and components.dtype == torch.uint8
@@ -236,24 +248,33 @@ def test_pictures_show_what_the_model_sees(build, batch):
 # --- interpolation, the baseline ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(64, 64), (48, 80), (7, 5)])
-def test_pull_push_fills_a_constant_image(size):
-    images = torch.tensor([0.3, -1.7]).view(2, 1, 1, 1).expand(2, 3, *size)
-    visible = (torch.rand(2, 1, *size) < 0.1).float()
-    filled = pull_push(images * visible, visible)
-    torch.testing.assert_close(filled, images, rtol=0, atol=1e-6)
+def plain_inverse_distance(images, visible):
+    """Shepard's sum over every pair of pixels, at a distance of half a pixel more."""
+    height, width = images.shape[-2:]
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+    weights = (torch.cdist(place, place) + 0.5) ** -4
+    total = visible.flatten(2).double() @ weights
+    filled = (images * visible).flatten(2).double() @ weights / total
+    return torch.where(visible, images, filled.view_as(images).to(images.dtype))
 
 
-def test_pull_push_leaves_visible_pixels_and_ignores_hidden_ones():
-    images, visible = torch.randn(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) < 0.25).float()
-    filled = pull_push(images, visible)
-    seen = visible.bool().expand_as(images)
+@pytest.mark.parametrize("size", [(32, 32), (12, 20), (7, 5)])
+def test_interpolation_equals_the_plain_sum(size):
+    images, visible = torch.randn(2, 3, *size), torch.rand(2, 1, *size) < 0.25
+    filled = inverse_distance(images, visible.float())
+    seen = visible.expand_as(images)
     assert torch.equal(filled[seen], images[seen])
-    assert torch.equal(filled, pull_push(torch.where(seen, images, 1e3), visible))
-    # Colours in between: no filled pixel lies outside what is seen in its image.
-    low, high = images.where(seen, torch.inf), images.where(seen, -torch.inf)
-    assert (filled.amin((2, 3)) >= low.amin((2, 3)) - 1e-5).all()
-    assert (filled.amax((2, 3)) <= high.amax((2, 3)) + 1e-5).all()
+    expected = plain_inverse_distance(images, visible)
+    torch.testing.assert_close(filled, expected, rtol=0, atol=1e-6)
+    # Hidden pixels must not leak into the baseline.
+    assert torch.equal(filled, inverse_distance(images.where(seen, 1e3), visible.float()))
+
+
+def test_interpolation_fills_a_constant_image():
+    images = torch.tensor([0.3, -1.7]).view(2, 1, 1, 1).expand(2, 3, 48, 80)
+    visible = (torch.rand(2, 1, 48, 80) < 0.1).float()
+    filled = inverse_distance(images * visible, visible)
+    torch.testing.assert_close(filled, images, rtol=0, atol=1e-6)
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -5,21 +5,19 @@ Shapes: B batch, N = h*w patches, n visible patches, K class tokens, C width of 
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pixio_lightning import architecture
 from pixio_lightning import drop_path as drop_paths
-from pixio_lightning import spellings
-from pixio_lightning import vit as vit_family  # registers the Pixio names with timm
 from pixio_lightning import weights as weight_files
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError
 from pixio_lightning.features import Features, Layer
 from pixio_lightning.keyed import Draw
 from pixio_lightning.masking import gather_tokens, patchify
@@ -74,14 +72,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.weights, self.tune, self.drop_path = weights, tune, drop_path
         self.checkpointing, self.compile_blocks = checkpointing, compile
-        self._file = None if is_generated(weights) else weight_files.read(weights)
-        self.name, model_args = self._agree(name, dict(model_args or {}))
+        self._file = None if architecture.is_generated(weights) else weight_files.read(weights)
+        self.name, model_args = architecture.settle(name, weights, self._file, model_args or {})
         statistics: dict[str, Any] = {
             key: model_args.pop(key) for key in ("mean", "std") if key in model_args
         }
         self.model_args = model_args
         with torch.device("meta"):
-            self.vit = self._build()
+            self.vit = architecture.build(self.name, model_args)
         self._describe(statistics, dense_cls)
         if tune not in ("frozen", "full", *range(self.depth + 1)):
             raise UserError(
@@ -89,66 +87,11 @@ class Backbone(nn.Module):
                 f"train, 0 to {self.depth}"
             )
         self.tapped = self._taps(layers)
-        self._drop_paths: list[drop_paths.KeyedDropPath] = []
+        self._drop_paths: dict[int, drop_paths.Pair] = {}
         self.loaded = False
         self.matched = ""
 
     # --- construction -------------------------------------------------------------------------
-
-    def _agree(self, name: str | None, model_args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Settle name and arguments between the caller and what the weights say of themselves."""
-        found: dict[str, Any] = {}
-        if self._file is not None:
-            found = dict(self._file.meta)
-            if (name or found.get("name")) in (None, *vit_family.SIZES):
-                found |= spellings.infer(self._file.encoder, self._file.meta)
-        name = name or found.get("name")
-        if name is None:
-            raise UserError(
-                f"backbone.name is missing and weights '{self.weights}' do not say it; "
-                f"give one of {', '.join(vit_family.SIZES)}, or a timm ViT"
-            )
-        if (found.get("name") or name) != name:
-            raise UserError(
-                f"backbone.name is '{name}', but weights '{self.weights}' hold "
-                f"'{found['name']}'; leave the name out or change the weights"
-            )
-        stored = found.get("model_args", {})
-        stored |= {key: found[key] for key in ("mean", "std") if key in found}
-        for key, value in model_args.items():
-            if key in stored and stored[key] != _plain(value) and key != "pos_init":
-                raise UserError(
-                    f"backbone.model_args.{key} is {value}, but weights '{self.weights}' have "
-                    f"{stored[key]}; leave the key out"
-                )
-        return name, stored | model_args
-
-    def _build(self) -> nn.Module:
-        """Build the model where torch's default device says, with its own initialisation."""
-        arguments = {"num_classes": 0} | self.model_args
-        if self.name not in vit_family.SIZES:
-            arguments = {"dynamic_img_size": True} | arguments
-        try:
-            model = timm.create_model(self.name, **arguments)
-        except RuntimeError as error:
-            if not str(error).startswith(("Unknown model", "Invalid pretrained tag")):
-                raise
-            names = [*vit_family.SIZES, *timm.list_models("*vit*", pretrained=False)]
-            raise UserError(
-                f"backbone.name '{self.name}' is not known{nearest(self.name, names) or ';'} "
-                f"Pixio's are {', '.join(vit_family.SIZES)}; others: timm.list_models('*vit*')"
-            ) from None
-        except (TypeError, ValueError, AssertionError) as error:
-            # Only plain ViTs know the argument that is added here, whatever the user gave.
-            if "dynamic_img_size" not in str(error):
-                raise UserError(f"backbone.model_args does not fit {self.name}: {error}") from None
-            model = None
-        if model is None or not _is_plain(model):
-            raise UserError(
-                f"backbone.name '{self.name}' is not a plain Vision Transformer; "
-                "see timm.list_models('vit_*')"
-            )
-        return model
 
     def _describe(self, statistics: dict[str, Any], dense_cls: bool | None) -> None:
         config = self.vit.pretrained_cfg
@@ -181,7 +124,7 @@ class Backbone(nn.Module):
     def _taps(self, layers: Literal["last", "quarters"] | list[int]) -> list[int]:
         if layers == "last":
             return [self.depth - 1]
-        quarters = [self.depth // 4 * (i + 1) - 1 for i in range(4)]
+        quarters = [self.depth * (i + 1) // 4 - 1 for i in range(4)]
         indices = quarters if layers == "quarters" else layers
         taps = sorted(i % self.depth if -self.depth <= i < self.depth else i for i in indices)
         if not taps or taps[-1] >= self.depth or taps[0] < 0 or len({*taps}) < len(taps):
@@ -196,7 +139,7 @@ class Backbone(nn.Module):
         """Plain data from which the same architecture can be built again."""
         return {
             "name": self.name,
-            "model_args": {key: _plain(value) for key, value in self.model_args.items()},
+            "model_args": architecture.plain(self.model_args),
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
             "weights": self.weights,
@@ -223,43 +166,21 @@ class Backbone(nn.Module):
             return self
         # The flag first: building inside a device context calls nothing of ours twice.
         self.loaded = True
-        if self.weights == "timm":
-            self.vit = self._load_timm()
-            self.matched = "timm's own loader"
-        elif self._file is not None:
-            self.vit = self._build()
+        if self._file is not None:
+            self.vit = architecture.build(self.name, self.model_args)
             self.matched = weight_files.fill(self.vit, self._file).line()
             self._file = None
         else:
-            self.vit = self._random()
-            self.matched = "random initialisation"
+            self.vit = architecture.generate(self.name, self.model_args, weights=self.weights)
+            self.matched = "timm's own" if self.weights == "timm" else "random initialisation"
         self._freeze()
         if self.drop_path and not self.frozen:
             installed = drop_paths.install(self.vit.blocks, self.drop_path)
-            self._drop_paths = installed[2 * self._first_tuned :]
+            self._drop_paths = dict(enumerate(installed[self._first_tuned :], self._first_tuned))
         if self.compile_blocks:
             for block in self.vit.blocks:
                 block.compile()
         return self.train(self.training)
-
-    def _load_timm(self) -> nn.Module:
-        self.model_args = self.model_args | {"pretrained": True}
-        try:
-            return self._build()
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise UserError(f"timm cannot load weights of {self.name}: {reason[0]}") from error
-        finally:
-            self.model_args.pop("pretrained")
-
-    def _random(self) -> nn.Module:
-        _, _, seed = self.weights.partition(":")
-        if not seed:
-            return self._build()
-        # On the CPU, wherever the caller builds: one seed is one start on every device.
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
-            return self._build()
 
     @property
     def _first_tuned(self) -> int:
@@ -350,7 +271,7 @@ class Backbone(nn.Module):
                 "backbone.normalize(uint8) with normalized=True"
             )
         self.load()
-        self._draw_drop_paths(draw)
+        factors = self._draw_drop_paths(draw)
         images = self.resize(images)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         x, rope = self._embed(images, grid, keep)
@@ -358,6 +279,8 @@ class Backbone(nn.Module):
         n_prefix, n_cls = self.vit.num_prefix_tokens, self.n_cls_tokens
         for i, block in enumerate(islice(self.vit.blocks, self.tapped[-1] + 1)):
             arguments: dict[str, Any] = {} if rope is None else {"rope": rope}
+            if i in self._drop_paths:
+                block = partial(drop_paths.run, block, self._drop_paths[i], factors[i])
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False, **arguments)
             else:
@@ -369,12 +292,12 @@ class Backbone(nn.Module):
                 layers.append(Layer(tokens, raw, n_cls, grid if keep is None else None))
         return Features(tuple(layers), self.dense_cls)
 
-    def _draw_drop_paths(self, draw: Draw | None) -> None:
-        if not self._drop_paths:
-            return
-        if self.training and draw is None:
+    def _draw_drop_paths(self, draw: Draw | None) -> dict[int, drop_paths.Factors]:
+        if not self.training:
+            return dict.fromkeys(self._drop_paths, (None, None))
+        if self._drop_paths and draw is None:
             raise ValueError("drop_path is set: training needs draw=Draw(keys, seed, turn)")
-        drop_paths.set_factors(self._drop_paths, draw if self.training else None)
+        return drop_paths.draw_factors(self._drop_paths, draw)
 
     def _embed(
         self, images: Tensor, grid: tuple[int, int], keep: Tensor | None
@@ -403,30 +326,5 @@ class Backbone(nn.Module):
         return self.vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope
 
 
-def is_generated(weights: str) -> bool:
-    """Whether the weights come from no file: `timm`, `random` or `random:SEED`.
-
-    Raises:
-        UserError: The seed is no number.
-    """
-    kind, colon, seed = weights.partition(":")
-    if kind == "random" and colon and not seed.isdigit():
-        raise UserError(f"backbone.weights '{weights}': the seed must be a number, as random:0")
-    return weights == "timm" or kind == "random"
-
-
-def _is_plain(model: nn.Module) -> bool:
-    """Whether patches come from one convolution, and positions are the same for every block."""
-    return (
-        all(hasattr(model, part) for part in ("_pos_embed", "blocks", "norm"))
-        and isinstance(getattr(model, "patch_embed", None), PatchEmbed)
-        and not getattr(model, "rope_mixed", False)
-    )
-
-
 def _divides(a: int, b: int) -> bool:
     return b % a == 0 or a % b == 0
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,16 +85,28 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
         UserError: The file is missing, damaged, holds code, or names code to be run.
     """
     target = local_path(path)
+    if target.is_dir():
+        raise UserError(
+            f"checkpoint '{path}' is a folder, as a sharded run writes: "
+            "give the trainer.strategy of that run"
+        )
     if not target.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
         checkpoint = torch.load(target, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint '{path}' is damaged or holds code: {reason[:160]}") from None
+        # Its own text advises to load the file all the same, and run what is in it.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            raise UserError(
+                f"checkpoint '{path}' holds more than tensors and plain data ({found[1]}): "
+                "refused, and nothing of it was executed"
+            ) from None
+        raise UserError(f"checkpoint '{path}' is damaged, or is none") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
-    hostile = {"_instantiator", "_class_path"} & set(checkpoint.get("hyper_parameters") or {})
+    stored = checkpoint.get("hyper_parameters")
+    hostile = {"_instantiator", "_class_path"} & set(stored if isinstance(stored, dict) else ())
     if hostile:
         raise UserError(
             f"checkpoint '{path}' names code to run ({', '.join(sorted(hostile))}); "

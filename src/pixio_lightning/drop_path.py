@@ -5,7 +5,8 @@ So a run with drop path resumes bit for bit and does not change with the number 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw, Stream
 
+Pair = tuple["KeyedDropPath", "KeyedDropPath"]  # of the attention and the MLP branch of a block
+Factors = tuple[Tensor | None, Tensor | None]
+
 
 class KeyedDropPath(nn.Module):
-    """Multiply a residual branch by a factor per sample, set before the forward pass."""
+    """Multiply a residual branch by a factor per sample, set by `run`."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -30,7 +34,7 @@ class KeyedDropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def install(blocks: Iterable[nn.Module], rate: float) -> list[KeyedDropPath]:
+def install(blocks: Iterable[nn.Module], rate: float) -> list[Pair]:
     """Replace both branches' drop path of every block; the rate rises linearly from 0 to `rate`.
 
     Raises:
@@ -44,24 +48,37 @@ def install(blocks: Iterable[nn.Module], rate: float) -> list[KeyedDropPath]:
                 raise UserError(
                     f"drop_path {rate}: {type(block).__name__} has no {name}; set drop_path to 0"
                 )
-            module = KeyedDropPath(float(block_rate))
-            setattr(block, name, module)
-            installed.append(module)
+        block.drop_path1 = KeyedDropPath(float(block_rate))
+        block.drop_path2 = KeyedDropPath(float(block_rate))
+        installed.append((block.drop_path1, block.drop_path2))
     return installed
 
 
-def set_factors(modules: list[KeyedDropPath], draw: Draw | None) -> None:
+def draw_factors(pairs: Mapping[int, Pair], draw: Draw | None) -> dict[int, Factors]:
     """Decide for every sample and branch: 0 with probability `rate`, else 1 / (1 - rate).
 
     Args:
-        modules: What `install` returned.
-        draw: Whom to draw for; None switches drop path off.
+        pairs: By number of the block, as `install` returned them.
+        draw: Whom to draw for; may be None when there are no pairs.
+
+    Returns:
+        For each block two float32 `(B, 1, 1)`; they do not depend on which other blocks there are.
     """
-    if draw is None:
-        for module in modules:
-            module.factor = None
-        return
-    uniform = draw.uniform(len(modules), Stream.DROP_PATH)
-    for i, module in enumerate(modules):
-        kept = (uniform[:, i] >= module.rate).to(uniform.dtype) / (1 - module.rate)
-        module.factor = kept[:, None, None]
+    if draw is None or not pairs:
+        return {}
+    uniform = draw.uniform(2 * (max(pairs) + 1), Stream.DROP_PATH)
+    factors: dict[int, Factors] = {}
+    for number, pair in pairs.items():
+        first, second = (
+            (uniform[:, 2 * number + i] >= module.rate).to(uniform.dtype) / (1 - module.rate)
+            for i, module in enumerate(pair)
+        )
+        factors[number] = (first[:, None, None], second[:, None, None])
+    return factors
+
+
+def run(block: nn.Module, pair: Pair, factors: Factors, x: Tensor, **arguments: Any) -> Tensor:
+    """Run a block with its factors, which are set here so that recomputing it sets them again."""
+    for module, factor in zip(pair, factors, strict=True):
+        module.factor = factor
+    return block(x, **arguments)

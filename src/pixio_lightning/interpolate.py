@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_EPS = 1e-6
 
+def inverse_distance(images: Tensor, visible: Tensor, *, power: float = 4.0) -> Tensor:
+    """Fill each hidden pixel with the mean of all visible ones, weighted by ``1 / distance^power``.
 
-def pull_push(images: Tensor, visible: Tensor) -> Tensor:
-    """Interpolate the hidden pixels of images by the pull-push pyramid.
-
-    Visible colours are averaged down a pyramid, and each level fills the holes of the finer one
-    (Gortler et al., 1996, section 3.3, https://doi.org/10.1145/237170.237200).
+    Shepard's method (1968, https://doi.org/10.1145/800186.810616). The fourth power came out best
+    among powers 2 to 4, Gaussians and the pull-push pyramid on rendered scenes, so that the
+    baseline is the strongest of its kind.
 
     Args:
         images: Float `(B, C, H, W)`.
         visible: `(B, 1, H, W)`, 1 where a pixel is known and 0 where it is hidden.
+        power: Exponent of the distance, measured in pixels.
 
     Returns:
         `(B, C, H, W)`, equal to `images` where visible.
     """
-    if min(images.shape[-2:]) == 1 or bool((visible > 0).all()):
-        total = visible.sum(dim=(2, 3), keepdim=True).clamp_min(_EPS)
-        mean = (images * visible).sum(dim=(2, 3), keepdim=True) / total
-        return torch.where(visible > 0, images, mean)
     height, width = images.shape[-2:]
-    weight = F.avg_pool2d(visible, 2, ceil_mode=True)
-    coarse = F.avg_pool2d(images * visible, 2, ceil_mode=True) / weight.clamp_min(_EPS)
-    filled = pull_push(coarse, (weight > 0).to(weight.dtype))
-    size = (filled.shape[-2] * 2, filled.shape[-1] * 2)
-    up = F.interpolate(filled, size, mode="bilinear", align_corners=False)[..., :height, :width]
-    return torch.where(visible > 0, images, up)
+    # Distances between any two pixels, laid out for a circular convolution of twice the size.
+    rows = torch.arange(2 * height, device=images.device, dtype=torch.float64)
+    columns = torch.arange(2 * width, device=images.device, dtype=torch.float64)
+    rows, columns = rows.minimum(2 * height - rows), columns.minimum(2 * width - columns)
+    # Half a pixel keeps the weight of a pixel on itself finite; it is hidden or not asked for.
+    kernel = (torch.hypot(rows[:, None], columns) + 0.5) ** -power
+    spectrum = torch.fft.rfft2(kernel)
+
+    def spread(x: Tensor) -> Tensor:
+        # Double precision: the weights span eight orders of magnitude.
+        size = (2 * height, 2 * width)
+        product = torch.fft.rfft2(x.double(), s=size) * spectrum
+        return torch.fft.irfft2(product, s=size)[..., :height, :width]
+
+    filled = spread(images * visible) / spread(visible)
+    return torch.where(visible > 0, images, filled.to(images.dtype))

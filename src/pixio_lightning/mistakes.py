@@ -6,11 +6,25 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.callbacks import Checkpoints, Pictures, Preemption
 from pixio_lightning.errors import UserError, nearest
+
+# The parts of a recipe whose class is not chosen.
+GROUPS: dict[str, type] = {
+    "trainer": L.Trainer,
+    "checkpoint": Checkpoints,
+    "panels": Pictures,
+    "preemption": Preemption,
+}
 
 # Lines that frame a message, or state a value that the innermost line states better.
 _FRAME = re.compile(
@@ -21,6 +35,10 @@ _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':?$")
 _OPTION = re.compile(r"^(Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'")
 _UNKNOWN = re.compile(r"^unrecognized arguments: (?P<words>.+)")
 _IMPORT = re.compile(r"^Expected a dot import path string: (?P<name>\S+)")
+# Parts of the trainer that are classes, found by short names.
+_BASES: dict[str, type] = {"trainer.callbacks": L.Callback, "trainer.logger": Logger}
+_CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+_REQUIRED = re.compile(r"^the following arguments are required: (?P<names>.+)")
 _EXPECTED = re.compile(r"^Expected an? (?P<type>.+?)(\. Got value: (?P<value>.*))?$")
 
 
@@ -34,20 +52,29 @@ def explain(message: str, top: Iterable[str]) -> str:
     keys: list[str] = []
     context: type | None = None
     found: list[str] = []
-    for line in message.splitlines():
-        line = line.strip().removeprefix("- ")
+    alternatives: int | None = None
+    for full_line in message.splitlines():
+        indent = len(full_line) - len(full_line.lstrip())
+        line = full_line.strip().removeprefix("- ")
         if match := _KEY.match(line):
             keys.append(match["key"])
             line = match["rest"]
         if match := _CLASS.match(line):
-            context = _class(match["path"])
+            if indent == alternatives:  # other types were tried too; the first is the best fit
+                break
+            alternatives = indent if alternatives is None else alternatives
+            context = class_of(match["path"])
         elif not _FRAME.match(line):
             found.append(line)
     prefix = ".".join(keys)
     for line in found:
         if match := _OPTION.match(line):
-            group = match["group"] or ""
-            return _no_key(f"{prefix}.{group}".strip("."), match["name"], context, top)
+            *groups, name = match["name"].split(".")
+            groups = [part for part in (prefix, match["group"], *groups) if part]
+            return _no_key(".".join(groups), name, context, top)
+        if match := _REQUIRED.match(line):
+            names = [f"{prefix}.{name}".strip(".") for name in match["names"].split(", ")]
+            return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
         if match := _UNKNOWN.match(line):
             word = match["words"].split()[0].lstrip("-").partition("=")[0]
             *groups, name = word.split(".")
@@ -62,6 +89,57 @@ def explain(message: str, top: Iterable[str]) -> str:
         return f"{prefix} is {value!r}, but expected {types}{nearest(str(value), options)}"
     text = " ".join((found or [message])[0].split())
     return f"{prefix}: {text}" if prefix else text
+
+
+def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    """Refuse what jsonargparse lets pass: null for any key, and a value for a group of keys.
+
+    Args:
+        values: Plain data by the names of the class's parameters.
+        cls: The class that they are for.
+        prefix: The key that leads to them.
+
+    Raises:
+        UserError: A value does not fit.
+    """
+    try:
+        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # of a plug-in, meant for type checkers alone
+        return
+    for name, value in values.items():
+        hint, key = hints.get(name), f"{prefix}.{name}"
+        if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hint is Backbone):
+            if not isinstance(value, Mapping):
+                names = ", ".join(sorted(_parameters(hint)))
+                raise UserError(f"{key} is {value!r}, but expected keys below it: {names}")
+            check_values(value.get("init_args", value), hint, key)
+        elif value is None and hint not in (None, Any) and type(None) not in typing.get_args(hint):
+            raise UserError(f"{key} is null, but expected {_readable(str(hint))}")
+
+
+def check_recipe(content: Any, path: Path, top: Iterable[str]) -> dict[str, Any]:
+    """Refuse a recipe whose shape is wrong, which jsonargparse tells badly or not at all.
+
+    Raises:
+        UserError: It holds no keys, an unknown part, or a part that is none.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"recipe '{path}' holds no keys; expected {', '.join(sorted(top))}")
+    for key, section in content.items():
+        part, dot, _ = str(key).partition(".")
+        if part not in top:
+            raise UserError(f"recipe '{path}': {_no_key('', part, None, top)}")
+        chosen = part not in GROUPS  # model and data, whose class may stand alone
+        if part == "seed_everything" or dot or (chosen and isinstance(section, str)):
+            continue
+        if not isinstance(section, dict):
+            raise UserError(f"recipe '{path}': {key} is {section!r}, but expected keys below it")
+        if chosen and section.keys() & _CLASS_KEYS and (rest := section.keys() - _CLASS_KEYS):
+            raise UserError(
+                f"recipe '{path}': there is no key {key}.{min(rest)} beside {key}.class_path; "
+                f"arguments of the class go below {key}.init_args"
+            )
+    return content
 
 
 def cause(error: BaseException) -> UserError | None:
@@ -89,7 +167,11 @@ def _no_key(prefix: str, name: str, context: type | None, top: Iterable[str]) ->
 
 
 def _no_class(prefix: str, name: str) -> str:
-    known = {cls.__name__ for cls in _subclasses(L.Callback)} if "callbacks" in prefix else set()
+    if prefix.endswith(".backbone"):
+        names = ", ".join(sorted(_parameters(Backbone)))
+        return f"{prefix} is '{name}', but expected keys below it, as {prefix}.name: {names}"
+    base = _BASES.get(prefix)
+    known = {cls.__name__ for cls in _subclasses(base)} if base else set()
     return (
         f"{prefix}: class '{name}' is not known{nearest(name, known)} "
         "(a short name of ours or of lightning, or an import path package.module.Class)"
@@ -101,20 +183,27 @@ def _keys(prefix: str, context: type | None, top: Iterable[str]) -> set[str]:
     last = prefix.rpartition(".")[2]
     if not prefix:
         return set(top)
-    if last == "trainer":
-        return set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
+    if prefix in GROUPS:
+        return set(_parameters(GROUPS[prefix]))
     if context is None:
         return set()
-    parameters = inspect.signature(context.__init__).parameters  # type: ignore[misc]
-    inner = parameters.get(last)
+    inner = _parameters(context).get(last)
     if inner is not None and dataclasses.is_dataclass(inner.default):
         return {field.name for field in dataclasses.fields(inner.default)}
-    return set(parameters) - {"self"}
+    return set(_parameters(context))
 
 
-def _class(path: str) -> type | None:
+def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    return {name: parameters[name] for name in parameters if name != "self"}
+
+
+def class_of(path: str) -> type | None:
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name, None) if module else None
+    try:
+        return getattr(importlib.import_module(module), name, None) if module else None
+    except ImportError:  # the mistake itself
+        return None
 
 
 def _subclasses(cls: type) -> set[type]:

@@ -63,7 +63,12 @@ def schedule_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
         raise UserError(
             f"the {optim.schedule} schedule needs the number of steps: set trainer.max_steps"
         )
-    warmup = optim.warmup if optim.warmup >= 1 else optim.warmup * max(total_steps, 0)
+    if total_steps < 1 and 0 < optim.warmup < 1:
+        raise UserError(
+            f"a warm-up of {optim.warmup} is a share of all steps: set trainer.max_steps, or give "
+            "model.optim.warmup as a number of steps"
+        )
+    warmup = optim.warmup if optim.warmup >= 1 else optim.warmup * total_steps
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -133,6 +138,8 @@ def build(
         return {}
     for group in groups:
         group["lr"] = peak * group.pop("lr_factor")
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(optim.betas[0], optim.betas[1]), fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, lr=peak, betas=(optim.betas[0], optim.betas[1]), fused=True
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(optim, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

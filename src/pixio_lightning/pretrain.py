@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, SumMetric
 from pixio_lightning import panels
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
-from pixio_lightning.interpolate import pull_push
+from pixio_lightning.interpolate import inverse_distance
 from pixio_lightning.keyed import Draw, Stream
 from pixio_lightning.mae_decoder import DecoderSize, MaeDecoder, normalize_patches, pixel_loss
 from pixio_lightning.masking import (
@@ -207,19 +207,24 @@ class PixelPretraining(BackboneModule):
     def _interpolate(self, result: Reconstruction) -> Tensor:
         """Fill hidden patches with interpolated colours, as predictions `(B, m, V)`.
 
-        With `norm_pix` they are normalised with the true mean and deviation of each patch, which
-        is more than the model is told.
+        With `norm_pix` only the shape inside a patch is scored: the fill loses its own mean and is
+        divided by the true contrast of the patch, or by its own where that is larger. Knowing the
+        true contrast is more than the model is told; a fill scaled past it would cost more than
+        predicting nothing.
         """
         patch, grid, hide = self.backbone.patch_size, result.grid, result.mask.hide
         visible = torch.zeros_like(result.pixels[..., :1])
         visible.scatter_(1, result.mask.keep[..., None], 1.0)
         visible = visible.expand(-1, -1, patch * patch)
-        filled = pull_push(unpatchify(result.pixels, patch, grid), unpatchify(visible, patch, grid))
+        filled = inverse_distance(
+            unpatchify(result.pixels, patch, grid), unpatchify(visible, patch, grid)
+        )
         filled = gather_tokens(patchify(filled, patch), hide)
         if not self.norm_pix:
             return filled
-        _, mean, std = normalize_patches(gather_tokens(result.pixels, hide))
-        return (filled - mean) / std
+        _, _, contrast = normalize_patches(gather_tokens(result.pixels, hide))
+        _, mean, own_contrast = normalize_patches(filled)
+        return (filled - mean) / torch.maximum(contrast, own_contrast)
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> tuple[list[list[Tensor]], list[str]]:

@@ -102,16 +102,18 @@ def header(path: Path) -> Header:
     """Return the summary and the fields of the comment block that opens the file at `path`.
 
     Lines before the first `key:` are the summary; a later line without a key continues the field
-    above it. An empty comment line ends the header: what follows is for readers of the file.
+    above it, until an empty comment line: text after that is for readers of the file.
     """
     summary: list[str] = []
     fields: dict[str, list[str]] = {}
     lines = summary
     with path.open(encoding="utf-8") as file:
         for line in file:
-            if not line.startswith("#") or (summary and not line.strip("# \n")):
+            if not line.startswith("#"):
                 break
-            if match := KEY.match(line):
+            if not line.strip("# \n"):
+                lines = []
+            elif match := KEY.match(line):
                 lines = fields.setdefault(match[1], [])
                 lines.append(match[2].strip())
             else:

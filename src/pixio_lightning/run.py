@@ -112,7 +112,8 @@ class PixioCLI(LightningCLI):
                 # The stream divides itself among the processes.
                 "use_distributed_sampler": False,
             },
-            parser_kwargs={"exit_on_error": False},
+            # An abbreviated key would become another one when a key is added.
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             # Without subcommands Lightning never reads a checkpoint's hyper-parameters, which
@@ -133,6 +134,11 @@ class PixioCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise UserError(mistakes.explain(str(error), TOP_KEYS)) from None
+        for key, values in self.config_dict().items():
+            if key in mistakes.GROUPS:
+                mistakes.check_values(values, mistakes.GROUPS[key], key)
+            elif key in CORE_CLASSES and (chosen := mistakes.class_of(values["class_path"])):
+                mistakes.check_values(values["init_args"], chosen, key)
 
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data."""
@@ -164,12 +170,15 @@ class PixioCLI(LightningCLI):
             name = " ".join(self.options.configs)
             self.trainer_defaults.setdefault("callbacks", []).append(RunCard(name, out))
             loggers = [MetricsLog(out), *self._loggers(config["logger"])]
-        return super().instantiate_trainer(
-            default_root_dir=str(out),
-            logger=loggers,
-            plugins=[*_listed(config["plugins"]), AtomicIO()],
-            **kwargs,
-        )
+        try:
+            return super().instantiate_trainer(
+                default_root_dir=str(out),
+                logger=loggers,
+                plugins=[*_listed(config["plugins"]), AtomicIO()],
+                **kwargs,
+            )
+        except TypeError as error:  # what Lightning says of values like `devices: two`
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _loggers(self, asked: Any) -> list[Any]:
         if asked is None or asked is True:
@@ -193,40 +202,48 @@ def import_named_classes(options: Options) -> None:
     for name in options.configs:
         path = recipes.find(name)
         try:
-            content = yaml.safe_load(path.read_text()) or {}
+            content = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = " ".join(str(error).split())
             raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
+        content = mistakes.check_recipe(content, path, TOP_KEYS)
         for key in asked:
-            section = content.get(key) if isinstance(content, dict) else None
-            if isinstance(section, dict) and isinstance(section.get("class_path"), str):
-                asked[key] = section["class_path"]
+            section = content.get(key, {})
+            chosen = section if isinstance(section, str) else section.get("class_path")
+            asked[key] = str(chosen or asked[key])
     for key in asked:
         for word, value in pairwise([*options.rest, ""]):
             if word == f"--{key}" or word.startswith(f"--{key}="):
                 asked[key] = word.partition("=")[2] or value
     for key, name in asked.items():
+        if not name and "--help" not in options.rest:
+            raise UserError(f"{key}.class_path is missing; {_there_are(key)}")
         if name and "." not in name and "/" not in name:
             _import_short(key, name)
 
 
+def _there_are(key: str) -> str:
+    return f"There are {', '.join(_known(key))}; others by import path, package.module.Class"
+
+
+def _known(key: str) -> list[str]:
+    # A head's data module lives in the head's own package, which is imported with the head.
+    heads = plugins.installed(plugins.HEADS) if key == "model" else []
+    return [cls.__name__ for cls in CORE_CLASSES[key]] + [head.attribute for head in heads]
+
+
 def _import_short(key: str, name: str) -> None:
-    core = [cls.__name__ for cls in CORE_CLASSES[key]]
-    if name in core:
+    if name in (cls.__name__ for cls in CORE_CLASSES[key]):
         return
     heads = plugins.installed(plugins.HEADS)
     for head in heads:
-        if head.target.rpartition(":")[2] == name:
+        if head.attribute == name:
             plugins.load(head)
             return
-    # A head's data module lives in the head's own package, which is imported with the head.
-    if key == "data" and heads:
+    if key == "data" and heads:  # it may be one of theirs
         return
-    known = core + [head.target.rpartition(":")[2] for head in heads]
-    raise UserError(
-        f"{key}.class_path '{name}' is not known{nearest(name, known)} "
-        f"There are {', '.join(known)}; others by import path, package.module.Class"
-    )
+    hint = nearest(name, _known(key)) or ";"
+    raise UserError(f"{key}.class_path '{name}' is not known{hint} {_there_are(key)}")
 
 
 def main(verb: str, argv: list[str]) -> int:
@@ -314,6 +331,10 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except SystemExit:
+        if cli.trainer.interrupted:  # Lightning ends an interrupted run as a failed one
+            raise KeyboardInterrupt from None
+        raise
     finally:
         # Lightning skips this after an exception, and workers would outlive their use.
         cli.datamodule.teardown(cli.verb)
@@ -352,6 +373,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", "predict returned None.*")
     # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
     # DDP does not expect; nothing is copied for it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")

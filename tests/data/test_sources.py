@@ -45,15 +45,17 @@ def test_a_folder_is_searched_at_any_depth(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
-    paint(tmp_path / "outside" / "far.png")
     root = tmp_path / "root"
     paint(root / "m" / "near.png")
     (root / "m" / "back").symlink_to(root)
-    (root / "z").symlink_to(tmp_path / "outside")
-    (root / "b").symlink_to(tmp_path / "outside")
+    for i in range(5):
+        paint(tmp_path / f"outside{i}" / "far.png")
+        for letter in "ztpga":
+            (root / f"{letter}{i}").symlink_to(tmp_path / f"outside{i}")
     (root / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    # Of two names of a folder the first is taken, not the one the file system lists first.
-    assert FolderSource(root).names == ["b/far.png", "lost.png", "m/near.png"]
+    # Of the names of a folder the first is taken, not the one the file system lists first.
+    outside = [f"a{i}/far.png" for i in range(5)]
+    assert FolderSource(root).names == [*outside, "lost.png", "m/near.png"]
 
 
 def test_names_need_not_be_utf8(tmp_path: Path) -> None:

@@ -66,5 +66,7 @@ class Preemption(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # Lightning may have put back what was there before its own.
+            if signal.getsignal(number) == self._received:
+                signal.signal(number, handler)
         self._handlers.clear()

@@ -28,7 +28,7 @@ class Progress(ProgressBar):
         self._on = True
         self._bar: tqdm | None = None
         self._wait = 0.0
-        self._steps = 0
+        self._first_step = 0
         self._window_start = self._batch_end = time.perf_counter()
 
     def disable(self) -> None:
@@ -53,7 +53,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._open(trainer.max_steps, "step", "fit", start=trainer.global_step)
-        self._window_start = self._batch_end = time.perf_counter()
+        self._reset_window(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         self._wait += time.perf_counter() - self._batch_end
@@ -62,18 +62,16 @@ class Progress(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         self._batch_end = time.perf_counter()
-        self._steps += 1
-        micro_batches = self._steps * trainer.accumulate_grad_batches
-        stepped = micro_batches and trainer.global_step % trainer.log_every_n_steps == 0
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
+        # A batch that is accumulated ends no step.
+        steps = trainer.global_step - self._first_step
         # Metrics are read only when they are logged: reading waits for the device.
-        if stepped and self._steps >= trainer.log_every_n_steps:
-            self._report(trainer, pl_module)
+        if steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._report(trainer, pl_module, steps)
 
-    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, steps: int) -> None:
         elapsed = time.perf_counter() - self._window_start
-        steps = self._steps / trainer.accumulate_grad_batches
         facts = {
             "img/s": f"{pl_module.global_batch * steps / elapsed:.0f}",
             "wait": f"{min(1.0, self._wait / elapsed):.0%}",
@@ -89,10 +87,10 @@ class Progress(ProgressBar):
             line = "  ".join(f"{key} {value}" for key, value in facts.items())
             total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
             say(f"step {trainer.global_step}{total}  {line}  eta {duration(left)}")
-        self._reset_window()
+        self._reset_window(trainer)
 
-    def _reset_window(self) -> None:
-        self._wait, self._steps = 0.0, 0
+    def _reset_window(self, trainer: L.Trainer) -> None:
+        self._wait, self._first_step = 0.0, trainer.global_step
         self._window_start = self._batch_end = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,7 +100,7 @@ class Progress(ProgressBar):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._reset_window()
+            self._reset_window(trainer)
         else:
             self._close()
 

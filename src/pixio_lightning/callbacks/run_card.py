@@ -25,6 +25,8 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     peak = optimisation.peak_lr(module.optim, global_batch) if trained else 0.0
+    if trained:
+        optimisation.schedule_factor(module.optim, steps)  # refuses a decay without an end
     how = f"{module.optim.blr:g} x {global_batch} / 256" if module.optim.blr else "as given"
     return {
         "backbone": f"{backbone.name}, {millions(sum(p.numel() for p in backbone.parameters()))}"

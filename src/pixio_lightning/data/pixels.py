@@ -105,6 +105,10 @@ class Pixels(L.LightningDataModule):
             )
         if source != "scenes" and path is None:
             raise UserError(f"data.source is {source}: give data.path")
+        sizes = {"image_size": image_size, "batch_size": batch_size, "val_images": val_images}
+        for name, value in (sizes | {"steps_per_epoch": steps_per_epoch}).items():
+            if value < 1:
+                raise UserError(f"data.{name} is {value}, but expected at least 1")
         if path and val_path and Path(val_path).resolve().is_relative_to(Path(path).resolve()):
             raise UserError(
                 f"data.val_path '{val_path}' lies inside data.path '{path}', so held-out images "
@@ -249,11 +253,10 @@ class Pixels(L.LightningDataModule):
         """Count bad images by name, list new ones in bad_files.txt, stop above `max_bad`."""
         self._seen += seen
         new = {name: reason for name, reason in bad if name not in self.bad}
-        if not new:
-            return
         self.bad |= new
-        if self.trainer is not None:
+        if new and self.trainer is not None:
             self._write(new)
+        # Without new ones, too: in a small set all are found before it is time to judge.
         total = len(self._train) if self._train is not None else 0
         if self.max_bad is None or self._seen < min(_JUDGED_AFTER, total):
             return

@@ -1,0 +1,308 @@
+"""What watches a run: lines and bars, the card, the table, checkpoints, signals and the probe."""
+
+import csv
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsClassifier
+
+from pixio_lightning import cli
+from pixio_lightning.callbacks import OnlineProbe
+from pixio_lightning.callbacks.online_probe import knn_accuracy, ridge_accuracy
+from pixio_lightning.checkpoint import read
+from pixio_lightning.errors import UserError
+from pixio_lightning.pretrain import PixelPretraining
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
+
+
+def paint(path: Path, colour: tuple[int, int, int], seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-20, 20, (40, 40, 3))
+    Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos to train on, and two classes of them for the probe: most of them red."""
+    folder = tmp_path_factory.mktemp("callbacks")
+    for i in range(20):
+        paint(folder / "photos" / f"{i}.png", (9 * i, 128, 255 - 9 * i), i)
+    for part, red, blue in (("train", 5, 3), ("val", 1, 3)):
+        for i in range(red):
+            paint(folder / part / "red" / f"{i}.png", (220, 30, 30), i)
+        for i in range(blue):
+            paint(folder / part / "blue" / f"{i}.png", (30, 30, 220), i)
+    (folder / "val" / "red" / "damaged.png").write_bytes(b"damaged")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(folder: Path) -> Path:
+    backbone = {"name": "pixio_vitt16", "weights": "random", "tune": "full", "model_args": TINY}
+    decoder = {"dim": 16, "depth": 1, "heads": 1}
+    model = {"backbone": backbone, "mask_grid": 2, "decoder": decoder, "optim": {"lr": 1e-3}}
+    data = {"source": "folder", "path": str(folder / "photos"), "image_size": 32, "batch_size": 4}
+    trainer = {"max_steps": 12, "accelerator": "cpu", "log_every_n_steps": 5, "logger": False}
+    path = folder / "tiny.yaml"
+    content = {
+        "model": {"class_path": "PixelPretraining", "init_args": model},
+        "data": {
+            "class_path": "Pixels",
+            "init_args": data | {"num_workers": 0, "steps_per_epoch": 4},
+        },
+        "trainer": trainer,
+        "checkpoint": {"every_n_steps": 3},
+        "panels": {"every_n_steps": 8, "images": 2},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def probe(folder: Path) -> list[str]:
+    words = "OnlineProbe", f"train={folder}/train", f"val={folder}/val", "every_n_steps=3"
+    return [f"--trainer.callbacks+={words[0]}", *(f"--trainer.callbacks.{w}" for w in words[1:])]
+
+
+def fit(recipe: Path, out: Path, *words: str) -> int:
+    return cli.main(["fit", "-c", str(recipe), "--out", str(out), *words])
+
+
+def table(out: Path) -> list[dict[str, float]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def lines_of(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+# --- a run in a log file ----------------------------------------------------------------------
+
+
+def test_a_run_prints_plain_lines(recipe: Path, tmp_path: Path, capfd) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    assert fit(recipe, tmp_path) == 0
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    output = capfd.readouterr()
+    assert "\r" not in output.out + output.err and "fit:" not in output.err
+    progress = lines_of(output.out, "step 5/12") + lines_of(output.out, "step 10/12")
+    assert len(progress) == 2
+    # A loss is logged under the step that it was computed in, and shown when that is done.
+    logged = {row["step"]: row for row in table(tmp_path)}
+    for line, step in zip(progress, (4, 9), strict=True):
+        fields = re.match(
+            r"step \d+/12  img/s \d+  wait \d+%  loss (\S+)  lr (\S+)  eta 0:00", line
+        )
+        assert fields
+        assert float(fields[1]) == pytest.approx(logged[step]["train/loss"], rel=1e-3)
+        assert float(fields[2]) == pytest.approx(logged[step]["train/lr"], rel=1e-3)
+    saved = [line.split(":")[0] for line in lines_of(output.out, "step ") if "saved" in line]
+    assert saved == ["step 3", "step 6", "step 9", "step 12"]
+    # One block before the first step, one after the last.
+    assert (
+        len(lines_of(output.out, "pixio")) == len(lines_of(output.out, "step 12\n"[:-1])) - 1 == 1
+    )
+    for fact in ("recipe", "global batch  4 = 4 x 1", "peak lr       0.001", "run folder"):
+        assert output.out.count(f"\n  {fact}") == 1
+    assert [path.name for path in sorted((tmp_path / "panels").iterdir())] == [
+        "step-0000008.png",
+        "step-0000012.png",
+    ]
+
+
+def test_accumulated_batches_are_no_steps(recipe: Path, tmp_path: Path, capfd) -> None:
+    words = "--trainer.accumulate_grad_batches=3", "--trainer.log_every_n_steps=1"
+    assert fit(recipe, tmp_path, *words, "--trainer.max_steps=4") == 0
+    shown = re.findall(r"^step (\d+)/4", capfd.readouterr().out, re.M)
+    assert shown == ["1", "2", "3", "4"]
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_loss(recipe: Path, tmp_path: Path) -> None:
+    # So high a rate that the loss rises again.
+    assert fit(recipe, tmp_path, "--model.optim.lr=0.1", "--model.optim.schedule=constant") == 0
+    losses = {row["step"]: row["val/loss"] for row in table(tmp_path) if "val/loss" in row}
+    assert len(losses) == 3
+    best = min(losses, key=losses.__getitem__)
+    # Validation after a step is logged under the number of the last batch.
+    assert read(tmp_path / "best.ckpt")["global_step"] == best + 1
+    assert read(tmp_path / "last.ckpt")["global_step"] == 12
+
+
+@pytest.mark.parametrize("stopped_at", [7, 9, 10])
+def test_the_table_reads_as_if_never_interrupted(
+    recipe: Path, folder: Path, tmp_path: Path, monkeypatch, stopped_at: int
+) -> None:
+    """Probed every 3 steps, saved every 3, validated every 4; stopped after steps 7, 9 and 10."""
+    words = [*probe(folder), "--trainer.log_every_n_steps=1"]
+    assert fit(recipe, tmp_path / "whole", *words) == 0
+    training_step = PixelPretraining.training_step
+
+    def stop(self: PixelPretraining, *arguments: object) -> torch.Tensor:
+        if self.global_step == stopped_at:
+            raise RuntimeError("power cut")
+        return training_step(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(PixelPretraining, "training_step", stop)
+        fit(recipe, tmp_path / "cut", *words)
+    assert fit(recipe, tmp_path / "cut", *words) == 0
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    assert [row["step"] for row in table(tmp_path / "cut")] == list(range(13))
+
+
+def test_a_fresh_run_starts_a_table_of_its_own(recipe: Path, tmp_path: Path) -> None:
+    words = "--trainer.max_steps=4", "--checkpoint.every_n_steps=50"
+    assert fit(recipe, tmp_path / "run", *words, "--trainer.log_every_n_steps=1") == 0
+    assert len(table(tmp_path / "run")) == 4
+    assert fit(recipe, tmp_path / "run", *words, "--trainer.log_every_n_steps=4", "--fresh") == 0
+    assert [row["step"] for row in table(tmp_path / "run")] == [3]
+
+
+# --- terminals and signals --------------------------------------------------------------------
+
+
+def command(recipe: Path, out: Path, *words: str) -> list[str]:
+    start = [sys.executable, "-m", "pixio_lightning.cli", "fit", "-c", str(recipe)]
+    return [*start, "--out", str(out), *words]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_terminal_shows_a_bar_until_it_is_interrupted(recipe: Path, tmp_path: Path) -> None:
+    words = "--trainer.max_steps=1000000", "--data.num_workers=1"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, command(recipe, tmp_path, *words), environment())
+    termios.tcsetwinsize(terminal, (40, 150))
+    shown, interrupted = b"", False
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+        if not interrupted and b"img/s=" in shown and b"step 9: saved" in shown:
+            os.write(terminal, b"\x03")  # Ctrl-C
+            interrupted = True
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    text = shown.decode()
+    bars = [part for part in re.split(r"[\r\n]", text) if part.startswith("fit:")]
+    assert any("img/s=" in bar and "loss=" in bar and "/1000000 [" in bar for bar in bars)
+    assert "step 5/" not in text and "Traceback" not in text
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert read(tmp_path / "last.ckpt")["global_step"] >= 9
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGUSR1, 0, 138)]
+)
+def test_a_signal_saves_and_stops(
+    recipe: Path, tmp_path: Path, number: signal.Signals, workers: int, code: int
+) -> None:
+    """As schedulers do, the signal is sent to the whole job: to the data workers, too."""
+    words = "--trainer.max_steps=1000000", "--checkpoint.every_n_steps=1000000"
+    process = subprocess.Popen(
+        command(recipe, tmp_path, *words, f"--data.num_workers={workers}"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 10/"):
+            break
+    assert not (tmp_path / "last.ckpt").exists()
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    step = read(tmp_path / "last.ckpt")["global_step"]
+    assert f"{number.name} at step {step}: saved last.ckpt, stopping" in out
+    assert step >= 10 and "Traceback" not in err
+    state = yaml.safe_load((tmp_path / "state.json").read_text())
+    assert state == {"step": step, "finished": False}
+
+
+# --- the probe --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 1000])
+def test_knn_votes_as_in_scikit_learn(k: int) -> None:
+    rng = np.random.default_rng(k)
+    centres = rng.normal(size=(4, 8))
+    labels = rng.integers(0, 4, 300)
+    points = (centres[labels] + 1.5 * rng.normal(size=(300, 8))).astype(np.float32)
+    reference = KNeighborsClassifier(
+        min(k, 200), metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    ).fit(points[:200], labels[:200])
+    expected = reference.score(points[200:], labels[200:])
+    x, y = torch.from_numpy(points), torch.from_numpy(labels)
+    assert knn_accuracy(x[:200], y[:200], x[200:], y[200:], k=k) == pytest.approx(expected)
+    assert 0.3 < expected < 0.95
+
+
+def test_ridge_fits_as_in_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    points = rng.normal(size=(3, 6))[labels] + 1.2 * rng.normal(size=(200, 6))
+    points = (points * [1, 10, 100, 1, 1, 1] + 50).astype(np.float32)
+    bank, queries = points[:120], points[120:]
+    mean, std = bank.mean(axis=0), bank.std(axis=0, ddof=1)
+    reference = Ridge(alpha=1e-2 * 120).fit((bank - mean) / std, np.eye(3)[labels[:120]])
+    expected = (reference.predict((queries - mean) / std).argmax(axis=1) == labels[120:]).mean()
+    x, y = torch.from_numpy(points), torch.from_numpy(labels)
+    assert ridge_accuracy(x[:120], y[:120], x[120:], y[120:]) == pytest.approx(expected)
+    assert 0.4 < expected < 0.95
+
+
+@pytest.mark.parametrize("accuracy", [lambda *a: knn_accuracy(*a, k=1), ridge_accuracy])
+def test_a_set_made_by_hand(accuracy) -> None:
+    bank = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-0.1, 1.0], [0.1, 1.0]])
+    queries = torch.tensor([[2.0, 0.0], [0.0, 3.0], [5.0, 1.0], [1.0, 5.0]])
+    classes = torch.tensor([0, 0, 1, 1])
+    assert accuracy(bank, classes, queries, torch.tensor([0, 1, 0, 0])) == 0.75
+    assert accuracy(bank, classes, queries, torch.tensor([0, 1, 0, 2])) == 0.75
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_a_probe_is_logged_beside_the_majority(
+    recipe: Path, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    words = [*probe(folder), f"--trainer.callbacks.kind={kind}", "--trainer.callbacks.k=3"]
+    assert fit(recipe, tmp_path / "probed", *words, "--trainer.max_steps=7") == 0
+    rows = [row for row in table(tmp_path / "probed") if f"probe/{kind}" in row]
+    assert [row["step"] for row in rows] == [3, 6, 7]
+    # Red is most common where it learns, and one in four where it is judged, the damaged one
+    # not counted; colours are told apart by any encoder.
+    assert [row["probe/majority"] for row in rows] == [0.25] * 3
+    assert [row[f"probe/{kind}"] for row in rows] == [1.0] * 3
+    assert fit(recipe, tmp_path / "plain", "--trainer.max_steps=7") == 0
+    plain, probed = (read(tmp_path / out / "last.ckpt") for out in ("plain", "probed"))
+    for name, tensor in plain["state_dict"].items():
+        assert torch.equal(tensor, probed["state_dict"][name]), name
+
+
+def test_mistakes_of_a_probe(recipe: Path, folder: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(UserError, match="needs both train and val"):
+        OnlineProbe(train=str(folder))
+    assert fit(recipe, tmp_path, "--trainer.callbacks+=OnlineProbe") == 2
+    assert "OnlineProbe found 1 class of images; it needs two" in capsys.readouterr().err

@@ -1,0 +1,241 @@
+"""A mistake is one line that names the key and the nearest valid name, through the real parser."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from pixio_lightning import cli, mistakes
+from pixio_lightning.errors import UserError
+
+GONE = object()
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(photos: Path) -> dict:
+    backbone = {"name": "pixio_vitt16", "weights": "random", "tune": "full", "model_args": TINY}
+    decoder = {"dim": 16, "depth": 1, "heads": 1}
+    model = {"backbone": backbone, "mask_grid": 2, "decoder": decoder, "optim": {"lr": 1e-3}}
+    data = {"source": "folder", "path": str(photos), "image_size": 32, "batch_size": 2}
+    return {
+        "model": {"class_path": "PixelPretraining", "init_args": model},
+        "data": {"class_path": "Pixels", "init_args": data | {"num_workers": 0}},
+        "trainer": {"max_steps": 2, "accelerator": "cpu", "callbacks": []},
+        "checkpoint": {"every_n_steps": 1},
+    }
+
+
+def changed(recipe: dict, key: str, value: object) -> dict:
+    """A recipe with another value at a dotted key, `model/x` for what is below init_args."""
+    recipe = copy.deepcopy(recipe)
+    *path, last = key.replace("/", ".init_args.").split(".")
+    section = recipe
+    for part in path:
+        section = section.setdefault(part, {})
+    section.pop(last, None)
+    if value is not GONE:
+        section[last] = value
+    return recipe
+
+
+def run(recipe: dict | str, folder: Path, *words: str, verb: str = "check") -> int:
+    path = folder / "mine.yaml"
+    path.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(recipe))
+    return cli.main([verb, "-c", str(path), "--out", str(folder / "run"), *words])
+
+
+def told(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    output = capsys.readouterr()
+    assert code == 2, output
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("pixio: error: ") and "Traceback" not in line and len(line) < 500
+    return line.removeprefix("pixio: error: ")
+
+
+def callback(name: str, **arguments: object) -> list[dict]:
+    return [{"class_path": name, "init_args": arguments}]
+
+
+UNKNOWN_CLASSES = [
+    ("model.class_path", "PixelPretrainig", "model.class_path", "PixelPretraining"),
+    ("model.class_path", "Nothing", "model.class_path 'Nothing' is not known; There are", None),
+    ("model.class_path", "pixio_lightning.pretrain.Pixel", "no attribute 'Pixel'", None),
+    ("model.class_path", "nosuch.module.Class", "model: No module named 'nosuch'", None),
+    ("model.class_path", "pixio_lightning.data.pixels.Pixels", "model: Import path", None),
+    ("data.class_path", "Pixel", "data.class_path 'Pixel' is not known", "Pixels"),
+    ("trainer.callbacks", callback("OnlineProb"), "trainer.callbacks: class", "OnlineProbe"),
+    ("trainer.callbacks", callback("nosuch.Probe"), "trainer.callbacks: No module named", None),
+    ("trainer.logger", callback("CSVLoger")[0], "trainer.logger: class", "CSVLogger"),
+    ("model/backbone", "pixio_vitb16", "expected keys below it, as model.backbone.name", None),
+    ("model/backbone.name", "pixio_vitx16", "backbone.name 'pixio_vitx16'", "pixio_vitt16"),
+]
+UNKNOWN_KEYS = [
+    ("modle", {}, "there is no key modle", "model"),
+    ("trainr", {"max_steps": 3}, "there is no key trainr", "trainer"),
+    ("model/mask_gird", 2, "there is no key model.mask_gird", "mask_grid"),
+    ("model.mask_grid", 2, "model.mask_grid beside model.class_path", None),
+    ("model/backbone.tuen", "full", "there is no key model.backbone.tuen", "tune"),
+    ("model/backbone.model_args.depht", 2, "backbone.model_args does not fit", None),
+    ("model/optim.weight_deacy", 0, "there is no key model.optim.weight_deacy", "weight_decay"),
+    ("model/decoder.dpeth", 0, "there is no key model.decoder.dpeth", "depth"),
+    ("data/batchsize", 2, "there is no key data.batchsize", "batch_size"),
+    ("data/scenes", {"trian": 2}, "there is no key data.scenes.trian", "train"),
+    ("trainer.max_stepz", 2, "there is no key trainer.max_stepz", "max_steps"),
+    ("trainer.callbacks", callback("OnlineProbe", kindd=1), "key trainer.callbacks.kindd", "kind"),
+    ("checkpoint.every_steps", 2, "there is no key checkpoint.every_steps", "every_n_steps"),
+    ("panels.image", 2, "there is no key panels.image", "images"),
+    ("preemption.requeu", True, "there is no key preemption.requeu", "requeue"),
+]
+WRONG_VALUES = [
+    ("data/batch_size", "eight", "data.batch_size is 'eight', but expected int", None),
+    ("data/batch_size", None, "data.batch_size is null, but expected int", None),
+    ("data/batch_size", 0, "data.batch_size is 0, but expected at least 1", None),
+    ("data/steps_per_epoch", -1, "data.steps_per_epoch is -1, but expected at least 1", None),
+    ("data/crop_scale", 0.2, "data.crop_scale is '0.2', but expected tuple", None),
+    ("data/source", "foldr", "data.source is 'foldr', but expected one of", "folder"),
+    ("model/mask_ratio", "half", "model.mask_ratio is 'half', but expected float", None),
+    ("model/mask_grid", 3, "model.mask_grid 3 does not divide", None),
+    ("model/backbone.tune", "forzen", "model.backbone.tune is 'forzen'", "frozen"),
+    ("model/backbone.tune", "frozen", "set model.backbone.tune to full", None),
+    ("model/backbone.layers", "lats", "model.backbone.layers is 'lats'", "last"),
+    ("model/backbone.drop_path", None, "model.backbone.drop_path is null", None),
+    ("model/optim", 3, "model.optim is 3, but expected keys below it: betas", None),
+    ("model/optim.lr", "fast", "model.optim.lr is 'fast', but expected float", None),
+    ("model/optim.schedule", "cosin", "model.optim.schedule is 'cosin'", "cosine"),
+    ("model/optim.blr", 1.0, "give one of model.optim.blr", None),
+    ("trainer.max_steps", "many", "trainer.max_steps is 'many', but expected int", None),
+    ("trainer.max_steps", -1, "set trainer.max_steps", None),
+    ("trainer.precision", "16-mixd", "trainer.precision is '16-mixd'", "16-mixed"),
+    ("trainer.callbacks", callback("OnlineProbe", kind="kn"), "trainer.callbacks.kind", "knn"),
+    ("trainer", 3, "trainer is 3, but expected keys below it", None),
+    ("model", 3, "model is 3, but expected keys below it", None),
+    ("checkpoint.every_n_steps", "x", "checkpoint.every_n_steps is 'x', but expected int", None),
+    ("seed_everything", "x", "seed_everything is 'x', but expected bool, or int", None),
+]
+MISSING = [
+    ("model", GONE, "model.class_path is missing; There are PixelPretraining", None),
+    ("model.class_path", GONE, "model.class_path is missing", None),
+    ("data", GONE, "data.class_path is missing; There are Pixels", None),
+    ("model/backbone", GONE, "model.backbone is missing", None),
+    ("model/backbone.weights", GONE, "model.backbone.weights is missing", None),
+    ("data/path", GONE, "data.source is folder: give data.path", None),
+    ("model/backbone.weights", "none.ckpt", "no such file or folder: none.ckpt", None),
+]
+
+
+def test_the_recipe_itself_is_right(recipe: dict, tmp_path: Path, capsys) -> None:
+    assert run(recipe, tmp_path) == 0
+    assert "peak lr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text", "near"), UNKNOWN_CLASSES + UNKNOWN_KEYS + WRONG_VALUES + MISSING
+)
+def test_a_mistake_in_a_recipe_is_one_line(
+    recipe: dict, tmp_path: Path, capsys, key: str, value: object, text: str, near: str | None
+) -> None:
+    line = told(capsys, run(changed(recipe, key, value), tmp_path))
+    assert text in line
+    assert near is None or f"did you mean '{near}'?" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("--model.mask_gird 2", "no key model.mask_gird, did you mean 'mask_grid'?"),
+        ("--model.backbone.weight x", "no key model.backbone.weight, did you mean 'weights'?"),
+        ("--model.optim.lrr 1", "no key model.optim.lrr, did you mean 'lr'?"),
+        ("--data.batch_size eight", "data.batch_size is 'eight', but expected int"),
+        ("--trainer.max_stepz 3", "no key trainer.max_stepz, did you mean 'max_steps'?"),
+        ("--trainr.max_steps 3", "no key trainr.max_steps, did you mean 'trainer'?"),
+        # A beginning that is unique is no name: a new key would change what it means.
+        ("--checkpoint.every_n 3", "no key checkpoint.every_n, did you mean 'every_n_steps'?"),
+        ("--trainer.callbacks+=OnlineProb", "'OnlineProb' is not known, did you mean"),
+        (
+            "--trainer.callbacks+=OnlineProbe --trainer.callbacks.kind kn",
+            "trainer.callbacks.kind is 'kn', but expected one of 'knn', 'linear', did you mean",
+        ),
+        ("--model=PixelPretrainin", "model.class_path 'PixelPretrainin' is not known, did you"),
+        ("--data.path", "--data: expected one argument"),
+        ("stray", "there is no key stray"),
+        ("-c", "-c/--config: expected one argument"),
+        ("-c pretrain/dmeo", "no recipe or file 'pretrain/dmeo'"),
+        ("--ckpt_path s3://bucket/last.ckpt", "checkpoint 's3://bucket/last.ckpt' is a URL"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    recipe: dict, tmp_path: Path, capsys, words: str, text: str
+) -> None:
+    assert text in told(capsys, run(recipe, tmp_path, *words.split()))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("model: {backbone: [1, 2", "is not valid YAML"),
+        ("model:\n\t- 1", "is not valid YAML"),
+        ("- 1\n- 2", "holds no keys; expected checkpoint, data, model"),
+        ("# a comment alone\n", "holds no keys"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_line(
+    tmp_path: Path, capsys, content: str, text: str
+) -> None:
+    line = told(capsys, run(content, tmp_path))
+    assert line.startswith(f"recipe '{tmp_path}/mine.yaml' ") and text in line
+
+
+def test_missing_files_are_one_line(recipe: dict, tmp_path: Path, capsys) -> None:
+    (tmp_path / "last.ckpt").touch()
+    missing = str(tmp_path / "lsat.ckpt")
+    line = told(capsys, run(recipe, tmp_path, "--ckpt_path", missing, verb="validate"))
+    assert line == f"--ckpt_path '{missing}' does not exist, did you mean 'last.ckpt'?"
+    line = told(capsys, run(recipe, tmp_path, "--data.path", str(tmp_path / "photo"), verb="fit"))
+    assert line == f"data.path '{tmp_path}/photo' is not a folder, did you mean 'photos'?"
+    assert "no recipe or file 'pretrain/dem'" in told(
+        capsys, cli.main(["fit", "-c", "pretrain/dem"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("--trainer.accelerator=gpuu", "gpuu"),
+        ("--trainer.strategy=dpd", "dpd"),
+        ("--trainer.devices=two", "trainer: `devices`"),
+        ("--data.val_path=nowhere", "data.val_path 'nowhere' is not a folder"),
+    ],
+)
+def test_a_mistake_that_shows_only_in_a_run_is_one_line(
+    recipe: dict, tmp_path: Path, capsys, words: str, text: str
+) -> None:
+    assert text in told(capsys, run(recipe, tmp_path, words, verb="fit"))
+    assert not list(tmp_path.glob("run/*.ckpt"))
+
+
+def test_the_cause_is_found_behind_other_exceptions() -> None:
+    mistake = UserError("what is wrong")
+    try:
+        try:
+            try:
+                raise mistake
+            except UserError as error:
+                raise TypeError("in a library") from error
+        except TypeError:
+            raise RuntimeError("in another") from None  # hides, but keeps it
+    except RuntimeError as error:
+        assert mistakes.cause(error) is mistake
+    assert mistakes.cause(RuntimeError("a real fault")) is None
