@@ -33,6 +33,13 @@ from pixio_lightning.run_folder import Metrics
 # Held-out images are always masked as if drawn in this turn, whatever the step.
 _FIXED_TURN = -1
 
+# What needs no learning: logged as val/NAME, and told under these titles.
+_BASELINES = {
+    "zero": "predicting zero",
+    "interpolated": "interpolated colours",
+    "capped": "with capped contrast",
+}
+
 
 class Reconstruction(NamedTuple):
     """One masked forward pass.
@@ -93,7 +100,7 @@ class PixelPretraining(BackboneModule):
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
         # Not MeanMetric: with that search disabled it drops the weights, and padding would count.
-        names = ("loss", "zero", "interpolated", "weight")
+        names = ("loss", "zero", "interpolated", "capped", "weight")
         self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
 
     def build(self, backbone: Backbone) -> MaeDecoder:
@@ -163,10 +170,12 @@ class PixelPretraining(BackboneModule):
         """Accumulate the loss of held-out images under fixed masks, and its two baselines."""
         result = self(batch["image"], self._fixed_draw(batch))
         weight = batch["weight"]
+        interpolated, capped = self._interpolate(result)
         losses = {
             "loss": pixel_loss(result.prediction, result.target),
             "zero": pixel_loss(torch.zeros_like(result.target), result.target),
-            "interpolated": pixel_loss(self._interpolate(result), result.target),
+            "interpolated": pixel_loss(interpolated, result.target),
+            "capped": pixel_loss(capped, result.target),
         }
         self._val["weight"].update(weight)
         for name, values in losses.items():
@@ -204,13 +213,16 @@ class PixelPretraining(BackboneModule):
     def _fixed_draw(self, batch: dict[str, Any]) -> Draw:
         return Draw(batch["key"], self.seed, _FIXED_TURN)
 
-    def _interpolate(self, result: Reconstruction) -> Tensor:
+    def _interpolate(self, result: Reconstruction) -> tuple[Tensor, Tensor]:
         """Fill hidden patches with interpolated colours, as predictions `(B, m, V)`.
 
-        With `norm_pix` only the shape inside a patch is scored: the fill loses its own mean and is
-        divided by the true contrast of the patch, or by its own where that is larger. Knowing the
-        true contrast is more than the model is told; a fill scaled past it would cost more than
-        predicting nothing.
+        With `norm_pix` only the shape inside a patch is scored, so the fill loses its own mean and
+        is divided by the true contrast of the patch, which is more than the model is told. Where
+        the fill has more contrast than the truth, that costs more than predicting nothing; the
+        second prediction is divided by its own contrast there.
+
+        Returns:
+            The prediction at the true contrast, and the one whose contrast is capped.
         """
         patch, grid, hide = self.backbone.patch_size, result.grid, result.mask.hide
         visible = torch.zeros_like(result.pixels[..., :1])
@@ -221,10 +233,11 @@ class PixelPretraining(BackboneModule):
         )
         filled = gather_tokens(patchify(filled, patch), hide)
         if not self.norm_pix:
-            return filled
+            return filled, filled
         _, _, contrast = normalize_patches(gather_tokens(result.pixels, hide))
         _, mean, own_contrast = normalize_patches(filled)
-        return (filled - mean) / torch.maximum(contrast, own_contrast)
+        shape = filled - mean
+        return shape / contrast, shape / torch.maximum(contrast, own_contrast)
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> tuple[list[list[Tensor]], list[str]]:
@@ -250,20 +263,19 @@ class PixelPretraining(BackboneModule):
         return [list(row) for row in zip(*columns, strict=True)], titles
 
     def report(self, metrics: Metrics) -> dict[str, str]:
-        """Return the held-out loss at the start and the end, beside both baselines."""
-        loss = metrics.first_and_last("val/loss")
-        zero = metrics.first_and_last("val/zero")
-        interpolated = metrics.first_and_last("val/interpolated")
-        if loss is None or zero is None or interpolated is None:
+        """Return the held-out loss at the start and the end, beside what needs no learning."""
+        found = {n: metrics.first_and_last(f"val/{n}") for n in ("loss", *_BASELINES)}
+        loss = found["loss"]
+        if loss is None:
             return {}
-        better = min(zero[1], interpolated[1])
-        below = f"{abs(1 - loss[1] / better):.0%} {'below' if loss[1] < better else 'above'}"
-        return {
-            "held-out loss": f"first {loss[0]:.3f}, last {loss[1]:.3f}",
-            "predicting zero": f"{zero[1]:.3f}",
-            "interpolated colours": f"{interpolated[1]:.3f}",
-            "verdict": f"the last loss is {below} the better of these two baselines",
-        }
+        facts = {"held-out loss": f"first {loss[0]:.3f}, last {loss[1]:.3f}"}
+        for name, title in _BASELINES.items():
+            baseline = found[name]
+            if baseline is not None:
+                gap = 1 - loss[1] / baseline[1]
+                side = "below" if gap >= 0 else "above"
+                facts[title] = f"{baseline[1]:.3f} (the last loss is {abs(gap):.0%} {side})"
+        return facts
 
     def _to_uint8(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         images = unpatchify(pixels, self.backbone.patch_size, grid)

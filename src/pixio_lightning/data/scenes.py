@@ -335,7 +335,8 @@ def _view(
     radiance, hits = shot
     size = math.isqrt(len(hits.t))
     display = (1 - np.exp(-exposure * rng.uniform(0.85, 1.15) * radiance)) ** (1 / 1.8)
-    display += rng.uniform(0.002, 0.015) * rng.standard_normal(display.shape)
+    # Below one level of 255: normalised per patch, noise on a plain wall would be all there is.
+    display += rng.uniform(0.0005, 0.003) * rng.standard_normal(display.shape)
     image = np.clip(255 * display + 0.5, 0, 255).astype(np.uint8)
     body, valid = world.body_of[hits.part], hits.t <= MAX_DEPTH
     names = np.array([CLASSES.index(name) for name in (*(b.name for b in world.bodies), "sky")])

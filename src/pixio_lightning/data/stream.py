@@ -8,8 +8,9 @@ the number of workers or processes, and a run resumes from its step number alone
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -155,6 +156,15 @@ def start_worker(index: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    sys.excepthook = _print_exception
+
+
+def _print_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what nobody caught in a worker, but not that its parent left while it was sending."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 class Positions(Sampler[list[int]]):

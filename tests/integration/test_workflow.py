@@ -1,0 +1,73 @@
+"""What a user does: train on photographs, look at them, go on from the encoder, take it elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from running import pixio, write_recipe
+
+from pixio_lightning.run_folder import Metrics
+
+STEPS = ("--trainer.max_steps", 60, "--data.steps_per_epoch", 30, "--trainer.log_every_n_steps", 30)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the photographs, long enough to learn something."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    panels = ("--panels.every_n_steps", 60, "--panels.images", 4)
+    pixio("fit", "-c", recipe, "--out", folder, *STEPS, *panels)
+    return folder
+
+
+def last_loss(folder: Path) -> float:
+    found = Metrics(folder / "metrics.csv").first_and_last("val/loss")
+    assert found is not None
+    return found[1]
+
+
+def test_the_held_out_loss_falls_and_a_panel_is_written(trained: Path) -> None:
+    found = Metrics(trained / "metrics.csv").first_and_last("val/loss")
+    assert found is not None and found[1] < found[0] - 0.1
+    panel = Image.open(trained / "panels" / "step-0000060.png")
+    # Four columns and four rows of pictures, shown at no less than 192 pixels a side.
+    assert panel.width > 4 * 192 and panel.height > 4 * 192
+
+
+def test_predict_writes_one_picture_per_image(
+    trained: Path, recipe: Path, photographs: Path
+) -> None:
+    printed = pixio("predict", "-c", recipe, "--out", trained)
+    assert "best.ckpt" in printed
+    written = {p.name for p in (trained / "predictions").glob("*.png")}
+    assert written == {f"{p.name}.png" for p in photographs.glob("*.jpg")}
+
+
+def test_validate_prints_the_loss_of_the_best_checkpoint(trained: Path, recipe: Path) -> None:
+    assert f"{last_loss(trained):.3f}"[:4] in pixio("validate", "-c", recipe, "--out", trained)
+
+
+def test_continuing_is_ahead_of_starting_anew(trained: Path, recipe: Path, tmp_path: Path) -> None:
+    """The encoder goes on, the decoder is fresh, in both after equal steps."""
+    steps = (*STEPS, "--model.backbone.drop_path", 0)
+    pixio("fit", "-c", recipe, "--out", tmp_path / "anew", *steps)
+    weights = ("--model.backbone.weights", trained / "last.ckpt")
+    pixio("fit", "-c", recipe, "--out", tmp_path / "on", *steps, *weights)
+    assert last_loss(tmp_path / "on") < last_loss(tmp_path / "anew")
+
+
+def test_an_export_is_read_back(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    from pixio_lightning import Backbone
+
+    pixio("export", trained / "last.ckpt", "--to", "safetensors", "--out", tmp_path / "e")
+    exported = next(p for p in tmp_path.rglob("*.safetensors") if "decoder" not in p.name)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        a, b = (Backbone(weights=str(p))(images).tokens for p in (trained / "last.ckpt", exported))
+    assert torch.equal(a, b)
+    recipe = write_recipe(tmp_path, photographs)
+    steps = ("--trainer.max_steps", 1, "--model.backbone.weights", exported)
+    assert "matched" in pixio("fit", "-c", recipe, "--out", tmp_path / "run", *steps)
