@@ -79,7 +79,7 @@ def _existing(source: str) -> Path:
     hint = nearest(path.name, siblings)
     if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         hint = f"; a repository of the Hugging Face Hub is written hf:{source}"
-    raise UserError(f"no such file or folder: {source}{hint}")
+    raise UserError(f"weights '{source}': no such file or folder{hint}")
 
 
 def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:

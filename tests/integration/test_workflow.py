@@ -1,4 +1,4 @@
-"""What a user does: train on photographs, look at them, go on from the encoder, take it elsewhere."""
+"""What a user does: train on photographs, look at them, go on from the encoder, export it."""
 
 from __future__ import annotations
 

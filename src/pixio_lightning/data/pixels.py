@@ -63,6 +63,7 @@ class Pixels(L.LightningDataModule):
         path: Folder or hub id; not for scenes.
         split: Split of a hub data set to train on.
         val_path: Where the held-out images are; None holds out a tenth, at most `val_images`.
+        val_split: Or the split of a hub data set that holds them.
         column: Image column of a hub data set; None takes the first.
         image_size: Side of the crops in pixels.
         batch_size: Images per process and step.
@@ -84,6 +85,7 @@ class Pixels(L.LightningDataModule):
         *,
         split: str = "train",
         val_path: str | None = None,
+        val_split: str | None = None,
         column: str | None = None,
         image_size: int = 256,
         batch_size: int = 64,
@@ -105,6 +107,11 @@ class Pixels(L.LightningDataModule):
             )
         if source != "scenes" and path is None:
             raise UserError(f"data.source is {source}: give data.path")
+        if val_split and (source != "hub" or val_path):
+            raise UserError(
+                f"data.val_split '{val_split}' names a split of data.path; it goes with "
+                "data.source hub, and without data.val_path"
+            )
         sizes = {"image_size": image_size, "batch_size": batch_size, "val_images": val_images}
         for name, value in (sizes | {"steps_per_epoch": steps_per_epoch}).items():
             if value < 1:
@@ -115,7 +122,7 @@ class Pixels(L.LightningDataModule):
                 "would be trained on; leave val_path out, or move them apart"
             )
         self.source, self.path, self.split, self.column = source, path, split, column
-        self.val_path, self.val_images = val_path, val_images
+        self.val_path, self.val_split, self.val_images = val_path, val_split, val_images
         self.image_size, self.batch_size = image_size, batch_size
         self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
@@ -143,12 +150,14 @@ class Pixels(L.LightningDataModule):
         self._train = everything = self._open(self.path, self.split)
         if stage == "predict":
             return
-        if self.val_path is None:
-            self._train, self._held_out = hold_out(everything, most=self.val_images)
-        else:
+        if self.val_split is not None:
+            self._held_out = self._open(self.path, self.val_split)
+        elif self.val_path is not None:
             self._held_out = self._open(self.val_path, self.split, key="data.val_path")
-            if len(self._held_out) > self.val_images:
-                _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
+        else:
+            self._train, self._held_out = hold_out(everything, most=self.val_images)
+        if len(self._held_out) > self.val_images:
+            _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
 
     def _scenes(self, split: str) -> Source:
         count = self.scenes.train if split == "train" else self.scenes.held_out

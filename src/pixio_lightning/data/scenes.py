@@ -71,35 +71,35 @@ class Place(NamedTuple):
 PLACES: dict[str, Place] = {
     "bedroom": Place(
         *((3.0, 4.5), (3.4, 5.0), (2.4, 2.8), 0.8),
-        "bed 1-1 shelf 0-2 mirror 0-1 picture 1-3 table 0-1 box 0-2 sphere 0-1 cylinder 0-1",
+        "bed 1-1 shelf 0-2 mirror 0-1 picture 1-2 table 0-1 box 0-2 sphere 0-1 cylinder 0-1",
     ),
     "office": Place(
         *((4.0, 7.0), (4.5, 7.0), (2.5, 3.0), 0.8),
-        "shelf 1-2 mirror 0-1 picture 1-3 table 2-4 box 1-3 sphere 0-1 cylinder 0-2",
+        "shelf 1-2 mirror 0-1 picture 1-2 table 1-3 box 1-2 sphere 0-1 cylinder 0-2",
     ),
     "corridor": Place(
         *((1.9, 2.6), (8.0, 13.0), (2.4, 3.0), 0.6),
-        "shelf 0-1 mirror 0-1 picture 3-7 box 1-2 sphere 0-1 cylinder 1-3",
+        "shelf 0-1 mirror 0-1 picture 2-5 box 1-2 sphere 0-1 cylinder 1-2",
     ),
     "warehouse": Place(
         *((7.0, 11.0), (8.0, 13.0), (4.0, 5.5), 1.4),
-        "shelf 4-6 box 8-14 table 0-2 cylinder 3-5",
+        "shelf 3-4 box 5-10 table 0-2 cylinder 2-4",
     ),
     "gallery": Place(
         *((5.0, 8.0), (5.5, 9.0), (3.0, 4.2), 1.1),
-        "mirror 0-2 picture 5-9 sphere 2-4 cylinder 2-4 box 2-4",
+        "mirror 0-2 picture 3-6 sphere 1-3 cylinder 1-3 box 1-3",
     ),
     "street": Place(
         *((9.0, 13.0), (60.0, 60.0), (0.0, 0.0), 2.0),
-        "building 9-13 box 2-5 tree 2-5 cylinder 1-4 sphere 0-1",
+        "building 6-9 box 1-4 tree 1-4 cylinder 1-3 sphere 0-1",
     ),
     "plaza": Place(
         *((34.0, 50.0), (34.0, 50.0), (0.0, 0.0), 2.5),
-        "building 4-6 sphere 3-5 cylinder 3-6 box 3-6 tree 0-3",
+        "building 3-4 sphere 2-4 cylinder 2-4 box 2-4 tree 0-2",
     ),
     "park": Place(
         *((24.0, 36.0), (24.0, 36.0), (0.0, 0.0), 1.5),
-        "building 0-2 tree 7-12 sphere 2-4 box 2-4 cylinder 1-3",
+        "building 0-2 tree 5-8 sphere 1-3 box 1-3 cylinder 1-2",
     ),
 }
 
@@ -152,7 +152,7 @@ def _parts(rng: Rng, name: str, scale: float) -> list[Part]:
         return [frame, _part(box, (0, 0.01, 0), (x - 0.04, 0.01, z - 0.04), pane)]
     if name == "building":
         x, y, z = rng.uniform((2.5, 2.5, 2), (5, 5, 8))
-        walls = random_material(rng, "windows windows bricks", plain=0.15, saturation=(0, 0.6))
+        walls = random_material(rng, "windows windows bricks", plain=0.5, saturation=(0, 0.6))
         roof = _part(box, (0, 0, 2 * z + 0.15), (x + 0.2, y + 0.2, 0.15), other)
         return [_part(box, (0, 0, z), (x, y, z), walls), roof]
     assert name == "tree", name
@@ -202,9 +202,11 @@ def _side(name: str, axis: int, start: float, end: float, material: Material) ->
 
 def _room(rng: Rng, size: Array) -> tuple[list[Body], list[Light], Array]:
     """Return the walls, the lamps at the ceiling (seen and shining) and the ambient light."""
-    walls = random_material(rng, "stripes bricks noise wood", saturation=(0, 0.5), value=(0.4, 0.9))
+    walls = random_material(
+        rng, "stripes bricks noise wood", plain=0.7, saturation=(0, 0.5), value=(0.4, 0.9)
+    )
     accent = random_material(rng, "stripes bricks tiles noise") if rng.random() < 0.5 else walls
-    floor = random_material(rng, "tiles tiles checker wood noise", plain=0.2, saturation=(0, 0.6))
+    floor = random_material(rng, "tiles tiles checker wood noise", plain=0.4, saturation=(0, 0.6))
     ceiling = random_material(rng, "tiles noise", saturation=(0, 0.15), value=(0.6, 0.9))
     x, y, z = size / (2, 2, 1)
     bodies = [_side("floor", 2, -1, 0, floor), _side("ceiling", 2, z, z + 1, ceiling)]
@@ -226,7 +228,7 @@ def _room(rng: Rng, size: Array) -> tuple[list[Body], list[Light], Array]:
 def _outside(rng: Rng) -> tuple[list[Body], list[Light], Array, Sky]:
     """Return the ground, the sun, the ambient light and the sky."""
     ground = random_material(
-        rng, "noise tiles bricks", plain=0.1, hue=(0.3, 2.2), saturation=(0, 0.5)
+        rng, "noise tiles bricks", plain=0.3, hue=(0.3, 2.2), saturation=(0, 0.5)
     )
     bodies = [_side("ground", 2, -1, 0, ground)]
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(20, 65))

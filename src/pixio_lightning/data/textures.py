@@ -267,7 +267,7 @@ def random_material(
     rng: np.random.Generator,
     patterns: str = "checker tiles wood stripes noise",
     *,
-    plain: float = 0.45,
+    plain: float = 0.6,
     **tint: tuple[float, float],
 ) -> Material:
     """Draw a material: plain with probability `plain`, else one of `patterns`.
@@ -275,8 +275,8 @@ def random_material(
     `tint` limits the colours, see `random_colour`.
     """
     first = random_colour(rng, **tint)
-    # Half of the patterns use a darker shade of their colour, the others a second colour.
-    second = first * rng.uniform(0.3, 0.7) if rng.random() < 0.5 else random_colour(rng, **tint)
+    # Most patterns use a darker shade of their colour, the others a second colour.
+    second = first * rng.uniform(0.5, 0.85) if rng.random() < 0.7 else random_colour(rng, **tint)
     name = "plain" if rng.random() < plain else str(rng.choice(patterns.split()))
     return Material(
         np.stack([first, second]),
