@@ -132,7 +132,7 @@ MISSING = [
     ("model/backbone", GONE, "model.backbone is missing", None),
     ("model/backbone.weights", GONE, "model.backbone.weights is missing", None),
     ("data/path", GONE, "data.source is folder: give data.path", None),
-    ("model/backbone.weights", "none.ckpt", "no such file or folder: none.ckpt", None),
+    ("model/backbone.weights", "none.ckpt", "weights 'none.ckpt': no such file or folder", None),
 ]
 
 

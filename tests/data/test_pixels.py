@@ -52,6 +52,25 @@ def names_of(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
+def test_a_hub_data_set_holds_out_its_own_split(photos: Path, tmp_path: Path) -> None:
+    import datasets
+
+    pictures = [{"bytes": path.read_bytes(), "path": None} for path in photos.rglob("*.png")]
+    column = datasets.Features({"image": datasets.Image()})
+    whole = {"train": pictures[:20], "validation": pictures[20:]}
+    datasets.DatasetDict(
+        {k: datasets.Dataset.from_dict({"image": v}, features=column) for k, v in whole.items()}
+    ).save_to_disk(str(tmp_path / "set"))
+    options = {"image_size": 16, "batch_size": 5, "num_workers": 0}
+    data = Pixels("hub", str(tmp_path / "set"), val_split="validation", **options)  # type: ignore
+    data.setup("fit")
+    assert [len(source) for source in data.labelled] == [20, 10]
+    names = [name for batch in data.val_dataloader() for name in batch["name"]]
+    assert names == [f"validation/{i:08d}" for i in range(10)]
+    with pytest.raises(UserError, match="data.val_split 'validation' .* data.source hub"):
+        Pixels("folder", str(photos), val_split="validation")
+
+
 def test_held_out_images_are_never_trained_on(photos: Path) -> None:
     data = pixels(photos)
     held_out = {key for batch in data.val_dataloader() for key in batch["key"].tolist()}
