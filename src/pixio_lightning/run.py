@@ -142,7 +142,7 @@ class PixioCLI(LightningCLI):
 
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data."""
-        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
+        dumped = self.parser.dump(self.config, format="yaml")
         return yaml.safe_load(dumped)
 
     def instantiate_classes(self) -> None:

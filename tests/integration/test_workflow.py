@@ -62,8 +62,9 @@ def test_continuing_is_ahead_of_starting_anew(trained: Path, recipe: Path, tmp_p
 def test_an_export_is_read_back(trained: Path, photographs: Path, tmp_path: Path) -> None:
     from pixio_lightning import Backbone
 
-    pixio("export", trained / "last.ckpt", "--to", "safetensors", "--out", tmp_path / "e")
-    exported = next(p for p in tmp_path.rglob("*.safetensors") if "decoder" not in p.name)
+    exported = tmp_path / "encoder.safetensors"
+    printed = pixio("export", trained / "last.ckpt", "--to", "safetensors", "--out", exported)
+    assert "decoder" in printed and (tmp_path / "encoder.decoder.safetensors").exists()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         a, b = (Backbone(weights=str(p))(images).tokens for p in (trained / "last.ckpt", exported))
