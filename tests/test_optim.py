@@ -99,10 +99,10 @@ def test_peak_lr_scales_with_the_batch():
     assert peak_lr(Optim(lr=3e-4), 8192) == 3e-4
 
 
-@pytest.mark.parametrize("optim", [Optim(), Optim(blr=1e-4, lr=1e-3)])
-def test_one_learning_rate(optim):
-    with pytest.raises(UserError, match="one of model.optim.blr .* and model.optim.lr"):
-        peak_lr(optim, 256)
+def test_a_learning_rate_is_needed_and_lr_is_taken_as_it_is():
+    assert peak_lr(Optim(blr=1e-4, lr=1e-3), 512) == 1e-3
+    with pytest.raises(UserError, match="give model.optim.blr, .* or model.optim.lr"):
+        peak_lr(Optim(), 256)
 
 
 @pytest.mark.parametrize("warmup", [0.1, 10])

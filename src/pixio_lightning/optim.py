@@ -20,7 +20,7 @@ class Optim:
 
     Attributes:
         blr: Base learning rate for 256 images; the peak is ``blr * global_batch / 256``.
-        lr: Peak learning rate, taken as it is; give this or `blr`.
+        lr: Peak learning rate, taken as it is; where it is given, `blr` does not count.
         weight_decay: Decay of every parameter but biases, norms and other vectors.
         betas: AdamW's coefficients.
         warmup: Linear warm-up from 0: a share of all steps below 1, a number of steps from 1 on.
@@ -43,14 +43,16 @@ def peak_lr(optim: Optim, global_batch: int) -> float:
     """Return the peak learning rate.
 
     Raises:
-        UserError: Not exactly one of `blr` and `lr` is given.
+        UserError: Neither `blr` nor `lr` is given.
     """
-    if (optim.blr is None) == (optim.lr is None):
+    if optim.lr is not None:
+        return optim.lr
+    if optim.blr is None:
         raise UserError(
-            f"give one of model.optim.blr (per 256 images) and model.optim.lr (as it is), "
-            f"got blr {optim.blr} and lr {optim.lr}"
+            "there is no learning rate: give model.optim.blr, for 256 images, or model.optim.lr, "
+            "taken as it is"
         )
-    return optim.lr if optim.lr is not None else optim.blr * global_batch / 256  # type: ignore
+    return optim.blr * global_batch / 256
 
 
 def schedule_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:

@@ -27,7 +27,9 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
     peak = optimisation.peak_lr(module.optim, global_batch) if trained else 0.0
     if trained:
         optimisation.schedule_factor(module.optim, steps)  # refuses a decay without an end
-    how = f"{module.optim.blr:g} x {global_batch} / 256" if module.optim.blr else "as given"
+    how = "as given"
+    if module.optim.lr is None and module.optim.blr is not None:
+        how = f"{module.optim.blr:g} x {global_batch} / 256"
     return {
         "backbone": f"{backbone.name}, {millions(sum(p.numel() for p in backbone.parameters()))}"
         f" parameters, {backbone.tune}",
