@@ -115,7 +115,7 @@ WRONG_VALUES = [
     ("model/optim", 3, "model.optim is 3, but expected keys below it: betas", None),
     ("model/optim.lr", "fast", "model.optim.lr is 'fast', but expected float", None),
     ("model/optim.schedule", "cosin", "model.optim.schedule is 'cosin'", "cosine"),
-    ("model/optim.blr", 1.0, "give one of model.optim.blr", None),
+    ("model/optim.lr", None, "there is no learning rate: give model.optim.blr", None),
     ("trainer.max_steps", "many", "trainer.max_steps is 'many', but expected int", None),
     ("trainer.max_steps", -1, "set trainer.max_steps", None),
     ("trainer.precision", "16-mixd", "trainer.precision is '16-mixd'", "16-mixed"),

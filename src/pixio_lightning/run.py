@@ -142,7 +142,7 @@ class PixioCLI(LightningCLI):
 
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data."""
-        dumped = self.parser.dump(self.config, format="yaml")
+        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
         return yaml.safe_load(dumped)
 
     def instantiate_classes(self) -> None:
@@ -373,6 +373,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    # What Lightning and we call goes in jsonargparse 5, which is not allowed yet.
+    warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
     warnings.filterwarnings("ignore", "predict returned None.*")
     # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
     # DDP does not expect; nothing is copied for it.
