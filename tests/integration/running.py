@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -91,17 +92,24 @@ def pixio(*words: object, launcher: tuple[str, ...] = (), **env: str) -> str:
     return done.stdout
 
 
-def kill_when(text: str, *words: object, after: float = 0.0, **env: str) -> bool:
-    """Start a command line and SIGKILL its whole session once it has printed `text`.
+def kill_when(
+    text: str,
+    *words: object,
+    after: float = 0.0,
+    until: Callable[[int], bool] = bool,
+    **env: str,
+) -> int:
+    """Start a command line and SIGKILL all its processes once it has printed `text`.
 
     Args:
         text: What to wait for.
         words: The command line.
-        after: Seconds to wait then.
+        after: Seconds to wait in the end.
+        until: What else to wait for first, given the process number.
         env: More of the environment.
 
     Returns:
-        Whether it was killed before it ended by itself.
+        The number of the process, or 0 if it had ended by itself.
     """
     process = subprocess.Popen(
         command(*words),
@@ -119,12 +127,14 @@ def kill_when(text: str, *words: object, after: float = 0.0, **env: str) -> bool
             break
     else:
         raise AssertionError(f"'{text}' was never printed:\n{''.join(seen)}")
+    while process.poll() is None and not until(process.pid):
+        time.sleep(0.001)
     time.sleep(after)
     alive = process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    return alive
+    return process.pid if alive else 0
 
 
 def same(a: Path, b: Path) -> bool:

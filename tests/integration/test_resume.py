@@ -74,18 +74,26 @@ def test_a_checkpoint_never_overrides_the_command_line(
 
 @pytest.mark.slow
 def test_the_last_checkpoint_survives_thirty_kills(recipe: Path, tmp_path: Path) -> None:
-    """Every step saves, so most kills fall into a save; TMPDIR lies on another file system."""
+    """Every step saves; two kills of three wait for a save; TMPDIR lies on another file system."""
     folder = tmp_path / "run"
     line = (
         *("fit", "-c", recipe, "--out", folder, "--checkpoint.every_n_steps", 1),
         *("--trainer.max_steps", 100_000, "--model.optim.schedule", "constant"),
-        *("--model.decoder.dim", 512, "--model.decoder.depth", 8, "--model.decoder.heads", 8),
+        *("--model.decoder.dim", 512, "--model.decoder.depth", 4, "--model.decoder.heads", 8),
     )
+
+    def saving(process: int) -> bool:
+        return (folder / f".last.ckpt.{process}.tmp").exists()
+
     inside, last = 0, 0
     moments = random.Random(0)
-    for _ in range(30):
-        assert kill_when("saved last.ckpt", *line, after=moments.uniform(0, 0.5), TMPDIR="/dev/shm")
-        inside += any(folder.glob(".last.ckpt.*.tmp"))
+    for kill in range(30):
+        wait = {"until": saving, "after": moments.uniform(0, 0.1)}
+        if kill % 3 == 0:
+            wait = {"after": moments.uniform(0, 2)}
+        process = kill_when("saved last.ckpt", *line, TMPDIR="/dev/shm", **wait)
+        assert process, "the run ended before it was killed"
+        inside += saving(process)
         step = checkpoint.read(folder / "last.ckpt")["global_step"]
         assert step > last, "a kill lost steps that had been saved"
         last = step
