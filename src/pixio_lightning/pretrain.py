@@ -100,7 +100,7 @@ class PixelPretraining(BackboneModule):
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
         # Not MeanMetric: with that search disabled it drops the weights, and padding would count.
-        names = ("loss", "zero", "interpolated", "capped", "weight")
+        names = ("loss", *_BASELINES, "weight")
         self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
 
     def build(self, backbone: Backbone) -> MaeDecoder:
