@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pixio_lightning.backbone import Backbone
     from pixio_lightning.data.pixels import Pixels
+    from pixio_lightning.data.sample_data import SampleData
     from pixio_lightning.errors import UserError
     from pixio_lightning.features import Features
+    from pixio_lightning.head import Head
+    from pixio_lightning.optim import Optim
     from pixio_lightning.pretrain import PixelPretraining
+    from pixio_lightning.restore import load
 
 try:
     __version__ = version("pixio-lightning")
@@ -24,12 +28,27 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _PUBLIC = {
     "Backbone": "pixio_lightning.backbone",
     "Features": "pixio_lightning.features",
+    "Head": "pixio_lightning.head",
+    "Optim": "pixio_lightning.optim",
     "PixelPretraining": "pixio_lightning.pretrain",
     "Pixels": "pixio_lightning.data.pixels",
+    "SampleData": "pixio_lightning.data.sample_data",
     "UserError": "pixio_lightning.errors",
+    "load": "pixio_lightning.restore",
 }
 
-__all__ = ["Backbone", "Features", "PixelPretraining", "Pixels", "UserError", "__version__"]
+__all__ = [
+    "Backbone",
+    "Features",
+    "Head",
+    "Optim",
+    "PixelPretraining",
+    "Pixels",
+    "SampleData",
+    "UserError",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,8 @@ class Backbone(nn.Module):
         name: `pixio_vit{t,s,b,l,h,1b,5b}16`, or a Vision Transformer of `timm.list_models()`.
             A checkpoint or export of ours knows its own name.
         weights: A path (checkpoint, .pth, .safetensors, or a folder of transformers or timm),
-            `hf:ORG/NAME`, `timm` for timm's own, `random` or `random:SEED`.
+            `hf:ORG/NAME`, `timm` for timm's own, `random:SEED`, or `random`, which follows the
+            run's seed, or is `random:0` if the backbone is frozen.
         tune: `frozen`, `full`, or the number of last blocks to train.
         layers: Blocks whose output heads read: `last`, `quarters` (four, evenly spread, as dense
             heads use) or a list of indices.
@@ -171,7 +172,9 @@ class Backbone(nn.Module):
             self.matched = weight_files.fill(self.vit, self._file).line()
             self._file = None
         else:
-            self.vit = architecture.generate(self.name, self.model_args, weights=self.weights)
+            # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
+            weights = "random:0" if self.frozen and self.weights == "random" else self.weights
+            self.vit = architecture.generate(self.name, self.model_args, weights=weights)
             self.matched = "timm's own" if self.weights == "timm" else "random initialisation"
         self._freeze()
         if self.drop_path and not self.frozen:
@@ -290,6 +293,22 @@ class Backbone(nn.Module):
                 raw = x if n_prefix == n_cls else torch.cat([x[:, :n_cls], x[:, n_prefix:]], 1)
                 tokens = self._final_norm(raw)
                 layers.append(Layer(tokens, raw, n_cls, grid if keep is None else None))
+        return Features(tuple(layers), self.dense_cls)
+
+    def recall(self, raw: Tensor, grid: tuple[int, int]) -> Features:
+        """Rebuild the features of an earlier pass from what the tapped blocks put out.
+
+        Args:
+            raw: `(B, L, K + n, C)`, the `raw_tokens` of the L tapped layers.
+            grid: Height and width in patches.
+
+        Returns:
+            The features as `forward` returned them.
+        """
+        layers = [
+            Layer(self._final_norm(tokens), tokens, self.n_cls_tokens, grid)
+            for tokens in raw.unbind(1)
+        ]
         return Features(tuple(layers), self.dense_cls)
 
     def _draw_drop_paths(self, draw: Draw | None) -> dict[int, drop_paths.Factors]:

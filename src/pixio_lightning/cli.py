@@ -29,6 +29,7 @@ RUN_VERBS = {
 VERBS = RUN_VERBS | {
     "export": "write a checkpoint's encoder for other libraries",
     "heads": "list the installed heads",
+    "new-head": "write a plug-in project for a head of your own",
     "recipes": "list the recipes, or those that mention a WORD",
     "cp": "copy a recipe to a file of your own",
     "doctor": "versions, devices, caches, plug-ins: what is here and what is broken",
@@ -40,8 +41,8 @@ pixio: masked pixel pretraining, and one encoder shared by every task
 Try first:
   pixio fit -c pretrain/demo                       a small run on this machine, no data needed
   pixio fit -c pretrain/folder --data.path DIR     pretrain on your own images
-  pixio predict -c pretrain/demo --data.source folder --data.path DIR
-                                                   see your own images reconstructed
+  pixio fit -c depth/demo --model.backbone.weights runs/pretrain/demo/last.ckpt
+                                                   depth on the backbone that the first run trained
 
 Verbs (pixio VERB --help says more):
 """
@@ -161,7 +162,10 @@ def _dispatch(argv: list[str]) -> int:
     words = take_apart(argv)
     if words.verb is None:
         return _no_verb(words)
-    light = {"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor}
+    light = {
+        **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor},
+        "new-head": new_head,
+    }
     if words.verb in light:
         return light[words.verb](words.rest)
     if {"-h", "--help"} & set(words.rest):
@@ -261,6 +265,24 @@ def copy(argv: list[str]) -> int:
     except OSError as error:
         raise UserError(f"cannot write '{destination}': {error.strerror}") from None
     print(f"wrote {destination}; use it with `-c {destination}`")
+    return 0
+
+
+def new_head(argv: list[str]) -> int:
+    """`pixio new-head NAME [--dir D]`: write a plug-in project."""
+    parser = LightParser("pixio new-head", description="Write a plug-in project for a new head.")
+    parser.add_argument("name", help="lower-case letters, digits and underscores")
+    parser.add_argument("--dir", default=".", help="where to make the folder; default: here")
+    options = parser.parse_args(argv)
+    from pixio_lightning.new_head import create
+
+    project = create(options.name, Path(options.dir))
+    print(
+        f"wrote {project}; next:\n"
+        f"  pip install -e '{project}[test]'\n"
+        f"  pixio fit -c {options.name}/demo -c with/debug\n"
+        f"  pytest {project}"
+    )
     return 0
 
 

@@ -70,6 +70,12 @@ class Features(NamedTuple):
         """Normed tokens `(B, K + n, C)` of the last layer."""
         return self.layers[-1].tokens
 
+    @property
+    def pooled(self) -> Tensor:
+        """One vector per image `(B, C)`: the mean class token, or patch where there is none."""
+        layer = self.layers[-1]
+        return (layer.cls if layer.n_cls else layer.tokens).mean(dim=1)
+
     def dense(self, i: int = -1) -> Tensor:
         """Return what a dense head reads: patches, with the mean class token where that helps.
 

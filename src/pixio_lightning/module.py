@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torchmetrics import MeanMetric
 
 from pixio_lightning import optim as optimisation
 from pixio_lightning.backbone import Backbone
@@ -33,8 +35,6 @@ class BackboneModule(L.LightningModule):
 
     # What best.ckpt is chosen by: a logged metric, and whether less or more is better.
     monitor: tuple[str, str] = ("val/loss", "min")
-    # What a reader of the pictures has to know, if anything.
-    caption: str = ""
 
     def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
         super().__init__()
@@ -43,6 +43,9 @@ class BackboneModule(L.LightningModule):
         self.decoder: nn.Module | None = None
         self.config: dict[str, Any] = {}
         self._configured = False
+        self._digest = ""
+        # "disable": looking for NaN in every step would wait for the device.
+        self._train_loss = MeanMetric(nan_strategy="disable")
 
     def build(self, backbone: Backbone) -> nn.Module | None:
         """Return the module to train beside the backbone, sized by it; None for none."""
@@ -53,9 +56,19 @@ class BackboneModule(L.LightningModule):
         return {}
 
     def configure_model(self) -> None:
-        """Load the backbone and build the decoder, once; shard both where the strategy asks."""
+        """Load the backbone and build the decoder, once; shard both where the strategy asks.
+
+        Raises:
+            UserError: A frozen backbone was to be sharded.
+        """
         if self._configured:
             return
+        if self.device_mesh is not None and self.backbone.frozen:
+            # Its checkpoint is a folder that is read key by key, where a frozen backbone has none.
+            raise UserError(
+                "with/fsdp shards what is trained, but the backbone is frozen: leave it out "
+                "(trainer.strategy ddp runs on many devices), or set model.backbone.tune"
+            )
         self._configured = True
         self.backbone.load()
         self.decoder = self.build(self.backbone)
@@ -86,6 +99,38 @@ class BackboneModule(L.LightningModule):
             raise UserError("the data module must have batch_size, from which lr is scaled")
         return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
+    @property
+    def backbone_digest(self) -> str:
+        """Hash of the backbone's tensors; of a frozen one taken once."""
+        if self.backbone.frozen and self._digest:
+            return self._digest
+        self._digest = digest(self.backbone.vit.state_dict())
+        return self._digest
+
+    def log_training(self, loss: Tensor) -> None:
+        """Take in the loss of a step and, every `log_every_n_steps`, log their mean and the rate.
+
+        Raises:
+            UserError: The mean is not finite.
+        """
+        self._train_loss.update(loss.detach())
+        # Logging every step costs half a millisecond and, on a GPU, a synchronisation.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+            return
+        mean = self._train_loss.compute()
+        self._train_loss.reset()
+        if not torch.isfinite(mean):
+            raise UserError(
+                f"the training loss is {mean.item()} at step {self.global_step + 1}; the last "
+                "checkpoint is from before: lower model.optim's learning rate or warm up longer"
+            )
+        values = {"train/loss": mean, "train/lr": self.lr_schedulers().get_last_lr()[0]}
+        self.log_dict(values, logger=False)
+        # To the loggers at once: Lightning writes after the step's checkpoint, so that a run killed
+        # in between would come back without this row.
+        for logger in self.loggers:
+            logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model in plain data; leave a frozen backbone's tensors out."""
         checkpoint["pixio"] = {
@@ -94,7 +139,7 @@ class BackboneModule(L.LightningModule):
             "backbone": self.backbone.identity,
         }
         if self.backbone.frozen:
-            checkpoint["pixio"]["backbone_digest"] = digest(self.backbone.vit.state_dict())
+            checkpoint["pixio"]["backbone_digest"] = self.backbone_digest
             checkpoint["state_dict"] = {
                 name: tensor
                 for name, tensor in checkpoint["state_dict"].items()
@@ -112,10 +157,10 @@ class BackboneModule(L.LightningModule):
             return
         self.configure_model()
         live: dict[str, Tensor] = self.backbone.vit.state_dict()
-        if digest(live) != stored:
+        if self.backbone_digest != stored:
             raise UserError(
                 f"the checkpoint's head was trained on a frozen backbone with digest {stored}, "
-                f"but weights '{self.backbone.weights}' have {digest(live)}; "
+                f"but weights '{self.backbone.weights}' have {self.backbone_digest}; "
                 "give the backbone it was trained on"
             )
         checkpoint["state_dict"] |= {f"backbone.vit.{k}": v for k, v in live.items()}

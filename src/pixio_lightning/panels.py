@@ -1,10 +1,11 @@
-"""Pictures of a run: rows of images under column titles, written as PNG."""
+"""Pictures of a run: rows of images under column titles, with colour scales, written as PNG."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,73 @@ from torch import Tensor
 _SIDE = 192  # smallest side a picture is shown at, in pixels
 _GAP = 6
 _HEAD = 24
+_BAR = 120  # length of a colour scale
+
+# Colours from low to high, even steps apart; lightness rises or falls throughout, so that the
+# order shows in grey too.
+_PALETTES: dict[str, list[tuple[int, int, int]]] = {
+    "depth": [
+        (255, 244, 168),
+        (253, 174, 97),
+        (221, 81, 90),
+        (140, 42, 128),
+        (62, 28, 110),
+        (13, 11, 48),
+    ],
+    "error": [
+        (0, 0, 0),
+        (78, 18, 60),
+        (170, 42, 52),
+        (236, 116, 36),
+        (252, 200, 72),
+        (255, 255, 230),
+    ],
+}
+
+
+class Legend(NamedTuple):
+    """A colour scale: what it shows, its ends and unit, and the name of its palette."""
+
+    title: str
+    low: float
+    high: float
+    unit: str
+    palette: str
+
+
+class Panel(NamedTuple):
+    """Pictures in rows.
+
+    Attributes:
+        rows: uint8 `(3, H, W)` pictures, as many in each row as there are titles.
+        titles: One for each column.
+        caption: A line below.
+        legends: Colour scales below.
+    """
+
+    rows: list[list[Tensor]]
+    titles: list[str]
+    caption: str = ""
+    legends: tuple[Legend, ...] = ()
+
+
+def colour(values: Tensor, palette: str) -> Tensor:
+    """Show numbers as colours.
+
+    Args:
+        values: `(H, W)`, 0 for the first colour of the palette to 1 for its last; NaN is grey.
+        palette: "depth" (near is light) or "error" (none is black).
+
+    Returns:
+        uint8 `(3, H, W)`.
+    """
+    anchors = torch.tensor(_PALETTES[palette], dtype=torch.float32)
+    at = values.detach().float().cpu().nan_to_num(0).clamp(0, 1) * (len(anchors) - 1)
+    low = at.floor().long().clamp_max(len(anchors) - 2)
+    share = (at - low)[..., None]
+    colours = anchors[low] * (1 - share) + anchors[low + 1] * share
+    colours[values.isnan().cpu()] = 128
+    return colours.round().to(torch.uint8).movedim(-1, 0)
 
 
 def principal_components(features: Tensor, shape: Sequence[int]) -> Tensor:
@@ -38,44 +106,64 @@ def principal_components(features: Tensor, shape: Sequence[int]) -> Tensor:
     return (F.interpolate(maps, tuple(shape[-2:]), mode="nearest") * 255).to(torch.uint8)
 
 
-def compose(
-    rows: Sequence[Sequence[Tensor]], titles: Sequence[str], caption: str = ""
-) -> Image.Image:
-    """Lay pictures out in a grid.
-
-    Args:
-        rows: uint8 `(3, H, W)` pictures, as many in each row as there are titles.
-        titles: One for each column.
-        caption: A line below.
-    """
-    height, width = rows[0][0].shape[-2:]
-    scale = max(1, -(-_SIDE // min(height, width)))
-    height, width = height * scale, width * scale
-    foot = _HEAD if caption else 0
-    size = (len(titles) * (width + _GAP) + _GAP, len(rows) * (height + _GAP) + _HEAD + foot)
-    canvas = Image.new("RGB", size, "white")
+def compose(panel: Panel) -> Image.Image:
+    """Lay pictures out in a grid; each row has the height of its first picture."""
+    sizes = []
+    for row in panel.rows:
+        height, width = row[0].shape[-2:]
+        scale = max(1, -(-_SIDE // min(height, width)))
+        sizes.append((height * scale, width * scale))
+    column_width = max(width for _, width in sizes)
+    foot = _HEAD * (bool(panel.caption) + bool(panel.legends))
+    needed = len(panel.legends) * (_BAR + 220)
+    canvas_width = max(len(panel.titles) * (column_width + _GAP) + _GAP, needed)
+    canvas_height = sum(height + _GAP for height, _ in sizes) + _HEAD + foot
+    canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13)
-    for column, title in enumerate(titles):
-        draw.text((_GAP + column * (width + _GAP), 4), title, "black", font)
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
+    for column, title in enumerate(panel.titles):
+        draw.text((_GAP + column * (column_width + _GAP), 4), title, "black", font)
+    top = _HEAD
+    for row, (height, width) in zip(panel.rows, sizes, strict=True):
+        for column, picture in enumerate(row):
             array = picture.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
             # Nearest, so that a reader sees the pixels the model works on.
             image = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
-            canvas.paste(image, (_GAP + j * (width + _GAP), _HEAD + i * (height + _GAP)))
-    if caption:
-        draw.text((_GAP, size[1] - foot + 2), caption, "dimgray", font)
+            canvas.paste(image, (_GAP + column * (column_width + _GAP), top))
+        top += height + _GAP
+    left = _GAP
+    for legend in panel.legends:
+        left = _draw_legend(canvas, legend, left, top + 2, font) + 4 * _GAP
+    if panel.caption:
+        draw.text((_GAP, canvas_height - _HEAD + 2), panel.caption, "dimgray", font)
     return canvas
 
 
-def write(
-    path: Path, rows: Sequence[Sequence[Tensor]], titles: Sequence[str], caption: str = ""
-) -> Image.Image:
+def _draw_legend(canvas: Image.Image, legend: Legend, left: int, top: int, font: Any) -> int:
+    """Draw a colour scale between its two numbers; return where it ends."""
+    draw = ImageDraw.Draw(canvas)
+    ramp = colour(torch.linspace(0, 1, _BAR).expand(12, -1), legend.palette)
+    bar = Image.fromarray(ramp.permute(1, 2, 0).numpy())
+    for piece in (f"{legend.title}  {legend.low:g}", bar, f"{legend.high:g} {legend.unit}"):
+        if isinstance(piece, str):
+            draw.text((left, top), piece, "black", font)
+            left += int(draw.textlength(piece, font)) + _GAP
+        else:
+            canvas.paste(piece, (left, top + 2))
+            left += _BAR + _GAP
+    return left
+
+
+def write(path: Path, panel: Panel) -> Image.Image:
     """Compose the pictures and write them to `path`, whole or not at all."""
+    image = compose(panel)
+    save(path, image)
+    return image
+
+
+def save(path: Path, image: Image.Image) -> None:
+    """Write an image as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = compose(rows, titles, caption)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     image.save(aside, format="PNG")
     os.replace(aside, path)
-    return image

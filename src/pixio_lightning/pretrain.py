@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import SumMetric
 
 from pixio_lightning import panels
 from pixio_lightning.backbone import Backbone
@@ -95,11 +95,7 @@ class PixelPretraining(BackboneModule):
             raise UserError(f"model.{error}") from None
         self.mask_ratio, self.mask_grid, self.norm_pix = mask_ratio, mask_grid, norm_pix
         self.decoder_size, self.seed = decoder, seed
-        if norm_pix:
-            self.caption = "* hidden patches with the true mean and contrast of each"
-        # "disable": looking for NaN in every step would wait for the device.
-        self._train_loss = MeanMetric(nan_strategy="disable")
-        # Not MeanMetric: with that search disabled it drops the weights, and padding would count.
+        # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         names = ("loss", *_BASELINES, "weight")
         self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
 
@@ -145,26 +141,8 @@ class PixelPretraining(BackboneModule):
         draw = Draw(batch["key"], self.seed, self.global_step)
         result = self(batch["image"], draw)
         loss = pixel_loss(result.prediction, result.target).mean()
-        self._train_loss.update(loss.detach())
-        # Logging every step costs half a millisecond and, on a GPU, a synchronisation.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_training()
+        self.log_training(loss)
         return loss
-
-    def _log_training(self) -> None:
-        loss = self._train_loss.compute()
-        self._train_loss.reset()
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss.item()} at step {self.global_step + 1}; the last "
-                "checkpoint is from before: lower model.optim's learning rate or warm up longer"
-            )
-        values = {"train/loss": loss, "train/lr": self.lr_schedulers().get_last_lr()[0]}
-        self.log_dict(values, logger=False)
-        # To the loggers at once: Lightning writes after the step's checkpoint, so that a run killed
-        # in between would come back without this row.
-        for logger in self.loggers:
-            logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Accumulate the loss of held-out images under fixed masks, and its two baselines."""
@@ -204,11 +182,11 @@ class PixelPretraining(BackboneModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Write one picture for each image: masked input, reconstruction, truth."""
         folder = Path(self.trainer.default_root_dir) / "predictions"
-        rows, titles = self.pictures(batch)
-        for name, row, weight in zip(batch["name"], rows, batch["weight"], strict=True):
+        panel = self.pictures(batch)
+        for name, row, weight in zip(batch["name"], panel.rows, batch["weight"], strict=True):
             if weight == 0:  # padding, or an unreadable image
                 continue
-            panels.write(folder / f"{name}.png", [row], titles, self.caption)
+            panels.write(folder / f"{name}.png", panel._replace(rows=[row]))
 
     def _fixed_draw(self, batch: dict[str, Any]) -> Draw:
         return Draw(batch["key"], self.seed, _FIXED_TURN)
@@ -240,12 +218,8 @@ class PixelPretraining(BackboneModule):
         return shape / contrast, shape / torch.maximum(contrast, own_contrast)
 
     @torch.no_grad()
-    def pictures(self, batch: dict[str, Any]) -> tuple[list[list[Tensor]], list[str]]:
-        """Draw what the model sees, paints and should have painted.
-
-        Returns:
-            For each image a row of uint8 `(3, H, W)` pictures, and the titles of the columns.
-        """
+    def pictures(self, batch: dict[str, Any]) -> panels.Panel:
+        """Draw what the model sees, paints and should have painted, in a row for each image."""
         images = batch["image"]
         result = self(images, self._fixed_draw(batch))
         painted = result.prediction.float()
@@ -260,7 +234,11 @@ class PixelPretraining(BackboneModule):
         columns.append(panels.principal_components(features.layers[-1].patches, columns[0].shape))
         scale = "reconstruction*" if self.norm_pix else "reconstruction"
         titles = ["masked input", scale, "truth", "features (PCA)"]
-        return [list(row) for row in zip(*columns, strict=True)], titles
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        caption = (
+            "* hidden patches with the true mean and contrast of each" if self.norm_pix else ""
+        )
+        return panels.Panel(rows, titles, caption)
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss at the start and the end, beside what needs no learning."""

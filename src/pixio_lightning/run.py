@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import warnings
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pixio_lightning import mistakes, plugins, recipes, run_folder
+from pixio_lightning import mistakes, recipes, record, run_folder
 from pixio_lightning.callbacks import (
     Checkpoints,
     MetricsLog,
@@ -28,13 +27,10 @@ from pixio_lightning.callbacks import (
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
 from pixio_lightning.checkpoint import AtomicIO, local_path, recover
-from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.head import Head
 from pixio_lightning.module import BackboneModule
-from pixio_lightning.pretrain import PixelPretraining
-
-CORE_CLASSES: dict[str, list[type]] = {"model": [PixelPretraining], "data": [Pixels]}
-TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")
+from pixio_lightning.named_classes import CORE_CLASSES, TOP_KEYS, import_named
 
 
 class Options(NamedTuple):
@@ -192,60 +188,6 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def import_named_classes(options: Options) -> None:
-    """Import the plug-ins that the recipes or the command line name, and no others.
-
-    Raises:
-        UserError: A short class name is neither ours nor an installed head's.
-    """
-    asked = {"model": "", "data": ""}
-    for name in options.configs:
-        path = recipes.find(name)
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            where = " ".join(str(error).split())
-            raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
-        content = mistakes.check_recipe(content, path, TOP_KEYS)
-        for key in asked:
-            section = content.get(key, {})
-            chosen = section if isinstance(section, str) else section.get("class_path")
-            asked[key] = str(chosen or asked[key])
-    for key in asked:
-        for word, value in pairwise([*options.rest, ""]):
-            if word == f"--{key}" or word.startswith(f"--{key}="):
-                asked[key] = word.partition("=")[2] or value
-    for key, name in asked.items():
-        if not name and "--help" not in options.rest:
-            raise UserError(f"{key}.class_path is missing; {_there_are(key)}")
-        if name and "." not in name and "/" not in name:
-            _import_short(key, name)
-
-
-def _there_are(key: str) -> str:
-    return f"There are {', '.join(_known(key))}; others by import path, package.module.Class"
-
-
-def _known(key: str) -> list[str]:
-    # A head's data module lives in the head's own package, which is imported with the head.
-    heads = plugins.installed(plugins.HEADS) if key == "model" else []
-    return [cls.__name__ for cls in CORE_CLASSES[key]] + [head.attribute for head in heads]
-
-
-def _import_short(key: str, name: str) -> None:
-    if name in (cls.__name__ for cls in CORE_CLASSES[key]):
-        return
-    heads = plugins.installed(plugins.HEADS)
-    for head in heads:
-        if head.attribute == name:
-            plugins.load(head)
-            return
-    if key == "data" and heads:  # it may be one of theirs
-        return
-    hint = nearest(name, _known(key)) or ";"
-    raise UserError(f"{key}.class_path '{name}' is not known{hint} {_there_are(key)}")
-
-
 def main(verb: str, argv: list[str]) -> int:
     """Run `pixio fit|validate|test|predict|check`; returns the exit code."""
     options = parse_options(argv)
@@ -254,7 +196,7 @@ def main(verb: str, argv: list[str]) -> int:
         names = [p.name for p in folder.glob("*.ckpt")]
         hint = nearest(Path(options.ckpt_path).name, names)
         raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
-    import_named_classes(options)
+    import_named(options.configs, options.rest)
     _quieten()
     cli = PixioCLI(options, verb)
     if verb == "check":
@@ -286,7 +228,12 @@ def fit(cli: PixioCLI) -> int:
             ckpt_path = str(last)
     if primary:
         run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    cli.model.config = config["model"]
+    _introduce(cli)
+    if isinstance(cli.model, Head) and not cli.model.trains:
+        if primary:
+            say("nothing is trained: the head has no parameters and the backbone is frozen")
+        cli.verb = "validate"
+        return evaluate(cli)
     for logger in cli.trainer.loggers:
         if ckpt_path is None and isinstance(logger, MetricsLog) and primary:
             logger.metrics.rewind(-1)
@@ -297,6 +244,18 @@ def fit(cli: PixioCLI) -> int:
     return 0
 
 
+def _introduce(cli: PixioCLI) -> None:
+    """Tell the model where it comes from, for its checkpoints and records."""
+    config = cli.config_dict()
+    cli.model.config = config["model"]
+    if isinstance(cli.model, Head):
+        cli.model.origin = {
+            "recipe": cli.options.configs,
+            "overrides": cli.options.rest,
+            "seed": config["seed_everything"],
+        }
+
+
 def evaluate(cli: PixioCLI) -> int:
     """Validate, test or predict with a checkpoint; by default the run folder's best."""
     folder, ckpt_path = cli.options.out, cli.options.ckpt_path
@@ -305,10 +264,14 @@ def evaluate(cli: PixioCLI) -> int:
         ckpt_path = str(found[0]) if found else None
         if cli.trainer.is_global_zero:
             say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
+    _introduce(cli)
     results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
             say(f"predictions: {folder / 'predictions'}")
+        elif isinstance(cli.model, Head):
+            say(block(cli.verb, record.summary(record.read(folder)[-1])))
+            say(f"recorded in {folder / record.FILE}")
         else:
             facts = {k: f"{v:.6g}" for result in results for k, v in result.items()}
             say(block(cli.verb, facts or {"nothing": "was logged"}))
@@ -331,6 +294,11 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        text = " ".join(str(error).split())
+        raise UserError(f"checkpoint '{ckpt_path}' does not fit the model: {text}") from None
     except SystemExit:
         if cli.trainer.interrupted:  # Lightning ends an interrupted run as a failed one
             raise KeyboardInterrupt from None
@@ -345,6 +313,8 @@ def check(cli: PixioCLI) -> int:
     import torch
 
     trainer, data = cli.config_init["trainer"], cli.datamodule
+    if isinstance(cli.model, Head):
+        cli.model.facts = {name: getattr(data, name, None) for name in cli.model.asks}
     with torch.device("meta"):
         cli.model.decoder = cli.model.build(cli.model.backbone)
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
@@ -375,6 +345,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     # What Lightning and we call goes in jsonargparse 5, which is not allowed yet.
     warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", "predict returned None.*")
     # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
     # DDP does not expect; nothing is copied for it.

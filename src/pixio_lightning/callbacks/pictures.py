@@ -16,7 +16,8 @@ from pixio_lightning import panels
 class Pictures(L.Callback):
     """Write `panels/step-N.png` every so many steps and at the end, and show it in TensorBoard.
 
-    The module draws (`pictures(batch)`), the data module chooses the images (`samples(n)`).
+    The module draws (`pictures(batch)`, a `panels.Panel` or None), the data module chooses the
+    images (`samples(n)`).
 
     Args:
         every_n_steps: Optimiser steps between two panels; 0 draws none.
@@ -46,12 +47,12 @@ class Pictures(L.Callback):
         module.eval()
         # Every process draws: a sharded model runs only where all of them call it.
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            rows, titles = module.pictures(batch)
+            panel = module.pictures(batch)
         module.train()
-        if not trainer.is_global_zero:
+        if panel is None or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "panels" / f"step-{trainer.global_step:07d}.png"
-        image = panels.write(path, rows, titles, module.caption)
+        image = panels.write(path, panel)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 board = logger.experiment

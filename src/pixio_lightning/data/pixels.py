@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
-from torch.utils.data import DataLoader
-
+from pixio_lightning.data.scene_samples import Scenes
 from pixio_lightning.data.sources import (
     FolderSource,
     HubSource,
@@ -20,41 +14,12 @@ from pixio_lightning.data.sources import (
     Subset,
     hold_out,
 )
-from pixio_lightning.data.stream import (
-    Bad,
-    EvenShare,
-    HeldOutImages,
-    Loader,
-    Positions,
-    StepLoader,
-    TrainingImages,
-    collate,
-    start_worker,
-)
+from pixio_lightning.data.stream import HeldOutImages, TrainingImages, collate
+from pixio_lightning.data.stream_data import StreamData
 from pixio_lightning.errors import UserError
 
-# A rate of bad images is judged after so many, or after one pass if that is shorter.
-_JUDGED_AFTER = 10_000
 
-
-@dataclass(frozen=True)
-class Scenes:
-    """How much of the rendered scenes to use.
-
-    Attributes:
-        train: Scenes to train on.
-        held_out: Other scenes to validate on.
-        views: Views of each scene.
-        size: Side of a view in pixels.
-    """
-
-    train: int = 64
-    held_out: int = 16
-    views: int = 4
-    size: int = 128
-
-
-class Pixels(L.LightningDataModule):
+class Pixels(StreamData):
     """Images to pretrain on: `{"image": uint8 (B, 3, S, S), "key": int64 (B,)}`.
 
     Args:
@@ -63,6 +28,7 @@ class Pixels(L.LightningDataModule):
         path: Folder or hub id; not for scenes.
         split: Split of a hub data set to train on.
         val_path: Where the held-out images are; None holds out a tenth, at most `val_images`.
+            Not read for scenes, as `val_split`.
         val_split: Or the split of a hub data set that holds them.
         column: Image column of a hub data set; None takes the first.
         image_size: Side of the crops in pixels.
@@ -99,7 +65,13 @@ class Pixels(L.LightningDataModule):
         seed: int = 0,
         scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            steps_per_epoch=steps_per_epoch,
+            max_bad=max_bad,
+            seed=seed,
+        )
         if source == "scenes" and path is not None:
             raise UserError(
                 f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
@@ -107,13 +79,14 @@ class Pixels(L.LightningDataModule):
             )
         if source != "scenes" and path is None:
             raise UserError(f"data.source is {source}: give data.path")
+        if source == "scenes":  # an overlay may put them in place of a recipe's files
+            val_path = val_split = None
         if val_split and (source != "hub" or val_path):
             raise UserError(
                 f"data.val_split '{val_split}' names a split of data.path; it goes with "
                 "data.source hub, and without data.val_path"
             )
-        sizes = {"image_size": image_size, "batch_size": batch_size, "val_images": val_images}
-        for name, value in (sizes | {"steps_per_epoch": steps_per_epoch}).items():
+        for name, value in {"image_size": image_size, "val_images": val_images}.items():
             if value < 1:
                 raise UserError(f"data.{name} is {value}, but expected at least 1")
         if path and val_path and Path(val_path).resolve().is_relative_to(Path(path).resolve()):
@@ -123,16 +96,10 @@ class Pixels(L.LightningDataModule):
             )
         self.source, self.path, self.split, self.column = source, path, split, column
         self.val_path, self.val_split, self.val_images = val_path, val_split, val_images
-        self.image_size, self.batch_size = image_size, batch_size
-        self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
+        self.image_size, self.max_megapixels, self.scenes = image_size, max_megapixels, scenes
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
-        self.max_bad, self.max_megapixels, self.seed = max_bad, max_megapixels, seed
-        self.scenes = scenes
-        self.bad: dict[str, str] = {}
-        self._seen = 0
         self._train: Source | None = None
         self._held_out: Source | None = None
-        self._stream: StepLoader | None = None
 
     def prepare_data(self) -> None:
         """Render the scenes once, in one process."""
@@ -188,13 +155,12 @@ class Pixels(L.LightningDataModule):
         del batch["bad"]
         return batch
 
-    # --- loaders ------------------------------------------------------------------------------
+    # --- sets ---------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> StepLoader:
-        """Return the endless stream, at the batch the run has reached."""
-        assert self._train is not None and self.trainer is not None
-        trainer = self.trainer
-        images = TrainingImages(
+    def training_set(self) -> TrainingImages:
+        """Return the crops by their position in the stream."""
+        assert self._train is not None
+        return TrainingImages(
             self._train,
             size=self.image_size,
             scale=self.crop_scale,
@@ -202,93 +168,14 @@ class Pixels(L.LightningDataModule):
             max_megapixels=self.max_megapixels,
             seed=self.seed,
         )
-        positions = Positions(
-            self.batch_size, rank=trainer.global_rank, world_size=trainer.world_size
-        )
-        loader = DataLoader(images, batch_sampler=positions, **self._loader_arguments)
-        accumulate = trainer.accumulate_grad_batches
-        self._stream = StepLoader(
-            loader,
-            self._report,
-            batches=self.steps_per_epoch * accumulate,
-            consumed=lambda: trainer.global_step * accumulate,
-        )
-        return self._stream
 
-    def teardown(self, stage: str) -> None:
-        """End the workers of the stream."""
-        if self._stream is not None:
-            self._stream.close()
-
-    def val_dataloader(self) -> Loader:
-        """Return every held-out image once, shared evenly by the processes."""
-        assert self._held_out is not None
-        return self._once(self._held_out)
-
-    test_dataloader = val_dataloader
-
-    def predict_dataloader(self) -> Loader:
-        """Return every image of the source once; the held-out ones of the scenes."""
-        source = self._held_out if self.source == "scenes" else self._train
+    def evaluation_set(self, stage: str) -> HeldOutImages:
+        """Return the held-out images; to predict, all of a source but the scenes'."""
+        whole = stage == "predict" and self.source != "scenes"
+        source = self._train if whole else self._held_out
         assert source is not None
-        return self._once(source)
+        return HeldOutImages(source, size=self.image_size, max_megapixels=self.max_megapixels)
 
-    def _once(self, source: Source) -> Loader:
-        rank, world_size = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        )
-        images = HeldOutImages(source, size=self.image_size, max_megapixels=self.max_megapixels)
-        share = EvenShare(len(source), rank=rank, world_size=world_size)
-        arguments = self._loader_arguments | {"persistent_workers": False}
-        return Loader(
-            DataLoader(images, batch_size=self.batch_size, sampler=share, **arguments),
-            self._report,
-        )
-
-    @property
-    def _loader_arguments(self) -> dict:
-        return {
-            "num_workers": self.num_workers,
-            "collate_fn": collate,
-            "worker_init_fn": start_worker,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": self.trainer is not None
-            and self.trainer.strategy.root_device.type == "cuda",
-        }
-
-    # --- bad images ---------------------------------------------------------------------------
-
-    def _report(self, bad: list[Bad], seen: int) -> None:
-        """Count bad images by name, list new ones in bad_files.txt, stop above `max_bad`."""
-        self._seen += seen
-        new = {name: reason for name, reason in bad if name not in self.bad}
-        self.bad |= new
-        if new and self.trainer is not None:
-            self._write(new)
-        # Without new ones, too: in a small set all are found before it is time to judge.
-        total = len(self._train) if self._train is not None else 0
-        if self.max_bad is None or self._seen < min(_JUDGED_AFTER, total):
-            return
-        if len(self.bad) > self.max_bad * min(self._seen, total):
-            reasons = ", ".join(f"{n} {r}" for r, n in self.bad_reasons.most_common())
-            raise UserError(
-                f"{len(self.bad)} of {min(self._seen, total)} images are unusable ({reasons}), "
-                f"more than data.max_bad {self.max_bad}; see bad_files.txt in the run folder"
-            )
-
-    def _write(self, new: dict[str, str]) -> None:
-        path = Path(self.trainer.default_root_dir) / "bad_files.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name need not be UTF-8: file systems take any bytes.
-        with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
-            with suppress(OSError):  # without locks, as on some clusters, a line may come twice
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            listed = set(file.read().splitlines())
-            lines = [f"{name}\t{reason}" for name, reason in new.items()]
-            file.writelines(f"{line}\n" for line in lines if line not in listed)
-
-    @property
-    def bad_reasons(self) -> Counter[str]:
-        """How many images were unusable, by reason."""
-        return Counter(self.bad.values())
+    def training_size(self) -> int:
+        """Return the number of training images."""
+        return len(self._train) if self._train is not None else 0

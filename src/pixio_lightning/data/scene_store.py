@@ -117,24 +117,33 @@ def encode_view(view: View) -> dict[str, Any]:
     }
 
 
+def decode_field(name: str, row: dict[str, Any]) -> Any:
+    """Turn one column of a row, as from `pyarrow.Table.to_pylist`, back into what was rendered."""
+    value = row[name]
+    if name == "depth":
+        depth = np.frombuffer(value, "<f4").astype(np.float32)
+        return depth.reshape(row["height"], row["width"])
+    if name == "normal":
+        normal = np.frombuffer(value, "<f2").astype(np.float32)
+        return normal.reshape(row["height"], row["width"], 3)
+    if name in ("image", "class_id"):
+        return _pixels(value)
+    if name == "valid":
+        return _pixels(value) > 0
+    if name == "object_id":
+        return _pixels(value).astype(np.int16)
+    if name in ("intrinsics", "cam2world"):
+        side = 3 if name == "intrinsics" else 4
+        return np.array(value, dtype=np.float64).reshape(side, side)
+    return value
+
+
 def decode_view(row: dict[str, Any]) -> View:
-    """Turn a row, as from `pyarrow.Table.to_pylist`, back into a view.
+    """Turn a row back into a view.
 
     All is as it was rendered, but for normals, which were rounded to float16.
     """
-    shape = (row["height"], row["width"])
-    return View(
-        image=_pixels(row["image"]),
-        depth=np.frombuffer(row["depth"], "<f4").reshape(shape).astype(np.float32),
-        valid=_pixels(row["valid"]) > 0,
-        object_id=_pixels(row["object_id"]).astype(np.int16),
-        class_id=_pixels(row["class_id"]),
-        normal=np.frombuffer(row["normal"], "<f2").reshape(*shape, 3).astype(np.float32),
-        intrinsics=np.array(row["intrinsics"], dtype=np.float64).reshape(3, 3),
-        cam2world=np.array(row["cam2world"], dtype=np.float64).reshape(4, 4),
-        camera_height=row["camera_height"],
-        camera_pitch=row["camera_pitch"],
-    )
+    return View(**{name: decode_field(name, row) for name in View._fields})
 
 
 def _scene_rows(split: str, index: int, *, views: int, size: int) -> list[dict[str, Any]]:

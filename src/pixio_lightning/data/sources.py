@@ -46,7 +46,7 @@ class FolderSource:
     """
 
     def __init__(self, path: str | Path, *, key: str = "data.path") -> None:
-        self.root = _folder(path, key)
+        self.root = existing_folder(path, key)
         # Plain strings: a million Path objects would cost most of a gigabyte in every worker.
         self.names = sorted(_walk(self.root, key))
         if not self.names:
@@ -67,7 +67,7 @@ class FolderSource:
         return Path(self.names[index]).parent.name or None
 
 
-def _folder(path: str | Path, key: str) -> Path:
+def existing_folder(path: str | Path, key: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.glob("*/")]
@@ -95,6 +95,32 @@ def _walk(root: Path, key: str) -> list[str]:
     return found
 
 
+def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
+    """Open a split of a Hugging Face data set: a hub id, or a local folder.
+
+    Raises:
+        UserError: The data set or the split does not exist.
+    """
+    import datasets
+
+    local = Path(path).expanduser()
+    if local.is_absolute() or path.startswith(".") or len(local.parts) > 2:  # no hub id
+        existing_folder(path, key)
+    try:
+        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+            loaded = datasets.load_from_disk(str(local))
+            if not isinstance(loaded, datasets.DatasetDict):
+                return loaded
+            if split not in loaded:
+                raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
+            return loaded[split]
+        return datasets.load_dataset(str(local) if local.exists() else path, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = textwrap.shorten(reason, 200, placeholder=" ...")
+        raise UserError(f"{key} '{path}' cannot be read as a data set: {reason}") from error
+
+
 class HubSource:
     """A map-style Hugging Face data set: a hub id, or a local folder of parquet, arrow or images.
 
@@ -114,7 +140,7 @@ class HubSource:
         import datasets
 
         self.split = split
-        data = self._open(str(path), split, key)
+        data = open_hub(str(path), split, key=key)
         images = [k for k, v in data.features.items() if isinstance(v, datasets.Image)]
         readable = images + [k for k, v in data.features.items() if _holds_bytes(v)]
         column = column or next(iter(readable), None)
@@ -132,27 +158,6 @@ class HubSource:
             # Undecoded: our own decoder counts what it cannot read.
             data = data.cast_column(column, datasets.Image(decode=False))
         self.data = data
-
-    @staticmethod
-    def _open(path: str, split: str, key: str) -> Any:
-        import datasets
-
-        local = Path(path).expanduser()
-        if local.is_absolute() or path.startswith(".") or len(local.parts) > 2:  # no hub id
-            _folder(path, key)
-        try:
-            if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
-                loaded = datasets.load_from_disk(str(local))
-                if not isinstance(loaded, datasets.DatasetDict):
-                    return loaded
-                if split not in loaded:
-                    raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
-                return loaded[split]
-            return datasets.load_dataset(str(local) if local.exists() else path, split=split)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            reason = textwrap.shorten(reason, 200, placeholder=" ...")
-            raise UserError(f"{key} '{path}' cannot be read as a data set: {reason}") from error
 
     def __len__(self) -> int:
         return len(self.data)

@@ -126,18 +126,27 @@ class HeldOutImages(Dataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors, number keys and weights, and list the rest; without an image, only that."""
+    """Stack tensors and numbers, list names, and keep what all samples share.
+
+    Where a sample is no more than its bad images, or the samples do not fit beside each other,
+    the batch is only that: `bad`.
+    """
     bad = [bad for sample in samples for bad in sample["bad"]]
-    if not all("image" in sample for sample in samples):
-        return {"bad": bad}
-    batch: dict[str, Any] = {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "key": torch.tensor([sample["key"] for sample in samples], dtype=torch.int64),
-        "bad": bad,
-    }
-    if "weight" in samples[0]:
-        batch["weight"] = torch.tensor([sample["weight"] for sample in samples])
-        batch["name"] = [sample["name"] for sample in samples]
+    batch: dict[str, Any] = {"bad": bad}
+    if any(sample.keys() == {"bad"} for sample in samples):
+        return batch
+    for field, first in samples[0].items():
+        values = [sample[field] for sample in samples if field != "bad"]
+        if isinstance(first, Tensor):
+            other = [value.shape for value in values if value.shape != first.shape]
+            if other:
+                sizes = f"{field} of {tuple(first.shape)} beside {tuple(other[0])}"
+                return {"bad": [(samples[0]["name"], f"{sizes}: set data.val_batch_size to 1")]}
+            batch[field] = torch.stack(values)
+        elif isinstance(first, (int, float)):
+            batch[field] = torch.tensor(values)
+        elif field != "bad":
+            batch[field] = values if isinstance(first, str) else first
     return batch
 
 

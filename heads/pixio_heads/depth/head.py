@@ -1,0 +1,346 @@
+"""Depth from one image: metric, and up to an affine map of the disparity.
+
+Shapes: B batch, M images the backbone sees for a batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, PngImagePlugin
+from torch import Tensor, nn
+
+from pixio_heads.depth import losses
+from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
+from pixio_lightning import panels, windows
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.dense_decoders import DenseDecoder, LinearDecoder
+from pixio_lightning.features import Features
+from pixio_lightning.head import Batch, Head
+from pixio_lightning.optim import Optim
+
+_THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
+
+# A decoder that still has to be told its channels: how jsonargparse reads a class with init_args.
+MakeDecoder = Callable[[int, int], DenseDecoder]
+
+
+class _DepthHead(Head):
+    """What both kinds of depth share: the decoder, the baselines, the pictures."""
+
+    asks = ("max_depth",)
+    monitor = ("val/abs_rel", "min")
+
+    def __init__(
+        self, backbone: Backbone, *, decoder: MakeDecoder, optim: Optim, cache: bool, seed: int
+    ) -> None:
+        super().__init__(backbone, optim=optim, cache=cache, seed=seed)
+        self.make_decoder: Any = decoder
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        """Return the decoder to one channel."""
+        return self.make_decoder(backbone.dense_dim, 1, taps=len(backbone.tapped))
+
+    def decoded(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Return the decoder's map `(M, 1, H, W)` in float32: bfloat16 is too coarse from here."""
+        assert self.decoder is not None
+        return self.decoder(features, size).float()
+
+    def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return prediction, depth and valid, each `(B, H, W)`."""
+        return prediction, batch["depth"], batch["valid"]
+
+    def draw(
+        self, batches: list[Batch], maps: list[Tensor], valid: list[Tensor], title: str
+    ) -> panels.Panel:
+        """Draw image, truth, prediction and error; one scale for all, to the truth's 98 %."""
+        truths = [batch["depth"][0].float() for batch in batches]
+        seen = torch.cat([t[v] for t, v in zip(truths, valid, strict=True)])
+        high = float(seen.quantile(0.98)) if len(seen) else 1.0
+        rows = []
+        for batch, truth, known, guess in zip(batches, truths, valid, maps, strict=True):
+            error = (guess - truth).abs() / truth.clamp_min(1e-6)
+            rows.append(
+                [
+                    batch["image"][0],
+                    panels.colour(torch.where(known, truth / high, torch.nan), "depth"),
+                    panels.colour(guess / high, "depth"),
+                    panels.colour(torch.where(known, error / 0.5, torch.nan), "error"),
+                ]
+            )
+        legends = (
+            panels.Legend("depth", 0, float(f"{high:.2g}"), "m", "depth"),
+            panels.Legend("error", 0, 50, "% of the truth, grey: no truth", "error"),
+        )
+        return panels.Panel(rows, ["image", "truth", title, "error"], legends=legends)
+
+
+class Depth(_DepthHead):
+    """Metric depth from one image, in metres: a sigmoid times the greatest depth, SILog loss.
+
+    Args:
+        backbone: The encoder.
+        decoder: `LinearDecoder` or `DPTDecoder` (with `backbone.layers: quarters`), or any class
+            that takes input and output channels and the number of taps.
+        reduction: Root of the loss per `image` and then averaged, or over the whole `batch`, which
+            is the official form and changes with the number of processes.
+        window: Side of the windows that larger images are evaluated through, in pixels.
+        stride: Distance between their origins.
+        eval_crop: Part of the image that is scored.
+        min_depth: Least depth that counts, metres; the greatest is the data's `max_depth`.
+        files: What `predict` writes: 16-bit PNG or float32 npy, beside a picture.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once.
+        seed: Seed of drop path.
+    """
+
+    cheap = ("constant", "median_map")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        decoder: MakeDecoder = LinearDecoder,
+        reduction: Literal["image", "batch"] = "image",
+        window: int = 256,
+        stride: int = 170,
+        eval_crop: EvalCrop = "none",
+        min_depth: float = 1e-3,
+        files: Literal["png", "npy"] = "png",
+        optim: Optim = Optim(lr=2e-4, weight_decay=0.01, betas=(0.9, 0.999), schedule="poly"),  # noqa: B008
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
+        self.reduction, self.min_depth, self.files = reduction, min_depth, files
+        self.window, self.stride, self.eval_crop = window, stride, eval_crop
+
+    # --- windows ------------------------------------------------------------------------------
+
+    def looks_through_windows(self, size: tuple[int, int]) -> bool:
+        """Whether images of a size are cut: in evaluation, if they are large or do not fit."""
+        fits = max(size) <= self.window and all(n % self.backbone.stride == 0 for n in size)
+        return not self.training and not fits
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Normalise, and cut what is looked at through windows."""
+        images = super().inputs(images)
+        height, width = images.shape[-2:]
+        if not self.looks_through_windows((height, width)):
+            return images
+        return windows.cut(images, window=self.window, stride=self.stride)
+
+    @property
+    def sees(self) -> dict[str, Any]:
+        """Return what decides how images are cut."""
+        return {"window": self.window, "stride": self.stride}
+
+    # --- prediction ---------------------------------------------------------------------------
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return depth `(B, H, W)` in metres, float32; windows are averaged where they overlap."""
+        size = batch["size"]
+        cut = self.looks_through_windows(size)
+        seen = (self.window, self.window) if cut else size
+        depth = torch.sigmoid(self.decoded(features, seen)) * self.facts["max_depth"]
+        if cut:
+            depth = windows.merge(depth, size, window=self.window, stride=self.stride)
+        return depth[:, 0]
+
+    def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the scale-invariant logarithmic loss."""
+        return {
+            "loss": losses.silog(
+                prediction,
+                batch["depth"],
+                batch["valid"],
+                reduction=self.reduction,
+                min_depth=self.min_depth,
+            )
+        }
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def metrics(self) -> DepthMetrics:
+        """Return the nine figures, means of per-image values."""
+        return DepthMetrics(
+            min_depth=self.min_depth, max_depth=self.facts["max_depth"], eval_crop=self.eval_crop
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Range, crop, alignment, and how images larger than a window are seen."""
+        return f"{self.metrics().protocol}; windows of {self.window} px every {self.stride}"
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Return the median depth of the training set, and the median map of its depth maps."""
+        maps = []
+        for batch in loader:
+            depth = torch.where(batch["valid"], batch["depth"].float(), torch.nan)[:, None]
+            # Nearest: means over the border of an object are the depth of nothing.
+            maps.append(F.interpolate(depth, _THUMBNAIL, mode="nearest-exact")[:, 0])
+        stack = torch.cat(maps)
+        constant = stack.nanmedian()
+        median_map = stack.nanmedian(dim=0).values
+        return {
+            "constant": constant,
+            "median_map": torch.where(median_map.isnan(), constant, median_map),
+        }
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the constant and the median map as predictions `(B, H, W)`."""
+        shape = batch["depth"].shape
+        median_map = self.statistics["median_map"][None, None]
+        resized = F.interpolate(median_map, shape[-2:], mode="bilinear", align_corners=False)
+        return {
+            "constant": self.statistics["constant"].expand(shape),
+            "median_map": resized[0].expand(shape),
+        }
+
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+        """Draw image, truth, prediction and error."""
+        maps = [prediction[0] for prediction in predictions]
+        return self.draw(batches, maps, [batch["valid"][0] for batch in batches], "prediction")
+
+    def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
+        """Write NAME.png or NAME.npy, and NAME_colour.png with its scale."""
+        for name, image, depth in zip(batch["name"], batch["image"], prediction, strict=True):
+            write_map(folder / name, depth, self.files)
+            high = float(depth.quantile(0.98)) if depth.numel() < 1 << 24 else float(depth.max())
+            drawn = panels.Panel(
+                [[image, panels.colour(depth / high, "depth")]],
+                ["image", "depth"],
+                legends=(panels.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth"),),
+            )
+            panels.write(folder / f"{name}_colour.png", drawn)
+
+
+def write_map(path: Path, depth: Tensor, form: Literal["png", "npy"]) -> None:
+    """Write a depth map beside `path` with the suffix of its form.
+
+    A PNG holds 16-bit millimetres, or 1/256 m where there is more than 65 m; its text field
+    `metres_per_unit` says which.
+
+    Args:
+        path: Where to, without the suffix.
+        depth: `(H, W)` in metres.
+        form: "png" or "npy".
+    """
+    array = depth.detach().float().cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == "npy":
+        np.save(path.with_name(f"{path.name}.npy"), array)
+        return
+    scale = 1e-3 if array.max() < 65 else 1 / 256
+    units = np.clip(np.rint(array / scale), 0, 65535).astype(np.uint16)
+    about = PngImagePlugin.PngInfo()
+    about.add_text("metres_per_unit", repr(scale))
+    Image.fromarray(units).save(path.with_name(f"{path.name}.png"), pnginfo=about)
+
+
+class RelativeDepth(_DepthHead):
+    """Disparity from one image up to scale and shift: affine-invariant loss, gradient matching.
+
+    Args:
+        backbone: The encoder.
+        decoder: `LinearDecoder` or `DPTDecoder`, see `Depth`.
+        form: How scale and shift are taken out: by median and mean deviation (`robust`), or by
+            `least_squares`.
+        gradient_weight: Weight of gradient matching beside the affine-invariant loss.
+        image_size: Short side that images are brought to in evaluation, a multiple of 16.
+        space: Where the prediction is aligned and scored: `disparity` or `depth`.
+        cap: Greatest depth of the aligned prediction, metres; None takes the data's `max_depth`.
+        eval_crop: Part of the image that is scored.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once.
+        seed: Seed of drop path.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        decoder: MakeDecoder = LinearDecoder,
+        form: Literal["robust", "least_squares"] = "robust",
+        gradient_weight: float = 2.0,
+        image_size: int = 256,
+        space: Literal["depth", "disparity"] = "depth",
+        cap: float | None = None,
+        eval_crop: EvalCrop = "none",
+        optim: Optim = Optim(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), schedule="poly"),  # noqa: B008
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
+        self.form, self.gradient_weight = form, gradient_weight
+        self.image_size, self.space, self.cap, self.eval_crop = image_size, space, cap, eval_crop
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Normalise; in evaluation bring the short side to `image_size`, the long one near it."""
+        images = super().inputs(images)
+        if self.training:
+            return images
+        step, short = self.backbone.stride, min(images.shape[-2:])
+        size = [round(n * self.image_size / short / step) * step for n in images.shape[-2:]]
+        if tuple(size) == tuple(images.shape[-2:]):
+            return images
+        return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+
+    @property
+    def sees(self) -> dict[str, Any]:
+        """Return what decides the size of images in evaluation."""
+        return {"image_size": self.image_size}
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return disparity `(B, H, W)` up to scale and shift, float32."""
+        return self.decoded(features, batch["size"])[:, 0]
+
+    def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the affine-invariant loss and gradient matching, and their weighted sum."""
+        valid = batch["valid"]
+        disparity = torch.where(valid, 1 / batch["depth"].float().clamp_min(1e-6), 0.0)
+        affine, residual = losses.affine_invariant(prediction, disparity, valid, form=self.form)
+        gradient = losses.gradient_matching(residual, valid)
+        total = affine + self.gradient_weight * gradient
+        return {"loss": total, "affine": affine, "gradient": gradient}
+
+    @property
+    def alignment(self) -> Alignment:
+        """Return how a prediction is brought to the truth's scale and shift."""
+        return Alignment(space=self.space, cap=self.cap or self.facts["max_depth"])
+
+    def metrics(self) -> DepthMetrics:
+        """Return the nine figures of the aligned prediction, means of per-image values."""
+        return DepthMetrics(
+            max_depth=self.facts["max_depth"], eval_crop=self.eval_crop, alignment=self.alignment
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Range, crop, alignment and size."""
+        return f"{self.metrics().protocol}; short side {self.image_size} px"
+
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+        """Draw image, truth, the aligned prediction as depth, and its error."""
+        alignment = Alignment(space="depth", cap=self.alignment.cap)
+        maps, valid = [], [batch["valid"][0] for batch in batches]
+        for batch, disparity in zip(batches, predictions, strict=True):
+            aligned, _ = align(disparity, batch["depth"], batch["valid"], alignment)
+            maps.append(aligned[0].float())
+        return self.draw(batches, maps, valid, "prediction, aligned")
+
+    def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
+        """Write NAME.npy, the disparity, and NAME_colour.png."""
+        for name, image, disparity in zip(batch["name"], batch["image"], prediction, strict=True):
+            write_map(folder / name, disparity, "npy")
+            low, high = disparity.min(), disparity.max()
+            shown = panels.colour(1 - (disparity - low) / (high - low).clamp_min(1e-6), "depth")
+            panels.write(
+                folder / f"{name}_colour.png",
+                panels.Panel([[image, shown]], ["image", "disparity"]),
+            )

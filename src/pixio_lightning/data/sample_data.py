@@ -1,0 +1,191 @@
+"""SampleData: the DataModule of a task, of which a head's own data is a short subclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from pixio_lightning.data.samples import (
+    Chance,
+    HeldOutSamples,
+    Sample,
+    Samples,
+    TrainingSamples,
+    View,
+    digest_of,
+    spread,
+)
+from pixio_lightning.data.stream import Loader, collate
+from pixio_lightning.data.stream_data import StreamData
+from pixio_lightning.errors import UserError, nearest
+
+# What changes no sample, only how fast or in what portions it is read.
+_FREE = {
+    *("batch_size", "val_batch_size", "num_workers", "steps_per_epoch", "max_bad"),
+    *("val_images", "views", "bad", "stores"),
+}
+
+
+class SampleData(StreamData):
+    """Samples with what a task is told about them, from the rendered scenes or files.
+
+    A subclass lists its `sources`, implements `open` and, where it crops or flips, `augment` and
+    `prepare`. Whatever it takes it keeps as plain public attributes: they identify its samples in
+    the cache of features and in the records of evaluations.
+
+    Args:
+        source: Kind of files, or `scenes`, which are rendered on first use.
+        path: Folder or hub id; not for scenes.
+        batch_size: Samples per process and training step.
+        num_workers: Processes that decode, per training process.
+        steps_per_epoch: Training batches between two validations.
+        val_images: Validation samples, at most; None takes all.
+        val_batch_size: Samples per process and evaluation step; they must be of one size.
+        views: Number of fixed training views of each sample; None draws new ones in every pass.
+        max_bad: Stop when more than this share of the samples is unusable; None never stops.
+        seed: Seed of order and augmentation.
+
+    Raises:
+        UserError: The source is unknown, or goes without a path that it needs.
+    """
+
+    # The sources a subclass reads; `scenes` is always among them.
+    sources: tuple[str, ...] = ("scenes",)
+
+    def __init__(
+        self,
+        source: str = "scenes",
+        path: str | None = None,
+        *,
+        batch_size: int = 32,
+        num_workers: int = 4,
+        steps_per_epoch: int = 1000,
+        val_images: int | None = None,
+        val_batch_size: int | None = None,
+        views: int | None = None,
+        max_bad: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            steps_per_epoch=steps_per_epoch,
+            max_bad=max_bad,
+            seed=seed,
+            val_batch_size=val_batch_size,
+        )
+        if source not in self.sources:
+            known = ", ".join(self.sources)
+            raise UserError(
+                f"data.source '{source}' is none of {known}{nearest(source, self.sources)}"
+            )
+        if source == "scenes" and path is not None:
+            raise UserError(
+                f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
+                f"set data.source to one of {', '.join(self.sources[1:]) or 'nothing else'}"
+            )
+        if source != "scenes" and path is None:
+            raise UserError(f"data.source is {source}: give data.path")
+        for name, value in (("val_images", val_images), ("views", views)):
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}, but expected at least 1, or null")
+        self.source, self.path = source, path
+        self.val_images, self.views = val_images, views
+        self.stores: dict[str, Mapping[str, View]] = {}
+        self._opened: dict[str, Samples] = {}
+
+    # --- for subclasses -----------------------------------------------------------------------
+
+    def open(self, split: str) -> Samples:
+        """Return the samples of "train", "val", "test" or "predict".
+
+        Raises:
+            UserError: The files are not where or what they should be.
+        """
+        raise NotImplementedError
+
+    def augment(self, sample: Sample, chance: Chance) -> Sample:
+        """Return a training view; the same `chance` gives the same view."""
+        return self.prepare(sample)
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Return the view that is evaluated."""
+        return sample
+
+    @property
+    def random(self) -> bool:
+        """Whether training views differ from pass to pass."""
+        return type(self).augment is not SampleData.augment and self.views is None
+
+    @property
+    def dataset(self) -> str:
+        """What records call the data."""
+        return f"{self.source} {self.path}" if self.path else self.source
+
+    # --- for the framework --------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Render the scenes once, in one process."""
+        if self.source == "scenes":
+            self.samples_of("train")
+            self.samples_of("val")
+
+    def samples_of(self, split: str) -> Samples:
+        """Return the samples of a split, opened once."""
+        if split not in self._opened:
+            self._opened[split] = self.open(split)
+        return self._opened[split]
+
+    def training_set(self) -> TrainingSamples:
+        """Return training views by their position in the stream."""
+        return TrainingSamples(
+            self.samples_of("train"),
+            self.augment,
+            seed=self.seed,
+            views=None if self.random else self.views or 1,
+            store=self.stores.get("train"),
+        )
+
+    def evaluation_set(self, stage: str) -> HeldOutSamples:
+        """Return the samples of a stage, each once; of validation at most `val_images`."""
+        samples = self.samples_of(stage)
+        indices = spread(len(samples), self.val_images if stage == "val" else None)
+        store = self.stores.get(stage)
+        return HeldOutSamples(samples, self.prepare, indices=indices, store=store)
+
+    def training_size(self) -> int:
+        """Return the number of training samples."""
+        return len(self.samples_of("train"))
+
+    def statistics_dataloader(self, most: int | None = None) -> Loader:
+        """Return training samples as they are evaluated, each once, on every process alike.
+
+        Args:
+            most: At most so many, evenly spread; None for all.
+        """
+        samples = self.samples_of("train")
+        indices = spread(len(samples), most)
+        return self.once(HeldOutSamples(samples, self.prepare, indices=indices), share=False)
+
+    def samples(self, n: int) -> dict[str, Any]:
+        """Return `n` validation samples for pictures, as batches of one: sizes may differ."""
+        samples = self.samples_of("val")
+        held_out = HeldOutSamples(samples, self.prepare, indices=spread(len(samples), n))
+        batches = [collate([held_out[i]]) for i in range(len(held_out))]
+        return {"batches": [batch for batch in batches if "image" in batch]}
+
+    def identity(self) -> dict[str, Any]:
+        """Return, as plain data, all that decides what a sample looks like."""
+        plain = {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in _FREE
+        }
+        kinds = (str, int, float, bool, list, tuple, dict, type(None))
+        kept = {name: value for name, value in plain.items() if isinstance(value, kinds)}
+        return {"class": f"{type(self).__module__}:{type(self).__qualname__}"} | kept
+
+    def digest(self, split: str) -> str:
+        """Return a hash that changes with the samples of a split and with how they are cut."""
+        return digest_of(self.identity(), self.samples_of(split).digest())

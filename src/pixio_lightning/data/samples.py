@@ -1,0 +1,210 @@
+"""Samples of a task: an image and what the task is told about it, decoded and augmented by key.
+
+A sample is a dict of numpy arrays: `image`, uint8 `(H, W, 3)` or `(V, H, W, 3)`, and any others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.stream import Bad
+from pixio_lightning.keyed import key_of, permuted, uniform
+
+Sample = dict[str, NDArray[Any]]
+# A sample as tensors, or its name and why it cannot be used.
+View = dict[str, Any] | Bad
+
+# Even where nine of ten samples are bad, a run of so many never occurs.
+_LONGEST_RUN = 1000
+
+
+class Samples(Protocol):
+    """A numbered list of decoded samples."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Return the sample's name: unique, stable, and a relative path where there are files."""
+        ...
+
+    def load(self, index: int) -> Sample:
+        """Return the sample; raises BadImage or OSError where it cannot be used."""
+        ...
+
+    def digest(self) -> str:
+        """Return a short hash that changes when any sample does."""
+        ...
+
+
+class Chance(NamedTuple):
+    """Where the random numbers of one view of one sample come from."""
+
+    key: int
+    seed: int
+    turn: int
+
+    def uniform(self, n: int, stream: int) -> list[float]:
+        """Draw `n` numbers in [0, 1) for a purpose, see `keyed.Stream`."""
+        return uniform(self.key, n, seed=self.seed, turn=self.turn, stream=stream)
+
+
+def digest_of(*facts: Any) -> str:
+    """Return 16 hex digits that identify plain data."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def to_tensors(sample: Sample) -> dict[str, Any]:
+    """Turn arrays into tensors, the image channels first, and note its `size` (H, W)."""
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(np.asarray(array, order="C"))
+        for name, array in sample.items()
+        if name != "image"
+    }
+    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(sample["image"], -1, -3)))
+    return {"image": image, "size": tuple(image.shape[-2:])} | tensors
+
+
+def load_or_name(samples: Samples, index: int) -> Sample | Bad:
+    """Return a sample, or its name and why it cannot be used."""
+    try:
+        return samples.load(index)
+    except BadImage as error:
+        return samples.name(index), str(error)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return samples.name(index), f"cannot be read ({reason})"
+
+
+class TrainingSamples(Dataset):
+    """Augmented samples by their position in the endless stream.
+
+    Args:
+        samples: What is trained on.
+        augment: Makes a training view of a sample.
+        seed: The run's seed.
+        views: Number of fixed views of each sample; None makes a new one in every pass.
+        store: Views that are read instead of made, by the names of `jobs`.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        augment: Callable[[Sample, Chance], Sample],
+        *,
+        seed: int,
+        views: int | None = None,
+        store: Mapping[str, View] | None = None,
+    ) -> None:
+        self.samples, self.augment, self.seed, self.views = samples, augment, seed, views
+        self.store = store
+
+    def jobs(self) -> list[tuple[str, tuple[int, int]]]:
+        """Return all fixed views: their names, and what `view` takes."""
+        numbers = range(len(self.samples))
+        turns = range(self.views or 1)
+        return [(f"{self.samples.name(i)}#{t}", (i, t)) for i in numbers for t in turns]
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return the sample's index and its view for a position in the stream."""
+        turn, offset = divmod(position, len(self.samples))
+        index = permuted(offset, len(self.samples), seed=self.seed, turn=turn)
+        return index, turn % self.views if self.views else turn
+
+    def view(self, index: int, turn: int) -> View:
+        """Return a view of a sample."""
+        name = self.samples.name(index)
+        about: dict[str, Any] = {"key": key_of(name), "name": name}
+        if self.store is not None:
+            return _about(self.store[f"{name}#{turn}"], about)
+        found = load_or_name(self.samples, index)
+        if isinstance(found, tuple):
+            return found
+        try:
+            return to_tensors(self.augment(found, Chance(about["key"], self.seed, turn))) | about
+        except BadImage as error:
+            return name, str(error)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Return the view at a position; a bad one is replaced by the next of the stream."""
+        bad: list[Bad] = []
+        for candidate in range(position, position + min(len(self.samples), _LONGEST_RUN)):
+            found = self.view(*self.locate(candidate))
+            if isinstance(found, dict):
+                return found | {"bad": bad}
+            bad.append(found)
+        return {"bad": bad}
+
+
+class HeldOutSamples(Dataset):
+    """Every sample once, as it is evaluated; index -1 pads a batch with weight 0.
+
+    Args:
+        samples: What is evaluated on.
+        prepare: Makes the evaluation view of a sample.
+        indices: Which of them; None takes all.
+        store: Views that are read instead of made, by the names of `jobs`.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        prepare: Callable[[Sample], Sample],
+        *,
+        indices: list[int] | None = None,
+        store: Mapping[str, View] | None = None,
+    ) -> None:
+        self.samples, self.prepare, self.store = samples, prepare, store
+        self.indices = list(range(len(samples))) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def jobs(self) -> list[tuple[str, tuple[int]]]:
+        """Return all views: their names, and what `view` takes."""
+        return [(self.samples.name(index), (index,)) for index in self.indices]
+
+    def view(self, index: int) -> View:
+        """Return a sample as it is evaluated."""
+        name = self.samples.name(index)
+        about: dict[str, Any] = {"key": key_of(name), "name": name}
+        if self.store is not None:
+            return _about(self.store[name], about)
+        found = load_or_name(self.samples, index)
+        if isinstance(found, tuple):
+            return found
+        try:
+            return to_tensors(self.prepare(found)) | about
+        except BadImage as error:
+            return name, str(error)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Return a sample; in place of a bad one the next that can be used, with weight 0."""
+        bad: list[Bad] = []
+        weight = float(position >= 0)
+        for step in range(min(len(self), _LONGEST_RUN)):
+            found = self.view(self.indices[(max(position, 0) + step) % len(self)])
+            if isinstance(found, dict):
+                return found | {"weight": weight, "bad": bad}
+            if weight:
+                bad, weight = [found], 0.0
+        return {"bad": bad or [(self.samples.name(self.indices[0]), "no sample can be used")]}
+
+
+def _about(view: View, about: dict[str, Any]) -> View:
+    return view | about if isinstance(view, dict) else (about["name"], view[1])
+
+
+def spread(total: int, most: int | None) -> list[int]:
+    """Return at most `most` of `total` indices, evenly spread."""
+    count = min(total, most or total)
+    return [i * total // count for i in range(count)]

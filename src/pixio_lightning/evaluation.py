@@ -1,0 +1,85 @@
+"""What one pass over held-out samples adds up, on all processes, for a model and its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection, SumMetric
+
+_MODEL = "model"
+
+
+class Outcome(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+        n: Samples that were evaluated.
+        loss: Their mean loss; NaN for a head without one.
+        metrics: The model's metrics by name.
+        cheap: The metrics of each baseline, by its name.
+    """
+
+    n: int
+    loss: float
+    metrics: dict[str, float]
+    cheap: dict[str, dict[str, float]]
+
+
+class Evaluation(nn.Module):
+    """Metrics of a model and of the baselines beside it; a module, so that devices follow.
+
+    Args:
+        metrics: Makes the metrics of one of them.
+        cheap: Names of the baselines.
+    """
+
+    meters: Any
+
+    def __init__(self, metrics: Callable[[], Metric | MetricCollection], cheap: Iterable[str]):
+        super().__init__()
+        self.meters = nn.ModuleDict({name: metrics() for name in (_MODEL, *cheap)})
+        self.count = SumMetric(nan_strategy="disable")
+        self.loss = SumMetric(nan_strategy="disable")
+
+    def add(self, count: int, loss: Tensor) -> None:
+        """Count samples and their mean loss."""
+        self.count.update(float(count))
+        self.loss.update(count * loss.detach())
+
+    def score(self, arguments: tuple[Any, ...], baseline: str = _MODEL) -> None:
+        """Update the metrics of the model, or of a baseline."""
+        self.meters[baseline].update(*arguments)
+
+    def finish(self) -> Outcome:
+        """Return the result over all processes, and start anew."""
+        found = {name: _numbers(meter.compute()) for name, meter in self.meters.items()}
+        n, loss = float(self.count.compute()), float(self.loss.compute())
+        for meter in (*self.meters.values(), self.count, self.loss):
+            meter.reset()
+        return Outcome(int(n), loss / n if n else float("nan"), found.pop(_MODEL), found)
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        values = {"score": values}
+    return {name: float(value) for name, value in values.items()}
+
+
+def without_padding(batch: dict[str, Any], prediction: Any) -> tuple[dict[str, Any], Any]:
+    """Drop the rows that only fill a batch up: those of weight 0."""
+    keep = batch["weight"] > 0
+    if bool(keep.all()):
+        return batch, prediction
+    size = len(keep)
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor[keep] if tensor.ndim and len(tensor) == size else tensor
+
+    names = [name for name, kept in zip(batch["name"], keep.tolist(), strict=True) if kept]
+    return (
+        apply_to_collection(batch, Tensor, rows) | {"name": names},
+        apply_to_collection(prediction, Tensor, rows),
+    )

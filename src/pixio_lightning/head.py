@@ -1,0 +1,308 @@
+"""Head: the contract that every task on a backbone follows.
+
+    loader -> encode -> features -> forward -> prediction -> loss, metrics, pictures, files
+
+Shapes: B batch, V views of a sample, M images the backbone sees for a batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from pixio_lightning import cache, panels, record
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.errors import UserError
+from pixio_lightning.evaluation import Evaluation, without_padding
+from pixio_lightning.features import Features
+from pixio_lightning.keyed import Draw
+from pixio_lightning.module import BackboneModule
+from pixio_lightning.optim import Optim
+from pixio_lightning.run_folder import Metrics
+
+Batch = dict[str, Any]
+_NO_LOSS = torch.tensor(0.0)
+
+
+class Head(BackboneModule):
+    """One task on a frozen or fine-tuned backbone.
+
+    A subclass implements `build`, `forward`, `loss` and `metrics`, and what it can of
+    `fit_statistics` with `baselines`, `picture`, and `write`. It never calls the backbone, and owns
+    no parameter outside the module that `build` returns.
+
+    Args:
+        backbone: The encoder.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once and read them from disk afterwards.
+            The data must not be random: set `data.views`, or switch augmentation off.
+        seed: Seed of drop path.
+    """
+
+    # What the head must know of its data: names of attributes of the data module, such as
+    # "num_classes". They are in `self.facts` before `build` is called.
+    asks: tuple[str, ...] = ()
+    # Names of the predictions that `baselines` returns.
+    cheap: tuple[str, ...] = ()
+    # Training samples that `fit_statistics` looks at, at most; None for all.
+    statistics_samples: int | None = 2000
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        optim: Optim = Optim(lr=1e-3),  # noqa: B008 (frozen)
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optim=optim)
+        if cache and not backbone.frozen:
+            raise UserError("model.cache needs model.backbone.tune frozen: features would change")
+        self.cache, self.seed = cache, seed
+        self.facts: dict[str, Any] = {}
+        self.statistics: dict[str, Tensor] = {}
+        self.origin: dict[str, Any] = {}
+        self.evaluation: Evaluation | None = None
+        self._loaded_step = 0
+
+    # --- for subclasses -----------------------------------------------------------------------
+
+    def build(self, backbone: Backbone) -> nn.Module | None:
+        """Return the module that is trained, sized by the backbone; None for a head without."""
+        raise NotImplementedError
+
+    def forward(self, features: Features, batch: Batch) -> Any:
+        """Return the prediction, a tensor or a structure of them with B rows.
+
+        Args:
+            features: What `encode` returned.
+            batch: With `size`, the height and width of the images; it may hold no `image`.
+        """
+        raise NotImplementedError
+
+    def loss(self, prediction: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return scalars by name, means over the batch; `loss` is what is minimised."""
+        raise NotImplementedError
+
+    def metrics(self) -> Metric | MetricCollection:
+        """Return the metrics of an evaluation; they are updated with what `scored` returns."""
+        raise NotImplementedError
+
+    def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
+        """Return the arguments that update the metrics."""
+        return prediction, batch["target"]
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Turn uint8 images `(B, 3, H, W)` into what the backbone sees, normalised `(M, 3, h, w)`.
+
+        A head that looks through windows cuts them here, and puts them together in `forward`.
+        """
+        return self.backbone.normalize(images)
+
+    @property
+    def sees(self) -> dict[str, Any]:
+        """Return, as plain data, all that decides what `inputs` does; the cache goes by it."""
+        if type(self).inputs is not Head.inputs:
+            raise TypeError(
+                f"{type(self).__name__} overrides `inputs`, so it must say what it `sees`"
+            )
+        return {}
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Look at training samples once, before anything is trained or evaluated.
+
+        Args:
+            loader: Batches of training samples as they are evaluated.
+
+        Returns:
+            Tensors by name, kept in `self.statistics` and in the checkpoint.
+        """
+        return {}
+
+    def baselines(self, batch: Batch) -> dict[str, Any]:
+        """Return for each name in `cheap` what it would predict without looking."""
+        return {}
+
+    def picture(self, batches: list[Batch], predictions: list[Any]) -> panels.Panel | None:
+        """Draw single samples, a row for each; None draws nothing."""
+        return None
+
+    def write(self, prediction: Any, batch: Batch, folder: Path) -> None:
+        """Write the predictions of a batch to files in `folder`, named by `batch["name"]`."""
+        raise UserError(f"{type(self).__name__} writes no files: it has no `write`")
+
+    @property
+    def protocol(self) -> str:
+        """One line on how the metrics are computed; equal lines may be compared."""
+        return ""
+
+    # --- the way of a batch -------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Features:
+        """Return the features of a batch: the only line that calls the backbone."""
+        if "features" in batch:
+            return self.backbone.recall(batch["features"].flatten(0, 1), batch["grid"])
+        images = batch["image"]
+        views = images.shape[1] if images.ndim == 5 else 1
+        draw = None
+        if self.training and not self.backbone.frozen:
+            keys = batch["key"][:, None] + torch.arange(views, device=images.device)
+            draw = Draw(keys.flatten(), self.seed, self.global_step)
+        images = self.inputs(images.reshape(-1, *images.shape[-3:]))
+        return self.backbone(images, draw=draw, normalized=True)
+
+    def predict(self, images: Tensor) -> Any:
+        """Return the prediction for uint8 images `(B, 3, H, W)`, outside of any trainer."""
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            batch = {"image": images.to(self.device), "size": tuple(images.shape[-2:])}
+            prediction = self(self.encode(batch), batch)
+        self.train(was_training)
+        return prediction
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        losses = self.loss(self(self.encode(batch), batch), batch)
+        self.log_training(losses["loss"])
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the metrics, of the model and of what predicts without looking."""
+        prediction = self(self.encode(batch), batch)
+        batch, prediction = without_padding(batch, prediction)
+        if not len(batch["key"]):
+            return
+        assert self.evaluation is not None
+        loss = self.loss(prediction, batch)["loss"] if self.decoder is not None else _NO_LOSS
+        self.evaluation.add(len(batch["key"]), loss)
+        self.evaluation.score(self.scored(prediction, batch))
+        for name, guess in self.baselines(batch).items():
+            self.evaluation.score(self.scored(guess, batch), name)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the metrics."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """Write the predictions of a batch."""
+        prediction = self(self.encode(batch), batch)
+        batch, prediction = without_padding(batch, prediction)
+        if len(batch["key"]):
+            self.write(prediction, batch, Path(self.trainer.default_root_dir) / "predictions")
+
+    @torch.no_grad()
+    def pictures(self, chosen: Batch) -> panels.Panel | None:
+        """Draw the samples that the data module chose."""
+        batches = chosen["batches"]
+        return self.picture(batches, [self(self.encode(batch), batch) for batch in batches])
+
+    # --- what stands around it ----------------------------------------------------------------
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        if not self.backbone.frozen:
+            return True
+        with torch.device("meta"):
+            decoder = self.decoder or self.build(self.backbone)
+        return decoder is not None and any(True for _ in decoder.parameters())
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimiser steps behind the weights."""
+        training = self._attached is not None and self.trainer.state.fn == "fit"
+        return self.global_step if training else self._loaded_step
+
+    def configure_model(self) -> None:
+        """Ask the data what the head must know, then load and build."""
+        if self.evaluation is None:
+            self.facts = self._ask() | self.facts
+            self.evaluation = Evaluation(self.metrics, self.cheap)
+        super().configure_model()
+
+    def _ask(self) -> dict[str, Any]:
+        data = self._attached.datamodule if self._attached else None
+        missing = [name for name in self.asks if getattr(data, name, None) is None]
+        if missing and self._attached:
+            raise UserError(
+                f"{type(self).__name__} must know {missing[0]} of its data, but "
+                f"{type(data).__name__} does not say: give it an attribute {missing[0]}"
+            )
+        return {} if data is None else {name: getattr(data, name) for name in self.asks}
+
+    @property
+    def _attached(self) -> Any:
+        """The trainer, or None outside of one."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
+
+    def on_fit_start(self) -> None:
+        """Gather statistics, and the features if they are to be cached."""
+        self._gather()
+        if self.cache:
+            cache.install(self)
+
+    def on_train_start(self) -> None:
+        """Forget evaluations from after the step the run goes on from."""
+        if self.trainer.is_global_zero:
+            record.rewind(Path(self.trainer.default_root_dir), self.global_step)
+
+    def on_validation_start(self) -> None:
+        """Gather statistics, where no training did."""
+        self._gather()
+
+    on_test_start = on_validation_start
+
+    def _gather(self) -> None:
+        if self.statistics or type(self).fit_statistics is Head.fit_statistics:
+            return
+        was_training = self.training
+        self.eval()
+        loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
+        found = self.fit_statistics(loader)
+        self.statistics = {name: tensor.to(self.device) for name, tensor in found.items()}
+        self.train(was_training)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics, and record them beside what they must be compared with."""
+        assert self.evaluation is not None
+        outcome = self.evaluation.finish()
+        stage = "test" if self.trainer.testing else "val"
+        values = outcome.metrics | ({"loss": outcome.loss} if self.decoder is not None else {})
+        if self.trainer.sanity_checking:
+            # The pass before the first step is the start of the curve, but Lightning drops it.
+            for logger in self.loggers:
+                logger.log_metrics({f"{stage}/{k}": v for k, v in values.items()}, step=0)
+            return
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, sync_dist=True)
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            record.append(folder, record.describe(self, outcome, split=stage))
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def report(self, metrics: Metrics) -> dict[str, str]:
+        """Return the last evaluation, each metric beside its baselines."""
+        lines = record.read(metrics.path.parent)
+        return record.summary(lines[-1]) if lines else {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the head was told of its data, and its statistics."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pixio"] |= {"facts": self.facts, "statistics": self.statistics}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what the head knew when it was trained, whatever data it sees now."""
+        super().on_load_checkpoint(checkpoint)
+        stored = checkpoint.get("pixio", {})
+        self.facts |= stored.get("facts", {})
+        self.statistics = stored.get("statistics", {})
+        self._loaded_step = checkpoint.get("global_step", 0)

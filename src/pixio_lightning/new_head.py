@@ -1,0 +1,66 @@
+"""`pixio new-head`: a plug-in project of its own, made from the template beside this file."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from pixio_lightning import plugins
+from pixio_lightning.errors import UserError
+
+TEMPLATE = Path(__file__).parent / "template"
+# The words of the template and what becomes of them: dashes, underscores, class name.
+_WORD = re.compile("pixio-example|example|Example")
+
+
+def spellings(name: str) -> dict[str, str]:
+    """Return what the template's words become: `my_task` gives pixio-my-task and MyTask.
+
+    Raises:
+        UserError: The name is no Python name in lower case, or is taken by an installed head.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise UserError(
+            f"'{name}' cannot name a head; expected lower-case letters, digits and underscores, "
+            "as in surface_normals"
+        )
+    for head in plugins.installed():
+        if head.name == name:
+            raise UserError(f"head '{name}' is taken by {head.origin}; choose another name")
+    return {
+        "pixio-example": f"pixio-{name.replace('_', '-')}",
+        "example": name,
+        "Example": "".join(part.capitalize() for part in name.split("_")),
+    }
+
+
+def create(name: str, directory: Path) -> Path:
+    """Write the project and return its folder.
+
+    Args:
+        name: Name of the head.
+        directory: Where the folder `pixio-NAME` is made.
+
+    Raises:
+        UserError: The name cannot be used, or the folder exists.
+    """
+    words = spellings(name)
+    project = directory / words["pixio-example"]
+    if project.exists():
+        raise UserError(f"'{project}' exists and is not overwritten; choose another --dir or name")
+    for source in sorted(TEMPLATE.rglob("*")):
+        if source.is_dir() or "__pycache__" in source.parts:
+            continue
+        relative = source.relative_to(TEMPLATE).as_posix()
+        target = project / _renamed(relative, words)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(_renamed(source.read_text(encoding="utf-8"), words), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write '{target}': {error.strerror}") from None
+    return project
+
+
+def _renamed(text: str, words: dict[str, str]) -> str:
+    return _WORD.sub(lambda match: words[match[0]], text)

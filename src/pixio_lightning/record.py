@@ -1,0 +1,140 @@
+"""One line per evaluation in results.jsonl: what was measured, of what, and how."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixio_lightning import plugins
+from pixio_lightning.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from pixio_lightning.evaluation import Outcome
+    from pixio_lightning.head import Head
+
+FILE = "results.jsonl"
+# What a result may depend on besides this package.
+_LIBRARIES = ("torch", "lightning", "timm", "torchmetrics")
+
+
+@cache
+def commit() -> str | None:
+    """Return the commit of the checkout this code runs from, "+" behind it if files differ."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed package may lie inside the checkout of something else.
+        if not git("ls-files", "record.py"):
+            return None
+        changed = git("status", "--porcelain", "-uno", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of this package, its main libraries and Python."""
+    found = {name: version(name) for name in ("pixio-lightning", *_LIBRARIES)}
+    return found | {"python": platform.python_version()}
+
+
+def describe(head: Head, outcome: Outcome, *, split: str) -> dict[str, Any]:
+    """Return the line of an evaluation: all that one needs to compare it or to run it again."""
+    trainer, backbone = head.trainer, head.backbone
+    data, checkpoint = trainer.datamodule, trainer.ckpt_path
+    verb = trainer.state.fn.value
+    if verb == "fit":
+        which = "last" if trainer.global_step >= trainer.max_steps else "running"
+    else:
+        which = Path(checkpoint).stem if checkpoint else "untrained"
+    return {
+        "task": task_of(head),
+        "dataset": data.dataset,
+        "split": split,
+        "n": outcome.n,
+        "protocol": head.protocol,
+        "metrics": outcome.metrics,
+        "cheap_baselines": outcome.cheap,
+        "seed": {"everything": head.origin.get("seed"), "data": data.seed, "model": head.seed},
+        "backbone": {
+            "name": backbone.name,
+            "weights": backbone.weights,
+            "digest": head.backbone_digest,
+            "licence": backbone.licence,
+            "tune": backbone.tune,
+            "layers": backbone.tapped,
+            "dense_cls": backbone.dense_cls,
+        },
+        "recipe": head.origin.get("recipe"),
+        "overrides": head.origin.get("overrides"),
+        "steps": head.trained_steps,
+        "checkpoint": which,
+        "verb": verb,
+    }
+
+
+def task_of(head: Head) -> str:
+    """Return the name a head is installed under, or else its class's."""
+    target = f"{type(head).__module__}:{type(head).__qualname__}"
+    names = [plugin.name for plugin in plugins.installed() if plugin.target == target]
+    return names[0] if names else type(head).__qualname__
+
+
+def summary(line: dict[str, Any]) -> dict[str, str]:
+    """Return the metrics of a line as text, each beside its baselines."""
+    facts = {}
+    for name, value in line["metrics"].items():
+        beside = [
+            f"{baseline.replace('_', ' ')} {values[name]:.4g}"
+            for baseline, values in line["cheap_baselines"].items()
+            if name in values
+        ]
+        facts[name] = f"{value:.4g}" + (f"  ({', '.join(beside)})" if beside else "")
+    what = f"{line['split']} of {line['dataset']}, {line['n']} samples, step {line['steps']}"
+    return (
+        {line["task"]: what} | facts | ({"protocol": line["protocol"]} if line["protocol"] else {})
+    )
+
+
+def append(folder: Path, line: dict[str, Any]) -> None:
+    """Add an evaluation to the folder's results.jsonl, with the commit and the versions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = line | {"commit": commit(), "versions": versions()}
+    with (folder / FILE).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of a folder in order; a line cut short by a kill is left out."""
+    path = folder / FILE
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Forget what a run evaluated in training after `step`, so that going on adds it once."""
+    lines = read(folder)
+    kept = [line for line in lines if line["verb"] != "fit" or line["steps"] <= step]
+    if len(kept) < len(lines):
+        write_atomically(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,195 @@
+"""The contract that every head keeps, as tests that a plug-in's author runs on a recipe.
+
+    from pixio_lightning.testing import HeadContract
+
+    class TestMine(HeadContract):
+        recipe = "mine/demo"
+
+Every test goes through the command line, on rendered scenes, with a backbone of a few layers. The
+one with two processes takes half a minute, all others together about as long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import yaml
+
+from pixio_lightning import checkpoint, record
+from pixio_lightning.cli import main
+from pixio_lightning.module import BackboneModule
+from pixio_lightning.restore import load
+
+_SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 64}
+# One of each family of backbones, with few layers.
+BACKBONES: dict[str, dict[str, Any]] = {
+    "pixio": {"name": "pixio_vitt16", "model_args": _SMALL},
+    "mae": {"name": "vit_base_patch16_224.mae", "model_args": _SMALL},
+    "dinov2": {
+        "name": "vit_small_patch14_reg4_dinov2.lvd142m",
+        "model_args": _SMALL | {"img_size": 56},
+    },
+    "dinov3": {"name": "vit_small_patch16_dinov3.lvd1689m", "model_args": _SMALL},
+}
+
+
+class HeadContract:
+    """Subclass it, name a recipe of the head, and pytest does the rest."""
+
+    # The recipe, by name or path.
+    recipe: str = ""
+    # Words added to every command line, to make a run smaller.
+    overrides: ClassVar[tuple[str, ...]] = ()
+
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
+        """Render scenes and keep features in a folder that the session's tests share."""
+        cache = tmp_path_factory.getbasetemp() / "pixio-cache"
+        monkeypatch.setenv("PIXIO_CACHE", str(cache))
+
+    def words(self, folder: Path, backbone: str = "pixio", **keys: Any) -> list[str]:
+        """Return a command line without its verb; `keys` are written with `__` for dots."""
+        overlay = folder.parent / f"{folder.name}.yaml"
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        overlay.write_text(yaml.safe_dump({"model": {"backbone": BACKBONES[backbone]}}))
+        words = ["-c", self.recipe, "-c", "with/debug", "-c", str(overlay), "--out", str(folder)]
+        words += ["--panels.every_n_steps", "0", *self.overrides]
+        for key, value in keys.items():
+            words += [f"--{key.replace('__', '.')}", str(value)]
+        return words
+
+    def run(self, verb: str, folder: Path, backbone: str = "pixio", **keys: Any) -> dict[str, Any]:
+        """Run a verb in this process; return the last evaluation that it recorded, if any."""
+        assert main([verb, *self.words(folder, backbone, **keys)]) == 0
+        lines = record.read(folder)
+        return lines[-1] if lines else {}
+
+    def trains(self) -> bool:
+        """Return whether the head, on a frozen backbone, has anything to train."""
+        from pixio_lightning import run
+        from pixio_lightning.named_classes import import_named
+
+        options = run.parse_options(self.words(Path("unused")))
+        import_named(options.configs, options.rest)
+        return run.PixioCLI(options, "check").model.trains
+
+    @pytest.mark.parametrize("backbone", BACKBONES)
+    def test_it_runs_on_every_kind_of_backbone(self, backbone: str, tmp_path: Path) -> None:
+        line = self.run("fit", tmp_path / "run", backbone)
+        assert line["backbone"]["name"] == BACKBONES[backbone]["name"]
+
+    def test_an_evaluation_is_recorded(self, tmp_path: Path) -> None:
+        line = self.run("fit", tmp_path / "run")
+        assert line["n"] > 0 and line["metrics"]
+        assert {"task", "dataset", "split", "seed", "recipe", "versions", "steps"} <= line.keys()
+        for baseline, values in line["cheap_baselines"].items():
+            assert values.keys() == line["metrics"].keys(), baseline
+        assert json.loads((tmp_path / "run" / record.FILE).read_text().splitlines()[-1]) == line
+
+    def test_a_frozen_backbone_stays_out_of_the_checkpoint(self, tmp_path: Path) -> None:
+        self.run("fit", tmp_path / "run", model__backbone__tune="frozen")
+        path = tmp_path / "run" / "last.ckpt"
+        if not path.exists():
+            pytest.skip("nothing is trained")
+        stored = checkpoint.read(path)
+        assert not [name for name in stored["state_dict"] if name.startswith("backbone.")]
+        assert stored["pixio"]["backbone_digest"]
+
+    def test_a_tuned_backbone_is_in_the_checkpoint_and_loads_back(self, tmp_path: Path) -> None:
+        self.run("fit", tmp_path / "run", model__backbone__tune="full")
+        stored = checkpoint.read(tmp_path / "run" / "last.ckpt")
+        assert "backbone_digest" not in stored["pixio"]
+        state = load(tmp_path / "run" / "last.ckpt").state_dict()
+        assert [name for name in state if name.startswith("backbone.vit.blocks.0.")]
+        assert all(torch.equal(state[name], stored["state_dict"][name]) for name in state)
+
+    def test_it_loads_back_and_evaluates_to_the_same(self, tmp_path: Path) -> None:
+        trained = self.run("fit", tmp_path / "run")
+        path = tmp_path / "run" / "last.ckpt"
+        if path.exists():
+            stored = checkpoint.read(path)["state_dict"]
+            state = load(path).state_dict()
+            assert stored and all(torch.equal(state[name], stored[name]) for name in stored)
+        words: dict[str, Any] = {"ckpt_path": path} if path.exists() else {}
+        again = self.run("validate", tmp_path / "run", **words)
+        assert again["verb"] == "validate" and again["metrics"] == pytest.approx(
+            trained["metrics"], nan_ok=True
+        )
+
+    def test_a_missing_tensor_of_the_head_is_an_error(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.run("fit", tmp_path / "run")
+        path = tmp_path / "run" / "last.ckpt"
+        if not path.exists():
+            pytest.skip("nothing is trained")
+        stored = checkpoint.read(path)
+        name = next(iter(stored["state_dict"]))
+        del stored["state_dict"][name]
+        torch.save(stored, path)
+        capsys.readouterr()
+        words = self.words(tmp_path / "run", ckpt_path=path)
+        assert main(["validate", *words]) == 2
+        assert name in capsys.readouterr().err
+
+    def test_another_backbone_is_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.run("fit", tmp_path / "run")
+        path = tmp_path / "run" / "last.ckpt"
+        if not path.exists():
+            pytest.skip("nothing is trained")
+        capsys.readouterr()
+        words = self.words(tmp_path / "run", ckpt_path=path, model__backbone__weights="random:7")
+        assert main(["validate", *words]) == 2
+        assert "digest" in capsys.readouterr().err
+
+    def test_an_interrupted_run_goes_on_to_the_same_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not self.trains():
+            pytest.skip("nothing is trained")
+        keys: dict[str, Any] = {"trainer__max_steps": 4, "checkpoint__every_n_steps": 2}
+        whole = self.run("fit", tmp_path / "whole", **keys)
+        step = BackboneModule.log_training
+
+        def stop(module: BackboneModule, loss: torch.Tensor) -> None:
+            step(module, loss)
+            if module.global_step == 2:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BackboneModule, "log_training", stop)
+            assert main(["fit", *self.words(tmp_path / "parts", **keys)]) == 130
+        parts = self.run("fit", tmp_path / "parts", **keys)
+        assert parts["steps"] == 4 and parts["metrics"] == pytest.approx(
+            whole["metrics"], nan_ok=True
+        )
+        first, second = (checkpoint.read(tmp_path / r / "last.ckpt") for r in ("whole", "parts"))
+        for name, tensor in first["state_dict"].items():
+            assert torch.equal(tensor, second["state_dict"][name]), name
+
+    def test_two_processes_measure_what_one_does(self, tmp_path: Path) -> None:
+        """With a number of samples that two processes cannot share evenly."""
+        one = self.run("validate", tmp_path / "one", data__val_images=5)
+        words = self.words(tmp_path / "two", data__val_images=5, trainer__devices=2)
+        command = [sys.executable, "-m", "pixio_lightning.cli", "validate", *words]
+        done = subprocess.run(
+            [*command, "--trainer.strategy", "ddp"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        two = record.read(tmp_path / "two")
+        assert len(two) == 1 and two[0]["n"] == one["n"]
+        for name, value in one["metrics"].items():
+            assert two[0]["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
