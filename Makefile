@@ -10,7 +10,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 .PHONY: help demo test test-all lint format clean
 
 help:
-	@echo "make demo      pretrain a small Pixio on rendered scenes (minutes, no GPU, no data)"
+	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
 	@echo "make test      the tests but the slow ones"
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff and mypy"
@@ -18,6 +18,7 @@ help:
 
 demo: $(VENV)/.installed
 	$(BIN)/pixio fit -c pretrain/demo
+	$(BIN)/pixio bench benchmarks/demo.yaml
 
 test: $(VENV)/.installed-dev
 	$(TEST) -m "not slow"

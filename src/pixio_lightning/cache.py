@@ -26,7 +26,7 @@ from pixio_lightning.callbacks.progress import say
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View, digest_of
 from pixio_lightning.data.scene_store import default_cache
-from pixio_lightning.data.stream import collate, start_worker
+from pixio_lightning.data.stream import Bad, collate, start_worker
 from pixio_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
         batch_size=data.batch_size if split == "train" else data.val_batch_size,
         num_workers=data.num_workers,
         worker_init_fn=start_worker,
-        collate_fn=list,
+        collate_fn=_gather,
     )
     if mine:
         writer = Writer(store.folder)
@@ -201,9 +201,12 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
         head.train(split == "train")
         hidden = None if trainer.is_global_zero else True
         with tqdm(total=len(mine), unit="view", desc=split, disable=hidden, leave=False) as bar:
-            for found in loader:
-                _encode(head, found, writer)
-                bar.update(len(found))
+            for names, batch, bad in loader:
+                for name, reason in bad:
+                    writer.add(name, (name, reason))
+                if names:
+                    _encode(head, names, batch, writer)
+                bar.update(len(names) + len(bad))
         head.train(was_training)
         writer.close()
     trainer.strategy.barrier("cache")
@@ -216,24 +219,26 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
         )
 
 
-def _encode(head: Head, found: list[tuple[str, View]], writer: Writer) -> None:
-    good = [(name, view) for name, view in found if isinstance(view, dict)]
-    for name, view in found:
-        if isinstance(view, tuple):
-            writer.add(name, view)
-    if not good:
-        return
-    batch = collate([view | {"bad": []} for _, view in good])
-    if "image" not in batch:
-        raise UserError(batch["bad"][0][1])
+def _gather(found: list[tuple[str, View]]) -> tuple[list[str], dict[str, Any], list[Bad]]:
+    """Collate what can be used, in the worker: a few large tensors travel faster than many."""
+    bad = [(name, view[1]) for name, view in found if isinstance(view, tuple)]
+    good = {name: view for name, view in found if isinstance(view, dict)}
+    batch = collate([view | {"bad": []} for view in good.values()]) if good else {}
+    return list(good), batch, bad
+
+
+def _encode(head: Head, names: list[str], batch: dict[str, Any], writer: Writer) -> None:
+    if "image" not in batch:  # they do not fit beside each other
+        raise UserError(": ".join(batch["bad"][0]))
+    kept = {k: v for k, v in batch.items() if k not in ("image", "key", "name", "bad")}
     trainer = head.trainer
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         features = head.encode(trainer.strategy.batch_to_device(batch))
     raw = torch.stack([layer.raw_tokens for layer in features.layers], dim=1)
     # Back to one row for each sample, whatever windows or views the head made of it.
-    raw = raw.view(len(good), -1, *raw.shape[1:]).cpu()
+    kept["features"] = raw.view(len(names), -1, *raw.shape[1:]).cpu()
+    kept["grid"] = features.layers[-1].grid
     if raw.nbytes > shutil.disk_usage(writer.folder).free:
         raise UserError(f"no room in {writer.folder}: set PIXIO_CACHE to a folder on a larger disk")
-    for (name, view), row in zip(good, raw, strict=True):
-        entry = {k: v for k, v in view.items() if k not in ("image", "key", "name")}
-        writer.add(name, entry | {"features": row, "grid": features.layers[-1].grid})
+    for i, name in enumerate(names):
+        writer.add(name, {k: v[i] if isinstance(v, Tensor) else v for k, v in kept.items()})

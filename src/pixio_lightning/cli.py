@@ -27,6 +27,7 @@ RUN_VERBS = {
     "check": "parse a recipe, build it without memory, print the plan",
 }
 VERBS = RUN_VERBS | {
+    "bench": "run a suite of recipes and print one table",
     "export": "write a checkpoint's encoder for other libraries",
     "heads": "list the installed heads",
     "new-head": "write a plug-in project for a head of your own",
@@ -164,7 +165,7 @@ def _dispatch(argv: list[str]) -> int:
         return _no_verb(words)
     light = {
         **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor},
-        "new-head": new_head,
+        **{"new-head": new_head, "bench": bench},
     }
     if words.verb in light:
         return light[words.verb](words.rest)
@@ -266,6 +267,26 @@ def copy(argv: list[str]) -> int:
         raise UserError(f"cannot write '{destination}': {error.strerror}") from None
     print(f"wrote {destination}; use it with `-c {destination}`")
     return 0
+
+
+def bench(argv: list[str]) -> int:
+    """`pixio bench SUITE [--out DIR] [options]` or `pixio bench --compare A B`."""
+    parser = LightParser(
+        "pixio bench",
+        description="Run a suite of recipes and print one table; other options go to every run.",
+    )
+    parser.add_argument("suite", nargs="?", help="a YAML file, as in benchmarks/")
+    parser.add_argument("--out", help="where the runs go; default runs/bench/SUITE")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two suites")
+    options, words = parser.parse_known_args(argv)
+    from pixio_lightning import bench
+
+    if options.compare:
+        print(bench.compare(*map(Path, options.compare)))
+        return 0
+    if not options.suite:
+        raise UserError("bench needs a suite, as in `pixio bench benchmarks/demo.yaml`")
+    return bench.main(words, suite=options.suite, out=options.out)
 
 
 def new_head(argv: list[str]) -> int:

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     MASK = 3
     DROP_PATH = 4
     HOLD_OUT = 5
+    FLIP = 6
 
 
 def mix(value: int) -> int:

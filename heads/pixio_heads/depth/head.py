@@ -90,7 +90,7 @@ class Depth(_DepthHead):
         reduction: Root of the loss per `image` and then averaged, or over the whole `batch`, which
             is the official form and changes with the number of processes.
         window: Side of the windows that larger images are evaluated through, in pixels.
-        stride: Distance between their origins.
+        stride: Distance between their origins; None takes two thirds of the window.
         eval_crop: Part of the image that is scored.
         min_depth: Least depth that counts, metres; the greatest is the data's `max_depth`.
         files: What `predict` writes: 16-bit PNG or float32 npy, beside a picture.
@@ -108,7 +108,7 @@ class Depth(_DepthHead):
         decoder: MakeDecoder = LinearDecoder,
         reduction: Literal["image", "batch"] = "image",
         window: int = 256,
-        stride: int = 170,
+        stride: int | None = None,
         eval_crop: EvalCrop = "none",
         min_depth: float = 1e-3,
         files: Literal["png", "npy"] = "png",
@@ -118,7 +118,7 @@ class Depth(_DepthHead):
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
-        self.window, self.stride, self.eval_crop = window, stride, eval_crop
+        self.window, self.stride, self.eval_crop = window, stride or window * 2 // 3, eval_crop
 
     # --- windows ------------------------------------------------------------------------------
 
