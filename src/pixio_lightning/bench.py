@@ -11,8 +11,7 @@ A suite is a YAML file:
         set: {model.backbone.weights: random}
         seeds: [0, 1, 2]
 
-A row's seeds set `seed_everything`, `data.seed` and `model.seed`. Runs that are finished are not run
-again.
+A row's seeds set `seed_everything`, `data.seed` and `model.seed`. Finished runs are not run again.
 """
 
 from __future__ import annotations

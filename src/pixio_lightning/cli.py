@@ -279,14 +279,14 @@ def bench(argv: list[str]) -> int:
     parser.add_argument("--out", help="where the runs go; default runs/bench/SUITE")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two suites")
     options, words = parser.parse_known_args(argv)
-    from pixio_lightning import bench
+    from pixio_lightning import bench as suites
 
     if options.compare:
-        print(bench.compare(*map(Path, options.compare)))
+        print(suites.compare(*map(Path, options.compare)))
         return 0
     if not options.suite:
         raise UserError("bench needs a suite, as in `pixio bench benchmarks/demo.yaml`")
-    return bench.main(words, suite=options.suite, out=options.out)
+    return suites.main(words, suite=options.suite, out=options.out)
 
 
 def new_head(argv: list[str]) -> int:

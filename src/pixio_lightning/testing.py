@@ -103,7 +103,7 @@ class HeadContract:
         assert stored["pixio"]["backbone_digest"]
 
     def test_a_tuned_backbone_is_in_the_checkpoint_and_loads_back(self, tmp_path: Path) -> None:
-        self.run("fit", tmp_path / "run", model__backbone__tune="full")
+        self.run("fit", tmp_path / "run", model__backbone__tune="full", model__cache="false")
         stored = checkpoint.read(tmp_path / "run" / "last.ckpt")
         assert "backbone_digest" not in stored["pixio"]
         state = load(tmp_path / "run" / "last.ckpt").state_dict()

@@ -1,0 +1,29 @@
+"""Every registered head keeps the contract."""
+
+from __future__ import annotations
+
+from pixio_lightning import plugins
+from pixio_lightning.testing import HeadContract
+
+# A small set of scenes, which all of a worker's tests share.
+_SCENES = ("--data.scenes", "{train: 4, held_out: 4, views: 2, size: 64}")
+
+
+class TestDepth(HeadContract):
+    recipe = "depth/demo"
+    overrides = _SCENES
+
+
+class TestDepthWithDPT(HeadContract):
+    recipe = "depth/nyuv2_dpt"
+    overrides = (*_SCENES, "--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]")
+
+
+class TestRelativeDepth(HeadContract):
+    recipe = "depth/relative_scenes"
+    overrides = _SCENES
+
+
+def test_every_registered_head_is_here() -> None:
+    built_in = {p.name for p in plugins.installed() if p.distribution == "pixio-lightning"}
+    assert built_in == {"depth", "relative_depth"}
