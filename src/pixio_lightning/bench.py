@@ -11,7 +11,8 @@ A suite is a YAML file:
         set: {model.backbone.weights: random}
         seeds: [0, 1, 2]
 
-A row's seeds set `seed_everything`, `data.seed` and `model.seed`. Finished runs are not run again.
+A row's seeds set `seed_everything`, `data.seed` and `model.seed`, and stand for `{seed}` in what it
+sets. Finished runs are not run again.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> list[Row]:
         found: dict[str, list[float]] = {}
         for seed in about.get("seeds", [0]):
             out = folder / f"{name.replace(' ', '-')}-{seed}"
-            options = [f"--{k}={_word(v)}" for k, v in about.get("set", {}).items()]
+            options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
             options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
             if not read_state(out).get("finished"):
                 print(f"{name}, seed {seed}: {out}", flush=True)
@@ -110,8 +111,8 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> list[Row]:
     return [*looks_not, *rows]
 
 
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _word(value: Any, seed: int) -> str:
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
 
 
 def _last(folder: Path) -> dict[str, Any]:

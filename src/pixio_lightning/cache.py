@@ -10,6 +10,7 @@ the rest. A hit decodes no file of the data set.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,9 +150,7 @@ def install(head: Head) -> None:
     Raises:
         UserError: The data is random, or is no SampleData.
     """
-    data = head.trainer.datamodule
-    if not isinstance(data, SampleData):
-        raise UserError(f"model.cache needs data that derives from SampleData; {data} does not")
+    data = _sample_data(head)
     if data.random:
         raise UserError(
             "model.cache: training views are random, so none would be read twice; "
@@ -165,6 +164,30 @@ def install(head: Head) -> None:
         store = Store(default_cache() / "features" / store_name(head, data, split))
         _fill(head, data, store, samples, split)
         data.stores[split] = store
+
+
+def statistics(head: Head) -> dict[str, Tensor]:
+    """Return what a head's `fit_statistics` found, from the cache if it looked before."""
+    data = _sample_data(head)
+    about = (f"{type(head).__module__}:{type(head).__qualname__}", head.statistics_samples)
+    name = digest_of(about, data.digest("train"))
+    path = default_cache() / "features" / f"statistics-{name}.pt"
+    if path.is_file():
+        return torch.load(path, map_location=head.device, weights_only=True)
+    found = head.look()
+    if head.trainer.is_global_zero:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        torch.save({name: tensor.cpu() for name, tensor in found.items()}, aside)
+        os.replace(aside, path)
+    return found
+
+
+def _sample_data(head: Head) -> SampleData:
+    data = head.trainer.datamodule
+    if not isinstance(data, SampleData):
+        raise UserError(f"model.cache needs data that derives from SampleData; {data} does not")
+    return data
 
 
 def store_name(head: Head, data: SampleData, split: str) -> str:

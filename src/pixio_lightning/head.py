@@ -265,10 +265,14 @@ class Head(BackboneModule):
             return
         was_training = self.training
         self.eval()
-        loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
-        found = self.fit_statistics(loader)
+        found = cache.statistics(self) if self.cache else self.look()
         self.statistics = {name: tensor.to(self.device) for name, tensor in found.items()}
         self.train(was_training)
+
+    def look(self) -> dict[str, Tensor]:
+        """Return the statistics of training samples, as many as `statistics_samples`."""
+        loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
+        return self.fit_statistics(loader)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and record them beside what they must be compared with."""

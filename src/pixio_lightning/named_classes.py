@@ -40,8 +40,9 @@ def import_named(configs: list[str], words: list[str]) -> None:
             asked[key] = str(chosen or asked[key])
     for key in asked:
         for word, value in pairwise([*words, ""]):
-            if word == f"--{key}" or word.startswith(f"--{key}="):
-                asked[key] = word.partition("=")[2] or value
+            option, _, joined = word.partition("=")
+            if option in (f"--{key}", f"--{key}.class_path"):
+                asked[key] = joined or value
     for key, name in asked.items():
         if not name and "--help" not in words:
             raise UserError(f"{key}.class_path is missing; {_there_are(key)}")

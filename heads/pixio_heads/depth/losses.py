@@ -25,7 +25,8 @@ def silog(
 ) -> Tensor:
     """Return the scale-invariant logarithmic loss (Eigen et al., 2014, arXiv 1406.2283).
 
-    ``sqrt(mean(g^2) - balance * mean(g)^2)`` with ``g = log target - log prediction``.
+    ``sqrt(mean(g^2) - balance * mean(g)^2)`` with ``g = log target - log prediction``, taken as
+    ``sqrt(var(g) + (1 - balance) * mean(g)^2)``.
 
     Args:
         prediction: Metres `(B, H, W)`, clamped at `min_depth`.
@@ -37,23 +38,24 @@ def silog(
             valid pixels, the official form.
         min_depth: Least prediction, metres.
     """
-    prediction = prediction.float().clamp_min(min_depth)
+    prediction = torch.where(valid, prediction, 1.0).float().clamp_min(min_depth)
     target = torch.where(valid, target, 1.0).float()
-    g = torch.where(valid, target.log() - prediction.log(), 0.0)
+    g = target.log() - prediction.log()
     dims = (-2, -1) if reduction == "image" else (-3, -2, -1)
-    count = valid.sum(dims).clamp_min(1)
-    mean, square = g.sum(dims) / count, g.square().sum(dims) / count
-    root = (square - balance * mean.square() + _ROOT).sqrt()
-    return torch.where(
-        valid.any(-1).any(-1) if reduction == "image" else valid.any(), root, 0
-    ).mean()
+    known = valid.sum(dims, keepdim=True)
+    mean = torch.where(valid, g, 0.0).sum(dims, keepdim=True) / known.clamp_min(1)
+    # Centred: the difference of the squares loses more digits than the term under the root holds.
+    centred = torch.where(valid, g - mean, 0.0)
+    variance = centred.square().sum(dims, keepdim=True) / known.clamp_min(1)
+    root = (variance + (1 - balance) * mean.square() + _ROOT).sqrt()
+    return torch.where(known > 0, root, 0.0).mean()
 
 
 def align_least_squares(prediction: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Return scale and shift `(B,)` that minimise ``sum (scale * prediction + shift - target)^2``.
 
     The normal equations of each image, in float64. An image whose valid predictions are all equal
-    has scale 0 and the mean target for its shift.
+    has scale 0 and the mean target for its shift; one without a valid pixel has 0 and 0.
 
     Args:
         prediction: `(B, H, W)`.
@@ -77,6 +79,9 @@ def align_least_squares(prediction: Tensor, target: Tensor, valid: Tensor) -> tu
 def normalise_robust(x: Tensor, valid: Tensor) -> Tensor:
     """Subtract each image's median and divide by its mean absolute deviation, over valid pixels.
 
+    The median of an even number of pixels is the lower one of the two in the middle. An image
+    whose valid pixels are all equal is not divided.
+
     Args:
         x: `(B, H, W)`.
         valid: bool `(B, H, W)`.
@@ -89,7 +94,8 @@ def normalise_robust(x: Tensor, valid: Tensor) -> Tensor:
     median = known.nanmedian(dim=1).values.nan_to_num(0)[:, None, None]
     centred = torch.where(valid, x - median, 0.0)
     deviation = centred.abs().sum((1, 2)) / valid.sum((1, 2)).clamp_min(1)
-    return centred / deviation.clamp_min(1e-6)[:, None, None]
+    # A division by next to nothing would give a constant prediction gradients of that inverse.
+    return centred / torch.where(deviation > 1e-6, deviation, 1.0)[:, None, None]
 
 
 def affine_invariant(
@@ -114,6 +120,7 @@ def affine_invariant(
     Returns:
         The loss, a mean over images, and the residual `(B, H, W)`, 0 where invalid.
     """
+    prediction = torch.where(valid, prediction, 0.0).float()
     goal = normalise_robust(target, valid)
     if form == "robust":
         residual = normalise_robust(prediction, valid) - goal
@@ -122,7 +129,7 @@ def affine_invariant(
         scale, shift = (
             x.float()[:, None, None] for x in align_least_squares(prediction, goal, valid)
         )
-        residual = torch.where(valid, scale * prediction.float() + shift - goal, 0.0)
+        residual = torch.where(valid, scale * prediction + shift - goal, 0.0)
         error = residual.square() / 2
     per_image = error.sum((1, 2)) / valid.sum((1, 2)).clamp_min(1)
     return per_image.mean(), residual
@@ -139,6 +146,7 @@ def gradient_matching(residual: Tensor, valid: Tensor, *, scales: int = 4) -> Te
         valid: bool `(B, H, W)`.
         scales: Number of scales.
     """
+    residual = residual.float()
     total = residual.new_zeros(len(residual))
     for k in range(scales):
         r, v = residual[:, :: 2**k, :: 2**k], valid[:, :: 2**k, :: 2**k]

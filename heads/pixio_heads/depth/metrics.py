@@ -5,6 +5,7 @@ Shapes: B batch, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pixio_heads.depth.losses import align_least_squares
+from pixio_lightning.errors import UserError
 
 EvalCrop = Literal["none", "eigen_nyu", "eigen_kitti", "garg"]
 FIGURES = (
@@ -27,6 +29,7 @@ _SHARES: dict[str, tuple[float, float, float, float]] = {
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
 }
 _EIGEN_NYU = (45, 471, 41, 601)
+_KB = (352, 1216)
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,43 @@ def crop_mask(height: int, width: int, name: EvalCrop) -> Tensor:
     """Return what an evaluation crop keeps of an image: bool `(H, W)`.
 
     The NYUv2 crop is one of 480x640 images; an image of its own size, 426x560, has had it already.
+
+    Raises:
+        UserError: The NYUv2 crop of an image of any other size.
     """
     mask = torch.zeros(height, width, dtype=torch.bool)
     if name == "none" or (name == "eigen_nyu" and (height, width) == (426, 560)):
         return ~mask
     if name == "eigen_nyu":
+        if (height, width) != (480, 640):
+            raise UserError(
+                f"eval_crop eigen_nyu is of images of 480x640 or, cropped already, 426x560, and "
+                f"this one is {height}x{width}; use eval_crop: none"
+            )
         top, bottom, left, right = _EIGEN_NYU
     else:
         shares = zip(_SHARES[name], (height, height, width, width), strict=True)
         top, bottom, left, right = (int(share * n) for share, n in shares)
     mask[top:bottom, left:right] = True
     return mask
+
+
+def kb_box(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the crop of KITTI's depth benchmark: top, bottom, left and right, in pixels.
+
+    352x1216 at the bottom of the image and in the middle of its width. It is cut from image and
+    depth before anything else, so that `eigen_kitti` and `garg` are shares of what it leaves.
+
+    Raises:
+        UserError: The image is smaller than the crop.
+    """
+    if height < _KB[0] or width < _KB[1]:
+        raise UserError(
+            f"the KITTI benchmark crop is 352x1216 and the image {height}x{width}; "
+            "leave the crop out, or use images of their original size"
+        )
+    left = (width - _KB[1]) // 2
+    return height - _KB[0], height, left, left + _KB[1]
 
 
 def align(
@@ -116,7 +145,7 @@ def depth_errors(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str,
         "sq_rel": mean((p - d).square() / d),
         "rmse": mean((p - d).square()).sqrt(),
         "rmse_log": mean(g.square()).sqrt(),
-        "log10": mean(g.abs()) / torch.log(torch.tensor(10.0, dtype=torch.float64)).item(),
+        "log10": mean(g.abs()) / math.log(10),
         **{f"delta{k}": mean((ratio < 1.25**k).double()) for k in (1, 2, 3)},
         "silog": (mean(g.square()) - mean(g).square() / 2).clamp_min(0).sqrt(),
     }
@@ -165,7 +194,8 @@ class DepthMetrics(Metric):
             depth: Metres `(B, H, W)`.
             valid: bool `(B, H, W)`.
         """
-        crop = crop_mask(*depth.shape[-2:], self.eval_crop).to(valid.device)  # type: ignore[call-arg]
+        height, width = depth.shape[-2:]
+        crop = crop_mask(height, width, self.eval_crop).to(valid.device)
         valid = valid & (depth >= self.min_depth) & (depth <= self.max_depth) & crop
         enough = valid.sum((1, 2)) >= self.min_pixels
         self.skipped += (~enough).sum()

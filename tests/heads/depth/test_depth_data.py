@@ -1,0 +1,246 @@
+"""Depth data in its real layouts, with every kind of broken sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixio_heads.depth.data import DepthData, moved
+from pixio_lightning.data import scene_store
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.scene_samples import Scenes
+from pixio_lightning.errors import UserError
+
+
+def picture(path: Path, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    array = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, quality=95)
+    return array
+
+
+def depth_png(path: Path, units: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(units).save(path)
+
+
+def millimetres(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(500, 9000, size).astype(np.uint16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(12):
+        picture(tmp_path / f"images/room/{i:02d}.png", (40, 56), i)
+        depth_png(tmp_path / f"depth/room/{i:02d}.png", millimetres((40, 56), i))
+    (tmp_path / "intrinsics.json").write_text(json.dumps([[50, 0, 28], [0, 50, 20], [0, 0, 1]]))
+    return tmp_path
+
+
+def test_a_folder_is_read_in_metres_and_a_tenth_is_held_out(folder: Path) -> None:
+    data = DepthData("folder", str(folder), image_size=32)
+    train, val = data.samples_of("train"), data.samples_of("val")
+    names = {s.name(i) for s in (train, val) for i in range(len(s))}
+    assert (len(train), len(val), len(names)) == (11, 1, 12)
+    sample = train.load(0)
+    number = int(Path(train.name(0)).stem)
+    assert np.allclose(sample["depth"], millimetres((40, 56), number) / 1000)
+    assert sample["valid"].all() and sample["intrinsics"].shape == (3, 3)
+    assert sample["depth"].dtype == np.float32 and sample["image"].shape == (40, 56, 3)
+
+
+def test_a_plain_folder_of_images_is_enough_to_predict(tmp_path: Path) -> None:
+    picture(tmp_path / "a/b.jpg", (20, 30))
+    data = DepthData("folder", str(tmp_path))
+    assert data.samples_of("predict").load(0).keys() == {"image"}
+    with pytest.raises(UserError, match="expected images/ and depth/"):
+        data.samples_of("train")
+
+
+def _spoil(kind: str, root: Path) -> None:
+    image, depth = root / "images/room/00.png", root / "depth/room/00.png"
+    if kind == "no depth file":
+        depth.unlink()
+    elif kind == "depth of 10x10 for an image of 56x40":
+        depth_png(depth, millimetres((10, 10)))
+    elif kind == "no valid depth":
+        depth_png(depth, np.zeros((40, 56), np.uint16))
+    elif kind == "8-bit depth":
+        depth_png(depth, np.full((40, 56), 7, np.uint8))
+    elif kind == "depth cannot be read":
+        depth.write_bytes(depth.read_bytes()[:100])
+    elif kind == "empty file":
+        image.write_bytes(b"")
+    elif kind == "depth of shape":
+        depth.unlink()
+        np.save(depth.with_suffix(".npy"), np.ones((40, 56, 3), np.float32))
+    else:
+        assert kind == "pickled"
+        depth.unlink()
+        np.save(depth.with_suffix(".npy"), np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("no depth file", "depth of 10x10 for an image of 56x40", "no valid depth"),
+        *("8-bit depth", "depth cannot be read", "empty file", "depth of shape", "pickled"),
+    ],
+)
+def test_a_broken_sample_is_counted_and_skipped(kind: str, folder: Path) -> None:
+    for name in ("train", "val"):
+        for part in ("images", "depth"):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / part).symlink_to(folder / part)
+    _spoil(kind, folder)
+    data = DepthData("folder", str(folder), val_batch_size=5, num_workers=0)
+    batches = list(data.val_dataloader())
+    assert sum(float(batch["weight"].sum()) for batch in batches) == 11
+    expected = "depth cannot be read" if kind == "pickled" else kind
+    assert [reason.startswith(expected) for reason in data.bad.values()] == [True]
+
+
+def test_nan_and_infinity_are_invalid_pixels(folder: Path) -> None:
+    depth = np.full((40, 56), 2.0, np.float32)
+    depth[0, :3] = np.nan, np.inf, -1
+    (folder / "depth/room/00.png").unlink()
+    np.save(folder / "depth/room/00.npy", depth)
+    data = DepthData("folder", str(folder))
+    samples = [s.load(i) for s in map(data.samples_of, ("train", "val")) for i in range(len(s))]
+    (found,) = [s for s in samples if (s["depth"] == 2).mean() > 0.5]
+    assert found["valid"].sum() == 40 * 56 - 3 and not found["depth"][~found["valid"]].any()
+
+
+def test_nyuv2_in_its_layout(tmp_path: Path) -> None:
+    units = millimetres((480, 640))
+    picture(tmp_path / "sync/kitchen_0001/rgb_00001.jpg", (480, 640))
+    depth_png(tmp_path / "sync/kitchen_0001/sync_depth_00001.png", units)
+    picture(tmp_path / "official_splits/test/bathroom/rgb_00045.jpg", (480, 640))
+    depth_png(tmp_path / "official_splits/test/bathroom/sync_depth_00045.png", units)
+    picture(tmp_path / "official_splits/test/bathroom/rgb_00046.jpg", (240, 320))
+    depth_png(
+        tmp_path / "official_splits/test/bathroom/sync_depth_00046.png", millimetres((240, 320))
+    )
+    data = DepthData("nyuv2", str(tmp_path))
+    sample = data.samples_of("train").load(0)
+    assert sample["image"].shape == (426, 560, 3)
+    assert np.allclose(sample["depth"], units[45:471, 41:601] / 1000)
+    assert len(data.samples_of("test")) == 2
+    with pytest.raises(BadImage, match="320x240 pixels; expected 640x480"):
+        data.samples_of("test").load(1)
+    (tmp_path / "nyu_test.txt").write_text(
+        "/bathroom/rgb_00045.jpg /bathroom/sync_depth_00045.png 518.8579\n"
+    )
+    assert len(DepthData("nyuv2", str(tmp_path)).samples_of("test")) == 1
+    with pytest.raises(UserError, match="stores units of 0.001 m"):
+        DepthData("nyuv2", str(tmp_path), depth_scale=0.5)
+
+
+def test_kitti_in_its_layout(tmp_path: Path) -> None:
+    image = "2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000005.png"
+    depth = "2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02/0000000005.png"
+    units = millimetres((375, 1242))
+    units[:100] = 0
+    picture(tmp_path / "images" / image, (375, 1242))
+    with pytest.raises(UserError, match="has no kitti_train.txt"):
+        DepthData("kitti", str(tmp_path)).samples_of("train")
+    depth_png(tmp_path / "annotations" / depth, units)
+    (tmp_path / "kitti_train.txt").write_text(f"{image} {depth}\n")
+    (tmp_path / "kitti_test.txt").write_text(f"{image} {depth} 721.5\n{image} None 721.5\n")
+    data = DepthData("kitti", str(tmp_path), max_depth=80.0)
+    sample = data.samples_of("train").load(0)
+    assert np.allclose(sample["depth"], units / 256) and sample["image"].shape == (375, 1242, 3)
+    assert not sample["valid"][:100].any() and sample["valid"][100:].all()
+    with pytest.raises(BadImage, match="no depth file"):
+        data.samples_of("test").load(1)
+
+
+def test_parquet_with_16_bit_png(tmp_path: Path) -> None:
+    import datasets
+
+    units = millimetres((20, 30))
+    paths = {"image": tmp_path / "i.png", "depth": tmp_path / "d.png"}
+    picture(paths["image"], (20, 30))
+    depth_png(paths["depth"], units)
+    columns = {name: [{"bytes": p.read_bytes(), "path": None}] * 3 for name, p in paths.items()}
+    features = datasets.Features(image=datasets.Image(), depth=datasets.Image())
+    (tmp_path / "set").mkdir()
+    table = datasets.Dataset.from_dict(columns, features=features)
+    table.to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
+    data = DepthData("hub", str(tmp_path / "set"), val_split="train")
+    assert np.allclose(data.samples_of("train").load(2)["depth"], units / 1000)
+    with pytest.raises(UserError, match="did you mean 'depth'"):
+        DepthData("hub", str(tmp_path / "set"), depth_column="dept").samples_of("train")
+
+
+def test_crops_and_flips_are_keyed_and_move_the_camera(folder: Path) -> None:
+    data = DepthData("folder", str(folder), image_size=32)
+    sample = data.samples_of("train").load(0)
+    views = [data.augment(sample, Chance(3, 0, turn)) for turn in range(8)]
+    again = data.augment(sample, Chance(3, 0, 5))
+    assert all(np.array_equal(again[k], views[5][k]) for k in again)
+    assert len({v["depth"].tobytes() for v in views}) > 4
+    for view in views:
+        assert view["image"].shape == (32, 32, 3) and view["depth"].shape == (32, 32)
+        # A point in front of the camera projects to the pixel that shows it.
+        row, column = 11, 7
+        where = np.argwhere(sample["depth"] == view["depth"][row, column])
+        before = [
+            (r, c) for r, c in where if (sample["image"][r, c] == view["image"][row, column]).all()
+        ]
+        assert before
+        ray = np.linalg.inv(sample["intrinsics"]) @ [before[0][1], before[0][0], 1]
+        u, v, w = view["intrinsics"] @ ray
+        assert (u / w, v / w) == pytest.approx((column, row), abs=1e-3)
+    with pytest.raises(BadImage, match="smaller than data.image_size 64"):
+        DepthData("folder", str(folder), image_size=64).augment(sample, Chance(3, 0, 0))
+
+
+def test_mirroring_twice_is_nothing() -> None:
+    matrix = np.array([[50, 0, 20], [0, 50, 16], [0, 0, 1.0]])
+    once = moved(matrix, 0, 0, 40, mirror=True)
+    assert np.allclose(moved(once, 0, 0, 40, mirror=True), matrix)
+
+
+def test_scenes_have_the_renderer_s_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    scenes = Scenes(train=2, held_out=2, views=2, size=48)
+    data = DepthData(scenes=scenes, max_depth=80.0)
+    view = scene_store.render_scene(scene_store.scene_seed("train", 1), views=2, size=48).views[1]
+    sample = data.samples_of("train").load(3)
+    assert np.array_equal(sample["depth"], view.depth) and np.array_equal(
+        sample["valid"], view.valid
+    )
+    assert data.image_size == 48
+
+
+def test_the_digest_follows_files_crops_and_flips(folder: Path) -> None:
+    def digest(**keys: object) -> str:
+        return DepthData("folder", str(folder), **keys).digest("train")  # type: ignore[arg-type]
+
+    first = digest()
+    assert first == digest(batch_size=7, num_workers=0)
+    assert len({first, digest(image_size=16), digest(flip=False), digest(max_depth=5.0)}) == 4
+    for path in (folder / "images/room").iterdir():
+        picture(path, (40, 56), 99)
+    assert digest() != first
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"source": "scene"}, "did you mean 'scenes'"),
+        ({"source": "kitti"}, "give data.path"),
+        ({"path": "x"}, "data.source is scenes"),
+        ({"min_depth": 5.0, "max_depth": 2.0}, "0 < min_depth < max_depth"),
+        ({"views": 0}, "data.views is 0"),
+    ],
+)
+def test_mistakes(keys: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DepthData(**keys)

@@ -1,0 +1,239 @@
+"""Heads through the real command line: many processes, the cache, plug-ins of strangers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from running import command, environment, pixio
+
+from pixio_lightning import record
+from pixio_lightning.cli import main
+from pixio_lightning.run_folder import Metrics
+
+SMALL = ("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}")
+RANDOM = ("--model.backbone.weights", "random:0", "--model.cache", "false")
+DEPTH = ("-c", "depth/demo", *SMALL, "--panels.every_n_steps", 0, "--trainer.log_every_n_steps", 1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("tune", ["frozen", "2"])
+def test_one_process_of_four_equals_two_of_two(tune: str, tmp_path: Path) -> None:
+    """Losses, weights with those of the synchronised batch norm, and metrics of uneven batches."""
+    steps = ("--trainer.max_steps", 4, "--data.steps_per_epoch", 4, "--data.val_images", 7)
+    words = (
+        "fit",
+        *DEPTH,
+        *RANDOM,
+        *steps,
+        "--model.backbone.tune",
+        tune,
+        "--model.optim.lr",
+        1e-3,
+    )
+    pixio(*words, "--out", tmp_path / "one", "--data.batch_size", 4, "--data.val_batch_size", 4)
+    two = ("--data.batch_size", 2, "--data.val_batch_size", 3, "--trainer.devices", 2)
+    pixio(*words, "--out", tmp_path / "two", *two, "--trainer.strategy", "ddp")
+    one, other = (Metrics(tmp_path / run / "metrics.csv").rows for run in ("one", "two"))
+    assert len(one) == len(other) == 4
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for name in {"train/loss", "val/loss", "val/abs_rel", "val/rmse", "val/images"} & a.keys():
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+    first, second = state(tmp_path / "one"), state(tmp_path / "two")
+    assert any("running_var" in name for name in first)
+    assert any(name.startswith("backbone.") for name in first) == (tune != "frozen")
+    for name in first:
+        assert torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-5), name
+    assert record.read(tmp_path / "two")[-1]["n"] == 7
+
+
+def test_a_frozen_backbone_is_not_sharded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = [*map(str, (*DEPTH, *RANDOM)), "-c", "with/fsdp", "--out", str(tmp_path / "run")]
+    assert main(["fit", *words]) == 2
+    assert "the backbone is frozen: leave it out" in capsys.readouterr().err
+
+
+def evaluate(folder: Path, *words: object) -> dict:
+    steps = ("--trainer.max_steps", 6, "--data.steps_per_epoch", 3, "--data.batch_size", 4)
+    assert main(["fit", *map(str, (*DEPTH, *steps, *words)), "--out", str(folder)]) == 0
+    return record.read(folder)[-1]["metrics"]
+
+
+def test_cached_features_give_the_same_and_decode_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--data.num_workers", 0, "--model.backbone.weights", "random:0")
+    plain = evaluate(tmp_path / "plain", *words, "--model.cache", "false")
+    assert evaluate(tmp_path / "first", *words) == pytest.approx(plain, rel=1e-6)
+    assert "encoding 12 train views" in capsys.readouterr().out
+
+    def decode(*arguments: object) -> None:
+        raise AssertionError("a hit decodes an image")
+
+    from pixio_lightning.data import scene_store
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene_store, "decode_field", decode)
+        assert evaluate(tmp_path / "second", *words, "--model.optim.lr", 0.02)
+    assert "encoding" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--model.backbone.weights", "random:1"),
+        ("--model.backbone.layers", "last"),
+        ("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48}", "--model.window", 48),
+        ("--data.image_size", 32, "--data.views", 2),
+        ("--data.max_depth", 20),
+    ],
+    ids=["backbone", "layers", "data", "crop", "range"],
+)
+def test_what_changes_the_features_never_hits(
+    change: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--data.num_workers", 0, "--model.backbone.weights", "random:0")
+    evaluate(tmp_path / "first", *words)
+    capsys.readouterr()
+    evaluate(tmp_path / "second", *words, *change)
+    out = capsys.readouterr().out
+    assert f"encoding {24 if '--data.views' in change else 12} train views" in out
+
+
+def test_random_crops_are_not_cached(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("--model.backbone.weights", "random:0", "--data.flip", "true", "--data.num_workers", 0)
+    assert main(["fit", *map(str, (*DEPTH, *words)), "--out", str(tmp_path / "run")]) == 2
+    assert "set data.views" in capsys.readouterr().err
+
+
+SHALLOW = "weights: random, model_args: {embed_dim: 96, depth: 4, num_heads: 4}"
+BACKBONES = {
+    "pixio": f"{{name: pixio_vitt16, {SHALLOW}}}",
+    "mae": f"{{name: vit_base_patch16_224.mae, {SHALLOW}}}",
+    "dinov2": f"{{name: vit_small_patch14_dinov2.lvd142m, {SHALLOW}}}",
+    "dinov3": f"{{name: vit_small_patch16_dinov3.lvd1689m, {SHALLOW}}}",
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_one_recipe_over_four_backbones_through_windows(name: str, tmp_path: Path) -> None:
+    """NYUv2 in its layout, 426x560 after its crop; only the backbone key changes."""
+    import numpy as np
+    from PIL import Image
+
+    for folder, rgb in (("sync/a", "rgb_00001"), ("official_splits/test/b", "rgb_00002")):
+        (tmp_path / folder).mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 255, (480, 640, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / folder / f"{rgb}.jpg")
+        depth = rng.integers(500, 9000, (480, 640)).astype(np.uint16)
+        file = f"{rgb.replace('rgb', 'sync_depth')}.png"
+        Image.fromarray(depth).save(tmp_path / folder / file)
+    words = ["-c", "depth/nyuv2_linear", "--data.path", str(tmp_path), "--data.num_workers", "0"]
+    words += ["--trainer.max_steps", "1", "--data.steps_per_epoch", "1", "--data.batch_size", "2"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    words += ["--panels.every_n_steps", "0", "--out", str(tmp_path / "run")]
+    assert main(["fit", *words, "--model.backbone", BACKBONES[name]]) == 0
+    line = record.read(tmp_path / "run")[-1]
+    assert line["metrics"]["images"] == 1 and "windows of 256 px every 170" in line["protocol"]
+
+
+def test_predictions_of_a_folder_are_written(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+    from skimage import data
+
+    (tmp_path / "in/cats").mkdir(parents=True)
+    Image.fromarray(data.chelsea()).save(tmp_path / "in/cats/chelsea.jpg")
+    words = ["-c", "depth/demo", *RANDOM, "--data.source", "folder", "--data.path"]
+    words += [str(tmp_path / "in"), "--data.num_workers", "0", "--out", str(tmp_path / "run")]
+    assert main(["predict", *words]) == 0
+    folder = tmp_path / "run/predictions/cats"
+    depth = Image.open(folder / "chelsea.jpg.png")
+    assert np.asarray(depth).dtype == np.uint16 and depth.size == data.chelsea().shape[1::-1]
+    assert float(depth.text["metres_per_unit"]) in (1e-3, 1 / 256)
+    assert (folder / "chelsea.jpg_colour.png").exists()
+
+
+PLUGIN = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "{name}"
+version = "2.0"
+[project.entry-points."pixio_lightning.heads"]
+{entries}
+[tool.hatch.build.targets.wheel]
+packages = ["{module}"]
+"""
+
+
+@pytest.fixture
+def strangers(tmp_path: Path) -> dict[str, str]:
+    """A generated head, one that fails to import, and one that claims the generated head's name."""
+    site = tmp_path / "site"
+    assert main(["new-head", "tilt", "--dir", str(tmp_path)]) == 0
+    for name, entries, code in (
+        ("broken-head", 'cracked = "cracked:Cracked"', "raise RuntimeError('no such device')\n"),
+        ("second-tilt", 'tilt = "other:Tilt"', "class Tilt:\n    '''Another tilt.'''\n"),
+    ):
+        module = entries.partition('"')[2].partition(":")[0]
+        folder = tmp_path / name
+        (folder / module).mkdir(parents=True)
+        (folder / module / "__init__.py").write_text(code)
+        text = PLUGIN.format(name=name, entries=entries, module=module)
+        (folder / "pyproject.toml").write_text(text)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    install += ["--no-index", "--target"]
+    for project, where in (
+        ("pixio-tilt", site),
+        ("broken-head", site),
+        ("second-tilt", tmp_path / "b"),
+    ):
+        done = subprocess.run([*install, where, tmp_path / project], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return {"good": str(site), "both": os.pathsep.join([str(site), str(tmp_path / "b")])}
+
+
+def test_a_stranger_s_head_is_listed_and_trains_beside_a_broken_one(
+    strangers: dict[str, str], tmp_path: Path
+) -> None:
+    alone = {"PYTHONPATH": strangers["good"]}
+    listed = pixio("heads", **alone)
+    assert "pixio-tilt 0.1.0" in listed and "cracked" in listed and "depth " in listed
+    assert "tilt/demo" in pixio("recipes", **alone)
+    words = ("-c", "tilt/demo", "-c", "with/debug", "--out", tmp_path / "run")
+    assert "mae" in pixio(
+        "fit", *words, "--data.scenes", "{train: 2, held_out: 2, size: 64}", **alone
+    )
+    for verb, words, expected in (
+        ("check", ("-c", "tilt/demo", "--model.class_path", "Cracked"), "no such device"),
+        ("check", ("-c", "tilt/demo", "--model", "Tlit"), "did you mean 'Tilt'"),
+        ("check", ("-c", "tilt/demo", "--model", "tilt"), "did you mean 'Tilt'"),
+    ):
+        done = subprocess.run(
+            command(verb, *words), capture_output=True, text=True, env=environment(**alone)
+        )
+        assert done.returncode == 2 and expected in done.stderr, done.stderr
+    done = subprocess.run(
+        command("check", "-c", "tilt/demo"),
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONPATH=strangers["both"]),
+    )
+    assert done.returncode == 2, done.stdout
+    assert "claimed by" in done.stderr and "second-tilt 2.0" in done.stderr
