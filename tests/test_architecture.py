@@ -58,7 +58,7 @@ def test_no_private_name_of_the_libraries_is_used(path: Path) -> None:
 
 
 # Of torch's own nn.Module, and of namedtuples.
-_INHERITED = {"_apply", "_asdict", "_replace"}
+_INHERITED = {"_apply", "_asdict", "_fields", "_replace"}
 
 
 def _is_set_on_self(node: ast.AST) -> bool:

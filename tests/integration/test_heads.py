@@ -41,7 +41,7 @@ def test_one_process_of_four_equals_two_of_two(tune: str, tmp_path: Path) -> Non
         "--model.backbone.tune",
         tune,
         "--model.optim.lr",
-        1e-3,
+        1e-4,
     )
     pixio(*words, "--out", tmp_path / "one", "--data.batch_size", 4, "--data.val_batch_size", 4)
     two = ("--data.batch_size", 2, "--data.val_batch_size", 3, "--trainer.devices", 2)

@@ -80,7 +80,7 @@ def normalise_robust(x: Tensor, valid: Tensor) -> Tensor:
     """Subtract each image's median and divide by its mean absolute deviation, over valid pixels.
 
     The median of an even number of pixels is the lower one of the two in the middle. An image
-    whose valid pixels are all equal is not divided.
+    whose mean deviation is below 1e-6 is not divided.
 
     Args:
         x: `(B, H, W)`.

@@ -1,0 +1,72 @@
+"""Suites: their table, their mistakes, and runs that are not repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pixio_lightning import bench
+from pixio_lightning.cli import main
+from pixio_lightning.errors import UserError
+
+SUITE = {
+    "metrics": ["abs_rel"],
+    "baselines": ["constant"],
+    "rows": {
+        "random": {
+            "fit": "depth/demo",
+            "set": {"model.backbone.weights": "random:{seed}"},
+            "seeds": [0, 1],
+        }
+    },
+}
+TINY = ["--trainer.max_steps=2", "--data.steps_per_epoch=2", "--panels.every_n_steps=0"]
+TINY += ["--data.scenes={train: 2, held_out: 2, views: 2, size: 64}", "--data.num_workers=0"]
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(SUITE | changes))
+    return path
+
+
+def test_a_suite_runs_once_and_prints_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    words = ["bench", str(write(tmp_path)), "--out", str(tmp_path / "out"), *TINY]
+    assert main(words) == 0
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| random |" in table and "+-" in table and "| constant |" in table
+    assert table in capsys.readouterr().out
+    assert main(words) == 0
+    assert "step 2/2" not in capsys.readouterr().out
+    assert main(["bench", "--compare", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
+    assert "no difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": []}, "there is no key metric, did you mean 'metrics'"),
+        ({"rows": {"a": {"recipe": "x"}}}, "row a: there is no key recipe"),
+        ({"rows": {"a": {}}}, "give fit"),
+        ({"rows": None}, "has no rows"),
+    ],
+)
+def test_mistakes(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        bench.read_suite(write(tmp_path, **changes))
+
+
+def test_a_misspelt_suite(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(UserError, match=r"did you mean 'suite.yaml'"):
+        bench.read_suite(tmp_path / "siute.yaml")
+
+
+def test_the_spread_is_the_standard_deviation() -> None:
+    text = bench.table([bench.Row("a", {"x": [1.0, 3.0]}), bench.Row("b", {"x": [2.0]})])
+    assert "| a | 2.0000 +- 1.4142 | 2 |" in text and "| b | 2.0000 | 1 |" in text
