@@ -29,9 +29,16 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
 
 
+def gradients(folder: Path) -> torch.Tensor:
+    """Adam's running means of them: weights may differ where a gradient is zero but for rounding,
+    as that of a bias before a normalisation."""
+    (optimizer,) = torch.load(folder / "last.ckpt", weights_only=True)["optimizer_states"]
+    return torch.cat([state["exp_avg"].flatten() for state in optimizer["state"].values()])
+
+
 @pytest.mark.parametrize("tune", ["frozen", "2"])
 def test_one_process_of_four_equals_two_of_two(tune: str, tmp_path: Path) -> None:
-    """Losses, weights with those of the synchronised batch norm, and metrics of uneven batches."""
+    """Losses, gradients, statistics of the synchronised batch norm, metrics of uneven batches."""
     steps = ("--trainer.max_steps", 4, "--data.steps_per_epoch", 4, "--data.val_images", 7)
     words = (
         "fit",
@@ -56,7 +63,10 @@ def test_one_process_of_four_equals_two_of_two(tune: str, tmp_path: Path) -> Non
     assert any("running_var" in name for name in first)
     assert any(name.startswith("backbone.") for name in first) == (tune != "frozen")
     for name in first:
-        assert torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-5), name
+        if "running" in name:
+            assert torch.allclose(first[name], second[name], atol=1e-3), name
+    a, b = (gradients(tmp_path / run) for run in ("one", "two"))
+    assert (a - b).abs().max() < 1e-4 * a.abs().max()
     assert record.read(tmp_path / "two")[-1]["n"] == 7
 
 
