@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pixio_lightning import plugins
 from pixio_lightning.testing import HeadContract
 
@@ -14,6 +16,7 @@ class TestDepth(HeadContract):
     overrides = _SCENES
 
 
+@pytest.mark.slow
 class TestDepthWithDPT(HeadContract):
     recipe = "depth/nyuv2_dpt"
     overrides = (*_SCENES, "--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]")
