@@ -187,6 +187,8 @@ def test_a_terminal_shows_a_bar_until_it_is_interrupted(recipe: Path, tmp_path: 
     words = "--trainer.max_steps=1000000", "--data.num_workers=1"
     child, terminal = pty.fork()
     if child == 0:
+        # Tests that a shell started in the background would hand on that it is ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execve(sys.executable, command(recipe, tmp_path, *words), environment())
     termios.tcsetwinsize(terminal, (40, 150))
     shown, interrupted = b"", False
