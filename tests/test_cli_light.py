@@ -66,7 +66,7 @@ def pixio(*words: str, site: Path | None = None, **environment: str) -> subproce
     ("line", "code", "shown"),
     [
         ("", 0, "pixio fit -c pretrain/demo"),
-        ("--help", 0, "pixio predict -c pretrain/demo --data.source folder"),
+        ("--help", 0, "pixio fit -c depth/demo"),
         ("--version", 0, "pixio-lightning"),
         ("heads", 0, "Predict surface normals. · good_one:Normals · my-heads 1.0"),
         ("heads --help", 0, "usage: pixio heads"),

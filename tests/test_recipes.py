@@ -83,7 +83,7 @@ def test_two_roots_with_one_name_are_both_named(plug_in):
         recipes.find("pretrain/demo")
 
 
-@pytest.mark.parametrize("name", ["pretrain/dmeo", "demo", "pretrain/demo.yaml"])
+@pytest.mark.parametrize("name", ["pretrain/dmeo", "pretrain/demo.yaml"])
 def test_unknown_recipe_gets_the_nearest_name(name):
     with pytest.raises(UserError, match=f"'{name}'.*did you mean 'pretrain/demo'"):
         recipes.find(name)

@@ -47,7 +47,7 @@ def import_named(configs: list[str], words: list[str]) -> None:
         if not name and "--help" not in words:
             raise UserError(f"{key}.class_path is missing; {_there_are(key)}")
         if name and "." not in name and "/" not in name:
-            _import_short(key, name)
+            _import_short(key, name, model=asked["model"])
 
 
 def _there_are(key: str) -> str:
@@ -60,7 +60,7 @@ def _known(key: str) -> list[str]:
     return [cls.__name__ for cls in CORE_CLASSES[key]] + [head.attribute for head in heads]
 
 
-def _import_short(key: str, name: str) -> None:
+def _import_short(key: str, name: str, *, model: str) -> None:
     if name in (cls.__name__ for cls in CORE_CLASSES[key]):
         return
     heads = plugins.installed(plugins.HEADS)
@@ -74,8 +74,8 @@ def _import_short(key: str, name: str) -> None:
     if claims:
         plugins.load(claims[0])
         return
-    if key == "data" and heads:  # it may be one of theirs
-        return
+    if key == "data" and model not in (cls.__name__ for cls in CORE_CLASSES["model"]):
+        return  # it comes with the head
     hint = nearest(name, _known(key)) or ";"
     for head in heads:
         if head.name == name:  # the name that `pixio heads` lists
