@@ -61,6 +61,7 @@ def test_pinned():
         "MASK": 3,
         "DROP_PATH": 4,
         "HOLD_OUT": 5,
+        "FLIP": 6,
     }
 
 
