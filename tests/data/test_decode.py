@@ -12,7 +12,14 @@ from PIL import Image, ImageFile
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from pixio_lightning.data.decode import BadImage, Crop, decode, random_crop, to_tensor
+from pixio_lightning.data.decode import (
+    BadImage,
+    Crop,
+    decode,
+    decode_pixels,
+    random_crop,
+    to_tensor,
+)
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
@@ -234,10 +241,42 @@ def test_crops_stay_inside_the_smallest_image() -> None:
         assert 0 <= left <= 16 - w and 0 <= top <= 17 - h and w > 0 and h > 0
 
 
-def test_to_tensor_cuts_and_scales() -> None:
-    image = Image.fromarray(NOISE)
-    cut = to_tensor(image, Crop(7, 5, 24, 24), 24)
+def photograph(side: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Structure at every scale, like a photograph's."""
+    chance = np.random.default_rng(seed)
+    layers = [
+        np.asarray(
+            Image.fromarray(chance.integers(0, 256, (n, n, 3), np.uint8)).resize(
+                side, Image.Resampling.BICUBIC
+            ),
+            float,
+        )
+        for n in (2, 5, 12, 40)
+    ]
+    return Image.fromarray(np.average(layers, axis=0, weights=[8, 4, 2, 1]).astype(np.uint8))
+
+
+def test_to_tensor_cuts_and_scales_as_pillow_within_two_levels() -> None:
+    cut = to_tensor(NOISE, Crop(7, 5, 24, 24), 24)
     assert cut.dtype == torch.uint8 and cut.is_contiguous()
     assert np.array_equal(cut.permute(1, 2, 0), NOISE[5:29, 7:31])
-    scaled = to_tensor(image, Crop(0, 0, 50, 40), 32).permute(1, 2, 0)
-    assert np.array_equal(scaled, image.resize((32, 32), Image.Resampling.BICUBIC))
+    for image in (photograph((640, 480)), photograph((333, 500)), Image.fromarray(NOISE)):
+        box = (3, 4, image.width - 5, image.height - 2)
+        crop = Crop(box[0], box[1], box[2] - box[0], box[3] - box[1])
+        ours = to_tensor(np.asarray(image), crop, 224).permute(1, 2, 0).numpy().astype(int)
+        theirs = np.asarray(image.crop(box).resize((224, 224), Image.Resampling.BICUBIC), int)
+        assert abs(ours - theirs).max() <= 2
+        assert abs(ours - theirs).mean() < 0.1
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_are_decoded_to_the_pixels_of_pillow(
+    subsampling: int, mode: str, progressive: bool
+) -> None:
+    for side in ((640, 480), (333, 501), (17, 16)):
+        options = {"progressive": progressive, "quality": 88, "subsampling": subsampling}
+        data = encode(photograph(side).convert(mode), "JPEG", **options)
+        theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(decode_pixels(data, max_megapixels=64), theirs)

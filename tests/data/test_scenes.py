@@ -13,26 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixio_lightning.data import scene_store
+from pixio_lightning.data.places import PLACES, build_world
 from pixio_lightning.data.raycast import Bundle, interval, nearest_hit
-from pixio_lightning.data.scenes import (
-    CLASSES,
-    MAX_DEPTH,
-    PLACES,
-    Scene,
-    View,
-    build_world,
-    render_scene,
-)
+from pixio_lightning.data.scenes import CLASSES, MAX_DEPTH, Scene, View, render_scene
 from pixio_lightning.data.textures import PATTERNS, Shape, pulse_train, square_wave
 from pixio_lightning.errors import UserError
 
 SIZE = 48
+OPEN = ("street", "plaza", "park")
+ROOMS = tuple(name for name in PLACES if name not in OPEN)
 FLAT = [CLASSES.index(name) for name in ("floor", "wall", "ceiling", "ground", "box")]
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [render_scene(seed, size=SIZE, outdoor=seed % 3 == 0) for seed in range(9)]
+    return [render_scene(seed, size=SIZE, places=(ROOMS, OPEN)[seed % 3 == 0]) for seed in range(9)]
 
 
 def camera_points(view: View) -> np.ndarray:
@@ -323,6 +318,8 @@ def test_splits_never_share_a_seed() -> None:
         scene_store.scenes("trian", scenes=1)
     with pytest.raises(UserError, match="at least 1"):
         scene_store.scenes("train", scenes=0)
+    with pytest.raises(UserError, match="did you mean 'studio'"):
+        scene_store.scenes("train", scenes=1, places=["studo"])
 
 
 def test_cache_folder_follows_the_environment(
@@ -332,3 +329,9 @@ def test_cache_folder_follows_the_environment(
     (shard,) = scene_store.scenes("test", scenes=1, views=1, size=32, progress=False)
     folder = tmp_path / f"scenes-v{scene_store.VERSION}-test-1x1-32px"
     assert shard.parent == folder
+    (calm,) = scene_store.scenes(
+        "test", scenes=3, views=1, size=32, places=["studio", "office"], progress=False
+    )
+    assert calm.parent == tmp_path / f"scenes-v{scene_store.VERSION}-test-3x1-32px-studio+office"
+    kinds = pq.read_table(calm, columns=["room_type"])["room_type"].to_pylist()
+    assert set(kinds) <= {"studio", "office"}

@@ -127,8 +127,7 @@ class Pixels(StreamData):
             _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
 
     def _scenes(self, split: str) -> Source:
-        count = self.scenes.train if split == "train" else self.scenes.held_out
-        source = ScenesSource(split, scenes=count, views=self.scenes.views, size=self.scenes.size)
+        source = ScenesSource(self.scenes.shards(split))
         if split == "val" and len(source) > self.val_images:
             step = len(source) / self.val_images
             return Subset(source, [int(i * step) for i in range(self.val_images)])

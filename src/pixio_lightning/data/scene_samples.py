@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,24 @@ class Scenes:
         held_out: Other scenes to validate on.
         views: Views of each scene.
         size: Side of a view in pixels.
+        places: Kinds of place, such as `[studio]` or `[office, corridor]`; None for all.
     """
 
     train: int = 64
     held_out: int = 16
     views: int = 4
     size: int = 128
+    places: tuple[str, ...] | None = None
+
+    def shards(self, split: str) -> list[Path]:
+        """Return the parquet files of a split, rendered now where they are missing."""
+        return scene_store.scenes(
+            split,
+            scenes=self.train if split == "train" else self.held_out,
+            views=self.views,
+            size=self.size,
+            places=self.places,
+        )
 
 
 class SceneSamples:
@@ -45,8 +58,7 @@ class SceneSamples:
         import pyarrow.parquet as pq
 
         self.split, self.scenes, self.fields = split, scenes, fields
-        count = scenes.train if split == "train" else scenes.held_out
-        shards = scene_store.scenes(split, scenes=count, views=scenes.views, size=scenes.size)
+        shards = scenes.shards(split)
         columns = ["key", *fields]
         columns += [name for field in fields for name in _COLUMNS.get(field, ())]
         columns = list(dict.fromkeys(columns))

@@ -16,7 +16,7 @@ import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +28,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from pixio_lightning.data.places import known_places
 from pixio_lightning.data.scenes import CLASSES, MAX_DEPTH, View, render_scene
 from pixio_lightning.errors import UserError, nearest
 
-VERSION = 1  # raise it when pixels, labels or columns change: old caches are then left alone
+VERSION = 2  # raise it when pixels, labels or columns change: old caches are then left alone
 SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
 
 # The splits' first seeds lie further apart than any set is large, so no two share a scene.
@@ -146,8 +147,8 @@ def decode_view(row: dict[str, Any]) -> View:
     return View(**{name: decode_field(name, row) for name in View._fields})
 
 
-def _scene_rows(split: str, index: int, *, views: int, size: int) -> list[dict[str, Any]]:
-    scene = render_scene(scene_seed(split, index), views=views, size=size)
+def _scene_rows(split: str, index: int, **looks: Any) -> list[dict[str, Any]]:
+    scene = render_scene(scene_seed(split, index), **looks)
     about = {
         "scene": index,
         "outdoor": scene.outdoor,
@@ -161,8 +162,11 @@ def _scene_rows(split: str, index: int, *, views: int, size: int) -> list[dict[s
     ]
 
 
-def _write_shard(path: Path, split: str, indices: range, *, views: int, size: int) -> int:
-    """Render scenes into a shard that appears complete or not at all; return their number."""
+def _write_shard(path: Path, split: str, indices: range, **looks: Any) -> int:
+    """Render scenes into a shard that appears complete or not at all; return their number.
+
+    `looks` are the other arguments of `render_scene`.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     binary = [field.name for field in SCHEMA if field.type == pa.binary()]
     try:
@@ -174,7 +178,7 @@ def _write_shard(path: Path, split: str, indices: range, *, views: int, size: in
             write_statistics=[name for name in SCHEMA.names if name not in binary],
         ) as writer:
             for index in indices:
-                rows = _scene_rows(split, index, views=views, size=size)
+                rows = _scene_rows(split, index, **looks)
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
         os.replace(aside, path)
     finally:
@@ -196,6 +200,7 @@ def scenes(
     scenes: int,
     views: int = 4,
     size: int = 128,
+    places: Sequence[str] | None = None,
     folder: Path | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -211,6 +216,7 @@ def scenes(
         scenes: Number of scenes.
         views: Views per scene.
         size: Pixels along a side.
+        places: Kinds of place to draw from, see `render_scene`; None for all.
         folder: Where sets are kept; None for `default_cache()`.
         workers: Processes; None for one per core.
         progress: Whether to show a progress bar while rendering.
@@ -219,14 +225,16 @@ def scenes(
         Paths of the parquet shards, in the order of the scenes.
 
     Raises:
-        UserError: If the split is unknown, or a number is too small.
+        UserError: If the split or a place is unknown, or a number is too small.
     """
     scene_seed(split, 0)
     if scenes < 1 or views < 1 or size < 8:
         raise UserError(
             f"{scenes} scenes of {views} views of {size} px: expected at least 1, 1 and 8"
         )
-    name = f"scenes-v{VERSION}-{split}-{scenes}x{views}-{size}px"
+    known_places(places)
+    where = "" if places is None else "-" + "+".join(places)
+    name = f"scenes-v{VERSION}-{split}-{scenes}x{views}-{size}px{where}"
     root = (folder or default_cache()) / name
     starts = range(0, scenes, SHARD_SCENES)
     shards = {
@@ -241,35 +249,35 @@ def scenes(
             missing = {path: indices for path, indices in shards.items() if not path.exists()}
             for leftover in root.glob(".*.parquet.*"):
                 leftover.unlink()
-            _render(missing, split, views=views, size=size, workers=workers, progress=progress)
+            looks = {"views": views, "size": size, "places": places}
+            _render(missing, split, looks, workers=workers, progress=progress)
     return list(shards)
 
 
 def _render(
     missing: dict[Path, range],
     split: str,
+    looks: dict[str, Any],
     *,
-    views: int,
-    size: int,
     workers: int | None,
     progress: bool,
 ) -> None:
     """Write the missing shards, in this process if it is one, else in a pool."""
     workers = min(workers or os.cpu_count() or 1, len(missing))
     total = sum(map(len, missing.values()))
-    label = f"rendering {split} scenes, {size} px"
+    label = f"rendering {split} scenes, {looks['size']} px"
     if progress and not sys.stderr.isatty():
         print(f"{label}: {total} of them, once", flush=True)  # a bar would fill a log file
     with tqdm(total=total, desc=label, unit="scene", disable=None if progress else True) as bar:
         if workers <= 1:
             for path, indices in missing.items():
-                bar.update(_write_shard(path, split, indices, views=views, size=size))
+                bar.update(_write_shard(path, split, indices, **looks))
             return
         # Spawned, not forked: a fork would inherit the locks of torch's and arrow's threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             tasks = [
-                pool.submit(_write_shard, path, split, indices, views=views, size=size)
+                pool.submit(_write_shard, path, split, indices, **looks)
                 for path, indices in missing.items()
             ]
             try:

@@ -189,19 +189,13 @@ class ScenesSource:
     """Views of the rendered scenes; the class is the kind of scene.
 
     Args:
-        split: `train`, `val` or `test`; no scene is in two of them.
-        scenes: Number of scenes.
-        views: Views of each.
-        size: Side of a view in pixels.
+        shards: Their parquet files, in order.
     """
 
-    def __init__(self, split: str, *, scenes: int, views: int, size: int) -> None:
+    def __init__(self, shards: list[Path]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from pixio_lightning.data import scene_store
-
-        shards = scene_store.scenes(split, scenes=scenes, views=views, size=size)
         columns = ["key", "image", "room_type"]
         self.table = pa.concat_tables(pq.read_table(shard, columns=columns) for shard in shards)
 

@@ -13,12 +13,20 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pixio_lightning.data.decode import BadImage, Crop, centre_crop, decode, random_crop, to_tensor
+from pixio_lightning.data.decode import (
+    BadImage,
+    Crop,
+    centre_crop,
+    decode_pixels,
+    random_crop,
+    to_tensor,
+)
 from pixio_lightning.data.sources import Source
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
@@ -30,8 +38,8 @@ Bad = tuple[str, str]  # name of an image and why it is unusable
 _LONGEST_RUN = 1000
 
 
-def open_image(source: Source, index: int, *, max_megapixels: float) -> Image.Image:
-    """Read and decode one image of a source.
+def open_image(source: Source, index: int, *, max_megapixels: float) -> NDArray[np.uint8]:
+    """Read and decode one image of a source, `(H, W, 3)`.
 
     Raises:
         BadImage: It cannot be read or decoded.
@@ -40,7 +48,7 @@ def open_image(source: Source, index: int, *, max_megapixels: float) -> Image.Im
         data = source.read(index)
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror or type(error).__name__})") from None
-    return decode(data, max_megapixels=max_megapixels)
+    return decode_pixels(data, max_megapixels=max_megapixels)
 
 
 class TrainingImages(Dataset):
@@ -85,7 +93,7 @@ class TrainingImages(Dataset):
                 bad.append((name, str(error)))
                 continue
             key = key_of(name)
-            crop = self._crop(image.width, image.height, key, turn)
+            crop = self._crop(image.shape[1], image.shape[0], key, turn)
             return {"image": to_tensor(image, crop, self.size), "key": key, "bad": bad}
         return {"bad": bad}
 
@@ -122,7 +130,9 @@ class HeldOutImages(Dataset):
             empty = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
             bad = [(name, str(error))] if index >= 0 else []
             return sample | {"image": empty, "weight": 0.0, "bad": bad}
-        return sample | {"image": to_tensor(image, centre_crop(*image.size), self.size)}
+        return sample | {
+            "image": to_tensor(image, centre_crop(image.shape[1], image.shape[0]), self.size)
+        }
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
