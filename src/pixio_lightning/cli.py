@@ -28,6 +28,8 @@ RUN_VERBS = {
 }
 VERBS = RUN_VERBS | {
     "bench": "run a suite of recipes and print one table",
+    "shard": "pack a folder of images, or tar shards, into parquet shards",
+    "curate": "report on scores, calibrate a keep rate, rewrite shards by it",
     "export": "write a checkpoint's encoder for other libraries",
     "heads": "list the installed heads",
     "new-head": "write a plug-in project for a head of your own",
@@ -165,7 +167,7 @@ def _dispatch(argv: list[str]) -> int:
         return _no_verb(words)
     light = {
         **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor},
-        **{"new-head": new_head, "bench": bench},
+        **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate},
     }
     if words.verb in light:
         return light[words.verb](words.rest)
@@ -287,6 +289,45 @@ def bench(argv: list[str]) -> int:
     if not options.suite:
         raise UserError("bench needs a suite, as in `pixio bench benchmarks/demo.yaml`")
     return suites.main(words, suite=options.suite, out=options.out)
+
+
+def shard(argv: list[str]) -> int:
+    """`pixio shard SOURCE OUT`: pack images into parquet shards with an index."""
+    parser = LightParser(
+        "pixio shard",
+        description="Pack images into parquet shards with an index; the same line again goes on.",
+    )
+    parser.add_argument("source", help="folder of JPEG, PNG, WebP at any depth, or of tar shards")
+    parser.add_argument("out", help="folder for the shards")
+    parser.add_argument("--rows", type=int, default=10_000, help="images of a shard (%(default)s)")
+    parser.add_argument("--group", type=int, default=100, help="of a row group (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
+    parser.add_argument("--in-order", action="store_true", help="keep a folder's order")
+    options = parser.parse_args(argv)
+    from pixio_lightning.data.pack import pack
+
+    index = pack(
+        options.source,
+        Path(options.out),
+        rows=options.rows,
+        group=options.group,
+        shuffled=not options.in_order,
+        jobs=options.jobs,
+    )
+    size = sum(entry.size for entry in index.shards) / 1e6
+    print(f"{index.rows} images in {len(index.shards)} shards, {size:.1f} MB, in {options.out}")
+    bad = Path(options.out) / "bad_files.txt"
+    if bad.exists():
+        print(f"{len(bad.read_text().splitlines())} files were left out, listed in {bad}")
+    print(f"next:\n  pixio fit -c pretrain/folder --data.source shards --data.path {options.out}")
+    return 0
+
+
+def curate(argv: list[str]) -> int:
+    """`pixio curate SHARDS --scores DIR`: report, calibrate, materialize."""
+    from pixio_lightning.curate import main as curation
+
+    return curation(LightParser("pixio curate", description=curation.__doc__ or ""), argv)
 
 
 def new_head(argv: list[str]) -> int:

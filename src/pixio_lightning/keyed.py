@@ -15,6 +15,9 @@ import hashlib
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,6 +36,8 @@ class Stream(IntEnum):
     DROP_PATH = 4
     HOLD_OUT = 5
     FLIP = 6
+    KEEP = 7
+    KEEP_GROUP = 8
 
 
 def mix(value: int) -> int:
@@ -117,6 +122,32 @@ def keyed_uniform(keys: torch.Tensor, n: int, *, seed: int, turn: int, stream: i
     index = torch.arange(n, device=keys.device)
     bits = _shift(_mix_tensor(state[:, None] ^ index), 40)
     return bits.to(torch.float32) * 2.0**-24
+
+
+def keyed_numbers(
+    keys: NDArray[np.int64], *, seed: int, turn: int, stream: int
+) -> NDArray[np.float64]:
+    """Draw one number in [0, 1) for each key: the first of `uniform`, with more of its bits.
+
+    Args:
+        keys: int64 of shape `(N,)`.
+        seed: The run's seed.
+        turn: The pass.
+        stream: What the numbers are for, see `Stream`.
+
+    Returns:
+        float64 of shape `(N,)`, multiples of 2^-53.
+    """
+    base = np.uint64(fold(seed, turn, stream))
+    state = _mix_array(keys.astype(np.int64).view(np.uint64) ^ base)
+    return (_mix_array(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix_array(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    value = value + np.uint64(_GOLDEN)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_1)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX_2)
+    return value ^ (value >> np.uint64(31))
 
 
 class Draw(NamedTuple):

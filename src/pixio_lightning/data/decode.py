@@ -6,7 +6,7 @@ import io
 import math
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -91,10 +91,10 @@ def _open(data: bytes, max_megapixels: float) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 (upright) where it says none that is known."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
+        value: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # unreadable metadata; the pixels are as good as any
         return 1
-    return value if value in range(2, 9) else 1
+    return int(value) if value in range(2, 9) else 1
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from pixio_lightning.data.curation import Curation
 from pixio_lightning.data.scene_samples import Scenes
+from pixio_lightning.data.shard_set import ShardSet
+from pixio_lightning.data.shard_stream import ShardLoader
 from pixio_lightning.data.sources import (
     FolderSource,
     HubSource,
@@ -14,18 +17,21 @@ from pixio_lightning.data.sources import (
     Subset,
     hold_out,
 )
-from pixio_lightning.data.stream import HeldOutImages, TrainingImages, collate
+from pixio_lightning.data.stream import Bad, HeldOutImages, TrainingImages, collate
 from pixio_lightning.data.stream_data import StreamData
 from pixio_lightning.errors import UserError
+
+_MAX_BAD_OF_SHARDS = 0.001
 
 
 class Pixels(StreamData):
     """Images to pretrain on: `{"image": uint8 (B, 3, S, S), "key": int64 (B,)}`.
 
     Args:
-        source: `scenes` (rendered on first use), `folder` (nested JPEG, PNG, WebP) or `hub`
-            (a Hugging Face data set: hub id, or local parquet, arrow or image folder).
-        path: Folder or hub id; not for scenes.
+        source: `scenes` (rendered on first use), `folder` (nested JPEG, PNG, WebP), `hub` (a
+            Hugging Face data set: hub id, or local parquet, arrow or image folder) or `shards`
+            (parquet and tar files of any number, streamed).
+        path: Folder, hub id, or address of the shards (`hf://`, `s3://`, ...); not for scenes.
         split: Split of a hub data set to train on.
         val_path: Where the held-out images are; None holds out a tenth, at most `val_images`.
             Not read for scenes, as `val_split`.
@@ -38,15 +44,20 @@ class Pixels(StreamData):
         val_images: Held-out images, at most.
         crop_scale: Range of a crop's share of the image's area.
         crop_ratio: Range of a crop's width over its height.
-        max_bad: Stop when more than this share of the images is unusable; None never stops.
+        max_bad: Stop when more than this share of the images is unusable; None never stops, but
+            takes 0.001 for shards.
         max_megapixels: Larger images count as bad and are not decoded.
         seed: Seed of order and crops.
         scenes: How many scenes and views.
+        curation: Which images of scored shards to train on.
+        restart_pass: For shards: if a checkpoint was written with another number of processes or
+            workers, begin the next pass instead of refusing.
+        timeout: Seconds to wait for the workers before giving up.
     """
 
     def __init__(
         self,
-        source: Literal["scenes", "folder", "hub"] = "scenes",
+        source: Literal["scenes", "folder", "hub", "shards"] = "scenes",
         path: str | None = None,
         *,
         split: str = "train",
@@ -64,8 +75,14 @@ class Pixels(StreamData):
         max_megapixels: float = 64.0,
         seed: int = 0,
         scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        curation: Curation = Curation(),  # noqa: B008 (frozen)
+        restart_pass: bool = False,
+        timeout: float = 600.0,
     ) -> None:
+        if source == "shards" and max_bad is None:
+            max_bad = _MAX_BAD_OF_SHARDS
         super().__init__(
+            timeout=timeout,
             batch_size=batch_size,
             num_workers=num_workers,
             steps_per_epoch=steps_per_epoch,
@@ -75,7 +92,7 @@ class Pixels(StreamData):
         if source == "scenes" and path is not None:
             raise UserError(
                 f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
-                "set data.source to folder or hub"
+                "set data.source to folder, hub or shards"
             )
         if source != "scenes" and path is None:
             raise UserError(f"data.source is {source}: give data.path")
@@ -85,6 +102,11 @@ class Pixels(StreamData):
             raise UserError(
                 f"data.val_split '{val_split}' names a split of data.path; it goes with "
                 "data.source hub, and without data.val_path"
+            )
+        if curation.scores is not None and source not in ("shards", "scenes"):
+            raise UserError(
+                f"data.curation.scores '{curation.scores}' are scores of shards, but data.source "
+                f"is {source}: pack the images with `pixio shard`, and set it to shards"
             )
         for name, value in {"image_size": image_size, "val_images": val_images}.items():
             if value < 1:
@@ -98,18 +120,28 @@ class Pixels(StreamData):
         self.val_path, self.val_split, self.val_images = val_path, val_split, val_images
         self.image_size, self.max_megapixels, self.scenes = image_size, max_megapixels, scenes
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
+        self.curation, self.restart_pass = curation, restart_pass
+        self._shards: ShardSet | None = None
+        self._stored: dict[str, Any] | None = None
         self._train: Source | None = None
         self._held_out: Source | None = None
 
     def prepare_data(self) -> None:
-        """Render the scenes once, in one process."""
+        """Render the scenes, or index the shards, once, in one process."""
         if self.source == "scenes":
             self._scenes("train")
             self._scenes("val")
+        if self.source == "shards":
+            self._open_shards()
 
     def setup(self, stage: str) -> None:
         """Open the sources; nothing is decoded yet."""
-        if self._train is not None:
+        if self._train is not None or self._held_out is not None:
+            return
+        if self.source == "shards":
+            self._shards = self._open_shards()
+            self._held_out = self._shards.held_out
+            self.report(self._shards.index.damaged, 0)
             return
         if self.source == "scenes":
             self._train, self._held_out = self._scenes("train"), self._scenes("val")
@@ -126,6 +158,15 @@ class Pixels(StreamData):
         if len(self._held_out) > self.val_images:
             _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
 
+    def _open_shards(self) -> ShardSet:
+        return ShardSet(
+            self.path or "",
+            val_path=self.val_path,
+            val_images=self.val_images,
+            curation=self.curation,
+            seed=self.seed,
+        )
+
     def _scenes(self, split: str) -> Source:
         source = ScenesSource(self.scenes.shards(split))
         if split == "val" and len(source) > self.val_images:
@@ -141,7 +182,8 @@ class Pixels(StreamData):
     @property
     def labelled(self) -> tuple[Source, Source]:
         """The training and held-out images with their classes, for probes."""
-        assert self._train is not None and self._held_out is not None
+        if self._train is None or self._held_out is None:
+            raise UserError("images of shards have no class: give OnlineProbe its train and val")
         return self._train, self._held_out
 
     def samples(self, n: int) -> dict[str, Any]:
@@ -153,6 +195,52 @@ class Pixels(StreamData):
         batch = collate([images[i * len(source) // n] for i in range(n)])
         del batch["bad"]
         return batch
+
+    # --- shards -------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Any:
+        """Return the endless stream, at the batch the run has reached."""
+        if self._shards is None:
+            return super().train_dataloader()
+        trainer: Any = self.trainer
+        self._shards.stored = self._stored
+        self._stream = self._shards.open(
+            {
+                "rank": trainer.global_rank,
+                "world_size": trainer.world_size,
+                "batch_size": self.batch_size,
+                "size": self.image_size,
+                "scale": self.crop_scale,
+                "ratio": self.crop_ratio,
+                "max_megapixels": self.max_megapixels,
+            },
+            self._report_shards,
+            batches=self.steps_per_epoch * trainer.accumulate_grad_batches,
+            arguments=self._loader_arguments,
+            restart_pass=self.restart_pass,
+        )
+        return self._stream
+
+    def _report_shards(self, bad: list[Bad], seen: int) -> None:
+        self.report(bad, seen)
+        trainer, shards = self.trainer, self._shards
+        assert trainer is not None and shards is not None
+        rate = shards.keep_rate
+        if rate is not None and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            for logger in trainer.loggers:
+                logger.log_metrics({"data/keep_rate": rate}, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where all processes stand in the shards; other sources need no state."""
+        if self._shards is None or not isinstance(self._stream, ShardLoader):
+            return {}
+        if self.trainer is not None and self.trainer.is_global_zero:
+            self._shards.write_keep_rates(Path(self.trainer.default_root_dir))
+        return self._shards.state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._stored = state
 
     # --- sets ---------------------------------------------------------------------------------
 
@@ -170,11 +258,13 @@ class Pixels(StreamData):
 
     def evaluation_set(self, stage: str) -> HeldOutImages:
         """Return the held-out images; to predict, all of a source but the scenes'."""
-        whole = stage == "predict" and self.source != "scenes"
+        whole = stage == "predict" and self.source in ("folder", "hub")
         source = self._train if whole else self._held_out
         assert source is not None
         return HeldOutImages(source, size=self.image_size, max_megapixels=self.max_megapixels)
 
     def training_size(self) -> int:
         """Return the number of training images."""
+        if self._shards is not None:
+            return self._shards.rows
         return len(self._train) if self._train is not None else 0

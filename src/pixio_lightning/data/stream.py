@@ -31,6 +31,10 @@ from pixio_lightning.data.sources import Source
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
+_KILLED = (
+    "a data worker was killed ({}); most often the machine is out of memory: use fewer "
+    "data.num_workers, then run the same line again to go on"
+)
 _GRACE = 20  # seconds a worker lives on after SIGTERM
 Bad = tuple[str, str]  # name of an image and why it is unusable
 
@@ -231,14 +235,39 @@ class Loader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self.loader:
-            bad = batch.pop("bad")
+        for batch in _told(self.loader):
+            bad = batch.pop("bad", [])
             self.report(bad, len(batch.get("key", ())))
             if not batch:
                 # Here, because an error in a worker arrives with its traceback for a text.
                 (name, reason), count = bad[0], len(set(bad))
                 raise UserError(f"none of {count} images can be used; the first, {name}: {reason}")
             yield batch
+
+
+def _told(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Yield batches; what happens to a worker becomes one line.
+
+    Raises:
+        UserError: A worker was killed, or gave nothing for the loader's `timeout`.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            yield next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:
+            raise UserError(_KILLED.format(error)) from error
+        except RuntimeError as error:
+            if "timed out after" in str(error):
+                raise UserError(
+                    f"the data workers gave no batch for {loader.timeout:g} s: the file system "
+                    "hangs, or data.timeout is too short"
+                ) from error
+            if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
+                raise UserError(_KILLED.format(" ".join(str(error).split()))) from error
+            raise
 
 
 class StepLoader(Loader):

@@ -43,6 +43,7 @@ class StreamData(L.LightningDataModule):
         max_bad: Stop when more than this share of the samples is unusable; None never stops.
         seed: Seed of order and augmentation.
         val_batch_size: Samples per process and evaluation step; None takes `batch_size`.
+        timeout: Seconds to wait for a batch of the workers before giving up.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StreamData(L.LightningDataModule):
         max_bad: float | None,
         seed: int,
         val_batch_size: int | None = None,
+        timeout: float = 600.0,
     ) -> None:
         super().__init__()
         counts = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
@@ -63,9 +65,10 @@ class StreamData(L.LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.steps_per_epoch, self.max_bad, self.seed = steps_per_epoch, max_bad, seed
         self.val_batch_size = val_batch_size or batch_size
+        self.timeout = timeout
         self.bad: dict[str, str] = {}
         self._seen = 0
-        self._stream: StepLoader | None = None
+        self._stream: Any = None
 
     def training_set(self) -> Dataset:
         """Return the samples by their position in the endless stream."""
@@ -142,6 +145,7 @@ class StreamData(L.LightningDataModule):
             "collate_fn": collate,
             "worker_init_fn": start_worker,
             "persistent_workers": self.num_workers > 0,
+            "timeout": self.timeout if self.num_workers > 0 else 0,
             "pin_memory": self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
         }

@@ -1,0 +1,309 @@
+"""The stream over shards: every image once in a pass, whoever reads, and the same after a stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from shard_files import keys, pack
+
+from pixio_lightning.data import shard_stream
+from pixio_lightning.data.curation import Curation
+from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.shard_set import ShardSet, held_out_groups, next_pass
+from pixio_lightning.data.shard_stream import BlockOrder, ShardImages, ShardLoader
+from pixio_lightning.data.shards import ShardIndex
+from pixio_lightning.data.stream import start_worker
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import key_of
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+def loader_of(
+    index: ShardIndex,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    batch_size: int = 8,
+    rows: int = 30,
+    timeout: float = 60,
+    bad: dict[str, str] | None = None,
+) -> ShardLoader:
+    order = BlockOrder.of(index, np.arange(index.n_groups), rows=rows, seed=3)
+    data = ShardImages(
+        index,
+        order,
+        None,
+        rank=rank,
+        world_size=world,
+        batch_size=batch_size,
+        size=16,
+        scale=(0.3, 1.0),
+        ratio=(0.75, 1.33),
+        max_megapixels=64,
+        seed=3,
+    )
+    arguments: dict[str, Any] = {"num_workers": workers, "worker_init_fn": start_worker}
+    arguments |= {"timeout": timeout if workers else 0, "persistent_workers": workers > 0}
+    found = {} if bad is None else bad
+    return ShardLoader(
+        data,
+        lambda new, seen: found.update(new),
+        tally=lambda tallies: None,
+        batches=10,
+        arguments=arguments,
+    )
+
+
+def take(loader: ShardLoader, n: int) -> Batches:
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    return pack(tmp_path_factory.mktemp("stream") / "shards", 240, shards=3, group=10)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_image_comes_once_in_a_pass(index: ShardIndex, world: int, workers: int) -> None:
+    """Readers are followed over two passes; their batches straddle the passes' ends."""
+    by_pass: dict[int, Counter[int]] = {0: Counter(), 1: Counter(), 2: Counter(), 3: Counter()}
+    straddling = 0
+    for rank in range(world):
+        loader = loader_of(index, rank=rank, world=world, workers=workers, batch_size=7)
+        blocks = loader.images.order.blocks_per_pass
+        iterator = iter(loader)
+        before = list(loader.cursors)
+        # Until every reader of the process has left the second pass.
+        while min(block for block, _ in loader.cursors) < 2 * blocks:
+            reader = loader.turn % loader.readers
+            batch = next(iterator)
+            assert len(batch["key"]) == 7 and batch["image"].shape == (7, 3, 16, 16)
+            assert len(loader.cursors) == max(1, workers)
+            for turn, key in passes_of(loader, before[reader], reader, batch, world):
+                by_pass[turn][key] += 1
+            straddling += (
+                len({t for t, _ in passes_of(loader, before[reader], reader, batch, world)}) > 1
+            )
+            before = list(loader.cursors)
+        loader.close()
+    whole = Counter(key_of(key) for key in keys(240))
+    assert by_pass[0] == whole and by_pass[1] == whole
+    assert straddling
+
+
+def passes_of(
+    loader: ShardLoader, start: Any, reader: int, batch: dict[str, torch.Tensor], world: int
+) -> list[tuple[int, int]]:
+    """Return the pass of each image of a batch, by reading the reader's blocks again."""
+    images = loader.images
+    block, position = start
+    found: list[tuple[int, int]] = []
+    while len(found) < len(batch["key"]):
+        read, _, _ = images._read(block)
+        turn = images.order.turn(block)
+        found += [(turn, key_of(image.key)) for image in read[position:]]
+        block, position = block + world * loader.readers, 0
+    found = found[: len(batch["key"])]
+    assert [key for _, key in found] == batch["key"].tolist()
+    return found
+
+
+def test_the_order_changes_with_pass_and_seed_and_mixes_shards(index: ShardIndex) -> None:
+    loader = loader_of(index, batch_size=240)
+    first, second = (batch["key"].tolist() for batch in take(loader, 2))
+    assert sorted(first) == sorted(second) and first != second
+    shard = {key_of(key): i // 80 for i, key in enumerate(keys(240))}
+    thirds = [Counter(shard[key] for key in first[i : i + 80]) for i in (0, 80, 160)]
+    assert all(len(third) == 3 for third in thirds)
+    place = {key_of(key): i for i, key in enumerate(keys(240))}
+    neighbours = np.abs(np.diff([place[key] for key in first])) == 1
+    assert neighbours.mean() < 0.1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_exactly_where_it_stopped(index: ShardIndex, workers: int) -> None:
+    """At any batch, over the end of a pass, twice in a row: keys and pixels."""
+    whole = take(loader_of(index, world=2, rank=1, workers=workers), 45)
+    parts: Batches = []
+    state: dict[str, Any] | None = None
+    for n in (13, 14, 18):
+        loader = loader_of(index, world=2, rank=1, workers=workers)
+        if state is not None:
+            loader.go_to(state)
+        parts += take(loader, n)
+        state = loader.state()
+        loader.close()
+    assert len(parts) == len(whole)
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a["key"], b["key"]) and torch.equal(a["image"], b["image"])
+    assert loader.cursors[0].block > loader.images.order.blocks_per_pass
+
+
+def test_a_new_epoch_goes_on_with_the_same_workers(index: ShardIndex) -> None:
+    whole = take(loader_of(index, workers=2), 12)
+    loader = loader_of(index, workers=2)
+    parts = [batch for _ in range(3) for batch in take(loader, 4)]
+    assert all(torch.equal(a["key"], b["key"]) for a, b in zip(whole, parts, strict=True))
+
+
+def test_fewer_groups_than_readers_still_give_everything_once(tmp_path: Path) -> None:
+    """Readers then work on different passes; each pass is still whole."""
+    small = pack(tmp_path / "shards", 6, shards=2, group=10)
+    found: Counter[int] = Counter()
+    for rank in range(3):
+        loader = loader_of(small, rank=rank, world=3, workers=0, batch_size=3)
+        found.update(key for batch in take(loader, 4) for key in batch["key"].tolist())
+    # 12 batches are 12 blocks of 3, which are 6 passes.
+    assert found == Counter({key_of(key): 6 for key in keys(6)})
+
+
+def test_blocks_are_shuffled_even_where_there_are_few(index: ShardIndex) -> None:
+    order = BlockOrder.of(index, np.arange(24), rows=2048, seed=0)
+    assert order.blocks_per_pass == 8
+    groups = [group for block in range(8) for group in order.groups_of(block)]
+    assert sorted(groups) == list(range(24)) and groups != sorted(groups)
+
+
+def test_held_out_groups_are_never_trained_on(index: ShardIndex) -> None:
+    chosen = held_out_groups(index, most=15)
+    assert len(chosen) == 2
+    shards = ShardSet(index.root, val_path=None, val_images=15, curation=Curation(), seed=0)
+    assert len(shards.held_out) == 15
+    assert not set(chosen) & set(shards.order.groups) and len(shards.order.groups) == 22
+    with pytest.raises(UserError, match="single group"):
+        held_out_groups(ShardIndex(index.root, []), most=1)
+
+
+def state_of(data: Pixels) -> dict[str, Any]:
+    take(data.train_dataloader(), 3)
+    return data.state_dict()
+
+
+class FakeTrainer:
+    """What a data module asks of its trainer."""
+
+    global_rank, world_size, accumulate_grad_batches, global_step = 0, 1, 1, 0
+    log_every_n_steps, loggers, is_global_zero = 1, (), True
+
+    class strategy:
+        root_device = torch.device("cpu")
+
+    def __init__(self, folder: Path) -> None:
+        self.default_root_dir = str(folder)
+
+
+def pixels(index: ShardIndex, folder: Path, **changes: Any) -> Pixels:
+    options: dict[str, Any] = {
+        "image_size": 16,
+        "batch_size": 8,
+        "num_workers": 0,
+        "val_images": 10,
+    }
+    data = Pixels("shards", index.root, **(options | changes))
+    data.trainer = FakeTrainer(folder)  # type: ignore[assignment]
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def test_another_layout_is_refused_or_begins_the_next_pass(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    state = state_of(pixels(index, tmp_path))
+    changed = pixels(index, tmp_path, num_workers=2)
+    changed.load_state_dict(state)
+    with pytest.raises(UserError, match=r"workers 1 then, 2 now.*restart_pass"):
+        changed.train_dataloader()
+    free = pixels(index, tmp_path, num_workers=2, restart_pass=True)
+    free.load_state_dict(state)
+    loader = free.train_dataloader()
+    blocks = loader.images.order.blocks_per_pass
+    assert [tuple(cursor) for cursor in loader.cursors] == [(blocks, 0), (blocks + 1, 0)]
+    assert next_pass([{"cursors": [[5, 1], [16, 0]]}], blocks_per_pass=8) == 24
+    free.teardown("fit")
+
+
+def test_no_state_is_kept_but_for_shards(tmp_path: Path) -> None:
+    assert Pixels("folder", str(tmp_path)).state_dict() == {}
+
+
+def test_the_run_stops_above_max_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    index = pack(tmp_path / "shards", 300)
+    (tmp_path / "shards" / "1.parquet").write_bytes(b"")
+    monkeypatch.setattr(shard_stream, "_LEAST_BLOCKS", 1)
+    from pixio_lightning.data import shards as module
+
+    module._opened_parquet.cache_clear()
+    # Indexed while it was whole, so its images are missed one by one.
+    data = Pixels("shards", index.root, image_size=16, batch_size=8, num_workers=0, val_images=10)
+    data.trainer = FakeTrainer(tmp_path / "run")  # type: ignore[assignment]
+    assert data.max_bad == 0.001
+    module.write_index(index, tmp_path / "shards" / module.INDEX)
+    data.setup("fit")
+    with pytest.raises(UserError, match=r"images are unusable \(.* shard is damaged\), more than"):
+        take(data.train_dataloader(), 60)
+    lines = (tmp_path / "run" / "bad_files.txt").read_text().splitlines()
+    assert len(lines) >= 80 and all(line.endswith("\tshard is damaged") for line in lines)
+
+
+# --- workers that die or hang ---------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_one_clear_line(index: ShardIndex) -> None:
+    loader = loader_of(index, workers=2)
+    iterator = iter(loader)
+    next(iterator)
+    worker = multiprocessing_children()[0]
+    threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
+    with pytest.raises(UserError, match="a data worker was killed"):
+        for _ in range(10_000):
+            next(iterator)
+    loader.close()
+
+
+def multiprocessing_children() -> list[int]:
+    import multiprocessing
+
+    return [child.pid for child in multiprocessing.active_children() if child.pid]
+
+
+def test_a_worker_that_hangs_is_noticed(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*args: Any) -> None:
+        time.sleep(3600)
+
+    monkeypatch.setattr(shard_stream, "read_group", hang)
+    loader = loader_of(index, workers=1, timeout=2)
+    with pytest.raises(UserError, match="gave no batch for 2 s"):
+        take(loader, 1)
+    for child in multiprocessing_children():
+        os.kill(child, signal.SIGKILL)
+    loader.close()
+
+
+def test_nothing_to_keep_ends_in_one_line(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixio_lightning.data.shards import Encoded
+
+    monkeypatch.setattr(shard_stream, "_LONGEST_SEARCH", 500)
+    monkeypatch.setattr(
+        shard_stream, "read_group", lambda index, group: [Encoded("k", b"", "lost")] * 10
+    )
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="none of .* images is kept.*lost"):
+            take(loader_of(index, workers=workers), 1)
