@@ -6,6 +6,7 @@ what a checkpoint holds.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -35,6 +36,8 @@ class BackboneModule(L.LightningModule):
 
     # What best.ckpt is chosen by: a logged metric, and whether less or more is better.
     monitor: tuple[str, str] = ("val/loss", "min")
+    # Whether an evaluation looks for the run folder's checkpoint.
+    resumes = True
 
     def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
         super().__init__()
@@ -54,6 +57,10 @@ class BackboneModule(L.LightningModule):
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return what to say of a finished run, by name."""
         return {}
+
+    def predicted(self, folder: Path) -> str:
+        """Return what to say once `predict` has written its files."""
+        return f"predictions: {folder / 'predictions'}"
 
     def configure_model(self) -> None:
         """Load the backbone and build the decoder, once; shard both where the strategy asks.

@@ -8,10 +8,15 @@ import yaml
 
 from pixio_lightning import mistakes, plugins, recipes
 from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.score_data import ImagesToScore
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.pretrain import PixelPretraining
+from pixio_lightning.scoring import Scoring
 
-CORE_CLASSES: dict[str, list[type]] = {"model": [PixelPretraining], "data": [Pixels]}
+CORE_CLASSES: dict[str, list[type]] = {
+    "model": [PixelPretraining, Scoring],
+    "data": [Pixels, ImagesToScore],
+}
 TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")
 
 

@@ -259,7 +259,7 @@ def _introduce(cli: PixioCLI) -> None:
 def evaluate(cli: PixioCLI) -> int:
     """Validate, test or predict with a checkpoint; by default the run folder's best."""
     folder, ckpt_path = cli.options.out, cli.options.ckpt_path
-    if ckpt_path is None:
+    if ckpt_path is None and cli.model.resumes:
         found = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists()]
         ckpt_path = str(found[0]) if found else None
         if cli.trainer.is_global_zero:
@@ -268,7 +268,7 @@ def evaluate(cli: PixioCLI) -> int:
     results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
-            say(f"predictions: {folder / 'predictions'}")
+            say(cli.model.predicted(folder))
         elif isinstance(cli.model, Head):
             say(block(cli.verb, record.summary(record.read(folder)[-1])))
             say(f"recorded in {folder / record.FILE}")

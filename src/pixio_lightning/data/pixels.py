@@ -128,17 +128,17 @@ class Pixels(StreamData):
 
     def prepare_data(self) -> None:
         """Render the scenes, or index the shards, once, in one process."""
-        if self.source == "scenes":
+        if self.streamed:
+            self._open_shards()
+        elif self.source == "scenes":
             self._scenes("train")
             self._scenes("val")
-        if self.source == "shards":
-            self._open_shards()
 
     def setup(self, stage: str) -> None:
         """Open the sources; nothing is decoded yet."""
         if self._train is not None or self._held_out is not None:
             return
-        if self.source == "shards":
+        if self.streamed:
             self._shards = self._open_shards()
             self._held_out = self._shards.held_out
             self.report(self._shards.index.damaged, 0)
@@ -158,10 +158,24 @@ class Pixels(StreamData):
         if len(self._held_out) > self.val_images:
             _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether images are streamed from shards; the scenes are stored as such, too."""
+        return self.source == "shards" or (
+            self.source == "scenes" and self.curation.scores is not None
+        )
+
+    def shard_path(self, split: str) -> str:
+        """Return where the shards of a split are; the scenes are rendered now if need be."""
+        if self.source == "scenes":
+            return str(self.scenes.shards(split)[0].parent)
+        return self.path or ""
+
     def _open_shards(self) -> ShardSet:
+        val_path = self.shard_path("val") if self.source == "scenes" else self.val_path
         return ShardSet(
-            self.path or "",
-            val_path=self.val_path,
+            self.shard_path("train"),
+            val_path=val_path,
             val_images=self.val_images,
             curation=self.curation,
             seed=self.seed,

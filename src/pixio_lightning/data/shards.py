@@ -160,7 +160,9 @@ def read_group(index: ShardIndex, group: int) -> list[Encoded]:
         if is_tar(shard.path):
             found = _read_tar_group(index.root, shard, local)
         else:
-            table = _parquet(index.root, shard.path).read_row_group(local)
+            file = _parquet(index.root, shard.path)
+            columns = [name for name in ("key", "image") if name in file.schema_arrow.names]
+            table = file.read_row_group(local, columns=columns)
             found = _rows_of_table(table, f"{shard.path}#{local}")
     except Exception as error:  # what readers raise of damaged bytes has no common class
         return _lost(shard, local, range(expected), _short_reason(error))
