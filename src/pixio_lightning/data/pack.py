@@ -170,16 +170,7 @@ def write_shard(
         about: Facts for the file's metadata.
     """
     extra = {name: pa.array(values) for name, values in columns.items()}
-    schema = BASE_SCHEMA
-    for name, values in extra.items():
-        schema = schema.append(pa.field(name, values.type))
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
-    for name in schema.names:
-        kind = str(schema.field(name).type)
-        kind = {"float": "float32", "double": "float64"}.get(kind, kind)
-        features.setdefault(name, {"dtype": kind, "_type": "Value"})
-    hub = json.dumps({"info": {"features": {name: features[name] for name in schema.names}}})
-    schema = schema.with_metadata(about | {"huggingface": hub})
+    schema = shard_schema(extra, about=about)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with pq.ParquetWriter(
@@ -190,17 +181,36 @@ def write_shard(
             write_statistics=list(columns),
         ) as writer:
             for start in range(0, len(images), group):
-                part = images[start : start + group]
-                table = {
-                    "key": [image.key for image in part],
-                    "hash": [key_of(image.key) for image in part],
-                    "image": [{"bytes": image.data, "path": None} for image in part],
-                }
-                table |= {name: values[start : start + group] for name, values in extra.items()}
-                writer.write_table(pa.Table.from_pydict(table, schema=schema))
+                part = {name: values[start : start + group] for name, values in extra.items()}
+                writer.write_table(table_of(images[start : start + group], part, schema))
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def shard_schema(columns: dict[str, pa.Array], *, about: dict[str, str]) -> pa.Schema:
+    """Return the schema of a shard with further columns, which `datasets` reads as images."""
+    schema = BASE_SCHEMA
+    for name, values in columns.items():
+        schema = schema.append(pa.field(name, values.type))
+    features: dict[str, Any] = {}
+    for name in schema.names:
+        kind = str(schema.field(name).type)
+        kind = {"float": "float32", "double": "float64"}.get(kind, kind)
+        features[name] = {"dtype": kind, "_type": "Value"}
+    features["image"] = {"_type": "Image"}
+    hub = json.dumps({"info": {"features": features}})
+    return schema.with_metadata(about | {"huggingface": hub})
+
+
+def table_of(images: list[Encoded], columns: dict[str, pa.Array], schema: pa.Schema) -> pa.Table:
+    """Return images and further columns as one row group."""
+    base = {
+        "key": [image.key for image in images],
+        "hash": [key_of(image.key) for image in images],
+        "image": [{"bytes": image.data, "path": None} for image in images],
+    }
+    return pa.Table.from_pydict(base | columns, schema=schema)
 
 
 def entry_of(path: Path, *, sorted_by_loss: bool = False) -> Shard:

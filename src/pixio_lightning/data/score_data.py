@@ -28,9 +28,9 @@ _PIXELS = 65_536  # an image is thinned to about so many before its colours are 
 def colour_entropy(pixels: NDArray[np.uint8]) -> float:
     """Return the entropy of an image's colour histogram, in bits.
 
-    ``-sum p_i log2 p_i`` over the 8 x 8 x 8 = 512 bins of red, green and blue, 32 levels wide: 0 for
-    one colour, 9 where all bins are equal. A page of black text has 1 or 2, a photograph 4 to 7.
-    Pixio drops images at or below 4.5 but gives neither bins nor base, so these are ours.
+    ``-sum p_i log2 p_i`` over the 8 x 8 x 8 = 512 bins of red, green and blue, 32 levels wide: 0
+    for one colour, 9 where all bins are equal. Pixio drops images at or below 4.5 but gives neither
+    bins nor base, so these are ours.
 
     Args:
         pixels: `(H, W, 3)`; of large images every second, third, ... row and column is counted.

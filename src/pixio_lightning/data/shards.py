@@ -173,8 +173,19 @@ def read_group(index: ShardIndex, group: int) -> list[Encoded]:
 
 
 def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
-    """Return columns of one row group as numpy arrays, NaN for nulls."""
-    table = _parquet(root, path).read_row_group(group, columns=list(columns))
+    """Return columns of one row group as numpy arrays, NaN for nulls.
+
+    Raises:
+        UserError: A column is missing.
+    """
+    file = _parquet(root, path)
+    missing = [name for name in columns if name not in file.schema_arrow.names]
+    if missing:
+        raise UserError(
+            f"'{_join(root, path)}' has no column '{missing[0]}': give a folder of scores, written "
+            "by `pixio predict -c curation/score`"
+        )
+    table = file.read_row_group(group, columns=list(columns))
     return {name: table[name].to_numpy() for name in columns}
 
 

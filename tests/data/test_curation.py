@@ -1,0 +1,385 @@
+"""What is kept: the right share, the same for everyone, and what the thresholds say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shard_files import images, keys, pack
+
+from pixio_lightning.cli import main
+from pixio_lightning.data import curation as module
+from pixio_lightning.data.curation import (
+    SCORE_SCHEMA,
+    Curation,
+    Histogram,
+    KeepRule,
+    Scores,
+    calibrate,
+    check_scores,
+    score_file,
+)
+from pixio_lightning.data.materialize import materialize, waste
+from pixio_lightning.data.pack import write_shard
+from pixio_lightning.data.shard_stream import BlockOrder, ShardImages
+from pixio_lightning.data.shards import ShardIndex, open_index
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import Stream, key_of, keyed_numbers, uniform
+
+FREE = Curation(scores="inside", min_entropy=0, min_side=0)
+
+
+def scores_like(losses: np.ndarray) -> Scores:
+    n = len(losses)
+    return Scores(losses, np.full(n, 9.0), np.full(n, 640), np.full(n, 480))
+
+
+@pytest.fixture(scope="module")
+def million() -> tuple[np.ndarray, np.ndarray]:
+    """Keys and log-normal losses of a million images."""
+    chance = np.random.default_rng(0)
+    losses = np.exp(chance.normal(-1.05, 0.45, 1_000_000))
+    return chance.integers(-(2**63), 2**63 - 1, 1_000_000, dtype=np.int64), losses
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.8])
+def test_a_fraction_is_kept_without_bias(
+    million: tuple[np.ndarray, np.ndarray], fraction: float
+) -> None:
+    hashes, losses = million
+    curation = Curation(scores="x", fraction=fraction, min_entropy=0, min_side=0)
+    scores = scores_like(losses)
+    # Bit by bit, as from many shards.
+    total = Histogram.empty()
+    for part in np.array_split(losses, 7):
+        total = total.plus(scores_like(part), curation)
+    rule = KeepRule(curation, calibrate(total, curation), seed=4)
+    p = rule.probability(scores)
+    assert abs(p.mean() - fraction) < 1e-3
+    keep = rule.draws(hashes, turn=2) < p
+    z = (keep.sum() - p.sum()) / np.sqrt((p * (1 - p)).sum())
+    assert abs(z) < 3
+    horvitz_thompson = (losses[keep] / p[keep]).sum() / len(losses)
+    assert abs(horvitz_thompson / losses.mean() - 1) < 0.005
+    # In every band of losses too.
+    band = np.digitize(losses, np.quantile(losses, np.linspace(0, 1, 51)[1:-1]))
+    expected, got = np.bincount(band, p), np.bincount(band, keep)
+    deviation = np.sqrt(np.bincount(band, p * (1 - p)))
+    inside = deviation > 0
+    assert np.abs((got - expected)[inside] / deviation[inside]).max() < 4.5
+    assert np.array_equal(got[~inside], expected[~inside])  # those that are always kept
+
+
+def test_passes_and_seeds_are_independent(million: tuple[np.ndarray, np.ndarray]) -> None:
+    hashes, losses = million
+    rows = [
+        keyed_numbers(hashes, seed=seed, turn=turn, stream=Stream.KEEP)
+        for seed, turn in ((0, 0), (0, 1), (1, 0))
+    ]
+    bound = 5 / np.sqrt(len(hashes))
+    correlation = np.corrcoef([*rows, losses])
+    assert np.abs(correlation - np.eye(4)).max() < bound
+    for row in rows:
+        assert abs(row.mean() - 0.5) < bound and abs(row.var() * 12 - 1) < 2 * bound
+        counts = np.bincount((row * 256).astype(int), minlength=256)
+        assert abs(((counts - len(row) / 256) ** 2 / (len(row) / 256)).sum() / 255 - 1) < 0.5
+    # Keys one after the other are no less random.
+    row = keyed_numbers(np.arange(100_000), seed=0, turn=0, stream=Stream.KEEP)
+    assert abs(np.corrcoef(row[1:], row[:-1])[0, 1]) < 0.016
+
+
+def test_the_numbers_are_pinned_and_those_of_the_scalar_form() -> None:
+    hashes = np.array([key_of(key) for key in keys(4)])
+    assert hashes[0] == key_of("images/00000.jpg") == 7674881309025095574
+    numbers = keyed_numbers(hashes, seed=3, turn=5, stream=Stream.KEEP)
+    assert numbers.round(6).tolist() == [0.536678, 0.758304, 0.559286, 0.340824]
+    scalar = [uniform(int(key), 1, seed=3, turn=5, stream=Stream.KEEP)[0] for key in hashes]
+    # The scalar form keeps 24 of the 53 bits.
+    assert (numbers * 2**24).astype(int).tolist() == [int(x * 2**24) for x in scalar]
+
+
+def test_the_official_rule_keeps_min_of_one_and_the_loss() -> None:
+    losses = np.array([0.0, 0.1, 0.5, 1.0, 1.7, 30.0])
+    official = KeepRule(FREE, calibrate(Histogram.empty(), FREE), seed=0)
+    assert official.c == 1.0
+    np.testing.assert_allclose(official.probability(scores_like(losses)), np.minimum(1, losses))
+    floor = KeepRule(Curation(scores="x", floor=0.2, gamma=2, min_entropy=0, min_side=0), 1.0, 0)
+    np.testing.assert_allclose(
+        floor.probability(scores_like(losses)), [0, 0, 0.09, 0.64, 1, 1], atol=1e-12
+    )
+
+
+def test_thresholds_are_strict_and_missing_scores_are_never_kept() -> None:
+    scores = Scores(
+        np.array([0.9, 0.9, 0.9, 0.9, np.nan, -1.0, np.inf]),
+        np.array([4.5, 4.51, 9, 9, 9, 9, 9]),
+        np.array([320, 320, 319, 1000, 500, 500, 500]),
+        np.array([320, 320, 1000, 319, 500, 500, 500]),
+    )
+    paper = Curation(scores="x")
+    assert paper.eligible(scores).tolist() == [False, True, False, False, False, False, False]
+    found = Histogram.empty().plus(scores, paper)
+    assert (found.counts.sum(), found.unscored, found.dropped) == (1, 3, 3)
+    assert KeepRule(paper, 1.0, 0).probability(scores).tolist() == [0, 0.9, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 0.0}, "fraction is 0.0"),
+        ({"fraction": 1.5}, "fraction is 1.5"),
+        ({"gamma": 0}, "gamma is 0"),
+    ],
+)
+def test_impossible_curations_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Curation(**options)
+
+
+def test_fractions_that_cannot_be_reached_are_refused() -> None:
+    nothing = Curation(scores="x", fraction=0.5)
+    with pytest.raises(UserError, match="no image passes"):
+        calibrate(Histogram.empty(), nothing)
+    floor = Curation(scores="x", fraction=0.5, floor=0.8, min_entropy=0, min_side=0)
+    losses = np.linspace(0, 1, 1000)
+    with pytest.raises(UserError, match="cannot be reached"):
+        calibrate(Histogram.empty().plus(scores_like(losses), floor), floor)
+
+
+# --- score files ----------------------------------------------------------------------------------
+
+
+def write_scores(
+    index: ShardIndex, folder: Path, losses: dict[int, float], **settings: Any
+) -> None:
+    """Write score files for packed shards, from the losses by key."""
+    import json
+
+    from pixio_lightning.data.shards import read_group
+
+    folder.mkdir(exist_ok=True)
+    about = {"pixio_scores": json.dumps({"checkpoint": "c", "masks": 4} | settings)}
+    for number, shard in enumerate(index.shards):
+        schema = SCORE_SCHEMA.with_metadata(about)
+        with pq.ParquetWriter(score_file(folder, shard.path), schema) as writer:
+            for group in index.groups_of(number):
+                hashes = [key_of(image.key) for image in read_group(index, group)]
+                n = len(hashes)
+                table = {
+                    "hash": hashes,
+                    "loss": [losses[key] for key in hashes],
+                    "entropy": [6.0] * n,
+                    "width": [400] * n,
+                    "height": [400] * n,
+                }
+                writer.write_table(pa.Table.from_pydict(table, schema=schema))
+
+
+def losses_of(n: int) -> dict[int, float]:
+    chance = np.random.default_rng(1)
+    values = np.exp(chance.normal(-1.05, 0.5, n))
+    return {key_of(key): float(np.float32(v)) for key, v in zip(keys(n), values, strict=True)}
+
+
+def kept_in_pass(
+    index: ShardIndex, rule: KeepRule, *, readers: int, turn: int
+) -> tuple[list[int], int]:
+    """Read the blocks of one pass as `readers` would; return the keys and what was drawn."""
+    order = BlockOrder.of(index, np.arange(index.n_groups), rows=60, seed=rule.seed)
+    data = ShardImages(
+        index,
+        order,
+        rule,
+        rank=0,
+        world_size=1,
+        batch_size=1,
+        size=16,
+        scale=(1, 1),
+        ratio=(1, 1),
+        max_megapixels=1,
+        seed=rule.seed,
+    )
+    first = turn * order.blocks_per_pass
+    found: list[int] = []
+    drawn = 0
+    for reader in range(readers):
+        for block in range(first + reader, first + order.blocks_per_pass, readers):
+            read, _, tallies = data._read(block)
+            found += [key_of(image.key) for image in read]
+            drawn += sum(tally.drawn for tally in tallies)
+    return found, drawn
+
+
+def test_the_stream_keeps_the_same_images_whoever_reads(tmp_path: Path) -> None:
+    index = pack(tmp_path / "shards", 400)
+    losses = losses_of(400)
+    write_scores(index, tmp_path / "scores", losses)
+    rule = KeepRule(Curation(scores=str(tmp_path / "scores")), 1.2, seed=5)
+    one, drawn = kept_in_pass(index, rule, readers=1, turn=3)
+    six, _ = kept_in_pass(index, rule, readers=6, turn=3)
+    other, _ = kept_in_pass(index, rule, readers=1, turn=4)
+    assert drawn == 400 and sorted(one) == sorted(six) and sorted(one) != sorted(other)
+    hashes = np.array(list(losses))
+    p = np.minimum(1, 1.2 * np.array(list(losses.values())))
+    expected = hashes[keyed_numbers(hashes, seed=5, turn=3, stream=Stream.KEEP) < p]
+    assert sorted(one) == sorted(expected.tolist())
+
+
+def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    index = pack(tmp_path / "shards", 60)
+    folder = tmp_path / "scores"
+    with pytest.raises(UserError, match="is not a folder"):
+        check_scores(index, str(folder))
+    write_scores(index, folder, losses_of(60))
+    assert check_scores(index, str(folder)) == {"checkpoint": "c", "masks": 4}
+    last = ShardIndex(index.root, index.shards[2:])
+    write_scores(last, folder, losses_of(60), masks=8)
+    module.settings_of.cache_clear()
+    with pytest.raises(UserError, match=r"made differently \(masks 4 and 8, first in '2.parquet'"):
+        check_scores(index, str(folder))
+    score_file(folder, "1.parquet").unlink()
+    with pytest.raises(UserError, match="1 of 3 shards have no scores.*'1.parquet'"):
+        check_scores(index, str(folder))
+    # Files that have changed places.
+    write_scores(index, folder, losses_of(60))
+    score_file(folder, "0.parquet").rename(folder / "x")
+    score_file(folder, "1.parquet").rename(score_file(folder, "0.parquet"))
+    rule = KeepRule(Curation(scores=str(folder)), 1.0, seed=0)
+    with pytest.raises(UserError, match="are of other images, or in another order"):
+        rule.keep(index, 0, keys(10), turn=0)
+
+
+# --- materialize ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardIndex, dict[int, float]]:
+    """Six thousand images, one picture under many keys, with scores as columns."""
+    folder = tmp_path_factory.mktemp("scored") / "shards"
+    folder.mkdir()
+    losses = losses_of(6000)
+    (one,) = images(1)
+    for number in range(3):
+        names = keys(6000)[number * 2000 : (number + 1) * 2000]
+        values = np.array([losses[key_of(name)] for name in names], np.float32)
+        columns = {
+            "loss": values,
+            "entropy": np.full(2000, 6, np.float32),
+            "width": np.full(2000, 400, np.int32),
+            "height": np.where(np.arange(2000) < 10, 300, 400).astype(np.int32),
+        }
+        entries = [one._replace(key=name) for name in names]
+        write_shard(folder / f"{number}.parquet", entries, columns, group=100, about={})
+    return open_index(str(folder), cache=folder.parent / "cache", progress=False), losses
+
+
+def test_materialized_shards_waste_little_and_keep_every_probability(
+    scored: tuple[ShardIndex, dict[int, float]], tmp_path: Path
+) -> None:
+    index, losses = scored
+    paper = Curation(scores="inside")
+    rule = KeepRule(paper, 1.0, seed=0)
+    read, kept = waste(index, rule, turn=0)
+    assert read / kept > 2.4  # the keep rate is near 0.38: most was read in vain
+    binned = materialize(index, rule, tmp_path / "out")
+    assert binned.rows == 5970  # 30 were too small
+    assert all(len(shard.group_max_loss) for shard in binned.shards)
+    turns = range(40)
+    totals = np.array([waste(binned, rule, turn=turn) for turn in turns]).sum(axis=0)
+    assert 1 - totals[1] / totals[0] < 0.10
+    assert abs(totals[1] / 40 / (read / 6000) / 5970 - kept / read * 6000 / 5970) < 0.02
+    # Each image keeps its own probability, though groups come together.
+    again = open_index(str(tmp_path / "out"), cache=tmp_path / "cache")
+    counts: dict[int, int] = dict.fromkeys(losses, 0)
+    for turn in turns:
+        for key in kept_in_pass(again, rule, readers=1, turn=turn)[0]:
+            counts[key] += 1
+    p = np.minimum(1, np.array(list(losses.values())))
+    share = np.array(list(counts.values())) / 40
+    small = {key_of(k) for s in range(3) for k in keys(6000)[s * 2000 : s * 2000 + 10]}
+    eligible = np.array([key not in small for key in losses])
+    assert not share[~eligible].any()
+    band = np.digitize(p, np.linspace(0, 1, 9)[1:-1])
+    for number in range(8):
+        inside = eligible & (band == number)
+        assert abs(share[inside].mean() - p[inside].mean()) < 0.06  # whole groups come and go
+
+
+def test_materializing_goes_on_after_a_kill(
+    scored: tuple[ShardIndex, dict[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixio_lightning.data import materialize as process
+
+    monkeypatch.setattr(process, "PART", 1)
+    index, _ = scored
+    rule = KeepRule(Curation(scores="inside"), 1.0, seed=0)
+    whole = materialize(index, rule, tmp_path / "out")
+    (tmp_path / "out" / ".00001.done").unlink()
+    (tmp_path / "out" / ".00001-03-99").write_bytes(b"half")
+    again = materialize(index, rule, tmp_path / "out", jobs=2)
+    assert again.digest == whole.digest
+    assert not list((tmp_path / "out").glob(".00001-*"))
+    with pytest.raises(UserError, match="another curation"):
+        materialize(index, rule._replace(c=0.5), tmp_path / "out")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "x").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        materialize(index, rule, tmp_path / "used")
+
+
+# --- pixio curate ---------------------------------------------------------------------------------
+
+
+def test_curate_reports_calibrates_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    index = pack(tmp_path / "shards", 200)
+    losses = losses_of(200)
+    for key in list(losses)[:7]:
+        losses[key] = float("nan")
+    write_scores(index, tmp_path / "scores", losses)
+    line = ["curate", str(tmp_path / "shards"), "--scores", str(tmp_path / "scores")]
+    line += ["--fraction", "0.3", "--out", str(tmp_path / "report")]
+    assert main(line) == 0
+    import json
+
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["images"], report["without a score"], report["eligible"]) == (200, 7, 193)
+    assert report["expected keep rate"] == pytest.approx(0.3, abs=0.002)
+    assert 0.15 < float(report["realised keep rate"].split()[0]) < 0.45
+    assert "picture" in capsys.readouterr().out
+    from PIL import Image
+
+    picture = np.asarray(Image.open(tmp_path / "report" / "report.png"))
+    assert picture.shape[1] == 1086 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "does not exist"),
+        (["shards"], "has no column 'hash'"),
+        (["shards", "--scores", "scorez"], "is not a folder"),
+        (["shards", "--fraction", "2"], "fraction is 2.0"),
+        (["shards", "--scores", "scores", "--min-side", "5000"], "no image passes"),
+    ],
+)
+def test_mistakes_of_curate_are_one_line(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    index = pack(tmp_path / "shards", 30)
+    write_scores(index, tmp_path / "scores", losses_of(30))
+    assert main(["curate", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
