@@ -220,7 +220,11 @@ class Scoring(BackboneModule):
         return None
 
     def configure_model(self) -> None:
-        """Load the pretraining of the checkpoint, once."""
+        """Load the pretraining of the checkpoint, once.
+
+        Raises:
+            UserError: It is none, or scores that are there were made differently.
+        """
         if self.model is not None:
             return
         self.model = load_model(self.backbone.weights)
@@ -234,18 +238,15 @@ class Scoring(BackboneModule):
                 f"Scoring needs data.class_path ImagesToScore, not {type(data).__name__}"
             )
         data.image_size = side_of(self.model)
+        self._refuse_others()
 
     @property
     def folder(self) -> Path:
         """Where the score files go."""
         return Path(self.trainer.default_root_dir) / "scores"
 
-    def on_predict_start(self) -> None:
-        """Refuse to add scores to those of another model or of other masks.
-
-        Raises:
-            UserError: A file that is there was made differently.
-        """
+    def _refuse_others(self) -> None:
+        """Refuse to add scores to those of another model or of other masks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.glob("*.scores.parquet")):
             found = settings_of(path)

@@ -363,7 +363,7 @@ def test_curate_reports_calibrates_and_draws(
     ("words", "message"),
     [
         (["nowhere"], "does not exist"),
-        (["shards"], "has no column 'hash'"),
+        (["shards"], "has no column 'loss'"),
         (["shards", "--scores", "scorez"], "is not a folder"),
         (["shards", "--fraction", "2"], "fraction is 2.0"),
         (["shards", "--scores", "scores", "--min-side", "5000"], "no image passes"),

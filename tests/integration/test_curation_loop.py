@@ -1,0 +1,197 @@
+"""The loop: pretrain, score, look, train on what is kept; with real processes and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from running import TINY, pixio
+
+from pixio_lightning.cli import main
+from pixio_lightning.data.curation import settings_of
+from pixio_lightning.keyed import key_of
+
+
+@pytest.fixture(scope="module")
+def shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curated") / "shards"
+    shutil.copytree(photographs, folder.parent / "photographs")
+    (folder.parent / "photographs" / "broken.jpg").write_bytes(b"no picture")
+    line = ["shard", str(folder.parent / "photographs"), str(folder), "--rows", "20"]
+    assert main([*line, "--group", "5"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: Path) -> Path:
+    """A few steps of the tiny recipe on the shards."""
+    recipe = yaml.safe_load(yaml.safe_dump(TINY))
+    recipe["data"]["init_args"] |= {"source": "shards", "path": str(shards), "max_bad": 0.1}
+    path = shards.parent / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    pixio("fit", "-c", path, "--out", shards.parent / "run")
+    return shards.parent / "run" / "last.ckpt"
+
+
+def scored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    tables = {path.name: pq.read_table(path) for path in sorted(folder.glob("*.scores.parquet"))}
+    return {
+        name: {column: table[column].to_numpy() for column in table.column_names}
+        for name, table in tables.items()
+    }
+
+
+def predict(checkpoint: Path, shards: Path, out: Path, *words: object) -> str:
+    return pixio(
+        *("predict", "-c", "curation/score", "--data.path", shards, "--out", out),
+        *("--model.backbone.weights", checkpoint, "--data.max_bad", 0.1, "--data.num_workers", 1),
+        *("--trainer.accelerator", "cpu", *words),
+    )
+
+
+@pytest.fixture(scope="module")
+def scores(checkpoint: Path, shards: Path) -> Path:
+    out = shards.parent / "scored"
+    text = predict(checkpoint, shards, out)
+    assert "unusable: 0000" in text and "broken.jpg (not a JPEG, PNG or WebP image)" in text
+    assert f"pixio curate {shards} --scores {out}/scores" in text
+    return out / "scores"
+
+
+def test_every_image_has_a_score_in_the_order_of_its_shard(shards: Path, scores: Path) -> None:
+    found = scored(scores)
+    assert len(found) == len(list(shards.glob("0*.parquet"))) == 4
+    bad = 0
+    for path in sorted(shards.glob("0*.parquet")):
+        table = found[f"{path.name}.scores.parquet"]
+        names = pq.read_table(path, columns=["key"])["key"].to_pylist()
+        assert table["hash"].tolist() == [key_of(name) for name in names]
+        broken = np.array([name == "broken.jpg" for name in names])
+        assert np.isnan(table["loss"][broken]).all() and (table["width"][broken] == 0).all()
+        assert ((table["loss"] > 0.2) & (table["loss"] < 3))[~broken].all()
+        assert ((table["entropy"] > 1) & (table["entropy"] < 9))[~broken].all()
+        assert (table["width"] > 100)[~broken].all()
+        bad += broken.sum()
+        groups = pq.read_metadata(scores / f"{path.name}.scores.parquet").num_row_groups
+        assert groups == pq.read_metadata(path).num_row_groups
+    assert bad == 1
+
+
+def test_two_processes_score_the_same_and_finished_shards_are_skipped(
+    checkpoint: Path, shards: Path, scores: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "two"
+    (out / "scores").mkdir(parents=True)
+    kept = sorted(scores.glob("*.parquet"))[1]
+    shutil.copy2(kept, out / "scores")
+    before = (out / "scores" / kept.name).stat().st_mtime_ns
+    (out / "scores" / ".half.scores.parquet.1").write_bytes(b"half")
+    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 7)
+    predict(checkpoint, shards, out, *ddp)
+    assert (out / "scores" / kept.name).stat().st_mtime_ns == before
+    one, two = scored(scores), scored(out / "scores")
+    assert one.keys() == two.keys()
+    for name in one:
+        for column in one[name]:
+            np.testing.assert_allclose(one[name][column], two[name][column], rtol=1e-4)
+    assert "scores:" in predict(checkpoint, shards, out)  # nothing is left to do
+
+
+def test_scores_of_other_settings_are_refused(
+    checkpoint: Path, shards: Path, scores: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", "-c", "curation/score", "--data.path", str(shards), "--model.masks", "2"]
+    words += ["--out", str(scores.parent), "--model.backbone.weights", str(checkpoint)]
+    assert main([*words, "--trainer.accelerator", "cpu"]) == 2
+    error = capfd.readouterr().err
+    assert "made differently (masks 4 there, 2 now)" in error
+    about = settings_of(next(scores.glob("*.parquet")))
+    assert about["masks"] == 4 and len(about["checkpoint"]) >= 8 and about["image_size"] == 64
+
+
+def test_the_scorer_without_lightning_gives_the_same_scores(
+    checkpoint: Path, shards: Path, scores: Path
+) -> None:
+    """What `ray.data.read_parquet(...).map_batches(Scorer, ...)` would call."""
+    from pixio_lightning.scoring import Scorer
+
+    scorer = Scorer(str(checkpoint))
+    for path in sorted(shards.glob("0*.parquet"))[:2]:
+        table = pq.read_table(path, columns=["key", "image"])
+        batch = {name: np.array(table[name].to_pylist(), object) for name in table.column_names}
+        got = scorer(batch)
+        want = scored(scores)[f"{path.name}.scores.parquet"]
+        assert "image" not in got and got["key"].tolist() == batch["key"].tolist()
+        for column in want:
+            np.testing.assert_allclose(got[column], want[column], rtol=1e-4)
+            assert got[column].dtype == want[column].dtype
+        assert set(got["reason"]) <= {"", "not a JPEG, PNG or WebP image"}
+
+
+def test_a_noise_floor_lowers_what_flat_patches_cost(checkpoint: Path) -> None:
+    import torch
+
+    from pixio_lightning.scoring import image_losses, load_model
+
+    model = load_model(str(checkpoint))
+    noise = torch.randint(126, 131, (2, 3, 64, 64), dtype=torch.uint8)  # about 1.4 levels
+    strong = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    keys = torch.tensor([5, 6])
+    plain, floored = (image_losses(model, noise, keys, noise_floor=f) for f in (0.0, 1.4))
+    assert torch.allclose(floored / plain, torch.full((2,), 0.5), atol=0.06)
+    plain, floored = (image_losses(model, strong, keys, noise_floor=f) for f in (0.0, 1.4))
+    assert torch.allclose(floored / plain, torch.ones(2), atol=1e-3)
+
+
+@pytest.mark.parametrize("weights", ["depth", "missing"])
+def test_only_a_pretraining_scores(
+    weights: str, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "missing.ckpt"
+    message = "missing.ckpt"
+    if weights == "depth":
+        small = '{"train": 2, "held_out": 2, "views": 2, "size": 64}'
+        out = tmp_path / "depth"
+        line = ["fit", "-c", "depth/demo", "-c", "with/debug", "--out", str(out)]
+        assert main([*line, "--data.scenes", small]) == 0
+        path, message = out / "last.ckpt", "holds a head only"
+    words = ["predict", "-c", "curation/score", "--data.path", str(shards), "--out", str(tmp_path)]
+    assert main([*words, "--model.backbone.weights", str(path)]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_training_on_what_is_kept_logs_the_keep_rate(
+    shards: Path, scores: Path, tmp_path: Path
+) -> None:
+    recipe = shards.parent / "tiny.yaml"
+    free = ("--data.curation.min_entropy", 0, "--data.curation.min_side", 0)
+    out = pixio(
+        *("fit", "-c", recipe, "--out", tmp_path / "run", *free),
+        *("--data.curation.scores", scores, "--data.curation.fraction", 0.5),
+    )
+    assert "step 16" in out
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("data/keep_rate")
+    rates = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert 0.3 < rates[-1] < 0.7
+    table = (tmp_path / "run" / "keep_rates.csv").read_text().splitlines()
+    assert table[0] == "shard,met,kept,rate" and len(table) == 5
+
+
+def test_curate_and_materialize_and_train_on_it(shards: Path, scores: Path, tmp_path: Path) -> None:
+    free = ("--min-entropy", 0, "--min-side", 0)
+    words = ("--scores", scores, "--out", tmp_path / "report", "--materialize", tmp_path / "binned")
+    text = pixio("curate", shards, *words, *free)
+    assert "shards by keep probability" in text
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["without a score"] == 1
+    inside = ("--data.path", tmp_path / "binned", "--data.curation.scores", "inside")
+    limits = ("--data.curation.min_entropy", 0, "--data.curation.min_side", 0)
+    recipe = shards.parent / "tiny.yaml"
+    assert "step 16" in pixio("fit", "-c", recipe, "--out", tmp_path / "run", *inside, *limits)
+    assert os.listdir(tmp_path / "run")
