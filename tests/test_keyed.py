@@ -62,6 +62,8 @@ def test_pinned():
         "DROP_PATH": 4,
         "HOLD_OUT": 5,
         "FLIP": 6,
+        "KEEP": 7,
+        "KEEP_GROUP": 8,
     }
 
 

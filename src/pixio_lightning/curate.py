@@ -23,7 +23,8 @@ from pixio_lightning.data.curation import (
     check_scores,
 )
 from pixio_lightning.data.scene_store import default_cache
-from pixio_lightning.data.shards import ShardIndex, open_index, read_group
+from pixio_lightning.data.shard_index import open_index
+from pixio_lightning.data.shards import ShardIndex, read_group
 from pixio_lightning.errors import UserError
 from pixio_lightning.run_folder import write_atomically
 

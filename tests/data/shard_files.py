@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pixio_lightning.data.pack import write_shard
-from pixio_lightning.data.shards import Encoded, ShardIndex, open_index
+from pixio_lightning.data.shard_index import open_index
+from pixio_lightning.data.shards import Encoded, ShardIndex
 
 
 def jpeg(seed: int, side: int = 20) -> bytes:

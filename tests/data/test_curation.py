@@ -25,8 +25,9 @@ from pixio_lightning.data.curation import (
 )
 from pixio_lightning.data.materialize import materialize, waste
 from pixio_lightning.data.pack import write_shard
+from pixio_lightning.data.shard_index import open_index
 from pixio_lightning.data.shard_stream import BlockOrder, ShardImages
-from pixio_lightning.data.shards import ShardIndex, open_index
+from pixio_lightning.data.shards import ShardIndex
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream, key_of, keyed_numbers, uniform
 

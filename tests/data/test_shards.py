@@ -16,10 +16,11 @@ import torch
 from shard_files import empty_parquet, images, jpeg, keys, pack, write_tar
 
 from pixio_lightning.cli import main
-from pixio_lightning.data import shards
+from pixio_lightning.data import remote, shard_index, shards
 from pixio_lightning.data.pack import pack as pack_folder
+from pixio_lightning.data.shard_index import open_index
 from pixio_lightning.data.shard_stream import BlockOrder, Cursor, ShardImages
-from pixio_lightning.data.shards import ShardIndex, open_index, read_group
+from pixio_lightning.data.shards import ShardIndex, read_group
 from pixio_lightning.errors import UserError
 
 
@@ -203,7 +204,9 @@ def test_what_is_no_place_for_shards_is_refused(path: str, message: str, tmp_pat
 def test_an_index_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> None:
     index = pack(tmp_path / "shards", 20, shards=1)
     shard = index.shards[0]._replace(path=path)
-    shards.write_index(ShardIndex(index.root, [shard]), tmp_path / "shards" / shards.INDEX)
+    shard_index.write_index(
+        ShardIndex(index.root, [shard]), tmp_path / "shards" / shard_index.INDEX
+    )
     with pytest.raises(UserError, match="outside of its folder: refused"):
         open_index(str(tmp_path / "shards"), cache=tmp_path / "cache")
 
@@ -246,7 +249,7 @@ def test_what_a_damaged_shard_lost_is_counted(name: str, first: bool, tmp_path: 
     index = pack(tmp_path / "shards", 300, kind=kind)
     number = 0 if first else 1
     damage(tmp_path / "shards" / f"{number}.{kind}")
-    shards._opened_parquet.cache_clear()
+    remote.forget_opened()
     batches, bad = one_pass(index)
     assert {len(batch) for batch in batches} == {8}
     seen = [key for batch in batches for key in batch]
@@ -358,8 +361,9 @@ def test_what_is_too_large_is_not_even_read(
 ) -> None:
     from test_decode import huge_png
 
-    monkeypatch.setattr(shards, "MAX_MEMBER", 100_000)
-    monkeypatch.setattr(shards, "_MAX_RANGE", 200_000)
+    for module in (shards, shard_index):
+        monkeypatch.setattr(module, "MAX_MEMBER", 100_000)
+        monkeypatch.setattr(module, "MAX_RANGE", 200_000)
     entries = [(image.key, image.data) for image in images(40)]
     entries.insert(10, ("images/large.jpg", bytes(150_000)))
     entries.insert(20, ("images/huge.jpg", bytes(1_000_000)))
@@ -382,6 +386,6 @@ def test_a_row_group_survives_the_loss_of_its_neighbour(tmp_path: Path) -> None:
     start = chunk.data_page_offset
     data[start : start + 12] = b"\xff" * 12
     path.write_bytes(bytes(data))
-    shards._opened_parquet.cache_clear()
+    remote.forget_opened()
     reasons = [read_group(index, group)[0].reason for group in range(10)]
     assert [bool(reason) for reason in reasons] == [group == 4 for group in range(10)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ HEADER = {"reproduces", "run", "hardware", "expect"}
 def scenes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Render into a folder that all tests of a worker share."""
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def verb_of(name: str) -> str:
+    """Return the verb that a recipe is for: `fit`, or `predict` where nothing is trained."""
+    _, fields = recipes.header(recipes.find(name))
+    (verb,) = re.findall(rf"pixio (\w+) -c {name}\b", fields["run"])
+    return verb
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
@@ -43,9 +51,15 @@ def test_prints_and_reloads_to_the_same(
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
-    assert (
-        main(["fit", "-c", name, "-c", "with/debug", "--out", str(tmp_path / "run"), *small]) == 0
-    )
+    line = ["-c", name, "-c", "with/debug", "--out", str(tmp_path / "run"), *small]
+    if name == "pretrain/demo_curated":  # on scores that another recipe writes first
+        scored = ["-c", "curation/demo", "-c", "with/debug", "--out", str(tmp_path / "scored")]
+        assert main(["predict", *scored, *small]) == 0
+        line += ["--data.curation.scores", str(tmp_path / "scored" / "scores")]
+    assert main([verb_of(name), *line]) == 0
+    if verb_of(name) == "predict":
+        assert len(list((tmp_path / "run" / "scores").glob("*.scores.parquet"))) == 1
+        return
     assert "step 2" in capsys.readouterr().out
     assert (tmp_path / "run" / "last.ckpt").exists()
 
@@ -72,7 +86,7 @@ def test_checks_without_memory(name: str, capsys: pytest.CaptureFixture[str]) ->
 def test_the_header_is_complete_and_true(name: str) -> None:
     summary, fields = recipes.header(recipes.find(name))
     assert summary.endswith(".") and fields.keys() >= HEADER
-    assert f"pixio fit -c {name}" in fields["run"]
+    assert verb_of(name) in ("fit", "predict")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

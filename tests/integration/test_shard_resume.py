@@ -121,3 +121,43 @@ def test_the_run_went_over_the_end_of_a_pass(uninterrupted: Path, photographs: P
     known = {key_of(path.name) for path in photographs.iterdir()}
     assert set(seen) <= known and len(known) - len(seen) == 5
     assert min(seen.values()) >= 4 and max(seen.values()) <= 6
+
+
+def test_a_killed_worker_is_one_line_and_the_same_line_goes_on(
+    recipe: Path, tmp_path: Path
+) -> None:
+    env = log(tmp_path / "log")
+    line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--trainer.devices", 1)
+    process = subprocess.Popen(
+        command(*line),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**env),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for text in process.stdout:
+        if "step 8: saved last.ckpt" in text:
+            break
+    workers = [child for child in children(process.pid) if "python" in child[1]]
+    os.kill(workers[0][0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    told = [text for text in errors.splitlines() if "error:" in text]
+    assert len(told) == 1 and "a data worker was killed" in told[0]
+    assert "Traceback" not in errors
+    assert "resumed" in pixio(*line, **env)
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """Return number and name of the processes that a process started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = entry.read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:
+            continue
+        if int(rest.split()[1]) == parent:
+            found.append((int(entry.parent.name), name))
+    return sorted(found)

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pixio_lightning.data import shards
 from pixio_lightning.data.curation import INSIDE, KeepRule, Scores, digest_of_scores, scores_of
 from pixio_lightning.data.pack import entry_of, shard_schema, table_of
+from pixio_lightning.data.shard_index import INDEX, write_index
 from pixio_lightning.data.shards import Encoded, Shard, ShardIndex, read_group
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import fold, permuted
@@ -74,7 +74,7 @@ def materialize(
         )
         found = list(tqdm(running, "rewriting shards", len(parts), disable=None))
     result = ShardIndex(str(out), [entry for entries in found for entry in entries])
-    shards.write_index(result, out / shards.INDEX)
+    write_index(result, out / INDEX)
     return result
 
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pixio_lightning.data import shards
 from pixio_lightning.data.scene_store import default_cache
-from pixio_lightning.data.shards import Encoded, Shard, ShardIndex, read_group
+from pixio_lightning.data.shard_index import INDEX, open_index, write_index
+from pixio_lightning.data.shards import MAX_MEMBER, UNSORTED, Encoded, Shard, ShardIndex, read_group
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
@@ -68,7 +68,7 @@ def pack(source: str, out: Path, *, rows: int, group: int, shuffled: bool, jobs:
     for leftover in out.glob(".*.parquet.*"):
         leftover.unlink()
     names = [f"{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
-    stray = {p.name for p in out.glob("*.parquet")} - {*names, shards.INDEX}
+    stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX}
     if stray:
         raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
     tasks = [
@@ -78,7 +78,7 @@ def pack(source: str, out: Path, *, rows: int, group: int, shuffled: bool, jobs:
         running = pool.map(lambda task: task(), tasks)
         packed = list(tqdm(running, "packing shards", len(tasks), disable=None))
     index = ShardIndex(str(out), [entry.shard for entry in packed])
-    shards.write_index(index, out / shards.INDEX)
+    write_index(index, out / INDEX)
     left_out = [bad for entry in packed for bad in entry.left_out]
     if left_out:
         (out / "bad_files.txt").write_text("".join(f"{n}\t{r}\n" for n, r in left_out))
@@ -97,7 +97,7 @@ def _parts(source: str, *, rows: int, shuffled: bool) -> list[tuple[str, Read]]:
         order = [permuted(i, n, seed=0, turn=0) if shuffled else i for i in range(n)]
         cut = [order[start : start + rows] for start in range(0, n, rows)]
         return [(_name_of(map(files.name, part)), partial(_files, files, part)) for part in cut]
-    index = shards.open_index(source, cache=default_cache(), key="the source")
+    index = open_index(source, cache=default_cache(), key="the source")
     if index.damaged:
         reasons = "; ".join(": ".join(bad) for bad in index.damaged[:5])
         raise UserError(f"{len(index.damaged)} shards of '{source}' are damaged ({reasons})")
@@ -117,8 +117,8 @@ def _files(source: FolderSource, part: list[int]) -> Iterator[Encoded]:
         name = source.name(number)
         try:
             size = (source.root / name).stat().st_size
-            if size > shards.MAX_MEMBER:
-                yield Encoded(name, b"", f"over {shards.MAX_MEMBER >> 20} MB")
+            if size > MAX_MEMBER:
+                yield Encoded(name, b"", f"over {MAX_MEMBER >> 20} MB")
                 continue
             yield Encoded(name, source.read(number))
         except OSError as error:
@@ -217,7 +217,7 @@ def entry_of(path: Path, *, sorted_by_loss: bool = False) -> Shard:
     """Return the index entry of a local parquet shard, with its digest."""
     about = pq.read_metadata(path)
     counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-    largest = shards.UNSORTED
+    largest = UNSORTED
     if sorted_by_loss:
         at = [about.row_group(0).column(i).path_in_schema for i in range(about.num_columns)].index(
             "loss"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pixio_lightning.data.curation import Curation
+from pixio_lightning.data.curation import INSIDE, Curation
 from pixio_lightning.data.scene_samples import Scenes
 from pixio_lightning.data.shard_set import ShardSet
 from pixio_lightning.data.shard_stream import ShardLoader
@@ -98,6 +98,8 @@ class Pixels(StreamData):
             raise UserError(f"data.source is {source}: give data.path")
         if source == "scenes":  # an overlay may put them in place of a recipe's files
             val_path = val_split = None
+            if curation.scores == INSIDE:
+                curation = Curation()
         if val_split and (source != "hub" or val_path):
             raise UserError(
                 f"data.val_split '{val_split}' names a split of data.path; it goes with "
@@ -230,7 +232,7 @@ class Pixels(StreamData):
             },
             self._report_shards,
             batches=self.steps_per_epoch * trainer.accumulate_grad_batches,
-            arguments=self._loader_arguments,
+            arguments=self.loader_arguments,
             restart_pass=self.restart_pass,
         )
         return self._stream

@@ -14,8 +14,9 @@ from pixio_lightning.data.curation import score_file
 from pixio_lightning.data.decode import BadImage, centre_crop, decode_pixels, to_tensor
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.scene_store import default_cache
+from pixio_lightning.data.shard_index import open_index
 from pixio_lightning.data.shard_set import ShardSource
-from pixio_lightning.data.shards import ShardIndex, open_index
+from pixio_lightning.data.shards import ShardIndex
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
@@ -156,5 +157,5 @@ class ImagesToScore(Pixels):
             self.index, groups, size=self.image_size, max_megapixels=self.max_megapixels
         )
         batches = _WholeGroups(self.index, groups, self.batch_size)
-        arguments = self._loader_arguments | {"persistent_workers": False, "collate_fn": collate}
+        arguments = self.loader_arguments | {"persistent_workers": False, "collate_fn": collate}
         return Loader(DataLoader(images, batch_sampler=batches, **arguments), self.report)

@@ -24,6 +24,7 @@ from pixio_lightning.data.curation import (
     histogram_of,
 )
 from pixio_lightning.data.scene_store import default_cache
+from pixio_lightning.data.shard_index import open_index
 from pixio_lightning.data.shard_stream import (
     BLOCK_ROWS,
     BlockOrder,
@@ -31,7 +32,7 @@ from pixio_lightning.data.shard_stream import (
     ShardLoader,
     Tally,
 )
-from pixio_lightning.data.shards import Encoded, ShardIndex, open_index, read_group
+from pixio_lightning.data.shards import Encoded, ShardIndex, read_group
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import permuted

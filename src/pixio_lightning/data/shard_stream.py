@@ -173,6 +173,7 @@ class ShardImages(IterableDataset):
             if searched > _LONGEST_SEARCH or len(bad) > _LONGEST_SEARCH:
                 worst = f", the first of the bad: {': '.join(bad[0])}" if bad else ""
                 raise UserError(f"none of {searched} images is kept and can be used{worst}")
+            images, names = [], []  # before the next block is read: two would double the memory
             block, position = block + stride, 0
 
     def _sample(

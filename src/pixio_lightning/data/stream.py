@@ -7,6 +7,7 @@ the number of workers or processes, and a run resumes from its step number alone
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -31,10 +32,6 @@ from pixio_lightning.data.sources import Source
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
-_KILLED = (
-    "a data worker was killed ({}); most often the machine is out of memory: use fewer "
-    "data.num_workers, then run the same line again to go on"
-)
 _GRACE = 20  # seconds a worker lives on after SIGTERM
 Bad = tuple[str, str]  # name of an image and why it is unusable
 
@@ -246,28 +243,36 @@ class Loader:
 
 
 def _told(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    """Yield batches; what happens to a worker becomes one line.
-
-    Raises:
-        UserError: A worker was killed, or gave nothing for the loader's `timeout`.
-    """
+    """Yield batches; what happens to a worker becomes one line."""
     batches = iter(loader)
     while True:
         try:
             yield next(batches)
         except StopIteration:
             return
-        except (ConnectionError, EOFError) as error:
-            raise UserError(_KILLED.format(error)) from error
-        except RuntimeError as error:
-            if "timed out after" in str(error):
-                raise UserError(
-                    f"the data workers gave no batch for {loader.timeout:g} s: the file system "
-                    "hangs, or data.timeout is too short"
-                ) from error
-            if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
-                raise UserError(_KILLED.format(" ".join(str(error).split()))) from error
-            raise
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            raise worker_failure(error) or error from error
+
+
+def worker_failure(error: Exception) -> UserError | None:
+    """Return what to say of an error that a data worker's end caused; None for any other.
+
+    torch may raise it anywhere: the signal of a dead worker interrupts whatever is being done.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and "timed out after" in text:
+        seconds = re.findall(r"after ([\d.]+) seconds", text)
+        return UserError(
+            f"the data workers gave no batch for {' '.join(seconds)} s: the file system hangs, or "
+            "data.timeout is too short"
+        )
+    ended = "exited unexpectedly" in text or "is killed by signal" in text
+    if isinstance(error, (ConnectionError, EOFError)) or ended:
+        return UserError(
+            f"a data worker was killed ({text}); most often the machine is out of memory: use "
+            "fewer data.num_workers, then run the same line again to go on"
+        )
+    return None
 
 
 class StepLoader(Loader):

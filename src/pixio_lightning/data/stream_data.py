@@ -91,7 +91,7 @@ class StreamData(L.LightningDataModule):
         positions = Positions(
             self.batch_size, rank=trainer.global_rank, world_size=trainer.world_size
         )
-        loader = DataLoader(self.training_set(), batch_sampler=positions, **self._loader_arguments)
+        loader = DataLoader(self.training_set(), batch_sampler=positions, **self.loader_arguments)
         accumulate = trainer.accumulate_grad_batches
         self._stream = StepLoader(
             loader,
@@ -130,7 +130,7 @@ class StreamData(L.LightningDataModule):
         if share and self.trainer:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         indices = EvenShare(len(samples), rank=rank, world_size=world_size)
-        arguments = self._loader_arguments | {"persistent_workers": False}
+        arguments = self.loader_arguments | {"persistent_workers": False}
         return Loader(
             DataLoader(
                 samples, batch_size=batch_size or self.val_batch_size, sampler=indices, **arguments
@@ -139,7 +139,7 @@ class StreamData(L.LightningDataModule):
         )
 
     @property
-    def _loader_arguments(self) -> dict:
+    def loader_arguments(self) -> dict:
         return {
             "num_workers": self.num_workers,
             "collate_fn": collate,

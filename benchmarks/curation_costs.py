@@ -1,0 +1,100 @@
+"""Unit costs of curation on one core: what the sums of docs/scale.md are made of.
+
+Run: python benchmarks/curation_costs.py   (with the extra `dev`; a minute, needs 1 GB of disk)
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from data_path import our_chain, photographs, rate
+
+from pixio_lightning.data.curation import SCORE_SCHEMA, Curation, Histogram, KeepRule, Scores
+from pixio_lightning.data.materialize import materialize, waste
+from pixio_lightning.data.pack import write_shard
+from pixio_lightning.data.score_data import ScoredImages
+from pixio_lightning.data.shard_index import open_index
+from pixio_lightning.data.shards import Encoded, read_group
+from pixio_lightning.keyed import key_of, keyed_numbers
+
+
+def timed(work: Callable[[], object], n: int) -> float:
+    """Return how many of `n` things a second of CPU time does."""
+    start = time.process_time()
+    work()
+    return n / (time.process_time() - start)
+
+
+def main() -> None:
+    """Measure and print one line for each cost."""
+    torch.set_num_threads(1)
+    files = photographs()
+    mean = sum(map(len, files)) / len(files)
+    print("| what | on one core |\n|---|---|")
+    print(f"| a photograph, 640x480, quality 90 | {mean / 1000:.0f} kB |")
+    print(f"| decode, crop, scale to 256 (training) | {rate(our_chain, files * 40):.0f} images/s |")
+
+    def describe(data: bytes) -> torch.Tensor:
+        return ScoredImages.describe(data, size=256, max_megapixels=64)["image"]
+
+    print(f"| decode, crop, entropy (scoring) | {rate(describe, files * 40):.0f} images/s |")
+    chance = np.random.default_rng(0)
+    n = 4_000_000
+    hashes = chance.integers(-(2**63), 2**63 - 1, n, dtype=np.int64)
+    speed = timed(lambda: keyed_numbers(hashes, seed=0, turn=0, stream=7), n)
+    print(f"| keep or not | {speed / 1e6:.1f} M images/s |")
+    scores = Scores(
+        np.exp(chance.normal(-1.05, 0.45, n)),
+        chance.normal(5.5, 0.8, n).clip(0, 9),
+        chance.integers(200, 2000, n).astype(np.int32),
+        chance.integers(200, 2000, n).astype(np.int32),
+    )
+    paper = Curation(scores="inside")
+    speed = timed(lambda: Histogram.empty().plus(scores, paper), n)
+    print(f"| calibrate: count a score | {speed / 1e6:.1f} M images/s |")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = {"hash": hashes} | {k: getattr(scores, k) for k in Scores._fields}
+        schema = SCORE_SCHEMA.with_metadata({"pixio_scores": json.dumps({})})
+        with pq.ParquetWriter(folder / "x.scores.parquet", schema, compression="zstd") as writer:
+            for start in range(0, 200_000, 100):
+                part = {k: v[start : start + 100] for k, v in table.items()}
+                writer.write_table(pa.Table.from_pydict(part, schema=schema))
+        size = (folder / "x.scores.parquet").stat().st_size / 200_000
+        print(f"| a score on disk, groups of 100 | {size:.0f} bytes |")
+        shards, rows = folder / "shards", 12_000
+        shards.mkdir()
+        for number in range(4):
+            own = range(number * rows // 4, (number + 1) * rows // 4)
+            images = [Encoded(f"{row:08d}", files[row % len(files)]) for row in own]
+            columns = {
+                "loss": scores.loss[own.start : own.stop].astype(np.float32),
+                "entropy": np.full(len(own), 6, np.float32),
+                "width": np.full(len(own), 640, np.int32),
+                "height": np.full(len(own), 480, np.int32),
+            }
+            write_shard(shards / f"{number}.parquet", images, columns, group=100, about={})
+        index = open_index(str(shards), cache=folder / "cache", progress=False)
+        speed = timed(lambda: [read_group(index, g) for g in range(index.n_groups)], rows)
+        print(f"| read a photograph from a shard, file cache warm | {speed:.0f} images/s |")
+        speed = timed(lambda: [key_of(f"{row:08d}") for row in range(rows)], rows)
+        print(f"| hash a key | {speed / 1e6:.1f} M/s |")
+        rule = KeepRule(paper, 1.0, seed=0)
+        read, kept = waste(index, rule, turn=0)
+        print(f"| keep rate of the example | {kept / read:.3f} |")
+        print(f"| read for each kept byte, shards as packed | {read / kept:.2f} bytes |")
+        binned = materialize(index, rule, folder / "binned")
+        totals = np.array([waste(binned, rule, turn=turn) for turn in range(10)]).sum(axis=0)
+        print(f"| the same, 16 bins (`--materialize`) | {totals[0] / totals[1]:.3f} bytes |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Files that may lie on this machine, on a hub or in an object store, opened by their address."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from pixio_lightning.errors import UserError
+
+# Those that only read bytes; others of fsspec start programs or unpack.
+PROTOCOLS = ("file", "hf", "s3", "gs", "gcs", "az", "abfs", "http", "https")
+
+
+def check_address(path: str, key: str) -> tuple[Any, str]:
+    """Return the file system and the protocol of a folder or an address.
+
+    Raises:
+        UserError: The protocol is none that only reads, or its package is missing.
+    """
+    protocol = path.split("://")[0] if "://" in path else "file"
+    if protocol not in PROTOCOLS or "::" in path or path.startswith("pipe:"):
+        raise UserError(
+            f"{key} '{path}' has no known protocol: expected a folder, or "
+            f"{', '.join(f'{name}://' for name in PROTOCOLS[1:])}"
+        )
+    try:
+        return file_system(path), protocol
+    except ImportError as error:
+        raise UserError(f"{key} '{path}' needs a package: {error}") from None
+
+
+def file_system(root: str) -> Any:
+    """Return the file system of an address."""
+    return _opened_file_system(root, os.getpid())
+
+
+def parquet_file(root: str, path: str) -> pq.ParquetFile:
+    """Return an opened parquet file."""
+    return _opened_parquet(root, path, os.getpid())
+
+
+def forget_opened() -> None:
+    """Close what is kept open, as after files have been replaced."""
+    _opened_parquet.cache_clear()
+
+
+def join(root: str, name: str) -> str:
+    """Return the address of a file below another."""
+    return f"{root.rstrip('/')}/{name}"
+
+
+# By process: a worker is forked, and would share positions and connections with its parent.
+@lru_cache(maxsize=64)
+def _opened_file_system(root: str, process: int) -> Any:
+    return fsspec.core.url_to_fs(root)[0]
+
+
+# Opened files keep their footers, which a shuffled order of groups comes back to.
+@lru_cache(maxsize=32)
+def _opened_parquet(root: str, path: str, process: int) -> pq.ParquetFile:
+    return pq.ParquetFile(file_system(root).open(join(root, path), "rb"))
