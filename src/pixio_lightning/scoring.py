@@ -203,7 +203,7 @@ class Scoring(BackboneModule):
         seed: int = 0,
         optim: Optim = Optim(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(backbone, optim=optim)
+        super().__init__(backbone.requires_grad_(False), optim=optim)
         if masks < 1 or noise_floor < 0:
             raise UserError(
                 f"model.masks is {masks} and model.noise_floor {noise_floor}: expected at least "

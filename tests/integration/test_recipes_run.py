@@ -78,6 +78,8 @@ def test_checks_without_memory(name: str, capsys: pytest.CaptureFixture[str]) ->
     path = [] if source == "scenes" else ["--data.path", "DIR"]
     # Not their own, which are downloaded, or come from another run.
     weights = ["--model.backbone.weights", "random"]
+    if verb_of(name) == "predict":  # a checkpoint would say which it is
+        weights += ["--model.backbone.name", "pixio_vitt16"]
     assert main(["check", "-c", name, *path, *weights]) == 0
     assert "plan" in capsys.readouterr().out
 

@@ -140,8 +140,7 @@ def test_a_killed_worker_is_one_line_and_the_same_line_goes_on(
     for text in process.stdout:
         if "step 8: saved last.ckpt" in text:
             break
-    workers = [child for child in children(process.pid) if "python" in child[1]]
-    os.kill(workers[0][0], signal.SIGKILL)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     told = [text for text in errors.splitlines() if "error:" in text]
@@ -150,14 +149,15 @@ def test_a_killed_worker_is_one_line_and_the_same_line_goes_on(
     assert "resumed" in pixio(*line, **env)
 
 
-def children(parent: int) -> list[tuple[int, str]]:
-    """Return number and name of the processes that a process started."""
+def workers_of(parent: int) -> list[int]:
+    """Return the forks of a process, which share its command line."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            name, rest = entry.read_text().split("(", 1)[1].rsplit(")", 1)
+            above = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            words = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(rest.split()[1]) == parent:
-            found.append((int(entry.parent.name), name))
+        if int(above) == parent and words == Path(f"/proc/{parent}/cmdline").read_bytes():
+            found.append(int(entry.name))
     return sorted(found)

@@ -135,7 +135,7 @@ def read_group(index: ShardIndex, group: int) -> list[Encoded]:
         else:
             file = parquet_file(index.root, shard.path)
             columns = [name for name in ("key", "image") if name in file.schema_arrow.names]
-            table = file.read_row_group(local, columns=columns)
+            table = file.read_row_group(local, columns=columns, use_threads=False)
             found = _rows_of_table(table, f"{shard.path}#{local}")
     except Exception as error:  # what readers raise of damaged bytes has no common class
         return _lost(shard, local, range(expected), short_reason(error))
@@ -158,7 +158,7 @@ def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> 
             f"'{join(root, path)}' has no column '{missing[0]}': give a folder of scores, written "
             "by `pixio predict -c curation/score`"
         )
-    table = file.read_row_group(group, columns=list(columns))
+    table = file.read_row_group(group, columns=list(columns), use_threads=False)
     return {name: table[name].to_numpy() for name in columns}
 
 
