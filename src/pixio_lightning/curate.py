@@ -38,7 +38,7 @@ class Survey:
 
     Attributes:
         losses: Histogram of the eligible images.
-        entropies: Images by entropy, 90 bins over 0 to 9 bits, all that could be scored.
+        entropies: Images by entropy, 80 bins over 0 to 8 bits, all that could be scored.
         kept: Eligible images kept in each of `_PASSES`.
         kept_by_bin: Those of the first pass, by bin of the losses.
         hardest: (loss, shard, row) of eligible images, largest first.
@@ -116,13 +116,13 @@ def _count(index: ShardIndex, curation: Curation) -> Histogram:
 
 
 def _survey(index: ShardIndex, rule: KeepRule, losses: Histogram) -> Survey:
-    survey = Survey(losses, np.zeros(90, np.int64))
+    survey = Survey(losses, np.zeros(80, np.int64))
     curation = rule.curation
     for number, hashes, scores in all_scores(index, curation.scores or INSIDE):
         eligible = curation.eligible(scores)
         known = np.isfinite(scores.loss)
-        bins = np.clip(scores.entropy[known] * 10, 0, 89).astype(int)
-        survey.entropies += np.bincount(bins, minlength=90)
+        bins = np.clip(scores.entropy[known] * 10, 0, 79).astype(int)
+        survey.entropies += np.bincount(bins, minlength=80)
         p = rule.probability(scores)
         for at, turn in enumerate(_PASSES):
             keep = rule.draws(hashes, turn=turn) < p

@@ -31,7 +31,7 @@ def draw(
         path: The file.
         losses: Eligible images by loss, `(BINS,)` over [0, MAX_LOSS].
         kept: Those of them that one pass keeps.
-        entropies: Images by entropy, 90 bins over 0 to 9 bits.
+        entropies: Images by entropy, 80 bins over 0 to 8 bits.
         min_entropy: The threshold.
         hardest: Encoded images and what to write under them.
         easiest: The same.
@@ -57,10 +57,10 @@ def draw(
     pen.text((250, 12), "kept in one pass", _BLUE, font)
     box = (_WIDTH // 2 + 40, 40, _WIDTH - 20, 250)
     _bars(pen, box, entropies, _GREY, scale=max(1, entropies.max()))
-    _axis(pen, box, small, 9.0, "entropy of the colours, bits")
+    _axis(pen, box, small, 8.0, "entropy of the colours, bits")
     pen.text((box[0], 12), "all images by entropy", "black", font)
     pen.text((box[0] + 180, 12), f"dropped up to {min_entropy:g}", _RED, font)
-    x = box[0] + (box[2] - box[0]) * min(1.0, max(0.0, min_entropy / 9))
+    x = box[0] + (box[2] - box[0]) * min(1.0, max(0.0, min_entropy / 8))
     pen.line([(x, box[1]), (x, box[3])], _RED, 2)
 
     y = 300

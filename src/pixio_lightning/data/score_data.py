@@ -21,27 +21,29 @@ from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 
-ENTROPY = "8x8x8 RGB bins, bits"  # kept with the scores, which other bins would change
-_BINS = 8
+ENTROPY = "256 bins a channel, mean of three, bits"  # kept with the scores
 _PIXELS = 65_536  # an image is thinned to about so many before its colours are counted
 
 
 def colour_entropy(pixels: NDArray[np.uint8]) -> float:
-    """Return the entropy of an image's colour histogram, in bits.
+    """Return the entropy of an image's colour histograms, in bits.
 
-    ``-sum p_i log2 p_i`` over the 8 x 8 x 8 = 512 bins of red, green and blue, 32 levels wide: 0
-    for one colour, 9 where all bins are equal. Pixio drops images at or below 4.5 but gives neither
-    bins nor base, so these are ours.
+    ``-sum p_i log2 p_i`` over the 256 levels of a channel, averaged over red, green and blue: 0 for
+    one colour, 8 where all levels are equal. A page of black text lies far below a photograph.
+    Pixio drops images at or below 4.5 but gives neither bins nor base; these are ours, for which
+    4.5 keeps photographs.
 
     Args:
         pixels: `(H, W, 3)`; of large images every second, third, ... row and column is counted.
     """
     step = max(1, round((pixels.shape[0] * pixels.shape[1] / _PIXELS) ** 0.5))
-    thin = pixels[::step, ::step] // (256 // _BINS)
-    codes = (thin[..., 0].astype(np.int32) * _BINS + thin[..., 1]) * _BINS + thin[..., 2]
-    counts = np.bincount(codes.ravel(), minlength=_BINS**3)
-    p = counts[counts > 0] / codes.size
-    return float(-(p * np.log2(p)).sum())
+    thin = pixels[::step, ::step]
+    total = 0.0
+    for channel in range(3):
+        counts = np.bincount(thin[..., channel].ravel(), minlength=256)
+        p = counts[counts > 0] / counts.sum()
+        total -= float((p * np.log2(p)).sum())
+    return total / 3
 
 
 class ScoredImages(Dataset):
