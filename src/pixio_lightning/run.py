@@ -27,7 +27,7 @@ from pixio_lightning.callbacks import (
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
 from pixio_lightning.checkpoint import AtomicIO, local_path, recover
-from pixio_lightning.data.stream import worker_failure
+from pixio_lightning.data.stream import end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.head import Head
 from pixio_lightning.module import BackboneModule
@@ -293,10 +293,14 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
             weights_only=True,
             **arguments,
         )
+    except UserError:
+        end_workers()
+        raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except RuntimeError as error:
         if failure := worker_failure(error):
+            end_workers()
             raise failure from error
         if "Error(s) in loading state_dict" not in str(error):
             raise

@@ -7,6 +7,7 @@ the number of workers or processes, and a run resumes from its step number alone
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import signal
 import sys
@@ -273,6 +274,14 @@ def worker_failure(error: Exception) -> UserError | None:
             "fewer data.num_workers, then run the same line again to go on"
         )
     return None
+
+
+def end_workers() -> None:
+    """Kill the data workers of a run that has failed, which would hold its exit up for a while."""
+    # torch's handler would take their end for another failure.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 class StepLoader(Loader):
