@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pixio_lightning.data.curation import (
     INSIDE,
@@ -21,6 +20,7 @@ from pixio_lightning.data.curation import (
     all_scores,
     calibrate,
     check_scores,
+    histogram_of,
 )
 from pixio_lightning.data.scene_store import default_cache
 from pixio_lightning.data.shard_index import open_index
@@ -77,7 +77,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     )
     index = open_index(options.shards, cache=default_cache(), key="the shards")
     made = {} if options.scores == INSIDE else check_scores(index, options.scores)
-    losses = _count(index, curation)
+    losses = histogram_of(index, curation)
     if not losses.counts.any():
         raise UserError(
             f"no image passes the thresholds ({losses.dropped} dropped, {losses.unscored} without "
@@ -104,15 +104,6 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         print(f"{found.rows} images in {len(found.shards)} shards by keep probability, in {folder}")
         print("train on them with data.source shards, data.curation.scores inside")
     return 0
-
-
-def _count(index: ShardIndex, curation: Curation) -> Histogram:
-    total = Histogram.empty()
-    with tqdm(total=index.rows, desc="reading scores", unit="image", disable=None) as bar:
-        for _, hashes, scores in all_scores(index, curation.scores or INSIDE):
-            total = total.plus(scores, curation)
-            bar.update(len(hashes))
-    return total
 
 
 def _survey(index: ShardIndex, rule: KeepRule, losses: Histogram) -> Survey:

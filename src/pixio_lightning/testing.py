@@ -71,12 +71,12 @@ class HeadContract:
         lines = record.read(folder)
         return lines[-1] if lines else {}
 
-    def trains(self) -> bool:
+    def trains(self, folder: Path) -> bool:
         """Return whether the head, on a frozen backbone, has anything to train."""
         from pixio_lightning import run
         from pixio_lightning.named_classes import import_named
 
-        options = run.parse_options(self.words(Path("unused")))
+        options = run.parse_options(self.words(folder))
         import_named(options.configs, options.rest)
         return run.PixioCLI(options, "check").model.trains
 
@@ -154,7 +154,7 @@ class HeadContract:
     def test_an_interrupted_run_goes_on_to_the_same_end(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if not self.trains():
+        if not self.trains(tmp_path / "asked"):
             pytest.skip("nothing is trained")
         keys: dict[str, Any] = {"trainer__max_steps": 4, "checkpoint__every_n_steps": 2}
         whole = self.run("fit", tmp_path / "whole", **keys)

@@ -92,6 +92,27 @@ def pixio(*words: object, launcher: tuple[str, ...] = (), **env: str) -> str:
     return done.stdout
 
 
+def started(
+    text: str, *words: object, stderr: int = subprocess.STDOUT, **env: str
+) -> subprocess.Popen[str]:
+    """Start a command line in a session of its own, and return once it has printed `text`."""
+    process = subprocess.Popen(
+        command(*words),
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=environment(**env),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return process
+    raise AssertionError(f"'{text}' was never printed:\n{''.join(seen)}")
+
+
 def kill_when(
     text: str,
     *words: object,
@@ -111,28 +132,14 @@ def kill_when(
     Returns:
         The number of the process, or 0 if it had ended by itself.
     """
-    process = subprocess.Popen(
-        command(*words),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(**env),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if text in line:
-            break
-    else:
-        raise AssertionError(f"'{text}' was never printed:\n{''.join(seen)}")
+    process = started(text, *words, **env)
     while process.poll() is None and not until(process.pid):
         time.sleep(0.001)
     time.sleep(after)
     alive = process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert process.stdout is not None
     process.stdout.close()
     return process.pid if alive else 0
 

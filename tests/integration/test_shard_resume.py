@@ -12,7 +12,7 @@ from pathlib import Path
 import batch_log
 import pytest
 import yaml
-from running import TINY, command, environment, pixio, same
+from running import TINY, pixio, same, started
 
 from pixio_lightning.cli import main
 from pixio_lightning.keyed import key_of
@@ -59,20 +59,7 @@ def child_of_rank_one(parent: int) -> int:
 
 def kill_rank_one(text: str, *words: object, **env: str) -> str:
     """Start a run, SIGKILL its second rank once `text` was printed; return what is printed then."""
-    process = subprocess.Popen(
-        command(*words),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(**env),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if text in line:
-            break
-    else:
-        raise AssertionError(f"'{text}' was never printed")
+    process = started(text, *words, **env)
     time.sleep(0.1)
     os.kill(child_of_rank_one(process.pid), signal.SIGKILL)
     try:
@@ -128,18 +115,7 @@ def test_a_killed_worker_is_one_line_and_the_same_line_goes_on(
 ) -> None:
     env = log(tmp_path / "log")
     line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--trainer.devices", 1)
-    process = subprocess.Popen(
-        command(*line),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(**env),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    for text in process.stdout:
-        if "step 8: saved last.ckpt" in text:
-            break
+    process = started("step 8: saved last.ckpt", *line, stderr=subprocess.PIPE, **env)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2

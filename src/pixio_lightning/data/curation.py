@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from pixio_lightning.data.shards import SCORE_COLUMNS, Shard, ShardIndex, read_columns
 from pixio_lightning.errors import UserError
@@ -74,8 +75,7 @@ class Curation:
     def eligible(self, scores: Scores) -> NDArray[np.bool_]:
         """Return which images pass the thresholds and have a score."""
         side = np.minimum(scores.width, scores.height)
-        known = np.isfinite(scores.loss) & (scores.loss >= 0)
-        return known & (scores.entropy > self.min_entropy) & (side >= self.min_side)
+        return scores.known & (scores.entropy > self.min_entropy) & (side >= self.min_side)
 
     def power(self, loss: Floats) -> Floats:
         """Return ``max(loss - floor, 0)^gamma``."""
@@ -89,6 +89,11 @@ class Scores(NamedTuple):
     entropy: Floats
     width: NDArray
     height: NDArray
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which images have a score: finite, and not negative."""
+        return np.isfinite(self.loss) & (self.loss >= 0)
 
 
 class Histogram(NamedTuple):
@@ -111,7 +116,7 @@ class Histogram(NamedTuple):
 
     def plus(self, scores: Scores, curation: Curation) -> Histogram:
         """Return this with more images in it."""
-        known = np.isfinite(scores.loss) & (scores.loss >= 0)
+        known = scores.known
         eligible = curation.eligible(scores)
         bins = np.minimum(scores.loss[eligible] / MAX_LOSS * BINS, BINS - 1).astype(np.int64)
         return Histogram(
@@ -308,10 +313,12 @@ def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
 
 
 def histogram_of(index: ShardIndex, curation: Curation) -> Histogram:
-    """Count the losses of a whole data set."""
+    """Count the losses of a whole data set, with a progress bar."""
     total = Histogram.empty()
-    for _, _, scores in all_scores(index, curation.scores or INSIDE):
-        total = total.plus(scores, curation)
+    with tqdm(total=index.rows, desc="reading scores", unit="image", disable=None) as bar:
+        for _, hashes, scores in all_scores(index, curation.scores or INSIDE):
+            total = total.plus(scores, curation)
+            bar.update(len(hashes))
     return total
 
 

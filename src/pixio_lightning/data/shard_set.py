@@ -50,8 +50,7 @@ class ShardSource:
 
     def __init__(self, index: ShardIndex, groups: NDArray[np.int64], *, most: int) -> None:
         self.index, self.groups = index, groups
-        ends = np.cumsum([index.rows_of(int(group)) for group in groups])
-        self.ends: NDArray[np.int64] = ends.astype(np.int64)
+        self.ends: NDArray[np.int64] = np.cumsum(index.group_rows[groups], dtype=np.int64)
         self.most = most
         # A group is read as a whole, and its images are asked for one after the other.
         self._last: tuple[int, list[Encoded]] = (-1, [])
@@ -117,21 +116,18 @@ class ShardSet:
             chosen = held_out_groups(self.index, most=val_images)
             self.held_out = ShardSource(self.index, chosen, most=val_images)
             train = np.setdiff1d(every, chosen)
+        self.rows = int(self.index.group_rows[train].sum(dtype=np.int64))  # in a pass
         self.order = BlockOrder.of(self.index, train, rows=BLOCK_ROWS, seed=seed)
         self.rule: KeepRule | None = None
         self.loader: ShardLoader | None = None
         self.stored: dict[str, Any] | None = None
+        self.live: dict[str, Any] = {}
         self.drawn: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
         if curation.scores is not None:
             if curation.scores != INSIDE:
                 check_scores(self.index, curation.scores)
             self.rule = KeepRule(curation, calibrated(self.index, curation), seed)
-
-    @property
-    def rows(self) -> int:
-        """Images in a pass, before any rule."""
-        return sum(self.index.rows_of(int(group)) for group in self.order.groups)
 
     # --- the loader, and where it stands ------------------------------------------------------
 
@@ -156,8 +152,9 @@ class ShardSet:
         data = ShardImages(self.index, self.order, self.rule, seed=self.seed, **images)
         loader = ShardLoader(data, report, tally=self.count, batches=batches, arguments=arguments)
         self.loader = loader
+        # Once: it hashes the index and looks at every score file.
+        self.live = live = self.layout(images["world_size"], loader.readers)
         if self.stored is not None:
-            live = self.layout(images["world_size"], loader.readers)
             states = self.stored["states"]
             if self.stored["layout"] == live:
                 loader.go_to(states[images["rank"]])
@@ -185,13 +182,11 @@ class ShardSet:
         """Return where the readers of all processes stand; every process must call it."""
         assert self.loader is not None
         own = self.loader.state()
-        world = 1
         states: list[Any] = [own]
         if dist.is_available() and dist.is_initialized():
-            world = dist.get_world_size()
-            states = [None] * world
+            states = [None] * dist.get_world_size()
             dist.all_gather_object(states, own)
-        return {"layout": self.layout(world, self.loader.readers), "states": states}
+        return {"layout": self.live, "states": states}
 
     # --- the keep rate ------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from pixio_lightning.data.curation import KeepRule
 from pixio_lightning.data.decode import BadImage, decode_pixels, random_crop, to_tensor
 from pixio_lightning.data.shards import Encoded, ShardIndex, read_group
-from pixio_lightning.data.stream import Bad, Loader, collate
+from pixio_lightning.data.stream import Bad, EndlessLoader, collate
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import fold, key_of, permuted
 
@@ -70,8 +70,8 @@ class BlockOrder:
         cls, index: ShardIndex, groups: NDArray[np.int64], *, rows: int, seed: int
     ) -> BlockOrder:
         """Cut groups into blocks of about `rows` images."""
-        total = sum(index.rows_of(int(group)) for group in groups[:1000]) or 1
-        mean = total / max(1, min(len(groups), 1000))
+        first = index.group_rows[groups[:1000]]
+        mean = (int(first.sum()) or 1) / max(1, len(first))
         per_block = max(1, min(round(rows / mean), len(groups) // _LEAST_BLOCKS))
         return cls(groups, per_block, seed)
 
@@ -236,7 +236,7 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-class ShardLoader(Loader):
+class ShardLoader(EndlessLoader):
     """The endless loader over `ShardImages`, in virtual epochs of a fixed number of batches.
 
     Args:
@@ -257,15 +257,11 @@ class ShardLoader(Loader):
         arguments: dict[str, Any],
     ) -> None:
         arguments = arguments | {"batch_size": None, "collate_fn": None}
-        super().__init__(DataLoader(images, **arguments), report)
-        self.images, self.tally, self.batches = images, tally, batches
+        super().__init__(DataLoader(images, **arguments), report, batches=batches)
+        self.images, self.tally = images, tally
         self.readers = max(1, arguments["num_workers"])
         self.cursors = images.first_cursors(self.readers)
         self.turn = 0
-        self._running: Iterator[dict[str, Tensor]] | None = None
-
-    def __len__(self) -> int:
-        return self.batches
 
     def state(self) -> dict[str, Any]:
         """Return where the readers of this process stand, as plain data."""
@@ -294,15 +290,3 @@ class ShardLoader(Loader):
         self.turn += 1
         self.tally(batch.pop("tallies"))
         return batch
-
-    def close(self) -> None:
-        """End the workers; the loader yields nothing more."""
-        self._running = None
-        self.loader = None  # type: ignore[assignment]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the data module keeps the state of all processes, see `gathered`."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing; having both methods tells Lightning that the loader resumes."""

@@ -83,16 +83,15 @@ class ShardIndex:
         self.root, self.shards, self.damaged = root, shards, damaged or []
         counts = [len(shard.group_rows) for shard in shards]
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        # Once: with millions of groups, nothing may go through them for every batch.
+        none = np.zeros(0, np.int32)
+        self.group_rows = np.concatenate([none, *(shard.group_rows for shard in shards)])
+        self.rows = int(self.group_rows.sum(dtype=np.int64))  # images in all shards
 
     @property
     def n_groups(self) -> int:
         """Number of groups in all shards."""
         return int(self.first[-1])
-
-    @property
-    def rows(self) -> int:
-        """Number of images in all shards."""
-        return sum(shard.rows for shard in self.shards)
 
     def locate(self, group: int) -> tuple[int, int]:
         """Return the number of a group's shard, and its number there."""
@@ -105,8 +104,7 @@ class ShardIndex:
 
     def rows_of(self, group: int) -> int:
         """Return the number of images in a group."""
-        shard, number = self.locate(group)
-        return int(self.shards[shard].group_rows[number])
+        return int(self.group_rows[group])
 
     @property
     def digest(self) -> str:

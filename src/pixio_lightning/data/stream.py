@@ -284,8 +284,43 @@ def end_workers() -> None:
         child.kill()
 
 
-class StepLoader(Loader):
-    """The endless training loader, in virtual epochs of a fixed number of batches.
+class EndlessLoader(Loader):
+    """A training loader that never ends, in virtual epochs of a fixed number of batches.
+
+    Iterating anew goes on with the running workers; a subclass decides when to start others.
+
+    Args:
+        loader: A DataLoader without an end.
+        report: Called with the bad images of each batch.
+        batches: Batches in a virtual epoch.
+    """
+
+    def __init__(
+        self, loader: DataLoader, report: Callable[[list[Bad], int], None], *, batches: int
+    ) -> None:
+        super().__init__(loader, report)
+        self.batches = batches
+        self._running: Iterator[dict[str, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def close(self) -> None:
+        """End the workers; the loader yields nothing more."""
+        self._running = None
+        # The last reference to the DataLoader's iterator, which ends its workers with it.
+        self.loader = None  # type: ignore[assignment]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position follows from the step, or is kept by the data module."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing; having both methods tells Lightning that the loader resumes."""
+
+
+class StepLoader(EndlessLoader):
+    """The endless training loader over `Positions`, in virtual epochs of a fixed number of batches.
 
     It continues where the run is: a new iteration that finds the stream at the right batch goes
     on with the running workers, any other starts them there.
@@ -305,13 +340,9 @@ class StepLoader(Loader):
         batches: int,
         consumed: Callable[[], int],
     ) -> None:
-        super().__init__(loader, report)
-        self.batches, self.consumed = batches, consumed
-        self._running: Iterator[dict[str, Tensor]] | None = None
+        super().__init__(loader, report, batches=batches)
+        self.consumed = consumed
         self._next = -1
-
-    def __len__(self) -> int:
-        return self.batches
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         start = self.consumed()
@@ -327,16 +358,3 @@ class StepLoader(Loader):
         batch = next(self._running)
         self._next += 1
         return batch
-
-    def close(self) -> None:
-        """End the workers; the loader yields nothing more."""
-        self._running = None
-        # The last reference to the DataLoader's iterator, which ends its workers with it.
-        self.loader = None  # type: ignore[assignment]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the position follows from the step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing; having both methods tells Lightning that the loader resumes."""
