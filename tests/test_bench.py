@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pixio_lightning import bench
+from pixio_lightning import bench, record
 from pixio_lightning.cli import main
 from pixio_lightning.errors import UserError
 
@@ -70,3 +70,46 @@ def test_a_misspelt_suite(tmp_path: Path) -> None:
 def test_the_spread_is_the_standard_deviation() -> None:
     text = bench.table([bench.Row("a", {"x": [1.0, 3.0]}), bench.Row("b", {"x": [2.0]})])
     assert "| a | 2.0000 +- 1.4142 | 2 |" in text and "| b | 2.0000 | 1 |" in text
+
+
+def line(**changes: object) -> dict:
+    about = {"task": "t", "dataset": "d", "split": "val", "n": 3, "protocol": "p"}
+    return about | {"metrics": {"x": 1.0}, "checkpoint": "last", "verb": "fit"} | changes
+
+
+def test_a_row_may_lack_a_column() -> None:
+    text = bench.table([bench.Row("a", {"x": [1.0]}), bench.Row("b", {"y": [2.0]})])
+    assert text.splitlines()[0] == "| | x | y | seeds |"
+    assert "| a | 1.0000 |  | 1 |" in text and "| b |  | 2.0000 | 1 |" in text
+
+
+def test_rows_of_a_column_that_may_not_be_compared_are_named() -> None:
+    lines = [("a", line()), ("b", line()), ("c", line(protocol="q")), ("c", line(protocol="q"))]
+    (why,) = bench.incomparable(lines, ["x"])
+    assert why == "a and c: protocol is 'p' and 'q'"
+    assert (
+        bench.incomparable([("a", line()), ("c", line(protocol="q", metrics={"y": 1}))], "xy") == []
+    )
+
+
+def test_two_runs_compare_only_if_they_may(tmp_path: Path) -> None:
+    record.append(tmp_path / "a", line())
+    record.append(tmp_path / "a", line(checkpoint="best", verb="validate", metrics={"x": 9.0}))
+    record.append(tmp_path / "b", line(metrics={"x": 2.0}))
+    record.append(tmp_path / "c", line(n=4))
+    assert bench.compare(tmp_path / "a", tmp_path / "b") == "last, x: 1.0000 -> 2.0000"
+    with pytest.raises(UserError, match="may not be compared: n is 3 and 4"):
+        bench.compare(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(UserError, match="holds no table.json"):
+        bench.compare(tmp_path / "a", tmp_path)
+
+
+def test_a_metric_that_no_row_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    path = write(
+        tmp_path,
+        metrics=["abs_rle"],
+        rows={"a": {"fit": "depth/demo", "set": {"model.backbone.weights": "random:0"}}},
+    )
+    with pytest.raises(UserError, match="no row has a metric abs_rle, did you mean 'abs_rel'"):
+        bench.run(bench.read_suite(path), tmp_path / "out", words=TINY)

@@ -78,6 +78,23 @@ def test_layer_decay(module):
     assert {name: groups[name]["lr_factor"] for name in expected} == expected
 
 
+def test_a_scale_for_all_of_the_backbone(module):
+    optim = Optim(lr=5e-5, backbone_lr_scale=0.1, layer_decay=0.5)
+    groups = by_name(module, parameter_groups(module, optim, depth=3))
+    expected = {
+        "decoder.blocks.0.mlp.fc1.weight": 1.0,
+        "backbone.vit.norm.weight": 0.1,
+        "backbone.vit.blocks.2.attn.qkv.weight": 0.05,
+        "backbone.vit.pos_embed": 0.00625,
+    }
+    found = {name: groups[name]["lr_factor"] for name in expected}
+    assert found == pytest.approx(expected)
+    built = build(module, optim, global_batch=7, total_steps=10, depth=3)
+    rates = by_name(module, built["optimizer"].param_groups)
+    assert rates["backbone.vit.norm.bias"]["initial_lr"] == pytest.approx(5e-6)
+    assert rates["decoder.norm.bias"]["initial_lr"] == pytest.approx(5e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "blocks"),
     [

@@ -91,6 +91,7 @@ class Backbone(nn.Module):
         self._drop_paths: dict[int, drop_paths.Pair] = {}
         self.loaded = False
         self.matched = ""
+        self._freeze()  # so that a plan made before anything is loaded counts what is trained
 
     # --- construction -------------------------------------------------------------------------
 

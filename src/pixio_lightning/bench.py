@@ -3,22 +3,24 @@
 A suite is a YAML file:
 
     title: What the table is called.
-    metrics: [abs_rel, delta1]          # columns
+    metrics: [abs_rel, delta1]          # columns; a row without one of them leaves it empty
     baselines: [constant, median_map]   # rows of what predicts without looking
     rows:
       random-init backbone:
-        fit: depth/demo                  # a recipe
+        fit: depth/demo                  # a recipe; `validate` evaluates it untrained
         set: {model.backbone.weights: random}
         seeds: [0, 1, 2]
 
 A row's seeds set `seed_everything`, `data.seed` and `model.seed`, and stand for `{seed}` in what it
-sets. Finished runs are not run again.
+sets. Finished runs are not run again. The result is that of the last step, never the best; below
+the table stands which rows of a column may not be compared, if any.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,8 @@ from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.run_folder import read_state, write_atomically
 
 _KEYS = {"title", "metrics", "baselines", "rows"}
-_ROW_KEYS = {"fit", "set", "seeds"}
+_VERBS = ("fit", "validate")
+_ROW_KEYS = {*_VERBS, "set", "seeds"}
 
 
 class Row(NamedTuple):
@@ -59,8 +62,8 @@ def read_suite(path: Path) -> dict[str, Any]:
     _check(suite, _KEYS, str(path))
     for name, row in suite["rows"].items():
         _check(row, _ROW_KEYS, f"{path}, row {name}")
-        if "fit" not in row:
-            raise UserError(f"suite '{path}', row {name}: give fit, a recipe")
+        if len([verb for verb in _VERBS if verb in row]) != 1:
+            raise UserError(f"suite '{path}', row {name}: give fit or validate, a recipe")
     return suite
 
 
@@ -70,45 +73,82 @@ def _check(values: dict[str, Any], known: set[str], where: str) -> None:
             raise UserError(f"suite {where}: there is no key {key}{nearest(key, known)}")
 
 
-def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> list[Row]:
-    """Run every row of a suite that has not finished, below `folder`; return the table.
+def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[Row], list[str]]:
+    """Run every row of a suite that has not finished, below `folder`.
 
     Args:
         suite: As `read_suite` returns it.
         folder: Where the run folders are made.
         words: Options added to every run.
 
+    Returns:
+        The table, and what forbids to compare its rows.
+
     Raises:
         UserError: A run has a mistake, or recorded nothing.
     """
     from pixio_lightning import run as runs
 
-    rows, cheap = [], {}
+    rows: list[Row] = []
+    cheap: dict[str, dict[str, float]] = {}
+    lines: list[tuple[str, dict[str, Any]]] = []
     for name, about in suite["rows"].items():
         found: dict[str, list[float]] = {}
         for seed in about.get("seeds", [0]):
             out = folder / f"{name.replace(' ', '-')}-{seed}"
             options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
             options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
-            if not read_state(out).get("finished"):
+            if not _has_run(out):
                 print(f"{name}, seed {seed}: {out}", flush=True)
-                runs.main("fit", ["-c", about["fit"], "--out", str(out), *options, *words])
+                verb = next(verb for verb in _VERBS if verb in about)
+                runs.main(verb, ["-c", about[verb], "--out", str(out), *options, *words])
             line = _last(out)
-            cheap = line["cheap_baselines"]
+            lines.append((name, line))
+            for baseline, values in line["cheap_baselines"].items():
+                cheap[baseline] = cheap.get(baseline, {}) | values
             for metric in suite.get("metrics") or line["metrics"]:
-                if metric not in line["metrics"]:
-                    hint = nearest(metric, line["metrics"])
-                    raise UserError(f"{out} has no metric {metric}{hint}")
-                found.setdefault(metric, []).append(line["metrics"][metric])
+                if metric in line["metrics"]:
+                    found.setdefault(metric, []).append(line["metrics"][metric])
         rows.append(Row(name, found))
+    measured = {metric for row in rows for metric in row.values}
+    for metric in suite.get("metrics") or []:
+        if metric not in measured:
+            known = {name for _, line in lines for name in line["metrics"]}
+            raise UserError(f"no row has a metric {metric}{nearest(metric, known)}")
     for name in suite.get("baselines", []):
         if name not in cheap:
             raise UserError(f"there is no baseline {name}{nearest(name, cheap)}")
     looks_not = [
-        Row(name.replace("_", " "), {metric: [cheap[name][metric]] for metric in rows[0].values})
+        Row(
+            name.replace("_", " "),
+            {metric: [value] for metric, value in cheap[name].items() if metric in measured},
+        )
         for name in suite.get("baselines", [])
     ]
-    return [*looks_not, *rows]
+    return [*looks_not, *rows], incomparable(lines, measured)
+
+
+def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]) -> list[str]:
+    """Return what forbids to compare rows within a column, each thing once.
+
+    Args:
+        lines: Names of rows with their evaluations.
+        metrics: The columns.
+    """
+    found = []
+    for metric in sorted(metrics):
+        column = [(name, line) for name, line in lines if metric in line["metrics"]]
+        for name, line in column[1:]:
+            for why in record.differences([column[0][1], line]):
+                found.append(f"{column[0][0]} and {name}: {why}")
+    return list(dict.fromkeys(found))
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether a run has finished; one that trains nothing has, once it is evaluated."""
+    return bool(read_state(folder).get("finished")) or any(
+        line["checkpoint"] == "untrained" for line in record.read(folder)
+    )
 
 
 def _word(value: Any, seed: int) -> str:
@@ -116,7 +156,7 @@ def _word(value: Any, seed: int) -> str:
 
 
 def _last(folder: Path) -> dict[str, Any]:
-    lines = [line for line in record.read(folder) if line["checkpoint"] == "last"]
+    lines = [line for line in record.read(folder) if line["checkpoint"] in ("last", "untrained")]
     if not lines:
         raise UserError(
             f"{folder} holds no result of its last step: data.steps_per_epoch must divide "
@@ -127,11 +167,14 @@ def _last(folder: Path) -> dict[str, Any]:
 
 def table(rows: list[Row]) -> str:
     """Lay rows out as Markdown: the mean over seeds, and their standard deviation."""
-    metrics = list(rows[0].values)
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.values))
     lines = ["| | " + " | ".join(metrics) + " | seeds |", "|---|" + "---|" * (len(metrics) + 1)]
     for row in rows:
         cells = []
-        for values in row.values.values():
+        for values in map(row.values.get, metrics):
+            if values is None:
+                cells.append("")
+                continue
             spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4f}{spread}")
         count = len(next(iter(row.values.values())))
@@ -144,8 +187,9 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
     path = Path(suite)
     content = read_suite(path)
     folder = Path(out) if out else Path("runs") / "bench" / path.stem
-    rows = run(content, folder, words=words)
+    rows, warnings = run(content, folder, words=words)
     text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
+    text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
     print("\n" + text)
     write_atomically(folder / "table.md", text)
     results = {row.name: row.values for row in rows}
@@ -154,25 +198,34 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
     return 0
 
 
+def _read_table(folder: Path) -> dict[str, dict[str, list[float]]]:
+    path = folder / "table.json" if folder.is_dir() else folder
+    if not path.is_file():
+        raise UserError(
+            f"'{folder}' holds no table.json; give the folders of two suites, or of two runs"
+        )
+    return json.loads(path.read_text())
+
+
 def compare(first: Path, second: Path) -> str:
-    """Return what differs between two tables, row by row.
+    """Return what differs between two tables, row by row, or between two runs.
 
     Raises:
-        UserError: One of them is no folder of a suite.
+        UserError: One of them is no folder of a suite or a run, or the runs may not be compared.
     """
-    tables = []
-    for folder in (first, second):
-        path = folder / "table.json" if folder.is_dir() else folder
-        if not path.is_file():
-            raise UserError(f"'{folder}' holds no table.json; give the folders of two suites")
-        tables.append(json.loads(path.read_text()))
-    a, b = tables
+    if all((folder / record.FILE).is_file() for folder in (first, second)):
+        evaluations = [_last(folder) for folder in (first, second)]
+        if why := record.differences(evaluations):
+            raise UserError(f"{first} and {second} may not be compared: {'; '.join(why)}")
+        a, b = ({"last": {k: [v] for k, v in e["metrics"].items()}} for e in evaluations)
+    else:
+        a, b = _read_table(first), _read_table(second)
     lines = []
     for name in [*a, *(n for n in b if n not in a)]:
         if name not in a or name not in b:
             lines.append(f"{name}: only in {first if name in a else second}")
             continue
-        for metric in a[name].keys() & b[name].keys():
+        for metric in (metric for metric in a[name] if metric in b[name]):
             before, after = statistics.mean(a[name][metric]), statistics.mean(b[name][metric])
             if before != after:
                 lines.append(f"{name}, {metric}: {before:.4f} -> {after:.4f}")

@@ -279,7 +279,8 @@ def bench(argv: list[str]) -> int:
     )
     parser.add_argument("suite", nargs="?", help="a YAML file, as in benchmarks/")
     parser.add_argument("--out", help="where the runs go; default runs/bench/SUITE")
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two suites")
+    about = "folders of two suites, or of two runs"
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help=about)
     options, words = parser.parse_known_args(argv)
     from pixio_lightning import bench as suites
 

@@ -40,7 +40,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self._track(mean, variance * n / (n - 1))
         normal = centred * torch.rsqrt(variance + self.eps)[:, None, None]
-        return (normal * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        if self.affine:
+            normal = normal * self.weight[:, None, None] + self.bias[:, None, None]
+        return normal.to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
@@ -156,20 +158,23 @@ class DPT(nn.Module):
     to shallow. The deepest level has nothing to join, so it has no unit for it.
 
     Args:
-        in_channels: Width C of each map.
+        in_channels: Width C of each map, or of all four.
         out_channels: Channels of the pyramid's levels, shallow to deep.
         features: Width F of the trunk.
     """
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | Sequence[int],
         out_channels: Sequence[int] = (256, 512, 1024, 1024),
         *,
         features: int = 256,
     ) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Conv2d(in_channels, n, 1) for n in out_channels)
+        widths = [in_channels] * 4 if isinstance(in_channels, int) else in_channels
+        self.projections = nn.ModuleList(
+            nn.Conv2d(width, n, 1) for width, n in zip(widths, out_channels, strict=True)
+        )
         first, second, _, last = out_channels
         self.resizes = nn.ModuleList(
             [

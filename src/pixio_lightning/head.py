@@ -221,19 +221,33 @@ class Head(BackboneModule):
     def configure_model(self) -> None:
         """Ask the data what the head must know, then load and build."""
         if self.evaluation is None:
-            self.facts = self._ask() | self.facts
+            self._learn()
             self.evaluation = Evaluation(self.metrics, self.cheap)
         super().configure_model()
 
-    def _ask(self) -> dict[str, Any]:
-        data = self._attached.datamodule if self._attached else None
-        missing = [name for name in self.asks if getattr(data, name, None) is None]
-        if missing and self._attached:
-            raise UserError(
-                f"{type(self).__name__} must know {missing[0]} of its data, but "
-                f"{type(data).__name__} does not say: give it an attribute {missing[0]}"
-            )
-        return {} if data is None else {name: getattr(data, name) for name in self.asks}
+    def _learn(self) -> None:
+        """Ask the data.
+
+        Raises:
+            UserError: It does not say all that the head must know.
+        """
+        trainer = self._attached
+        if trainer is None:
+            return
+        data = trainer.datamodule
+        self.ask(data)
+        for name in self.asks:
+            if name not in self.facts:
+                raise UserError(
+                    f"{type(self).__name__} must know {name} of its data, but "
+                    f"{type(data).__name__} does not say: give it an attribute {name}"
+                )
+
+    def ask(self, data: Any) -> None:
+        """Take from a data module what it says of all that the head must know and does not yet."""
+        for name in self.asks:
+            if name not in self.facts and (value := getattr(data, name, None)) is not None:
+                self.facts[name] = value
 
     @property
     def _attached(self) -> Any:
@@ -289,14 +303,18 @@ class Head(BackboneModule):
             self.log(f"{stage}/{name}", value, sync_dist=True)
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
-            record.append(folder, record.describe(self, outcome, split=stage))
+            line = record.describe(self, outcome, split=stage)
+            if line["checkpoint"] == "last":
+                # Before the last one, which stays what a reader of the last line finds.
+                record.append_best(folder, line, self.monitor)
+            record.append(folder, line)
 
     on_test_epoch_end = on_validation_epoch_end
 
     def report(self, metrics: Metrics) -> dict[str, str]:
-        """Return the last evaluation, each metric beside its baselines."""
+        """Return the last evaluation, each metric beside its baselines, and the best one."""
         lines = record.read(metrics.path.parent)
-        return record.summary(lines[-1]) if lines else {}
+        return record.summary(lines[-1]) | record.best_of(lines) if lines else {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the head was told of its data, and its statistics."""

@@ -38,6 +38,9 @@ class Stream(IntEnum):
     FLIP = 6
     KEEP = 7
     KEEP_GROUP = 8
+    VIEWS = 9
+    SHAPE = 10
+    COLOUR = 11
 
 
 def mix(value: int) -> int:

@@ -27,6 +27,7 @@ class Optim:
         schedule: After warm-up: half a cosine, a polynomial of power 0.9, or constant.
         min_lr: Learning rate at the end, as a share of the peak.
         layer_decay: Factor on the learning rate from one block of the backbone to the one before.
+        backbone_lr_scale: Factor on the learning rate of all of the backbone.
     """
 
     blr: float | None = None
@@ -37,6 +38,7 @@ class Optim:
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     min_lr: float = 0.0
     layer_decay: float = 1.0
+    backbone_lr_scale: float = 1.0
 
 
 def peak_lr(optim: Optim, global_batch: int) -> float:
@@ -110,7 +112,7 @@ def parameter_groups(module: nn.Module, optim: Optim, *, depth: int) -> list[dic
 
     Args:
         module: What to train.
-        optim: `weight_decay` and `layer_decay` are read.
+        optim: `weight_decay`, `layer_decay` and `backbone_lr_scale` are read.
         depth: Number of the backbone's blocks.
 
     Returns:
@@ -123,6 +125,8 @@ def parameter_groups(module: nn.Module, optim: Optim, *, depth: int) -> list[dic
         plain = parameter.ndim <= 1 or name.endswith(".bias")
         decay = 0.0 if plain else optim.weight_decay
         factor = optim.layer_decay ** block_depth(name, depth)
+        if name.startswith("backbone."):
+            factor *= optim.backbone_lr_scale
         groups.setdefault((decay, factor), []).append(parameter)
     return [
         {"params": params, "weight_decay": decay, "lr_factor": factor}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ _SIDE = 192  # smallest side a picture is shown at, in pixels
 _GAP = 6
 _HEAD = 24
 _BAR = 120  # length of a colour scale
+_SWATCH = 12  # side of a colour beside its name
 
 # Colours from low to high, even steps apart; lightness rises or falls throughout, so that the
 # order shows in grey too.
@@ -50,6 +52,13 @@ class Legend(NamedTuple):
     palette: str
 
 
+class Swatch(NamedTuple):
+    """A colour that stands for something, and its name."""
+
+    name: str
+    colour: tuple[int, int, int]
+
+
 class Panel(NamedTuple):
     """Pictures in rows.
 
@@ -58,12 +67,14 @@ class Panel(NamedTuple):
         titles: One for each column.
         caption: A line below.
         legends: Colour scales below.
+        swatches: Colours with their names below, in as many lines as they need.
     """
 
     rows: list[list[Tensor]]
     titles: list[str]
     caption: str = ""
     legends: tuple[Legend, ...] = ()
+    swatches: tuple[Swatch, ...] = ()
 
 
 def colour(values: Tensor, palette: str) -> Tensor:
@@ -83,6 +94,32 @@ def colour(values: Tensor, palette: str) -> Tensor:
     colours = anchors[low] * (1 - share) + anchors[low + 1] * share
     colours[values.isnan().cpu()] = 128
     return colours.round().to(torch.uint8).movedim(-1, 0)
+
+
+def class_colours(count: int) -> Tensor:
+    """Return a colour for each of `count` classes, uint8 `(count, 3)`; a class keeps its colour.
+
+    Hues are a golden section of the circle apart. Where one comes near an earlier one, 8 or 13
+    indices on, it is of another of three tones: vivid, dark and pale.
+    """
+    tones = ((0.75, 0.95), (1.0, 0.55), (0.35, 1.0))
+    colours = [colorsys.hsv_to_rgb(i * 0.618034 % 1, *tones[i % len(tones)]) for i in range(count)]
+    return (torch.tensor(colours) * 255).round().to(torch.uint8)
+
+
+def paint(labels: Tensor, colours: Tensor) -> Tensor:
+    """Show class indices as colours.
+
+    Args:
+        labels: `(H, W)`; an index beyond the colours is grey.
+        colours: uint8 `(K, 3)`.
+
+    Returns:
+        uint8 `(3, H, W)`.
+    """
+    grey = torch.full_like(colours[:1], 128)
+    indices = labels.detach().cpu().long().clamp_max(len(colours))
+    return torch.cat([colours, grey])[indices].movedim(-1, 0)
 
 
 def principal_components(features: Tensor, shape: Sequence[int]) -> Tensor:
@@ -114,13 +151,14 @@ def compose(panel: Panel) -> Image.Image:
         scale = max(1, -(-_SIDE // min(height, width)))
         sizes.append((height * scale, width * scale))
     column_width = max(width for _, width in sizes)
-    foot = _HEAD * (bool(panel.caption) + bool(panel.legends))
+    font = ImageFont.load_default(13)
     needed = len(panel.legends) * (_BAR + 220)
     canvas_width = max(len(panel.titles) * (column_width + _GAP) + _GAP, needed)
+    lines = _wrapped(panel.swatches, canvas_width, font)
+    foot = _HEAD * (bool(panel.caption) + bool(panel.legends) + len(lines))
     canvas_height = sum(height + _GAP for height, _ in sizes) + _HEAD + foot
     canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(13)
     for column, title in enumerate(panel.titles):
         draw.text((_GAP + column * (column_width + _GAP), 4), title, "black", font)
     top = _HEAD
@@ -134,6 +172,12 @@ def compose(panel: Panel) -> Image.Image:
     left = _GAP
     for legend in panel.legends:
         left = _draw_legend(canvas, legend, left, top + 2, font) + 4 * _GAP
+    top += _HEAD * bool(panel.legends)
+    for line in lines:
+        for left, swatch in line:
+            draw.rectangle((left, top + 4, left + _SWATCH, top + 4 + _SWATCH), swatch.colour)
+            draw.text((left + _SWATCH + _GAP, top + 2), swatch.name, "black", font)
+        top += _HEAD
     if panel.caption:
         draw.text((_GAP, canvas_height - _HEAD + 2), panel.caption, "dimgray", font)
     return canvas
@@ -152,6 +196,20 @@ def _draw_legend(canvas: Image.Image, legend: Legend, left: int, top: int, font:
             canvas.paste(piece, (left, top + 2))
             left += _BAR + _GAP
     return left
+
+
+def _wrapped(swatches: Sequence[Swatch], width: int, font: Any) -> list[list[tuple[int, Swatch]]]:
+    """Return lines of swatches, each with where it begins, that fit a width."""
+    lines: list[list[tuple[int, Swatch]]] = []
+    left = width
+    for swatch in swatches:
+        length = _SWATCH + int(font.getlength(swatch.name)) + 3 * _GAP
+        if left + length > width:
+            lines.append([])
+            left = _GAP
+        lines[-1].append((left, swatch))
+        left += length
+    return lines
 
 
 def write(path: Path, panel: Panel) -> Image.Image:

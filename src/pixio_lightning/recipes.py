@@ -22,6 +22,8 @@ from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest
 
 SUFFIXES = (".yaml", ".yml")
+# Folders of recipes that only change others.
+OVERLAYS = ("with/", "backbone/")
 BUILT_IN = "pixio-lightning"
 
 # Keys are one lower-case word right after "# ", so a sentence with a colon in it stays a sentence.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +58,7 @@ def describe(head: Head, outcome: Outcome, *, split: str) -> dict[str, Any]:
     data, checkpoint = trainer.datamodule, trainer.ckpt_path
     verb = trainer.state.fn.value
     if verb == "fit":
-        which = "last" if trainer.global_step >= trainer.max_steps else "running"
+        which = "last" if 0 < trainer.max_steps <= trainer.global_step else "running"
     else:
         which = Path(checkpoint).stem if checkpoint else "untrained"
     return {
@@ -66,6 +68,7 @@ def describe(head: Head, outcome: Outcome, *, split: str) -> dict[str, Any]:
         "n": outcome.n,
         "protocol": head.protocol,
         "metrics": outcome.metrics,
+        "loss": outcome.loss if head.decoder is not None else None,
         "cheap_baselines": outcome.cheap,
         "seed": {"everything": head.origin.get("seed"), "data": data.seed, "model": head.seed},
         "backbone": {
@@ -108,6 +111,57 @@ def summary(line: dict[str, Any]) -> dict[str, str]:
     )
 
 
+def append_best(folder: Path, last: dict[str, Any], monitor: tuple[str, str]) -> None:
+    """Add the best of a run's evaluations once more, labelled as what it is.
+
+    The split it is reported on is the one it was chosen on, so it is no fair result; papers that
+    print one are compared with it.
+
+    Args:
+        folder: The run folder.
+        last: The evaluation after the last step, not yet added.
+        monitor: A metric as `val/abs_rel` or `val/loss`, and whether `min` or `max` is better.
+    """
+    name, mode = monitor[0].rpartition("/")[2], monitor[1]
+    earlier = [line for line in read(folder) if line["verb"] == "fit"]
+    lines = [line for line in earlier if line["checkpoint"] == "running"] + [last]
+    known = [line for line in lines if math.isfinite(_value(line, name))]
+    if not known:
+        return
+    choose = min if mode == "min" else max
+    best = choose(known, key=lambda line: _value(line, name))
+    chosen = f"of {len(lines)} evaluations by {name}, on the split it is reported on"
+    append(folder, best | {"checkpoint": "best", "chosen": chosen})
+
+
+def _value(line: dict[str, Any], name: str) -> float:
+    value = line["metrics"].get(name, line.get("loss") if name == "loss" else None)
+    return math.nan if value is None else value
+
+
+def best_of(lines: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the best evaluation of a run as text, if it has ended."""
+    best = [line for line in lines if line["verb"] == "fit" and line["checkpoint"] == "best"]
+    if not best:
+        return {}
+    values = "  ".join(f"{name} {value:.4g}" for name, value in best[-1]["metrics"].items())
+    return {f"best, step {best[-1]['steps']}": f"{values}  ({best[-1]['chosen']})"}
+
+
+def differences(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return why evaluations may not be compared, one text for each thing in which they differ.
+
+    Lines without any have one task, data set, split, number of samples and protocol; only what was
+    measured differs, and nothing of how.
+    """
+    found = []
+    for name in ("task", "dataset", "split", "n", "protocol"):
+        values = list(dict.fromkeys(line[name] for line in lines))
+        if len(values) > 1:
+            found.append(f"{name} is {' and '.join(map(repr, values))}")
+    return found
+
+
 def append(folder: Path, line: dict[str, Any]) -> None:
     """Add an evaluation to the folder's results.jsonl, with the commit and the versions."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,6 +189,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def rewind(folder: Path, step: int) -> None:
     """Forget what a run evaluated in training after `step`, so that going on adds it once."""
     lines = read(folder)
-    kept = [line for line in lines if line["verb"] != "fit" or line["steps"] <= step]
+    # The best is chosen anew at the end.
+    kept = [
+        line
+        for line in lines
+        if line["verb"] != "fit" or (line["steps"] <= step and line["checkpoint"] != "best")
+    ]
     if len(kept) < len(lines):
         write_atomically(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))

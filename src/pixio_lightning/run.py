@@ -26,7 +26,7 @@ from pixio_lightning.callbacks import (
 )
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
-from pixio_lightning.checkpoint import AtomicIO, local_path, recover
+from pixio_lightning.checkpoint import AtomicIO, local_path, read, recover
 from pixio_lightning.data.stream import end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.head import Head
@@ -79,7 +79,7 @@ def parse_options(argv: list[str]) -> Options:
 def folder_name(configs: list[str]) -> str:
     """Name a run folder after its recipes: `pretrain/demo+debug`."""
     names = [Path(c).stem if c.endswith(recipes.SUFFIXES) else c for c in configs]
-    first = [name for name in names if not name.startswith("with/")][:1] or ["run"]
+    first = [name for name in names if not name.startswith(recipes.OVERLAYS)][:1] or ["run"]
     overlays = [name.split("/")[-1] for name in names if name != first[0]]
     return "+".join([first[0], *overlays])
 
@@ -230,6 +230,8 @@ def fit(cli: PixioCLI) -> int:
     if primary:
         run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     _introduce(cli)
+    if isinstance(cli.model, Head):
+        cli.model.ask(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
         if primary:
             say("nothing is trained: the head has no parameters and the backbone is frozen")
@@ -257,6 +259,13 @@ def _introduce(cli: PixioCLI) -> None:
         }
 
 
+def _remembered(ckpt_path: str) -> dict[str, Any]:
+    """Return what a checkpoint's head knew of its data: images to predict say none of it."""
+    path = local_path(ckpt_path)
+    # A folder is of a sharded run, and only its strategy reads it.
+    return read(path).get("pixio", {}).get("facts", {}) if path.is_file() else {}
+
+
 def evaluate(cli: PixioCLI) -> int:
     """Validate, test or predict with a checkpoint; by default the run folder's best."""
     folder, ckpt_path = cli.options.out, cli.options.ckpt_path
@@ -266,6 +275,8 @@ def evaluate(cli: PixioCLI) -> int:
         if cli.trainer.is_global_zero:
             say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
     _introduce(cli)
+    if cli.verb == "predict" and isinstance(cli.model, Head) and ckpt_path:
+        cli.model.facts = _remembered(ckpt_path)
     results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
@@ -321,7 +332,7 @@ def check(cli: PixioCLI) -> int:
 
     trainer, data = cli.config_init["trainer"], cli.datamodule
     if isinstance(cli.model, Head):
-        cli.model.facts = {name: getattr(data, name, None) for name in cli.model.asks}
+        cli.model.ask(data)
     with torch.device("meta"):
         cli.model.decoder = cli.model.build(cli.model.backbone)
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1

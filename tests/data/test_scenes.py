@@ -134,6 +134,22 @@ def test_cameras_keep_their_distance(scenes: list[Scene]) -> None:
         assert view.camera_height > 0.5
 
 
+def test_glancing_cameras_stand_side_by_side_and_turn() -> None:
+    """In a den: what a model compares two views by, and rooms from outside of all things."""
+    pairs = [render_scene(seed, views=2, size=16, places=["den"]).views for seed in range(60)]
+    turns, baselines = [], []
+    for first, second in pairs:
+        difference = first.cam2world[:3, :3].T @ second.cam2world[:3, :3]
+        turns.append(np.degrees(np.arccos((np.trace(difference) - 1) / 2)))
+        baselines.append(np.linalg.norm(first.cam2world[:3, 3] - second.cam2world[:3, 3]))
+        for view in (first, second):
+            assert view.intrinsics[0, 0] == pytest.approx(0.8 * 16)
+            assert view.valid.all() and view.depth.min() > 0.1
+    assert 4 < min(turns) < 12 and 25 < max(turns) < 36
+    assert min(baselines) > 0.08 and max(baselines) < 0.6
+    assert "den" not in {render_scene(seed, views=1, size=8).room_type for seed in range(60)}
+
+
 def test_unprojected_depth_lies_on_the_surfaces(scenes: list[Scene]) -> None:
     for view in all_views(scenes):
         points = world_points(view)

@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from running import pixio
 
-from pixio_lightning import recipes
+from pixio_lightning import recipes, record, weights
 from pixio_lightning.cli import main
+from pixio_lightning.run import folder_name
 
 NAMES = [r.name for r in recipes.all_recipes() if r.origin == recipes.BUILT_IN]
-RUNS = [name for name in NAMES if not name.startswith("with/")]
+RUNS = [name for name in NAMES if not name.startswith(recipes.OVERLAYS)]
 OVERLAYS = [name for name in NAMES if name.startswith("with/")]
+BACKBONES = [name for name in NAMES if name.startswith("backbone/")]
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
 
@@ -25,7 +28,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def verb_of(name: str) -> str:
-    """Return the verb that a recipe is for: `fit`, or `predict` where nothing is trained."""
+    """Return the verb that a recipe is for: `fit`, or another where nothing is trained."""
     _, fields = recipes.header(recipes.find(name))
     (verb,) = re.findall(rf"pixio (\w+) -c {name}\b", fields["run"])
     return verb
@@ -56,11 +59,20 @@ def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         scored = ["-c", "curation/demo", "-c", "with/debug", "--out", str(tmp_path / "scored")]
         assert main(["predict", *scored, *small]) == 0
         line += ["--data.curation.scores", str(tmp_path / "scored" / "scores")]
+    if name == "depth/relative_dav2" or name.startswith("depth/zeroshot_"):
+        line += ["--model.image_size", "64"]  # of 512, which takes a processor a minute
     assert main([verb_of(name), *line]) == 0
     if verb_of(name) == "predict":
         assert len(list((tmp_path / "run" / "scores").glob("*.scores.parquet"))) == 1
         return
-    assert "step 2" in capsys.readouterr().out
+    if verb_of(name) == "test":
+        assert (tmp_path / "run" / "results.jsonl").exists()
+        return
+    out = capsys.readouterr().out
+    if "nothing is trained" in out:
+        assert record.read(tmp_path / "run")[-1]["n"] > 0
+        return
+    assert "step 2" in out
     assert (tmp_path / "run" / "last.ckpt").exists()
 
 
@@ -72,15 +84,19 @@ def test_runs_two_steps_in_a_process_of_its_own(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", [n for n in RUNS if n != "pretrain/continue"])
-def test_checks_without_memory(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checks_without_memory(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The 5B too: on the meta device."""
     source = yaml.safe_load(recipes.find(name).read_text())["data"]["init_args"].get("source")
-    path = [] if source == "scenes" else ["--data.path", "DIR"]
+    for label in ("cat", "dog"):  # where classes are folders, they size the head
+        (tmp_path / label).mkdir()
+    path = [] if source == "scenes" else ["--data.path", str(tmp_path)]
     # Not their own, which are downloaded, or come from another run.
-    weights = ["--model.backbone.weights", "random"]
+    given = ["--model.backbone.weights", "random"]
     if verb_of(name) == "predict":  # a checkpoint would say which it is
-        weights += ["--model.backbone.name", "pixio_vitt16"]
-    assert main(["check", "-c", name, *path, *weights]) == 0
+        given += ["--model.backbone.name", "pixio_vitt16"]
+    assert main(["check", "-c", name, *path, *given]) == 0
     assert "plan" in capsys.readouterr().out
 
 
@@ -88,7 +104,7 @@ def test_checks_without_memory(name: str, capsys: pytest.CaptureFixture[str]) ->
 def test_the_header_is_complete_and_true(name: str) -> None:
     summary, fields = recipes.header(recipes.find(name))
     assert summary.endswith(".") and fields.keys() >= HEADER
-    assert verb_of(name) in ("fit", "predict")
+    assert verb_of(name) in ("fit", "predict", "test")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -99,3 +115,35 @@ def test_overlays_say_what_they_do(name: str) -> None:
     assert "init_args" not in content.get("model", {}) and "init_args" not in content.get(
         "data", {}
     )
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_goes_on_any_recipe_of_a_task(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one with a backbone of hub weights, and on one whose backbone has arguments of its own."""
+    summary, fields = recipes.header(recipes.find(name))
+    assert summary and fields["run"] == f"pixio fit -c RECIPE -c {name}"
+    content = yaml.safe_load(recipes.find(name).read_text())
+    assert content.keys() == {"model"} and content["model"].keys() == {"backbone"}
+    backbone = content["model"]["backbone"]
+    assert backbone.keys() == {"name", "weights", "model_args"}
+    if backbone["weights"] == "timm":
+        licence = timm.get_pretrained_cfg(backbone["name"]).license
+        assert _letters(licence) in _letters(fields["licence"])
+    else:
+        assert weights.licence_of(backbone["weights"], {}) in fields["licence"]
+    for recipe in ("depth/nyuv2_linear", "classification/demo"):
+        words = ["-c", recipe, "-c", name, "--model.backbone.weights", "random", "--data.path"]
+        words = words[:-1] if recipe.endswith("demo") else [*words, "DIR"]
+        assert main(["check", *words]) == 0
+        assert f"backbone      {backbone['name']}," in capsys.readouterr().out
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^a-z0-9]", "", text.lower())
+
+
+def test_a_run_folder_goes_by_the_recipe_and_then_by_what_changes_it() -> None:
+    names = ["backbone/mae_l", "depth/nyuv2_linear", "with/frozen"]
+    assert folder_name(names) == "depth/nyuv2_linear+mae_l+frozen"

@@ -2,5 +2,7 @@
 
 from pixio_heads.depth.data import DepthData
 from pixio_heads.depth.head import Depth, RelativeDepth
+from pixio_heads.depth.ordinal import OrdinalDepth
+from pixio_heads.depth.ordinal_data import OrdinalData
 
-__all__ = ["Depth", "DepthData", "RelativeDepth"]
+__all__ = ["Depth", "DepthData", "OrdinalData", "OrdinalDepth", "RelativeDepth"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-
-from pixio_heads.depth import layouts
-from pixio_heads.depth.layouts import HubSamples, NyuSamples, Pair, PairSamples
+from pixio_heads.depth import benchmark_layouts, layouts, synthetic_layouts
+from pixio_heads.depth.benchmark_layouts import MogeSamples
+from pixio_heads.depth.hub import HubSamples
+from pixio_heads.depth.layouts import KittiBenchmarkSamples, Layout, Pair, PairSamples
+from pixio_heads.depth.synthetic_layouts import MixedSamples, mixed_sets
+from pixio_heads.depth.views import cropped, resized
 from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.image_files import held_out, image_files
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import Chance, Sample, Samples
 from pixio_lightning.data.scene_samples import Scenes, SceneSamples
@@ -16,8 +21,7 @@ from pixio_lightning.data.sources import existing_folder
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 
-# Metres per unit that a layout fixes.
-_FIXED_SCALES = {"nyuv2": 1e-3, "kitti": 1 / 256}
+_LAYOUTS = layouts.LAYOUTS | synthetic_layouts.LAYOUTS | benchmark_layouts.LAYOUTS
 
 
 class DepthData(SampleData):
@@ -25,8 +29,11 @@ class DepthData(SampleData):
 
     Args:
         source: `scenes` (rendered on first use); `folder` with images/ and depth/, or a plain
-            folder of images to predict; `hub` (hub id or local parquet); `nyuv2`; `kitti`.
-        path: The folder or hub id; not for scenes.
+            folder of images to predict; `hub` (hub id or local parquet); `nyuv2`; `kitti`. To
+            train on: `hypersim`, `vkitti2`, `tartanair`, `irs`, `blendedmvs`, or `mix`, a folder
+            with any of these five in folders of their names. To test on: `diode`; `sintel`;
+            `moge`, a zip of Ruicheng/monocular-geometry-evaluation as it is.
+        path: The folder, zip or hub id; not for scenes.
         split: Split of a hub data set to train on.
         val_split: Its split to validate and test on.
         image_column: Column of the images of a hub data set.
@@ -35,9 +42,13 @@ class DepthData(SampleData):
             0.001 for a folder or hub data set.
         image_size: Side of the training crops in pixels; None trains on whole images. Scenes are
             cropped to their own size, if that is smaller.
+        short_side: Short side that training images are brought to before they are cropped; None
+            leaves them as they are, as scenes always are.
         flip: Whether training images are mirrored at random.
         min_depth: Least valid depth in metres.
         max_depth: Greatest valid depth in metres; heads scale their output by it.
+        kb_crop: Whether KITTI is cut to its benchmark crop, 352x1216, before anything else.
+        domain: Part of DIODE, `indoor` or `outdoor`; None for both.
         max_megapixels: Larger images count as bad and are not decoded.
         batch_size: Images per process and step.
         num_workers: Processes that decode, per training process.
@@ -53,7 +64,7 @@ class DepthData(SampleData):
         UserError: A key does not fit the source.
     """
 
-    sources = ("scenes", "folder", "hub", "nyuv2", "kitti")
+    sources = ("scenes", "folder", "hub", *_LAYOUTS, "mix", "moge")
 
     def __init__(
         self,
@@ -66,9 +77,12 @@ class DepthData(SampleData):
         depth_column: str = "depth",
         depth_scale: float | None = None,
         image_size: int | None = 256,
+        short_side: int | None = None,
         flip: bool = True,
         min_depth: float = 1e-3,
         max_depth: float = 10.0,
+        kb_crop: bool = False,
+        domain: Literal["indoor", "outdoor"] | None = None,
         max_megapixels: float = 64.0,
         batch_size: int = 4,
         num_workers: int = 4,
@@ -92,7 +106,7 @@ class DepthData(SampleData):
             max_bad=max_bad,
             seed=seed,
         )
-        fixed = _FIXED_SCALES.get(source)
+        fixed = _LAYOUTS[source].scale if source in _LAYOUTS else None
         if fixed and depth_scale not in (None, fixed):
             raise UserError(
                 f"data.depth_scale is {depth_scale}, but {source} stores units of {fixed:g} m; "
@@ -106,9 +120,16 @@ class DepthData(SampleData):
         self.split, self.val_split = split, val_split
         self.image_column, self.depth_column = image_column, depth_column
         self.depth_scale = depth_scale or fixed or 1e-3
-        self.image_size, self.flip, self.scenes = image_size, flip, scenes
-        if source == "scenes" and image_size is not None:
-            self.image_size = min(image_size, scenes.size)
+        if short_side is not None and image_size is not None and short_side < image_size:
+            raise UserError(
+                f"data.short_side {short_side} is less than data.image_size {image_size}, which is "
+                "cropped out of it"
+            )
+        self.image_size, self.short_side, self.flip = image_size, short_side, flip
+        self.kb_crop, self.domain, self.scenes = kb_crop, domain, scenes
+        if source == "scenes":
+            self.image_size = image_size and min(image_size, scenes.size)
+            self.short_side = None
         self.min_depth, self.max_depth = min_depth, max_depth
         self.max_megapixels = max_megapixels
 
@@ -129,17 +150,58 @@ class DepthData(SampleData):
                 max_megapixels=self.max_megapixels,
                 images_only=predicting,
             )
+        if self.source == "moge":
+            benchmark_layouts.refuse_training("moge", split)
+            return MogeSamples(
+                self.path or "", max_megapixels=self.max_megapixels, domain=self.domain
+            )
         root = existing_folder(self.path or "", "data.path")
         if self.source == "folder":
             return self._open_folder(root, split)
-        list_pairs = layouts.nyu_pairs if self.source == "nyuv2" else layouts.kitti_pairs
-        kind = NyuSamples if self.source == "nyuv2" else PairSamples
-        return self._pairs(kind, root, list_pairs(root, split))
+        if self.source == "mix":
+            sets = {name: synthetic_layouts.LAYOUTS[name] for name in mixed_sets(root)}
+            return MixedSamples(
+                {name: self._open_layout(root / name, split, sets[name]) for name in sets}
+            )
+        layout = _LAYOUTS[self.source]
+        if self.source == "diode":
+            listed = partial(benchmark_layouts.diode_pairs, domain=self.domain)
+            layout = layout._replace(list_pairs=listed)
+        if self.source == "kitti" and self.kb_crop:
+            layout = layout._replace(kind=KittiBenchmarkSamples)
+        return self._open_layout(root, split, layout)
 
-    def _pairs(
-        self, kind: type[PairSamples], root: Path, pairs: list[Pair], *, images_only: bool = False
-    ) -> PairSamples:
-        return kind(
+    @property
+    def dataset(self) -> str:
+        """What records call the data, and the part or crop of it."""
+        part = self.domain if self.source in ("diode", "moge") else None
+        crop = "benchmark crop" if self.source == "kitti" and self.kb_crop else None
+        return ", ".join(filter(None, (super().dataset, part, crop)))
+
+    def _open_layout(self, root: Path, split: str, layout: Layout) -> PairSamples:
+        return layout.kind(
+            root,
+            layout.list_pairs(root, split),
+            scale=layout.scale or self.depth_scale,
+            max_megapixels=self.max_megapixels,
+            intrinsics=layouts.read_intrinsics(root),
+        )
+
+    def _open_folder(self, root: Path, split: str) -> PairSamples:
+        if split == "predict":
+            images = image_files(root / "images" if (root / "images").is_dir() else root)
+            pairs = [Pair(path, None) for path in images]
+            return self._pairs(root, pairs, images_only=True)
+        if (root / "train").is_dir() and (root / "val").is_dir():
+            wanted = split if (root / split).is_dir() else "val"
+            return self._pairs(root / wanted, layouts.folder_pairs(root / wanted))
+        train, val = held_out(
+            layouts.folder_pairs(root), lambda pair: pair.image.relative_to(root).as_posix()
+        )
+        return self._pairs(root, train if split == "train" else val)
+
+    def _pairs(self, root: Path, pairs: list[Pair], *, images_only: bool = False) -> PairSamples:
+        return PairSamples(
             root,
             pairs,
             scale=self.depth_scale,
@@ -147,19 +209,6 @@ class DepthData(SampleData):
             intrinsics=None if images_only else layouts.read_intrinsics(root),
             images_only=images_only,
         )
-
-    def _open_folder(self, root: Path, split: str) -> PairSamples:
-        if split == "predict":
-            images = layouts.image_files(root / "images" if (root / "images").is_dir() else root)
-            return self._pairs(
-                PairSamples, root, [Pair(path, None) for path in images], images_only=True
-            )
-        if (root / "train").is_dir() and (root / "val").is_dir():
-            wanted = split if (root / split).is_dir() else "val"
-            below = root / wanted
-            return self._pairs(PairSamples, below, layouts.folder_pairs(below))
-        train, val = layouts.held_out(root, layouts.folder_pairs(root))
-        return self._pairs(PairSamples, root, train if split == "train" else val)
 
     # --- views --------------------------------------------------------------------------------
 
@@ -186,12 +235,14 @@ class DepthData(SampleData):
         return sample | {"valid": valid}
 
     def augment(self, sample: Sample, chance: Chance) -> Sample:
-        """Return a random crop, mirrored half of the time.
+        """Return a random crop of the image, brought to `short_side`, mirrored half of the time.
 
         Raises:
             BadImage: The image is smaller than the crop.
         """
         sample = self.prepare(sample)
+        if self.short_side is not None:
+            sample = resized(sample, self.short_side)
         height, width = sample["image"].shape[:2]
         side = self.image_size
         top = left = 0
@@ -202,29 +253,4 @@ class DepthData(SampleData):
             top, left = int(down * (height - side + 1)), int(across * (width - side + 1))
             height = width = side
         mirror = self.flip and chance.uniform(1, Stream.FLIP)[0] < 0.5
-        views = {
-            name: _cut(array, top, left, height, width, mirror=mirror)
-            for name, array in sample.items()
-            if name != "intrinsics"
-        }
-        if "intrinsics" in sample:
-            views["intrinsics"] = moved(sample["intrinsics"], top, left, width, mirror=mirror)
-        return views
-
-
-def _cut(
-    array: np.ndarray, top: int, left: int, height: int, width: int, *, mirror: bool
-) -> np.ndarray:
-    piece = array[top : top + height, left : left + width]
-    return piece[:, ::-1] if mirror else piece
-
-
-def moved(intrinsics: np.ndarray, top: int, left: int, width: int, *, mirror: bool) -> np.ndarray:
-    """Return the intrinsics `(3, 3)` of a crop `width` pixels wide, mirrored or not.
-
-    Pixel centres are at integer coordinates, so column u of a mirrored crop is width - 1 - u; the
-    focal length along it changes its sign.
-    """
-    shift = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1.0]])
-    turn = np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1.0]]) if mirror else np.eye(3)
-    return (turn @ shift @ intrinsics).astype(np.float32)
+        return cropped(sample, top, left, height, width, mirror=mirror)

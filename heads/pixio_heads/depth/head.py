@@ -33,7 +33,7 @@ MakeDecoder = Callable[[int, int], DenseDecoder]
 class _DepthHead(Head):
     """What both kinds of depth share: the decoder, the baselines, the pictures."""
 
-    asks = ("max_depth",)
+    asks: tuple[str, ...] = ("max_depth",)
     monitor = ("val/abs_rel", "min")
 
     def __init__(
@@ -255,11 +255,15 @@ class RelativeDepth(_DepthHead):
         image_size: Short side that images are brought to in evaluation, a multiple of 16.
         space: Where the prediction is aligned and scored: `disparity` or `depth`.
         cap: Greatest depth of the aligned prediction, metres; None takes the data's `max_depth`.
-        eval_crop: Part of the image that is scored.
+        eval_crop: Part of the image that is scored; what is scored of it are depths within the
+            data's `min_depth` and `max_depth`.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
         seed: Seed of drop path.
     """
+
+    asks: tuple[str, ...] = ("min_depth", "max_depth")
+    cheap: tuple[str, ...] = ("constant", "image_row")
 
     def __init__(
         self,
@@ -317,13 +321,24 @@ class RelativeDepth(_DepthHead):
     def metrics(self) -> DepthMetrics:
         """Return the nine figures of the aligned prediction, means of per-image values."""
         return DepthMetrics(
-            max_depth=self.facts["max_depth"], eval_crop=self.eval_crop, alignment=self.alignment
+            min_depth=self.facts["min_depth"],
+            max_depth=self.facts["max_depth"],
+            eval_crop=self.eval_crop,
+            alignment=self.alignment,
         )
 
     @property
     def protocol(self) -> str:
         """Range, crop, alignment and size."""
         return f"{self.metrics().protocol}; short side {self.image_size} px"
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """Return disparity that is the same everywhere, and that grows down the image."""
+        height, width = batch["size"]
+        rows = torch.arange(height, device=batch["key"].device).float()[:, None]
+        found = {"constant": torch.zeros_like(rows), "image_row": rows}
+        shape = (len(batch["key"]), height, width)
+        return {name: found[name].expand(shape) for name in self.cheap}
 
     def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
         """Draw image, truth, the aligned prediction as depth, and its error."""
@@ -344,3 +359,12 @@ class RelativeDepth(_DepthHead):
                 folder / f"{name}_colour.png",
                 panels.Panel([[image, shown]], ["image", "disparity"]),
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Score within the range of the data at hand, whatever data it was trained on.
+
+        Nothing that is learnt depends on the range, and another data set has another one.
+        """
+        of_the_data = dict(self.facts)
+        super().on_load_checkpoint(checkpoint)
+        self.facts |= of_the_data

@@ -1,4 +1,4 @@
-"""Where pairs of image and depth lie on disk: users' own folders and tables, NYUv2, KITTI.
+"""Pairs of image and depth as files: users' own folders, NYUv2, KITTI.
 
 Every class is a list of samples: `image` uint8 (H, W, 3), `depth` float32 (H, W) in metres with 0
 where there is none, `valid` bool (H, W), and `intrinsics` (3, 3) where they are known.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixio_lightning.data.decode import BadImage, decode
+from pixio_lightning.data.depth_files import SUFFIXES, read_depth, require_reader
+from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
-from pixio_lightning.data.sources import SUFFIXES, open_hub
-from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.keyed import key_of
+from pixio_lightning.errors import UserError
 
+Box = tuple[int, int, int, int]  # top, bottom, left, right
 NYU_SIZE = (480, 640)
-NYU_CROP = (slice(45, 471), slice(41, 601))  # of Eigen et al., 2014: what the sensor covers
+NYU_BOX: Box = (45, 471, 41, 601)  # of Eigen et al., 2014: what the sensor covers
+KB_SIZE = (352, 1216)
 
 
 class Pair(NamedTuple):
@@ -34,43 +36,18 @@ class Pair(NamedTuple):
     mask: Path | None = None
 
 
-def read_depth(data: bytes, suffix: str, *, scale: float) -> NDArray[np.float32]:
-    """Decode a depth file to metres.
+class Layout(NamedTuple):
+    """How a data set lies on disk.
 
-    Args:
-        data: Its content.
-        suffix: `.png` for integers of `scale` metres, `.npy` for metres.
-        scale: Metres per unit of an integer.
-
-    Raises:
-        BadImage: The file is damaged, has another form, or only 8 bits.
+    Attributes:
+        list_pairs: Lists the files of a split below a root.
+        kind: Reads them.
+        scale: Metres per unit of an integer depth image; None where depth is in metres.
     """
-    try:
-        if suffix == ".npy":
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-        else:
-            array = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
-    except Exception:  # the libraries raise whatever the damaged bytes lead them to
-        raise BadImage("depth cannot be read") from None
-    return to_metres(array, scale=scale)
 
-
-def to_metres(array: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
-    """Return a depth array `(H, W)` in metres; integers count in units of `scale`.
-
-    Raises:
-        BadImage: It has another shape, or only 8 bits.
-    """
-    array = np.squeeze(array)
-    if array.ndim != 2:
-        raise BadImage(f"depth of shape {array.shape}; expected one channel")
-    if array.dtype in (np.uint8, np.int8, np.bool_):
-        raise BadImage("8-bit depth; expected a 16-bit PNG, or npy in metres")
-    if np.issubdtype(array.dtype, np.integer):
-        return array.astype(np.float32) * np.float32(scale)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise BadImage(f"depth of type {array.dtype}; expected numbers")
-    return array.astype(np.float32)
+    list_pairs: Callable[[Path, str], list[Pair]]
+    kind: type[PairSamples]
+    scale: float | None = None
 
 
 def checked(
@@ -91,6 +68,37 @@ def checked(
     if not valid.any():
         raise BadImage("no valid depth")
     return {"image": image, "depth": np.where(valid, depth, 0).astype(np.float32), "valid": valid}
+
+
+def read_mask(path: Path) -> NDArray[Any]:
+    """Read what is valid, where it is above 0: an image or npy.
+
+    Raises:
+        BadImage: It is damaged.
+    """
+    try:
+        if path.suffix == ".npy":
+            return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        return np.asarray(Image.open(path))
+    except Exception:  # the libraries raise whatever the damaged bytes lead them to
+        raise BadImage("mask cannot be read") from None
+
+
+def cut(sample: Sample, box: Box) -> Sample:
+    """Return a part of a sample, and its intrinsics moved along.
+
+    Raises:
+        BadImage: No depth in it is valid.
+    """
+    top, bottom, left, right = box
+    maps = {name: array for name, array in sample.items() if name != "intrinsics"}
+    part = {name: array[top:bottom, left:right] for name, array in maps.items()}
+    if not part["valid"].any():
+        raise BadImage("no valid depth")
+    if "intrinsics" in sample:
+        shift = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]], np.float32)
+        part["intrinsics"] = shift @ sample["intrinsics"]
+    return part
 
 
 class PairSamples:
@@ -118,6 +126,8 @@ class PairSamples:
         self.root, self.pairs, self.scale = root, list(pairs), scale
         self.max_megapixels, self.images_only = max_megapixels, images_only
         self.intrinsics = intrinsics or {}
+        for suffix in {pair.depth.suffix.lower() for pair in self.pairs if pair.depth}:
+            require_reader(suffix)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -132,19 +142,26 @@ class PairSamples:
             return {"image": image}
         if pair.depth is None or not pair.depth.is_file():
             raise BadImage("no depth file")
-        depth = read_depth(pair.depth.read_bytes(), pair.depth.suffix.lower(), scale=self.scale)
-        mask = np.asarray(Image.open(pair.mask)) if pair.mask is not None else None
-        sample = self.crop(checked(image, depth, mask))
+        mask = read_mask(pair.mask) if pair.mask is not None else None
+        sample = checked(image, self.metres(pair.depth), mask)
         if self.intrinsics:
             matrix = self.intrinsics.get(self.name(index), self.intrinsics.get("default"))
             if matrix is None:
                 raise BadImage("no intrinsics")
             sample["intrinsics"] = np.asarray(matrix, dtype=np.float32).reshape(3, 3)
-        return sample
+        return cut(sample, self.box(*image.shape[:2]))
 
-    def crop(self, sample: Sample) -> Sample:
-        """Cut away what a data set never uses."""
-        return sample
+    def metres(self, path: Path) -> NDArray[np.float32]:
+        """Return a depth map `(H, W)` in metres; 0, NaN and infinity are no depth."""
+        return read_depth(path.read_bytes(), path.suffix.lower(), scale=self.scale)
+
+    def box(self, height: int, width: int) -> Box:
+        """Return the part of an image that the data set uses.
+
+        Raises:
+            BadImage: The image has another size than it should.
+        """
+        return 0, height, 0, width
 
     def digest(self) -> str:
         files = [path for pair in self.pairs for path in pair if path is not None]
@@ -158,14 +175,32 @@ class PairSamples:
 class NyuSamples(PairSamples):
     """Pairs of NYUv2: 480x640, of which rows 45 to 471 and columns 41 to 601 are used."""
 
-    def crop(self, sample: Sample) -> Sample:
-        size = sample["image"].shape[:2]
-        if size != NYU_SIZE:
-            raise BadImage(f"{size[1]}x{size[0]} pixels; expected 640x480 of NYUv2")
-        cut = {name: array[NYU_CROP] for name, array in sample.items()}
-        if not cut["valid"].any():
-            raise BadImage("no valid depth")
-        return cut
+    def box(self, height: int, width: int) -> Box:
+        if (height, width) != NYU_SIZE:
+            raise BadImage(f"{width}x{height} pixels; expected 640x480 of NYUv2")
+        return NYU_BOX
+
+
+class KittiBenchmarkSamples(PairSamples):
+    """Pairs of KITTI, cut to what its depth benchmark looks at."""
+
+    def box(self, height: int, width: int) -> Box:
+        return kb_box(height, width)
+
+
+def kb_box(height: int, width: int) -> Box:
+    """Return the crop of KITTI's depth benchmark: 352x1216, at the bottom, in the middle.
+
+    It is cut from image and depth before anything else, so that the evaluation crops
+    `eigen_kitti` and `garg` are shares of what it leaves.
+
+    Raises:
+        BadImage: The image is smaller than the crop.
+    """
+    if height < KB_SIZE[0] or width < KB_SIZE[1]:
+        raise BadImage(f"{width}x{height} pixels, smaller than KITTI's benchmark crop of 1216x352")
+    left = (width - KB_SIZE[1]) // 2
+    return height - KB_SIZE[0], height, left, left + KB_SIZE[1]
 
 
 def folder_pairs(root: Path) -> list[Pair]:
@@ -179,27 +214,15 @@ def folder_pairs(root: Path) -> list[Pair]:
         found = sorted(p.name for p in root.iterdir() if p.is_dir())
         raise UserError(
             f"data.path '{root}' holds {', '.join(found) or 'no folder'}; expected images/ and "
-            "depth/ (16-bit PNG or npy of the same names), in it or in train/ and val/"
+            "depth/ (16-bit PNG, npy, exr, pfm of the same names), in it or in train/ and val/"
         )
     pairs = []
     for path in image_files(images):
         stem = path.relative_to(images).with_suffix("")
-        depth = [p for s in (".png", ".npy") if (p := depths / f"{stem}{s}").is_file()]
+        depth = [p for s in SUFFIXES if (p := depths / f"{stem}{s}").is_file()]
         mask = root / "mask" / f"{stem}.png"
         pairs.append(Pair(path, depth[0] if depth else None, mask if mask.is_file() else None))
     return pairs
-
-
-def image_files(root: Path) -> list[Path]:
-    """List the images below a folder.
-
-    Raises:
-        UserError: There is none.
-    """
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise UserError(f"'{root}' holds no image; expected {', '.join(SUFFIXES)} at any depth")
-    return found
 
 
 def read_intrinsics(root: Path) -> dict[str, Any]:
@@ -219,21 +242,6 @@ def read_intrinsics(root: Path) -> dict[str, Any]:
         raise UserError(
             f"'{path}' is no table of 3x3 matrices by image name, or one under \"default\""
         ) from None
-
-
-def held_out(
-    root: Path, pairs: Sequence[Pair], *, share: float = 0.1
-) -> tuple[list[Pair], list[Pair]]:
-    """Split pairs by the hash of the image's name below `root`, the same ones every time.
-
-    Raises:
-        UserError: There are fewer than two.
-    """
-    if len(pairs) < 2:
-        raise UserError(f"{len(pairs)} image is too few to train on one and hold one out")
-    order = sorted(pairs, key=lambda p: key_of(f"hold out {p.image.relative_to(root).as_posix()}"))
-    count = max(1, int(len(pairs) * share))
-    return sorted(order[count:]), sorted(order[:count])
 
 
 def nyu_pairs(root: Path, split: str) -> list[Pair]:
@@ -293,86 +301,7 @@ def _listed(table: Path, images: Path, depths: Path | None = None) -> list[Pair]
     return pairs
 
 
-class HubSamples:
-    """Rows of a Hugging Face data set with an image and a depth column.
-
-    Args:
-        path: Hub id, or a local folder of parquet.
-        split: Split to read.
-        columns: Names of the image and the depth column.
-        scale: Metres per unit of an integer depth image.
-        max_megapixels: Larger images are bad.
-        images_only: Whether depth is not asked for.
-
-    Raises:
-        UserError: The data set or a column does not exist.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        split: str,
-        *,
-        columns: tuple[str, str],
-        scale: float,
-        max_megapixels: float,
-        images_only: bool = False,
-    ) -> None:
-        import datasets
-
-        self.split, self.scale, self.max_megapixels = split, scale, max_megapixels
-        self.columns, self.images_only = columns, images_only
-        data = open_hub(path, split)
-        for key, column in zip(("image_column", "depth_column"), columns, strict=True):
-            if column not in data.column_names and not (images_only and key == "depth_column"):
-                raise UserError(
-                    f"data.{key} is '{column}', but '{path}' has the columns "
-                    f"{', '.join(data.column_names)}{nearest(column, data.column_names)}"
-                )
-        for name, feature in data.features.items():
-            if isinstance(feature, datasets.Image):
-                # Undecoded: 16 bits stay 16 bits, and our own decoder counts what is bad.
-                data = data.cast_column(name, datasets.Image(decode=False))
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def name(self, index: int) -> str:
-        return f"{self.split}/{index:08d}"
-
-    def load(self, index: int) -> Sample:
-        row = self.data[index]
-        data = _content(row[self.columns[0]])
-        image = np.asarray(decode(data, max_megapixels=self.max_megapixels))
-        if self.images_only:
-            return {"image": image}
-        depth = row[self.columns[1]]
-        if depth is None:
-            raise BadImage("no depth")
-        if isinstance(depth, (dict, bytes)):
-            content = _content(depth)
-            suffix = ".npy" if content.startswith(b"\x93NUMPY") else ".png"
-            metres = read_depth(content, suffix, scale=self.scale)
-        else:
-            metres = to_metres(np.asarray(depth), scale=self.scale)
-        mask = row.get("mask")
-        found = np.asarray(Image.open(io.BytesIO(_content(mask)))) if mask else None
-        sample = checked(image, metres, found)
-        if row.get("intrinsics") is not None:
-            sample["intrinsics"] = np.asarray(row["intrinsics"], np.float32).reshape(3, 3)
-        return sample
-
-    def digest(self) -> str:
-        files = [file["filename"] for file in self.data.cache_files]
-        stats = [Path(file).stat() for file in files]
-        facts = [(file, s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True)]
-        return digest_of("hub", facts, len(self.data), self.columns, self.scale)
-
-
-def _content(value: Any) -> bytes:
-    if isinstance(value, dict):
-        if value["bytes"] is None and value.get("path"):
-            return Path(value["path"]).read_bytes()
-        value = value["bytes"]
-    return value or b""
+LAYOUTS = {
+    "nyuv2": Layout(nyu_pairs, NyuSamples, 1e-3),
+    "kitti": Layout(kitti_pairs, PairSamples, 1 / 256),
+}

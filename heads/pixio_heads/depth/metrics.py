@@ -29,7 +29,6 @@ _SHARES: dict[str, tuple[float, float, float, float]] = {
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
 }
 _EIGEN_NYU = (45, 471, 41, 601)
-_KB = (352, 1216)
 
 
 @dataclass(frozen=True)
@@ -75,24 +74,6 @@ def crop_mask(height: int, width: int, name: EvalCrop) -> Tensor:
         top, bottom, left, right = (int(share * n) for share, n in shares)
     mask[top:bottom, left:right] = True
     return mask
-
-
-def kb_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the crop of KITTI's depth benchmark: top, bottom, left and right, in pixels.
-
-    352x1216 at the bottom of the image and in the middle of its width. It is cut from image and
-    depth before anything else, so that `eigen_kitti` and `garg` are shares of what it leaves.
-
-    Raises:
-        UserError: The image is smaller than the crop.
-    """
-    if height < _KB[0] or width < _KB[1]:
-        raise UserError(
-            f"the KITTI benchmark crop is 352x1216 and the image {height}x{width}; "
-            "leave the crop out, or use images of their original size"
-        )
-    left = (width - _KB[1]) // 2
-    return height - _KB[0], height, left, left + _KB[1]
 
 
 def align(

@@ -24,7 +24,16 @@ _CUT = re.compile("truncated|[Pp]remature end")  # as Pillow and libjpeg say it
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the text is the reason, short enough to count by."""
+    """An image that cannot be used; the text is the reason, short enough to count by.
+
+    Args:
+        reason: The text.
+        name: Which of a sample's images, by path; None where the sample is one.
+    """
+
+    def __init__(self, reason: str, *, name: str | None = None) -> None:
+        super().__init__(reason)
+        self.name = name
 
 
 class Crop(NamedTuple):

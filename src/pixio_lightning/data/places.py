@@ -7,6 +7,7 @@ The world is z up with the floor at z = 0, in metres. `PLACES` says what kinds t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,21 @@ Rng = np.random.Generator
 Range = tuple[float, float]
 
 
+class Glance(NamedTuple):
+    """Cameras that stand side by side and look at the middle of a room, each turned a little.
+
+    Views differ in a way that a small model learns in minutes, and their floor and walls bear a
+    pattern of one size, from which it can tell the scale.
+    """
+
+    distance: Range = (1.1, 1.8)  # metres from the middle
+    elevation: Range = (8.0, 25.0)  # degrees above it
+    yaw: Range = (5.0, 30.0)  # degrees between the first view and the last, to either side
+    baseline: Range = (0.15, 0.5)  # metres between them, to either side
+    focal: float = 0.8  # widths of the image
+    reach: float = 0.65  # metres from the middle within which things stand
+
+
 class Place(NamedTuple):
     """A kind of place: extents in metres, the size of its things, how many of each, how plain."""
 
@@ -28,6 +44,7 @@ class Place(NamedTuple):
     scale: float
     contents: str
     plain: float = 0.6  # share of the things' surfaces that bear no pattern
+    glance: Glance | None = None  # None lets cameras roam; places with one are drawn if asked for
 
 
 # What stands along the walls comes first: it needs the room most.
@@ -57,6 +74,13 @@ PLACES: dict[str, Place] = {
         *((3.5, 6.5), (3.5, 6.5), (2.4, 3.2), 1.6),
         "table 0-1 box 1-3 sphere 0-2 cylinder 0-2",
         plain=0.9,
+    ),
+    # Narrow: where a small model learns to compare two views in minutes.
+    "den": Place(
+        *((3.8, 5.0), (3.8, 5.0), (2.0, 2.4), 0.7),
+        "box 0-2 sphere 0-1 cylinder 0-1 box 1-1",
+        plain=1.0,
+        glance=Glance(),
     ),
     "street": Place(
         *((9.0, 13.0), (60.0, 60.0), (0.0, 0.0), 2.0),
@@ -141,7 +165,10 @@ def _put(rng: Rng, name: str, place: Place, size: Array, bodies: list[Body]) -> 
     for _ in range(12):
         yaw, position = rng.uniform(-np.pi, np.pi), np.zeros(3)
         centre, half = Body(name, position, yaw, parts).bounds
-        position[:2] = rng.uniform(-0.5, 0.5, 2) * (size[:2] - 2 * np.hypot(half[0], half[1]))
+        room = size[:2] - 2 * np.hypot(half[0], half[1])
+        if place.glance is not None:
+            room = np.full(2, 2 * place.glance.reach)
+        position[:2] = rng.uniform(-0.5, 0.5, 2) * room
         on_wall = name in ("picture", "mirror")
         if on_wall or name in ("shelf", "bed") or (name == "building" and size[1] > 3 * size[0]):
             # A wall's inward normal is the body's +y; a street has the two long walls only.
@@ -170,8 +197,9 @@ def _side(name: str, axis: int, start: float, end: float, material: Material) ->
     return Body(name, np.zeros(3), 0.0, (Part(Shape.BOX, centre, half, material),), encloses=True)
 
 
-def _room(rng: Rng, size: Array, plain: float) -> tuple[list[Body], list[Light], Array]:
+def _room(rng: Rng, size: Array, place: Place) -> tuple[list[Body], list[Light], Array]:
     """Return the walls, the lamps at the ceiling (seen and shining) and the ambient light."""
+    plain = place.plain
     walls = random_material(
         rng, "stripes bricks noise wood", plain=0.7, saturation=(0, 0.5), value=(0.4, 0.9)
     )
@@ -182,10 +210,17 @@ def _room(rng: Rng, size: Array, plain: float) -> tuple[list[Body], list[Light],
     ceiling = random_material(
         rng, "tiles noise", plain=plain, saturation=(0, 0.15), value=(0.6, 0.9)
     )
+    sides = [accent, walls, walls, walls]
+    if place.glance is not None:
+        floor = replace(floor, pattern="checker", scale=0.5, shift=np.zeros(2), turned=False)
+        # Wide enough to be told apart in small images, and another colour on every side.
+        sides = [
+            replace(random_material(rng, plain=1.0), pattern="stripes", scale=1.0) for _ in sides
+        ]
     x, y, z = size / (2, 2, 1)
     bodies = [_side("floor", 2, -1, 0, floor), _side("ceiling", 2, z, z + 1, ceiling)]
-    bodies += [_side("wall", 0, -x - 1, -x, accent), _side("wall", 0, x, x + 1, walls)]
-    bodies += [_side("wall", 1, -y - 1, -y, walls), _side("wall", 1, y, y + 1, walls)]
+    bodies += [_side("wall", 0, -x - 1, -x, sides[0]), _side("wall", 0, x, x + 1, sides[1])]
+    bodies += [_side("wall", 1, -y - 1, -y, sides[2]), _side("wall", 1, y, y + 1, sides[3])]
     lights = []
     glowing = Material(np.ones((2, 3)), glow=2.0)
     for _ in range(int(rng.integers(1, 4))):
@@ -220,9 +255,7 @@ def build_world(rng: Rng, room_type: str) -> tuple[World, Array, Array]:
     place = PLACES[room_type]
     size = rng.uniform(*np.transpose([place.width, place.length, place.height]))
     indoor = size[2] > 0
-    shell, lights, ambient, sky = (
-        (*_room(rng, size, place.plain), None) if indoor else _outside(rng)
-    )
+    shell, lights, ambient, sky = (*_room(rng, size, place), None) if indoor else _outside(rng)
     things: list[Body] = []
     words = place.contents.split()
     for name, span in zip(words[::2], words[1::2], strict=True):
@@ -241,13 +274,13 @@ def is_open(place: Place) -> bool:
 
 
 def known_places(places: Sequence[str] | None) -> Sequence[str]:
-    """Return the places, all of them for None.
+    """Return the places; for None all where cameras roam.
 
     Raises:
         UserError: The list is empty, or there is no such place.
     """
     if places is None:
-        return tuple(PLACES)
+        return tuple(name for name, place in PLACES.items() if place.glance is None)
     for name in places or [""]:
         if name not in PLACES:
             raise UserError(

@@ -158,15 +158,16 @@ class SampleData(StreamData):
         """Return the number of training samples."""
         return len(self.samples_of("train"))
 
-    def statistics_dataloader(self, most: int | None = None) -> Loader:
-        """Return training samples as they are evaluated, each once, on every process alike.
+    def statistics_dataloader(self, most: int | None = None, *, share: bool = False) -> Loader:
+        """Return training samples as they are evaluated, each once.
 
         Args:
             most: At most so many, evenly spread; None for all.
+            share: Whether the processes share them; otherwise each reads all.
         """
         samples = self.samples_of("train")
         indices = spread(len(samples), most)
-        return self.once(HeldOutSamples(samples, self.prepare, indices=indices), share=False)
+        return self.once(HeldOutSamples(samples, self.prepare, indices=indices), share=share)
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation samples for pictures, as batches of one: sizes may differ."""

@@ -79,7 +79,7 @@ def load_or_name(samples: Samples, index: int) -> Sample | Bad:
     try:
         return samples.load(index)
     except BadImage as error:
-        return samples.name(index), str(error)
+        return error.name or samples.name(index), str(error)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         return samples.name(index), f"cannot be read ({reason})"
@@ -120,13 +120,17 @@ class TrainingSamples(Dataset):
         index = permuted(offset, len(self.samples), seed=self.seed, turn=turn)
         return index, turn % self.views if self.views else turn
 
+    def load(self, index: int, turn: int) -> Sample | Bad:
+        """Return the sample that a view is made of, or its name and why it cannot be used."""
+        return load_or_name(self.samples, index)
+
     def view(self, index: int, turn: int) -> View:
         """Return a view of a sample."""
         name = self.samples.name(index)
         about: dict[str, Any] = {"key": key_of(name), "name": name}
         if self.store is not None:
             return _about(self.store[f"{name}#{turn}"], about)
-        found = load_or_name(self.samples, index)
+        found = self.load(index, turn)
         if isinstance(found, tuple):
             return found
         try:

@@ -187,7 +187,7 @@ def _write_shard(path: Path, split: str, indices: range, **looks: Any) -> int:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock on a file; others wait. The kernel drops it when its holder dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -245,7 +245,7 @@ def scenes(
     }
     if not all(path.exists() for path in shards):
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / ".lock"):
+        with locked(root / ".lock"):
             missing = {path: indices for path, indices in shards.items() if not path.exists()}
             for leftover in root.glob(".*.parquet.*"):
                 leftover.unlink()

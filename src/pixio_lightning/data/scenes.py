@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_lightning.data import raycast
-from pixio_lightning.data.places import PLACES, Rng, build_world, is_open, known_places
+from pixio_lightning.data.places import PLACES, Glance, Rng, build_world, is_open, known_places
 from pixio_lightning.data.raycast import Hits, Pose, World
 from pixio_lightning.data.textures import Array
 from pixio_lightning.errors import UserError
@@ -128,6 +128,29 @@ def place_cameras(
     return [first.pose, *(others[order[i % len(order)]].pose for i in range(views - 1))]
 
 
+def glancing_cameras(rng: Rng, glance: Glance, *, views: int) -> list[Pose]:
+    """Put cameras side by side, facing the middle of a room, each turned a little of its own."""
+    around, up = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(*glance.elevation))
+    away = np.array([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)])
+    middle = np.array([0.0, 0.0, 0.5])
+    right = np.array([np.sin(around), -np.cos(around), 0.0])
+    start = middle + rng.uniform(*glance.distance) * away
+    yaw = np.radians(rng.uniform(*glance.yaw)) * rng.choice((-1, 1))
+    shift = rng.uniform(*glance.baseline) * rng.choice((-1, 1))
+    offset = np.radians(rng.uniform(-8, 8))
+    poses = []
+    for share in np.linspace(-0.5, 0.5, views):
+        # Noise along the line of sight and upwards; along `right` it would blur the baseline.
+        position = start + shift * share * right + rng.uniform(-0.05, 0.05, 3)
+        turn, pitch = offset + share * yaw, np.radians(rng.uniform(-2, 2))
+        cos, sin = np.cos(turn), np.sin(turn)
+        forward = np.array([-cos * away[0] + sin * away[1], -sin * away[0] - cos * away[1], 0.0])
+        forward[2] = np.tan(pitch - up) * np.hypot(forward[0], forward[1])
+        roll = np.radians(rng.uniform(-1.5, 1.5))
+        poses.append(raycast.look_at(position, position + forward, roll=roll))
+    return poses
+
+
 def _view(
     world: World, pose: Pose, shot: tuple[Array, Hits], *, exposure: float, focal: float, rng: Rng
 ) -> View:
@@ -167,8 +190,8 @@ def render_scene(
         seed: What the scene depends on, with the other arguments.
         views: Number of cameras; the others overlap with the first.
         size: Pixels along a side.
-        places: Kinds of place to draw from, keys of `PLACES`; None draws from all of them, a room
-            three times in four.
+        places: Kinds of place to draw from, keys of `PLACES`; None draws from all where cameras
+            roam, a room three times in four.
 
     Raises:
         UserError: A number is too small, or there is no such place.
@@ -182,9 +205,14 @@ def render_scene(
         kinds = [name for name in kinds if is_open(PLACES[name]) == outdoor]
     room_type = kinds[int(rng.integers(len(kinds)))]
     world, low, high = build_world(rng, room_type)
-    span = 2 * np.tan(np.radians(rng.uniform(50, 85)) / 2)
+    glance = PLACES[room_type].glance
+    if glance is None:
+        span = 2 * np.tan(np.radians(rng.uniform(50, 85)) / 2)
+        poses = place_cameras(world, rng, views=views, low=low, high=high, span=span)
+    else:
+        span = 1 / glance.focal
+        poses = glancing_cameras(rng, glance, views=views)
     focal = size / span
-    poses = place_cameras(world, rng, views=views, low=low, high=high, span=span)
     radiance, hits = raycast.photograph(world, poses, size=size, focal=focal, rng=rng)
     # One exposure for the scene, as from one camera, give or take what an automatic one does.
     exposure = rng.uniform(0.25, 0.6) / np.minimum(radiance, 4).mean()

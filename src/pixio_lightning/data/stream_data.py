@@ -88,9 +88,7 @@ class StreamData(L.LightningDataModule):
         """Return the endless stream, at the batch the run has reached."""
         trainer = self.trainer
         assert trainer is not None
-        positions = Positions(
-            self.batch_size, rank=trainer.global_rank, world_size=trainer.world_size
-        )
+        positions = self.positions(rank=trainer.global_rank, world_size=trainer.world_size)
         loader = DataLoader(self.training_set(), batch_sampler=positions, **self.loader_arguments)
         accumulate = trainer.accumulate_grad_batches
         self._stream = StepLoader(
@@ -100,6 +98,10 @@ class StreamData(L.LightningDataModule):
             consumed=lambda: trainer.global_step * accumulate,
         )
         return self._stream
+
+    def positions(self, *, rank: int, world_size: int) -> Positions:
+        """Return the batches of stream positions that a process trains on."""
+        return Positions(self.batch_size, rank=rank, world_size=world_size)
 
     def teardown(self, stage: str) -> None:
         """End the workers of the stream."""

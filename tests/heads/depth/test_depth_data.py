@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixio_heads.depth.data import DepthData, moved
+from pixio_heads.depth.data import DepthData
+from pixio_heads.depth.views import moved
 from pixio_lightning.data import scene_store
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import Chance

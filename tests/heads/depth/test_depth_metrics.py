@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixio_heads.depth.layouts import kb_box
 from pixio_heads.depth.metrics import (
     FIGURES,
     Alignment,
@@ -17,8 +18,8 @@ from pixio_heads.depth.metrics import (
     align,
     crop_mask,
     depth_errors,
-    kb_box,
 )
+from pixio_lightning.data.decode import BadImage
 from pixio_lightning.errors import UserError
 
 
@@ -59,7 +60,7 @@ def test_the_benchmark_crop_of_kitti() -> None:
     assert kb_box(376, 1241) == (24, 376, 12, 1228)
     assert kb_box(352, 1216) == (0, 352, 0, 1216)
     for size in ((351, 1242), (375, 1215)):
-        with pytest.raises(UserError, match=f"352x1216 and the image {size[0]}x{size[1]}"):
+        with pytest.raises(BadImage, match=f"{size[1]}x{size[0]} pixels, smaller than .* 1216x352"):
             kb_box(*size)
 
 

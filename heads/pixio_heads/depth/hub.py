@@ -1,0 +1,78 @@
+"""Images with depth in the rows of a Hugging Face data set, or of local parquet."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from pixio_heads.depth.layouts import checked
+from pixio_lightning.data.decode import BadImage, decode
+from pixio_lightning.data.depth_files import read_depth, to_metres
+from pixio_lightning.data.hub_rows import content, open_columns, rows_digest
+from pixio_lightning.data.samples import Sample
+
+
+class HubSamples:
+    """Rows of a Hugging Face data set with an image and a depth column.
+
+    Args:
+        path: Hub id, or a local folder of parquet.
+        split: Split to read.
+        columns: Names of the image and the depth column.
+        scale: Metres per unit of an integer depth image.
+        max_megapixels: Larger images are bad.
+        images_only: Whether depth is not asked for.
+
+    Raises:
+        UserError: The data set or a column does not exist.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        *,
+        columns: tuple[str, str],
+        scale: float,
+        max_megapixels: float,
+        images_only: bool = False,
+    ) -> None:
+        self.split, self.scale, self.max_megapixels = split, scale, max_megapixels
+        self.columns, self.images_only = columns, images_only
+        needed = {"image_column": columns[0]}
+        if not images_only:
+            needed["depth_column"] = columns[1]
+        self.data = open_columns(path, split, needed)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index:08d}"
+
+    def load(self, index: int) -> Sample:
+        row = self.data[index]
+        data = content(row[self.columns[0]])
+        image = np.asarray(decode(data, max_megapixels=self.max_megapixels))
+        if self.images_only:
+            return {"image": image}
+        depth = row[self.columns[1]]
+        if depth is None:
+            raise BadImage("no depth")
+        if isinstance(depth, (dict, bytes)):
+            encoded = content(depth)
+            suffix = ".npy" if encoded.startswith(b"\x93NUMPY") else ".png"
+            metres = read_depth(encoded, suffix, scale=self.scale)
+        else:
+            metres = to_metres(np.asarray(depth), scale=self.scale)
+        mask = row.get("mask")
+        found = np.asarray(Image.open(io.BytesIO(content(mask)))) if mask else None
+        sample = checked(image, metres, found)
+        if row.get("intrinsics") is not None:
+            sample["intrinsics"] = np.asarray(row["intrinsics"], np.float32).reshape(3, 3)
+        return sample
+
+    def digest(self) -> str:
+        return rows_digest(self.data, self.columns, self.scale)

@@ -1,0 +1,215 @@
+"""OrdinalData: images with pairs of points of which one is nearer, of DA-2K or of the scenes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixio_heads.depth.archive import Archive
+from pixio_lightning.data.decode import BadImage, decode
+from pixio_lightning.data.places import known_places
+from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.samples import Chance, Sample, Samples, digest_of
+from pixio_lightning.data.scene_samples import Scenes, SceneSamples
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.keyed import Stream, key_of
+
+# The scene types of DA-2K (arXiv 2406.09414), and the folders of its images.
+KINDS = (
+    *("indoor", "outdoor", "non_real", "transparent_reflective"),
+    *("adverse_style", "aerial", "underwater", "object"),
+)
+# One depth of a pair drawn from the scenes is at least so many times the other.
+_RATIO = 1.1
+_TRIES = 64  # pairs drawn for each one that is wanted
+
+
+class OrdinalData(SampleData):
+    """Images with `points` int64 `(N, 2, 2)` and `kind`, the index of the scene type.
+
+    A pair is the nearer point and the farther one, each (row, column).
+
+    Args:
+        source: `scenes`, whose pairs are drawn from their depth, or `da2k`.
+        path: DA-2K's zip as it is, or its unpacked folder.
+        pairs: Pairs of each view of the scenes.
+        max_megapixels: Larger images count as bad and are not decoded.
+        batch_size: Images per process and step.
+        num_workers: Processes that decode, per training process.
+        steps_per_epoch: Training batches between two validations.
+        val_images: Validation images, at most; None takes all.
+        val_batch_size: Images per process and evaluation step; those of DA-2K differ in size.
+        max_bad: Stop when more than this share of the images is unusable; None never stops.
+        seed: Seed of the order.
+        scenes: How many scenes and views.
+
+    Raises:
+        UserError: A key does not fit the source.
+    """
+
+    sources = ("scenes", "da2k")
+
+    def __init__(
+        self,
+        source: str = "scenes",
+        path: str | None = None,
+        *,
+        pairs: int = 4,
+        max_megapixels: float = 64.0,
+        batch_size: int = 4,
+        num_workers: int = 4,
+        steps_per_epoch: int = 1000,
+        val_images: int | None = None,
+        val_batch_size: int = 1,
+        max_bad: float | None = None,
+        seed: int = 0,
+        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(
+            source,
+            path,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            steps_per_epoch=steps_per_epoch,
+            val_images=val_images,
+            val_batch_size=val_batch_size,
+            max_bad=max_bad,
+            seed=seed,
+        )
+        if pairs < 1:
+            raise UserError(f"data.pairs is {pairs}, but expected at least 1")
+        self.pairs, self.max_megapixels, self.scenes = pairs, max_megapixels, scenes
+        self.kinds = KINDS if source == "da2k" else tuple(known_places(scenes.places))
+
+    def open(self, split: str) -> Samples:
+        """Return the samples of a split."""
+        if self.source == "scenes":
+            split = "train" if split == "train" else "val"
+            return OrdinalScenes(split, self.scenes, pairs=self.pairs, kinds=self.kinds)
+        if split == "train":
+            raise UserError(
+                "data.source da2k is there to be tested on, but training images are asked for: "
+                "use `pixio test`"
+            )
+        return Da2kSamples(self.path or "", max_megapixels=self.max_megapixels)
+
+
+class OrdinalScenes:
+    """Views of rendered scenes with pairs of points, the same ones every time.
+
+    Args:
+        split: `train`, `val` or `test`.
+        scenes: How many scenes and views.
+        pairs: Pairs of each view.
+        kinds: The places that scenes may be.
+    """
+
+    def __init__(self, split: str, scenes: Scenes, *, pairs: int, kinds: tuple[str, ...]) -> None:
+        self.views = SceneSamples(split, scenes, ("image", "depth", "valid", "room_type"))
+        self.pairs, self.kinds = pairs, kinds
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def name(self, index: int) -> str:
+        return self.views.name(index)
+
+    def load(self, index: int) -> Sample:
+        view = self.views.load(index)
+        chance = Chance(key_of(self.name(index)), seed=0, turn=0)
+        points = drawn_pairs(view["depth"], view["valid"], self.pairs, chance)
+        kind = self.kinds.index(str(view["room_type"]))
+        return {"image": view["image"], "points": points, "kind": np.asarray(kind)}
+
+    def digest(self) -> str:
+        return digest_of("ordinal", self.views.digest(), self.pairs)
+
+
+def drawn_pairs(
+    depth: NDArray[np.float32], valid: NDArray[np.bool_], count: int, chance: Chance
+) -> NDArray[np.int64]:
+    """Draw pairs of valid pixels whose depths differ by a tenth: `(count, 2, 2)`, nearer first.
+
+    Raises:
+        BadImage: There are too few such pairs.
+    """
+    size = np.asarray(depth.shape)
+    shares = np.reshape(chance.uniform(4 * count * _TRIES, Stream.CROP), (-1, 2, 2))
+    points = (shares * size).astype(np.int64)
+    known = valid[points[..., 0], points[..., 1]].all(1)
+    first, second = depth[points[..., 0], points[..., 1]].T
+    apart = np.maximum(first, second) > _RATIO * np.minimum(first, second)
+    nearer_first = np.where((first < second)[:, None, None], points, points[:, ::-1])
+    found = nearer_first[known & apart][:count]
+    if len(found) < count:
+        raise BadImage("too few pairs of points that differ in depth")
+    return found
+
+
+class Da2kSamples:
+    """Images of DA-2K with their annotated pairs.
+
+    Args:
+        path: The zip or its unpacked folder, with `annotations.json` in it.
+        max_megapixels: Larger images are bad.
+
+    Raises:
+        UserError: The annotations are missing or of another form, or an image is of no scene type.
+    """
+
+    def __init__(self, path: str, *, max_megapixels: float) -> None:
+        self.archive, self.max_megapixels = Archive(path, "data.path"), max_megapixels
+        tables = [name for name in self.archive.names if name.endswith("annotations.json")]
+        if not tables:
+            raise UserError(
+                f"data.path '{path}' holds no annotations.json; give DA-2K's zip or its folder"
+            )
+        self.base = tables[0].removesuffix("annotations.json")
+        try:
+            annotations = json.loads(self.archive.read(tables[0]))
+            self.images = {name: _pairs(found) for name, found in annotations.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, BadImage):
+            raise UserError(
+                f"{tables[0]} of '{path}' is not DA-2K's: expected, by image, a list of point1, "
+                "point2 and closer_point, which names one of them"
+            ) from None
+        self.names = sorted(self.images)
+        for name in self.names:
+            folder = name.split("/")[-2] if "/" in name else ""
+            if folder not in KINDS:
+                raise UserError(
+                    f"{tables[0]}: the image {name} lies in the folder '{folder}', which is no "
+                    f"scene type{nearest(folder, KINDS) or '; '}expected {', '.join(KINDS)}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def load(self, index: int) -> Sample:
+        name = self.names[index]
+        data = self.archive.read(self.base + name)
+        image = np.asarray(decode(data, max_megapixels=self.max_megapixels))
+        points = self.images[name]
+        if not len(points) or (points < 0).any() or (points >= image.shape[:2]).any():
+            raise BadImage("no pair of points, or one outside of the image")
+        kind = KINDS.index(name.split("/")[-2])
+        return {"image": image, "points": points, "kind": np.asarray(kind)}
+
+    def digest(self) -> str:
+        return digest_of("da2k", self.archive.digest())
+
+
+def _pairs(annotations: list[dict[str, Any]]) -> NDArray[np.int64]:
+    """Return `(N, 2, 2)`, the nearer point of each pair first."""
+    pairs = []
+    for found in annotations:
+        points = {name: found[name] for name in ("point1", "point2")}
+        nearer = points.pop(found["closer_point"])
+        pairs.append([nearer, *points.values()])
+    return np.reshape(np.asarray(pairs, dtype=np.int64), (-1, 2, 2))

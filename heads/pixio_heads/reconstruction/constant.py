@@ -1,0 +1,169 @@
+"""The best reconstruction that looks at nothing: one answer to all sets, fitted to training sets.
+
+Each part is the best constant for the figure it is scored by, whether or not they agree with one
+another, so that a model that beats it has used the pictures.
+
+Shapes: S sets, B sets of a batch, V views, h x w pixels of a thumbnail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixio_heads.reconstruction.geometry import (
+    Geometry,
+    average_distance,
+    axis_angle,
+    rotation_angle,
+    truth_of,
+    unit,
+)
+
+_THUMBNAIL = (48, 48)  # so that sets may differ in size
+_CANDIDATES = 400  # rotations and directions tried
+
+
+def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the median of values `(S, ...)` over S by weights; NaN where all weights are 0.
+
+    With weights ``1 / t`` it is the constant c with the least sum of ``|c - t| / t``.
+    """
+    order = values.argsort(dim=0)
+    values, weights = values.gather(0, order), weights.gather(0, order)
+    total = weights.cumsum(0)
+    at = (total < total[-1:] / 2).sum(0, keepdim=True).clamp_max(len(values) - 1)
+    found = values.gather(0, at)[0]
+    return torch.where(total[-1] > 0, found, torch.nan)
+
+
+def weighted_centre(points: Tensor, weights: Tensor, *, steps: int = 30) -> Tensor:
+    """Return the point with the least weighted sum of distances (Weiszfeld, 1937).
+
+    Args:
+        points: `(S, ..., 3)`.
+        weights: `(S, ...)`.
+        steps: Of the iteration.
+
+    Returns:
+        `(..., 3)`; 0 where all weights are.
+    """
+    centre = torch.zeros_like(points[0])
+    pull = weights
+    for _ in range(steps):
+        share = pull / pull.sum(0, keepdim=True).clamp_min(1e-12)
+        centre = (share[..., None] * points).sum(0)
+        pull = weights / (points - centre).norm(dim=-1).clamp_min(1e-4)
+    return centre
+
+
+def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return the parts of the constant reconstruction by name.
+
+    Maps have one row for the reference and one for all other views: `depth (2, h, w)`,
+    `points (2, h, w, 3)` and `rays (2, h, w, 3)`, in units of the average distance; `pose (4, 4)`
+    is of any other view, and `scale` the average distance in metres.
+    """
+    depths, points, valid, rays, poses, scales = [], [], [], [], [], []
+    for batch in batches:
+        truth = truth_of(batch)
+        z = average_distance(truth.points, batch["valid"])
+        metric = batch["metric"].bool()
+        scales.append(z[metric])
+        relative = truth.cam2world[:, 1:].clone()
+        relative[..., :3, 3] /= z[:, None, None]
+        poses.append(relative.flatten(0, 1))
+        depths.append(_thumbnails((truth.depth / z[:, None, None, None])[..., None])[..., 0])
+        points.append(_thumbnails(truth.points / z[:, None, None, None, None]))
+        valid.append(_thumbnails(batch["valid"][..., None].float())[..., 0] > 0)
+        rays.append(_thumbnails(truth.rays))
+    found: dict[str, list[Tensor]] = {"depth": [], "points": [], "rays": []}
+    for views in (slice(0, 1), slice(1, None)):
+        depth, point, known, ray = (
+            torch.cat([x[:, views].flatten(0, 1) for x in maps])
+            for maps in (depths, points, valid, rays)
+        )
+        if not len(depth):  # sets of one view
+            continue
+        weights = known / depth.clamp_min(1e-3)
+        median = weighted_median(depth, weights)
+        found["depth"].append(median.nan_to_num(float(median.nanmedian())))
+        weights = known / point.norm(dim=-1).clamp_min(1e-3)
+        found["points"].append(weighted_centre(point, weights))
+        found["rays"].append(unit(ray.mean(0)))
+    stacked = {name: torch.stack(parts) for name, parts in found.items()}
+    z = torch.cat(scales)
+    scale = weighted_median(z, 1 / z) if len(z) else torch.tensor(1.0)
+    return stacked | {"scale": scale, "pose": best_pose(torch.cat(poses))}
+
+
+def best_pose(poses: Tensor) -> Tensor:
+    """Return the pose `(4, 4)` nearest to many `(S, 4, 4)`: least median angles of its two parts.
+
+    Its rotation is one of theirs, their mean, or none; the line of its translation one of theirs or
+    their principal axis.
+    """
+    pose = torch.eye(4, dtype=poses.dtype)
+    if not len(poses):
+        return pose
+    chosen = poses[:: -(-len(poses) // _CANDIDATES)]
+    u, _, vh = torch.linalg.svd(poses[:, :3, :3].double().mean(0))
+    turn = u @ torch.diag(torch.tensor([1.0, 1.0, torch.linalg.det(u @ vh)]).double()) @ vh
+    mean = torch.eye(4, dtype=poses.dtype)
+    mean[:3, :3] = turn.to(poses.dtype)
+    tried = torch.cat([torch.eye(4, dtype=poses.dtype)[None], mean[None], chosen])
+    medians = [rotation_angle(t.expand_as(poses), poses).median() for t in tried]
+    pose[:3, :3] = tried[int(torch.stack(medians).argmin()), :3, :3]
+    lines = poses[:, :3, 3]
+    axis = torch.linalg.eigh((unit(lines).mT @ unit(lines)).double())[1][:, -1].to(poses.dtype)
+    tried = torch.cat([axis[None], unit(chosen[:, :3, 3])])
+    medians = [axis_angle(t.expand_as(lines), lines).median() for t in tried]
+    pose[:3, 3] = tried[int(torch.stack(medians).argmin())] * lines.norm(dim=-1).median()
+    return pose
+
+
+def constant_geometry(parts: dict[str, Tensor], batch: dict[str, Any]) -> Geometry:
+    """Return the constant reconstruction of a batch."""
+    shape = batch["depth"].shape
+    views = torch.arange(shape[1], device=batch["depth"].device)
+    row = views.clamp_max(len(parts["depth"]) - 1)
+    maps = {
+        name: _resized(parts[name][..., None] if name == "depth" else parts[name], shape[-2:])
+        for name in ("depth", "points", "rays")
+    }
+    # Every other view of a set stands further along the same line.
+    pose = torch.eye(4, device=views.device).repeat(shape[1], 1, 1)
+    for view in range(1, shape[1]):
+        pose[view] = parts["pose"] @ pose[view - 1]
+    return Geometry(
+        points=maps["points"][row].expand(*shape, 3),
+        depth=maps["depth"][row, ..., 0].expand(shape),
+        rays=unit(maps["rays"][row]).expand(*shape, 3),
+        cam2world=pose.expand(*shape[:2], 4, 4),
+        scale=_scale_of(maps["points"][row].expand(*shape, 3), batch["valid"], parts["scale"]),
+    )
+
+
+def _scale_of(points: Tensor, valid: Tensor, wanted: Tensor) -> Tensor:
+    """Return the factor `(B,)` that gives points an average distance of `wanted` metres."""
+    return wanted / average_distance(points, valid)
+
+
+def _thumbnails(maps: Tensor) -> Tensor:
+    """Return maps `(B, V, H, W, n)` as `(B, V, h, w, n)`.
+
+    Nearest: means over the border of an object are points of nothing.
+    """
+    flat = maps.flatten(0, 1).movedim(-1, 1)
+    small = F.interpolate(flat, _THUMBNAIL, mode="nearest-exact")
+    return small.movedim(1, -1).unflatten(0, maps.shape[:2])
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps `(n, h, w, c)` as `(n, H, W, c)`."""
+    flat = maps.movedim(-1, 1)
+    return F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False).movedim(1, -1)

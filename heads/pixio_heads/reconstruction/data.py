@@ -1,0 +1,295 @@
+"""ReconstructionData: sets of overlapping views with depth and cameras, of scenes or from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pixio_heads.reconstruction.colour import Colour, recoloured
+from pixio_heads.reconstruction.frames import FileScene, RenderedScene, Scene
+from pixio_heads.reconstruction.inputs import Pictures, Placed, open_pictures
+from pixio_heads.reconstruction.layouts import open_scenes, split_scenes
+from pixio_heads.reconstruction.mirror import mirrored
+from pixio_heads.reconstruction.sets import (
+    SetPositions,
+    Sets,
+    SetsOfOneShape,
+    Shapes,
+    Size,
+    TrainingSets,
+)
+from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.samples import Chance, Sample, Samples
+from pixio_lightning.data.scene_samples import Scenes, SceneSamples
+from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import Stream
+
+_STEP = 16  # sides are multiples of the backbone's patch
+# What a layout is known to be: metric, synthetic.
+_KNOWN = {"scenes": (True, True), "blendedmvs": (False, False)}
+
+
+class ReconstructionData(SampleData):
+    """Sets of views: from the rendered scenes, or scenes in files.
+
+    Folders are read as follows; each holds `train/` and `val/` with scenes, or scenes of which a
+    share is held out, or is a single scene, of which the last frames are.
+
+    - `folder`: `transforms.json` of Nerfstudio with `depth_file_path`, or COLMAP text in
+      `sparse/0/` with `images/` and `depth/` of the same names (16-bit PNG, npy, EXR, PFM).
+    - `wai`: the layout of MapAnything, `scene_meta.json`.
+    - `blendedmvs`: `blended_images/`, `rendered_depth_maps/`, `cams/`.
+
+    A negative depth marks what has none, such as the sky; 0 what was not measured.
+
+    Args:
+        source: `scenes`, `folder`, `wai` or `blendedmvs`.
+        path: Folder; to predict, a folder of pictures or a video.
+        image_size: Height and width of the views, multiples of 16; or several, one of which each
+            training batch draws, and the first of which is evaluated at. Scenes are scaled to fit
+            into their own size.
+        min_views: Least number of views of a training set.
+        max_views: Greatest; each batch draws one, and has fewer sets if it has more views.
+        val_views: Views of a set that is evaluated.
+        sets_per_scene: Sets of each scene in a pass.
+        covisibility: How much of a view its neighbour in a set must see, as a share of what can be
+            seen at all.
+        hold_out: Share of the scenes that is held out where there is no `val/`; 1 only evaluates.
+        depth_scale: Metres per unit of an integer depth image.
+        metric: Whether lengths are metres; None believes the files, and that a folder's are not.
+        synthetic: Whether images are rendered.
+        augment: Whether colours of training views change; None for those of files.
+        colour: How they do.
+        mirror: Whether half of the training sets are seen in a mirror.
+        predict_views: Views of pictures or a video to predict from, at most; None takes all.
+        every: Seconds between the frames that are taken of a video.
+        max_megapixels: Larger images count as bad and are not decoded.
+        batch_size: Sets of `min_views` per process and step.
+        num_workers: Processes that decode, per training process.
+        steps_per_epoch: Training batches between two validations.
+        val_images: Validation sets, at most; None takes all.
+        val_batch_size: Sets per process and evaluation step.
+        views: Number of fixed training sets for each one of a pass, for the cache of features; None
+            draws new ones in every pass.
+        max_bad: Stop when more than this share of the sets is unusable; None never stops.
+        seed: Seed of sets, order and colours.
+        scenes: How many scenes and views.
+
+    Raises:
+        UserError: A key does not fit the source.
+    """
+
+    sources = ("scenes", "folder", "wai", "blendedmvs")
+
+    def __init__(
+        self,
+        source: str = "scenes",
+        path: str | None = None,
+        *,
+        image_size: tuple[int, int] | list[tuple[int, int]] = (224, 224),
+        min_views: int = 2,
+        max_views: int = 4,
+        val_views: int = 2,
+        sets_per_scene: int = 10,
+        covisibility: float = 0.25,
+        hold_out: float = 0.1,
+        depth_scale: float = 1e-3,
+        metric: bool | None = None,
+        synthetic: bool | None = None,
+        augment: bool | None = None,
+        colour: Colour = Colour(),  # noqa: B008 (frozen)
+        mirror: bool = False,
+        predict_views: int | None = None,
+        every: float = 1.0,
+        max_megapixels: float = 64.0,
+        batch_size: int = 4,
+        num_workers: int = 4,
+        steps_per_epoch: int = 1000,
+        val_images: int | None = None,
+        val_batch_size: int = 1,
+        views: int | None = None,
+        max_bad: float | None = None,
+        seed: int = 0,
+        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(
+            source,
+            path,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            steps_per_epoch=steps_per_epoch,
+            val_images=val_images,
+            val_batch_size=val_batch_size,
+            views=views,
+            max_bad=max_bad,
+            seed=seed,
+        )
+        sizes = [image_size] if isinstance(image_size, tuple) else image_size
+        if source == "scenes":
+            sizes = [_within(size, scenes.size) for size in sizes]
+        self.sizes = [(height, width) for height, width in sizes]
+        self.min_views, self.max_views, self.val_views = min_views, max_views, val_views
+        self.sets_per_scene, self.covisibility, self.hold_out = (
+            sets_per_scene, covisibility, hold_out,
+        )  # fmt: skip
+        self.depth_scale, self.colour, self.scenes = depth_scale, colour, scenes
+        known = _KNOWN.get(source, (None, None))
+        self.metric = metric if known[0] is None else known[0]
+        self.synthetic = bool(synthetic) if known[1] is None else known[1]
+        self.augments = source != "scenes" if augment is None else augment
+        self.mirror = mirror
+        self.predict_views, self.every = predict_views, every
+        self.max_megapixels = max_megapixels
+        self._refuse(given={"metric": metric, "synthetic": synthetic}, known=known)
+
+    def _refuse(self, *, given: dict[str, bool | None], known: tuple[bool | None, ...]) -> None:
+        """Raise a UserError for keys that have no meaning."""
+        for (name, value), fixed in zip(given.items(), known, strict=True):
+            # What is said of files does not hold for scenes, as `with/debug` puts in their place.
+            if self.source != "scenes" and None not in (value, fixed) and value != fixed:
+                raise UserError(
+                    f"data.{name} is {value}, but of {self.source} it is known to be {fixed}; "
+                    "leave it out"
+                )
+        for size in self.sizes:
+            if min(size) < _STEP or any(side % _STEP for side in size):
+                raise UserError(
+                    f"data.image_size {list(size)}: expected height and width, multiples of {_STEP}"
+                )
+        if not self.sizes:
+            raise UserError("data.image_size is empty; expected height and width")
+        if not 2 <= self.min_views <= self.max_views:
+            raise UserError(
+                f"data.min_views {self.min_views} and data.max_views {self.max_views}: expected "
+                "2 <= min_views <= max_views"
+            )
+        for name in ("val_views", "sets_per_scene"):
+            least = 2 if name == "val_views" else 1
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name} is {getattr(self, name)}; expected at least {least}")
+        for name in ("covisibility", "hold_out"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; expected over 0 up to 1")
+        if self.views is not None and (self.min_views < self.max_views or len(self.sizes) > 1):
+            raise UserError(
+                "data.views fixes the training sets, so they must be of one shape: set "
+                "data.min_views and data.max_views to the same, and one data.image_size"
+            )
+
+    # --- files --------------------------------------------------------------------------------
+
+    def open(self, split: str) -> Samples:
+        """Return the sets of a split."""
+        if split == "predict":
+            return self._open_pictures()
+        if self.source == "scenes":
+            scenes: Sequence[Scene] = _rendered("train" if split == "train" else "val", self.scenes)
+        else:
+            scenes = self._open_scenes(existing_folder(self.path or "", "data.path"), split)
+        return Sets(
+            scenes,
+            views=self.val_views,
+            size=self.sizes[0],
+            per_scene=self.sets_per_scene,
+            covisibility=self.covisibility,
+            seed=self.seed,
+            metric=self.metric,
+            synthetic=self.synthetic,
+        )
+
+    def _open_scenes(self, root: Path, split: str) -> Sequence[Scene]:
+        def opened(folder: Path) -> list[FileScene]:
+            return open_scenes(
+                folder,
+                self.source,
+                scale=self.depth_scale,
+                max_megapixels=self.max_megapixels,
+            )
+
+        if (root / "train").is_dir() and (root / "val").is_dir():
+            return opened(root / (split if (root / split).is_dir() else "val"))
+        least = max(self.max_views, self.val_views)
+        train, held_out = split_scenes(opened(root), share=self.hold_out, least=least)
+        if split == "train" and not train:
+            raise UserError("data.hold_out is 1, so there is no scene to train on: set it lower")
+        return train if split == "train" else held_out
+
+    def _open_pictures(self) -> Pictures:
+        if self.source == "scenes":
+            scene, *_ = _rendered("val", self.scenes)
+            shots = [scene.load(i) for i in range(len(scene))]
+            placed = [Placed(s.image, s.image.shape[:2], (1.0, 1.0, 0, 0)) for s in shots]
+            names = [f"{i}.png" for i in range(len(scene))]
+            return Pictures(scene.name, names, placed, bad=[], facts=str(scene.facts()))
+        # Beside the cameras that are predicted for them.
+        run = Path(self.trainer.default_root_dir) if self.trainer else None
+        pictures = open_pictures(
+            self.path or "",
+            image_size=max(self.sizes[0]),
+            max_views=self.predict_views,
+            max_megapixels=self.max_megapixels,
+            every=self.every,
+            frames=run / "predictions" / Path(self.path or "").stem if run else None,
+        )
+        self.report(pictures.bad, 0)
+        return pictures
+
+    # --- the stream ---------------------------------------------------------------------------
+
+    @property
+    def random(self) -> bool:
+        """Whether training sets differ from pass to pass."""
+        return self.views is None
+
+    def shapes(self, world_size: int) -> Shapes:
+        """Return how many views and what size each training batch has."""
+        return Shapes(
+            views=(self.min_views, self.max_views),
+            sizes=tuple(self.sizes),
+            batch_size=self.batch_size,
+            world_size=world_size,
+            seed=self.seed,
+        )
+
+    def positions(self, *, rank: int, world_size: int) -> SetPositions:
+        """Return the batches of stream positions that a process trains on."""
+        return SetPositions(self.shapes(world_size), rank=rank)
+
+    def training_set(self) -> TrainingSets | SetsOfOneShape:
+        """Return training sets by their position in the stream."""
+        sets = self.samples_of("train")
+        assert isinstance(sets, Sets)
+        if self.views is not None:
+            fixed = sets.shaped(self.min_views, self.sizes[0])
+            return SetsOfOneShape(
+                fixed,
+                self.augment,
+                seed=self.seed,
+                views=self.views,
+                store=self.stores.get("train"),
+            )
+        world_size = self.trainer.world_size if self.trainer else 1
+        return TrainingSets(sets, self.augment, shapes=self.shapes(world_size), seed=self.seed)
+
+    def augment(self, sample: Sample, chance: Chance) -> Sample:
+        """Return a set with other colours, mirrored or not."""
+        if self.mirror and chance.uniform(1, Stream.FLIP)[0] < 0.5:
+            sample = mirrored(sample)
+        if not self.augments:
+            return sample
+        return sample | {"image": recoloured(sample["image"], self.colour, chance)}
+
+
+def _rendered(split: str, scenes: Scenes) -> list[Scene]:
+    fields = ("image", "depth", "class_id", "intrinsics", "cam2world")
+    views = SceneSamples(split, scenes, fields)
+    starts = range(0, len(views), scenes.views)
+    return [RenderedScene(views, range(start, start + scenes.views)) for start in starts]
+
+
+def _within(size: Size, side: int) -> Size:
+    """Return a size scaled down until it fits into a square, in whole patches."""
+    scale = min(1.0, side / max(size))
+    height, width = (max(_STEP, round(n * scale / _STEP) * _STEP) for n in size)
+    return height, width

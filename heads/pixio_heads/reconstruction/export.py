@@ -1,0 +1,154 @@
+"""Export of a reconstruction: point clouds, cameras and arrays, as other programs read them.
+
+| format     | files                                  | what is in them                            |
+|------------|----------------------------------------|--------------------------------------------|
+| ply        | points.ply                             | points with colours                        |
+| glb        | scene.glb                              | points and cameras, upright                |
+| colmap     | sparse/0/{cameras,images,points3D}.txt | cameras of the original pictures, points; .bin where a name has spaces |
+| transforms | transforms.json                        | the same cameras in Nerfstudio's form      |
+| npz        | reconstruction.npz                     | all arrays; `python -m pixio_heads.reconstruction.viewer` shows it |
+| depth      | depth/NAME.npy, intrinsics.json        | metres and cameras at the original resolution |
+
+Every file says in what axes its poses are.
+"""  # noqa: E501  (the table is read across)
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from pixio_heads.reconstruction import export_points
+from pixio_heads.reconstruction.export_cloud import select
+from pixio_heads.reconstruction.export_colmap import colmap
+from pixio_heads.reconstruction.export_transforms import depth_names, transforms
+from pixio_heads.reconstruction.reconstructed import (
+    CONVENTION,
+    Reconstructed,
+    original_depth,
+    original_intrinsics,
+)
+from pixio_lightning.errors import UserError, nearest
+
+Format = Literal["ply", "glb", "colmap", "transforms", "npz", "depth"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to export.
+
+    Attributes:
+        formats: Any of `ply`, `glb`, `colmap`, `transforms`, `npz`, `depth`. Depth at the original
+            resolution takes 4 bytes a pixel.
+        max_points: Points at most, in every format but npz, which holds all; null for all.
+        voxel_size: Side of cubes in metres of which each keeps one point; null for none.
+        confidence_percentile: Percent of the least confident pixels to drop.
+        edge_mask: Whether to drop pixels on the edges of objects.
+    """
+
+    formats: tuple[Format, ...] = ("ply", "glb", "colmap", "transforms", "npz")
+    max_points: int | None = 1_000_000
+    voxel_size: float | None = None
+    confidence_percentile: float = 10.0
+    edge_mask: bool = True
+
+    def __post_init__(self) -> None:
+        known = get_args(Format)
+        for form in self.formats:
+            if form not in known:
+                raise UserError(
+                    f"model.export.formats holds '{form}', but expected {', '.join(known)}"
+                    f"{nearest(form, known)}"
+                )
+        for name, limit in (("max_points", self.max_points), ("voxel_size", self.voxel_size)):
+            if limit is not None and limit <= 0:
+                raise UserError(
+                    f"model.export.{name} is {limit}, but expected more than 0, or null"
+                )
+        if not 0 <= self.confidence_percentile < 100:
+            raise UserError(
+                f"model.export.confidence_percentile is {self.confidence_percentile:g}, but "
+                "expected 0 to 100, the percent of pixels to drop"
+            )
+
+
+def export(found: Reconstructed, folder: Path, options: Export = Export()) -> list[Path]:  # noqa: B008
+    """Write a reconstruction to a folder, each file whole or not at all.
+
+    Args:
+        found: The reconstruction; it stays as it is.
+        folder: Made where it is missing; files of the same names are replaced.
+        options: What to export.
+
+    Returns:
+        The files written.
+    """
+    formats = options.formats
+    cloud = select(
+        found,
+        max_points=options.max_points,
+        voxel_size=options.voxel_size,
+        confidence_percentile=options.confidence_percentile,
+        edge_mask=options.edge_mask,
+    )
+    depths = depth_names(found.names)
+    # Made one after the other as they are written: the depth of all pictures may fill the memory.
+    files: dict[str, Callable[[], bytes]] = {}
+    if "ply" in formats:
+        files["points.ply"] = lambda: export_points.ply(cloud)
+    if "glb" in formats:
+        files["scene.glb"] = lambda: export_points.glb(found, cloud)
+    if "colmap" in formats:
+        for name, data in colmap(found, cloud).items():
+            files[f"sparse/0/{name}"] = lambda data=data: data  # type: ignore[misc]
+    if "npz" in formats:
+        files["reconstruction.npz"] = lambda: _arrays(found)
+    if "depth" in formats:
+        for view, name in enumerate(depths):
+            files[name] = lambda view=view: _depth(found, view)  # type: ignore[misc]
+        files["intrinsics.json"] = lambda: _intrinsics(found)
+    if "transforms" in formats:
+        files["transforms.json"] = lambda: transforms(
+            found,
+            depths=depths if "depth" in formats else None,
+            cloud="points.ply" if "ply" in formats else None,
+        )
+    for name, make in files.items():
+        _write(folder / name, make())
+    return [folder / name for name in files]
+
+
+def _arrays(found: Reconstructed) -> bytes:
+    arrays: dict[str, Any] = found._asdict() | {
+        "names": np.array(found.names),
+        "original_intrinsics": original_intrinsics(found),
+        "camera_convention": np.array(CONVENTION),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _depth(found: Reconstructed, view: int) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, original_depth(found, view))
+    return buffer.getvalue()
+
+
+def _intrinsics(found: Reconstructed) -> bytes:
+    matrices = zip(found.names, original_intrinsics(found).tolist(), strict=True)
+    return (json.dumps(dict(matrices), indent=1) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file aside and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_bytes(data)
+    os.replace(aside, path)

@@ -1,0 +1,287 @@
+"""Scenes of posed images: one file's frames, rendered ones, and a part of either.
+
+A camera is OpenCV (x right, y down, z forward), its pose camera-to-world in the file's own world,
+its intrinsics for pixel centres at integer coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixio_heads.reconstruction import covisibility
+from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.depth_files import read_depth
+from pixio_lightning.data.samples import digest_of
+from pixio_lightning.data.scene_samples import SceneSamples
+from pixio_lightning.data.scenes import CLASSES
+from pixio_lightning.errors import UserError
+
+_SKY = CLASSES.index("sky")
+
+
+class Frame(NamedTuple):
+    """Where an image, its depth and its camera are from.
+
+    Attributes:
+        name: The image's path below the scene's folder.
+        image: Its file.
+        depth: The depth's file, if there is one.
+        intrinsics: `(3, 3)`.
+        cam2world: `(4, 4)`.
+        size: Height and width of the image the intrinsics are for; None if the layout has none.
+    """
+
+    name: str
+    image: Path
+    depth: Path | None
+    intrinsics: NDArray[np.float64]
+    cam2world: NDArray[np.float64]
+    size: tuple[int, int] | None
+
+
+class Found(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        frames: Its frames, in the file's order.
+        metric: Whether the file says that lengths are metres.
+        given: A matrix of covisibility that comes with it.
+    """
+
+    frames: list[Frame]
+    metric: bool = False
+    given: Path | None = None
+
+
+def posed_frame(
+    where: str, name: str, files: tuple[Path, Path | None], matrix: Any, pose: Any, size: Any
+) -> Frame:
+    """Return a frame whose camera makes sense.
+
+    Args:
+        where: What to call the file with the cameras.
+        name: The image's path below the scene's folder.
+        files: Image and depth.
+        matrix: Intrinsics `(3, 3)`.
+        pose: Camera-to-world `(4, 4)`, OpenCV.
+        size: Height and width, or None.
+
+    Raises:
+        UserError: The pose is not rigid, or there is no focal length.
+    """
+    matrix, pose = np.asarray(matrix, np.float64), np.asarray(pose, np.float64)
+    turn = pose[:3, :3] if pose.shape == (4, 4) else np.zeros((3, 3))
+    if not (np.isfinite(pose).all() and np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3):
+        raise UserError(f"{where}: the pose of '{name}' is not a rotation and a translation, 4x4")
+    if not (np.isfinite(matrix).all() and min(matrix[0, 0], matrix[1, 1]) > 0):
+        raise UserError(f"{where}: the camera of '{name}' has no positive focal length")
+    return Frame(name, *files, matrix, pose, size)
+
+
+def camera_matrix(fx: float, fy: float, cx: float, cy: float) -> NDArray[np.float64]:
+    """Return intrinsics `(3, 3)`."""
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+
+
+class Shot(NamedTuple):
+    """What a frame holds.
+
+    Attributes:
+        image: uint8 `(H, W, 3)`.
+        depth: float32 `(h, w)`, z-depth in metres, of the same aspect but not always the same
+            size; 0 or not finite where there is none, negative where nothing can be said: the sky.
+        intrinsics: `(3, 3)` of the image.
+        cam2world: `(4, 4)`.
+    """
+
+    image: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    intrinsics: NDArray[np.float64]
+    cam2world: NDArray[np.float64]
+
+
+class Scene(Protocol):
+    """A numbered list of frames of one place.
+
+    Attributes:
+        name: Unique and stable, the scene's folder below the data's where there are files.
+        metric: Whether its lengths are metres.
+    """
+
+    name: str
+    metric: bool
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Shot:
+        """Return a frame; raises BadImage with its name where it cannot be used."""
+        ...
+
+    def scores(self) -> NDArray[np.float32]:
+        """Return how much of each frame every frame sees, as from `covisibility.pairwise`."""
+        ...
+
+    def facts(self) -> Any:
+        """Return plain data that changes when any frame does."""
+        ...
+
+
+class FileScene:
+    """Frames in files.
+
+    Args:
+        name: The scene's folder below the data's.
+        frames: Its frames.
+        metric: Whether its lengths are metres.
+        scale: Metres per unit of an integer depth image.
+        max_megapixels: Larger images are bad.
+        given: A matrix of scores that comes with the data, `(N, N)` npy; None computes it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        frames: Sequence[Frame],
+        *,
+        metric: bool,
+        scale: float,
+        max_megapixels: float,
+        given: Path | None = None,
+    ) -> None:
+        self.name, self.frames, self.metric = name, list(frames), metric
+        self.scale, self.max_megapixels, self.given = scale, max_megapixels, given
+        self._scores: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def load(self, index: int) -> Shot:
+        frame = self.frames[index]
+        try:
+            image = decode_pixels(frame.image.read_bytes(), max_megapixels=self.max_megapixels)
+            size = image.shape[:2]
+            if frame.size not in (None, size):
+                raise BadImage(f"{_wide(size)} pixels, but its camera is for {_wide(frame.size)}")
+            depth = self._depth(frame, size)
+            # Up to a pixel of rounding: depth is often kept at a fraction of the image's size.
+            if abs(depth.shape[0] * size[1] - depth.shape[1] * size[0]) > max(size):
+                raise BadImage(f"depth of {_wide(depth.shape)} for an image of {_wide(size)}")
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror or type(error).__name__})"
+            raise BadImage(reason, name=f"{self.name}/{frame.name}") from None
+        except BadImage as error:
+            raise BadImage(str(error), name=f"{self.name}/{frame.name}") from None
+        return Shot(image, depth, frame.intrinsics, frame.cam2world)
+
+    def _depth(self, frame: Frame, size: tuple[int, ...]) -> NDArray[np.float32]:
+        """Read the depth; where there is no file, it is 0 at the given size."""
+        if frame.depth is None:
+            return np.zeros(size, dtype=np.float32)
+        return read_depth(frame.depth.read_bytes(), frame.depth.suffix.lower(), scale=self.scale)
+
+    def scores(self) -> NDArray[np.float32]:
+        if self._scores is None:
+            if self.given is not None:
+                self._scores = np.load(self.given, mmap_mode="r", allow_pickle=False)
+            else:
+                self._scores = covisibility.cached(self.facts(), self._measure)
+        return self._scores
+
+    def _measure(self) -> NDArray[np.float32]:
+        """Compute the scores; those of a frame whose depth cannot be read are NaN."""
+        depths, matrices, broken = [], [], []
+        for index, frame in enumerate(self.frames):
+            try:
+                depth = self._depth(frame, (1, 1))
+            except (BadImage, OSError):
+                depth = np.zeros((1, 1), dtype=np.float32)
+                broken.append(index)
+            # Of the image's size; in a layout that does not tell it, it is the depth's.
+            height, width = frame.size or depth.shape
+            own = covisibility.rescaled(
+                frame.intrinsics, depth.shape[1] / width, depth.shape[0] / height
+            )
+            depth, own = covisibility.shrunk(depth, own)
+            depths.append(depth)
+            matrices.append(own)
+        scores = covisibility.pairwise(depths, matrices, [f.cam2world for f in self.frames])
+        scores[broken] = scores[:, broken] = np.nan
+        return scores
+
+    def facts(self) -> Any:
+        files = [path for f in self.frames for path in (f.image, f.depth) if path is not None]
+        stats = [(str(path), path.stat()) for path in files if path.exists()]
+        cameras = [(f.intrinsics.tolist(), f.cam2world.tolist(), f.size) for f in self.frames]
+        given = [(str(self.given), self.given.stat().st_mtime_ns)] if self.given else None
+        return [(name, s.st_size, s.st_mtime_ns) for name, s in stats], cameras, self.scale, given
+
+
+class RenderedScene:
+    """The views of a rendered scene, which are metric.
+
+    Args:
+        views: The rendered views, with `image`, `depth`, `class_id`, `intrinsics`, `cam2world`.
+        indices: Which of them are the scene's.
+    """
+
+    metric = True
+
+    def __init__(self, views: SceneSamples, indices: range) -> None:
+        self.views, self.indices = views, indices
+        self.name = views.name(indices[0]).rpartition("/")[0]
+        self._scores: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int) -> Shot:
+        view = self.views.load(self.indices[index])
+        depth = np.where(view["class_id"] == _SKY, np.float32(-1), view["depth"])
+        return Shot(view["image"], depth, view["intrinsics"], view["cam2world"])
+
+    def scores(self) -> NDArray[np.float32]:
+        if self._scores is None:
+            shots = [self.load(i) for i in range(len(self))]
+            small = [covisibility.shrunk(s.depth, s.intrinsics) for s in shots]
+            depths, intrinsics = zip(*small, strict=True)
+            self._scores = covisibility.pairwise(depths, intrinsics, [s.cam2world for s in shots])
+        return self._scores
+
+    def facts(self) -> Any:
+        return self.name, self.views.digest()
+
+
+class PartOfScene:
+    """Some frames of a scene, as if there were no others.
+
+    Args:
+        scene: The whole.
+        indices: Which of its frames.
+    """
+
+    def __init__(self, scene: Scene, indices: Sequence[int]) -> None:
+        self.scene, self.indices = scene, list(indices)
+        self.name, self.metric = scene.name, scene.metric
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int) -> Shot:
+        return self.scene.load(self.indices[index])
+
+    def scores(self) -> NDArray[np.float32]:
+        return self.scene.scores()[np.ix_(self.indices, self.indices)]
+
+    def facts(self) -> Any:
+        return digest_of(self.scene.facts()), self.indices
+
+
+def _wide(size: tuple[int, ...] | None) -> str:
+    """Return a size as it is written of images: width first."""
+    assert size is not None
+    return f"{size[1]}x{size[0]}"

@@ -1,0 +1,179 @@
+"""Several pictures in, geometry out: rays, depth, poses and a metric scale.
+
+Shapes: B sets, V views of a set, M = B * V images the backbone sees, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pixio_heads.reconstruction import losses
+from pixio_heads.reconstruction.constant import constant_geometry, fit_constant
+from pixio_heads.reconstruction.export import Export, export
+from pixio_heads.reconstruction.geometry import (
+    Geometry,
+    intrinsics_of,
+    rebased,
+    truth_of,
+)
+from pixio_heads.reconstruction.metrics import ReconstructionMetrics
+from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
+from pixio_heads.reconstruction.picture import TITLES, set_row
+from pixio_heads.reconstruction.reconstructed import Reconstructed
+from pixio_lightning import panels
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.features import Features
+from pixio_lightning.head import Batch, Head
+from pixio_lightning.optim import Optim
+
+_PRESETS = {"overall": losses.Weights(), "high_points": losses.HIGH_POINTS}
+
+
+class Reconstruction(Head):
+    """3D reconstruction from several views of a place, after MapAnything (arXiv 2509.13414).
+
+    View 0 of a set is the reference: points and poses are in the frame of its camera.
+
+    Args:
+        backbone: The encoder; its last block is read, without class tokens.
+        sizes: How large the head is; the default is the one Pixio was measured with.
+        weights: Of the loss: `overall`, `high_points`, or every term's own.
+        checkpointing: Recompute the head's blocks and maps in the backward pass: less memory.
+        views_per_chunk: Views whose maps are decoded at once, which bounds memory; None for all.
+        wrong_reference: Evaluate with the reference image of another set as well: what is left of
+            the figures then was not read from comparing views.
+        export: What `predict` writes.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once.
+        seed: Seed of drop path.
+    """
+
+    monitor = ("val/points_rel", "min")
+    # The constant is fitted to maps of these, pixel by pixel.
+    statistics_samples = 1000
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+        weights: Literal["overall", "high_points"] | losses.Weights = "overall",
+        checkpointing: bool = False,
+        views_per_chunk: int | None = None,
+        wrong_reference: bool = False,
+        export: Export = Export(),  # noqa: B008 (frozen)
+        optim: Optim = Optim(lr=1e-4, weight_decay=0.05, betas=(0.9, 0.95), min_lr=0.01),  # noqa: B008
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optim=optim, cache=cache, seed=seed)
+        self.sizes, self.export = sizes, export
+        self.weights = _PRESETS[weights] if isinstance(weights, str) else weights
+        self.checkpointing, self.views_per_chunk = checkpointing, views_per_chunk
+        self.wrong_reference = wrong_reference
+        self.cheap = ("constant", "wrong_reference") if wrong_reference else ("constant",)
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        """Return the module from features to geometry."""
+        return Reconstructor(
+            backbone.embed_dim,
+            backbone.stride,
+            sizes=self.sizes,
+            checkpointing=self.checkpointing,
+            views_per_chunk=self.views_per_chunk,
+        )
+
+    def forward(self, features: Features, batch: Batch) -> Prediction:
+        """Return rays, distances, poses and scale of every set."""
+        assert self.decoder is not None
+        sets = len(batch["image"] if "image" in batch else batch["key"])
+        views = len(features.tokens) // sets
+        return self.decoder(features, views, batch["size"])
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Return the factored loss and its terms."""
+        return losses.factored_loss(prediction, batch, weights=self.weights, training=self.training)
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def metrics(self) -> ReconstructionMetrics:
+        """Return the figures of MapAnything's benchmark."""
+        return ReconstructionMetrics()
+
+    def scored(self, prediction: Prediction | Geometry, batch: Batch) -> tuple[Any, ...]:
+        """Return predicted and true geometry, what is valid, and whether it is in metres."""
+        guess = prediction.compose() if isinstance(prediction, Prediction) else prediction
+        return guess, truth_of(batch), batch["valid"], batch["metric"]
+
+    @property
+    def protocol(self) -> str:
+        """What is aligned."""
+        return (
+            "frame of view 0, average distance of valid points normalised, no other alignment; "
+            "tau within 3 %, pairs of views by the worse of rotation and line of translation"
+        )
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Return the best constant reconstruction of the training sets."""
+        return fit_constant(loader)
+
+    def baselines(self, batch: Batch) -> dict[str, Any]:
+        """Return the constant, and what is seen with the reference image of another set."""
+        found: dict[str, Any] = {"constant": constant_geometry(self.statistics, batch)}
+        if self.wrong_reference and len(batch["key"]) > 1:
+            name = "features" if "features" in batch else "image"
+            mixed = batch[name].clone()
+            mixed[:, 0] = batch[name][:, 0].roll(1, dims=0)
+            mixed_batch = batch | {name: mixed}
+            found["wrong_reference"] = self(self.encode(mixed_batch), mixed_batch)
+        return found
+
+    def picture(self, batches: list[Batch], predictions: list[Prediction]) -> panels.Panel:
+        """Draw two views, depth of the first, and clouds with cameras from two sides."""
+        sets = zip(batches, predictions, strict=True)
+        rows = [set_row(batch, prediction) for batch, prediction in sets]
+        caption = "predicted lengths are brought to the true average distance"
+        return panels.Panel(rows, TITLES, caption)
+
+    def write(self, prediction: Prediction, batch: Batch, folder: Path) -> None:
+        """Write every set to a folder of its name: clouds, cameras and arrays, see `Export`."""
+        for row, name in enumerate(batch["name"]):
+            one = Prediction(*(part[row : row + 1].float().cpu() for part in prediction))
+            pictures = self.trainer.datamodule.samples_of("predict").picture_names(row)
+            found = reconstructed(one, batch["image"][row].cpu(), names=pictures)
+            about = {key: batch[key][row].cpu().numpy() for key in ("original_size", "placement")}
+            for path in export(found._replace(**about), folder / name, self.export):
+                print(path, flush=True)
+
+
+def reconstructed(prediction: Prediction, images: Tensor, *, names: list[str]) -> Reconstructed:
+    """Return one set as exporters take it: in metres, in the frame of its first view.
+
+    The pictures count as originals of the size the model saw.
+
+    Args:
+        prediction: Of one set.
+        images: uint8 `(V, 3, H, W)`.
+        names: Of the views.
+    """
+    geometry = rebased(prediction.compose())
+    scale = geometry.scale
+    cam2world = geometry.cam2world[0].clone()
+    cam2world[:, :3, 3] *= scale
+    views, _, height, width = images.shape
+    return Reconstructed(
+        names=names,
+        image=images.movedim(1, -1).numpy(),
+        points=(geometry.points[0] * scale).numpy(),
+        depth=(geometry.depth[0] * scale).numpy(),
+        confidence=prediction.confidence[0].numpy(),
+        mask=(prediction.mask_logits[0] > 0).numpy(),
+        intrinsics=intrinsics_of(prediction.rays[0]).numpy(),
+        cam2world=cam2world.numpy(),
+        original_size=torch.tensor([[height, width]]).expand(views, 2).numpy(),
+        placement=torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(views, 4).numpy(),
+    )

@@ -1,0 +1,255 @@
+"""How scenes of posed images lie on disk: Nerfstudio, COLMAP text, WAI and BlendedMVS folders.
+
+Every reader turns one folder into frames with OpenCV camera-to-world poses and intrinsics for
+pixel centres at integer coordinates. Nerfstudio and COLMAP count from the corner of the image, so
+their principal points are moved by half a pixel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixio_heads.reconstruction.colmap import colmap, undistort_first
+from pixio_heads.reconstruction.frames import (
+    FileScene,
+    Found,
+    Frame,
+    PartOfScene,
+    Scene,
+    camera_matrix,
+    posed_frame,
+)
+from pixio_lightning.data.depth_files import require_reader
+from pixio_lightning.data.image_files import held_out
+from pixio_lightning.errors import UserError
+
+_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z backward, as in Nerfstudio
+_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_PINHOLE = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
+
+
+# --- transforms.json and scene_meta.json ------------------------------------------------------
+
+
+def nerfstudio(root: Path) -> Found:
+    """Read `transforms.json`: poses in OpenGL axes unless `camera_convention` is opencv."""
+    path = root / "transforms.json"
+    content = _read_json(path)
+    keys = ("depth_file_path",)
+    frames = _frames(path, content, depth_keys=keys, corner=0.5, convention="opengl")
+    return Found(sorted(frames, key=lambda frame: frame.name))
+
+
+def wai(root: Path) -> Found:
+    """Read `scene_meta.json`: poses in OpenCV axes unless `camera_convention` is opengl.
+
+    Depth is what the sensor or renderer of the data set gave, under `depth`, or what was rendered
+    of a mesh, under `rendered_depth`.
+    """
+    path = root / "scene_meta.json"
+    content = _read_json(path)
+    keys = ("depth", "rendered_depth")
+    frames = _frames(path, content, depth_keys=keys, corner=0.0, convention="opencv")
+    matrices = sorted((root / "covisibility" / "v0").glob("*.npy"))
+    given = matrices[0] if matrices else None
+    if given is not None:
+        _check_matrix(given, len(frames))
+    return Found(frames, content.get("scale_type") == "metric", given)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"'{path}' is not valid JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
+        raise UserError(f"'{path}' has no list of frames; expected \"frames\": [...]")
+    return content
+
+
+def _frames(
+    path: Path,
+    content: dict[str, Any],
+    *,
+    depth_keys: tuple[str, ...],
+    corner: float,
+    convention: str,
+) -> list[Frame]:
+    """Read the frames of a file, each with its own camera or that of all.
+
+    Args:
+        path: The file.
+        content: What it holds.
+        depth_keys: Where the depth's file is named; the first one there is counts.
+        corner: Coordinate of the centre of the first pixel, as the file counts.
+        convention: The axes, where the file does not say.
+    """
+    frames = []
+    for number, entry in enumerate(content["frames"]):
+        where = f"'{path}', frame {number}"
+        try:
+            about = {k: v for k, v in content.items() if k != "frames"} | entry
+            name = Path(about["file_path"]).as_posix()
+            fx = float(about["fl_x"])
+            matrix = camera_matrix(
+                fx,
+                float(about.get("fl_y", fx)),
+                float(about["cx"]) - corner,
+                float(about["cy"]) - corner,
+            )
+            size = int(about["h"]), int(about["w"])
+            pose = np.asarray(about["transform_matrix"], dtype=np.float64)
+        except KeyError as error:
+            raise UserError(
+                f"{where} has no {error}; expected file_path, transform_matrix, fl_x, cx, cy, w "
+                "and h, of the frame or of all"
+            ) from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {error}") from None
+        model = about.get("camera_model", "PINHOLE")
+        if model not in _PINHOLE or any(about.get(key) for key in _DISTORTION):
+            raise UserError(f"{where}: {undistort_first(model)}")
+        axes = about.get("camera_convention", convention)
+        if axes not in ("opengl", "opencv"):
+            raise UserError(f"{where}: camera_convention '{axes}'; expected opengl or opencv")
+        if axes == "opengl" and pose.shape == (4, 4):
+            pose = pose @ _OPENGL
+        named = [about[key] for key in depth_keys if about.get(key)]
+        depth = path.parent / named[0] if named else None
+        frames.append(posed_frame(where, name, (path.parent / name, depth), matrix, pose, size))
+    return frames
+
+
+def _check_matrix(path: Path, n: int) -> None:
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (ValueError, OSError) as error:
+        raise UserError(f"'{path}' is not an npy array of numbers: {error}") from None
+    if shape != (n, n):
+        raise UserError(f"'{path}' has the shape {shape}; expected ({n}, {n}), as many as frames")
+
+
+# --- BlendedMVS -------------------------------------------------------------------------------
+
+
+def blendedmvs(root: Path) -> Found:
+    """Read `blended_images/`, `rendered_depth_maps/` and `cams/*_cam.txt`, which are world2cam."""
+    frames = []
+    for path in sorted((root / "cams").glob("*_cam.txt")):
+        stem = path.name.removesuffix("_cam.txt")
+        words = path.read_text().split()
+        try:
+            start = words.index("extrinsic") + 1
+            world2cam = np.reshape([float(word) for word in words[start : start + 16]], (4, 4))
+            start = words.index("intrinsic") + 1
+            matrix = np.reshape([float(word) for word in words[start : start + 9]], (3, 3))
+            pose = np.linalg.inv(world2cam)
+        except (ValueError, np.linalg.LinAlgError):
+            raise UserError(
+                f"'{path}': expected 'extrinsic' with a 4x4 matrix and 'intrinsic' with a 3x3 one"
+            ) from None
+        image = root / "blended_images" / f"{stem}.jpg"
+        depth = root / "rendered_depth_maps" / f"{stem}.pfm"
+        name = image.relative_to(root).as_posix()
+        files = (image, depth if depth.is_file() else None)
+        frames.append(posed_frame(f"'{path}'", name, files, matrix, pose, None))
+    return Found(frames)
+
+
+# --- all scenes of a folder -------------------------------------------------------------------
+
+# A file that shows a folder to be a scene, and what reads it.
+_READERS: dict[str, tuple[tuple[tuple[str, Callable[[Path], Found]], ...], str]] = {
+    "folder": (
+        (
+            ("transforms.json", nerfstudio),
+            ("sparse/0/cameras.txt", colmap),
+            ("sparse/cameras.txt", colmap),
+        ),
+        "transforms.json (Nerfstudio), or sparse/0/cameras.txt (COLMAP as text)",
+    ),
+    "wai": ((("scene_meta.json", wai),), "scene_meta.json"),
+    "blendedmvs": ((("cams", blendedmvs),), "cams/, blended_images/ and rendered_depth_maps/"),
+}
+
+
+def open_scenes(root: Path, source: str, *, scale: float, max_megapixels: float) -> list[FileScene]:
+    """Open the scene that a folder is, or those in its sub-folders.
+
+    Args:
+        root: The folder.
+        source: `folder`, `wai` or `blendedmvs`.
+        scale: Metres per unit of an integer depth image.
+        max_megapixels: Larger images are bad.
+
+    Raises:
+        UserError: There is no scene, a scene has no depth, or its cameras cannot be read.
+    """
+    readers, expected = _READERS[source]
+    scenes = []
+    for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
+        read = next((read for marker, read in readers if (folder / marker).exists()), None)
+        if read is None:
+            continue
+        found = read(folder)
+        depths = [frame.depth for frame in found.frames if frame.depth is not None]
+        if not depths:
+            raise UserError(
+                f"scene '{folder}' has {len(found.frames)} frames and no depth: training and "
+                "evaluation need it for some of them at least"
+            )
+        for suffix in {path.suffix.lower() for path in depths}:
+            require_reader(suffix)
+        name = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
+        scenes.append(
+            FileScene(
+                name,
+                found.frames,
+                metric=found.metric,
+                scale=scale,
+                max_megapixels=max_megapixels,
+                given=found.given,
+            )
+        )
+        if folder == root:
+            break
+    if not scenes:
+        raise UserError(f"'{root}' holds no scene; expected {expected}, in it or in sub-folders")
+    return scenes
+
+
+def split_scenes(
+    scenes: list[FileScene], *, share: float, least: int
+) -> tuple[list[Scene], list[Scene]]:
+    """Split scenes into those to train on and those held out; of a single one its last frames.
+
+    Args:
+        scenes: At least one.
+        share: Of the scenes, or of the frames of the only one, that is held out; 1 holds all out.
+        least: Frames that are held out of a single scene, at least.
+
+    Raises:
+        UserError: The only scene is too small to be split.
+    """
+    if share == 1:
+        return [], list(scenes)
+    if len(scenes) > 1:
+        train, val = held_out(scenes, lambda scene: scene.name, share=share)
+        return list(train), list(val)
+    (scene,) = scenes
+    kept = len(scene) - max(least, int(len(scene) * share))
+    if kept < least:
+        raise UserError(
+            f"scene '{scene.name}' has {len(scene)} frames, too few to train on {least} and hold "
+            f"{least} out; give more, or train/ and val/ with scenes of their own"
+        )
+    # The end of a walk through the scene: what lies next to a frame would be no test.
+    return (
+        [PartOfScene(scene, range(kept))],
+        [PartOfScene(scene, range(kept, len(scene)))],
+    )

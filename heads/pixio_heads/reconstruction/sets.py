@@ -1,0 +1,180 @@
+"""Sets of views: which views, how many and of what size, as a function of numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from pixio_heads.reconstruction.covisibility import neighbours
+from pixio_heads.reconstruction.frames import Scene
+from pixio_heads.reconstruction.framing import framed
+from pixio_heads.reconstruction.view_sampling import chosen
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.samples import (
+    Chance,
+    Sample,
+    TrainingSamples,
+    digest_of,
+    load_or_name,
+)
+from pixio_lightning.data.stream import Bad, Positions
+from pixio_lightning.keyed import Stream, key_of, uniform
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """A numbered list of sets, so many of each scene.
+
+    A sample is one set of V views: `image` uint8 `(V, H, W, 3)`; `depth` float32 `(V, H, W)`,
+    z-depth in metres, 0 where it is not `valid`; `non_ambiguous`, false where nothing can be said
+    of depth, as of the sky; `intrinsics` `(V, 3, 3)`; `cam2world` `(V, 4, 4)`; and whether it is
+    `metric` and `synthetic`.
+
+    Attributes:
+        scenes: Where the views are from.
+        views: Views of a set.
+        size: Height and width of the views.
+        per_scene: Sets of each scene.
+        covisibility: How much of a view its neighbour must see, see `covisibility.neighbours`.
+        seed: Seed of which views make a set.
+        metric: Whether lengths are metres; None leaves it to the scene.
+        synthetic: Whether the images are rendered.
+        turn: The pass; each draws other sets.
+    """
+
+    scenes: Sequence[Scene]
+    views: int
+    size: Size
+    per_scene: int
+    covisibility: float
+    seed: int
+    metric: bool | None
+    synthetic: bool
+    turn: int = 0
+
+    def __len__(self) -> int:
+        return len(self.scenes) * self.per_scene
+
+    def name(self, index: int) -> str:
+        return f"{self.scenes[index // self.per_scene].name}/{index % self.per_scene:02d}"
+
+    def load(self, index: int) -> Sample:
+        scene = self.scenes[index // self.per_scene]
+        chance = Chance(key_of(self.name(index)), self.seed, self.turn)
+        near = neighbours(scene.scores(), threshold=self.covisibility)
+        shots = [framed(scene.load(i), self.size) for i in chosen(near, self.views, chance)]
+        depth = np.stack([shot.depth for shot in shots])
+        valid = np.isfinite(depth) & (depth > 0)
+        if not valid.any():
+            raise BadImage("no valid depth")
+        return {
+            "image": np.stack([shot.image for shot in shots]),
+            "depth": np.where(valid, depth, 0).astype(np.float32),
+            "valid": valid,
+            "non_ambiguous": ~(depth < 0),
+            "intrinsics": np.stack([s.intrinsics for s in shots]).astype(np.float32),
+            "cam2world": np.stack([s.cam2world for s in shots]).astype(np.float32),
+            "metric": np.asarray(scene.metric if self.metric is None else self.metric),
+            "synthetic": np.asarray(self.synthetic),
+        }
+
+    def shaped(self, views: int, size: Size) -> Sets:
+        """Return the same list with sets of another shape."""
+        return replace(self, views=views, size=size)
+
+    def digest(self) -> str:
+        return digest_of([scene.facts() for scene in self.scenes])
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """How many views and what size the sets of each training batch have.
+
+    All positions of a global batch agree, so that they fit beside each other and no process waits
+    for one with more to do.
+
+    Attributes:
+        views: Least and greatest number of views.
+        sizes: Heights and widths to draw from.
+        batch_size: Sets per process and step of the least number of views.
+        world_size: Processes.
+        seed: The run's seed.
+    """
+
+    views: tuple[int, int]
+    sizes: tuple[Size, ...]
+    batch_size: int
+    world_size: int
+    seed: int
+
+    def of(self, batch: int) -> tuple[int, Size]:
+        """Return views and size of a batch by its number in the stream."""
+        count, size = uniform(batch, 2, seed=self.seed, turn=0, stream=Stream.SHAPE)
+        least, most = self.views
+        return least + int(count * (most + 1 - least)), self.sizes[int(size * len(self.sizes))]
+
+    def at(self, position: int) -> tuple[int, Size]:
+        """Return views and size at a position of the stream."""
+        return self.of(position // (self.batch_size * self.world_size))
+
+    def sets_in(self, batch: int) -> int:
+        """Return the sets per process in a batch: fewer where they have more views."""
+        views, _ = self.of(batch)
+        return max(1, self.batch_size * self.views[0] // views)
+
+
+class SetPositions(Positions):
+    """Batches of positions, of which those with more views use only the first of their stride."""
+
+    def __init__(self, shapes: Shapes, *, rank: int) -> None:
+        super().__init__(shapes.batch_size, rank=rank, world_size=shapes.world_size)
+        self.shapes = shapes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.start
+        while True:
+            count = self.shapes.sets_in(batch)
+            first = batch * self.world_size * self.batch_size + self.rank * count
+            yield list(range(first, first + count))
+            batch += 1
+
+
+class SetsOfOneShape(TrainingSamples):
+    """Training sets by their position in the stream, drawn anew in every pass or view."""
+
+    samples: Sets
+
+    def load(self, index: int, turn: int) -> Sample | Bad:
+        return load_or_name(replace(self.samples, turn=turn), index)
+
+
+class TrainingSets(Dataset):
+    """Training sets by their position in the stream, whose batch decides on their shape.
+
+    Args:
+        sets: What is trained on; their own number of views and size do not matter.
+        augment: Makes a training view of a set.
+        shapes: The shapes of the batches.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self,
+        sets: Sets,
+        augment: Callable[[Sample, Chance], Sample],
+        *,
+        shapes: Shapes,
+        seed: int,
+    ) -> None:
+        self.sets, self.augment, self.shapes, self.seed = sets, augment, shapes, seed
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Return the set at a position; a bad one is replaced by the next, in the same shape."""
+        views, size = self.shapes.at(position)
+        return SetsOfOneShape(self.sets.shaped(views, size), self.augment, seed=self.seed)[position]

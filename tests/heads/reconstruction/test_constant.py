@@ -1,0 +1,84 @@
+"""The constant reconstruction: its parts are the best constants for what they are scored by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rendered_sets import batch, perfect
+
+from pixio_heads.reconstruction.constant import (
+    best_pose,
+    constant_geometry,
+    fit_constant,
+    weighted_centre,
+    weighted_median,
+)
+from pixio_heads.reconstruction.geometry import pose_of, rotation_angle, truth_of, unit
+from pixio_heads.reconstruction.metrics import ReconstructionMetrics, set_figures
+
+
+def test_the_weighted_median_is_the_best_relative_constant() -> None:
+    values = torch.rand(101, 3, generator=torch.Generator().manual_seed(0)) + 0.1
+    found = weighted_median(values, 1 / values)
+    tried = torch.linspace(0.1, 1.1, 2001)
+    errors = ((tried[:, None, None] - values).abs() / values).mean(1)
+    mine = ((found - values).abs() / values).mean(0)
+    assert torch.allclose(mine, errors.min(0).values, atol=1e-3)
+    assert bool(weighted_median(values, torch.zeros_like(values)).isnan().all())
+
+
+def test_the_weighted_centre_has_the_least_sum_of_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(60, 3, generator=generator).exp()
+    weights = torch.rand(60, generator=generator)
+    centre = weighted_centre(points, weights)
+
+    def cost(at: torch.Tensor) -> float:
+        return float((weights * (points - at).norm(dim=-1)).sum())
+
+    assert all(cost(centre) <= cost(centre + 0.05 * torch.randn(3)) for _ in range(50))
+
+
+def test_one_set_is_its_own_best_constant() -> None:
+    one = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in batch(size=48).items()}
+    guess = constant_geometry(fit_constant([one]), one)
+    figures, turns, shifts = set_figures(guess, truth_of(one), one["valid"])
+    for name in ("scale_rel", "points_rel", "depth_rel"):
+        assert float(figures[name]) == pytest.approx(0, abs=2e-3), name
+    assert float(turns) == pytest.approx(0, abs=1e-3)
+    assert float(shifts) == pytest.approx(0, abs=1e-3)
+    assert float(figures["ray_error"]) == pytest.approx(0, abs=0.01)
+
+
+def test_it_beats_no_model_that_looks() -> None:
+    truth = batch(sets=6, size=48)
+    metric, perfection = ReconstructionMetrics(), ReconstructionMetrics()
+    for meter, guess in (
+        (metric, constant_geometry(fit_constant([truth]), truth)),
+        (perfection, perfect(truth).compose()),
+    ):
+        meter.update(guess, truth_of(truth), truth["valid"], truth["metric"])
+    found, best = metric.compute(), perfection.compute()
+    assert 0.1 < float(found["points_rel"]) < 1 and float(best["points_rel"]) < 1e-4
+    assert 0.1 < float(found["depth_rel"]) < 1
+
+
+def test_other_sizes_and_numbers_of_views_have_a_constant_too() -> None:
+    parts = fit_constant([batch(size=48)])
+    other = batch(views=3, size=32)
+    guess = constant_geometry(parts, other)
+    assert guess.points.shape == (2, 3, 32, 32, 3) and guess.cam2world.shape == (2, 3, 4, 4)
+    assert torch.allclose(guess.rays.norm(dim=-1), torch.ones(2, 3, 32, 32), atol=1e-5)
+
+
+def test_the_best_pose_is_at_least_as_near_as_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    quaternion = unit(
+        torch.tensor([1.0, 0, 0.3, 0]) + 0.1 * torch.randn(80, 4, generator=generator)
+    )
+    poses = pose_of(quaternion, torch.tensor([1.0, 0, 0]) + 0.1 * torch.randn(80, 3))
+    found = best_pose(poses)
+    still = torch.eye(4).expand_as(poses)
+    near = rotation_angle(found.expand_as(poses), poses).median()
+    assert float(near) < float(rotation_angle(still, poses).median()) / 2
+    assert abs(float(unit(found[:3, 3])[0])) > 0.95

@@ -1,0 +1,128 @@
+"""Covisibility against cameras whose overlap is known, and its matrices on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scene_folders import rendered
+
+from pixio_heads.reconstruction import covisibility as c
+
+
+def camera(side: int = 40, focal: float = 40.0) -> np.ndarray:
+    centre = (side - 1) / 2
+    return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1.0]])
+
+
+def shifted(x: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = x
+    return pose
+
+
+def wall(distance: float, side: int = 40) -> np.ndarray:
+    return np.full((side, side), distance, np.float32)
+
+
+def test_the_overlap_of_two_cameras_before_a_wall_is_the_shared_share() -> None:
+    # At 4 m a pixel is 0.1 m wide: one metre to the side are 10 of 40 columns.
+    scores = c.pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), shifted(1.0)])
+    assert scores.dtype == np.float32
+    assert np.allclose(scores, [[1, 0.75], [0.75, 1]])
+
+
+def test_pixels_without_depth_count_as_not_seen() -> None:
+    holes = wall(4)
+    holes[:10], holes[10, :3] = 0, (np.nan, np.inf, -1)
+    scores = c.pairwise([holes, wall(4)], [camera()] * 2, [np.eye(4)] * 2)
+    share = (30 * 40 - 3) / 1600
+    assert np.allclose(scores, [[share, share], [share, 1]])
+
+
+def test_what_another_surface_hides_is_not_seen() -> None:
+    behind = c.pairwise([wall(4), wall(2)], [camera()] * 2, [np.eye(4)] * 2)
+    assert np.allclose(behind, np.eye(2))
+    slack = 0.1 + 0.005 * 4 + 0.1 * np.log(2)
+    for gap, seen in ((slack - 0.01, 1), (slack + 0.01, 0)):
+        scores = c.pairwise([wall(4), wall(4 - gap)], [camera()] * 2, [np.eye(4)] * 2)
+        assert scores[0, 1] == seen
+
+
+def test_a_camera_sees_nothing_behind_or_within_4_centimetres_of_it() -> None:
+    back = np.diag([-1.0, 1, -1, 1])
+    scores = c.pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), back])
+    assert np.allclose(scores, np.eye(2))
+    for depth, seen in ((0.05, 1), (0.03, 0)):
+        near = c.pairwise([wall(depth), wall(depth)], [camera()] * 2, [np.eye(4)] * 2)
+        assert near[0, 1] == seen
+
+
+def test_the_rule_by_hand_on_a_rendered_scene() -> None:
+    views = rendered(5, views=3)
+    found = c.pairwise(
+        [v.depth for v in views], [v.intrinsics for v in views], [v.cam2world for v in views]
+    )
+    for a, first in enumerate(views):
+        for b, second in enumerate(views):
+            pose = np.linalg.inv(second.cam2world) @ first.cam2world
+            seen = 0
+            for row, column in np.argwhere(first.valid):
+                ray = np.linalg.inv(first.intrinsics) @ [column, row, 1]
+                point = pose[:3, :3] @ (ray * first.depth[row, column]) + pose[:3, 3]
+                if point[2] <= 0.04:
+                    continue
+                u, v, _ = np.floor(second.intrinsics @ point / point[2] + 0.5).astype(int)
+                if not (0 <= u < 48 and 0 <= v < 48) or not second.valid[v, u]:
+                    continue
+                slack = 0.1 + 0.005 * point[2] + 0.1 * np.log(2)
+                seen += abs(point[2] - second.depth[v, u]) < slack
+            # A point may round to either of two pixels.
+            assert found[a, b] == pytest.approx(seen / 48**2, abs=3 / 48**2)
+    assert found[0, 0] == 1 and 0.05 < found[0, 1] < 1
+
+
+def test_shrinking_keeps_what_a_pixel_shows() -> None:
+    depth = np.arange(300 * 448, dtype=np.float32).reshape(300, 448)
+    matrix = camera(300)
+    small, own = c.shrunk(depth, matrix)
+    assert small.shape == (150, 224)
+    # The direction of the new pixel lies between those of the old ones that it stands for.
+    new = np.linalg.inv(own) @ [10, 7, 1]
+    old = [np.linalg.inv(matrix) @ [x, y, 1] for x in (20, 21) for y in (14, 15)]
+    assert np.allclose(new, np.mean(old, axis=0)) and small[7, 10] == depth[15, 21]
+    same, unchanged = c.shrunk(depth[:10, :20], matrix)
+    assert np.array_equal(same, depth[:10, :20]) and np.allclose(unchanged, matrix)
+
+
+def test_neighbours_see_enough_of_what_a_view_shows_at_all() -> None:
+    scores = np.array([[0.5, 0.1, 0.3], [0.1, 1, 0], [0.1, 0, 1]])
+    # Row 0: 0.1 and 0.2 of 0.5; row 2: 0.2 of 1.
+    near = c.neighbours(scores, threshold=0.25)
+    assert near.tolist() == [[False, False, True], [False] * 3, [False] * 3]
+    near = c.neighbours(scores, threshold=0.15)
+    assert near.tolist() == [[False, True, True], [False] * 3, [True, False, False]]
+
+
+def test_a_view_without_depth_has_no_neighbour_and_a_broken_one_is_only_a_start() -> None:
+    scores = np.ones((4, 4), np.float32)
+    scores[0] = scores[:, 0] = 0
+    scores[3] = scores[:, 3] = np.nan
+    near = c.neighbours(scores, threshold=0.25)
+    assert near[:, 3].tolist() == [False] * 4 and near[3].tolist() == [True, True, True, False]
+    assert not near[0].any() and near[1].tolist() == [False, False, True, False]
+
+
+def test_matrices_are_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    made = []
+
+    def make() -> np.ndarray:
+        made.append(1)
+        return np.eye(3, dtype=np.float32)
+
+    first, again = c.cached(["a"], make), c.cached(["a"], make)
+    assert len(made) == 1 and np.array_equal(first, again) and first.dtype == np.float32
+    c.cached(["b"], make)
+    assert len(made) == 2 and len(list((tmp_path / "covisibility").glob("*.npy"))) == 2

@@ -1,0 +1,368 @@
+"""Sets of views: what a sample holds, and that the stream depends on its positions alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scene_folders
+import torch
+from scene_folders import rendered
+
+from pixio_heads.reconstruction.colour import Colour, recoloured
+from pixio_heads.reconstruction.covisibility import neighbours
+from pixio_heads.reconstruction.data import ReconstructionData
+from pixio_heads.reconstruction.geometry import truth_of
+from pixio_heads.reconstruction.sets import SetPositions, Shapes
+from pixio_lightning.data import scene_store
+from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.scene_samples import Scenes
+from pixio_lightning.errors import UserError
+
+ROOMS = Scenes(train=3, held_out=2, views=4, size=48, places=("studio",))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(4):
+        scene_folders.nerfstudio(tmp_path / f"room{i}", rendered(i, views=4))
+    return tmp_path
+
+
+def of(source: str = "scenes", path: Path | None = None, **keys: Any) -> ReconstructionData:
+    keys = {"image_size": (48, 48), "scenes": ROOMS, "num_workers": 0} | keys
+    return ReconstructionData(source, None if path is None else str(path), **keys)
+
+
+def attached(data: ReconstructionData, rank: int = 0, world_size: int = 1) -> ReconstructionData:
+    """Give it the little of a trainer that its training loader asks."""
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=rank, world_size=world_size, strategy=strategy, accumulate_grad_batches=1,
+        global_step=0, default_root_dir="unused",
+    )  # fmt: skip
+    return data
+
+
+def batches(data: ReconstructionData, n: int) -> list[dict[str, torch.Tensor]]:
+    loader = data.train_dataloader()
+    found = list(islice(loader, n))
+    loader.close()
+    return found
+
+
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a
+    )
+
+
+# --- one set ----------------------------------------------------------------------------------
+
+
+def test_a_set_of_a_rendered_scene_is_the_renderer_s() -> None:
+    data = of(sets_per_scene=2)
+    sets = data.samples_of("train")
+    assert len(sets) == 6 and sets.name(3) == "train/000001/01"
+    sample = sets.load(3)
+    shapes = {name: (array.dtype.name, array.shape) for name, array in sample.items()}
+    assert shapes == {
+        "image": ("uint8", (2, 48, 48, 3)),
+        "depth": ("float32", (2, 48, 48)),
+        "valid": ("bool", (2, 48, 48)),
+        "non_ambiguous": ("bool", (2, 48, 48)),
+        "intrinsics": ("float32", (2, 3, 3)),
+        "cam2world": ("float32", (2, 4, 4)),
+        "metric": ("bool", ()),
+        "synthetic": ("bool", ()),
+    }
+    assert sample["metric"] and sample["synthetic"]
+    scene = scene_store.render_scene(
+        scene_store.scene_seed("train", 1), views=4, size=48, places=("studio",)
+    )
+    poses = [view.cam2world.astype(np.float32) for view in scene.views]
+    for i in range(2):
+        (index,) = [
+            j for j, pose in enumerate(poses) if np.array_equal(pose, sample["cam2world"][i])
+        ]
+        view = scene.views[index]
+        assert np.array_equal(sample["image"][i], view.image)
+        assert np.array_equal(sample["depth"][i], view.depth)
+        assert np.array_equal(sample["valid"][i], view.valid)
+        assert np.allclose(sample["intrinsics"][i], view.intrinsics)
+        assert np.array_equal(sample["non_ambiguous"][i], view.class_id != 0)
+
+
+def test_the_sky_is_ambiguous_and_what_is_too_far_is_not() -> None:
+    data = of(scenes=Scenes(train=6, held_out=1, views=2, size=32, places=("street",)))
+    sets = data.samples_of("train")
+    samples = [sets.load(i) for i in range(0, len(sets), 10)]
+    sky = np.concatenate([~s["non_ambiguous"].ravel() for s in samples])
+    valid = np.concatenate([s["valid"].ravel() for s in samples])
+    depth = np.concatenate([s["depth"].ravel() for s in samples])
+    assert 0.02 < sky.mean() < 0.8 and not (sky & valid).any() and not depth[~valid].any()
+
+
+def test_points_of_two_views_coincide_where_both_see_them() -> None:
+    """Through the head's own geometry, in the frame of view 0."""
+    loader = of(val_batch_size=2, sets_per_scene=1).val_dataloader()
+    (batch,) = list(loader)
+    truth = truth_of(batch)
+    for b in range(2):
+        first, second = (truth.points[b, v][batch["valid"][b, v]] for v in range(2))
+        distance = torch.cdist(second[::7], first).min(dim=1).values
+        assert (distance < 0.1).float().mean() > 0.25
+
+
+def test_a_set_is_connected_and_differs_from_set_to_set(folder: Path) -> None:
+    data = of("folder", folder, val_views=3, hold_out=0.25)
+    sets = data.samples_of("train")
+    assert len(sets) == 30 and len(data.samples_of("val")) == 10
+    seen = set()
+    for index in range(0, 30, 3):
+        scene = sets.scenes[index // 10]
+        poses = np.stack([f.cam2world for f in scene.frames]).astype(np.float32)
+        views = [
+            int(np.abs(poses - pose).sum((1, 2)).argmin()) for pose in sets.load(index)["cam2world"]
+        ]
+        near = neighbours(scene.scores(), threshold=0.25)
+        assert len(set(views)) == 3
+        assert all(near[views[:i], views[i]].any() for i in (1, 2))
+        seen.add((index // 10, *views))
+    assert len(seen) > 5
+
+
+def test_flags_are_what_the_layout_knows_or_the_user_says(tmp_path: Path) -> None:
+    for name, write in scene_folders.WRITERS.items():
+        write(tmp_path / name / "a", rendered(1, views=4))
+
+    def flags(source: str, **keys: Any) -> tuple[bool, bool]:
+        data = of(source, tmp_path / source, min_views=2, max_views=2, hold_out=1.0, **keys)
+        sample = data.samples_of("val").load(0)
+        return bool(sample["metric"]), bool(sample["synthetic"])
+
+    assert flags("folder") == flags("blendedmvs") == (False, False)
+    assert flags("folder", metric=True, synthetic=True) == (True, True)
+    assert flags("wai") == (True, False) and flags("wai", metric=False) == (False, False)
+    with pytest.raises(UserError, match="data.metric is True, but of blendedmvs it is known"):
+        flags("blendedmvs", metric=True)
+    assert of(metric=False, synthetic=False).samples_of("val").load(0)["metric"]
+
+
+def test_train_and_val_folders_are_what_they_say(folder: Path) -> None:
+    for name in ("train", "val"):
+        (folder / name).mkdir()
+    for i in range(3):
+        (folder / f"room{i}").rename(folder / f"train/room{i}")
+    (folder / "room3").rename(folder / "val/room3")
+    data = of("folder", folder)
+    assert [s.name for s in data.samples_of("train").scenes] == ["room0", "room1", "room2"]
+    assert [s.name for s in data.samples_of("test").scenes] == ["room3"]
+
+
+def test_holding_all_out_leaves_nothing_to_train_on(folder: Path) -> None:
+    data = of("folder", folder, hold_out=1.0)
+    assert len(data.samples_of("test")) == 40
+    with pytest.raises(UserError, match="data.hold_out is 1"):
+        data.samples_of("train")
+
+
+def test_scenes_are_scaled_to_fit() -> None:
+    data = of(image_size=[(336, 512), (512, 512), (512, 384)])
+    assert data.sizes == [(32, 48), (48, 48), (48, 32)]
+    assert data.samples_of("val").load(0)["image"].shape == (2, 32, 48, 3)
+
+
+# --- the stream -------------------------------------------------------------------------------
+
+MIXED: dict[str, Any] = {"image_size": [(48, 48), (32, 48)], "batch_size": 4, "sets_per_scene": 4}
+
+
+def test_all_sets_of_a_batch_agree_and_more_views_mean_fewer_sets() -> None:
+    found = batches(attached(of(**MIXED)), 24)
+    kinds = Counter(tuple(batch["image"].shape[:2]) for batch in found)
+    assert kinds.keys() == {(4, 2), (2, 3), (2, 4)}
+    assert {tuple(batch["size"]) for batch in found} == {(48, 48), (32, 48)}
+    for batch in found:
+        n, v, _, h, w = batch["image"].shape
+        assert batch["depth"].shape == (n, v, h, w) and batch["cam2world"].shape == (n, v, 4, 4)
+
+
+def test_the_stream_is_independent_of_workers() -> None:
+    one = batches(attached(of(**MIXED)), 6)
+    two = batches(attached(of(**MIXED | {"num_workers": 2})), 6)
+    assert all(equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_the_stream_goes_on_from_its_batch_number() -> None:
+    whole = batches(attached(of(**MIXED)), 7)
+    data = attached(of(**MIXED))
+    data.trainer.global_step = 4  # type: ignore[misc,union-attr]
+    rest = batches(data, 3)
+    assert all(equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_processes_share_a_batch_of_one_shape() -> None:
+    """Two of 4 sets read, batch by batch, what one of 8 does."""
+    one = batches(attached(of(**MIXED | {"batch_size": 8})), 6)
+    parts = [batches(attached(of(**MIXED), rank, 2), 6) for rank in (0, 1)]
+    for whole, *shares in zip(one, *parts, strict=True):
+        assert len(shares[0]["key"]) == len(shares[1]["key"])
+        names = [name for share in shares for name in share["name"]]
+        assert names == whole["name"][: len(names)] and len(names) >= len(whole["name"]) - 1
+        image = torch.cat([share["image"] for share in shares])
+        assert torch.equal(image, whole["image"][: len(image)])
+
+
+def test_positions_of_ranks_never_overlap_and_stay_in_their_stride() -> None:
+    shapes = Shapes(views=(2, 4), sizes=((16, 16),), batch_size=4, world_size=3, seed=1)
+    ranks = [list(islice(SetPositions(shapes, rank=r), 30)) for r in range(3)]
+    for batch, shares in enumerate(zip(*ranks, strict=True)):
+        positions = [p for share in shares for p in share]
+        assert positions == list(range(12 * batch, 12 * batch + len(positions)))
+        assert {shapes.at(p) for p in positions} == {shapes.of(batch)}
+        assert len(positions) == 3 * shapes.sets_in(batch) <= 12
+
+
+def test_every_pass_draws_other_sets_and_fixed_ones_come_again() -> None:
+    keys: dict[str, Any] = {"min_views": 2, "max_views": 2, "sets_per_scene": 1, "batch_size": 3}
+    fresh = batches(attached(of(**keys)), 6)
+    drawn = {pose.numpy().tobytes() for batch in fresh for pose in batch["cam2world"]}
+    assert len(drawn) > 9
+    data = attached(of(**keys, views=1))
+    assert not data.random and of(**keys).random
+    fixed = batches(data, 6)
+    assert len({pose.numpy().tobytes() for batch in fixed for pose in batch["cam2world"]}) == 3
+    jobs = data.training_set().jobs()  # type: ignore[union-attr]
+    assert [name for name, _ in jobs] == [f"train/{i:06d}/00#0" for i in range(3)]
+    cached = {name: data.training_set().view(*where) for name, where in jobs}  # type: ignore[union-attr]
+    assert cached[jobs[0][0]]["image"].shape == (2, 3, 48, 48)
+
+
+def test_a_broken_frame_is_counted_and_its_set_replaced(folder: Path) -> None:
+    path = folder / "room1/images/002.png"
+    path.write_bytes(path.read_bytes()[:300])
+    (folder / "room2/depth/001.png").write_bytes(b"")
+    keys: dict[str, Any] = {"hold_out": 0.25, "min_views": 2, "max_views": 2, "batch_size": 5}
+    data = of("folder", folder, **keys)
+    held_out = {scene.name for scene in data.samples_of("val").scenes}
+    assert not held_out & {"room1", "room2"}  # as the hash of their names falls
+    data = attached(data)
+    data.trainer.default_root_dir = str(folder)  # type: ignore[misc,union-attr]
+    assert all(len(batch["key"]) == 5 for batch in batches(data, 30))
+    assert data.bad == {
+        "room1/images/002.png": "truncated",
+        "room2/images/001.png": "depth cannot be read",
+    }
+    listed = (folder / "bad_files.txt").read_text()
+    assert "room1/images/002.png\ttruncated" in listed
+
+
+def test_evaluation_is_the_same_every_time_and_follows_the_seed(folder: Path) -> None:
+    def poses(**keys: Any) -> torch.Tensor:
+        loader = of("folder", folder, hold_out=0.5, val_batch_size=20, **keys).val_dataloader()
+        (batch,) = list(loader)
+        assert batch["image"].shape[:2] == (20, 2) and batch["weight"].sum() == 20
+        return batch["cam2world"]
+
+    first = poses()
+    assert torch.equal(first, poses(batch_size=9, num_workers=1))
+    assert not torch.equal(first, poses(seed=777))
+
+
+def test_training_stays_within_one_small_scene(tmp_path: Path) -> None:
+    scene_folders.colmap(tmp_path / "flat", rendered(2, views=6))
+    data = of("folder", tmp_path / "flat", max_views=3, hold_out=0.4)
+    assert len(data.samples_of("train").scenes[0]) == 3
+    found = batches(attached(data), 8)
+    poses = {p.numpy().tobytes() for batch in found for p in batch["cam2world"].flatten(0, 1)}
+    held_out = data.samples_of("val").load(0)["cam2world"]
+    assert len(poses) == 3 and not poses & {p.tobytes() for p in held_out}
+
+
+# --- colours ----------------------------------------------------------------------------------
+
+
+def test_colours_are_keyed_and_each_view_s_own() -> None:
+    images = np.stack([rendered(1)[0].image] * 4)
+    always = Colour(jitter=1.0)
+    first = recoloured(images, always, Chance(1, 0, 0))
+    assert np.array_equal(first, recoloured(images, always, Chance(1, 0, 0)))
+    assert not np.array_equal(first, recoloured(images, always, Chance(1, 0, 1)))
+    assert len({view.tobytes() for view in first}) == 4
+    never = Colour(jitter=0, grey=0, blur=0)
+    assert np.array_equal(recoloured(images, never, Chance(1, 0, 0)), images)
+    grey = recoloured(images, Colour(jitter=0, grey=1, blur=0), Chance(1, 0, 0))
+    assert np.ptp(grey.astype(int), axis=-1).max() == 0
+    blurred = recoloured(images, Colour(jitter=0, grey=0, blur=1), Chance(1, 0, 0))
+    assert (
+        np.abs(np.diff(blurred.astype(int), axis=2)).sum()
+        < np.abs(np.diff(images.astype(int), axis=2)).sum()
+    )
+
+
+def test_colours_change_in_training_on_files_only(folder: Path) -> None:
+    vivid = Colour(jitter=1.0)
+    for data, changes in (
+        (of("folder", folder, colour=vivid), True),
+        (of("folder", folder, colour=vivid, augment=False), False),
+        (of(colour=vivid), False),
+        (of(colour=vivid, augment=True), True),
+    ):
+        sample = data.samples_of("train").load(0)
+        after = data.augment(sample, Chance(1, 0, 0))
+        assert np.array_equal(after["image"], sample["image"]) != changes
+        assert data.prepare(sample) is sample
+
+
+# --- mistakes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"source": "wia"}, "did you mean 'wai'"),
+        ({"source": "folder"}, "give data.path"),
+        ({"image_size": (50, 48)}, r"data.image_size \[50, 48\]: expected.* multiples of 16"),
+        ({"image_size": []}, "data.image_size is empty"),
+        ({"min_views": 1}, "2 <= min_views <= max_views"),
+        ({"min_views": 4, "max_views": 3}, "2 <= min_views <= max_views"),
+        ({"val_views": 1}, "data.val_views is 1; expected at least 2"),
+        ({"sets_per_scene": 0}, "data.sets_per_scene is 0"),
+        ({"covisibility": 0.0}, "data.covisibility is 0.0; expected over 0"),
+        ({"hold_out": 1.5}, "data.hold_out is 1.5"),
+        ({"views": 2}, "data.views fixes the training sets"),
+    ],
+)
+def test_mistakes(keys: dict[str, Any], message: str) -> None:
+    path = "somewhere" if keys.get("image_size") == (50, 48) else None
+    source = "folder" if path else "scenes"
+    with pytest.raises(UserError, match=message):
+        ReconstructionData(**{"source": source, "path": path} | keys)
+
+
+def test_colours_out_of_range() -> None:
+    with pytest.raises(UserError, match="data.colour.hue is 0.7; expected 0 to 0.5"):
+        Colour(hue=0.7)
+
+
+def test_the_digest_follows_files_and_shapes(folder: Path) -> None:
+    def digest(**keys: Any) -> str:
+        return of("folder", folder, **keys).digest("val")
+
+    first = digest()
+    assert first == digest(batch_size=9)
+    assert len({first, digest(image_size=(32, 48)), digest(val_views=3), digest(seed=1)}) == 4
+    for root in folder.iterdir():
+        scene_folders.save_millimetres(root / "depth/000.png", rendered(9)[0].depth)
+    assert digest() != first

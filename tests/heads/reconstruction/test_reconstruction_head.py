@@ -1,0 +1,127 @@
+"""The head through the command line: records, pictures, the wrong reference, and exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from pixio_heads.reconstruction import reconstructed
+from pixio_lightning import load, record
+from pixio_lightning.cli import main
+
+SMALL = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48, places: [den]}"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("demo")
+    return ["-c", "reconstruction/demo", "-c", "with/debug", "--out", str(folder / "run"), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def trained(words: list[str]) -> Path:
+    """Two steps of the demo with its own small backbone."""
+    cache = Path(words[words.index("--out") + 1]).parent / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXIO_CACHE", str(cache))
+        assert main(["fit", *words, "--data.val_images", "4", "--data.val_batch_size", "2"]) == 0
+    return Path(words[words.index("--out") + 1])
+
+
+def test_the_record_has_all_figures_beside_their_baselines(trained: Path) -> None:
+    line = record.read(trained)[-1]
+    assert line["task"] == "reconstruction" and line["n"] == 4
+    assert {"scale_rel", "points_tau", "pose_auc5", "rotation_median"} <= line["metrics"].keys()
+    assert line["cheap_baselines"].keys() == {"constant", "wrong_reference"}
+    constant = line["cheap_baselines"]["constant"]
+    assert constant["points_rel"] < line["metrics"]["points_rel"]
+    assert constant["true_rotation_q2"] == line["metrics"]["true_rotation_q2"]
+    wrong = line["cheap_baselines"]["wrong_reference"]
+    assert wrong["points_rel"] != line["metrics"]["points_rel"]
+    assert "no other alignment" in line["protocol"]
+
+
+def test_a_panel_is_drawn(trained: Path) -> None:
+    (panel,) = (trained / "panels").glob("*.png")
+    with Image.open(panel) as picture:
+        assert picture.width > 8 * 190
+
+
+def test_the_head_works_outside_of_a_trainer(trained: Path) -> None:
+    head = load(trained / "last.ckpt")
+    images = torch.randint(0, 255, (1, 3, 3, 48, 48), dtype=torch.uint8)
+    found = head.predict(images)
+    assert found.distance.shape == (1, 3, 48, 48) and found.quaternion.shape == (1, 3, 4)
+    geometry = found.compose()
+    assert geometry.points.shape == (1, 3, 48, 48, 3)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Photographs of different sizes, one of them turned by its EXIF orientation."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pictures = [data.astronaut(), data.chelsea(), data.coffee()]
+    for number, pixels in enumerate(pictures):
+        image = Image.fromarray(pixels)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number == 1 else 1
+        image.save(folder / f"{number}.jpg", exif=exif)
+    return folder
+
+
+def test_photographs_become_a_scene(
+    trained: Path, words: list[str], photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photographs / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    line = ["predict", *words, "--data.source", "folder", "--data.path", str(photographs)]
+    assert main([*line, "--data.image_size", "[48, 48]"]) == 0
+    out = trained / "predictions" / "photos"
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert {"points.ply", "scene.glb", "transforms.json", "reconstruction.npz"} <= names
+    assert "sparse/0/images.txt" in names
+    assert "broken.jpg" in capsys.readouterr().out
+    found = reconstructed.read(out / "reconstruction.npz")
+    assert found.names == ["0.jpg", "1.jpg", "2.jpg"]
+    height, width = data.chelsea().shape[:2]
+    assert found.original_size[1].tolist() == [width, height]  # turned
+    assert found.depth.shape == (3, 48, 48) and np.isfinite(found.points).all()
+    frames = json.loads((out / "transforms.json").read_text())["frames"]
+    assert len(frames) == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "holds no image"),
+        ({"a.jpg": "photo"}, "at least 2"),
+        ({"a.jpg": "broken", "b.jpg": "broken"}, "0 of 2 pictures"),
+        ({"clip.mp4": "broken"}, "clip.mp4"),
+    ],
+)
+def test_what_gives_no_scene_is_one_line(
+    files: dict[str, str],
+    said: str,
+    trained: Path,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, kind in files.items():
+        if kind == "photo":
+            Image.fromarray(data.coffee()).save(folder / name)
+        else:
+            (folder / name).write_bytes(b"nothing of the kind")
+    path = folder / "clip.mp4" if "clip.mp4" in files else folder
+    line = ["predict", *words, "--data.source", "folder", "--data.path", str(path)]
+    assert main(line) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert said in error
