@@ -109,19 +109,23 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
             for metric in suite.get("metrics") or line["metrics"]:
                 if metric in line["metrics"]:
                     found.setdefault(metric, []).append(line["metrics"][metric])
+        if not found:
+            others = ", ".join(lines[-1][1]["metrics"])
+            raise UserError(f"row {name} has none of the suite's metrics; it has {others}")
         rows.append(Row(name, found))
-    measured = {metric for row in rows for metric in row.values}
+    measured = list(dict.fromkeys(metric for row in rows for metric in row.values))
     for metric in suite.get("metrics") or []:
         if metric not in measured:
             known = {name for _, line in lines for name in line["metrics"]}
             raise UserError(f"no row has a metric {metric}{nearest(metric, known)}")
+    measured = suite.get("metrics") or measured
     for name in suite.get("baselines", []):
         if name not in cheap:
             raise UserError(f"there is no baseline {name}{nearest(name, cheap)}")
     looks_not = [
         Row(
             name.replace("_", " "),
-            {metric: [value] for metric, value in cheap[name].items() if metric in measured},
+            {metric: [cheap[name][metric]] for metric in measured if metric in cheap[name]},
         )
         for name in suite.get("baselines", [])
     ]
@@ -136,7 +140,7 @@ def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
         metrics: The columns.
     """
     found = []
-    for metric in sorted(metrics):
+    for metric in metrics:
         column = [(name, line) for name, line in lines if metric in line["metrics"]]
         for name, line in column[1:]:
             for why in record.differences([column[0][1], line]):

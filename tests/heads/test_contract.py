@@ -27,6 +27,29 @@ class TestRelativeDepth(HeadContract):
     overrides = _SCENES
 
 
+@pytest.mark.slow
+class TestOrdinalDepth(HeadContract):
+    recipe = "depth/zeroshot_da2k"
+    overrides = (
+        *_SCENES,
+        *("--model.image_size", "64", "--model.optim.lr", "1e-4"),
+        *("--model.backbone.tune", "frozen"),
+        *("--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]"),
+    )
+
+
+class TestClassification(HeadContract):
+    recipe = "classification/demo"
+    overrides = _SCENES
+
+
+class TestKNN(HeadContract):
+    """A head without parameters: what needs training is skipped."""
+
+    recipe = "classification/folder_knn"
+    overrides = _SCENES
+
+
 def test_every_registered_head_is_here() -> None:
     built_in = {p.name for p in plugins.installed() if p.distribution == "pixio-lightning"}
-    assert built_in == {"depth", "relative_depth"}
+    assert built_in == {"classification", "depth", "knn", "ordinal_depth", "relative_depth"}

@@ -23,6 +23,7 @@ from pixio_lightning.dense_decoders import DenseDecoder, LinearDecoder
 from pixio_lightning.features import Features
 from pixio_lightning.head import Batch, Head
 from pixio_lightning.optim import Optim
+from pixio_lightning.windowed_head import WindowedHead
 
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
 
@@ -80,7 +81,7 @@ class _DepthHead(Head):
         return panels.Panel(rows, ["image", "truth", title, "error"], legends=legends)
 
 
-class Depth(_DepthHead):
+class Depth(WindowedHead, _DepthHead):
     """Metric depth from one image, in metres: a sigmoid times the greatest depth, SILog loss.
 
     Args:
@@ -119,26 +120,6 @@ class Depth(_DepthHead):
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
         self.window, self.stride, self.eval_crop = window, stride or window * 2 // 3, eval_crop
-
-    # --- windows ------------------------------------------------------------------------------
-
-    def looks_through_windows(self, size: tuple[int, int]) -> bool:
-        """Whether images of a size are cut: in evaluation, if they are large or do not fit."""
-        fits = max(size) <= self.window and all(n % self.backbone.stride == 0 for n in size)
-        return not self.training and not fits
-
-    def inputs(self, images: Tensor) -> Tensor:
-        """Normalise, and cut what is looked at through windows."""
-        images = super().inputs(images)
-        height, width = images.shape[-2:]
-        if not self.looks_through_windows((height, width)):
-            return images
-        return windows.cut(images, window=self.window, stride=self.stride)
-
-    @property
-    def sees(self) -> dict[str, Any]:
-        """Return what decides how images are cut."""
-        return {"window": self.window, "stride": self.stride}
 
     # --- prediction ---------------------------------------------------------------------------
 

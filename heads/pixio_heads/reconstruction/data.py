@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixio_heads.reconstruction.colour import Colour, recoloured
-from pixio_heads.reconstruction.frames import FileScene, RenderedScene, Scene
-from pixio_heads.reconstruction.inputs import Pictures, Placed, open_pictures
-from pixio_heads.reconstruction.layouts import open_scenes, split_scenes
-from pixio_heads.reconstruction.mirror import mirrored
-from pixio_heads.reconstruction.sets import (
+from pixio_heads.reconstruction.views.colour import Colour, recoloured
+from pixio_heads.reconstruction.views.frames import FileScene, RenderedScene, Scene
+from pixio_heads.reconstruction.views.inputs import Pictures, Placed, open_pictures
+from pixio_heads.reconstruction.views.layouts import open_scenes, split_scenes
+from pixio_heads.reconstruction.views.mirror import mirrored
+from pixio_heads.reconstruction.views.sets import (
     SetPositions,
     Sets,
     SetsOfOneShape,
@@ -234,6 +234,12 @@ class ReconstructionData(SampleData):
         )
         self.report(pictures.bad, 0)
         return pictures
+
+    @property
+    def dataset(self) -> str:
+        """What records call the data: with what decides on how hard the sets are."""
+        sets = f"{self.val_views} views, covisibility {self.covisibility:g}"
+        return ", ".join((super().dataset, sets))
 
     # --- the stream ---------------------------------------------------------------------------
 

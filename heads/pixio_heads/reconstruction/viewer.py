@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pixio_heads.reconstruction.export import Export
-from pixio_heads.reconstruction.export_cloud import select
+from pixio_heads.reconstruction.export.cloud import select
 from pixio_heads.reconstruction.frusta import frustum_length, view_colour
 from pixio_heads.reconstruction.geometry import quaternion_of
 from pixio_heads.reconstruction.reconstructed import Reconstructed, read

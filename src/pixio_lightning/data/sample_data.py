@@ -121,7 +121,9 @@ class SampleData(StreamData):
     @property
     def dataset(self) -> str:
         """What records call the data."""
-        return f"{self.source} {self.path}" if self.path else self.source
+        # Which scenes: results on others may not be compared.
+        where = str(getattr(self, "scenes", "")) if self.source == "scenes" else self.path
+        return f"{self.source} {where}" if where else self.source
 
     # --- for the framework --------------------------------------------------------------------
 

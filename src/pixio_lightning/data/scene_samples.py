@@ -33,6 +33,11 @@ class Scenes:
     size: int = 128
     places: tuple[str, ...] | None = None
 
+    def __str__(self) -> str:
+        """What decides on the held-out views."""
+        where = f" of {', '.join(self.places)}" if self.places else ""
+        return f"{self.held_out}x{self.views} views{where}, {self.size} px"
+
     def shards(self, split: str) -> list[Path]:
         """Return the parquet files of a split, rendered now where they are missing."""
         return scene_store.scenes(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scene_folders import rendered
 
-from pixio_heads.reconstruction import covisibility as c
+from pixio_heads.reconstruction.views import covisibility as c
 
 
 def camera(side: int = 40, focal: float = 40.0) -> np.ndarray:
@@ -16,9 +16,9 @@ def camera(side: int = 40, focal: float = 40.0) -> np.ndarray:
     return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1.0]])
 
 
-def shifted(x: float) -> np.ndarray:
+def shifted(x: float, y: float = 0.0) -> np.ndarray:
     pose = np.eye(4)
-    pose[0, 3] = x
+    pose[:2, 3] = x, y
     return pose
 
 
@@ -31,6 +31,9 @@ def test_the_overlap_of_two_cameras_before_a_wall_is_the_shared_share() -> None:
     scores = c.pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), shifted(1.0)])
     assert scores.dtype == np.float32
     assert np.allclose(scores, [[1, 0.75], [0.75, 1]])
+    for x, y in ((3, 0), (-3, 0), (0, 3), (0, -3)):
+        scores = c.pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), shifted(x, y)])
+        assert np.allclose(scores, [[1, 0.25], [0.25, 1]])
 
 
 def test_pixels_without_depth_count_as_not_seen() -> None:

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
-from pixio_heads.reconstruction.inputs import common_size, open_pictures, place
 from pixio_heads.reconstruction.reconstructed import to_original
-from pixio_heads.reconstruction.video import evenly
+from pixio_heads.reconstruction.views.inputs import common_size, open_pictures, place
+from pixio_heads.reconstruction.views.video import evenly
 from pixio_lightning.data.samples import HeldOutSamples
 from pixio_lightning.data.stream import collate
 from pixio_lightning.errors import UserError

@@ -7,7 +7,7 @@ import torch
 from rendered_sets import batch
 
 from pixio_heads.reconstruction.geometry import truth_of
-from pixio_heads.reconstruction.mirror import mirrored
+from pixio_heads.reconstruction.views.mirror import mirrored
 
 NAMES = ("depth", "valid", "non_ambiguous", "intrinsics", "cam2world")
 

@@ -14,11 +14,11 @@ import scene_folders
 import torch
 from scene_folders import rendered
 
-from pixio_heads.reconstruction.colour import Colour, recoloured
-from pixio_heads.reconstruction.covisibility import neighbours
 from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.reconstruction.geometry import truth_of
-from pixio_heads.reconstruction.sets import SetPositions, Shapes
+from pixio_heads.reconstruction.views.colour import Colour, recoloured
+from pixio_heads.reconstruction.views.covisibility import neighbours
+from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
 from pixio_lightning.data import scene_store
 from pixio_lightning.data.samples import Chance
 from pixio_lightning.data.scene_samples import Scenes
@@ -91,16 +91,25 @@ def test_a_set_of_a_rendered_scene_is_the_renderer_s() -> None:
         scene_store.scene_seed("train", 1), views=4, size=48, places=("studio",)
     )
     poses = [view.cam2world.astype(np.float32) for view in scene.views]
+    turns = [pose[:3, :3] for pose in poses]
+    found = []
     for i in range(2):
         (index,) = [
-            j for j, pose in enumerate(poses) if np.array_equal(pose, sample["cam2world"][i])
+            j
+            for j, turn in enumerate(turns)
+            if np.array_equal(turn, sample["cam2world"][i, :3, :3])
         ]
+        found.append(index)
         view = scene.views[index]
         assert np.array_equal(sample["image"][i], view.image)
         assert np.array_equal(sample["depth"][i], view.depth)
         assert np.array_equal(sample["valid"][i], view.valid)
         assert np.allclose(sample["intrinsics"][i], view.intrinsics)
         assert np.array_equal(sample["non_ambiguous"][i], view.class_id != 0)
+    # The world's origin is the first camera, its axes are the scene's.
+    first, second = (scene.views[index].cam2world[:3, 3] for index in found)
+    assert not sample["cam2world"][0, :3, 3].any()
+    assert np.allclose(sample["cam2world"][1, :3, 3], second - first, atol=1e-6)
 
 
 def test_the_sky_is_ambiguous_and_what_is_too_far_is_not() -> None:
@@ -131,10 +140,9 @@ def test_a_set_is_connected_and_differs_from_set_to_set(folder: Path) -> None:
     seen = set()
     for index in range(0, 30, 3):
         scene = sets.scenes[index // 10]
-        poses = np.stack([f.cam2world for f in scene.frames]).astype(np.float32)
-        views = [
-            int(np.abs(poses - pose).sum((1, 2)).argmin()) for pose in sets.load(index)["cam2world"]
-        ]
+        turns = np.stack([f.cam2world[:3, :3] for f in scene.frames])
+        poses = sets.load(index)["cam2world"]
+        views = [int(np.abs(turns - pose[:3, :3]).sum((1, 2)).argmin()) for pose in poses]
         near = neighbours(scene.scores(), threshold=0.25)
         assert len(set(views)) == 3
         assert all(near[views[:i], views[i]].any() for i in (1, 2))
@@ -285,9 +293,10 @@ def test_training_stays_within_one_small_scene(tmp_path: Path) -> None:
     data = of("folder", tmp_path / "flat", max_views=3, hold_out=0.4)
     assert len(data.samples_of("train").scenes[0]) == 3
     found = batches(attached(data), 8)
-    poses = {p.numpy().tobytes() for batch in found for p in batch["cam2world"].flatten(0, 1)}
-    held_out = data.samples_of("val").load(0)["cam2world"]
-    assert len(poses) == 3 and not poses & {p.tobytes() for p in held_out}
+    poses = torch.cat([batch["cam2world"].flatten(0, 1) for batch in found])
+    turns = {pose.numpy().tobytes() for pose in poses[:, :3, :3]}
+    held_out = data.samples_of("val").load(0)["cam2world"][:, :3, :3]
+    assert len(turns) == 3 and not turns & {turn.tobytes() for turn in held_out}
 
 
 # --- colours ----------------------------------------------------------------------------------
@@ -354,6 +363,11 @@ def test_mistakes(keys: dict[str, Any], message: str) -> None:
 def test_colours_out_of_range() -> None:
     with pytest.raises(UserError, match="data.colour.hue is 0.7; expected 0 to 0.5"):
         Colour(hue=0.7)
+
+
+def test_records_tell_how_sets_are_made() -> None:
+    data = of(val_views=3, covisibility=0.025)
+    assert data.dataset == "scenes 2x4 views of studio, 48 px, 3 views, covisibility 0.025"
 
 
 def test_the_digest_follows_files_and_shapes(folder: Path) -> None:

@@ -13,9 +13,8 @@ from PIL import Image
 from true_scene import true_scene
 
 from pixio_heads.reconstruction.export import Export, export
-from pixio_heads.reconstruction.export_cloud import edges, select
-from pixio_heads.reconstruction.export_points import linear
-from pixio_heads.reconstruction.layouts import open_scenes
+from pixio_heads.reconstruction.export.cloud import edges, select
+from pixio_heads.reconstruction.export.points import linear
 from pixio_heads.reconstruction.reconstructed import (
     Reconstructed,
     original_depth,
@@ -23,6 +22,7 @@ from pixio_heads.reconstruction.reconstructed import (
     read,
     to_original,
 )
+from pixio_heads.reconstruction.views.layouts import open_scenes
 from pixio_lightning.errors import UserError
 
 ALL = Export(

@@ -13,10 +13,10 @@ import scene_folders
 from PIL import Image
 from scene_folders import rendered
 
-from pixio_heads.reconstruction import covisibility
-from pixio_heads.reconstruction.frames import FileScene, PartOfScene
-from pixio_heads.reconstruction.framing import centred, framed
-from pixio_heads.reconstruction.layouts import open_scenes, split_scenes
+from pixio_heads.reconstruction.views import covisibility
+from pixio_heads.reconstruction.views.frames import FileScene, PartOfScene
+from pixio_heads.reconstruction.views.framing import centred, framed
+from pixio_heads.reconstruction.views.layouts import open_scenes, split_scenes
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.scenes import View
 from pixio_lightning.errors import UserError
@@ -111,6 +111,11 @@ def test_a_folder_that_is_a_scene_and_a_folder_of_scenes(tmp_path: Path) -> None
     assert [scene.name for scene in opened(tmp_path / "b")] == ["b"]
     with pytest.raises(UserError, match="holds no scene; expected scene_meta.json"):
         opened(tmp_path, "wai")
+    for name in ("cameras", "images"):
+        path = tmp_path / f"a/sparse/0/{name}.txt"
+        path.rename(path.with_suffix(".bin"))
+    with pytest.raises(UserError, match="holds a binary model, .* colmap model_converter"):
+        opened(tmp_path / "a")
 
 
 def test_negative_depth_and_depth_of_another_size(tmp_path: Path) -> None:
@@ -177,9 +182,13 @@ def test_mistakes_in_transforms(changes: dict, message: str, tmp_path: Path) -> 
 
 def test_poses_that_are_none(tmp_path: Path) -> None:
     views = rendered()
-    for name, pose in {
-        "scaled": np.diag([2.0, 2, 2, 1]), "short": np.eye(3), "nan": np.full((4, 4), np.nan),
-    }.items():  # fmt: skip
+    poses = {
+        "scaled": np.diag([2.0, 2, 2, 1]),
+        "mirrored": np.diag([-1.0, 1, 1, 1]),
+        "short": np.eye(3),
+        "nan": np.full((4, 4), np.nan),
+    }
+    for name, pose in poses.items():
         content = scene_folders.nerfstudio(tmp_path / name, views)
         content["frames"][1]["transform_matrix"] = pose.tolist()
         (tmp_path / name / "transforms.json").write_text(json.dumps(content))
@@ -360,5 +369,7 @@ def test_a_resized_view_shows_the_same_geometry(size: tuple[int, int], tmp_path:
     # An edge to edge crop keeps the angle of view along the side that fills it.
     span = size[1] / small.intrinsics[0, 0], size[0] / small.intrinsics[1, 1]
     assert max(span) == pytest.approx(48 / shot.intrinsics[0, 0])
+    # Of three pixels in a row the middle one is the nearest.
+    assert np.array_equal(framed(shot, (16, 16)).depth, shot.depth[1::3, 1::3])
     same = framed(shot, (48, 48))
     assert np.array_equal(same.image, shot.image) and np.allclose(same.intrinsics, shot.intrinsics)

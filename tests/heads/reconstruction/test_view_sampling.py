@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pixio_heads.reconstruction.view_sampling import chosen
+from pixio_heads.reconstruction.views.view_sampling import chosen
 from pixio_lightning.data.samples import Chance
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.reconstruction import covisibility
+from pixio_heads.reconstruction.views import covisibility
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.depth_files import read_depth
 from pixio_lightning.data.samples import digest_of
@@ -76,7 +76,8 @@ def posed_frame(
     """
     matrix, pose = np.asarray(matrix, np.float64), np.asarray(pose, np.float64)
     turn = pose[:3, :3] if pose.shape == (4, 4) else np.zeros((3, 3))
-    if not (np.isfinite(pose).all() and np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3):
+    rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3 and np.linalg.det(turn) > 0
+    if not (np.isfinite(pose).all() and rigid):
         raise UserError(f"{where}: the pose of '{name}' is not a rotation and a translation, 4x4")
     if not (np.isfinite(matrix).all() and min(matrix[0, 0], matrix[1, 1]) > 0):
         raise UserError(f"{where}: the camera of '{name}' has no positive focal length")

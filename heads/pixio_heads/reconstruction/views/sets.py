@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pixio_heads.reconstruction.covisibility import neighbours
-from pixio_heads.reconstruction.frames import Scene
-from pixio_heads.reconstruction.framing import framed
-from pixio_heads.reconstruction.view_sampling import chosen
+from pixio_heads.reconstruction.views.covisibility import neighbours
+from pixio_heads.reconstruction.views.frames import Scene
+from pixio_heads.reconstruction.views.framing import framed
+from pixio_heads.reconstruction.views.view_sampling import chosen
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import (
     Chance,
@@ -33,8 +34,8 @@ class Sets:
 
     A sample is one set of V views: `image` uint8 `(V, H, W, 3)`; `depth` float32 `(V, H, W)`,
     z-depth in metres, 0 where it is not `valid`; `non_ambiguous`, false where nothing can be said
-    of depth, as of the sky; `intrinsics` `(V, 3, 3)`; `cam2world` `(V, 4, 4)`; and whether it is
-    `metric` and `synthetic`.
+    of depth, as of the sky; `intrinsics` `(V, 3, 3)`; `cam2world` `(V, 4, 4)`, in the axes of the
+    scene's world with its origin at the first camera; and whether it is `metric` and `synthetic`.
 
     Attributes:
         scenes: Where the views are from.
@@ -79,7 +80,7 @@ class Sets:
             "valid": valid,
             "non_ambiguous": ~(depth < 0),
             "intrinsics": np.stack([s.intrinsics for s in shots]).astype(np.float32),
-            "cam2world": np.stack([s.cam2world for s in shots]).astype(np.float32),
+            "cam2world": _near_origin(np.stack([s.cam2world for s in shots])),
             "metric": np.asarray(scene.metric if self.metric is None else self.metric),
             "synthetic": np.asarray(self.synthetic),
         }
@@ -90,6 +91,13 @@ class Sets:
 
     def digest(self) -> str:
         return digest_of([scene.facts() for scene in self.scenes])
+
+
+def _near_origin(cam2world: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Move the world's origin to the first camera: float32 has no millimetres at kilometres."""
+    moved = cam2world.astype(np.float64)
+    moved[:, :3, 3] -= moved[0, :3, 3]
+    return moved.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import trimesh
 from numpy.typing import NDArray
 from trimesh.path.entities import Line
 
-from pixio_heads.reconstruction.export_cloud import Cloud
+from pixio_heads.reconstruction.export.cloud import Cloud
 from pixio_heads.reconstruction.frusta import frusta, frustum_length, view_colour
 from pixio_heads.reconstruction.reconstructed import CONVENTION, Reconstructed
 

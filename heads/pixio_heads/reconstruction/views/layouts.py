@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pixio_heads.reconstruction.colmap import colmap, undistort_first
-from pixio_heads.reconstruction.frames import (
+from pixio_heads.reconstruction.views.colmap import binary, colmap, undistort_first
+from pixio_heads.reconstruction.views.frames import (
     FileScene,
     Found,
     Frame,
@@ -170,6 +170,8 @@ _READERS: dict[str, tuple[tuple[tuple[str, Callable[[Path], Found]], ...], str]]
             ("transforms.json", nerfstudio),
             ("sparse/0/cameras.txt", colmap),
             ("sparse/cameras.txt", colmap),
+            ("sparse/0/cameras.bin", binary),
+            ("sparse/cameras.bin", binary),
         ),
         "transforms.json (Nerfstudio), or sparse/0/cameras.txt (COLMAP as text)",
     ),

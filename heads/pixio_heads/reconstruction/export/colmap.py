@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pixio_heads.reconstruction.export_cloud import Cloud
+from pixio_heads.reconstruction.export.cloud import Cloud
 from pixio_heads.reconstruction.geometry import quaternion_of
 from pixio_heads.reconstruction.reconstructed import (
     Array,

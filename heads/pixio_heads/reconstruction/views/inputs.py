@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pixio_heads.reconstruction.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_heads.reconstruction.video import video_frames
+from pixio_heads.reconstruction.views.video import SUFFIXES as VIDEO_SUFFIXES
+from pixio_heads.reconstruction.views.video import video_frames
 from pixio_lightning import panels
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.image_files import image_files

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.reconstruction.frames import Found, camera_matrix, posed_frame
+from pixio_heads.reconstruction.views.frames import Found, camera_matrix, posed_frame
 from pixio_lightning.data.depth_files import SUFFIXES
 from pixio_lightning.errors import UserError
 
@@ -55,6 +55,15 @@ def colmap(root: Path) -> Found:
         files = (images / name, there[0] if there else None)
         frames.append(posed_frame(where, name, files, matrix, pose, size))
     return Found(sorted(frames, key=lambda frame: frame.name))
+
+
+def binary(root: Path) -> Found:
+    """Say how a binary model becomes text."""
+    model = next(folder for folder in _models(root) if (folder / "cameras.bin").is_file())
+    raise UserError(
+        f"'{model}' holds a binary model, and text is read; convert it: colmap model_converter "
+        f"--input_path {model} --output_path {model} --output_type TXT"
+    )
 
 
 def _models(root: Path) -> tuple[Path, Path]:

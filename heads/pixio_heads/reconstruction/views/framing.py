@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_heads.reconstruction.covisibility import rescaled
-from pixio_heads.reconstruction.frames import Shot
+from pixio_heads.reconstruction.views.covisibility import rescaled
+from pixio_heads.reconstruction.views.frames import Shot
 from pixio_lightning.data.decode import BadImage
 
 _LEAST = 16  # pixels: the principal point lies at the image's edge, or beyond it

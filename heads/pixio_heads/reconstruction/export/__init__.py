@@ -24,10 +24,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pixio_heads.reconstruction import export_points
-from pixio_heads.reconstruction.export_cloud import select
-from pixio_heads.reconstruction.export_colmap import colmap
-from pixio_heads.reconstruction.export_transforms import depth_names, transforms
+from pixio_heads.reconstruction.export import points
+from pixio_heads.reconstruction.export.cloud import select
+from pixio_heads.reconstruction.export.colmap import colmap
+from pixio_heads.reconstruction.export.transforms import depth_names, transforms
 from pixio_heads.reconstruction.reconstructed import (
     CONVENTION,
     Reconstructed,
@@ -101,9 +101,9 @@ def export(found: Reconstructed, folder: Path, options: Export = Export()) -> li
     # Made one after the other as they are written: the depth of all pictures may fill the memory.
     files: dict[str, Callable[[], bytes]] = {}
     if "ply" in formats:
-        files["points.ply"] = lambda: export_points.ply(cloud)
+        files["points.ply"] = lambda: points.ply(cloud)
     if "glb" in formats:
-        files["scene.glb"] = lambda: export_points.glb(found, cloud)
+        files["scene.glb"] = lambda: points.glb(found, cloud)
     if "colmap" in formats:
         for name, data in colmap(found, cloud).items():
             files[f"sparse/0/{name}"] = lambda data=data: data  # type: ignore[misc]

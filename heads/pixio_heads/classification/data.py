@@ -1,0 +1,217 @@
+"""ClassificationData: images with their classes, from the rendered scenes or from files."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+
+from pixio_heads.classification import layouts
+from pixio_heads.classification.layouts import LabelledScenes, RowSamples, Target
+from pixio_lightning.data.decode import Crop, random_crop, to_tensor
+from pixio_lightning.data.hub_rows import open_columns
+from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.samples import Chance, Sample, Samples
+from pixio_lightning.data.scene_samples import Scenes
+from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.keyed import Stream
+
+
+class ClassificationData(SampleData):
+    """Images with their class: `image` and `target`, a number, or 0 and 1 for every class.
+
+    Args:
+        source: `scenes` (rendered on first use); `folder` with a folder for each class, in
+            train/ and val/ or all together; `hub` (hub id or local parquet).
+        path: The folder or hub id; not for scenes.
+        target: What the classes of scenes are: `room_type`; `objects`, all that a view shows; or
+            `outdoor`.
+        split: Split of a hub data set to train on.
+        val_split: Its split to validate and test on.
+        image_column: Column of the images of a hub data set.
+        label_column: Column of their classes; of lists where an image may be of several.
+        image_size: Side of the images in pixels; of scenes their own size, if that is smaller.
+        crop_pct: Share of the short side that evaluation sees, of the centre: 0.875 for an image
+            resized to 256 and cropped to 224.
+        crop_scale: Range of a training crop's share of the area; None trains on what evaluation
+            sees.
+        crop_ratio: Range of its width over its height.
+        flip: Whether training images are mirrored at random.
+        max_megapixels: Larger images count as bad and are not decoded.
+        batch_size: Images per process and step.
+        num_workers: Processes that decode, per training process.
+        steps_per_epoch: Training batches between two validations.
+        val_images: Validation images, at most; None takes all.
+        val_batch_size: Images per process and evaluation step; None takes `batch_size`.
+        views: Number of fixed training views of each image; None draws new ones in every pass.
+        max_bad: Stop when more than this share of the images is unusable; None never stops.
+        seed: Seed of order, crops and flips.
+        scenes: How many scenes and views.
+
+    Raises:
+        UserError: A key does not fit the source.
+    """
+
+    sources = ("scenes", "folder", "hub")
+
+    def __init__(
+        self,
+        source: str = "scenes",
+        path: str | None = None,
+        *,
+        target: Target = "room_type",
+        split: str = "train",
+        val_split: str = "validation",
+        image_column: str = "image",
+        label_column: str = "label",
+        image_size: int = 256,
+        crop_pct: float = 1.0,
+        crop_scale: tuple[float, float] | None = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+        max_megapixels: float = 64.0,
+        batch_size: int = 32,
+        num_workers: int = 4,
+        steps_per_epoch: int = 1000,
+        val_images: int | None = None,
+        val_batch_size: int | None = None,
+        views: int | None = None,
+        max_bad: float | None = None,
+        seed: int = 0,
+        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(
+            source,
+            path,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            steps_per_epoch=steps_per_epoch,
+            val_images=val_images,
+            val_batch_size=val_batch_size,
+            views=views,
+            max_bad=max_bad,
+            seed=seed,
+        )
+        if target not in get_args(Target):
+            known = ", ".join(get_args(Target))
+            raise UserError(
+                f"data.target '{target}' is none of {known}{nearest(target, get_args(Target))}"
+            )
+        if not 0 < crop_pct <= 1:
+            raise UserError(f"data.crop_pct is {crop_pct}, but expected a share, 0 to 1")
+        if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise UserError(
+                f"data.crop_scale is {list(crop_scale)}, but expected two shares of the area, "
+                "least and greatest, 0 to 1"
+            )
+        self.target, self.split, self.val_split = target, split, val_split
+        self.image_column, self.label_column = image_column, label_column
+        self.image_size = min(image_size, scenes.size) if source == "scenes" else image_size
+        self.crop_pct, self.crop_scale, self.crop_ratio = crop_pct, crop_scale, crop_ratio
+        self.flip, self.max_megapixels, self.scenes = flip, max_megapixels, scenes
+        self._classes: tuple[list[str], bool] | None = None
+
+    # --- what heads ask -----------------------------------------------------------------------
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the names of the classes, in the order of the targets."""
+        return self._found()[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes."""
+        return len(self.class_names)
+
+    @property
+    def multilabel(self) -> bool:
+        """Return whether an image may be of several classes."""
+        return self._found()[1]
+
+    @property
+    def seen(self) -> str:
+        """Return what evaluation sees of an image."""
+        share = "" if self.crop_pct == 1 else f", {self.crop_pct:g} of the short side"
+        return f"centre crop of {self.image_size} px{share}"
+
+    @property
+    def dataset(self) -> str:
+        """What records call the data."""
+        asked = f" ({self.target})" if self.source == "scenes" else ""
+        return super().dataset + asked
+
+    def _found(self) -> tuple[list[str], bool]:
+        if self._classes is None:
+            self._classes = self._find_classes()
+        return self._classes
+
+    def _find_classes(self) -> tuple[list[str], bool]:
+        if self.source == "scenes":
+            return layouts.scene_classes(self.scenes, self.target), self.target == "objects"
+        if self.source == "folder":
+            return layouts.class_folders(existing_folder(self.path or "", "data.path")), False
+        data = open_columns(self.path or "", self.split, {"label_column": self.label_column})
+        return layouts.row_classes(data, self.label_column)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def open(self, split: str) -> Samples:
+        """Return the samples of a split."""
+        predicting = split == "predict"
+        if self.source == "scenes":
+            return LabelledScenes("train" if split == "train" else "val", self.scenes, self.target)
+        if self.source == "hub":
+            return RowSamples(
+                self.path or "",
+                self.split if split == "train" else self.val_split,
+                image_column=self.image_column,
+                label_column=None if predicting else self.label_column,
+                classes=() if predicting else self.class_names,
+                max_megapixels=self.max_megapixels,
+            )
+        root = existing_folder(self.path or "", "data.path")
+        if predicting:
+            return layouts.open_plain(root, max_megapixels=self.max_megapixels)
+        return layouts.open_folder(
+            root, split, self.class_names, max_megapixels=self.max_megapixels
+        )
+
+    # --- views --------------------------------------------------------------------------------
+
+    @property
+    def random(self) -> bool:
+        """Whether training views differ from pass to pass."""
+        return self.views is None and (self.flip or self.crop_scale is not None)
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Return the centre of the image: what a resize of its short side and a crop leave."""
+        return sample | {"image": self._cut(sample["image"], self._centre(sample["image"]))}
+
+    def augment(self, sample: Sample, chance: Chance) -> Sample:
+        """Return a random resized crop, mirrored half of the time."""
+        image = sample["image"]
+        height, width = image.shape[:2]
+        crop = self._centre(image)
+        if self.crop_scale is not None:
+            crop = random_crop(
+                width,
+                height,
+                key=chance.key,
+                seed=chance.seed,
+                turn=chance.turn,
+                scale=self.crop_scale,
+                ratio=self.crop_ratio,
+            )
+        view = self._cut(image, crop)
+        if self.flip and chance.uniform(1, Stream.FLIP)[0] < 0.5:
+            view = view[:, ::-1]
+        return sample | {"image": view}
+
+    def _centre(self, image: np.ndarray) -> Crop:
+        height, width = image.shape[:2]
+        side = max(1, round(min(height, width) * self.crop_pct))
+        return Crop((width - side) // 2, (height - side) // 2, side, side)
+
+    def _cut(self, image: np.ndarray, crop: Crop) -> np.ndarray:
+        return to_tensor(image, crop, self.image_size).permute(1, 2, 0).numpy()

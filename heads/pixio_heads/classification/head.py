@@ -1,0 +1,307 @@
+"""Classes of images: by a linear map of pooled features, and by their nearest neighbours.
+
+Shapes: B batch, C classes, D width of a token, K numbers of neighbours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from pixio_heads.classification import knn, predictions
+from pixio_heads.classification.linear import LinearClassifier, Pool
+from pixio_heads.classification.metrics import (
+    MeanAveragePrecision,
+    accuracies,
+    neighbour_accuracies,
+)
+from pixio_heads.classification.picture import bars, shown
+from pixio_lightning import panels
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.features import Features
+from pixio_lightning.head import Batch, Head
+from pixio_lightning.optim import Optim
+
+
+class _ClassHead(Head):
+    """What both ways to tell classes share: the classes, the pictures, the table of predictions."""
+
+    asks = ("num_classes", "class_names", "multilabel", "seen")
+    cheap = ("majority",)
+
+    def probabilities(self, prediction: Tensor) -> Tensor:
+        """Return `(B, C)` in [0, 1]."""
+        raise NotImplementedError
+
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+        """Draw images in a row, and below each what it is taken for, the truth in green."""
+        names = self.facts["class_names"]
+        images, guesses, titles = [], [], []
+        for batch, prediction in zip(batches, predictions, strict=True):
+            target, several = batch["target"][0], self.facts["multilabel"]
+            truth = target.nonzero().flatten().tolist() if several else [int(target)]
+            images.append(shown(batch["image"][0]))
+            guesses.append(bars(names, self.probabilities(prediction)[0].cpu(), truth))
+            titles.append("" if several else names[truth[0]])
+        return panels.Panel([images, guesses], titles)
+
+    def on_predict_start(self) -> None:
+        """Make room for the table of predictions."""
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir) / "predictions"
+            for left in folder.glob("predictions*.csv"):
+                left.unlink()
+        self.trainer.strategy.barrier("predictions")
+
+    def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
+        """Add the likeliest class of each image to predictions.csv, with its probability.
+
+        Where an image may be of several classes it has a line for each that is likelier than not,
+        at least one. Each process but the first has a table of its own.
+        """
+        predictions.add(
+            predictions.table_of(folder, self.global_rank),
+            batch["name"],
+            self.probabilities(prediction),
+            classes=self.facts["class_names"],
+            several=self.facts["multilabel"],
+        )
+
+
+class Classification(_ClassHead):
+    """One class of each image, or several: a linear classifier, with cross-entropy.
+
+    Images may be of several classes where the data says so; then every class is judged by itself,
+    with binary cross-entropy, and the metric is mean average precision.
+
+    Args:
+        backbone: The encoder.
+        pool: What is read of the features: the mean class token, the mean patch, or both.
+        label_smoothing: Share of the truth that is spread over all classes in the loss.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once.
+        seed: Seed of drop path.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        pool: Pool = "cls",
+        label_smoothing: float = 0.0,
+        optim: Optim = Optim(lr=1e-3, weight_decay=0.0, betas=(0.9, 0.999)),  # noqa: B008
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optim=optim, cache=cache, seed=seed)
+        if pool not in get_args(Pool):
+            known = ", ".join(get_args(Pool))
+            raise UserError(
+                f"model.pool '{pool}' is none of {known}{nearest(pool, get_args(Pool))}"
+            )
+        if pool != "patches" and not backbone.n_cls_tokens:
+            raise UserError(
+                f"model.pool is {pool}, but {backbone.name} has no class token: set it to patches"
+            )
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"model.label_smoothing is {label_smoothing}; expected 0 to below 1")
+        self.pool, self.label_smoothing = pool, label_smoothing
+
+    @property
+    def monitor(self) -> tuple[str, str]:
+        """What best.ckpt is chosen by."""
+        return ("val/mean_ap" if self.facts.get("multilabel") else "val/top1", "max")
+
+    def build(self, backbone: Backbone) -> LinearClassifier:
+        """Return the classifier."""
+        return LinearClassifier(backbone.embed_dim, self.facts["num_classes"], pool=self.pool)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return logits `(B, C)`, float32."""
+        assert self.decoder is not None
+        return self.decoder(features).float()
+
+    def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy, of one choice or of a choice for every class."""
+        target, smoothing = batch["target"], self.label_smoothing
+        if not self.facts["multilabel"]:
+            return {"loss": F.cross_entropy(prediction, target, label_smoothing=smoothing)}
+        smooth = target.float() * (1 - smoothing) + smoothing / 2
+        return {"loss": F.binary_cross_entropy_with_logits(prediction, smooth)}
+
+    def metrics(self) -> MetricCollection:
+        """Return top-1 and top-5 accuracy, or mean average precision."""
+        if self.facts["multilabel"]:
+            return MetricCollection({"mean_ap": MeanAveragePrecision()})
+        return accuracies(self.facts["num_classes"])
+
+    @property
+    def protocol(self) -> str:
+        """How classes are told and what is seen of an image."""
+        many = "any number of" if self.facts["multilabel"] else "one of"
+        return f"{many} {self.facts['num_classes']} classes; {self.facts['seen']}"
+
+    def probabilities(self, prediction: Tensor) -> Tensor:
+        """Return `(B, C)`, which add up to 1 unless an image may be of several classes."""
+        return prediction.sigmoid() if self.facts["multilabel"] else prediction.softmax(dim=1)
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Return how frequent every class is among training images."""
+        count, seen = torch.zeros(self.facts["num_classes"]), 0.0
+        for batch in loader:
+            target, weight = batch["target"], batch["weight"]
+            hot = target if target.ndim == 2 else F.one_hot(target, len(count))
+            count += (hot * weight[:, None]).sum(dim=0)
+            seen += float(weight.sum())
+        return {"frequency": count / seen}
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the frequencies as a prediction: the most frequent class comes first."""
+        frequency = self.statistics["frequency"]
+        return {"majority": frequency.expand(len(batch["target"]), -1)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what the head knew.
+
+        Raises:
+            UserError: The data has other classes.
+        """
+        asked, seen = self.facts.get("class_names"), self.facts.get("seen")
+        super().on_load_checkpoint(checkpoint)
+        known = self.facts["class_names"]
+        # What is seen of an image is up to the evaluation, not to the training.
+        self.facts["seen"] = seen or self.facts["seen"]
+        if asked in (None, known):
+            return
+        other = [name for name in asked if name not in known]
+        lacks = [name for name in known if name not in asked]
+        found = [
+            f"{', '.join(names[:3])} {what}"
+            for names, what in ((other, "only in the data"), (lacks, "only in the checkpoint"))
+            if names
+        ]
+        raise UserError(
+            "the data has other classes than the checkpoint was trained on "
+            f"({'; '.join(found) or 'in another order'}): give the same ones"
+        )
+
+
+class KNN(_ClassHead):
+    """The nearest neighbours of an image among the training set vote for its class.
+
+    Nothing is trained. Images are compared by the mean raw class token of the last tapped block;
+    the features of the training set are computed for each evaluation, every process encoding its
+    share, and are in no checkpoint.
+
+    Args:
+        backbone: The encoder, frozen.
+        k: Numbers of neighbours that vote, each judged by itself; `predict` takes the first.
+        temperature: Votes weigh ``exp(cosine / temperature)``.
+        bank: Training images that may be neighbours, at most, evenly spread; None for all.
+        seed: Recorded with the results; nothing is random.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        k: tuple[int, ...] = (10, 20, 100, 200),
+        temperature: float = 0.07,
+        bank: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, seed=seed)
+        if not backbone.frozen:
+            raise UserError("KNN trains nothing: set model.backbone.tune to frozen")
+        if not k or min(k) < 1 or len({*k}) < len(k):
+            raise UserError(f"model.k is {list(k)}; expected numbers from 1 on, each once")
+        if temperature <= 0:
+            raise UserError(f"model.temperature is {temperature}; expected more than 0")
+        self.k, self.temperature, self.statistics_samples = k, temperature, bank
+
+    def build(self, backbone: Backbone) -> None:
+        """Return nothing to train.
+
+        Raises:
+            UserError: Images may be of several classes, for which one vote says nothing.
+        """
+        if self.facts["multilabel"]:
+            raise UserError("KNN votes for one class, but images of this data may be of several")
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return each class's share of the votes `(B, K, C)`, for every number of neighbours."""
+        bank, labels = self.statistics["bank"], self.statistics["labels"]
+        similarity, index = knn.nearest(knn.feature(features), bank, n=max(self.k))
+        return torch.stack(
+            [
+                knn.vote(
+                    similarity[:, :k],
+                    labels[index[:, :k]],
+                    num_classes=self.facts["num_classes"],
+                    temperature=self.temperature,
+                )
+                for k in self.k
+            ],
+            dim=1,
+        )
+
+    def metrics(self) -> MetricCollection:
+        """Return top-1 and top-5 accuracy for every number of neighbours."""
+        return neighbour_accuracies(self.facts["num_classes"], self.k)
+
+    @property
+    def protocol(self) -> str:
+        """The vote, what is compared, with how many, and what is seen of an image."""
+        bank = self.statistics_samples or "all"
+        return (
+            f"k-NN by cosine, T {self.temperature:g}, mean raw class token (patch where there is "
+            f"none), among {bank} training images; one of {self.facts['num_classes']} classes; "
+            f"{self.facts['seen']}"
+        )
+
+    def probabilities(self, prediction: Tensor) -> Tensor:
+        """Return the shares of the votes of the first number of neighbours `(B, C)`."""
+        return prediction[:, 0]
+
+    def look(self) -> dict[str, Tensor]:
+        """Encode the training set, every process its share."""
+        data = self.trainer.datamodule
+        return self.fit_statistics(data.statistics_dataloader(self.statistics_samples, share=True))
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Return features `(M, D)` and classes `(M,)` of all processes' training images."""
+        rows = []
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in loader:
+                batch = self.trainer.strategy.batch_to_device(batch)
+                # Half the memory, and finer than the bfloat16 that features are computed in.
+                found = knn.feature(self.encode(batch)).half()
+                rows.append((found, batch["target"], batch["weight"]))
+        bank, labels, weight = (self._gathered(torch.cat(part)) for part in zip(*rows, strict=True))
+        return {"bank": bank[weight > 0], "labels": labels[weight > 0]}
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes in the order of the data, of which each has every n-th.
+
+        All have as many, because the last ones are filled up.
+        """
+        if self.trainer.world_size == 1:
+            return rows
+        return self.all_gather(rows).transpose(0, 1).flatten(0, 1)
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the frequencies in the bank as votes: the most frequent class comes first."""
+        labels, num_classes = self.statistics["labels"], self.facts["num_classes"]
+        frequency = labels.bincount(minlength=num_classes) / len(labels)
+        return {"majority": frequency.expand(len(batch["target"]), len(self.k), -1)}
+
+    def on_predict_start(self) -> None:
+        """Encode the training set, which nothing stored."""
+        super().on_predict_start()
+        self.on_validation_start()

@@ -1,0 +1,82 @@
+"""What classification is judged by: accuracy among the first guesses, mean average precision.
+
+Shapes: B batch, C classes, K numbers of neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+
+def accuracies(num_classes: int) -> MetricCollection:
+    """Return `top1`, the share of images recognised, and `top5` where there are more classes."""
+    found: dict[str, Metric | MetricCollection] = {
+        f"top{n}": MulticlassAccuracy(num_classes, top_k=n, average="micro")
+        for n in _tops(num_classes)
+    }
+    return MetricCollection(found, compute_groups=False)
+
+
+def _tops(num_classes: int) -> list[int]:
+    return [n for n in (1, 5) if n < num_classes]
+
+
+class MeanAveragePrecision(Metric):
+    """Mean over classes of the average precision, of the classes that any image shows.
+
+    torchmetrics' macro average counts a class that is nowhere to be found as 0.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    scores: list[Tensor]
+    targets: list[Tensor]
+
+    def update(self, scores: Tensor, target: Tensor) -> None:
+        """Add scores `(B, C)`, of which only the order counts, and targets of 0 and 1."""
+        self.scores.append(scores.detach().float())
+        self.targets.append(target.long())
+
+    def compute(self) -> Tensor:
+        """Return the mean; NaN where no class is shown."""
+        scores, targets = dim_zero_cat(self.scores), dim_zero_cat(self.targets)
+        shown = targets.any(dim=0)
+        if not bool(shown.any()):
+            return torch.tensor(torch.nan, device=scores.device)
+        pairs = zip(scores[:, shown].T, targets[:, shown].T, strict=True)
+        return torch.stack([binary_average_precision(*pair) for pair in pairs]).mean()
+
+
+class _AccuracyAt(MulticlassAccuracy):
+    """Accuracy of the `at`-th of the predictions that the k-NN protocol makes of an image."""
+
+    def __init__(self, num_classes: int, *, top_k: int, at: int) -> None:
+        super().__init__(num_classes, top_k=top_k, average="micro")
+        self.at = at
+
+    def update(self, votes: Tensor, target: Tensor) -> None:
+        """Add votes `(B, K, C)` and classes `(B,)`."""
+        super().update(votes[:, self.at], target)
+
+
+def neighbour_accuracies(num_classes: int, ks: Sequence[int]) -> MetricCollection:
+    """Return `top1_kK`, and `top5_kK` where there are more classes, for each number K."""
+    found: dict[str, Metric | MetricCollection] = {
+        f"top{n}_k{k}": _AccuracyAt(num_classes, top_k=n, at=i)
+        for n in _tops(num_classes)
+        for i, k in enumerate(ks)
+    }
+    # Grouped, those that agree on the first batch would share one state ever after.
+    return MetricCollection(found, compute_groups=False)

@@ -1,0 +1,71 @@
+"""Two processes find and learn what one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from class_runs import words
+from PIL import Image
+
+from pixio_lightning import checkpoint, record
+from pixio_lightning.cli import main
+
+DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+def alone(*line: str) -> None:
+    assert main([*line]) == 0
+
+
+def in_two_processes(*line: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pixio_lightning.cli", *line, *DDP],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_find_the_neighbours_that_one_does(colours: Path, tmp_path: Path) -> None:
+    """Banks of 11 and of 45 images, one of them broken, and 5 queries; in the order of the data."""
+    for name in ("blue/3.png", "red/7.png"):
+        (colours / name).write_bytes(b"")
+    rng = np.random.default_rng(1)
+    for path in sorted(colours.rglob("*.png")):  # noise, so that neighbours get it wrong
+        if path.stat().st_size:
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    found = []
+    for name, run in (("one", alone), ("two", in_two_processes)):
+        line = words("classification/folder_knn", colours, tmp_path / name, "--model.k=[1,3,9]")
+        run("fit", *line, "--data.val_images=5", "--data.batch_size=4")
+        found.append(record.read(tmp_path / name))
+    assert [len(lines) for lines in found] == [1, 1]
+    (one,), (two,) = found
+    assert one["metrics"] == two["metrics"] and one["n"] == two["n"]
+    assert one["cheap_baselines"] == two["cheap_baselines"]
+    assert 0 < one["metrics"]["top1_k9"] < 1 or 0 < one["metrics"]["top1_k1"] < 1
+
+
+def test_two_processes_learn_what_one_does(colours: Path, tmp_path: Path) -> None:
+    """The statistics of a batch norm without scale are those of both processes."""
+    more = ["--trainer.max_steps=4", "--data.steps_per_epoch=4", "--panels.every_n_steps=0"]
+    more += ["--model.optim.lr=1e-3"]
+    for name, batch, run in (("one", 8, alone), ("two", 4, in_two_processes)):
+        line = words("classification/folder_linear", colours, tmp_path / name, *more)
+        run("fit", *line, f"--data.batch_size={batch}")
+    first, second = (
+        checkpoint.read(tmp_path / n / "last.ckpt")["state_dict"] for n in ("one", "two")
+    )
+    assert {"decoder.norm.running_mean", "decoder.linear.weight"} <= first.keys()
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], atol=1e-4), name
+    one, two = (record.read(tmp_path / n)[-1] for n in ("one", "two"))
+    assert one["metrics"] == two["metrics"] and one["loss"] == pytest.approx(two["loss"], rel=1e-4)

@@ -1,0 +1,193 @@
+"""The classifiers through the real command line: what they learn, predict, refuse and record."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from class_runs import SMALL, words
+from PIL import Image
+
+from pixio_heads.classification.head import Classification
+from pixio_heads.classification.linear import LinearClassifier, pooled
+from pixio_heads.classification.picture import SIDE, bars
+from pixio_lightning import Backbone, checkpoint, record
+from pixio_lightning.cli import main
+from pixio_lightning.errors import UserError
+from pixio_lightning.testing import BACKBONES
+
+SCENES = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}"]
+
+
+SHORT = ["--trainer.max_steps=40", "--data.steps_per_epoch=20", "--data.batch_size=16"]
+SHORT += ["--model.optim.lr=1e-2", "--panels.every_n_steps=0", "--data.val_batch_size=4"]
+
+
+def test_a_folder_is_learned_and_a_table_of_other_images_is_written(
+    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = words("classification/folder_linear", colours, tmp_path / "run", *SHORT)
+    assert main(["fit", *line]) == 0
+    last = record.read(tmp_path / "run")[-1]
+    assert last["metrics"]["top1"] == 1.0 > last["cheap_baselines"]["majority"]["top1"]
+    assert last["n"] == 6 and last["checkpoint"] == "last"
+
+    (tmp_path / "in/sub").mkdir(parents=True)
+    for name, colour in (("a, b.png", (10, 200, 20)), ("sub/ü.png", (220, 20, 30))):
+        Image.new("RGB", (80, 70), colour).save(tmp_path / "in" / name)
+    (tmp_path / "in/broken.jpg").write_bytes(b"no image")
+    line = words("classification/folder_linear", tmp_path / "in", tmp_path / "run")
+    for _ in range(2):  # a second time replaces the table
+        assert main(["predict", *line]) == 0
+    assert "broken.jpg" in capsys.readouterr().out
+    with (tmp_path / "run/predictions/predictions.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["name", "label", "probability"]
+    assert [row[:2] for row in table[1:]] == [["a, b.png", "green"], ["sub/ü.png", "red"]]
+    assert all(1 / 3 < float(row[2]) <= 1 for row in table[1:])
+
+
+def test_neighbours_know_a_folder_and_leave_no_checkpoint(colours: Path, tmp_path: Path) -> None:
+    line = words("classification/folder_knn", colours, tmp_path / "run", "--model.k=[1,3]")
+    assert main(["fit", *line]) == 0
+    (found,) = record.read(tmp_path / "run")
+    assert found["task"] == "knn" and found["metrics"] == {"top1_k1": 1.0, "top1_k3": 1.0}
+    assert found["cheap_baselines"]["majority"].keys() == found["metrics"].keys()
+    assert "mean raw class token" in found["protocol"] and "among all" in found["protocol"]
+    assert main(["predict", *line]) == 0
+    table = (tmp_path / "run/predictions/predictions.csv").read_text().splitlines()
+    assert len(table) == 61 and "red/0.png,red,1.0000" in table
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_other_classes_than_those_learned_are_refused(
+    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = words("classification/folder_linear", colours, tmp_path / "run", *SHORT)
+    assert main(["fit", *line]) == 0
+    (colours / "green").rename(colours / "grün")
+    capsys.readouterr()
+    assert main(["validate", *line]) == 2
+    error = capsys.readouterr().err
+    assert "other classes than the checkpoint was trained on" in error
+    assert "grün only in the data; green only in the checkpoint" in error
+
+
+def test_checkpoint_and_record_of_the_best_and_the_last(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = ["-c", "classification/demo", "-c", "with/debug", *SCENES, "--out", str(out)]
+    line += ["--trainer.max_steps", "6", "--data.val_images", "8", "--panels.every_n_steps", "0"]
+    assert main(["fit", *line]) == 0
+    lines = record.read(out)
+    assert [(e["checkpoint"], e["steps"]) for e in lines if e["checkpoint"] != "best"] == [
+        *(("running", 2), ("running", 4), ("last", 6))
+    ]
+    best, last = lines[-2:]
+    evaluations = [e for e in lines if e["checkpoint"] != "best"]
+    top = max(e["metrics"]["top1"] for e in evaluations)
+    assert best["checkpoint"] == "best" and last["checkpoint"] == "last"
+    assert best["metrics"]["top1"] == top
+    assert best["steps"] == next(e["steps"] for e in evaluations if e["metrics"]["top1"] == top)
+    assert best["chosen"] == "of 3 evaluations by top1, on the split it is reported on"
+    assert checkpoint.read(out / "best.ckpt")["global_step"] == best["steps"]
+
+
+def test_objects_are_several_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["-c", "classification/demo", "-c", "with/debug", *SCENES, "--data.target", "objects"]
+    line += ["--data.val_images", "8", "--out", str(tmp_path / "run")]
+    assert main(["fit", *line]) == 0
+    last = record.read(tmp_path / "run")[-1]
+    assert last["metrics"].keys() == {"mean_ap"} and "any number of 16" in last["protocol"]
+    assert "mean_ap" in record.read(tmp_path / "run")[-2]["chosen"]
+    assert list((tmp_path / "run/panels").glob("*.png"))
+    assert main(["predict", *line]) == 0
+    table = (tmp_path / "run/predictions/predictions.csv").read_text().splitlines()
+    assert {row.split(",")[0] for row in table[1:]} == {
+        f"val/{scene:06d}/{view}" for scene in range(4) for view in range(2)
+    }
+    capsys.readouterr()
+    knn = ["-c", "classification/folder_knn", "-c", "with/debug", *SCENES]
+    assert main(["fit", *knn, "--data.target", "objects", "--out", str(tmp_path / "knn")]) == 2
+    assert "KNN votes for one class" in capsys.readouterr().err
+
+
+def test_one_recipe_over_four_backbones_gives_lines_that_may_be_compared(tmp_path: Path) -> None:
+    lines = []
+    for name, backbone in BACKBONES.items():
+        overlay = tmp_path / f"{name}.yaml"
+        overlay.write_text(yaml.safe_dump({"model": {"backbone": backbone}}))
+        line = ["-c", "classification/demo", "-c", "with/debug", "-c", str(overlay), *SCENES]
+        line += ["--panels.every_n_steps=0", "--out", str(tmp_path / name)]
+        assert main(["fit", *line]) == 0
+        lines.append(record.read(tmp_path / name)[-1])
+    assert len({line["backbone"]["name"] for line in lines}) == 4
+    assert record.differences(lines) == []
+    assert main(["fit", *line, "--fresh", "--data.crop_pct=0.5", "--data.val_images=3"]) == 0
+    other = record.read(tmp_path / name)[-1]
+    why = record.differences([*lines, other])
+    assert [text.split(" is ")[0] for text in why] == ["n", "protocol"]
+    assert "0.5 of the short side" in why[1]
+    assert main(["validate", *line, "--data.crop_pct=0.25"]) == 0
+    assert "0.25 of the short side" in record.read(tmp_path / name)[-1]["protocol"]
+
+
+def test_what_is_pooled() -> None:
+    backbone = Backbone("pixio_vitt16", weights="random:0", model_args=SMALL)
+    with torch.no_grad():
+        features = backbone(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8))
+    tokens = features.tokens
+    means = tokens[:, :8].mean(dim=1), tokens[:, 8:].mean(dim=1)
+    assert torch.allclose(pooled(features, "cls"), means[0], atol=1e-6)
+    assert torch.allclose(pooled(features, "patches"), means[1], atol=1e-6)
+    assert torch.allclose(pooled(features, "both"), torch.cat(means, dim=1), atol=1e-6)
+    classifier = LinearClassifier(32, 3, pool="both")
+    assert {n for n, _ in classifier.named_parameters()} == {"linear.weight", "linear.bias"}
+    normed = F.batch_norm(torch.cat(means, dim=1), None, None, training=True)
+    expected = F.linear(normed, classifier.linear.weight, classifier.linear.bias)
+    assert torch.allclose(classifier(features), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_losses_smooth_their_labels(multilabel: bool) -> None:
+    head = Classification(Backbone("pixio_vitt16", weights="random"), label_smoothing=0.1)
+    head.facts = {"multilabel": multilabel}
+    logits = torch.randn(4, 3)
+    if multilabel:
+        target = torch.randint(0, 2, (4, 3))
+        soft = torch.where(target == 1, 0.95, 0.05)
+        share = logits.sigmoid()
+        expected = -(soft * share.log() + (1 - soft) * (1 - share).log()).mean()
+    else:
+        target = torch.tensor([0, 1, 2, 0])
+        soft = torch.full((4, 3), 0.1 / 3)
+        soft[range(4), target] += 0.9
+        expected = -(soft * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    assert head.loss(logits, {"target": target})["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("pixio_vitt16", {"pool": "patch"}, "did you mean 'patches'"),
+        ("pixio_vitt16", {"label_smoothing": 1.0}, "expected 0 to below 1"),
+        ("vit_base_patch16_siglip_gap_224", {}, "has no class token: set it to patches"),
+    ],
+)
+def test_mistakes(name: str, keys: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Classification(Backbone(name, weights="random"), **keys)
+
+
+def test_bars_are_as_long_as_probabilities_and_green_where_true() -> None:
+    drawn = bars(["a", "b", "c"], torch.tensor([0.1, 0.5, 0.9]), [1])
+    assert drawn.shape == (3, SIDE, SIDE) and drawn.dtype == torch.uint8
+    rows = drawn[:, SIDE // 6 - 12 :: SIDE // 6].permute(1, 2, 0)  # through the bars
+    green = (rows[..., 1] > rows[..., 0]).sum(dim=1)
+    dark = (rows.amax(dim=2) < 200).sum(dim=1)
+    shares = dark[:3] / (SIDE - 8)
+    assert torch.allclose(shares, torch.tensor([0.9, 0.5, 0.1]), atol=0.02)
+    assert green[0] == 0 and green[1] == dark[1] and green[2] == 0 and not dark[3:].any()

@@ -1,0 +1,157 @@
+"""Neighbours, votes and accuracies against sets small enough to be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
+
+from pixio_heads.classification import knn
+from pixio_heads.classification.head import KNN
+from pixio_heads.classification.metrics import (
+    MeanAveragePrecision,
+    accuracies,
+    neighbour_accuracies,
+)
+from pixio_lightning import Backbone
+from pixio_lightning.errors import UserError
+
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
+
+
+def at(*degrees: float) -> torch.Tensor:
+    """Return unit vectors of a plane."""
+    angles = torch.tensor(degrees) * math.pi / 180
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_neighbours_of_a_plane() -> None:
+    bank = at(0, 10, 50, 180)
+    similarity, index = knn.nearest(at(8, 100), bank, n=3)
+    assert index.tolist() == [[1, 0, 2], [2, 3, 1]]
+    expected = [[2, 8, 42], [50, 80, 90]]
+    assert torch.allclose(similarity, torch.tensor(expected).mul(math.pi / 180).cos(), atol=1e-6)
+    assert knn.nearest(at(8), bank, n=200)[1].shape == (1, 4)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunks_find_what_the_whole_bank_holds(chunk: int) -> None:
+    bank, queries = F.normalize(torch.randn(100, 8), dim=1), F.normalize(torch.randn(9, 8), dim=1)
+    whole = (queries @ bank.T).topk(20, dim=1)
+    similarity, index = knn.nearest(queries, bank, n=20, chunk=chunk)
+    assert torch.equal(index, whole.indices)
+    assert torch.allclose(similarity, whole.values, atol=1e-6)
+
+
+def test_bfloat16_around_it_rounds_nothing() -> None:
+    """60 degrees away 0.01 degrees are 1.5e-4 of the cosine, a bit of bfloat16 is 2e-3."""
+    bank = at(*[80 - 0.01 * i for i in range(10)])
+    with torch.autocast("cpu", torch.bfloat16):
+        _, index = knn.nearest(at(20), bank, n=3)
+    assert index.tolist() == [[9, 8, 7]]
+
+
+def test_a_close_neighbour_outvotes_two_far_ones() -> None:
+    """exp(.99 / .07) is 19.3 times exp((.99 - .207) / .07), so 2 far ones hold 2 / 21.3."""
+    similarity = torch.tensor([[0.99, 0.783, 0.783]])
+    labels = torch.tensor([[2, 0, 0]])
+    share = 1 / (1 + 2 * math.exp(-0.207 / 0.07))
+    votes = knn.vote(similarity, labels, num_classes=3, temperature=0.07)
+    assert torch.allclose(votes, torch.tensor([[1 - share, 0, share]]), atol=1e-6)
+    cold = knn.vote(similarity, labels, num_classes=3, temperature=100.0)
+    assert cold.argmax().item() == 0
+
+
+def test_the_feature_is_the_mean_of_raw_class_tokens(randomize) -> None:
+    backbone = randomize(Backbone("pixio_vitt16", weights="random:0", model_args=SMALL).load())
+    images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        features = backbone(images)
+        expected = features.layers[-1].raw_tokens[:, :8].mean(dim=1)
+        found = knn.feature(features)
+    assert torch.allclose(found, F.normalize(expected, dim=1), atol=1e-6)
+    assert not torch.allclose(found, F.normalize(features.pooled, dim=1), atol=1e-2)
+
+
+def test_without_class_tokens_it_is_the_mean_raw_patch() -> None:
+    backbone = Backbone("vit_base_patch16_siglip_gap_224", weights="random:0", model_args=SMALL)
+    with torch.no_grad():
+        features = backbone(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8))
+    assert backbone.n_cls_tokens == 0
+    expected = features.layers[-1].raw_patches.mean(dim=(2, 3))
+    assert torch.allclose(knn.feature(features), F.normalize(expected, dim=1), atol=1e-6)
+
+
+def test_a_hand_made_set_is_scored_for_every_number_of_neighbours() -> None:
+    """Two clusters and an outlier of class 1 in the middle of class 0."""
+    bank, labels = at(0, 2, 4, 3, 90, 92), torch.tensor([0, 0, 0, 1, 1, 1])
+    queries, truth = at(3.1, 91, 2.6), torch.tensor([0, 1, 0])
+    similarity, index = knn.nearest(queries, bank, n=4)
+    votes = torch.stack(
+        [
+            knn.vote(similarity[:, :k], labels[index[:, :k]], num_classes=2, temperature=0.07)
+            for k in (1, 4)
+        ],
+        dim=1,
+    )
+    metrics = neighbour_accuracies(2, (1, 4))
+    metrics.update(votes, truth)
+    # The nearest one is the outlier for the first and the third query.
+    assert {k: float(v) for k, v in metrics.compute().items()} == pytest.approx(
+        {"top1_k1": 1 / 3, "top1_k4": 1.0}
+    )
+
+
+def test_numbers_of_neighbours_that_agree_at_first_part_later() -> None:
+    metrics = neighbour_accuracies(3, (1, 2))
+    same = torch.tensor([[[1.0, 0, 0], [1.0, 0, 0]]])
+    metrics.update(same, torch.tensor([0]))
+    metrics.update(torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]]]), torch.tensor([1]))
+    assert {k: float(v) for k, v in metrics.compute().items()} == {"top1_k1": 0.5, "top1_k2": 1.0}
+
+
+def test_top5_is_there_for_more_than_five_classes() -> None:
+    assert set(accuracies(5).keys()) == {"top1"}
+    metrics = accuracies(7)
+    scores = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1], [7.0, 6, 5, 4, 3, 2, 1]])
+    metrics.update(scores, torch.tensor([4, 5]))
+    assert {k: float(v) for k, v in metrics.compute().items()} == {"top1": 0.0, "top5": 0.5}
+
+
+def test_mean_average_precision_leaves_out_classes_that_nothing_shows() -> None:
+    scores, target = torch.randn(40, 5), torch.randint(0, 2, (40, 5))
+    target[:, 3] = 0
+    metric = MeanAveragePrecision()
+    metric.update(scores[:25], target[:25])
+    metric.update(scores[25:], target[25:])
+    shown = [0, 1, 2, 4]
+    expected = [average_precision_score(target[:, i], scores[:, i]) for i in shown]
+    assert float(metric.compute()) == pytest.approx(sum(expected) / 4, abs=1e-5)
+    # A constant finds every class as often as it is there.
+    metric.reset()
+    metric.update(torch.full((40, 5), 0.3), target)
+    assert float(metric.compute()) == pytest.approx(float(target[:, shown].float().mean()))
+    metric.reset()
+    metric.update(scores, torch.zeros(40, 5))
+    assert math.isnan(metric.compute())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"k": (0,)}, r"model.k is \[0\]"),
+        ({"k": (10, 10)}, "each once"),
+        ({"temperature": 0.0}, "model.temperature is 0.0; expected more than 0"),
+    ],
+)
+def test_mistakes(keys: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        KNN(Backbone("pixio_vitt16", weights="random"), **keys)
+
+
+def test_a_backbone_that_would_be_trained_is_refused() -> None:
+    with pytest.raises(UserError, match="set model.backbone.tune to frozen"):
+        KNN(Backbone("pixio_vitt16", weights="random", tune="full"))
