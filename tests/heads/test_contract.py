@@ -50,6 +50,22 @@ class TestKNN(HeadContract):
     overrides = _SCENES
 
 
+class TestSegmentation(HeadContract):
+    recipe = "segmentation/demo"
+    overrides = _SCENES
+
+
+class TestReconstruction(HeadContract):
+    recipe = "reconstruction/demo"
+    overrides = (
+        *("--data.scenes", "{train: 4, held_out: 5, views: 2, size: 48, places: [den]}"),
+        *("--model.sizes.pose_pool", "mean", "--model.backbone.tune", "frozen"),
+    )
+
+
 def test_every_registered_head_is_here() -> None:
     built_in = {p.name for p in plugins.installed() if p.distribution == "pixio-lightning"}
-    assert built_in == {"classification", "depth", "knn", "ordinal_depth", "relative_depth"}
+    assert built_in == {
+        *("depth", "relative_depth", "ordinal_depth", "segmentation"),
+        *("classification", "knn", "reconstruction"),
+    }

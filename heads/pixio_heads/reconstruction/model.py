@@ -167,8 +167,12 @@ class FlatPoseHead(nn.Module):
             nn.ReLU(),
             nn.Linear(width, width),
             nn.ReLU(),
-            nn.Linear(width, 7),
         )
+        self.pose = nn.Linear(width, 7)
+        with torch.no_grad():
+            # No rotation, and so short that a small step turns it: from a random or a long
+            # quaternion, rotations are learnt late or never.
+            self.pose.bias[3:] = torch.tensor([0.1, 0.0, 0.0, 0.0])
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return `(B, V, 7)`, translation before quaternion, of maps `(B, V, D, h, w)`.
@@ -183,7 +187,7 @@ class FlatPoseHead(nn.Module):
                 "or pose_pool: mean"
             )
         own = self.narrow(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]).flatten(2)
-        return self.mix(torch.cat([own[:, :1].expand_as(own), own], dim=-1))
+        return self.pose(self.mix(torch.cat([own[:, :1].expand_as(own), own], dim=-1)))
 
 
 class ScaleHead(nn.Sequential):

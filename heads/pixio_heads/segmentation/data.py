@@ -1,0 +1,287 @@
+"""SegmentationData: images with the class of every pixel, from rendered scenes or from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixio_heads.segmentation import classes as known
+from pixio_heads.segmentation import layouts
+from pixio_heads.segmentation.layouts import HubSamples, Labels, Pair, PairSamples, SceneMasks
+from pixio_heads.segmentation.metrics import IGNORED
+from pixio_lightning.data.image_files import held_out, image_files
+from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.samples import Chance, Sample, Samples
+from pixio_lightning.data.scene_samples import Scenes
+from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.data.stream import Bad
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import Stream
+
+# What is added to the stored labels, as the data sets are distributed.
+_SHIFTS: dict[str, Literal[-1, 0]] = {"ade20k": -1, "loveda": -1}
+_SPLITS = {"hub": ("train", "validation"), "voc": ("trainaug", "val")}
+
+
+class SegmentationData(SampleData):
+    """Images with class labels: `image`, and `target`, a class index or 255 for none.
+
+    Args:
+        source: `scenes` (rendered on first use); `folder` with images/ and masks/, or a plain
+            folder of images to predict; `hub` (hub id or local parquet); `ade20k`; `voc`; `loveda`.
+        path: The folder or hub id; not for scenes.
+        split: Split of a hub data set, or list of VOC, to train on; None takes train, or trainaug.
+        val_split: The one to validate and test on; None takes validation, or val.
+        image_column: Column of the images of a hub data set.
+        mask_column: Column of their masks, PNG of class indices.
+        num_classes: Number of classes of a folder or hub data set; the others have their own.
+            Predictions of a checkpoint are of those that it knows.
+        classes: Their names, which may stand for their number.
+        label_shift: What is added to the labels of a mask when it is read: 0, or -1 where 0 is
+            stored for no class and the first class is 1. None takes the layout's own: -1 for
+            ADE20K and LoveDA, as they are distributed, else 0. Give 0 for copies of those that
+            were shifted before; a mask that contradicts stops the run.
+        image_size: Side of the training crops in pixels; None trains on whole images. Scenes are
+            cropped to their own size, if that is smaller.
+        scale: Range of the random factor on the size of an image before it is cropped.
+        flip: Whether training images are mirrored at random.
+        max_megapixels: Larger images count as bad and are not decoded.
+        batch_size: Images per process and step.
+        num_workers: Processes that decode, per training process.
+        steps_per_epoch: Training batches between two validations.
+        val_images: Validation images, at most; None takes all.
+        val_batch_size: Images per process and evaluation step; they must be of one size.
+        views: Number of fixed training views of each image; None draws new ones in every pass.
+        max_bad: Stop when more than this share of the images is unusable; None never stops.
+        seed: Seed of order, sizes, crops and flips.
+        scenes: How many scenes and views.
+
+    Raises:
+        UserError: A key does not fit the source.
+    """
+
+    sources = ("scenes", "folder", "hub", "ade20k", "voc", "loveda")
+
+    def __init__(
+        self,
+        source: str = "scenes",
+        path: str | None = None,
+        *,
+        split: str | None = None,
+        val_split: str | None = None,
+        image_column: str = "image",
+        mask_column: str = "mask",
+        num_classes: int | None = None,
+        classes: list[str] | None = None,
+        label_shift: Literal[-1, 0] | None = None,
+        image_size: int | None = 256,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip: bool = True,
+        max_megapixels: float = 64.0,
+        batch_size: int = 16,
+        num_workers: int = 4,
+        steps_per_epoch: int = 1000,
+        val_images: int | None = None,
+        val_batch_size: int = 1,
+        views: int | None = None,
+        max_bad: float | None = None,
+        seed: int = 0,
+        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(
+            source,
+            path,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            steps_per_epoch=steps_per_epoch,
+            val_images=val_images,
+            val_batch_size=val_batch_size,
+            views=views,
+            max_bad=max_bad,
+            seed=seed,
+        )
+        if not 0 < scale[0] <= scale[1]:
+            raise UserError(f"data.scale is {list(scale)}, but expected 0 < least <= greatest")
+        splits = _SPLITS.get(source, ("train", "val"))
+        self.split, self.val_split = split or splits[0], val_split or splits[1]
+        self.image_column, self.mask_column = image_column, mask_column
+        self.count, self.classes = _classes(source, num_classes, classes)
+        if source == "voc" and label_shift == -1:
+            raise UserError("data.label_shift is -1, but voc stores classes from 0; leave it out")
+        self.label_shift = _SHIFTS.get(source, 0) if label_shift is None else label_shift
+        self.image_size, self.scale, self.flip, self.scenes = image_size, scale, flip, scenes
+        if source == "scenes" and image_size is not None:
+            self.image_size = min(image_size, scenes.size)
+        self.max_megapixels = max_megapixels
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes.
+
+        Raises:
+            UserError: Nothing says it; a head that predicts knows it from its checkpoint.
+        """
+        if self.count is None:
+            raise UserError(
+                f"data.source is {self.source}: give data.num_classes, or data.classes, their "
+                "names; a checkpoint knows them only to predict"
+            )
+        return self.count
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of their indices."""
+        return self.classes or [f"class {i}" for i in range(self.num_classes)]
+
+    # --- files --------------------------------------------------------------------------------
+
+    def open(self, split: str) -> Samples:
+        """Return the samples of a split."""
+        if self.source == "scenes":
+            return SceneMasks("train" if split == "train" else "val", self.scenes)
+        listed = self.split if split == "train" else self.val_split
+        if self.source == "hub":
+            return HubSamples(
+                self.path or "",
+                listed,
+                columns=(self.image_column, self.mask_column),
+                labels=self._labels(split),
+                max_megapixels=self.max_megapixels,
+            )
+        root = existing_folder(self.path or "", "data.path")
+        if self.source == "folder":
+            return self._open_folder(root, split)
+        if self.source == "voc":
+            return self._pairs(root, layouts.voc_pairs(root, listed), split)
+        return self._pairs(root, layouts.LISTS[self.source](root, split == "train"), split)
+
+    def _labels(self, split: str) -> Labels | None:
+        return None if split == "predict" else Labels(self.num_classes, self.label_shift)
+
+    def _pairs(self, root: Path, pairs: list[Pair], split: str) -> PairSamples:
+        return PairSamples(
+            root,
+            pairs,
+            labels=self._labels(split),
+            max_megapixels=self.max_megapixels,
+        )
+
+    def _open_folder(self, root: Path, split: str) -> PairSamples:
+        if split == "predict":
+            images = image_files(root / "images" if (root / "images").is_dir() else root)
+            return self._pairs(root, [Pair(path, None) for path in images], split)
+        if (root / "train").is_dir() and (root / "val").is_dir():
+            below = root / (split if (root / split).is_dir() else "val")
+            return self._pairs(below, layouts.folder_pairs(below), split)
+        train, val = held_out(
+            layouts.folder_pairs(root), lambda pair: pair.image.relative_to(root).as_posix()
+        )
+        return self._pairs(root, train if split == "train" else val, split)
+
+    def report(self, bad: list[Bad], seen: int) -> None:
+        """Count bad samples; stop at the first with labels that are not these classes.
+
+        A recipe that names other classes, or another shift, may fit most masks by chance: skipping
+        the rest would train and score on classes that mean something else.
+
+        Raises:
+            UserError: There is one; or more than `max_bad` of the samples are unusable.
+        """
+        super().report(bad, seen)
+        for name, reason in bad:
+            if reason.startswith(layouts.WRONG):
+                raise UserError(f"mask of {name}: {reason.removeprefix(layouts.WRONG)}")
+
+    # --- views --------------------------------------------------------------------------------
+
+    @property
+    def random(self) -> bool:
+        """Whether training views differ from pass to pass."""
+        return self.views is None and (self.flip or self.image_size is not None)
+
+    def augment(self, sample: Sample, chance: Chance) -> Sample:
+        """Return a random crop of the image at a random size, mirrored half of the time.
+
+        The long side is scaled by a uniform factor; what the crop reaches beyond the right and the
+        bottom is black and has no class.
+        """
+        image, target = sample["image"], sample["target"]
+        if self.image_size is not None:
+            size, down, across = chance.uniform(3, Stream.CROP)
+            factor = self.scale[0] + size * (self.scale[1] - self.scale[0])
+            image, target = random_crop(
+                image, target, self.image_size, factor=factor, at=(down, across)
+            )
+        if self.flip and chance.uniform(1, Stream.FLIP)[0] < 0.5:
+            image, target = image[:, ::-1], target[:, ::-1]
+        return {"image": image, "target": target}
+
+
+def random_crop(
+    image: NDArray[np.uint8],
+    target: NDArray[np.uint8],
+    side: int,
+    *,
+    factor: float,
+    at: tuple[float, float],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Scale an image with its labels, bicubic and nearest, and cut a square out.
+
+    Args:
+        image: `(H, W, 3)`.
+        target: `(H, W)`.
+        side: Side of the square in pixels.
+        factor: On the long side; the other follows.
+        at: Where the square lies between the top and the bottom, the left and the right, from 0 to
+            1. Where the image is smaller it starts at 0, and what is beyond is black and 255.
+    """
+    height, width = target.shape
+    scale = max(1, round(max(height, width) * factor)) / max(height, width)
+    tall, wide = (max(1, round(n * scale)) for n in (height, width))
+    rows, columns = min(side, tall), min(side, wide)
+    top, left = int(at[0] * (tall - rows + 1)), int(at[1] * (wide - columns + 1))
+    # Only the square is resampled: the same pixels as of the whole, in a fraction of the time.
+    box = (
+        left * width / wide,
+        top * height / tall,
+        min(width, (left + columns) * width / wide),
+        min(height, (top + rows) * height / tall),
+    )
+    pixels = np.zeros((side, side, 3), np.uint8)
+    labels = np.full((side, side), IGNORED, np.uint8)
+    for whole, square, way in (
+        (image, pixels, Image.Resampling.BICUBIC),
+        (target, labels, Image.Resampling.NEAREST),
+    ):
+        piece = Image.fromarray(whole).resize((columns, rows), way, box=box)
+        square[:rows, :columns] = np.asarray(piece)
+    return pixels, labels
+
+
+def _classes(
+    source: str, number: int | None, names: list[str] | None
+) -> tuple[int | None, list[str]]:
+    """Return number and names of the classes; scenes have their own, whatever is given.
+
+    Raises:
+        UserError: They contradict each other or the source, or are too many.
+    """
+    own = list(known.OF_SOURCE.get(source, ()))
+    if source == "scenes":
+        return len(own), own
+    found = number if number is not None else len(names or own)
+    for there, what in ((own, source), (names, "data.classes")):
+        if there and len(there) != found:
+            raise UserError(
+                f"{found} classes are given, but {what} has {len(there)}: correct or leave out "
+                "data.num_classes or data.classes"
+            )
+    if number is None and not names and not own:
+        return None, []
+    if not 2 <= found < IGNORED:
+        raise UserError(f"{found} classes, but expected 2 to {IGNORED - 1}; 255 is for none")
+    return found, names or own

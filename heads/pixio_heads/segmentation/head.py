@@ -1,0 +1,179 @@
+"""The class of every pixel, from one image.
+
+Shapes: B batch, M images the backbone sees for a batch, K classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from pixio_heads.segmentation.losses import cross_entropy
+from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
+from pixio_lightning import panels, windows
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.dense_decoders import DenseDecoder, LinearDecoder
+from pixio_lightning.features import Features
+from pixio_lightning.head import Batch
+from pixio_lightning.optim import Optim
+from pixio_lightning.windowed_head import WindowedHead
+
+_THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
+
+# A decoder that still has to be told its channels: how jsonargparse reads a class with init_args.
+MakeDecoder = Callable[[int, int], DenseDecoder]
+
+
+class Segmentation(WindowedHead):
+    """The class of every pixel of an image: cross-entropy, pixels without a class left out.
+
+    Args:
+        backbone: The encoder.
+        decoder: `LinearDecoder` or `DPTDecoder` (with `backbone.layers: quarters`), or any class
+            that takes input and output channels and the number of taps.
+        reduction: Mean of the loss per `image` and then averaged, or over the whole `batch`, which
+            is the official form and changes with the number of processes.
+        window: Side of the windows that larger images are evaluated through, in pixels.
+        stride: Distance between their origins; None takes two thirds of the window.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once.
+        seed: Seed of drop path.
+    """
+
+    asks = ("num_classes", "class_names")
+    cheap = ("majority", "majority_map")
+    monitor = ("val/miou", "max")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        decoder: MakeDecoder = LinearDecoder,
+        reduction: Literal["image", "batch"] = "image",
+        window: int = 256,
+        stride: int | None = None,
+        optim: Optim = Optim(  # noqa: B008 (frozen)
+            lr=2e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.0, schedule="poly"
+        ),
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optim=optim, cache=cache, seed=seed)
+        self.make_decoder: Any = decoder
+        self.reduction: Literal["image", "batch"] = reduction
+        self.window, self.stride = window, stride or window * 2 // 3
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        """Return the decoder to one channel for each class."""
+        channels = self.facts["num_classes"]
+        return self.make_decoder(backbone.dense_dim, channels, taps=len(backbone.tapped))
+
+    # --- prediction ---------------------------------------------------------------------------
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return scores `(B, K, H, W)`, float32, whose soft-max is the probability of a class.
+
+        Where windows overlap, it is the mean of theirs: soft-max before mean, not after.
+        """
+        assert self.decoder is not None
+        size = batch["size"]
+        if not self.looks_through_windows(size):
+            return self.decoder(features, size).float()
+        logits = self.decoder(features, (self.window, self.window)).float()
+        shares = windows.merge(logits.softmax(1), size, window=self.window, stride=self.stride)
+        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+
+    def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy of the labelled pixels."""
+        return {"loss": cross_entropy(prediction, batch["target"], reduction=self.reduction)}
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def metrics(self) -> SegmentationMetrics:
+        """Return mean intersection over union and pixel accuracy."""
+        return SegmentationMetrics(self.facts["num_classes"])
+
+    @property
+    def protocol(self) -> str:
+        """Classes, pooling, and how images larger than a window are seen."""
+        return f"{self.metrics().protocol}; windows of {self.window} px every {self.stride}"
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Return the most frequent class of the training set, and that of every position."""
+        num_classes = self.facts["num_classes"]
+        # One row more, for pixels without a class.
+        counts = torch.zeros(num_classes + 1, _THUMBNAIL[0] * _THUMBNAIL[1], dtype=torch.long)
+        for batch in loader:
+            # As float, in which labels are exact: torch resizes no integers beyond bytes.
+            labels = batch["target"].float()[:, None]
+            small = F.interpolate(labels, _THUMBNAIL, mode="nearest-exact").long().flatten(1)
+            counts.scatter_add_(0, small.clamp_max(num_classes), torch.ones_like(small))
+        counts = counts[:-1]
+        majority = counts.sum(1).argmax()
+        majority_map = torch.where(counts.sum(0) > 0, counts.argmax(0), majority)
+        return {"majority": majority, "majority_map": majority_map.view(_THUMBNAIL)}
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """Return both as class indices `(B, H, W)`."""
+        shape = batch["target"].shape
+        small = self.statistics["majority_map"].float()[None, None]
+        resized = F.interpolate(small, shape[-2:], mode="nearest-exact")[0].long()
+        return {
+            "majority": self.statistics["majority"].expand(shape),
+            "majority_map": resized.expand(shape),
+        }
+
+    # --- pictures and files -------------------------------------------------------------------
+
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+        """Draw image, truth, prediction, and the wrong pixels in the colour predicted there."""
+        colours = panels.class_colours(self.facts["num_classes"])
+        rows, shown = [], []
+        for batch, scores in zip(batches, predictions, strict=True):
+            truth, guess = batch["target"][0].long().cpu(), scores[0].argmax(0).cpu()
+            known = truth != IGNORED
+            error = panels.paint(torch.where(known, guess, IGNORED), colours)
+            error[:, guess == truth] = 0
+            shown += [truth[known], guess.flatten()]
+            rows.append(
+                [
+                    batch["image"][0],
+                    panels.paint(truth, colours),
+                    panels.paint(guess, colours),
+                    error,
+                ]
+            )
+        return panels.Panel(
+            rows,
+            ["image", "truth", "prediction", "error"],
+            caption="error: the predicted class where it is wrong; black is right, grey unknown",
+            swatches=self._swatches(torch.cat(shown)),
+        )
+
+    def _swatches(self, labels: Tensor) -> tuple[panels.Swatch, ...]:
+        """Return the colours of the classes that occur."""
+        colours = panels.class_colours(self.facts["num_classes"]).tolist()
+        names = self.facts["class_names"]
+        return tuple(panels.Swatch(names[i], tuple(colours[i])) for i in labels.unique().tolist())
+
+    def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
+        """Write NAME.png, class indices with a palette, and NAME_colour.png, over the image."""
+        colours = panels.class_colours(self.facts["num_classes"])
+        for name, image, scores in zip(batch["name"], batch["image"], prediction, strict=True):
+            labels = scores.argmax(0).cpu()
+            indexed = Image.fromarray(labels.to(torch.uint8).numpy())
+            indexed.putpalette(colours.flatten().tolist())
+            panels.save(folder / f"{name}.png", indexed)
+            laid = (image.cpu().float() + panels.paint(labels, colours).float()) / 2
+            drawn = panels.Panel(
+                [[image, laid.to(torch.uint8)]],
+                ["image", "classes"],
+                swatches=self._swatches(labels),
+            )
+            panels.write(folder / f"{name}_colour.png", drawn)

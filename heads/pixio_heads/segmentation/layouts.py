@@ -1,0 +1,306 @@
+"""Where images with label masks lie: users' own folders and tables, ADE20K, VOC, LoveDA.
+
+Every class is a list of samples: `image` uint8 (H, W, 3), and `target` uint8 (H, W), the index of
+each pixel's class or 255 where it has none. Files are only read: a shift of labels happens in
+memory, so none can happen twice.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixio_heads.segmentation.metrics import IGNORED
+from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.hub_rows import content, open_columns, rows_digest
+from pixio_lightning.data.image_files import image_files
+from pixio_lightning.data.samples import Sample, digest_of
+from pixio_lightning.data.scene_samples import Scenes, SceneSamples
+from pixio_lightning.errors import UserError, nearest
+
+# How the reason of a mask begins whose labels mean something else than the recipe says. It is
+# hardly ever one file, so it is no sample to skip.
+WRONG = "wrong labels: "
+
+
+class Pair(NamedTuple):
+    """An image with the file of its labels, if there is one."""
+
+    image: Path
+    mask: Path | None
+
+
+class Labels(NamedTuple):
+    """What the numbers in a mask mean.
+
+    Attributes:
+        num_classes: Number of classes.
+        shift: Added to what is stored; with -1 the stored 0 is no class.
+    """
+
+    num_classes: int
+    shift: int = 0
+
+    def read(self, data: bytes) -> NDArray[np.uint8]:
+        """Decode a PNG of class indices `(H, W)`, grey or with a palette; no class becomes 255.
+
+        Raises:
+            BadImage: The file is damaged; or its labels are not these classes, and the reason then
+                begins with `WRONG`.
+        """
+        try:
+            array = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+        except Exception:  # the library raises whatever the damaged bytes lead it to
+            raise BadImage("mask cannot be read") from None
+        if array.ndim != 2:
+            raise BadImage(
+                f"{WRONG}the mask has {array.shape[-1]} channels; expected one, the class's index"
+            )
+        return self.checked(array)
+
+    def checked(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return stored labels as indices of classes.
+
+        Raises:
+            BadImage: They are not these classes.
+        """
+        greatest = self.num_classes - 1 - self.shift
+        none = stored == (0 if self.shift else IGNORED)
+        if self.shift and (stored == IGNORED).any():
+            raise BadImage(
+                f"{WRONG}255 is stored, but with data.label_shift {self.shift} the stored 0 is no "
+                "class: the masks were shifted already, or count from 0; set data.label_shift to 0"
+            )
+        if len(beyond := stored[(stored > greatest) & ~none]):
+            expected = f"1 to {greatest}, or 0" if self.shift else f"0 to {greatest}, or 255"
+            raise BadImage(
+                f"{WRONG}{beyond.max()} is stored; expected {expected} for no class: check "
+                "data.num_classes and data.label_shift"
+            )
+        return np.where(none, IGNORED, stored.astype(np.int32) + self.shift).astype(np.uint8)
+
+
+def checked(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> Sample:
+    """Return a sample of an image and its labels.
+
+    Raises:
+        BadImage: Their sizes differ, or no pixel has a class.
+    """
+    if target.shape != image.shape[:2]:
+        sizes = (f"{a.shape[1]}x{a.shape[0]}" for a in (target, image))
+        raise BadImage("mask of {} for an image of {}".format(*sizes))
+    if (target == IGNORED).all():
+        raise BadImage("no pixel with a class")
+    return {"image": image, "target": target}
+
+
+class PairSamples:
+    """Pairs of files.
+
+    Args:
+        root: What names are relative to.
+        pairs: The files.
+        labels: What the masks mean; None loads images alone.
+        max_megapixels: Larger images are bad.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        pairs: Sequence[Pair],
+        *,
+        labels: Labels | None,
+        max_megapixels: float,
+    ) -> None:
+        self.root, self.pairs, self.labels = root, list(pairs), labels
+        self.max_megapixels = max_megapixels
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        return self.pairs[index].image.relative_to(self.root).as_posix()
+
+    def load(self, index: int) -> Sample:
+        pair = self.pairs[index]
+        image = decode_pixels(pair.image.read_bytes(), max_megapixels=self.max_megapixels)
+        if self.labels is None:
+            return {"image": image}
+        if pair.mask is None or not pair.mask.is_file():
+            raise BadImage("no mask")
+        return checked(image, self.labels.read(pair.mask.read_bytes()))
+
+    def digest(self) -> str:
+        files = [path for pair in self.pairs for path in pair if path is not None]
+        stats = [(str(f), f.stat()) for f in files if f.exists()]
+        return digest_of("masks", [(name, s.st_size, s.st_mtime_ns) for name, s in stats])
+
+
+class HubSamples:
+    """Rows of a Hugging Face data set with an image and a mask column.
+
+    Args:
+        path: Hub id, or a local folder of parquet.
+        split: Split to read.
+        columns: Names of the image and the mask column.
+        labels: What the masks mean; None loads images alone.
+        max_megapixels: Larger images are bad.
+
+    Raises:
+        UserError: The data set or a column does not exist.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        *,
+        columns: tuple[str, str],
+        labels: Labels | None,
+        max_megapixels: float,
+    ) -> None:
+        self.split, self.columns, self.labels = split, columns, labels
+        self.max_megapixels = max_megapixels
+        wanted = {"image_column": columns[0], "mask_column": columns[1]}
+        if labels is None:
+            del wanted["mask_column"]
+        self.data = open_columns(path, split, wanted)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index:08d}"
+
+    def load(self, index: int) -> Sample:
+        row = self.data[index]
+        data = content(row[self.columns[0]])
+        image = decode_pixels(data, max_megapixels=self.max_megapixels)
+        if self.labels is None:
+            return {"image": image}
+        mask = row[self.columns[1]]
+        if mask is None:
+            raise BadImage("no mask")
+        if not isinstance(mask, (dict, bytes)):
+            raise BadImage(f"the mask is a {type(mask).__name__}; expected an encoded image")
+        return checked(image, self.labels.read(content(mask)))
+
+    def digest(self) -> str:
+        return rows_digest(self.data, self.columns)
+
+
+class SceneMasks(SceneSamples):
+    """Views of rendered scenes with the class of every pixel."""
+
+    def __init__(self, split: str, scenes: Scenes) -> None:
+        super().__init__(split, scenes, ("image", "class_id"))
+
+    def load(self, index: int) -> Sample:
+        sample = super().load(index)
+        return {"image": sample["image"], "target": sample["class_id"]}
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+
+def folder_pairs(root: Path) -> list[Pair]:
+    """List `images/**` with `masks/**.png` of the same name.
+
+    Raises:
+        UserError: There are no such folders.
+    """
+    images, masks = root / "images", root / "masks"
+    if not images.is_dir() or not masks.is_dir():
+        found = sorted(p.name for p in root.iterdir() if p.is_dir())
+        raise UserError(
+            f"data.path '{root}' holds {', '.join(found) or 'no folder'}; expected images/ and "
+            "masks/ (PNG of class indices, of the same names), in it or in train/ and val/"
+        )
+    return _paired(images, masks)
+
+
+def ade20k_pairs(root: Path, training: bool) -> list[Pair]:
+    """List ADE20K: `images/training/*.jpg` with `annotations/training/*.png`, and `validation`.
+
+    Raises:
+        UserError: A folder is missing.
+    """
+    part = "training" if training else "validation"
+    images, masks = root / "images" / part, root / "annotations" / part
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise UserError(
+                f"data.path '{root}' has no {folder.relative_to(root)}/; expected images/ and "
+                "annotations/ with training/ and validation/ in each, as ADEChallengeData2016 has"
+            )
+    return _paired(images, masks)
+
+
+def voc_pairs(root: Path, listed: str) -> list[Pair]:
+    """List VOC by `ImageSets/Segmentation/LISTED.txt`, lines of image names.
+
+    A mask is that of `SegmentationClass`; what it lacks is taken from `SegmentationClassAug`, where
+    the further annotations of SBD (Hariharan et al., 2011) usually lie.
+
+    Raises:
+        UserError: The list or a folder is missing.
+    """
+    lists, images = root / "ImageSets" / "Segmentation", root / "JPEGImages"
+    for folder in (lists, images, root / "SegmentationClass"):
+        if not folder.is_dir():
+            raise UserError(
+                f"data.path '{root}' has no {folder.relative_to(root)}/; expected JPEGImages/, "
+                "SegmentationClass/ and ImageSets/Segmentation/, as VOC2012 has"
+            )
+    table = lists / f"{listed}.txt"
+    if not table.is_file():
+        known = sorted(path.stem for path in lists.glob("*.txt"))
+        raise UserError(
+            f"'{lists}' has no {table.name}, but {', '.join(known) or 'nothing'}: set data.split "
+            f"and data.val_split{nearest(listed, known)}"
+        )
+    pairs = []
+    for name in table.read_text().split():
+        own = root / "SegmentationClass" / f"{name}.png"
+        added = root / "SegmentationClassAug" / f"{name}.png"
+        pairs.append(Pair(images / f"{name}.jpg", own if own.is_file() else added))
+    if not pairs:
+        raise UserError(f"{table} lists no image")
+    return pairs
+
+
+def loveda_pairs(root: Path, training: bool) -> list[Pair]:
+    """List LoveDA: `Train/{Rural,Urban}/images_png/*.png` with `masks_png/*.png`, and `Val`.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    part = root / ("Train" if training else "Val")
+    # The archives unpack to Train/Rural or, with a folder of their own, to Train/Train/Rural.
+    folders = sorted(part.glob("*/images_png")) or sorted(part.glob("*/*/images_png"))
+    if not folders:
+        raise UserError(
+            f"data.path '{root}' has no {part.name}/Rural/images_png; expected Rural/ and Urban/ "
+            "with images_png/ and masks_png/ in Train/ and in Val/, as LoveDA has"
+        )
+    return [pair for folder in folders for pair in _paired(folder, folder.parent / "masks_png")]
+
+
+def _paired(images: Path, masks: Path) -> list[Pair]:
+    def mask_of(path: Path) -> Path:
+        return masks / path.relative_to(images).with_suffix(".png")
+
+    return [Pair(path, mask_of(path)) for path in image_files(images)]
+
+
+# How the sources with a fixed layout list their files: by root, and whether for training.
+LISTS: dict[str, Callable[[Path, bool], list[Pair]]] = {
+    "ade20k": ade20k_pairs,
+    "loveda": loveda_pairs,
+}
