@@ -113,3 +113,19 @@ def test_a_metric_that_no_row_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = write(tmp_path, metrics=["abs_rel", "detla1"], rows=row)
     with pytest.raises(UserError, match="no row has a metric detla1, did you mean 'delta1'"):
         bench.run(bench.read_suite(path), tmp_path / "out", words=TINY)
+
+
+def test_a_row_may_be_evaluated_untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    row = {"validate": "depth/demo", "set": {"model.backbone.weights": "random"}}
+    path = write(tmp_path, rows={"untrained": row})
+    rows, _ = bench.run(bench.read_suite(path), tmp_path / "runs", words=TINY)
+    assert [row.name for row in rows] == ["constant", "untrained"]
+    (line,) = record.read(tmp_path / "runs" / "untrained-0")
+    assert line["checkpoint"] == "untrained" and line["steps"] == 0
+
+
+def test_a_row_is_trained_or_evaluated(tmp_path: Path) -> None:
+    for row in ({}, {"fit": "depth/demo", "validate": "depth/demo"}):
+        with pytest.raises(UserError, match="give fit or validate"):
+            bench.read_suite(write(tmp_path, rows={"a": row}))

@@ -38,7 +38,8 @@ def test_the_best_stands_before_the_last_and_says_how_it_was_chosen(tmp_path: Pa
     assert labels(tmp_path) == [("running", 10), ("running", 20), ("best", 20), ("last", 30)]
     best, last = record.read(tmp_path)[-2:]
     assert best["metrics"] == {"abs_rel": 0.2} and last["metrics"] == {"abs_rel": 0.3}
-    assert best["chosen"] == "of 3 evaluations by abs_rel, on the split it is reported on"
+    assert best["chosen_by"] == "abs_rel"
+    assert best["chosen"] == "of 3 evaluations, on the split it is reported on"
     assert "chosen" not in last
     said = record.best_of(record.read(tmp_path))
     assert said == {"best, step 20": f"abs_rel 0.2  ({best['chosen']})"}

@@ -156,7 +156,11 @@ class Head(BackboneModule):
         return self.backbone(images, draw=draw, normalized=True)
 
     def predict(self, images: Tensor) -> Any:
-        """Return the prediction for uint8 images `(B, 3, H, W)`, outside of any trainer."""
+        """Return the prediction for uint8 images, outside of any trainer.
+
+        Args:
+            images: `(B, 3, H, W)`, or `(B, V, 3, H, W)` for a head that looks at several views.
+        """
         was_training = self.training
         self.eval()
         with torch.no_grad():

@@ -130,8 +130,8 @@ def append_best(folder: Path, last: dict[str, Any], monitor: tuple[str, str]) ->
         return
     choose = min if mode == "min" else max
     best = choose(known, key=lambda line: _value(line, name))
-    chosen = f"of {len(lines)} evaluations by {name}, on the split it is reported on"
-    append(folder, best | {"checkpoint": "best", "chosen": chosen})
+    chosen = f"of {len(lines)} evaluations, on the split it is reported on"
+    append(folder, best | {"checkpoint": "best", "chosen_by": name, "chosen": chosen})
 
 
 def _value(line: dict[str, Any], name: str) -> float:
@@ -140,12 +140,13 @@ def _value(line: dict[str, Any], name: str) -> float:
 
 
 def best_of(lines: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the best evaluation of a run as text, if it has ended."""
+    """Return the metric of a run's best evaluation as text, if it has ended."""
     best = [line for line in lines if line["verb"] == "fit" and line["checkpoint"] == "best"]
     if not best:
         return {}
-    values = "  ".join(f"{name} {value:.4g}" for name, value in best[-1]["metrics"].items())
-    return {f"best, step {best[-1]['steps']}": f"{values}  ({best[-1]['chosen']})"}
+    name = best[-1]["chosen_by"]
+    value = f"{name} {_value(best[-1], name):.4g}"
+    return {f"best, step {best[-1]['steps']}": f"{value}  ({best[-1]['chosen']})"}
 
 
 def differences(lines: Sequence[dict[str, Any]]) -> list[str]:

@@ -104,12 +104,11 @@ def without_worst(values: Tensor, valid: Tensor, real: Tensor) -> Tensor:
         valid: bool `(B, V, H, W)`.
         real: bool `(B,)`.
     """
-    flat = torch.where(valid, values.detach(), torch.inf).flatten(2)
-    count = valid.flatten(2).sum(2)
-    # The rank of every pixel among the valid ones of its view, from the smallest value.
-    rank = flat.argsort(dim=2).argsort(dim=2).view_as(valid)
+    flat = torch.where(valid, values.detach(), torch.inf).flatten(2).sort(dim=2).values
+    count = valid.flatten(2).sum(2, keepdim=True)
     kept = count - (count * _EXCLUDED).floor().long()
-    return valid & ((rank < kept[..., None, None]) | ~real[:, None, None, None])
+    largest = flat.gather(2, (kept - 1).clamp_min(0))[..., None]
+    return valid & ((values <= largest) | ~real[:, None, None, None])
 
 
 def factored_loss(

@@ -27,9 +27,9 @@ class Glance(NamedTuple):
     pattern of one size, from which it can tell the scale.
     """
 
-    distance: Range = (1.1, 1.8)  # metres from the middle
-    elevation: Range = (8.0, 25.0)  # degrees above it
-    yaw: Range = (5.0, 30.0)  # degrees between the first view and the last, to either side
+    distance: Range = (1.25, 1.75)  # metres from the middle
+    elevation: Range = (5.0, 25.0)  # degrees above it
+    yaw: Range = (0.0, 36.0)  # degrees between the first view and the last, to either side
     baseline: Range = (0.15, 0.5)  # metres between them, to either side
     focal: float = 0.8  # widths of the image
     reach: float = 0.65  # metres from the middle within which things stand
@@ -77,7 +77,7 @@ PLACES: dict[str, Place] = {
     ),
     # Narrow: where a small model learns to compare two views in minutes.
     "den": Place(
-        *((3.8, 5.0), (3.8, 5.0), (2.0, 2.4), 0.7),
+        *((3.8, 6.5), (3.8, 6.5), (2.0, 3.0), 0.75),
         "box 0-2 sphere 0-1 cylinder 0-1 box 1-1",
         plain=1.0,
         glance=Glance(),
