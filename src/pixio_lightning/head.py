@@ -305,9 +305,10 @@ class Head(BackboneModule):
             return
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
+        digest = self.backbone_digest  # on every process, see `weights.digest`
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
-            line = record.describe(self, outcome, split=stage)
+            line = record.describe(self, outcome, split=stage, digest=digest)
             if line["checkpoint"] == "last":
                 # Before the last one, which stays what a reader of the last line finds.
                 record.append_best(folder, line, self.monitor)

@@ -52,8 +52,15 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version()}
 
 
-def describe(head: Head, outcome: Outcome, *, split: str) -> dict[str, Any]:
-    """Return the line of an evaluation: all that one needs to compare it or to run it again."""
+def describe(head: Head, outcome: Outcome, *, split: str, digest: str) -> dict[str, Any]:
+    """Return the line of an evaluation: all that one needs to compare it or to run it again.
+
+    Args:
+        head: What was evaluated.
+        outcome: Its metrics.
+        split: Of the data.
+        digest: Of the backbone, for which sharded processes must have come together.
+    """
     trainer, backbone = head.trainer, head.backbone
     data, checkpoint = trainer.datamodule, trainer.ckpt_path
     verb = trainer.state.fn.value
@@ -74,7 +81,7 @@ def describe(head: Head, outcome: Outcome, *, split: str) -> dict[str, Any]:
         "backbone": {
             "name": backbone.name,
             "weights": backbone.weights,
-            "digest": head.backbone_digest,
+            "digest": digest,
             "licence": backbone.licence,
             "tune": backbone.tune,
             "layers": backbone.tapped,

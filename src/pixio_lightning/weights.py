@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.spellings import OURS, State, from_timm, infer, pair, to_official
@@ -376,10 +377,16 @@ def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Rep
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """Return the first 16 hex digits of a sha256 over names, dtypes, shapes and bytes."""
+    """Return the first 16 hex digits of a sha256 over names, dtypes, shapes and bytes.
+
+    Of sharded tensors every process must call it: they are gathered, one after the other.
+    """
     sha = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach()
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        tensor = tensor.cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]

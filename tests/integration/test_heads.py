@@ -76,6 +76,18 @@ def test_a_frozen_backbone_is_not_sharded(tmp_path: Path, capsys: pytest.Capture
     assert "the backbone is frozen: leave it out" in capsys.readouterr().err
 
 
+def test_a_tuned_backbone_is_sharded_and_measured_as_by_ddp(tmp_path: Path) -> None:
+    """The record needs the digest of all of it, which no process holds."""
+    words = (*DEPTH, *RANDOM, "--model.backbone.tune", "full", "--data.batch_size", 2)
+    words += ("--trainer.max_steps", 2, "--data.steps_per_epoch", 2)
+    found = []
+    for name, strategy in (("ddp", ("--trainer.strategy", "ddp")), ("fsdp", ("-c", "with/fsdp"))):
+        pixio("fit", *words, "--trainer.devices", 2, *strategy, "--out", tmp_path / name)
+        found.append(record.read(tmp_path / name)[-1])
+    assert found[1]["metrics"] == pytest.approx(found[0]["metrics"], rel=1e-4)
+    assert all(len(line["backbone"]["digest"]) == 16 for line in found)
+
+
 def evaluate(folder: Path, *words: object) -> dict:
     steps = ("--trainer.max_steps", 6, "--data.steps_per_epoch", 3, "--data.batch_size", 4)
     assert main(["fit", *map(str, (*DEPTH, *steps, *words)), "--out", str(folder)]) == 0
