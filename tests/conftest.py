@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import count
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -16,6 +17,16 @@ torch.set_num_threads(1)
 def seed() -> None:
     """Start every test with the same random numbers, whichever tests ran before."""
     torch.manual_seed(0)
+
+
+_tests = count()
+
+
+@pytest.fixture(autouse=True)
+def port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give runs of several processes a port of the test's own, below those the system hands out."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    monkeypatch.setenv("MASTER_PORT", str(20_000 + worker * 4_000 % 12_000 + next(_tests) % 4_000))
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,9 @@ def test_pinned():
         "FLIP": 6,
         "KEEP": 7,
         "KEEP_GROUP": 8,
+        "VIEWS": 9,
+        "SHAPE": 10,
+        "COLOUR": 11,
     }
 
 

@@ -112,7 +112,12 @@ WRONG_VALUES = [
     ("model/backbone.tune", "frozen", "set model.backbone.tune to full", None),
     ("model/backbone.layers", "lats", "model.backbone.layers is 'lats'", "last"),
     ("model/backbone.drop_path", None, "model.backbone.drop_path is null", None),
-    ("model/optim", 3, "model.optim is 3, but expected keys below it: betas", None),
+    (
+        "model/optim",
+        3,
+        "model.optim is 3, but expected keys below it: backbone_lr_scale, betas",
+        None,
+    ),
     ("model/optim.lr", "fast", "model.optim.lr is 'fast', but expected float", None),
     ("model/optim.schedule", "cosin", "model.optim.schedule is 'cosin'", "cosine"),
     ("model/optim.lr", None, "there is no learning rate: give model.optim.blr", None),

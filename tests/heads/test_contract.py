@@ -57,6 +57,7 @@ class TestSegmentation(HeadContract):
 
 class TestReconstruction(HeadContract):
     recipe = "reconstruction/demo"
+    tolerance = 0.05  # of the few pixels that an untrained model has within 3 %
     overrides = (
         *("--data.scenes", "{train: 4, held_out: 5, views: 2, size: 48, places: [den]}"),
         *("--model.sizes.pose_pool", "mean", "--model.backbone.tune", "frozen"),

@@ -252,7 +252,11 @@ def _told(loader: DataLoader) -> Iterator[dict[str, Any]]:
         except StopIteration:
             return
         except (ConnectionError, EOFError, RuntimeError) as error:
-            raise worker_failure(error) or error from error
+            failure = worker_failure(error)
+            if failure is not None:
+                # Or torch's handler interrupts the clean-up that the failure itself sets off.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            raise failure or error from error
 
 
 def worker_failure(error: Exception) -> UserError | None:

@@ -92,7 +92,8 @@ def test_checkpoint_and_record_of_the_best_and_the_last(tmp_path: Path) -> None:
     assert best["checkpoint"] == "best" and last["checkpoint"] == "last"
     assert best["metrics"]["top1"] == top
     assert best["steps"] == next(e["steps"] for e in evaluations if e["metrics"]["top1"] == top)
-    assert best["chosen"] == "of 3 evaluations by top1, on the split it is reported on"
+    assert best["chosen_by"] == "top1"
+    assert best["chosen"] == "of 3 evaluations, on the split it is reported on"
     assert checkpoint.read(out / "best.ckpt")["global_step"] == best["steps"]
 
 
@@ -102,7 +103,7 @@ def test_objects_are_several_classes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["fit", *line]) == 0
     last = record.read(tmp_path / "run")[-1]
     assert last["metrics"].keys() == {"mean_ap"} and "any number of 16" in last["protocol"]
-    assert "mean_ap" in record.read(tmp_path / "run")[-2]["chosen"]
+    assert record.read(tmp_path / "run")[-2]["chosen_by"] == "mean_ap"
     assert list((tmp_path / "run/panels").glob("*.png"))
     assert main(["predict", *line]) == 0
     table = (tmp_path / "run/predictions/predictions.csv").read_text().splitlines()
