@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pixio_lightning.data.decode import BadImage, decode_pixels
-from pixio_lightning.data.hub_rows import content, open_columns, rows_digest
+from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.image_files import held_out
 from pixio_lightning.data.places import known_places
 from pixio_lightning.data.samples import Sample, digest_of
@@ -155,7 +155,7 @@ def row_classes(data: Any, column: str) -> tuple[list[str], bool]:
     return [str(v) for v in sorted(values)], several
 
 
-class RowSamples:
+class RowSamples(HubRows):
     """Rows of a Hugging Face data set with a column of images and one of classes.
 
     Args:
@@ -186,12 +186,6 @@ class RowSamples:
         columns = {"image_column": image_column}
         columns |= {"label_column": label_column} if label_column else {}
         self.data = open_columns(path, split, columns)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def name(self, index: int) -> str:
-        return f"{self.split}/{index:08d}"
 
     def load(self, index: int) -> Sample:
         row = self.data[index]

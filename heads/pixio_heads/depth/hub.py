@@ -10,11 +10,11 @@ from PIL import Image
 from pixio_heads.depth.layouts import checked
 from pixio_lightning.data.decode import BadImage, decode
 from pixio_lightning.data.depth_files import read_depth, to_metres
-from pixio_lightning.data.hub_rows import content, open_columns, rows_digest
+from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.samples import Sample
 
 
-class HubSamples:
+class HubSamples(HubRows):
     """Rows of a Hugging Face data set with an image and a depth column.
 
     Args:
@@ -45,12 +45,6 @@ class HubSamples:
         if not images_only:
             needed["depth_column"] = columns[1]
         self.data = open_columns(path, split, needed)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def name(self, index: int) -> str:
-        return f"{self.split}/{index:08d}"
 
     def load(self, index: int) -> Sample:
         row = self.data[index]

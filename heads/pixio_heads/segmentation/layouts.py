@@ -18,7 +18,7 @@ from PIL import Image
 
 from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data.decode import BadImage, decode_pixels
-from pixio_lightning.data.hub_rows import content, open_columns, rows_digest
+from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
 from pixio_lightning.data.scene_samples import Scenes, SceneSamples
@@ -142,7 +142,7 @@ class PairSamples:
         return digest_of("masks", [(name, s.st_size, s.st_mtime_ns) for name, s in stats])
 
 
-class HubSamples:
+class HubSamples(HubRows):
     """Rows of a Hugging Face data set with an image and a mask column.
 
     Args:
@@ -171,12 +171,6 @@ class HubSamples:
         if labels is None:
             del wanted["mask_column"]
         self.data = open_columns(path, split, wanted)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def name(self, index: int) -> str:
-        return f"{self.split}/{index:08d}"
 
     def load(self, index: int) -> Sample:
         row = self.data[index]

@@ -54,3 +54,21 @@ def rows_digest(data: Any, *facts: Any) -> str:
     stats = [Path(file).stat() for file in files]
     seen = [(file, s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True)]
     return digest_of("hub", seen, len(data), *facts)
+
+
+class HubRows:
+    """Rows of a split as samples: their number and names; a subclass loads them.
+
+    Attributes:
+        split: Name of the split.
+        data: What `open_columns` returned.
+    """
+
+    split: str
+    data: Any
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index:08d}"
