@@ -27,7 +27,7 @@ from pixio_lightning.callbacks.progress import say
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View, digest_of
 from pixio_lightning.data.scene_store import default_cache
-from pixio_lightning.data.stream import Bad, collate, start_worker
+from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -213,9 +213,7 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
     loader = DataLoader(
         _Jobs(samples, mine),
         batch_size=data.batch_size if split == "train" else data.val_batch_size,
-        num_workers=data.num_workers,
-        worker_init_fn=start_worker,
-        collate_fn=_gather,
+        **data.loader_arguments | {"collate_fn": _gather, "persistent_workers": False},
     )
     if mine:
         writer = Writer(store.folder)

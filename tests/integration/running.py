@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import yaml
+
+_PATIENCE = 360  # seconds for one command line; the longest take a tenth of it
 
 TINY = {
     "model": {
@@ -80,16 +83,43 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def pixio(*words: object, launcher: tuple[str, ...] = (), **env: str) -> str:
-    """Run a command line to its end and return what it printed; fails with its output."""
-    done = subprocess.run(
+    """Run a command line to its end and return what it printed; fails with its output.
+
+    If it hangs, the output ends with the stacks of all its processes.
+    """
+    process = subprocess.Popen(
         command(*words, launcher=launcher),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        env=environment(**env),
-        timeout=540,
+        env=environment(PYTHONFAULTHANDLER="1", **env),
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    try:
+        out, err = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        out, err = _stacks(process)
+        raise AssertionError(f"no end after {_PATIENCE} s\n{out}{err}") from None
+    except BaseException:
+        _signal(process, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, out + err
+    return out
+
+
+def _stacks(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """End the processes of a session, each of which prints where it was."""
+    _signal(process, signal.SIGABRT)
+    try:
+        return process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        _signal(process, signal.SIGKILL)
+        return process.communicate(timeout=30)
+
+
+def _signal(process: subprocess.Popen[str], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def started(

@@ -24,6 +24,7 @@ from pixio_lightning.data.stream import (
     collate,
     start_worker,
 )
+from pixio_lightning.data.worker_process import WorkerContext
 from pixio_lightning.errors import UserError
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.
@@ -146,6 +147,7 @@ class StreamData(L.LightningDataModule):
             "num_workers": self.num_workers,
             "collate_fn": collate,
             "worker_init_fn": start_worker,
+            "multiprocessing_context": WorkerContext() if self.num_workers > 0 else None,
             "persistent_workers": self.num_workers > 0,
             "timeout": self.timeout if self.num_workers > 0 else 0,
             "pin_memory": self.trainer is not None

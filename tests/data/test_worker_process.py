@@ -1,0 +1,74 @@
+"""Forks that come up stuck, which a clean machine shows once in hundreds of runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader
+
+from pixio_lightning.data import worker_process
+from pixio_lightning.data.worker_process import WorkerContext
+
+# A function registered for forks stays for good, so these tests share one that looks here.
+stuck: list[Path] = []
+
+
+def hang() -> None:
+    """Stand in for a lock that nobody will ever give back, in as many forks as there are files."""
+    if stuck:
+        for mark in stuck[0].iterdir():
+            mark.unlink()
+            time.sleep(600)
+
+
+os.register_at_fork(after_in_child=hang)
+
+
+@pytest.fixture
+def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which each file makes one fork hang."""
+    monkeypatch.setattr(worker_process, "PATIENCE", 0.5)
+    stuck.append(tmp_path)
+    yield tmp_path
+    stuck.clear()
+
+
+def batches(workers: int) -> list[list[int]]:
+    loader = DataLoader(
+        list(range(8)),
+        batch_size=2,
+        num_workers=workers,
+        multiprocessing_context=WorkerContext(),
+        timeout=20,
+    )
+    return [batch.tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("hanging", [0, 1, 2])
+def test_a_stuck_fork_is_made_again(hanging: int, marks: Path) -> None:
+    for number in range(hanging):
+        (marks / str(number)).touch()
+    assert batches(2) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert not list(marks.iterdir())
+
+
+def test_it_gives_up_in_the_end(marks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        (marks / str(number)).touch()
+    monkeypatch.setattr(worker_process, "PATIENCE", 0.1)
+    process = WorkerContext().Process(target=print, daemon=True)
+    process.start()
+    assert len(list(marks.iterdir())) == 20 - 5
+    assert process.is_alive()  # the loader's own timeout names it
+    process.kill()
+
+
+def test_a_process_that_dies_at_once_is_left_to_its_parent(marks: Path) -> None:
+    process = WorkerContext().Process(target=os._exit, args=(7,))
+    process.start()
+    process.join(10)
+    assert process.exitcode == 7
