@@ -10,6 +10,7 @@ Run: python benchmarks/cached_probe.py [--backbone NAME] [--images N] [--decoder
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -73,7 +74,9 @@ def main() -> None:
     for decoder in options.decoder:
         seconds = []
         for cached in (False, True):
+            # A cache of its own, or the second decoder would find what the first one computed.
             with tempfile.TemporaryDirectory() as folder:
+                os.environ["PIXIO_CACHE"] = str(Path(folder) / "cache")
                 asked = run.parse_options(words(Path(folder), decoder, options, cached=cached))
                 import_named(asked.configs, asked.rest)
                 cli, clock = run.PixioCLI(asked, "fit"), Clock()
