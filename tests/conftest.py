@@ -1,7 +1,7 @@
 """Tests run on one thread each: beside each other without contention, and with the same sums."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,12 +21,21 @@ def seed() -> None:
 
 _tests = count()
 
+# What Lightning sets when it launches processes, and reads as a sign that others have done so.
+_LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
 
 @pytest.fixture(autouse=True)
-def port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give runs of several processes a port of the test's own, below those the system hands out."""
+def launch() -> Iterator[None]:
+    """Let no test's launch be taken for the next one's, and give each a port of its own.
+
+    Ports lie below those the system hands out.
+    """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    monkeypatch.setenv("MASTER_PORT", str(20_000 + worker * 4_000 % 12_000 + next(_tests) % 4_000))
+    os.environ["MASTER_PORT"] = str(20_000 + worker * 4_000 % 12_000 + next(_tests) % 4_000)
+    yield
+    for name in _LAUNCHED:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
