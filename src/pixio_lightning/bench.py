@@ -87,8 +87,11 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
     Raises:
         UserError: A run has a mistake, or recorded nothing.
     """
+    from lightning.pytorch.utilities import rank_zero_only
+
     from pixio_lightning import run as runs
 
+    announce = rank_zero_only(print)
     rows: list[Row] = []
     cheap: dict[str, dict[str, float]] = {}
     lines: list[tuple[str, dict[str, Any]]] = []
@@ -99,7 +102,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
             options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
             options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
             if not _has_run(out):
-                print(f"{name}, seed {seed}: {out}", flush=True)
+                announce(f"{name}, seed {seed}: {out}", flush=True)
                 verb = next(verb for verb in _VERBS if verb in about)
                 runs.main(verb, ["-c", about[verb], "--out", str(out), *options, *words])
             line = _last(out)
@@ -192,6 +195,10 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
     content = read_suite(path)
     folder = Path(out) if out else Path("runs") / "bench" / path.stem
     rows, warnings = run(content, folder, words=words)
+    from lightning.pytorch.utilities import rank_zero_only  # not before a suite's mistakes
+
+    if rank_zero_only.rank:
+        return 0  # a run's other processes go through the suite as well
     text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
     print("\n" + text)

@@ -7,15 +7,31 @@ patches, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.features import Features
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes; what each passes on moves all of their results."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -32,11 +48,11 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         count = torch.full_like(values[0, :1, 0, 0], values.numel() / values.shape[1])
         # Two passes: the difference of two large sums would lose the variance of shifted features.
-        reduced = all_reduce(torch.cat([values.sum((0, 2, 3)), count]))
+        reduced = _Total.apply(torch.cat([values.sum((0, 2, 3)), count]))
         total, n = reduced[:-1], reduced[-1].detach()
         mean = total / n
         centred = values - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / n
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / n
         with torch.no_grad():
             self._track(mean, variance * n / (n - 1))
         normal = centred * torch.rsqrt(variance + self.eps)[:, None, None]

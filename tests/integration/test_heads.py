@@ -88,6 +88,20 @@ def test_a_tuned_backbone_is_sharded_and_measured_as_by_ddp(tmp_path: Path) -> N
     assert all(len(line["backbone"]["digest"]) == 16 for line in found)
 
 
+def test_a_suite_over_two_processes_is_told_once(tmp_path: Path) -> None:
+    """Both processes go through all rows, the second of which they launch no more."""
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("title: a suite\nrows: {one: {fit: depth/demo}, two: {fit: depth/demo}}\n")
+    steps = ("--trainer.max_steps", 2, "--data.steps_per_epoch", 2, "--data.batch_size", 2)
+    two = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+    out = tmp_path / "out"
+    said = pixio("bench", suite, "--out", out, *DEPTH[2:], *RANDOM, *steps, *two)
+    assert [said.count(text) for text in ("one, seed 0", "two, seed 0", "a suite")] == [1, 1, 1]
+    lines = [record.read(out / row) for row in ("one-0", "two-0")]
+    assert [len(line) for line in lines] == [2, 2]
+    assert lines[0][-1]["metrics"] == lines[1][-1]["metrics"]
+
+
 def evaluate(folder: Path, *words: object) -> dict:
     steps = ("--trainer.max_steps", 6, "--data.steps_per_epoch", 3, "--data.batch_size", 4)
     assert main(["fit", *map(str, (*DEPTH, *steps, *words)), "--out", str(folder)]) == 0
