@@ -87,11 +87,8 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
     Raises:
         UserError: A run has a mistake, or recorded nothing.
     """
-    from lightning.pytorch.utilities import rank_zero_only
-
     from pixio_lightning import run as runs
 
-    announce = rank_zero_only(print)
     rows: list[Row] = []
     cheap: dict[str, dict[str, float]] = {}
     lines: list[tuple[str, dict[str, Any]]] = []
@@ -102,7 +99,8 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
             options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
             options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
             if not _has_run(out):
-                announce(f"{name}, seed {seed}: {out}", flush=True)
+                if _is_first():
+                    print(f"{name}, seed {seed}: {out}", flush=True)
                 verb = next(verb for verb in _VERBS if verb in about)
                 runs.main(verb, ["-c", about[verb], "--out", str(out), *options, *words])
             line = _last(out)
@@ -189,16 +187,21 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _is_first() -> bool:
+    """Whether this is the first process: all those of a run go through the whole suite."""
+    from lightning.pytorch.utilities import rank_zero_only  # slow: after a suite's mistakes
+
+    return rank_zero_only.rank == 0
+
+
 def main(words: list[str], *, suite: str, out: str | None) -> int:
     """Run a suite, print its table and write it beside the runs."""
     path = Path(suite)
     content = read_suite(path)
     folder = Path(out) if out else Path("runs") / "bench" / path.stem
     rows, warnings = run(content, folder, words=words)
-    from lightning.pytorch.utilities import rank_zero_only  # not before a suite's mistakes
-
-    if rank_zero_only.rank:
-        return 0  # a run's other processes go through the suite as well
+    if not _is_first():
+        return 0
     text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
     print("\n" + text)

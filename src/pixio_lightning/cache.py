@@ -213,7 +213,7 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
     loader = DataLoader(
         _Jobs(samples, mine),
         batch_size=data.batch_size if split == "train" else data.val_batch_size,
-        **data.loader_arguments | {"collate_fn": _gather, "persistent_workers": False},
+        **data.loader_arguments | {"collate_fn": _gather},
     )
     if mine:
         writer = Writer(store.folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 
-_PATIENCE = 360  # seconds for one command line; the longest take a tenth of it
+_PATIENCE = 540  # seconds for one command line
 
 TINY = {
     "model": {
@@ -82,19 +82,25 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
 
 
+def _start(line: list[str], stderr: int, **env: str) -> subprocess.Popen[str]:
+    """Start a command line in a session of its own."""
+    return subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=environment(**env),
+        start_new_session=True,
+    )
+
+
 def pixio(*words: object, launcher: tuple[str, ...] = (), **env: str) -> str:
     """Run a command line to its end and return what it printed; fails with its output.
 
     If it hangs, the output ends with the stacks of all its processes.
     """
-    process = subprocess.Popen(
-        command(*words, launcher=launcher),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(PYTHONFAULTHANDLER="1", **env),
-        start_new_session=True,
-    )
+    line = command(*words, launcher=launcher)
+    process = _start(line, subprocess.PIPE, PYTHONFAULTHANDLER="1", **env)
     try:
         out, err = process.communicate(timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
@@ -126,14 +132,7 @@ def started(
     text: str, *words: object, stderr: int = subprocess.STDOUT, **env: str
 ) -> subprocess.Popen[str]:
     """Start a command line in a session of its own, and return once it has printed `text`."""
-    process = subprocess.Popen(
-        command(*words),
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        env=environment(**env),
-        start_new_session=True,
-    )
+    process = _start(command(*words), stderr, **env)
     assert process.stdout is not None
     seen = []
     for line in process.stdout:

@@ -159,5 +159,5 @@ class ImagesToScore(Pixels):
             self.index, groups, size=self.image_size, max_megapixels=self.max_megapixels
         )
         batches = _WholeGroups(self.index, groups, self.batch_size)
-        arguments = self.loader_arguments | {"persistent_workers": False, "collate_fn": collate}
+        arguments = self.loader_arguments | {"collate_fn": collate}
         return Loader(DataLoader(images, batch_sampler=batches, **arguments), self.report)

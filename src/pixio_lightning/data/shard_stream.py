@@ -257,6 +257,7 @@ class ShardLoader(EndlessLoader):
         arguments: dict[str, Any],
     ) -> None:
         arguments = arguments | {"batch_size": None, "collate_fn": None}
+        arguments["persistent_workers"] = arguments["num_workers"] > 0
         super().__init__(DataLoader(images, **arguments), report, batches=batches)
         self.images, self.tally = images, tally
         self.readers = max(1, arguments["num_workers"])

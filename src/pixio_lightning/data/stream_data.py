@@ -90,7 +90,12 @@ class StreamData(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         positions = self.positions(rank=trainer.global_rank, world_size=trainer.world_size)
-        loader = DataLoader(self.training_set(), batch_sampler=positions, **self.loader_arguments)
+        loader = DataLoader(
+            self.training_set(),
+            batch_sampler=positions,
+            persistent_workers=self.num_workers > 0,
+            **self.loader_arguments,
+        )
         accumulate = trainer.accumulate_grad_batches
         self._stream = StepLoader(
             loader,
@@ -133,13 +138,11 @@ class StreamData(L.LightningDataModule):
         if share and self.trainer:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         indices = EvenShare(len(samples), rank=rank, world_size=world_size)
-        arguments = self.loader_arguments | {"persistent_workers": False}
-        return Loader(
-            DataLoader(
-                samples, batch_size=batch_size or self.val_batch_size, sampler=indices, **arguments
-            ),
-            self.report,
+        batch_size = batch_size or self.val_batch_size
+        loader = DataLoader(
+            samples, batch_size=batch_size, sampler=indices, **self.loader_arguments
         )
+        return Loader(loader, self.report)
 
     @property
     def loader_arguments(self) -> dict:
@@ -148,7 +151,6 @@ class StreamData(L.LightningDataModule):
             "collate_fn": collate,
             "worker_init_fn": start_worker,
             "multiprocessing_context": WorkerContext() if self.num_workers > 0 else None,
-            "persistent_workers": self.num_workers > 0,
             "timeout": self.timeout if self.num_workers > 0 else 0,
             "pin_memory": self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
