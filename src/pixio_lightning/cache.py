@@ -172,7 +172,8 @@ def statistics(head: Head) -> dict[str, Tensor]:
     about = (f"{type(head).__module__}:{type(head).__qualname__}", head.statistics_samples)
     name = digest_of(about, data.digest("train"))
     path = default_cache() / "features" / f"statistics-{name}.pt"
-    if path.is_file():
+    # One process decides: another may have written the file since.
+    if head.trainer.strategy.broadcast(path.is_file()):
         return torch.load(path, map_location=head.device, weights_only=True)
     found = head.look()
     if head.trainer.is_global_zero:
@@ -206,7 +207,8 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
 
 def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) -> None:
     trainer = head.trainer
-    jobs = [job for job in samples.jobs() if job[0] not in store]
+    # Listed by one process: what another has begun to write changes what a late one would list.
+    jobs = trainer.strategy.broadcast([job for job in samples.jobs() if job[0] not in store])
     mine = jobs[trainer.global_rank :: trainer.world_size]
     if jobs and trainer.is_global_zero:
         say(f"encoding {len(jobs)} {split} views once, into {store.folder}")

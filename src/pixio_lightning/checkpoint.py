@@ -115,6 +115,25 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
     return checkpoint
 
 
+def read_plain(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ours holds beside weights, of a sharded folder as of a file.
+
+    Tensors of a file are mapped, not read.
+
+    Raises:
+        UserError: It is damaged or holds code.
+    """
+    try:
+        return torch.load(
+            path / "meta.pt" if path.is_dir() else path,
+            map_location="cpu",
+            mmap=not path.is_dir(),
+            weights_only=True,
+        )
+    except Exception as error:
+        raise UserError(f"checkpoint '{path}' is damaged, or is none") from error
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2: parameters, gradients and optimiser state sharded over all processes.
 

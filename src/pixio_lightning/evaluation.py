@@ -69,14 +69,22 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 def without_padding(batch: dict[str, Any], prediction: Any) -> tuple[dict[str, Any], Any]:
-    """Drop the rows that only fill a batch up: those of weight 0."""
+    """Drop the rows that only fill a batch up: those of weight 0.
+
+    Raises:
+        ValueError: A tensor has not one row for each sample, so that it cannot be told which of
+            its rows are to be dropped.
+    """
     keep = batch["weight"] > 0
-    if bool(keep.all()):
-        return batch, prediction
     size = len(keep)
 
     def rows(tensor: Tensor) -> Tensor:
-        return tensor[keep] if tensor.ndim and len(tensor) == size else tensor
+        if tensor.ndim and len(tensor) != size:
+            raise ValueError(
+                f"a batch of {size} samples and its prediction hold a tensor of shape "
+                f"{tuple(tensor.shape)}: every tensor in them must have a row for each sample"
+            )
+        return tensor[keep] if tensor.ndim else tensor
 
     names = [name for name, kept in zip(batch["name"], keep.tolist(), strict=True) if kept]
     return (

@@ -16,12 +16,14 @@ from torchmetrics import Metric, MetricCollection
 
 from pixio_lightning import cache, panels, record
 from pixio_lightning.backbone import Backbone
+from pixio_lightning.data_facts import refuse_other
 from pixio_lightning.errors import UserError
 from pixio_lightning.evaluation import Evaluation, without_padding
 from pixio_lightning.features import Features
 from pixio_lightning.keyed import Draw
 from pixio_lightning.module import BackboneModule
 from pixio_lightning.optim import Optim
+from pixio_lightning.precision import full_precision, to_float32
 from pixio_lightning.run_folder import Metrics
 
 Batch = dict[str, Any]
@@ -43,9 +45,14 @@ class Head(BackboneModule):
         seed: Seed of drop path.
     """
 
-    # What the head must know of its data: names of attributes of the data module, such as
-    # "num_classes". They are in `self.facts` before `build` is called.
+    # What the weights are made for: names of attributes of the data module, such as "num_classes".
+    # They are in `self.facts` before `build` is called; of a checkpoint, its own stay.
     asks: tuple[str, ...] = ()
+    # Those of them in which the data at hand must agree with a checkpoint.
+    same_as_trained: tuple[str, ...] = ()
+    # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
+    # `self.evaluation_facts` before `metrics` is called; those of the data at hand always count.
+    evaluation_asks: tuple[str, ...] = ()
     # Names of the predictions that `baselines` returns.
     cheap: tuple[str, ...] = ()
     # Training samples that `fit_statistics` looks at, at most; None for all.
@@ -64,7 +71,8 @@ class Head(BackboneModule):
             raise UserError("model.cache needs model.backbone.tune frozen: features would change")
         self.cache, self.seed = cache, seed
         self.facts: dict[str, Any] = {}
-        self.statistics: dict[str, Tensor] = {}
+        self.evaluation_facts: dict[str, Any] = {}
+        self._statistics = nn.Module()  # holds buffers, which follow the head to its device
         self.origin: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
         self._loaded_step = 0
@@ -85,7 +93,10 @@ class Head(BackboneModule):
         raise NotImplementedError
 
     def loss(self, prediction: Any, batch: Batch) -> dict[str, Tensor]:
-        """Return scalars by name, means over the batch; `loss` is what is minimised."""
+        """Return scalars by name, means over the batch; `loss` is what is minimised.
+
+        Autocast is off, and no tensor of the prediction is in half precision.
+        """
         raise NotImplementedError
 
     def metrics(self) -> Metric | MetricCollection:
@@ -93,7 +104,7 @@ class Head(BackboneModule):
         raise NotImplementedError
 
     def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
-        """Return the arguments that update the metrics."""
+        """Return the arguments that update the metrics, called without autocast, as `loss`."""
         return prediction, batch["target"]
 
     def inputs(self, images: Tensor) -> Tensor:
@@ -165,28 +176,36 @@ class Head(BackboneModule):
         self.eval()
         with torch.no_grad():
             batch = {"image": images.to(self.device), "size": tuple(images.shape[-2:])}
-            prediction = self(self.encode(batch), batch)
+            prediction = self.predicted(batch)
         self.train(was_training)
         return prediction
 
+    def predicted(self, batch: Batch) -> Any:
+        """Return the prediction that is scored or written."""
+        return self(self.encode(batch), batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        losses = self.loss(self(self.encode(batch), batch), batch)
+        prediction = to_float32(self(self.encode(batch), batch))
+        with full_precision(self.device):
+            losses = self.loss(prediction, batch)
         self.log_training(losses["loss"])
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics, of the model and of what predicts without looking."""
-        prediction = self(self.encode(batch), batch)
-        batch, prediction = without_padding(batch, prediction)
+        batch, prediction = without_padding(batch, self.predicted(batch))
         if not len(batch["key"]):
             return
         assert self.evaluation is not None
-        loss = self.loss(prediction, batch)["loss"] if self.decoder is not None else _NO_LOSS
-        self.evaluation.add(len(batch["key"]), loss)
-        self.evaluation.score(self.scored(prediction, batch))
-        for name, guess in self.baselines(batch).items():
-            self.evaluation.score(self.scored(guess, batch), name)
+        guesses = to_float32(self.baselines(batch))
+        prediction = to_float32(prediction)
+        with full_precision(self.device):
+            loss = self.loss(prediction, batch)["loss"] if self.decoder is not None else _NO_LOSS
+            self.evaluation.add(len(batch["key"]), loss)
+            self.evaluation.score(self.scored(prediction, batch))
+            for name, guess in guesses.items():
+                self.evaluation.score(self.scored(guess, batch), name)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
@@ -194,8 +213,7 @@ class Head(BackboneModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         """Write the predictions of a batch."""
-        prediction = self(self.encode(batch), batch)
-        batch, prediction = without_padding(batch, prediction)
+        batch, prediction = without_padding(batch, self.predicted(batch))
         if len(batch["key"]):
             self.write(prediction, batch, Path(self.trainer.default_root_dir) / "predictions")
 
@@ -203,7 +221,7 @@ class Head(BackboneModule):
     def pictures(self, chosen: Batch) -> panels.Panel | None:
         """Draw the samples that the data module chose."""
         batches = chosen["batches"]
-        return self.picture(batches, [self(self.encode(batch), batch) for batch in batches])
+        return self.picture(batches, [self.predicted(batch) for batch in batches])
 
     # --- what stands around it ----------------------------------------------------------------
 
@@ -240,37 +258,56 @@ class Head(BackboneModule):
             return
         data = trainer.datamodule
         self.ask(data)
-        for name in self.asks:
-            if name not in self.facts:
+        known = self.facts | self.evaluation_facts
+        for name in (*self.asks, *self.evaluation_asks):
+            if name not in known:
                 raise UserError(
                     f"{type(self).__name__} must know {name} of its data, but "
                     f"{type(data).__name__} does not say: give it an attribute {name}"
                 )
 
     def ask(self, data: Any) -> None:
-        """Take from a data module what it says of all that the head must know and does not yet."""
+        """Take from a data module what the head must know of it.
+
+        What an evaluation depends on is taken whatever was known; what the weights are made for
+        only where nothing is known yet.
+        """
         for name in self.asks:
             if name not in self.facts and (value := getattr(data, name, None)) is not None:
                 self.facts[name] = value
+        for name in self.evaluation_asks:
+            if (value := getattr(data, name, None)) is not None:
+                self.evaluation_facts[name] = value
+
+    def remember(self, about: dict[str, Any]) -> None:
+        """Take what a checkpoint says of the data it was trained on.
+
+        Args:
+            about: The `pixio` entry of the checkpoint.
+        """
+        facts = about.get("facts", {})
+        self.facts = {name: facts[name] for name in self.asks if name in facts}
+        # Checkpoints of before there were two kinds hold all of them in one place.
+        facts = facts | about.get("evaluation_facts", {})
+        self.evaluation_facts = {n: facts[n] for n in self.evaluation_asks if n in facts}
 
     @property
-    def _attached(self) -> Any:
-        """The trainer, or None outside of one."""
-        try:
-            return self.trainer
-        except RuntimeError:
-            return None
+    def statistics(self) -> dict[str, Tensor]:
+        """What `fit_statistics` found, on the head's device."""
+        return dict(self._statistics.named_buffers())
+
+    @statistics.setter
+    def statistics(self, found: dict[str, Tensor]) -> None:
+        self._statistics = nn.Module()
+        for name, tensor in found.items():
+            # Not persistent: they are kept beside the weights, for heads without any.
+            self._statistics.register_buffer(name, tensor.to(self.device), persistent=False)
 
     def on_fit_start(self) -> None:
         """Gather statistics, and the features if they are to be cached."""
         self._gather()
         if self.cache:
             cache.install(self)
-
-    def on_train_start(self) -> None:
-        """Forget evaluations from after the step the run goes on from."""
-        if self.trainer.is_global_zero:
-            record.rewind(Path(self.trainer.default_root_dir), self.global_step)
 
     def on_validation_start(self) -> None:
         """Gather statistics, where no training did."""
@@ -284,7 +321,7 @@ class Head(BackboneModule):
         was_training = self.training
         self.eval()
         found = cache.statistics(self) if self.cache else self.look()
-        self.statistics = {name: tensor.to(self.device) for name, tensor in found.items()}
+        self.statistics = found
         self.train(was_training)
 
     def look(self) -> dict[str, Tensor]:
@@ -305,7 +342,7 @@ class Head(BackboneModule):
             return
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
-        digest = self.backbone_digest  # on every process, see `weights.digest`
+        digest = self._digest_to_record()
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
             line = record.describe(self, outcome, split=stage, digest=digest)
@@ -316,6 +353,17 @@ class Head(BackboneModule):
 
     on_test_epoch_end = on_validation_epoch_end
 
+    def _digest_to_record(self) -> str | None:
+        """Return the backbone's digest; None while it changes, and where nobody records it."""
+        trainer = self.trainer
+        running = trainer.state.fn == "fit" and trainer.global_step < trainer.max_steps
+        if running and not self.backbone.frozen:
+            return None  # all of its bytes would be hashed at every validation
+        # The parts of a sharded backbone come together in a collective of all processes.
+        if trainer.is_global_zero or self.device_mesh is not None:
+            return self.backbone_digest
+        return None
+
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the last evaluation, each metric beside its baselines, and the best one."""
         lines = record.read(metrics.path.parent)
@@ -324,12 +372,24 @@ class Head(BackboneModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the head was told of its data, and its statistics."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["pixio"] |= {"facts": self.facts, "statistics": self.statistics}
+        checkpoint["pixio"] |= {
+            "facts": self.facts,
+            "evaluation_facts": self.evaluation_facts,
+            "statistics": self.statistics,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what the head knew when it was trained, whatever data it sees now."""
+        """Take back what the weights are made for, whatever data they see now.
+
+        Raises:
+            UserError: The data contradicts it.
+        """
         super().on_load_checkpoint(checkpoint)
         stored = checkpoint.get("pixio", {})
-        self.facts |= stored.get("facts", {})
+        of_data, evaluation_facts = self.facts, self.evaluation_facts
+        self.remember(stored)
+        refuse_other(self.same_as_trained, of_data, self.facts)
+        self.facts = of_data | self.facts
+        self.evaluation_facts |= evaluation_facts
         self.statistics = stored.get("statistics", {})
         self._loaded_step = checkpoint.get("global_step", 0)

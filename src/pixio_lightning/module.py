@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from pixio_lightning import optim as optimisation
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
+from pixio_lightning.finite import first_not_finite
 from pixio_lightning.optim import Optim
 from pixio_lightning.run_folder import Metrics
 from pixio_lightning.weights import digest
@@ -47,6 +48,7 @@ class BackboneModule(L.LightningModule):
         self.config: dict[str, Any] = {}
         self._configured = False
         self._digest = ""
+        self._settings: list[dict[str, Any]] = []
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
 
@@ -54,11 +56,14 @@ class BackboneModule(L.LightningModule):
         """Return the module to train beside the backbone, sized by it; None for none."""
         raise NotImplementedError
 
+    def remember(self, about: dict[str, Any]) -> None:
+        """Take from the `pixio` entry of a checkpoint what must be known before building."""
+
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return what to say of a finished run, by name."""
         return {}
 
-    def predicted(self, folder: Path) -> str:
+    def predictions_text(self, folder: Path) -> str:
         """Return what to say once `predict` has written its files."""
         return f"predictions: {folder / 'predictions'}"
 
@@ -90,13 +95,23 @@ class BackboneModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule from `optim`, the global batch and the number of steps."""
-        return optimisation.build(
+        built = optimisation.build(
             self,
             self.optim,
             global_batch=self.global_batch,
             total_steps=self.trainer.max_steps,
             depth=self.backbone.depth,
         )
+        if built:
+            self._settings = optimisation.settings(built["optimizer"])
+        return built
+
+    def on_train_start(self) -> None:
+        """Let the configuration win over what a checkpoint says of rates, decay and betas."""
+        for optimizer, config in zip(
+            self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True
+        ):
+            optimisation.apply_settings(optimizer, config.scheduler, self._settings)
 
     @property
     def global_batch(self) -> int:
@@ -108,38 +123,60 @@ class BackboneModule(L.LightningModule):
 
     @property
     def backbone_digest(self) -> str:
-        """Hash of the backbone's tensors; of a frozen one taken once."""
+        """Hash of the backbone's tensors; of a frozen one taken once.
+
+        Of a sharded one every process must ask for it.
+        """
         if self.backbone.frozen and self._digest:
             return self._digest
         self._digest = digest(self.backbone.vit.state_dict())
         return self._digest
 
     def log_training(self, loss: Tensor) -> None:
-        """Take in the loss of a step and, every `log_every_n_steps`, log their mean and the rate.
+        """Take in the loss of a batch; `optimizer_step` logs the mean of all since it last did."""
+        self._train_loss.update(loss.detach())
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step; every `log_every_n_steps`, log the mean loss and the highest rate.
+
+        Here, because every batch that is accumulated has been seen, and nothing of the step has
+        been saved: a run killed after the save would come back without this row.
 
         Raises:
-            UserError: The mean is not finite.
+            UserError: The mean loss is not finite.
         """
-        self._train_loss.update(loss.detach())
+        super().optimizer_step(*args, **kwargs)
         # Logging every step costs half a millisecond and, on a GPU, a synchronisation.
         if (self.global_step + 1) % self.trainer.log_every_n_steps:
             return
         mean = self._train_loss.compute()
         self._train_loss.reset()
         if not torch.isfinite(mean):
-            raise UserError(
-                f"the training loss is {mean.item()} at step {self.global_step + 1}; the last "
-                "checkpoint is from before: lower model.optim's learning rate or warm up longer"
-            )
-        values = {"train/loss": mean, "train/lr": self.lr_schedulers().get_last_lr()[0]}
+            raise self._not_finite(f"the training loss is {mean.item()}", self.global_step + 1)
+        # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
+        values = {"train/loss": mean, "train/lr": max(self.lr_schedulers().get_last_lr())}
         self.log_dict(values, logger=False)
-        # To the loggers at once: Lightning writes after the step's checkpoint, so that a run killed
-        # in between would come back without this row.
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
 
+    def _not_finite(self, what: str, step: int) -> UserError:
+        """Say what is not finite, what is safe, and how to go on from there."""
+        last = Path(self.trainer.default_root_dir) / "last.ckpt"
+        advice = "start anew (--fresh) with a lower model.optim.lr or a longer warm-up"
+        if last.exists():
+            advice = (
+                f"{last} is from before and finite: go on from it with a lower rate in another "
+                f"folder, --ckpt_path {last} --out DIR --model.optim.lr LESS, or a longer warm-up"
+            )
+        return UserError(f"{what} at step {step}; nothing of that step was saved; {advice}")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe the model in plain data; leave a frozen backbone's tensors out."""
+        """Describe the model in plain data; leave a frozen backbone's tensors out.
+
+        Raises:
+            UserError: A weight or a state of the optimiser is not finite: no such thing is saved.
+        """
+        self._refuse_not_finite()
         checkpoint["pixio"] = {
             "class": f"{type(self).__module__}:{type(self).__qualname__}",
             "config": self.config,
@@ -152,6 +189,23 @@ class BackboneModule(L.LightningModule):
                 for name, tensor in checkpoint["state_dict"].items()
                 if not name.startswith("backbone.")
             }
+
+    def _refuse_not_finite(self) -> None:
+        trainer = self._attached
+        if trainer is None or not trainer.optimizers:
+            return
+        bad = first_not_finite(self, trainer.optimizers)
+        if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            where = f"{bad or 'a weight on another process'} is not finite"
+            raise self._not_finite(where, trainer.global_step)
+
+    @property
+    def _attached(self) -> Any:
+        """The trainer, or None outside of one."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put a frozen backbone's live tensors back, so that loading stays strict.

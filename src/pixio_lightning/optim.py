@@ -149,3 +149,31 @@ def build(
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(optim, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+# What the configuration decides of a group; all else is state.
+_SETTINGS = ("initial_lr", "weight_decay", "betas")
+
+
+def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return what the configuration says of each parameter group, its peak rate among it."""
+    return [{key: group[key] for key in _SETTINGS} for group in optimizer.param_groups]
+
+
+def apply_settings(
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    configured: list[dict[str, Any]],
+) -> None:
+    """Put the configuration's settings in place of those that a checkpoint brought along.
+
+    Args:
+        optimizer: Whose groups they are.
+        scheduler: Of the optimiser; the rate follows from the step it has reached.
+        configured: As `settings` returned.
+    """
+    scheduler.base_lrs = [group["initial_lr"] for group in configured]
+    for group, found, factor in zip(
+        optimizer.param_groups, configured, scheduler.lr_lambdas, strict=True
+    ):
+        group.update(found, lr=found["initial_lr"] * factor(scheduler.last_epoch))

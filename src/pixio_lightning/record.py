@@ -52,14 +52,14 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version()}
 
 
-def describe(head: Head, outcome: Outcome, *, split: str, digest: str) -> dict[str, Any]:
+def describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -> dict[str, Any]:
     """Return the line of an evaluation: all that one needs to compare it or to run it again.
 
     Args:
         head: What was evaluated.
         outcome: Its metrics.
         split: Of the data.
-        digest: Of the backbone, for which sharded processes must have come together.
+        digest: Of the backbone; None while it is being trained.
     """
     trainer, backbone = head.trainer, head.backbone
     data, checkpoint = trainer.datamodule, trainer.ckpt_path

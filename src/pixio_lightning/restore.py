@@ -54,7 +54,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
         module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
     module.config = about["config"]
-    module.facts = about.get("facts", {})
+    module.remember(about)
     module.configure_model()
     module.on_load_checkpoint(stored)
     try:

@@ -259,11 +259,11 @@ def _introduce(cli: PixioCLI) -> None:
         }
 
 
-def _remembered(ckpt_path: str) -> dict[str, Any]:
-    """Return what a checkpoint's head knew of its data: images to predict say none of it."""
+def _described(ckpt_path: str) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: images to predict say nothing of a head's data."""
     path = local_path(ckpt_path)
     # A folder is of a sharded run, and only its strategy reads it.
-    return read(path).get("pixio", {}).get("facts", {}) if path.is_file() else {}
+    return read(path).get("pixio", {}) if path.is_file() else {}
 
 
 def evaluate(cli: PixioCLI) -> int:
@@ -276,11 +276,11 @@ def evaluate(cli: PixioCLI) -> int:
             say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
     _introduce(cli)
     if cli.verb == "predict" and isinstance(cli.model, Head) and ckpt_path:
-        cli.model.facts = _remembered(ckpt_path)
+        cli.model.remember(_described(ckpt_path))
     results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
-            say(cli.model.predicted(folder))
+            say(cli.model.predictions_text(folder))
         elif isinstance(cli.model, Head):
             say(block(cli.verb, record.summary(record.read(folder)[-1])))
             say(f"recorded in {folder / record.FILE}")

@@ -32,7 +32,9 @@ from pixio_lightning.optim import Optim
 class _ClassHead(Head):
     """What both ways to tell classes share: the classes, the pictures, the table of predictions."""
 
-    asks = ("num_classes", "class_names", "multilabel", "seen")
+    asks = ("num_classes", "class_names", "multilabel")
+    same_as_trained = ("multilabel", "class_names")
+    evaluation_asks = ("seen",)
     cheap = ("majority",)
 
     def probabilities(self, prediction: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class Classification(_ClassHead):
     def protocol(self) -> str:
         """How classes are told and what is seen of an image."""
         many = "any number of" if self.facts["multilabel"] else "one of"
-        return f"{many} {self.facts['num_classes']} classes; {self.facts['seen']}"
+        return f"{many} {self.facts['num_classes']} classes; {self.evaluation_facts['seen']}"
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)`, which add up to 1 unless an image may be of several classes."""
@@ -165,31 +167,6 @@ class Classification(_ClassHead):
         """Return the frequencies as a prediction: the most frequent class comes first."""
         frequency = self.statistics["frequency"]
         return {"majority": frequency.expand(len(batch["target"]), -1)}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what the head knew.
-
-        Raises:
-            UserError: The data has other classes.
-        """
-        asked, seen = self.facts.get("class_names"), self.facts.get("seen")
-        super().on_load_checkpoint(checkpoint)
-        known = self.facts["class_names"]
-        # What is seen of an image is up to the evaluation, not to the training.
-        self.facts["seen"] = seen or self.facts["seen"]
-        if asked in (None, known):
-            return
-        other = [name for name in asked if name not in known]
-        lacks = [name for name in known if name not in asked]
-        found = [
-            f"{', '.join(names[:3])} {what}"
-            for names, what in ((other, "only in the data"), (lacks, "only in the checkpoint"))
-            if names
-        ]
-        raise UserError(
-            "the data has other classes than the checkpoint was trained on "
-            f"({'; '.join(found) or 'in another order'}): give the same ones"
-        )
 
 
 class KNN(_ClassHead):
@@ -262,7 +239,7 @@ class KNN(_ClassHead):
         return (
             f"k-NN by cosine, T {self.temperature:g}, mean raw class token (patch where there is "
             f"none), among {bank} training images; one of {self.facts['num_classes']} classes; "
-            f"{self.facts['seen']}"
+            f"{self.evaluation_facts['seen']}"
         )
 
     def probabilities(self, prediction: Tensor) -> Tensor:

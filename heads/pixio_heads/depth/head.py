@@ -34,7 +34,7 @@ MakeDecoder = Callable[[int, int], DenseDecoder]
 class _DepthHead(Head):
     """What both kinds of depth share: the decoder, the baselines, the pictures."""
 
-    asks: tuple[str, ...] = ("max_depth",)
+    evaluation_asks: tuple[str, ...] = ("min_depth", "max_depth")
     monitor = ("val/abs_rel", "min")
 
     def __init__(
@@ -100,6 +100,8 @@ class Depth(WindowedHead, _DepthHead):
         seed: Seed of drop path.
     """
 
+    # What the sigmoid is multiplied by; the range that is scored is the data's.
+    asks = ("max_depth",)
     cheap = ("constant", "median_map")
 
     def __init__(
@@ -148,9 +150,11 @@ class Depth(WindowedHead, _DepthHead):
     # --- evaluation ---------------------------------------------------------------------------
 
     def metrics(self) -> DepthMetrics:
-        """Return the nine figures, means of per-image values."""
+        """Return the nine figures, means of per-image values, of depths in the data's range."""
         return DepthMetrics(
-            min_depth=self.min_depth, max_depth=self.facts["max_depth"], eval_crop=self.eval_crop
+            min_depth=max(self.min_depth, self.evaluation_facts["min_depth"]),
+            max_depth=self.evaluation_facts["max_depth"],
+            eval_crop=self.eval_crop,
         )
 
     @property
@@ -243,7 +247,6 @@ class RelativeDepth(_DepthHead):
         seed: Seed of drop path.
     """
 
-    asks: tuple[str, ...] = ("min_depth", "max_depth")
     cheap: tuple[str, ...] = ("constant", "image_row")
 
     def __init__(
@@ -297,13 +300,13 @@ class RelativeDepth(_DepthHead):
     @property
     def alignment(self) -> Alignment:
         """Return how a prediction is brought to the truth's scale and shift."""
-        return Alignment(space=self.space, cap=self.cap or self.facts["max_depth"])
+        return Alignment(space=self.space, cap=self.cap or self.evaluation_facts["max_depth"])
 
     def metrics(self) -> DepthMetrics:
         """Return the nine figures of the aligned prediction, means of per-image values."""
         return DepthMetrics(
-            min_depth=self.facts["min_depth"],
-            max_depth=self.facts["max_depth"],
+            min_depth=self.evaluation_facts["min_depth"],
+            max_depth=self.evaluation_facts["max_depth"],
             eval_crop=self.eval_crop,
             alignment=self.alignment,
         )
@@ -340,12 +343,3 @@ class RelativeDepth(_DepthHead):
                 folder / f"{name}_colour.png",
                 panels.Panel([[image, shown]], ["image", "disparity"]),
             )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Score within the range of the data at hand, whatever data it was trained on.
-
-        Nothing that is learnt depends on the range, and another data set has another one.
-        """
-        of_the_data = dict(self.facts)
-        super().on_load_checkpoint(checkpoint)
-        self.facts |= of_the_data

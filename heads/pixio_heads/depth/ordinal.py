@@ -81,7 +81,7 @@ class OrdinalDepth(RelativeDepth):
     It takes the checkpoints of RelativeDepth. Trained by itself, it learns from the pairs alone.
     """
 
-    asks = ("kinds",)
+    evaluation_asks = ("kinds",)
     cheap = ("image_row",)
     monitor = ("val/accuracy", "max")
 
@@ -92,7 +92,7 @@ class OrdinalDepth(RelativeDepth):
 
     def metrics(self) -> OrdinalAccuracy:
         """Return the accuracy, in all and by scene type."""
-        return OrdinalAccuracy(self.facts["kinds"])
+        return OrdinalAccuracy(self.evaluation_facts["kinds"])
 
     def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return disparity, points and scene type."""

@@ -47,6 +47,7 @@ class Segmentation(WindowedHead):
     """
 
     asks = ("num_classes", "class_names")
+    same_as_trained = ("class_names", "num_classes")
     cheap = ("majority", "majority_map")
     monitor = ("val/miou", "max")
 

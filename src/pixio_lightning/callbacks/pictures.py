@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from pixio_lightning import panels
+from pixio_lightning.callbacks.preemption import is_preempted
 
 
 class Pictures(L.Callback):
@@ -35,7 +36,7 @@ class Pictures(L.Callback):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.every_n_steps:
+        if self.every_n_steps and not is_preempted(trainer):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:

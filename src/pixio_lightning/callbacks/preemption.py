@@ -18,6 +18,11 @@ from pixio_lightning.callbacks.progress import say
 _AGREE_EVERY = 20
 
 
+def is_preempted(trainer: L.Trainer) -> bool:
+    """Whether a signal ends the training, so that there is time for nothing but to save."""
+    return any(isinstance(c, Preemption) and c.stopping for c in trainer.callbacks)
+
+
 class Preemption(L.Callback):
     """On SIGTERM or SIGUSR1 finish the step, save `last.ckpt` and stop.
 
@@ -25,12 +30,14 @@ class Preemption(L.Callback):
         requeue: Ask SLURM to queue the job again (`scontrol requeue`).
 
     Attributes:
-        signal: The signal that stopped the run, or None.
+        signal: The signal that was received, or None.
+        stopping: Whether it ends the training.
     """
 
     def __init__(self, requeue: bool = False) -> None:
         self.requeue = requeue
         self.signal: int | None = None
+        self.stopping = False
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -49,11 +56,13 @@ class Preemption(L.Callback):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if not stop or trainer.should_stop:
             return
-        self.signal = self.signal or signal.SIGTERM
+        self.signal, self.stopping = self.signal or signal.SIGTERM, True
         for callback in trainer.callbacks:
             if isinstance(callback, Checkpoints):
                 callback.save_last(trainer)
         trainer.should_stop = True
+        # Lightning would validate before it ends, which may take longer than there is left.
+        trainer.limit_val_batches = 0
         if trainer.is_global_zero:
             name = signal.Signals(self.signal).name
             say(f"{name} at step {trainer.global_step}: saved last.ckpt, stopping")

@@ -7,10 +7,12 @@ the number of workers or processes, and a run resumes from its step number alone
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -245,6 +247,7 @@ class Loader:
 
 def _told(loader: DataLoader) -> Iterator[dict[str, Any]]:
     """Yield batches; what happens to a worker becomes one line."""
+    _watch_workers()
     batches = iter(loader)
     while True:
         try:
@@ -255,8 +258,26 @@ def _told(loader: DataLoader) -> Iterator[dict[str, Any]]:
             failure = worker_failure(error)
             if failure is not None:
                 # Or torch's handler interrupts the clean-up that the failure itself sets off.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _leave_workers_unwatched()
             raise failure or error from error
+
+
+_handlers: list[Any] = []  # of a dead worker's signal, while nobody is to be told of it
+
+
+def _leave_workers_unwatched() -> None:
+    """Take no notice of workers that end, until a loader starts others."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler):
+        _handlers[:] = [handler]
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _watch_workers() -> None:
+    """Put torch's handler back, which it installs but once in a process."""
+    if _handlers and threading.current_thread() is threading.main_thread():
+        gc.collect()  # the loaders of a run that failed, whose workers are dead
+        signal.signal(signal.SIGCHLD, _handlers.pop())
 
 
 def worker_failure(error: Exception) -> UserError | None:
@@ -283,7 +304,7 @@ def worker_failure(error: Exception) -> UserError | None:
 def end_workers() -> None:
     """Kill the data workers of a run that has failed, which would hold its exit up for a while."""
     # torch's handler would take their end for another failure.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _leave_workers_unwatched()
     for child in multiprocessing.active_children():
         child.kill()
 

@@ -151,7 +151,7 @@ def head() -> OrdinalDepth:
     small = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
     backbone = Backbone("pixio_vitt16", weights="random", model_args=small)
     made = OrdinalDepth(backbone, image_size=32)
-    made.facts = {"kinds": KINDS}
+    made.evaluation_facts = {"kinds": KINDS}
     made.configure_model()
     return made
 

@@ -21,7 +21,7 @@ SMALL = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
 def head(**keys: object) -> RelativeDepth:
     backbone = Backbone("pixio_vitt16", weights="random", model_args=SMALL)
     made = RelativeDepth(backbone, **keys)  # type: ignore[arg-type]
-    made.facts = {"min_depth": 0.6, "max_depth": 70.0}
+    made.evaluation_facts = {"min_depth": 0.6, "max_depth": 70.0}
     return made
 
 

@@ -1,0 +1,48 @@
+"""Whether what is trained is finite: a run that diverged must not replace what it saved before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+
+def first_not_finite(module: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> str | None:
+    """Return the first weight or optimiser state that holds NaN or infinity, None if none does.
+
+    Buffers do not count: a mask may hold infinities on purpose. Of a sharded tensor the part of
+    this process is looked at. One pass over the memory, and one wait for the device.
+
+    Args:
+        module: What is trained.
+        optimizers: Theirs are the states.
+    """
+    named = list(_floating(module, optimizers))
+    # The largest magnitude of all is finite exactly if every one is.
+    largest = get_total_norm([tensor for _, tensor in named], float("inf"))
+    if bool(largest.isfinite()):
+        return None
+    return next(name for name, tensor in named if not tensor.isfinite().all())
+
+
+def _floating(
+    module: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+) -> Iterator[tuple[str, Tensor]]:
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
+    trained = [(name, p) for p, name in names.items() if p.requires_grad]
+    states = [
+        (f"{state} of {names.get(parameter, 'a weight')}", value)
+        for optimizer in optimizers
+        for parameter, found in optimizer.state.items()
+        for state, value in found.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    for name, tensor in (*trained, *states):
+        local = tensor.detach()
+        if isinstance(local, DTensor):
+            local = local.to_local()
+        if local.numel():
+            yield name, local
