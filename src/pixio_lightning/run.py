@@ -26,7 +26,7 @@ from pixio_lightning.callbacks import (
 )
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
-from pixio_lightning.checkpoint import AtomicIO, local_path, read, recover
+from pixio_lightning.checkpoint import AtomicIO, local_path, read, read_plain, recover
 from pixio_lightning.data.stream import end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.head import Head
@@ -220,10 +220,10 @@ def fit(cli: PixioCLI) -> int:
         if (folder / "config.yaml").exists() and last.exists():
             stored = yaml.safe_load((folder / "config.yaml").read_text())
             run_folder.check_same(folder, stored, config)
-            state = run_folder.read_state(folder)
-            if state.get("finished"):
+            step = _finished_step(cli, last)
+            if step:
                 if primary:
-                    title = f"{folder} finished at step {state['step']}; --fresh starts anew"
+                    title = f"{folder} finished at step {step}; --fresh starts anew"
                     say(block(title, outcome(cli.model, folder)))
                 return 0
             ckpt_path = str(last)
@@ -242,9 +242,27 @@ def fit(cli: PixioCLI) -> int:
             logger.metrics.rewind(-1)
     _call(cli, cli.trainer.fit, ckpt_path)
     for callback in cli.trainer.callbacks:
-        if isinstance(callback, Preemption) and callback.signal and primary:
-            return 128 + callback.signal
+        if isinstance(callback, Preemption) and callback.stopping and primary:
+            return 128 + (callback.signal or 0)
     return 0
+
+
+def _finished_step(cli: PixioCLI, last: Path) -> int:
+    """Return the step a run ended at; 0 if there is more to do.
+
+    The last step is saved after all else, so its checkpoint alone says that the run is complete,
+    even where it was killed before it could note that it had finished.
+    """
+    folder = cli.options.out
+    state = run_folder.read_state(folder)
+    if state.get("finished"):
+        return state["step"]
+    step = read_plain(last)["global_step"]
+    if not 0 < cli.trainer.max_steps <= step:
+        return 0
+    if cli.trainer.is_global_zero:
+        run_folder.write_state(folder, step=step, finished=True)
+    return step
 
 
 def _introduce(cli: PixioCLI) -> None:

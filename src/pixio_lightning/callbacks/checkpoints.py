@@ -142,6 +142,8 @@ def _validation_follows(trainer: L.Trainer) -> bool:
 
 def _validate(trainer: L.Trainer) -> None:
     """Run the validation that the run was killed in, or before."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # from the first batch on, not from where an earlier one ended
     trainer.validating = True
-    trainer.fit_loop.epoch_loop.val_loop.run()
+    loop.run()
     trainer.training = True

@@ -1,0 +1,198 @@
+"""A run that is killed around validations and saves ends as one that never was.
+
+Its evaluations, its best checkpoint and its last one are those of an uninterrupted run, whenever
+it was killed. First in one process, at every moment that matters; then with real kills.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import equal, kill_when, pixio, same
+
+from pixio_lightning import checkpoint, record
+from pixio_lightning.callbacks import Checkpoints
+from pixio_lightning.cli import main
+from pixio_lightning.head import Head
+
+# Saves at 3, 6, 9, 12 and validations at 4, 8, 12, or together at 4, 8, 12.
+_TINY: dict[str, Any] = {
+    "model": {
+        "backbone": {
+            "name": "pixio_vitt16",
+            "weights": "random:0",
+            "layers": "last",
+            "tune": "full",
+            "drop_path": 0.2,
+            "model_args": {
+                **{"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
+                "n_cls_tokens": 2,
+            },
+        },
+        "decoder": {"class_path": "LinearDecoder"},
+        "cache": False,
+        # So high a rate that the best validation is not the last one.
+        "optim": {"lr": 0.2, "schedule": "constant", "warmup": 0.0},
+    },
+    "data": {
+        "scenes": {"train": 4, "held_out": 4, "views": 2, "size": 64},
+        **{"batch_size": 4, "val_batch_size": 2, "num_workers": 0, "steps_per_epoch": 4},
+    },
+    "trainer": {"max_steps": 12, "log_every_n_steps": 1, "logger": False},
+    "panels": {"every_n_steps": 0},
+}
+
+
+class PowerCut(BaseException):
+    """Ends a process without a chance to clean up, as far as Python can."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("tiny")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(_TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXIO_CACHE", str(folder / "cache"))
+        yield path
+
+
+def _words(tiny: Path, out: Path, save_every: int) -> list[str]:
+    words = ["-c", "depth/demo", "-c", str(tiny), "--out", str(out)]
+    return [*words, "--checkpoint.every_n_steps", str(save_every)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["fit", *_words(tiny, folder, 3)]) == 0
+    return folder
+
+
+def _assert_same_outcome(a: Path, b: Path) -> None:
+    assert record.read(a) == record.read(b)
+    assert same(a / "last.ckpt", b / "last.ckpt")
+    first, second = (checkpoint.read(run / "best.ckpt") for run in (a, b))
+    assert first["global_step"] == second["global_step"]
+    assert equal(first["state_dict"], second["state_dict"])
+    assert (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
+    state = json.loads((b / "state.json").read_text())
+    assert state == {"step": 12, "finished": True}
+
+
+def test_the_run_says_something(uninterrupted: Path) -> None:
+    lines = record.read(uninterrupted)
+    assert [line["steps"] for line in lines[:-2]] == [4, 8]
+    assert [line["checkpoint"] for line in lines] == ["running", "running", "best", "last"]
+    best = checkpoint.read(uninterrupted / "best.ckpt")["global_step"]
+    assert best == lines[2]["steps"] != 12, "the best must not be the last, or nothing is shown"
+
+
+def _cut(patch: pytest.MonkeyPatch, owner: type, name: str, when: Any, *, after: bool) -> None:
+    """Cut the power when `owner.name` is called and `when(self, *arguments)` holds."""
+    original = getattr(owner, name)
+
+    def cut(self: Any, *args: Any, **kwargs: Any) -> Any:
+        now = when(self, *args)
+        if now and not after:
+            raise PowerCut
+        result = original(self, *args, **kwargs)
+        if now:
+            raise PowerCut
+        return result
+
+    patch.setattr(owner, name, cut)
+
+
+_MOMENTS = {
+    "before the first batch": (Head, "on_validation_start", lambda s: s.global_step == 8, False),
+    "between batches": (Head, "validation_step", lambda s, b, i: s.global_step == 8 and i, False),
+    "before the record": (
+        *(Head, "on_validation_epoch_end"),
+        *(lambda s: s.global_step == 8, False),
+    ),
+    "after the record": (Head, "on_validation_epoch_end", lambda s: s.global_step == 8, True),
+    "after the first best": (
+        *(Checkpoints, "on_validation_end"),
+        *(lambda s, t, m: t.global_step == 4, True),
+    ),
+    "after best": (Checkpoints, "on_validation_end", lambda s, t, m: t.global_step == 8, True),
+    "in the last": (Head, "validation_step", lambda s, b, i: s.global_step == 12 and i, False),
+    "after the last": (
+        *(Checkpoints, "on_validation_end"),
+        *(lambda s, t, m: t.global_step == 12, True),
+    ),
+    "after the last save": (
+        *(Checkpoints, "save_last"),
+        *(lambda s, t: t.global_step == 12, True),
+    ),
+}
+
+
+@pytest.mark.parametrize("save_every", [3, 4])
+@pytest.mark.parametrize("moment", _MOMENTS)
+def test_a_power_cut_around_a_validation_changes_nothing(
+    moment: str, save_every: int, tiny: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    words = _words(tiny, tmp_path / "run", save_every)
+    owner, name, when, after = _MOMENTS[moment]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        _cut(patch, owner, name, when, after=after)
+        main(["fit", *words])
+    assert main(["fit", *words]) == 0
+    if save_every == 3:
+        _assert_same_outcome(uninterrupted, tmp_path / "run")
+        return
+    # Another cadence of saving is another configuration, and nothing else.
+    lines = record.read(tmp_path / "run")
+    for line in lines:
+        line["overrides"] = record.read(uninterrupted)[0]["overrides"]
+    assert lines == record.read(uninterrupted)
+    assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
+    tables = [(run / "metrics.csv").read_text() for run in (uninterrupted, tmp_path / "run")]
+    assert tables[0] == tables[1]
+
+
+def test_the_best_is_never_replaced_by_a_worse_one(
+    tiny: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Cut after the best was saved; the run goes on from before it, and is cut once more."""
+    best = checkpoint.read(uninterrupted / "best.ckpt")["global_step"]
+    words = _words(tiny, tmp_path / "run", 100)
+    for step in (best, 12):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+            when = lambda s, t, m, step=step: t.global_step == step  # noqa: E731
+            _cut(patch, Checkpoints, "on_validation_end", when, after=True)
+            main(["fit", *words])
+        stored = checkpoint.read(tmp_path / "run" / "best.ckpt")
+        assert stored["global_step"] == best
+
+
+@pytest.mark.slow
+def test_thirty_kills_around_validations_and_saves(
+    tiny: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Real processes, killed shortly after what they print of a save or a step."""
+    words = ("fit", *_words(tiny, tmp_path / "run", 3), "--trainer.max_steps", 12)
+    moments, kills, rounds = random.Random(0), 0, 0
+    whole = ("fit", *_words(tiny, tmp_path / "whole", 3), "--trainer.max_steps", 12)
+    pixio(*whole)
+    while kills < 30:
+        rounds += 1
+        text = moments.choice([f"step {n}" for n in (2, 3, 4, 6, 8, 9, 11, 12)])
+        if kill_when(text, *words, after=moments.uniform(0, 0.3)):
+            kills += 1
+        if rounds % 6 == 0 or kills == 30:
+            pixio(*words)
+            lines = [record.read(tmp_path / run) for run in ("whole", "run")]
+            assert lines[0] == lines[1]
+            for name in ("last.ckpt", "best.ckpt"):
+                assert same(tmp_path / "whole" / name, tmp_path / "run" / name)
+            if kills < 30:
+                (tmp_path / "run").rename(tmp_path / f"run-{rounds}")
