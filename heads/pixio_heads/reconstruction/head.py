@@ -148,8 +148,10 @@ class Reconstruction(Head):
             found["wrong_reference"] = self(self.encode(mixed_batch), mixed_batch)
         return found
 
-    def picture(self, batches: list[Batch], predictions: list[Prediction]) -> panels.Panel:
+    def picture(self, batches: list[Batch], predictions: list[Prediction]) -> panels.Panel | None:
         """Draw two views, depth of the first, and clouds with cameras from two sides."""
+        if not batches:  # none of the sets that were chosen can be used
+            return None
         sets = zip(batches, predictions, strict=True)
         rows = [set_row(batch, prediction) for batch, prediction in sets]
         caption = "predicted lengths are brought to the true average distance"

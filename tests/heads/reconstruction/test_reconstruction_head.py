@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scene_folders
 import torch
 from PIL import Image
 from skimage import data
@@ -145,3 +146,18 @@ def test_what_gives_no_scene_is_one_line(
     assert main(line) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert said in error
+
+
+def test_a_run_whose_pictured_sets_cannot_be_used_draws_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for room, seed in (("train/a", 1), ("val/a", 2), ("val/b", 3)):
+        scene_folders.nerfstudio(tmp_path / room, scene_folders.rendered(seed))
+    for depth in (tmp_path / "val/a/depth").iterdir():
+        depth.write_bytes(b"")
+    line = [word if not word.endswith("/run") else str(tmp_path / "run") for word in words]
+    line += ["--data.source", "folder", "--data.path", str(tmp_path), "--panels.images", "1"]
+    code = main(["fit", *line, "--data.image_size", "[48, 48]"])
+    assert code == 0, capsys.readouterr().err
+    assert (tmp_path / "run/last.ckpt").exists() and not (tmp_path / "run/panels").exists()
+    assert record.read(tmp_path / "run")[-1]["n"] == 1
