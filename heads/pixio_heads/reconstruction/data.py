@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.frames import FileScene, RenderedScene, Scene
@@ -19,9 +20,10 @@ from pixio_heads.reconstruction.views.sets import (
     TrainingSets,
 )
 from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import Chance, Sample, Samples
+from pixio_lightning.data.samples import Chance, HeldOutSamples, Sample, Samples, spread
 from pixio_lightning.data.scene_samples import Scenes, SceneSamples
 from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 
@@ -241,6 +243,44 @@ class ReconstructionData(SampleData):
         sets = f"{self.val_views} views, covisibility {self.covisibility:g}"
         return ", ".join((super().dataset, sets))
 
+    # --- covisibility -------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Render the scenes, and find out which views see which, once, in one process of a node."""
+        super().prepare_data()
+        stage = self.trainer.state.fn if self.trainer else "fit"
+        if stage == "fit":
+            self._measure("train")
+        if stage != "predict":
+            self.evaluation_set("test" if stage == "test" else "val")
+
+    def _sets(self, split: str) -> Sets:
+        sets = self.samples_of(split)
+        assert isinstance(sets, Sets)
+        return sets
+
+    def _measure(self, split: str, indices: list[int] | None = None) -> None:
+        """Measure before workers start, also where `prepare_data` could not know what is needed."""
+        hidden = self.trainer is not None and self.trainer.global_rank > 0
+        self._sets(split).measure(indices, hidden=hidden)
+
+    def evaluation_set(self, stage: str) -> HeldOutSamples:
+        """Return the sets of a stage, each once, ready to be loaded."""
+        held_out = super().evaluation_set(stage)
+        if stage != "predict":
+            self._measure(stage, held_out.indices)
+        return held_out
+
+    def statistics_dataloader(self, most: int | None = None, *, share: bool = False) -> Loader:
+        """Return training sets as they are evaluated, each once."""
+        self._measure("train", spread(len(self.samples_of("train")), most))
+        return super().statistics_dataloader(most, share=share)
+
+    def samples(self, n: int) -> dict[str, Any]:
+        """Return `n` validation sets for pictures, as batches of one."""
+        self._measure("val", spread(len(self.samples_of("val")), n))
+        return super().samples(n)
+
     # --- the stream ---------------------------------------------------------------------------
 
     @property
@@ -264,8 +304,8 @@ class ReconstructionData(SampleData):
 
     def training_set(self) -> TrainingSets | SetsOfOneShape:
         """Return training sets by their position in the stream."""
-        sets = self.samples_of("train")
-        assert isinstance(sets, Sets)
+        sets = self._sets("train")
+        self._measure("train")
         if self.views is not None:
             fixed = sets.shaped(self.min_views, self.sizes[0])
             return SetsOfOneShape(

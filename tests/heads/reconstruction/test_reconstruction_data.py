@@ -17,7 +17,7 @@ from scene_folders import rendered
 from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
-from pixio_heads.reconstruction.views.covisibility import neighbours
+from pixio_heads.reconstruction.views.covisibility import Neighbours
 from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
 from pixio_lightning.data import scene_store
 from pixio_lightning.data.samples import Chance
@@ -143,9 +143,9 @@ def test_a_set_is_connected_and_differs_from_set_to_set(folder: Path) -> None:
         turns = np.stack([f.cam2world[:3, :3] for f in scene.frames])
         poses = sets.load(index)["cam2world"]
         views = [int(np.abs(turns - pose[:3, :3]).sum((1, 2)).argmin()) for pose in poses]
-        near = neighbours(scene.scores(), threshold=0.25)
+        near = Neighbours(scene.scores(), threshold=0.25)
         assert len(set(views)) == 3
-        assert all(near[views[:i], views[i]].any() for i in (1, 2))
+        assert all(any(near[v][views[i]] for v in views[:i]) for i in (1, 2))
         seen.add((index // 10, *views))
     assert len(seen) > 5
 
@@ -297,6 +297,59 @@ def test_training_stays_within_one_small_scene(tmp_path: Path) -> None:
     turns = {pose.numpy().tobytes() for pose in poses[:, :3, :3]}
     held_out = data.samples_of("val").load(0)["cam2world"][:, :3, :3]
     assert len(turns) == 3 and not turns & {turn.tobytes() for turn in held_out}
+
+
+# --- covisibility -----------------------------------------------------------------------------
+
+
+def kept(root: Path) -> int:
+    """Return of how many scenes the covisibility is on disk."""
+    return len(list((root / "covisibility").glob("*.npy")))
+
+
+def prepared(data: ReconstructionData, stage: str) -> ReconstructionData:
+    attached(data)
+    data.trainer.state = SimpleNamespace(fn=stage)  # type: ignore[union-attr]
+    data.prepare_data()
+    return data
+
+
+def test_what_sees_what_is_known_before_workers_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of the scenes of the stage, and of a few sets only of theirs."""
+    for stage, scenes in (("fit", 4), ("validate", 2), ("test", 2), ("predict", 0)):
+        cache = tmp_path_factory.mktemp(stage)
+        monkeypatch.setenv("PIXIO_CACHE", str(cache))
+        prepared(of("folder", folder, hold_out=0.5), stage)
+        assert kept(cache) == scenes, stage
+    cache = tmp_path_factory.mktemp("few")
+    monkeypatch.setenv("PIXIO_CACHE", str(cache))
+    data = prepared(of("folder", folder, hold_out=0.75, val_images=1), "validate")
+    assert kept(cache) == 1
+    data.samples(2)
+    assert kept(cache) == 2
+    # The statistics of a head that has none yet: one scene is trained on.
+    data.statistics_dataloader(5)
+    assert kept(cache) == 3
+    (batch,) = list(
+        of("folder", folder, hold_out=0.75, val_images=1, num_workers=1).val_dataloader()
+    )
+    assert len(batch["key"]) == 1 and kept(cache) == 3
+
+
+def test_given_scores_and_few_rendered_views_are_not_computed_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    scene_folders.wai(tmp_path / "wai/a", rendered(1, views=4), scores=np.ones((4, 4)))
+    data = prepared(of("wai", tmp_path / "wai", hold_out=1.0), "test")
+    assert len(data.samples_of("test").load(0)["image"]) == 2
+    many = Scenes(train=1, held_out=1, views=20, size=16, places=("studio",))
+    for scenes, expected in ((ROOMS, 0), (many, 2)):
+        data = prepared(of(scenes=scenes, image_size=(16, 16)), "fit")
+        data.samples_of("train").load(0)
+        assert kept(tmp_path / "cache") == expected
 
 
 # --- colours ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Scenes of posed images: one file's frames, rendered ones, and a part of either.
+"""Scenes of posed images: one file's frames, or rendered ones.
 
 A camera is OpenCV (x right, y down, z forward), its pose camera-to-world in the file's own world,
 its intrinsics for pixel centres at integer coordinates.
@@ -6,7 +6,7 @@ its intrinsics for pixel centres at integer coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views import covisibility
+from pixio_heads.reconstruction.views.score_file import ScoreFile
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.depth_files import read_depth
-from pixio_lightning.data.samples import digest_of
 from pixio_lightning.data.scene_samples import SceneSamples
 from pixio_lightning.data.scenes import CLASSES
 from pixio_lightning.errors import UserError
 
 _SKY = CLASSES.index("sky")
+_FEW = 16  # rendered views of a scene
 
 
 class Frame(NamedTuple):
@@ -127,6 +128,10 @@ class Scene(Protocol):
         """Return how much of each frame every frame sees, as from `covisibility.pairwise`."""
         ...
 
+    def score_file(self) -> ScoreFile | None:
+        """Return where the scores are kept once they are computed; None where they need not be."""
+        ...
+
     def facts(self) -> Any:
         """Return plain data that changes when any frame does."""
         ...
@@ -141,7 +146,8 @@ class FileScene:
         metric: Whether its lengths are metres.
         scale: Metres per unit of an integer depth image.
         max_megapixels: Larger images are bad.
-        given: A matrix of scores that comes with the data, `(N, N)` npy; None computes it.
+        given: A matrix of scores that comes with the data, npy; None computes it.
+        rows: Which rows and columns of it are of these frames; None for all.
     """
 
     def __init__(
@@ -153,10 +159,25 @@ class FileScene:
         scale: float,
         max_megapixels: float,
         given: Path | None = None,
+        rows: range | None = None,
     ) -> None:
         self.name, self.frames, self.metric = name, list(frames), metric
-        self.scale, self.max_megapixels, self.given = scale, max_megapixels, given
+        self.scale, self.max_megapixels = scale, max_megapixels
+        self.given, self.rows = given, rows
         self._scores: NDArray[np.float32] | None = None
+        self._file: ScoreFile | None = None
+
+    def part(self, indices: range) -> FileScene:
+        """Return some of the frames, as if there were no others."""
+        return FileScene(
+            self.name,
+            [self.frames[i] for i in indices],
+            metric=self.metric,
+            scale=self.scale,
+            max_megapixels=self.max_megapixels,
+            given=self.given,
+            rows=indices if self.rows is None else self.rows[indices.start : indices.stop],
+        )
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -187,14 +208,23 @@ class FileScene:
 
     def scores(self) -> NDArray[np.float32]:
         if self._scores is None:
-            if self.given is not None:
-                self._scores = np.load(self.given, mmap_mode="r", allow_pickle=False)
+            file = self.score_file()
+            if file is not None:
+                self._scores = file.read()
             else:
-                self._scores = covisibility.cached(self.facts(), self._measure)
+                assert self.given is not None
+                rows = slice(self.rows.start, self.rows.stop) if self.rows else slice(None)
+                whole = np.load(self.given, mmap_mode="r", allow_pickle=False)
+                self._scores = whole[rows, rows]
         return self._scores
 
-    def _measure(self) -> NDArray[np.float32]:
-        """Compute the scores; those of a frame whose depth cannot be read are NaN."""
+    def score_file(self) -> ScoreFile | None:
+        if self._file is None and self.given is None:
+            self._file = ScoreFile(self.facts(), len(self), self._measured)
+        return self._file
+
+    def _measured(self, start: int) -> Iterator[NDArray[np.float32]]:
+        """Compute rows of the scores; those of a frame whose depth cannot be read are NaN."""
         depths, matrices, broken = [], [], []
         for index, frame in enumerate(self.frames):
             try:
@@ -210,9 +240,11 @@ class FileScene:
             depth, own = covisibility.shrunk(depth, own)
             depths.append(depth)
             matrices.append(own)
-        scores = covisibility.pairwise(depths, matrices, [f.cam2world for f in self.frames])
-        scores[broken] = scores[:, broken] = np.nan
-        return scores
+        poses = [frame.cam2world for frame in self.frames]
+        found = covisibility.rows(depths, matrices, poses, start=start)
+        for index, row in enumerate(found, start):
+            row[slice(None) if index in broken else broken] = np.nan
+            yield row
 
     def facts(self) -> Any:
         files = [path for f in self.frames for path in (f.image, f.depth) if path is not None]
@@ -247,39 +279,22 @@ class RenderedScene:
 
     def scores(self) -> NDArray[np.float32]:
         if self._scores is None:
-            shots = [self.load(i) for i in range(len(self))]
-            small = [covisibility.shrunk(s.depth, s.intrinsics) for s in shots]
-            depths, intrinsics = zip(*small, strict=True)
-            self._scores = covisibility.pairwise(depths, intrinsics, [s.cam2world for s in shots])
+            file = self.score_file()
+            self._scores = np.stack(list(self._measured(0))) if file is None else file.read()
         return self._scores
+
+    def score_file(self) -> ScoreFile | None:
+        # Scores of a few views are computed as fast as they are read.
+        return ScoreFile(self.facts(), len(self), self._measured) if len(self) > _FEW else None
+
+    def _measured(self, start: int) -> Iterator[NDArray[np.float32]]:
+        shots = [self.load(i) for i in range(len(self))]
+        small = [covisibility.shrunk(s.depth, s.intrinsics) for s in shots]
+        depths, intrinsics = zip(*small, strict=True)
+        return covisibility.rows(depths, intrinsics, [s.cam2world for s in shots], start=start)
 
     def facts(self) -> Any:
         return self.name, self.views.digest()
-
-
-class PartOfScene:
-    """Some frames of a scene, as if there were no others.
-
-    Args:
-        scene: The whole.
-        indices: Which of its frames.
-    """
-
-    def __init__(self, scene: Scene, indices: Sequence[int]) -> None:
-        self.scene, self.indices = scene, list(indices)
-        self.name, self.metric = scene.name, scene.metric
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def load(self, index: int) -> Shot:
-        return self.scene.load(self.indices[index])
-
-    def scores(self) -> NDArray[np.float32]:
-        return self.scene.scores()[np.ix_(self.indices, self.indices)]
-
-    def facts(self) -> Any:
-        return digest_of(self.scene.facts()), self.indices
 
 
 def _wide(size: tuple[int, ...] | None) -> str:

@@ -19,7 +19,6 @@ from pixio_heads.reconstruction.views.frames import (
     FileScene,
     Found,
     Frame,
-    PartOfScene,
     Scene,
     camera_matrix,
     posed_frame,
@@ -251,7 +250,4 @@ def split_scenes(
             f"{least} out; give more, or train/ and val/ with scenes of their own"
         )
     # The end of a walk through the scene: what lies next to a frame would be no test.
-    return (
-        [PartOfScene(scene, range(kept))],
-        [PartOfScene(scene, range(kept, len(scene)))],
-    )
+    return [scene.part(range(kept))], [scene.part(range(kept, len(scene)))]
