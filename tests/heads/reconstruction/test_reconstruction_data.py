@@ -18,6 +18,7 @@ from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.covisibility import Neighbours
+from pixio_heads.reconstruction.views.known_sets import SetFlags
 from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
 from pixio_lightning.data import scene_store
 from pixio_lightning.data.samples import Chance
@@ -165,6 +166,51 @@ def test_flags_are_what_the_layout_knows_or_the_user_says(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="data.metric is True, but of blendedmvs it is known"):
         flags("blendedmvs", metric=True)
     assert of(metric=False, synthetic=False).samples_of("val").load(0)["metric"]
+
+
+def test_sets_beside_each_other_are_known_by_their_folders(tmp_path: Path) -> None:
+    for name in ("blendedmvs", "ScanNet++v2", "tav2_wb", "lab"):
+        for room in (1, 2):
+            # What the file says of itself does not count where the set is known.
+            scale = "up_to_scale" if name == "tav2_wb" else "metric"
+            root = tmp_path / name / f"room{room}"
+            scene_folders.wai(root, rendered(room, views=4), scale_type=scale)
+    keys: dict[str, Any] = {"min_views": 2, "max_views": 2, "hold_out": 1.0}
+
+    def flags(**more: Any) -> dict[str, tuple[bool, bool]]:
+        sets = of("wai", tmp_path, **keys, **more).samples_of("val")
+        samples = {sets.name(i).split("/")[0]: sets.load(i) for i in range(0, len(sets), 10)}
+        assert len(sets) == 80 and sets.name(79).endswith("/room2/09")
+        return {k: (bool(v["metric"]), bool(v["synthetic"])) for k, v in samples.items()}
+
+    with pytest.raises(UserError, match=r"a set 'lab'.*--data.sets '\{lab: \{metric: true, synth"):
+        flags()
+    expected = {
+        "ScanNet++v2": (True, False),
+        "blendedmvs": (False, False),
+        "lab": (False, True),
+        "tav2_wb": (True, True),
+    }
+    lab = SetFlags(metric=False, synthetic=True)
+    assert flags(sets={"lab": lab}) == expected
+    assert flags(sets={"lab": lab, "tav2_wb": lab}) == expected | {"tav2_wb": (False, True)}
+    assert set(flags(metric=True, synthetic=False).values()) == {(True, False)}
+    with pytest.raises(UserError, match="names 'labs'.* holds the sets .*, did you mean 'lab'"):
+        flags(metric=True, synthetic=False, sets={"labs": lab})
+    (tmp_path / "tav2_wb").rename(tmp_path / "tav_wb")
+    with pytest.raises(UserError, match="a set 'tav_wb'.*, did you mean 'tav2_wb'"):
+        flags(sets={"lab": lab})
+    with pytest.raises(UserError, match="data.sets is of folders in the layout wai, but.* folder"):
+        of("folder", tmp_path, sets={"lab": lab})
+
+
+def test_sets_are_in_train_and_val_folders_too(tmp_path: Path) -> None:
+    for split, name in (("train", "spring"), ("train", "mpsd"), ("val", "mpsd")):
+        scene_folders.wai(tmp_path / split / name / "a", rendered(1, views=4))
+    data = of("wai", tmp_path)
+    found = {scene.name: scene.synthetic for scene in data.samples_of("train").scenes}
+    assert found == {"mpsd/a": False, "spring/a": True}
+    assert [scene.name for scene in data.samples_of("val").scenes] == ["mpsd/a"]
 
 
 def test_train_and_val_folders_are_what_they_say(folder: Path) -> None:

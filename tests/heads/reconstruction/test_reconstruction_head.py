@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import scene_folders
 import torch
+import yaml
 from PIL import Image
 from skimage import data
 
 from pixio_heads.reconstruction import reconstructed
-from pixio_lightning import checkpoint, load, record
+from pixio_lightning import checkpoint, load, recipes, record
 from pixio_lightning.cli import main
 
 SMALL = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48, places: [den]}"]
@@ -161,3 +162,28 @@ def test_a_run_whose_pictured_sets_cannot_be_used_draws_nothing(
     assert code == 0, capsys.readouterr().err
     assert (tmp_path / "run/last.ckpt").exists() and not (tmp_path / "run/panels").exists()
     assert record.read(tmp_path / "run")[-1]["n"] == 1
+
+
+def test_sets_of_two_kinds_train_together(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for room in ("spring/a", "spring/b", "mine/a"):
+        scene_folders.wai(tmp_path / room, scene_folders.rendered(len(room)))
+    line = [word if not word.endswith("/run") else str(tmp_path / "run") for word in words]
+    line += ["--data.source", "wai", "--data.path", str(tmp_path), "--data.image_size", "[48, 48]"]
+    assert main(["fit", *line]) == 2
+    assert "a set 'mine'" in capsys.readouterr().err
+    line += ["--data.sets", "{mine: {metric: false, synthetic: false}}", "--fresh"]
+    assert main(["fit", *line]) == 0, capsys.readouterr().err
+    assert (tmp_path / "run/last.ckpt").exists()
+
+
+def test_the_recipe_s_header_is_its_global_batch() -> None:
+    path = recipes.find("reconstruction/mapanything_v1_vith16")
+    keys = yaml.safe_load(path.read_text())
+    data, trainer = keys["data"]["init_args"], keys["trainer"]
+    gpus = trainer["devices"] * trainer["num_nodes"]
+    each = data["batch_size"] * data["min_views"]
+    hardware = recipes.header(path).fields["hardware"]
+    assert f"{gpus} GPUs of 80 GB in {trainer['num_nodes']} nodes" in hardware
+    assert f"{each} images each, {gpus * each} in all" in hardware

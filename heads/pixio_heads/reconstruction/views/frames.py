@@ -7,6 +7,7 @@ its intrinsics for pixel centres at integer coordinates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -113,10 +114,12 @@ class Scene(Protocol):
     Attributes:
         name: Unique and stable, the scene's folder below the data's where there are files.
         metric: Whether its lengths are metres.
+        synthetic: Whether its images are rendered.
     """
 
     name: str
     metric: bool
+    synthetic: bool
 
     def __len__(self) -> int: ...
 
@@ -144,10 +147,10 @@ class FileScene:
         name: The scene's folder below the data's.
         frames: Its frames.
         metric: Whether its lengths are metres.
+        synthetic: Whether its images are rendered.
         scale: Metres per unit of an integer depth image.
         max_megapixels: Larger images are bad.
-        given: A matrix of scores that comes with the data, npy; None computes it.
-        rows: Which rows and columns of it are of these frames; None for all.
+        given: A matrix of scores that comes with the data, `(N, N)` npy; None computes it.
     """
 
     def __init__(
@@ -156,28 +159,26 @@ class FileScene:
         frames: Sequence[Frame],
         *,
         metric: bool,
+        synthetic: bool,
         scale: float,
         max_megapixels: float,
         given: Path | None = None,
-        rows: range | None = None,
     ) -> None:
-        self.name, self.frames, self.metric = name, list(frames), metric
-        self.scale, self.max_megapixels = scale, max_megapixels
-        self.given, self.rows = given, rows
+        self.name, self.frames = name, list(frames)
+        self.metric, self.synthetic = metric, synthetic
+        self.scale, self.max_megapixels, self.given = scale, max_megapixels, given
+        self._given_rows = slice(0, len(frames))
         self._scores: NDArray[np.float32] | None = None
         self._file: ScoreFile | None = None
 
     def part(self, indices: range) -> FileScene:
         """Return some of the frames, as if there were no others."""
-        return FileScene(
-            self.name,
-            [self.frames[i] for i in indices],
-            metric=self.metric,
-            scale=self.scale,
-            max_megapixels=self.max_megapixels,
-            given=self.given,
-            rows=indices if self.rows is None else self.rows[indices.start : indices.stop],
-        )
+        part = copy(self)
+        part.frames = [self.frames[i] for i in indices]
+        first = self._given_rows.start
+        part._given_rows = slice(first + indices.start, first + indices.stop)
+        part._scores = part._file = None
+        return part
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -213,9 +214,8 @@ class FileScene:
                 self._scores = file.read()
             else:
                 assert self.given is not None
-                rows = slice(self.rows.start, self.rows.stop) if self.rows else slice(None)
                 whole = np.load(self.given, mmap_mode="r", allow_pickle=False)
-                self._scores = whole[rows, rows]
+                self._scores = whole[self._given_rows, self._given_rows]
         return self._scores
 
     def score_file(self) -> ScoreFile | None:
@@ -255,14 +255,14 @@ class FileScene:
 
 
 class RenderedScene:
-    """The views of a rendered scene, which are metric.
+    """The views of a rendered scene.
 
     Args:
         views: The rendered views, with `image`, `depth`, `class_id`, `intrinsics`, `cam2world`.
         indices: Which of them are the scene's.
     """
 
-    metric = True
+    metric = synthetic = True
 
     def __init__(self, views: SceneSamples, indices: range) -> None:
         self.views, self.indices = views, indices

@@ -45,8 +45,6 @@ class Sets:
         per_scene: Sets of each scene.
         covisibility: How much of a view its neighbour must see, see `covisibility.Neighbours`.
         seed: Seed of which views make a set.
-        metric: Whether lengths are metres; None leaves it to the scene.
-        synthetic: Whether the images are rendered.
         turn: The pass; each draws other sets.
     """
 
@@ -56,8 +54,6 @@ class Sets:
     per_scene: int
     covisibility: float
     seed: int
-    metric: bool | None
-    synthetic: bool
     turn: int = 0
 
     def __len__(self) -> int:
@@ -82,8 +78,8 @@ class Sets:
             "non_ambiguous": ~(depth < 0),
             "intrinsics": np.stack([s.intrinsics for s in shots]).astype(np.float32),
             "cam2world": _near_origin(np.stack([s.cam2world for s in shots])),
-            "metric": np.asarray(scene.metric if self.metric is None else self.metric),
-            "synthetic": np.asarray(self.synthetic),
+            "metric": np.asarray(scene.metric),
+            "synthetic": np.asarray(scene.synthetic),
         }
 
     def measure(self, indices: Iterable[int] | None = None, *, hidden: bool = False) -> None:
