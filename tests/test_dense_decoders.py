@@ -81,6 +81,53 @@ def test_the_trunk_equals_an_independent_one() -> None:
             assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+def _doubled_and_cropped(trunk: DPT, maps: list[Tensor]) -> Tensor:
+    """Rebuild the trunk from its description: four levels, fused from deep to shallow, each doubled
+    and cut to the next."""
+
+    def refined(unit: nn.Module, x: Tensor) -> Tensor:
+        first, second = unit.convolution1, unit.convolution2
+        inner = nn.functional.conv2d(x.relu(), first.weight, first.bias, padding=1)
+        return x + nn.functional.conv2d(inner.relu(), second.weight, second.bias, padding=1)
+
+    levels = []
+    for i, x in enumerate(maps):
+        projection, convolution = trunk.projections[i], trunk.convolutions[i]
+        x = nn.functional.conv2d(x, projection.weight, projection.bias)
+        resize = trunk.resizes[i]
+        if i < 2:
+            x = nn.functional.conv_transpose2d(x, resize.weight, resize.bias, stride=(4, 2)[i])
+        elif i == 3:
+            x = nn.functional.conv2d(x, resize.weight, resize.bias, stride=2, padding=1)
+        levels.append(nn.functional.conv2d(x, convolution.weight, padding=1))
+    fused = None
+    for i in (3, 2, 1, 0):
+        fusion, x = trunk.fusions[i], levels[i]
+        if fused is not None:
+            x = fused[:, :, : x.shape[2], : x.shape[3]] + refined(fusion.join, x)
+        x = refined(fusion.refine, x)
+        x = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        fused = nn.functional.conv2d(x, fusion.project.weight, fusion.project.bias)
+    assert fused is not None
+    return fused
+
+
+@pytest.mark.parametrize("grid", [(21, 21), (21, 14), (14, 21), (6, 4)])
+def test_doubling_and_cropping_is_a_switch_that_matters_on_odd_grids(grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    trunk = DPT(8, (4, 6, 8, 8), features=8, double_and_crop=True).eval()
+    straight = DPT(8, (4, 6, 8, 8), features=8).eval()
+    straight.load_state_dict(trunk.state_dict())
+    maps = list(torch.randn(4, 1, 8, *grid))
+    with torch.no_grad():
+        expected, other = _doubled_and_cropped(trunk, maps), straight(maps)
+        got = trunk(maps)
+    assert got.shape == other.shape == (1, 8, 8 * grid[0], 8 * grid[1])
+    assert torch.allclose(got, expected, atol=1e-5)
+    odd = grid[0] % 2 or grid[1] % 2
+    assert torch.allclose(got, other, atol=1e-5) != bool(odd)
+
+
 def test_dpt_asks_for_four_layers() -> None:
     with pytest.raises(UserError, match="layers to quarters"):
         DPTDecoder(16, 1, taps=1)

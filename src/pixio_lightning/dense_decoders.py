@@ -152,10 +152,12 @@ class Fusion(nn.Module):
     Args:
         width: Channels.
         joins: Whether there is a map from below; the deepest has none, and no unit to join it.
+        double_and_crop: See `DPT`.
     """
 
-    def __init__(self, width: int, *, joins: bool) -> None:
+    def __init__(self, width: int, *, joins: bool, double_and_crop: bool = False) -> None:
         super().__init__()
+        self.double_and_crop = double_and_crop
         self.join = ResidualUnit(width) if joins else None
         self.refine = ResidualUnit(width)
         self.project = nn.Conv2d(width, width, 1)
@@ -164,7 +166,11 @@ class Fusion(nn.Module):
         """Return the fused map at `size`."""
         if self.join is not None:
             x = below + self.join(x)
-        return self.project(upsample(self.refine(x), size))
+        x = self.refine(x)
+        if self.double_and_crop:
+            doubled = upsample(x, (2 * x.shape[-2], 2 * x.shape[-1]))
+            return self.project(doubled[..., : size[0], : size[1]])
+        return self.project(upsample(x, size))
 
 
 class DPT(nn.Module):
@@ -177,6 +183,9 @@ class DPT(nn.Module):
         in_channels: Width C of each map, or of all four.
         out_channels: Channels of the pyramid's levels, shallow to deep.
         features: Width F of the trunk.
+        double_and_crop: Whether a fused map is doubled and cropped to the size of the next level,
+            as in MapAnything; otherwise it is resized straight to that size. They differ where h or
+            w is odd: half of it, rounded up, is more than half.
     """
 
     def __init__(
@@ -185,6 +194,7 @@ class DPT(nn.Module):
         out_channels: Sequence[int] = (256, 512, 1024, 1024),
         *,
         features: int = 256,
+        double_and_crop: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_channels] * 4 if isinstance(in_channels, int) else in_channels
@@ -203,7 +213,9 @@ class DPT(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv2d(n, features, 3, padding=1, bias=False) for n in out_channels
         )
-        self.fusions = nn.ModuleList(Fusion(features, joins=i < 3) for i in range(4))
+        self.fusions = nn.ModuleList(
+            Fusion(features, joins=i < 3, double_and_crop=double_and_crop) for i in range(4)
+        )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Fuse four maps `(B, C, h, w)`, shallow to deep, into one `(B, F, 8h, 8w)`."""

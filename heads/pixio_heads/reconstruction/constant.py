@@ -23,6 +23,7 @@ from pixio_heads.reconstruction.geometry import (
     truth_of,
     unit,
 )
+from pixio_lightning.errors import UserError
 
 _THUMBNAIL = (48, 48)  # so that sets may differ in size
 _CANDIDATES = 400  # rotations and directions tried
@@ -67,6 +68,9 @@ def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
     Maps have one row for the reference and one for all other views: `depth (2, h, w)`,
     `points (2, h, w, 3)` and `rays (2, h, w, 3)`, in units of the average distance; `pose (4, 4)`
     is of any other view, and `scale` the average distance in metres.
+
+    Raises:
+        UserError: There is no batch with a set in it.
     """
     depths, points, valid, rays, poses, scales = [], [], [], [], [], []
     for batch in batches:
@@ -81,6 +85,11 @@ def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         points.append(_thumbnails(truth.points / z[:, None, None, None, None]))
         valid.append(_thumbnails(batch["valid"][..., None].float())[..., 0] > 0)
         rays.append(_thumbnails(truth.rays))
+    if not depths:
+        raise UserError(
+            "none of the training sets can be used, so there is no constant to compare with; "
+            "bad_files.txt in the run folder says what is wrong with them"
+        )
     found: dict[str, list[Tensor]] = {"depth": [], "points": [], "rays": []}
     for views in (slice(0, 1), slice(1, None)):
         depth, point, known, ray = (
@@ -97,7 +106,7 @@ def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         found["rays"].append(unit(ray.mean(0)))
     stacked = {name: torch.stack(parts) for name, parts in found.items()}
     z = torch.cat(scales)
-    scale = weighted_median(z, 1 / z) if len(z) else torch.tensor(1.0)
+    scale = weighted_median(z, 1 / z) if len(z) else z.new_tensor(1.0)
     return stacked | {"scale": scale, "pose": best_pose(torch.cat(poses))}
 
 
@@ -107,15 +116,17 @@ def best_pose(poses: Tensor) -> Tensor:
     Its rotation is one of theirs, their mean, or none; the line of its translation one of theirs or
     their principal axis.
     """
-    pose = torch.eye(4, dtype=poses.dtype)
+    still = torch.eye(4, dtype=poses.dtype, device=poses.device)
+    pose = still.clone()
     if not len(poses):
         return pose
     chosen = poses[:: -(-len(poses) // _CANDIDATES)]
     u, _, vh = torch.linalg.svd(poses[:, :3, :3].double().mean(0))
-    turn = u @ torch.diag(torch.tensor([1.0, 1.0, torch.linalg.det(u @ vh)]).double()) @ vh
-    mean = torch.eye(4, dtype=poses.dtype)
-    mean[:3, :3] = turn.to(poses.dtype)
-    tried = torch.cat([torch.eye(4, dtype=poses.dtype)[None], mean[None], chosen])
+    sign = torch.linalg.det(u @ vh)
+    one = torch.ones_like(sign)
+    mean = still.clone()
+    mean[:3, :3] = (u @ torch.diag(torch.stack([one, one, sign])) @ vh).to(poses.dtype)
+    tried = torch.cat([still[None], mean[None], chosen])
     medians = [rotation_angle(t.expand_as(poses), poses).median() for t in tried]
     pose[:3, :3] = tried[int(torch.stack(medians).argmin()), :3, :3]
     lines = poses[:, :3, 3]
@@ -127,9 +138,11 @@ def best_pose(poses: Tensor) -> Tensor:
 
 
 def constant_geometry(parts: dict[str, Tensor], batch: dict[str, Any]) -> Geometry:
-    """Return the constant reconstruction of a batch."""
+    """Return the constant reconstruction of a batch, on its device."""
     shape = batch["depth"].shape
     views = torch.arange(shape[1], device=batch["depth"].device)
+    # A checkpoint gives them back on the CPU.
+    parts = {name: part.to(views.device) for name, part in parts.items()}
     row = views.clamp_max(len(parts["depth"]) - 1)
     maps = {
         name: _resized(parts[name][..., None] if name == "depth" else parts[name], shape[-2:])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.frames import FileScene, RenderedScene, Scene
 from pixio_heads.reconstruction.views.inputs import Pictures, Placed, open_pictures
+from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
 from pixio_heads.reconstruction.views.layouts import open_scenes, split_scenes
 from pixio_heads.reconstruction.views.mirror import mirrored
 from pixio_heads.reconstruction.views.sets import (
@@ -19,9 +21,10 @@ from pixio_heads.reconstruction.views.sets import (
     TrainingSets,
 )
 from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import Chance, Sample, Samples
+from pixio_lightning.data.samples import Chance, HeldOutSamples, Sample, Samples, spread
 from pixio_lightning.data.scene_samples import Scenes, SceneSamples
 from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 
@@ -38,7 +41,8 @@ class ReconstructionData(SampleData):
 
     - `folder`: `transforms.json` of Nerfstudio with `depth_file_path`, or COLMAP text in
       `sparse/0/` with `images/` and `depth/` of the same names (16-bit PNG, npy, EXR, PFM).
-    - `wai`: the layout of MapAnything, `scene_meta.json`.
+    - `wai`: the layout of MapAnything, `scene_meta.json`; scenes may lie in a folder for each data
+      set they are of, whose name says whether it is metric and synthetic, where it is known.
     - `blendedmvs`: `blended_images/`, `rendered_depth_maps/`, `cams/`.
 
     A negative depth marks what has none, such as the sky; 0 what was not measured.
@@ -57,8 +61,11 @@ class ReconstructionData(SampleData):
             seen at all.
         hold_out: Share of the scenes that is held out where there is no `val/`; 1 only evaluates.
         depth_scale: Metres per unit of an integer depth image.
-        metric: Whether lengths are metres; None believes the files, and that a folder's are not.
-        synthetic: Whether images are rendered.
+        metric: Whether lengths are metres; None believes the name of a data set's folder, else the
+            files, and that a folder's are not.
+        synthetic: Whether images are rendered; None believes the name of a data set's folder, else
+            that they are not.
+        sets: Of data sets by the names of their folders, whether they are metric and synthetic.
         augment: Whether colours of training views change; None for those of files.
         colour: How they do.
         mirror: Whether half of the training sets are seen in a mirror.
@@ -97,6 +104,7 @@ class ReconstructionData(SampleData):
         depth_scale: float = 1e-3,
         metric: bool | None = None,
         synthetic: bool | None = None,
+        sets: dict[str, SetFlags] | None = None,
         augment: bool | None = None,
         colour: Colour = Colour(),  # noqa: B008 (frozen)
         mirror: bool = False,
@@ -136,7 +144,8 @@ class ReconstructionData(SampleData):
         self.depth_scale, self.colour, self.scenes = depth_scale, colour, scenes
         known = _KNOWN.get(source, (None, None))
         self.metric = metric if known[0] is None else known[0]
-        self.synthetic = bool(synthetic) if known[1] is None else known[1]
+        self.synthetic = synthetic if known[1] is None else known[1]
+        self.sets = sets or {}
         self.augments = source != "scenes" if augment is None else augment
         self.mirror = mirror
         self.predict_views, self.every = predict_views, every
@@ -152,6 +161,11 @@ class ReconstructionData(SampleData):
                     f"data.{name} is {value}, but of {self.source} it is known to be {fixed}; "
                     "leave it out"
                 )
+        if self.sets and self.source not in ("wai", "scenes"):
+            raise UserError(
+                f"data.sets is of folders in the layout wai, but data.source is {self.source}; say "
+                "data.metric and data.synthetic"
+            )
         for size in self.sizes:
             if min(size) < _STEP or any(side % _STEP for side in size):
                 raise UserError(
@@ -194,8 +208,6 @@ class ReconstructionData(SampleData):
             per_scene=self.sets_per_scene,
             covisibility=self.covisibility,
             seed=self.seed,
-            metric=self.metric,
-            synthetic=self.synthetic,
         )
 
     def _open_scenes(self, root: Path, split: str) -> Sequence[Scene]:
@@ -205,6 +217,7 @@ class ReconstructionData(SampleData):
                 self.source,
                 scale=self.depth_scale,
                 max_megapixels=self.max_megapixels,
+                flags=Flags(self.metric, self.synthetic, self.sets),
             )
 
         if (root / "train").is_dir() and (root / "val").is_dir():
@@ -241,6 +254,44 @@ class ReconstructionData(SampleData):
         sets = f"{self.val_views} views, covisibility {self.covisibility:g}"
         return ", ".join((super().dataset, sets))
 
+    # --- covisibility -------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Render the scenes, and find out which views see which, once, in one process of a node."""
+        super().prepare_data()
+        stage = self.trainer.state.fn if self.trainer else "fit"
+        if stage == "fit":
+            self._measure("train")
+        if stage != "predict":
+            self.evaluation_set("test" if stage == "test" else "val")
+
+    def _sets_of(self, split: str) -> Sets:
+        sets = self.samples_of(split)
+        assert isinstance(sets, Sets)
+        return sets
+
+    def _measure(self, split: str, indices: list[int] | None = None) -> None:
+        """Measure before workers start, also where `prepare_data` could not know what is needed."""
+        hidden = self.trainer is not None and self.trainer.global_rank > 0
+        self._sets_of(split).measure(indices, hidden=hidden)
+
+    def evaluation_set(self, stage: str) -> HeldOutSamples:
+        """Return the sets of a stage, each once, ready to be loaded."""
+        held_out = super().evaluation_set(stage)
+        if stage != "predict":
+            self._measure(stage, held_out.indices)
+        return held_out
+
+    def statistics_dataloader(self, most: int | None = None, *, share: bool = False) -> Loader:
+        """Return training sets as they are evaluated, each once."""
+        self._measure("train", spread(len(self.samples_of("train")), most))
+        return super().statistics_dataloader(most, share=share)
+
+    def samples(self, n: int) -> dict[str, Any]:
+        """Return `n` validation sets for pictures, as batches of one."""
+        self._measure("val", spread(len(self.samples_of("val")), n))
+        return super().samples(n)
+
     # --- the stream ---------------------------------------------------------------------------
 
     @property
@@ -264,8 +315,8 @@ class ReconstructionData(SampleData):
 
     def training_set(self) -> TrainingSets | SetsOfOneShape:
         """Return training sets by their position in the stream."""
-        sets = self.samples_of("train")
-        assert isinstance(sets, Sets)
+        sets = self._sets_of("train")
+        self._measure("train")
         if self.views is not None:
             fixed = sets.shaped(self.min_views, self.sizes[0])
             return SetsOfOneShape(

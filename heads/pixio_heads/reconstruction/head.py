@@ -26,6 +26,7 @@ from pixio_heads.reconstruction.picture import TITLES, set_row
 from pixio_heads.reconstruction.reconstructed import Reconstructed
 from pixio_lightning import panels
 from pixio_lightning.backbone import Backbone
+from pixio_lightning.errors import UserError
 from pixio_lightning.features import Features
 from pixio_lightning.head import Batch, Head
 from pixio_lightning.optim import Optim
@@ -98,6 +99,21 @@ class Reconstruction(Head):
         """Return the factored loss and its terms."""
         return losses.factored_loss(prediction, batch, weights=self.weights, training=self.training)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with the optimiser of a run that decayed the scale token.
+
+        Raises:
+            UserError: It is such a run, and it is to be trained further.
+        """
+        super().on_load_checkpoint(checkpoint)
+        token = checkpoint["state_dict"].get("decoder.scale_token")
+        resumed = self._attached is not None and self.trainer.state.fn == "fit"
+        if resumed and token is not None and token.ndim == 2:
+            raise UserError(
+                "this run was begun by a version that decayed the scale token, so its optimiser "
+                "does not fit: begin anew with --fresh; its checkpoints still evaluate and predict"
+            )
+
     # --- evaluation ---------------------------------------------------------------------------
 
     def metrics(self) -> ReconstructionMetrics:
@@ -132,8 +148,10 @@ class Reconstruction(Head):
             found["wrong_reference"] = self(self.encode(mixed_batch), mixed_batch)
         return found
 
-    def picture(self, batches: list[Batch], predictions: list[Prediction]) -> panels.Panel:
+    def picture(self, batches: list[Batch], predictions: list[Prediction]) -> panels.Panel | None:
         """Draw two views, depth of the first, and clouds with cameras from two sides."""
+        if not batches:  # none of the sets that were chosen can be used
+            return None
         sets = zip(batches, predictions, strict=True)
         rows = [set_row(batch, prediction) for batch, prediction in sets]
         caption = "predicted lengths are brought to the true average distance"

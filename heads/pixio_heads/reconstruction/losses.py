@@ -1,8 +1,10 @@
 """The factored loss: every part of the geometry up to scale, and the scale apart.
 
-After MapAnything (arXiv 2509.13414) as its configuration has it. All in float32; every term is a
-mean over the valid pixels of a view, a sum over views and a mean over sets, so that many processes
-equal one.
+After MapAnything (arXiv 2509.13414) as its configuration has it. All in float32. A term is a mean
+over the batch of one process, view by view, then a sum over views: over the valid pixels of all its
+sets, over those of its synthetic sets (normals, gradients), over its metric sets (scale), over the
+poses that count. So a set weighs more in a batch where fewer others have what a term is about, and
+many processes, which average their gradients, equal one only where each of them has as much of it.
 
 Shapes: B sets, V views, H x W pixels.
 """
@@ -29,7 +31,7 @@ from pixio_heads.reconstruction.surface_losses import gradient_loss, normal_loss
 
 _SCALE = 0.05  # of the robust loss: where it turns from a square into a root
 _CONFIDENCE = 0.2  # what confidence costs less of, the larger it is
-_EXCLUDED = 0.05  # share of real pixels, those that fit worst, left out as mistakes of the sensor
+_KEPT = 95  # percent of real pixels; those that fit worst are left out as mistakes of the sensor
 
 
 @dataclass(frozen=True)
@@ -91,24 +93,27 @@ def robust(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean of valid pixels `(B, V)` of maps `(B, V, H, W)`; 0 where there are none."""
-    count = valid.flatten(2).sum(2).clamp_min(1)
-    return torch.where(valid, values, 0.0).flatten(2).sum(2) / count
+    """Return the means `(V,)` over the valid pixels of a batch of maps `(B, V, H, W)`, by view.
+
+    Where a view has no valid pixel in the whole batch, it is 0.
+    """
+    count = valid.sum((0, 2, 3)).clamp_min(1)
+    return torch.where(valid, values, 0.0).sum((0, 2, 3)) / count
 
 
 def without_worst(values: Tensor, valid: Tensor, real: Tensor) -> Tensor:
-    """Return `valid` without the largest 5 % of the values of each view, for real sets.
+    """Return `valid` with the 95 % smallest values of each view, rounded down, for real sets.
 
     Args:
         values: `(B, V, H, W)`.
         valid: bool `(B, V, H, W)`.
         real: bool `(B,)`.
     """
-    flat = torch.where(valid, values.detach(), torch.inf).flatten(2).sort(dim=2).values
-    count = valid.flatten(2).sum(2, keepdim=True)
-    kept = count - (count * _EXCLUDED).floor().long()
-    largest = flat.gather(2, (kept - 1).clamp_min(0))[..., None]
-    return valid & ((values <= largest) | ~real[:, None, None, None])
+    order = torch.where(valid, values.detach(), torch.inf).flatten(2).argsort(dim=2)
+    kept = valid.flatten(2).sum(2, keepdim=True) * _KEPT // 100
+    ranks = torch.arange(order.shape[2], device=order.device).expand_as(order)
+    best = torch.zeros_like(order, dtype=torch.bool).scatter(2, order, ranks < kept)
+    return valid & (best.view_as(valid) | ~real[:, None, None, None])
 
 
 def factored_loss(
@@ -142,16 +147,16 @@ def factored_loss(
     points = robust(log_scaled(guess_points / by_guess), log_scaled(goal_points / by_goal))
     if training:
         weighted = prediction.confidence * points - _CONFIDENCE * prediction.confidence.log()
-        terms["points"] = mean_over(weighted, valid).sum(1)
+        terms["points"] = mean_over(weighted, valid).sum()
     else:
-        terms["points"] = mean_over(points, without_worst(points, valid, real)).sum(1)
+        terms["points"] = mean_over(points, without_worst(points, valid, real)).sum()
     camera = robust(log_scaled(guess_camera / by_guess), log_scaled(goal_camera / by_goal))
-    terms["camera_points"] = mean_over(camera, without_worst(camera, valid, real)).sum(1)
+    terms["camera_points"] = mean_over(camera, without_worst(camera, valid, real)).sum()
     distance = robust(
         (prediction.distance[..., None] / by_guess).log1p(), (goal_distance / by_goal).log1p()
     )
-    terms["depth"] = mean_over(distance, without_worst(distance, valid, real)).sum(1)
-    terms["rays"] = robust(prediction.rays, truth.rays).flatten(2).mean(2).sum(1)
+    terms["depth"] = mean_over(distance, without_worst(distance, valid, real)).sum()
+    terms["rays"] = robust(prediction.rays, truth.rays).mean((0, 2, 3)).sum()
     terms |= pose_terms(
         pose,
         prediction.quaternion,
@@ -162,29 +167,27 @@ def factored_loss(
     )
     # The geometry is told apart from its scale: no gradient of this term reaches it.
     scale = robust((prediction.scale * z_guess.detach()).log1p()[:, None], z_goal.log1p()[:, None])
-    terms["scale"] = torch.where(batch["metric"].bool(), scale, 0.0)
+    metric = batch["metric"].bool()
+    terms["scale"] = torch.where(metric, scale, 0.0).sum() / metric.sum().clamp_min(1)
     surfaces = valid & ~real[:, None, None, None]
     if weights.normal:
-        normal = normal_loss(
-            (guess_camera / by_guess).flatten(0, 1),
-            (goal_camera / by_goal).flatten(0, 1),
-            surfaces.flatten(0, 1),
-        )
-        terms["normal"] = normal.unflatten(0, valid.shape[:2]).sum(1)
+        guess, goal = guess_camera / by_guess, goal_camera / by_goal
+        terms["normal"] = normal_loss(guess, goal, surfaces).sum()
     if weights.gradient:
         depths = [(x[..., 2:] / by) for x, by in ((guess_camera, by_guess), (goal_camera, by_goal))]
-        guess, goal = (log_scaled(depth)[..., 0].flatten(0, 1) for depth in depths)
-        gradient = gradient_loss(guess, goal, surfaces.flatten(0, 1))
-        terms["gradient"] = gradient.unflatten(0, valid.shape[:2]).sum(1)
+        guess, goal = (log_scaled(depth)[..., 0] for depth in depths)
+        terms["gradient"] = gradient_loss(guess, goal, surfaces).sum()
     mask = F.binary_cross_entropy_with_logits(
         prediction.mask_logits, batch["non_ambiguous"].float(), reduction="none"
     )
-    terms["mask"] = mask.flatten(2).mean(2).sum(1)
-    means = {
-        field.name: terms[field.name].mean() for field in fields(weights) if field.name in terms
+    terms["mask"] = mask.mean((0, 2, 3)).sum()
+    counted = {
+        field.name: getattr(weights, field.name)
+        for field in fields(weights)
+        if field.name in terms and getattr(weights, field.name)
     }
-    total = sum(getattr(weights, name) * mean for name, mean in means.items())
-    return {"loss": total} | {name: mean for name, mean in means.items() if getattr(weights, name)}
+    total = sum(weight * terms[name] for name, weight in counted.items())
+    return {"loss": total} | {name: terms[name] for name in counted}
 
 
 def pose_terms(
@@ -204,26 +207,27 @@ def pose_terms(
         truth: `(B, V, 4, 4)`.
         lengths: What predicted and true translations are divided by, `(B,)` each.
         seen: Views with a valid pixel `(B, V)`; translations of others do not count.
-        relative: Average each view's terms with those of ``inv(T_i) T_j`` for all other j.
+        relative: Average each view's terms with those of ``inv(T_i) T_j`` for all other j, of which
+            translations count where both views do.
 
     Returns:
-        `quaternion` and `translation`, `(B,)` each.
+        `quaternion` and `translation`, sums over views of means over the poses that count.
     """
     z_guess, z_goal = (z[:, None, None] for z in lengths)
     goal = quaternion_of(truth)
     turn = torch.minimum(robust(quaternion, goal), robust(quaternion, -goal))
     shift = robust(pose[..., :3, 3] / z_guess, truth[..., :3, 3] / z_goal)
-    shift = torch.where(seen, shift, 0.0)
+    turn, shift, counted = turn[..., None], shift[..., None], seen[..., None]
     if relative:
-        views = pose.shape[1]
         guess, true = (inverse(x)[:, :, None] @ x[:, None] for x in (pose, truth))
         a, b = quaternion_of(guess), quaternion_of(true)
         turns = torch.minimum(robust(a, b), robust(a, -b))
         shifts = robust(
             guess[..., :3, 3] / z_guess[..., None], true[..., :3, 3] / z_goal[..., None]
         )
-        shifts = torch.where(seen[:, :, None] & seen[:, None], shifts, 0.0)
-        others = ~torch.eye(views, dtype=torch.bool, device=pose.device)
-        turn = (turn + torch.where(others, turns, 0.0).sum(2)) / views
-        shift = (shift + torch.where(others, shifts, 0.0).sum(2)) / views
-    return {"quaternion": turn.sum(1), "translation": shift.sum(1)}
+        own = torch.eye(pose.shape[1], dtype=torch.bool, device=pose.device)
+        turn, shift = torch.where(own, turn, turns), torch.where(own, shift, shifts)
+        counted = counted & seen[:, None]
+    total = torch.where(counted, shift, 0.0).sum((0, 2))
+    translation = total / counted.sum((0, 2)).clamp_min(1)
+    return {"quaternion": turn.mean((0, 2)).sum(), "translation": translation.sum()}

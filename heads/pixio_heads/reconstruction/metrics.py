@@ -76,7 +76,8 @@ def pair_errors(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         Angles in degrees between the relative rotations, and between the lines of the relative
         translations, both `(B, pairs)`.
     """
-    first, second = torch.triu_indices(prediction.shape[1], prediction.shape[1], 1)
+    views = prediction.shape[1]
+    first, second = torch.triu_indices(views, views, 1, device=prediction.device)
     guess, true = (inverse(p[:, first]) @ p[:, second] for p in (prediction, target))
     return rotation_angle(guess, true), axis_angle(guess[..., :3, 3], true[..., :3, 3])
 
@@ -211,7 +212,8 @@ class ReconstructionMetrics(Metric):
         """Return all figures; NaN where nothing was added."""
         found = dict(zip(MEANS, self.total / self.count, strict=True))
         turns, shifts, true = (
-            torch.cat(state) if isinstance(state, list) and state else torch.as_tensor(state)
+            # A list until the states of several processes are joined.
+            torch.cat([self.total[:0], *(state if isinstance(state, list) else [state])])
             for state in (self.turns, self.shifts, self.true_turns)
         )
         found["rotation_median"] = _quantile(turns, 0.5)

@@ -98,7 +98,7 @@ class MapDecoder(nn.Module):
     def __init__(self, in_channels: tuple[int, int, int, int], *, sizes: Sizes) -> None:
         super().__init__()
         width = sizes.features
-        self.trunk = DPT(in_channels, sizes.stages, features=width)
+        self.trunk = DPT(in_channels, sizes.stages, features=width, double_and_crop=True)
         self.narrow = nn.Conv2d(width, width // 2, 3, padding=1)
         self.tail = nn.Sequential(
             nn.Conv2d(width // 2, width // 2, 3, padding=1),
@@ -156,7 +156,8 @@ class Reconstructor(nn.Module):
         self.checkpointing, self.views_per_chunk = checkpointing, views_per_chunk
         dim = sizes.dim
         self.norm = nn.LayerNorm(in_dim, eps=1e-6)
-        self.scale_token = nn.Parameter(torch.zeros(1, in_dim))
+        # A vector, which weight decay leaves alone.
+        self.scale_token = nn.Parameter(torch.zeros(in_dim))
         nn.init.trunc_normal_(self.scale_token, std=0.02)
         self.attention = AlternatingAttention(
             in_dim,
@@ -174,6 +175,7 @@ class Reconstructor(nn.Module):
                 raise UserError("model.sizes.pose_pool flatten needs model.sizes.pose_grid, [h, w]")
             self.pose = FlatPoseHead(dim, sizes.pose_grid)
         self.scale = ScaleHead(dim)
+        self.register_load_state_dict_pre_hook(_flat_scale_token)
 
     def forward(self, features: Features, views: int, size: tuple[int, int]) -> Prediction:
         """Reconstruct sets of `views` images of `size` from the features of `B * views` images."""
@@ -203,6 +205,13 @@ class Reconstructor(nn.Module):
         else:
             decoded = [self.maps(list(piece), size) for piece in pieces]
         return torch.cat(decoded)
+
+
+def _flat_scale_token(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Take the scale token of checkpoints that hold it as `(1, C)`."""
+    name = f"{prefix}scale_token"
+    if name in state and state[name].ndim == 2:
+        state[name] = state[name].flatten()
 
 
 def activated(dense: Tensor, pose: Tensor, scale: Tensor) -> Prediction:

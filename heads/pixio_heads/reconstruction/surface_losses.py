@@ -1,6 +1,7 @@
 """Losses of surfaces: the directions of their normals, and the gradients of their depth.
 
-Shapes: B maps, H x W pixels. Every loss is one value of each map, `(B,)`.
+Shapes: B sets, V views, H x W pixels. Every loss is one value of each view, `(V,)`, whose sums and
+counts are over all sets.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ def normal_loss(points: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     by four times the quads with any valid corner and by the longer side of the map, as there.
 
     Args:
-        points: In the camera `(B, H, W, 3)`.
-        target: `(B, H, W, 3)`.
-        valid: bool `(B, H, W)`; a corner counts if its three pixels are.
+        points: In the camera `(B, V, H, W, 3)`.
+        target: `(B, V, H, W, 3)`.
+        valid: bool `(B, V, H, W)`; a corner counts if its three pixels are.
     """
     height, width = valid.shape[-2:]
     corners = ((0, 0), (0, 1), (1, 1), (1, 0))  # clockwise, so that all normals face one way
 
     def at(x: Tensor, corner: tuple[int, int]) -> Tensor:
         down, across = corner
-        return x[:, down : height - 1 + down, across : width - 1 + across]
+        return x[:, :, down : height - 1 + down, across : width - 1 + across]
 
-    total = points.new_zeros(len(points))
+    total = points.new_zeros(points.shape[1])
     any_corner = torch.zeros_like(at(valid, (0, 0)))
     for i, corner in enumerate(corners):
         after, before = corners[(i + 1) % 4], corners[i - 1]
@@ -42,16 +43,16 @@ def normal_loss(points: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         )
         known = at(valid, corner) & at(valid, after) & at(valid, before)
         # Where nothing is known, any pair of vectors with a defined angle.
-        filler = torch.tensor([1.0, 0.0, 0.0], device=points.device)
+        filler = points.new_tensor([1.0, 0.0, 0.0])
         normal, goal = (torch.where(known[..., None], x, filler) for x in (normal, goal))
         # Of length 1, since products of the areas of tiny quads vanish in float32.
         normal, goal = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) for x in (normal, goal))
         sine = torch.linalg.cross(normal, goal).norm(dim=-1)
         angle = torch.atan2(sine, (normal * goal).sum(-1)).clamp(_LEAST, _MOST)
         smooth = torch.where(angle < _SMOOTH, angle.square() / (2 * _SMOOTH), angle - _SMOOTH / 2)
-        total = total + torch.where(known, smooth, 0.0).sum((1, 2))
+        total = total + torch.where(known, smooth, 0.0).sum((0, 2, 3))
         any_corner = any_corner | known
-    quads = any_corner.sum((1, 2)).clamp_min(1)
+    quads = any_corner.sum((0, 2, 3)).clamp_min(1)
     return total / (4 * quads * max(height, width))
 
 
@@ -62,18 +63,18 @@ def gradient_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     are summed and divided by the number of valid pixels; the strides are added.
 
     Args:
-        prediction: `(B, H, W)`.
-        target: `(B, H, W)`.
-        valid: bool `(B, H, W)`.
+        prediction: `(B, V, H, W)`.
+        target: `(B, V, H, W)`.
+        valid: bool `(B, V, H, W)`.
     """
     error = torch.where(valid, prediction - target, 0.0)
-    total = prediction.new_zeros(len(prediction))
+    total = prediction.new_zeros(prediction.shape[1])
     for stride in (1, 2, 4, 8):
-        e, known = error[:, ::stride, ::stride], valid[:, ::stride, ::stride]
-        across = (e[:, :, 1:] - e[:, :, :-1]).abs().clamp_max(_STEEPEST)
-        down = (e[:, 1:] - e[:, :-1]).abs().clamp_max(_STEEPEST)
-        across = torch.where(known[:, :, 1:] & known[:, :, :-1], across, 0.0)
-        down = torch.where(known[:, 1:] & known[:, :-1], down, 0.0)
-        size = across.sum((1, 2)) + down.sum((1, 2))
-        total = total + size / known.sum((1, 2)).clamp_min(1)
+        e, known = error[..., ::stride, ::stride], valid[..., ::stride, ::stride]
+        across = (e[..., 1:] - e[..., :-1]).abs().clamp_max(_STEEPEST)
+        down = (e[..., 1:, :] - e[..., :-1, :]).abs().clamp_max(_STEEPEST)
+        across = torch.where(known[..., 1:] & known[..., :-1], across, 0.0)
+        down = torch.where(known[..., 1:, :] & known[..., :-1, :], down, 0.0)
+        size = across.sum((0, 2, 3)) + down.sum((0, 2, 3))
+        total = total + size / known.sum((0, 2, 3)).clamp_min(1)
     return total

@@ -15,6 +15,7 @@ from pixio_heads.reconstruction.constant import (
 )
 from pixio_heads.reconstruction.geometry import pose_of, rotation_angle, truth_of, unit
 from pixio_heads.reconstruction.metrics import ReconstructionMetrics, set_figures
+from pixio_lightning.errors import UserError
 
 
 def test_the_weighted_median_is_the_best_relative_constant() -> None:
@@ -82,3 +83,8 @@ def test_the_best_pose_is_at_least_as_near_as_none() -> None:
     near = rotation_angle(found.expand_as(poses), poses).median()
     assert float(near) < float(rotation_angle(still, poses).median()) / 2
     assert abs(float(unit(found[:3, 3])[0])) > 0.95
+
+
+def test_without_a_set_there_is_no_constant() -> None:
+    with pytest.raises(UserError, match="none of the training sets can be used"):
+        fit_constant([])

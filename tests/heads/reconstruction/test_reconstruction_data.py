@@ -17,7 +17,8 @@ from scene_folders import rendered
 from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
-from pixio_heads.reconstruction.views.covisibility import neighbours
+from pixio_heads.reconstruction.views.covisibility import Neighbours
+from pixio_heads.reconstruction.views.known_sets import SetFlags
 from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
 from pixio_lightning.data import scene_store
 from pixio_lightning.data.samples import Chance
@@ -143,9 +144,9 @@ def test_a_set_is_connected_and_differs_from_set_to_set(folder: Path) -> None:
         turns = np.stack([f.cam2world[:3, :3] for f in scene.frames])
         poses = sets.load(index)["cam2world"]
         views = [int(np.abs(turns - pose[:3, :3]).sum((1, 2)).argmin()) for pose in poses]
-        near = neighbours(scene.scores(), threshold=0.25)
+        near = Neighbours(scene.scores(), threshold=0.25)
         assert len(set(views)) == 3
-        assert all(near[views[:i], views[i]].any() for i in (1, 2))
+        assert all(any(near[v][views[i]] for v in views[:i]) for i in (1, 2))
         seen.add((index // 10, *views))
     assert len(seen) > 5
 
@@ -165,6 +166,51 @@ def test_flags_are_what_the_layout_knows_or_the_user_says(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="data.metric is True, but of blendedmvs it is known"):
         flags("blendedmvs", metric=True)
     assert of(metric=False, synthetic=False).samples_of("val").load(0)["metric"]
+
+
+def test_sets_beside_each_other_are_known_by_their_folders(tmp_path: Path) -> None:
+    for name in ("blendedmvs", "ScanNet++v2", "tav2_wb", "lab"):
+        for room in (1, 2):
+            # What the file says of itself does not count where the set is known.
+            scale = "up_to_scale" if name == "tav2_wb" else "metric"
+            root = tmp_path / name / f"room{room}"
+            scene_folders.wai(root, rendered(room, views=4), scale_type=scale)
+    keys: dict[str, Any] = {"min_views": 2, "max_views": 2, "hold_out": 1.0}
+
+    def flags(**more: Any) -> dict[str, tuple[bool, bool]]:
+        sets = of("wai", tmp_path, **keys, **more).samples_of("val")
+        samples = {sets.name(i).split("/")[0]: sets.load(i) for i in range(0, len(sets), 10)}
+        assert len(sets) == 80 and sets.name(79).endswith("/room2/09")
+        return {k: (bool(v["metric"]), bool(v["synthetic"])) for k, v in samples.items()}
+
+    with pytest.raises(UserError, match=r"a set 'lab'.*--data.sets '\{lab: \{metric: true, synth"):
+        flags()
+    expected = {
+        "ScanNet++v2": (True, False),
+        "blendedmvs": (False, False),
+        "lab": (False, True),
+        "tav2_wb": (True, True),
+    }
+    lab = SetFlags(metric=False, synthetic=True)
+    assert flags(sets={"lab": lab}) == expected
+    assert flags(sets={"lab": lab, "tav2_wb": lab}) == expected | {"tav2_wb": (False, True)}
+    assert set(flags(metric=True, synthetic=False).values()) == {(True, False)}
+    with pytest.raises(UserError, match="names 'labs'.* holds the sets .*, did you mean 'lab'"):
+        flags(metric=True, synthetic=False, sets={"labs": lab})
+    (tmp_path / "tav2_wb").rename(tmp_path / "tav_wb")
+    with pytest.raises(UserError, match="a set 'tav_wb'.*, did you mean 'tav2_wb'"):
+        flags(sets={"lab": lab})
+    with pytest.raises(UserError, match="data.sets is of folders in the layout wai, but.* folder"):
+        of("folder", tmp_path, sets={"lab": lab})
+
+
+def test_sets_are_in_train_and_val_folders_too(tmp_path: Path) -> None:
+    for split, name in (("train", "spring"), ("train", "mpsd"), ("val", "mpsd")):
+        scene_folders.wai(tmp_path / split / name / "a", rendered(1, views=4))
+    data = of("wai", tmp_path)
+    found = {scene.name: scene.synthetic for scene in data.samples_of("train").scenes}
+    assert found == {"mpsd/a": False, "spring/a": True}
+    assert [scene.name for scene in data.samples_of("val").scenes] == ["mpsd/a"]
 
 
 def test_train_and_val_folders_are_what_they_say(folder: Path) -> None:
@@ -297,6 +343,59 @@ def test_training_stays_within_one_small_scene(tmp_path: Path) -> None:
     turns = {pose.numpy().tobytes() for pose in poses[:, :3, :3]}
     held_out = data.samples_of("val").load(0)["cam2world"][:, :3, :3]
     assert len(turns) == 3 and not turns & {turn.tobytes() for turn in held_out}
+
+
+# --- covisibility -----------------------------------------------------------------------------
+
+
+def kept(root: Path) -> int:
+    """Return of how many scenes the covisibility is on disk."""
+    return len(list((root / "covisibility").glob("*.npy")))
+
+
+def prepared(data: ReconstructionData, stage: str) -> ReconstructionData:
+    attached(data)
+    data.trainer.state = SimpleNamespace(fn=stage)  # type: ignore[union-attr]
+    data.prepare_data()
+    return data
+
+
+def test_what_sees_what_is_known_before_workers_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of the scenes of the stage, and of a few sets only of theirs."""
+    for stage, scenes in (("fit", 4), ("validate", 2), ("test", 2), ("predict", 0)):
+        cache = tmp_path_factory.mktemp(stage)
+        monkeypatch.setenv("PIXIO_CACHE", str(cache))
+        prepared(of("folder", folder, hold_out=0.5), stage)
+        assert kept(cache) == scenes, stage
+    cache = tmp_path_factory.mktemp("few")
+    monkeypatch.setenv("PIXIO_CACHE", str(cache))
+    data = prepared(of("folder", folder, hold_out=0.75, val_images=1), "validate")
+    assert kept(cache) == 1
+    data.samples(2)
+    assert kept(cache) == 2
+    # The statistics of a head that has none yet: one scene is trained on.
+    data.statistics_dataloader(5)
+    assert kept(cache) == 3
+    (batch,) = list(
+        of("folder", folder, hold_out=0.75, val_images=1, num_workers=1).val_dataloader()
+    )
+    assert len(batch["key"]) == 1 and kept(cache) == 3
+
+
+def test_given_scores_and_few_rendered_views_are_not_computed_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    scene_folders.wai(tmp_path / "wai/a", rendered(1, views=4), scores=np.ones((4, 4)))
+    data = prepared(of("wai", tmp_path / "wai", hold_out=1.0), "test")
+    assert len(data.samples_of("test").load(0)["image"]) == 2
+    many = Scenes(train=1, held_out=1, views=20, size=16, places=("studio",))
+    for scenes, expected in ((ROOMS, 0), (many, 2)):
+        data = prepared(of(scenes=scenes, image_size=(16, 16)), "fit")
+        data.samples_of("train").load(0)
+        assert kept(tmp_path / "cache") == expected
 
 
 # --- colours ----------------------------------------------------------------------------------

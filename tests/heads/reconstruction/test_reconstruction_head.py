@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scene_folders
 import torch
+import yaml
 from PIL import Image
 from skimage import data
 
 from pixio_heads.reconstruction import reconstructed
-from pixio_lightning import load, record
+from pixio_lightning import checkpoint, load, recipes, record
 from pixio_lightning.cli import main
 
 SMALL = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48, places: [den]}"]
@@ -60,6 +63,25 @@ def test_the_head_works_outside_of_a_trainer(trained: Path) -> None:
     assert found.distance.shape == (1, 3, 48, 48) and found.quaternion.shape == (1, 3, 4)
     geometry = found.compose()
     assert geometry.points.shape == (1, 3, 48, 48, 3)
+
+
+def test_older_checkpoints_evaluate_and_are_not_trained_on(
+    trained: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their scale token is a matrix of one row, and in their optimiser it decays."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    stored = checkpoint.read(run / "last.ckpt")
+    token = stored["state_dict"]["decoder.scale_token"]
+    stored["state_dict"]["decoder.scale_token"] = token[None]
+    torch.save(stored, run / "last.ckpt")
+    assert torch.equal(load(run / "last.ckpt").decoder.scale_token, token)  # type: ignore[union-attr]
+    line = [word if word != str(trained) else str(run) for word in words]
+    line += ["--data.val_images", "2", "--ckpt_path", str(run / "last.ckpt")]
+    assert main(["validate", *line]) == 0
+    line[line.index(str(run))] = str(tmp_path / "other")
+    assert main(["fit", *line, "--trainer.max_steps", "3"]) == 2
+    assert "begin anew with --fresh" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -125,3 +147,43 @@ def test_what_gives_no_scene_is_one_line(
     assert main(line) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert said in error
+
+
+def test_a_run_whose_pictured_sets_cannot_be_used_draws_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for room, seed in (("train/a", 1), ("val/a", 2), ("val/b", 3)):
+        scene_folders.nerfstudio(tmp_path / room, scene_folders.rendered(seed))
+    for depth in (tmp_path / "val/a/depth").iterdir():
+        depth.write_bytes(b"")
+    line = [word if not word.endswith("/run") else str(tmp_path / "run") for word in words]
+    line += ["--data.source", "folder", "--data.path", str(tmp_path), "--panels.images", "1"]
+    code = main(["fit", *line, "--data.image_size", "[48, 48]"])
+    assert code == 0, capsys.readouterr().err
+    assert (tmp_path / "run/last.ckpt").exists() and not (tmp_path / "run/panels").exists()
+    assert record.read(tmp_path / "run")[-1]["n"] == 1
+
+
+def test_sets_of_two_kinds_train_together(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for room in ("spring/a", "spring/b", "mine/a"):
+        scene_folders.wai(tmp_path / room, scene_folders.rendered(len(room)))
+    line = [word if not word.endswith("/run") else str(tmp_path / "run") for word in words]
+    line += ["--data.source", "wai", "--data.path", str(tmp_path), "--data.image_size", "[48, 48]"]
+    assert main(["fit", *line]) == 2
+    assert "a set 'mine'" in capsys.readouterr().err
+    line += ["--data.sets", "{mine: {metric: false, synthetic: false}}", "--fresh"]
+    assert main(["fit", *line]) == 0, capsys.readouterr().err
+    assert (tmp_path / "run/last.ckpt").exists()
+
+
+def test_the_recipe_s_header_is_its_global_batch() -> None:
+    path = recipes.find("reconstruction/mapanything_v1_vith16")
+    keys = yaml.safe_load(path.read_text())
+    data, trainer = keys["data"]["init_args"], keys["trainer"]
+    gpus = trainer["devices"] * trainer["num_nodes"]
+    each = data["batch_size"] * data["min_views"]
+    hardware = recipes.header(path).fields["hardware"]
+    assert f"{gpus} GPUs of 80 GB in {trainer['num_nodes']} nodes" in hardware
+    assert f"{each} images each, {gpus * each} in all" in hardware

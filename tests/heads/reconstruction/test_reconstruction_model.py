@@ -7,8 +7,10 @@ import torch
 
 from pixio_heads.reconstruction.attention import AlternatingAttention, reference_embedding
 from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
+from pixio_lightning.dense_decoders import DPT
 from pixio_lightning.errors import UserError
 from pixio_lightning.features import Features, Layer
+from pixio_lightning.optim import Optim, parameter_groups
 
 TINY = Sizes(dim=32, depth=4, heads=2, taps=(1, 2), stages=(8, 8, 8, 8), features=16)
 
@@ -54,6 +56,16 @@ def test_shapes_and_ranges() -> None:
     assert all(part.dtype == torch.float32 for part in found)
 
 
+def test_maps_of_odd_grids_are_doubled_and_cropped() -> None:
+    model = build().eval()
+    straight = DPT((24, 32, 32, 32), TINY.stages, features=TINY.features).eval()
+    straight.load_state_dict(model.maps.trunk.state_dict())
+    for grid, same in (((21, 21), False), ((21, 14), False), ((4, 6), True)):
+        maps = [torch.randn(1, width, *grid) for width in (24, 32, 32, 32)]
+        ours, other = model.maps.trunk(maps), straight(maps)
+        assert torch.allclose(ours, other, atol=1e-5) == same
+
+
 def test_views_but_the_first_have_no_order() -> None:
     model, given = build().eval(), features()
     swapped = given.layers[0].tokens.unflatten(0, (2, 3))[:, [0, 2, 1]].flatten(0, 1)
@@ -94,6 +106,23 @@ def test_every_parameter_is_trained() -> None:
     sum(part.square().sum() for part in found).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
+
+
+def test_the_scale_token_is_not_decayed_and_its_older_shape_is_read() -> None:
+    model = build()
+    groups = parameter_groups(model, Optim(lr=1.0, weight_decay=0.1), depth=2)
+    (decay,) = [
+        g["weight_decay"] for g in groups if any(p is model.scale_token for p in g["params"])
+    ]
+    assert decay == 0
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    token = torch.randn(24)
+    holder = torch.nn.ModuleDict({"decoder": build()})
+    for shape in ((24,), (1, 24)):
+        stored = state | {"scale_token": token.view(shape)}
+        holder.load_state_dict({f"decoder.{name}": tensor for name, tensor in stored.items()})
+        assert torch.equal(holder["decoder"].scale_token, token)
+        assert stored["scale_token"].shape == shape
 
 
 @pytest.mark.parametrize("keys", [{"views_per_chunk": 2}, {"checkpointing": True}])

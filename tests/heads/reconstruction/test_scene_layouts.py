@@ -14,7 +14,7 @@ from PIL import Image
 from scene_folders import rendered
 
 from pixio_heads.reconstruction.views import covisibility
-from pixio_heads.reconstruction.views.frames import FileScene, PartOfScene
+from pixio_heads.reconstruction.views.frames import FileScene
 from pixio_heads.reconstruction.views.framing import centred, framed
 from pixio_heads.reconstruction.views.layouts import open_scenes, split_scenes
 from pixio_lightning.data.decode import BadImage
@@ -322,9 +322,15 @@ def test_scenes_are_held_out_and_of_a_single_one_its_last_frames(tmp_path: Path)
     scene_folders.nerfstudio(tmp_path / "one", rendered(1, views=6))
     (whole,) = opened(tmp_path / "one")
     (start,), (end,) = split_scenes([whole], share=0.1, least=2)
-    assert (len(start), len(end)) == (4, 2) and isinstance(end, PartOfScene)
+    assert (len(start), len(end)) == (4, 2)
     assert np.array_equal(end.load(1).image, whole.load(5).image)
     assert np.array_equal(end.scores(), whole.scores()[4:, 4:])
+    # Of scores that come with the data, those of its frames.
+    given = np.random.default_rng(0).random((6, 6))
+    scene_folders.wai(tmp_path / "given", rendered(1, views=6), scores=given)
+    parts = split_scenes(opened(tmp_path / "given", "wai"), share=0.1, least=2)
+    (start,), (end,) = parts
+    assert np.allclose(start.scores(), given[:4, :4]) and np.allclose(end.scores(), given[4:, 4:])
     with pytest.raises(UserError, match="has 6 frames, too few to train on 4 and hold 4 out"):
         split_scenes([whole], share=0.1, least=4)
 

@@ -1,4 +1,4 @@
-"""Scenes of posed images: one file's frames, rendered ones, and a part of either.
+"""Scenes of posed images: one file's frames, or rendered ones.
 
 A camera is OpenCV (x right, y down, z forward), its pose camera-to-world in the file's own world,
 its intrinsics for pixel centres at integer coordinates.
@@ -6,7 +6,8 @@ its intrinsics for pixel centres at integer coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views import covisibility
+from pixio_heads.reconstruction.views.score_file import ScoreFile
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.depth_files import read_depth
-from pixio_lightning.data.samples import digest_of
 from pixio_lightning.data.scene_samples import SceneSamples
 from pixio_lightning.data.scenes import CLASSES
 from pixio_lightning.errors import UserError
 
 _SKY = CLASSES.index("sky")
+_FEW = 16  # rendered views of a scene
 
 
 class Frame(NamedTuple):
@@ -112,10 +114,12 @@ class Scene(Protocol):
     Attributes:
         name: Unique and stable, the scene's folder below the data's where there are files.
         metric: Whether its lengths are metres.
+        synthetic: Whether its images are rendered.
     """
 
     name: str
     metric: bool
+    synthetic: bool
 
     def __len__(self) -> int: ...
 
@@ -125,6 +129,10 @@ class Scene(Protocol):
 
     def scores(self) -> NDArray[np.float32]:
         """Return how much of each frame every frame sees, as from `covisibility.pairwise`."""
+        ...
+
+    def score_file(self) -> ScoreFile | None:
+        """Return where the scores are kept once they are computed; None where they need not be."""
         ...
 
     def facts(self) -> Any:
@@ -139,6 +147,7 @@ class FileScene:
         name: The scene's folder below the data's.
         frames: Its frames.
         metric: Whether its lengths are metres.
+        synthetic: Whether its images are rendered.
         scale: Metres per unit of an integer depth image.
         max_megapixels: Larger images are bad.
         given: A matrix of scores that comes with the data, `(N, N)` npy; None computes it.
@@ -150,13 +159,26 @@ class FileScene:
         frames: Sequence[Frame],
         *,
         metric: bool,
+        synthetic: bool,
         scale: float,
         max_megapixels: float,
         given: Path | None = None,
     ) -> None:
-        self.name, self.frames, self.metric = name, list(frames), metric
+        self.name, self.frames = name, list(frames)
+        self.metric, self.synthetic = metric, synthetic
         self.scale, self.max_megapixels, self.given = scale, max_megapixels, given
+        self._given_rows = slice(0, len(frames))
         self._scores: NDArray[np.float32] | None = None
+        self._file: ScoreFile | None = None
+
+    def part(self, indices: range) -> FileScene:
+        """Return some of the frames, as if there were no others."""
+        part = copy(self)
+        part.frames = [self.frames[i] for i in indices]
+        first = self._given_rows.start
+        part._given_rows = slice(first + indices.start, first + indices.stop)
+        part._scores = part._file = None
+        return part
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -187,14 +209,22 @@ class FileScene:
 
     def scores(self) -> NDArray[np.float32]:
         if self._scores is None:
-            if self.given is not None:
-                self._scores = np.load(self.given, mmap_mode="r", allow_pickle=False)
+            file = self.score_file()
+            if file is not None:
+                self._scores = file.read()
             else:
-                self._scores = covisibility.cached(self.facts(), self._measure)
+                assert self.given is not None
+                whole = np.load(self.given, mmap_mode="r", allow_pickle=False)
+                self._scores = whole[self._given_rows, self._given_rows]
         return self._scores
 
-    def _measure(self) -> NDArray[np.float32]:
-        """Compute the scores; those of a frame whose depth cannot be read are NaN."""
+    def score_file(self) -> ScoreFile | None:
+        if self._file is None and self.given is None:
+            self._file = ScoreFile(self.facts(), len(self), self._measured)
+        return self._file
+
+    def _measured(self, start: int) -> Iterator[NDArray[np.float32]]:
+        """Compute rows of the scores; those of a frame whose depth cannot be read are NaN."""
         depths, matrices, broken = [], [], []
         for index, frame in enumerate(self.frames):
             try:
@@ -210,9 +240,11 @@ class FileScene:
             depth, own = covisibility.shrunk(depth, own)
             depths.append(depth)
             matrices.append(own)
-        scores = covisibility.pairwise(depths, matrices, [f.cam2world for f in self.frames])
-        scores[broken] = scores[:, broken] = np.nan
-        return scores
+        poses = [frame.cam2world for frame in self.frames]
+        found = covisibility.rows(depths, matrices, poses, start=start)
+        for index, row in enumerate(found, start):
+            row[slice(None) if index in broken else broken] = np.nan
+            yield row
 
     def facts(self) -> Any:
         files = [path for f in self.frames for path in (f.image, f.depth) if path is not None]
@@ -223,14 +255,14 @@ class FileScene:
 
 
 class RenderedScene:
-    """The views of a rendered scene, which are metric.
+    """The views of a rendered scene.
 
     Args:
         views: The rendered views, with `image`, `depth`, `class_id`, `intrinsics`, `cam2world`.
         indices: Which of them are the scene's.
     """
 
-    metric = True
+    metric = synthetic = True
 
     def __init__(self, views: SceneSamples, indices: range) -> None:
         self.views, self.indices = views, indices
@@ -247,39 +279,22 @@ class RenderedScene:
 
     def scores(self) -> NDArray[np.float32]:
         if self._scores is None:
-            shots = [self.load(i) for i in range(len(self))]
-            small = [covisibility.shrunk(s.depth, s.intrinsics) for s in shots]
-            depths, intrinsics = zip(*small, strict=True)
-            self._scores = covisibility.pairwise(depths, intrinsics, [s.cam2world for s in shots])
+            file = self.score_file()
+            self._scores = np.stack(list(self._measured(0))) if file is None else file.read()
         return self._scores
+
+    def score_file(self) -> ScoreFile | None:
+        # Scores of a few views are computed as fast as they are read.
+        return ScoreFile(self.facts(), len(self), self._measured) if len(self) > _FEW else None
+
+    def _measured(self, start: int) -> Iterator[NDArray[np.float32]]:
+        shots = [self.load(i) for i in range(len(self))]
+        small = [covisibility.shrunk(s.depth, s.intrinsics) for s in shots]
+        depths, intrinsics = zip(*small, strict=True)
+        return covisibility.rows(depths, intrinsics, [s.cam2world for s in shots], start=start)
 
     def facts(self) -> Any:
         return self.name, self.views.digest()
-
-
-class PartOfScene:
-    """Some frames of a scene, as if there were no others.
-
-    Args:
-        scene: The whole.
-        indices: Which of its frames.
-    """
-
-    def __init__(self, scene: Scene, indices: Sequence[int]) -> None:
-        self.scene, self.indices = scene, list(indices)
-        self.name, self.metric = scene.name, scene.metric
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def load(self, index: int) -> Shot:
-        return self.scene.load(self.indices[index])
-
-    def scores(self) -> NDArray[np.float32]:
-        return self.scene.scores()[np.ix_(self.indices, self.indices)]
-
-    def facts(self) -> Any:
-        return digest_of(self.scene.facts()), self.indices
 
 
 def _wide(size: tuple[int, ...] | None) -> str:

@@ -19,11 +19,11 @@ from pixio_heads.reconstruction.views.frames import (
     FileScene,
     Found,
     Frame,
-    PartOfScene,
     Scene,
     camera_matrix,
     posed_frame,
 )
+from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
 from pixio_lightning.data.depth_files import require_reader
 from pixio_lightning.data.image_files import held_out
 from pixio_lightning.errors import UserError
@@ -163,8 +163,10 @@ def blendedmvs(root: Path) -> Found:
 
 # --- all scenes of a folder -------------------------------------------------------------------
 
+Reader = Callable[[Path], Found]
+
 # A file that shows a folder to be a scene, and what reads it.
-_READERS: dict[str, tuple[tuple[tuple[str, Callable[[Path], Found]], ...], str]] = {
+_READERS: dict[str, tuple[tuple[tuple[str, Reader], ...], str]] = {
     "folder": (
         (
             ("transforms.json", nerfstudio),
@@ -180,24 +182,40 @@ _READERS: dict[str, tuple[tuple[tuple[str, Callable[[Path], Found]], ...], str]]
 }
 
 
-def open_scenes(root: Path, source: str, *, scale: float, max_megapixels: float) -> list[FileScene]:
-    """Open the scene that a folder is, or those in its sub-folders.
+def open_scenes(
+    root: Path,
+    source: str,
+    *,
+    scale: float,
+    max_megapixels: float,
+    flags: Flags = Flags(),  # noqa: B008 (frozen)
+) -> list[FileScene]:
+    """Open the scene that a folder is, or those in its sub-folders, or of WAI in those of its sets.
 
     Args:
         root: The folder.
         source: `folder`, `wai` or `blendedmvs`.
         scale: Metres per unit of an integer depth image.
         max_megapixels: Larger images are bad.
+        flags: Which lengths are metres and which images are rendered.
 
     Raises:
-        UserError: There is no scene, a scene has no depth, or its cameras cannot be read.
+        UserError: There is no scene, a scene has no depth, or its cameras cannot be read; or a set
+            is unknown.
     """
     readers, expected = _READERS[source]
+    places = _places(root, readers, sets=source == "wai")
+    if not places:
+        where = (
+            "in it, in sub-folders, or in those of its sets"
+            if source == "wai"
+            else ("in it or in sub-folders")
+        )
+        raise UserError(f"'{root}' holds no scene; expected {expected}, {where}")
+    sets = {parent: flags.of(parent) for _, _, parent in places if parent is not None}
+    flags.refuse_others(root, (folder.name for folder in sets))
     scenes = []
-    for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
-        read = next((read for marker, read in readers if (folder / marker).exists()), None)
-        if read is None:
-            continue
+    for folder, read, parent in places:
         found = read(folder)
         depths = [frame.depth for frame in found.frames if frame.depth is not None]
         if not depths:
@@ -207,22 +225,45 @@ def open_scenes(root: Path, source: str, *, scale: float, max_megapixels: float)
             )
         for suffix in {path.suffix.lower() for path in depths}:
             require_reader(suffix)
-        name = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
+        metric = found.metric if flags.metric is None else flags.metric
+        about = SetFlags(metric, bool(flags.synthetic)) if parent is None else sets[parent]
         scenes.append(
             FileScene(
-                name,
+                folder.relative_to(root).as_posix() if folder != root else folder.resolve().name,
                 found.frames,
-                metric=found.metric,
+                metric=about.metric,
+                synthetic=about.synthetic,
                 scale=scale,
                 max_megapixels=max_megapixels,
                 given=found.given,
             )
         )
-        if folder == root:
-            break
-    if not scenes:
-        raise UserError(f"'{root}' holds no scene; expected {expected}, in it or in sub-folders")
     return scenes
+
+
+def _places(
+    root: Path, readers: tuple[tuple[str, Reader], ...], *, sets: bool
+) -> list[tuple[Path, Reader, Path | None]]:
+    """Return the folders of scenes, each with what reads it and the set it is in, if any."""
+
+    def reader(folder: Path) -> Reader | None:
+        return next((read for marker, read in readers if (folder / marker).exists()), None)
+
+    def below(folder: Path) -> list[Path]:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+    read = reader(root)
+    if read is not None:
+        return [(root, read, None)]
+    found: list[tuple[Path, Reader, Path | None]] = []
+    for folder in below(root):
+        read = reader(folder)
+        if read is not None:
+            found.append((folder, read, None))
+        elif sets:
+            inner = ((scene, reader(scene)) for scene in below(folder))
+            found += [(scene, read, folder) for scene, read in inner if read is not None]
+    return found
 
 
 def split_scenes(
@@ -251,7 +292,4 @@ def split_scenes(
             f"{least} out; give more, or train/ and val/ with scenes of their own"
         )
     # The end of a walk through the scene: what lies next to a frame would be no test.
-    return (
-        [PartOfScene(scene, range(kept))],
-        [PartOfScene(scene, range(kept, len(scene)))],
-    )
+    return [scene.part(range(kept))], [scene.part(range(kept, len(scene)))]

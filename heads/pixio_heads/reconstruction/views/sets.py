@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from pixio_heads.reconstruction.views.covisibility import neighbours
+from pixio_heads.reconstruction.views.covisibility import Neighbours
 from pixio_heads.reconstruction.views.frames import Scene
 from pixio_heads.reconstruction.views.framing import framed
 from pixio_heads.reconstruction.views.view_sampling import chosen
@@ -42,10 +43,8 @@ class Sets:
         views: Views of a set.
         size: Height and width of the views.
         per_scene: Sets of each scene.
-        covisibility: How much of a view its neighbour must see, see `covisibility.neighbours`.
+        covisibility: How much of a view its neighbour must see, see `covisibility.Neighbours`.
         seed: Seed of which views make a set.
-        metric: Whether lengths are metres; None leaves it to the scene.
-        synthetic: Whether the images are rendered.
         turn: The pass; each draws other sets.
     """
 
@@ -55,8 +54,6 @@ class Sets:
     per_scene: int
     covisibility: float
     seed: int
-    metric: bool | None
-    synthetic: bool
     turn: int = 0
 
     def __len__(self) -> int:
@@ -68,7 +65,7 @@ class Sets:
     def load(self, index: int) -> Sample:
         scene = self.scenes[index // self.per_scene]
         chance = Chance(key_of(self.name(index)), self.seed, self.turn)
-        near = neighbours(scene.scores(), threshold=self.covisibility)
+        near = Neighbours(scene.scores(), threshold=self.covisibility)
         shots = [framed(scene.load(i), self.size) for i in chosen(near, self.views, chance)]
         depth = np.stack([shot.depth for shot in shots])
         valid = np.isfinite(depth) & (depth > 0)
@@ -81,9 +78,30 @@ class Sets:
             "non_ambiguous": ~(depth < 0),
             "intrinsics": np.stack([s.intrinsics for s in shots]).astype(np.float32),
             "cam2world": _near_origin(np.stack([s.cam2world for s in shots])),
-            "metric": np.asarray(scene.metric if self.metric is None else self.metric),
-            "synthetic": np.asarray(self.synthetic),
+            "metric": np.asarray(scene.metric),
+            "synthetic": np.asarray(scene.synthetic),
         }
+
+    def measure(self, indices: Iterable[int] | None = None, *, hidden: bool = False) -> None:
+        """Compute what sets are chosen by, where it is not on disk yet.
+
+        It takes long for scenes of many frames, and a data worker has not the time.
+
+        Args:
+            indices: The sets that will be loaded; None for all.
+            hidden: Whether to show no progress.
+        """
+        numbers = range(len(self)) if indices is None else indices
+        scenes = [self.scenes[i] for i in sorted({n // self.per_scene for n in numbers})]
+        files = [file for scene in scenes if (file := scene.score_file()) and file.missing]
+        if not files:
+            return
+        rows = sum(file.missing for file in files)
+        with tqdm(
+            total=rows, unit="frame", desc="covisibility", disable=hidden, leave=False
+        ) as bar:
+            for file in files:
+                file.complete(bar.update)
 
     def shaped(self, views: int, size: Size) -> Sets:
         """Return the same list with sets of another shape."""

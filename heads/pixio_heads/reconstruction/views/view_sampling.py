@@ -13,17 +13,20 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_heads.reconstruction.views.covisibility import Neighbours
 from pixio_lightning.data.samples import Chance
 from pixio_lightning.keyed import Stream
 
 _ATTEMPTS = 4
 
+Near = Neighbours | NDArray[np.bool_]
 
-def chosen(near: NDArray[np.bool_], n: int, chance: Chance) -> list[int]:
+
+def chosen(near: Near, n: int, chance: Chance) -> list[int]:
     """Choose the views of a set; the first is the one the others are seen from.
 
     Args:
-        near: `(N, N)`, in row a the neighbours of view a.
+        near: At a the neighbours of view a, bool `(N,)`.
         n: Views of the set. All N come in random order; more than a walk reaches are repeated.
         chance: Where random numbers come from.
 
@@ -46,7 +49,7 @@ def chosen(near: NDArray[np.bool_], n: int, chance: Chance) -> list[int]:
     return best + [best[int(next(numbers) * len(best))] for _ in range(n - len(best))]
 
 
-def _walk(near: NDArray[np.bool_], start: int, n: int, numbers: Iterator[float]) -> list[int]:
+def _walk(near: Near, start: int, n: int, numbers: Iterator[float]) -> list[int]:
     """Return up to `n` views, each a neighbour of one before it."""
     walk, trail = [start], [start]
     unvisited = np.ones(len(near), dtype=bool)

@@ -1,0 +1,78 @@
+"""Loss, figures and baselines where all tensors are on a GPU: fake ones, which know their device.
+
+An operation on tensors of two devices raises, as it does on a real one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from rendered_sets import batch, perfect
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
+
+from pixio_heads.reconstruction.constant import constant_geometry, fit_constant
+from pixio_heads.reconstruction.geometry import truth_of
+from pixio_heads.reconstruction.losses import HIGH_POINTS, Weights, factored_loss
+from pixio_heads.reconstruction.metrics import ReconstructionMetrics
+from pixio_heads.reconstruction.model import Reconstructor, Sizes
+from pixio_lightning.features import Features, Layer
+
+TINY = Sizes(dim=32, depth=4, heads=2, taps=(1, 2), stages=(8, 8, 8, 8), features=16)
+
+
+def on_gpu(tree: Any, mode: FakeTensorMode) -> Any:
+    """Return a structure of tensors with fake ones on the GPU in place of all of its own."""
+    return tree_map_only(torch.Tensor, lambda x: mode.from_tensor(x).to("cuda"), tree)
+
+
+def devices(tree: Any) -> set[str]:
+    found: set[str] = set()
+    tree_map_only(torch.Tensor, lambda x: found.add(x.device.type), tree)
+    return found
+
+
+@pytest.mark.parametrize("weights", [Weights(), HIGH_POINTS])
+def test_the_loss_is_made_where_the_prediction_is(weights: Weights) -> None:
+    real = dict(batch()), perfect(batch())
+    with FakeTensorMode() as mode:
+        given, guess = on_gpu(real, mode)
+        for training in (True, False):
+            found = factored_loss(guess, given, weights=weights, training=training)
+            assert devices(found) == {"cuda"}
+
+
+def test_the_model_runs_where_it_is() -> None:
+    model = Reconstructor(24, 8, sizes=TINY)
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    with FakeTensorMode() as mode:
+        tokens = torch.empty(6, 14, 24, device="cuda")
+        features = Features((Layer(tokens, tokens, 2, (3, 4)),), dense_cls=True)
+        given = (features, 3, (24, 32))
+        found = functional_call(model, on_gpu(state, mode), given)
+        assert devices(list(found)) == {"cuda"} and devices(list(found.compose())) == {"cuda"}
+
+
+def test_figures_stay_on_the_device_with_something_to_measure_or_without() -> None:
+    real = dict(batch()), perfect(batch())
+    metrics = [ReconstructionMetrics() for _ in range(2)]
+    with FakeTensorMode() as mode:
+        given, guess = on_gpu(real, mode)
+        for batches in (1, 0):
+            metric = metrics.pop()
+            metric.total, metric.count = on_gpu((metric.total, metric.count), mode)
+            for _ in range(batches):
+                metric.update(guess.compose(), truth_of(given), given["valid"], given["metric"])
+            assert devices(metric.compute()) == {"cuda"}
+
+
+def test_a_constant_from_a_checkpoint_is_shown_on_the_device() -> None:
+    """It is read onto the CPU."""
+    real, parts = dict(batch()), fit_constant([batch()])
+    with FakeTensorMode() as mode:
+        given = on_gpu(real, mode)
+        found = constant_geometry({name: mode.from_tensor(x) for name, x in parts.items()}, given)
+        assert devices(list(found)) == {"cuda"}
