@@ -44,7 +44,8 @@ class HubSamples(HubRows):
         needed = {"image_column": columns[0]}
         if not images_only:
             needed["depth_column"] = columns[1]
-        self.data = open_columns(path, split, needed)
+        optional = () if images_only else ("mask", "intrinsics")
+        self.data = open_columns(path, split, needed, optional=optional)
 
     def load(self, index: int) -> Sample:
         row = self.data[index]
