@@ -88,7 +88,7 @@ def test_what_is_no_image_is_refused(data: bytes, reason: str) -> None:
     assert refusal(data) == reason
 
 
-@pytest.mark.parametrize(("side", "limit", "shown"), [(13_000, 64, "64"), (14_000, 500, "178.957")])
+@pytest.mark.parametrize(("side", "limit", "shown"), [(13_000, 64, "64"), (14_000, 190, "190")])
 def test_huge_images_are_refused_by_their_header(
     side: int, limit: float, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
