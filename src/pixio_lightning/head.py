@@ -97,10 +97,7 @@ class Head(BackboneModule):
         return prediction, batch["target"]
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Turn uint8 images `(B, 3, H, W)` into what the backbone sees, normalised `(M, 3, h, w)`.
-
-        A head that looks through windows cuts them here, and puts them together in `forward`.
-        """
+        """Turn uint8 images `(B, 3, H, W)` into what the backbone sees, `(B, 3, h, w)`."""
         return self.backbone.normalize(images)
 
     @property
@@ -155,6 +152,10 @@ class Head(BackboneModule):
         images = self.inputs(images.reshape(-1, *images.shape[-3:]))
         return self.backbone(images, draw=draw, normalized=True)
 
+    def predicted(self, batch: Batch) -> Any:
+        """Return the prediction that is scored or written."""
+        return self(self.encode(batch), batch)
+
     def predict(self, images: Tensor) -> Any:
         """Return the prediction for uint8 images, outside of any trainer.
 
@@ -165,7 +166,7 @@ class Head(BackboneModule):
         self.eval()
         with torch.no_grad():
             batch = {"image": images.to(self.device), "size": tuple(images.shape[-2:])}
-            prediction = self(self.encode(batch), batch)
+            prediction = self.predicted(batch)
         self.train(was_training)
         return prediction
 
@@ -177,7 +178,7 @@ class Head(BackboneModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics, of the model and of what predicts without looking."""
-        prediction = self(self.encode(batch), batch)
+        prediction = self.predicted(batch)
         batch, prediction = without_padding(batch, prediction)
         if not len(batch["key"]):
             return
@@ -194,7 +195,7 @@ class Head(BackboneModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         """Write the predictions of a batch."""
-        prediction = self(self.encode(batch), batch)
+        prediction = self.predicted(batch)
         batch, prediction = without_padding(batch, prediction)
         if len(batch["key"]):
             self.write(prediction, batch, Path(self.trainer.default_root_dir) / "predictions")
@@ -203,7 +204,9 @@ class Head(BackboneModule):
     def pictures(self, chosen: Batch) -> panels.Panel | None:
         """Draw the samples that the data module chose."""
         batches = chosen["batches"]
-        return self.picture(batches, [self(self.encode(batch), batch) for batch in batches])
+        if not batches:  # none of the chosen samples can be used
+            return None
+        return self.picture(batches, [self.predicted(batch) for batch in batches])
 
     # --- what stands around it ----------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class BackboneModule(L.LightningModule):
         """Return what to say of a finished run, by name."""
         return {}
 
-    def predicted(self, folder: Path) -> str:
+    def predictions_text(self, folder: Path) -> str:
         """Return what to say once `predict` has written its files."""
         return f"predictions: {folder / 'predictions'}"
 

@@ -280,7 +280,7 @@ def evaluate(cli: PixioCLI) -> int:
     results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
-            say(cli.model.predicted(folder))
+            say(cli.model.predictions_text(folder))
         elif isinstance(cli.model, Head):
             say(block(cli.verb, record.summary(record.read(folder)[-1])))
             say(f"recorded in {folder / record.FILE}")

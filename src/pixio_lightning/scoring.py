@@ -311,7 +311,7 @@ class Scoring(BackboneModule):
                 start += rows
         os.replace(aside, path)
 
-    def predicted(self, folder: Path) -> str:
+    def predictions_text(self, folder: Path) -> str:
         """Say where the scores are, and what to do with them."""
         data: Any = self.trainer.datamodule
         path = data.shard_path("train")

@@ -132,7 +132,10 @@ def test_cached_features_give_the_same_and_decode_nothing(
     [
         ("--model.backbone.weights", "random:1"),
         ("--model.backbone.layers", "last"),
-        ("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48}", "--model.window", 48),
+        (
+            *("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48}"),
+            *("--model.window", 48, "--model.stride", 48),
+        ),
         ("--data.image_size", 32, "--data.views", 2),
         ("--data.max_depth", 20),
     ],

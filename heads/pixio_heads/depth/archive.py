@@ -12,7 +12,6 @@ from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import digest_of
 from pixio_lightning.errors import UserError, nearest
 
-
 _MOST_BYTES = 1 << 29  # of a file in a zip, unpacked: what 64 megapixels of float64 need
 
 

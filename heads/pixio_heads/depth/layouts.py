@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,8 +233,9 @@ def folder_pairs(root: Path) -> list[Pair]:
         stem = path.relative_to(images).with_suffix("")
         # By the stem or, as predictions are written, by the whole name.
         named = [str(stem), path.relative_to(images).as_posix()]
-        depth = [p for n in named for s in SUFFIXES if (p := depths / f"{n}{s}").is_file()]
-        mask = [p for n in named if (p := root / "mask" / f"{n}.png").is_file()]
+        # Of `os.path`, to which a name that became too long is no file, and no error.
+        depth = [p for n in named for s in SUFFIXES if isfile(p := depths / f"{n}{s}")]
+        mask = [p for n in named if isfile(p := root / "mask" / f"{n}.png")]
         pairs.append(Pair(path, next(iter(depth), None), next(iter(mask), None)))
     return pairs
 

@@ -8,6 +8,7 @@ memory, so none can happen twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +50,8 @@ class Labels(NamedTuple):
         """Decode a PNG of class indices `(H, W)`, grey or with a palette; no class becomes 255.
 
         Raises:
-            BadImage: The file is damaged or too large; or its labels are not these classes, and the reason then
-                begins with `WRONG`.
+            BadImage: The file is damaged or too large; or its labels are not these classes, and
+                the reason then begins with `WRONG`.
         """
         try:
             picture = open_picture(data, max_megapixels=max_megapixels, formats=("PNG",))
@@ -133,7 +134,7 @@ class PairSamples:
         image = decode_pixels(pair.image.read_bytes(), max_megapixels=self.max_megapixels)
         if self.labels is None:
             return {"image": image}
-        if pair.mask is None or not pair.mask.is_file():
+        if pair.mask is None or not isfile(pair.mask):
             raise BadImage("no mask")
         labels = self.labels.read(pair.mask.read_bytes(), max_megapixels=self.max_megapixels)
         return checked(image, labels)
@@ -263,7 +264,8 @@ def voc_pairs(root: Path, listed: str) -> list[Pair]:
             f"and data.val_split{nearest(listed, known)}"
         )
     pairs = []
-    for name in table.read_text().split():
+    # Relative, even where a list says otherwise.
+    for name in (word.lstrip("/") for word in table.read_text().split()):
         own = root / "SegmentationClass" / f"{name}.png"
         added = root / "SegmentationClassAug" / f"{name}.png"
         pairs.append(Pair(images / f"{name}.jpg", own if own.is_file() else added))
@@ -294,7 +296,8 @@ def _paired(images: Path, masks: Path) -> list[Pair]:
         """By the stem or, as predictions are written, by the whole name."""
         name = path.relative_to(images)
         written = masks / f"{name}.png"
-        return written if written.is_file() else masks / name.with_suffix(".png")
+        # Of `os.path`, to which a name that became too long is no file, and no error.
+        return written if isfile(written) else masks / name.with_suffix(".png")
 
     return [Pair(path, mask_of(path)) for path in image_files(images)]
 
