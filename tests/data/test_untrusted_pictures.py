@@ -89,9 +89,7 @@ PLACES: dict[str, Callable[[Path, bytes], SampleData]] = {
     ),
     "MoGe image": lambda p, x: DepthData("moge", moge(p, x, DEPTH)),
     "MoGe depth": lambda p, x: DepthData("moge", moge(p, IMAGE, x)),
-    "mask": lambda p, x: SegmentationData(
-        "folder", files(p, images=IMAGE, masks=x), num_classes=3
-    ),
+    "mask": lambda p, x: SegmentationData("folder", files(p, images=IMAGE, masks=x), num_classes=3),
     "mask row": lambda p, x: SegmentationData(
         "hub", table(p, image=IMAGE, mask=x), num_classes=3, **HUB
     ),

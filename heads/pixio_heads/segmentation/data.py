@@ -244,9 +244,9 @@ def random_crop(
     tall, wide = (max(1, round(n * scale)) for n in (height, width))
     rows, columns = min(side, tall), min(side, wide)
     top, left = int(at[0] * (tall - rows + 1)), int(at[1] * (wide - columns + 1))
-    # Only the square is resampled, in a fraction of the time. Its labels are those of the whole
-    # that was resampled; its pixels differ from it by 2 levels at most, also on noise and
-    # checkerboards, since the box is rounded.
+    # Only the square is resampled, in a fraction of the time. The box is rounded: pixels are within
+    # 2 levels of the whole's, also of noise and checkerboards; where a pixel lies halfway between
+    # two labels, it may get the other one.
     box = (
         left * width / wide,
         top * height / tall,
@@ -254,18 +254,14 @@ def random_crop(
         min(height, (top + rows) * height / tall),
     )
     pixels = np.zeros((side, side, 3), np.uint8)
-    piece = Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC, box=box)
-    pixels[:rows, :columns] = np.asarray(piece)
     labels = np.full((side, side), IGNORED, np.uint8)
-    under = np.ix_(_nearest(top, rows, height, tall), _nearest(left, columns, width, wide))
-    labels[:rows, :columns] = target[under]
+    for whole, square, way in (
+        (image, pixels, Image.Resampling.BICUBIC),
+        (target, labels, Image.Resampling.NEAREST),
+    ):
+        piece = Image.fromarray(whole).resize((columns, rows), way, box=box)
+        square[:rows, :columns] = np.asarray(piece)
     return pixels, labels
-
-
-def _nearest(start: int, count: int, length: int, scaled: int) -> NDArray[np.int64]:
-    """Return which of `length` pixels lie under `count` ones of `scaled`, from `start` on."""
-    # In whole numbers: (i + 1/2) * length / scaled, rounded down.
-    return (2 * np.arange(start, start + count) + 1) * length // (2 * scaled)
 
 
 def _classes(

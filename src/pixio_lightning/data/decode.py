@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pixio_lightning.keyed import Stream, uniform
 
-# How files of each format begin, and what decodes them. Data reach these decoders alone:
-# `Image.open` would offer a file to every format that Pillow knows, of which one starts Ghostscript,
-# and puts its own limit on the pixels of an image before ours.
+# How files of each format begin, and what decodes them. Data reach these decoders alone: Pillow's
+# own opener would offer a file to every format that it knows, of which one starts Ghostscript, and
+# puts its own limit on the pixels of an image before ours.
 _DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], Image.Image]]] = {
     "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
     "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
@@ -196,7 +196,10 @@ def centre_crop(width: int, height: int) -> Crop:
 def to_tensor(pixels: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
     """Cut a box out of `(H, W, 3)` and scale it, bicubic and antialiased: uint8 `(3, size, size)`.
 
-    torch resizes bytes that lie channels-last in half the time of Pillow, within 2 levels of it.
+    torch resizes bytes that lie channels-last in half the time of Pillow. On random crops of
+    photographs it differs by 0.03 levels on average. In five of six crops no pixel differs by more
+    than 2; in the others those at hard edges do, by up to 15 in photographs and up to 31 in noise
+    and checkerboards.
     """
     # A copy: decoded pixels may be a read-only view of what a decoder owns.
     box = np.array(pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
