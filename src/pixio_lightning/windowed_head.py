@@ -119,7 +119,12 @@ class WindowedHead(Head):
         A sharded model runs only where all processes call it equally often: the one with a smaller
         image repeats its last chunk.
         """
-        done, piece = 0, images
+        size = (images.shape[-2], images.shape[-1])
+        count = len(images) * len(windows.corners(size, window=self.window, stride=self.stride))
+        own = most = -(-count // self.windows_per_chunk)
+        if self.device_mesh is not None:  # asked first: the chunks are exchanges, too
+            most = int(self.all_gather(torch.tensor(own, device=self.device)).max())
+        piece = images
         for piece in windows.cut(
             images,
             window=self.window,
@@ -127,12 +132,9 @@ class WindowedHead(Head):
             at_once=self.windows_per_chunk,
             prepare=self.inputs,
         ):
-            done += 1
             yield piece, True
-        if self.device_mesh is not None:
-            most = int(self.all_gather(torch.tensor(done, device=self.device)).max())
-            for _ in range(done, most):
-                yield piece, False
+        for _ in range(own, most):
+            yield piece, False
 
 
 def _joined(parts: list[Features]) -> Features:
