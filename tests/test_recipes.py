@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pixio_lightning import plugins, recipes
 from pixio_lightning.errors import UserError
@@ -94,3 +95,33 @@ def test_missing_folder_of_a_plugin_is_listed_and_harms_nobody(plug_in):
     missing = [root for root in recipes.roots() if not root.path.is_dir()]
     assert [root.origin for root in missing] == ["my-heads 1.0"]
     assert recipes.find("pretrain/demo")
+
+
+@pytest.mark.parametrize("kind", ["linear", "dpt"])
+@pytest.mark.parametrize(
+    ("name", "images", "per_gpu"),
+    [
+        ("depth/nyuv2", 24_231, 4),
+        ("depth/kitti", 23_158, 4),
+        ("segmentation/ade20k", 20_210, 2),
+        ("segmentation/voc", 10_582, 4),
+        ("segmentation/loveda", 2_522, 1),
+    ],
+)
+def test_published_probes_take_the_steps_of_60_passes(name, kind, images, per_gpu):
+    """On 8 GPUs: each takes an eighth of the images, rounded up, and drops what fills no batch."""
+    recipe = yaml.safe_load(recipes.find(f"{name}_{kind}").read_text())
+    steps = -(-images // 8) // per_gpu
+    data = recipe["data"]["init_args"]
+    assert data["batch_size"] == 8 * per_gpu and data["steps_per_epoch"] == steps
+    assert recipe["trainer"]["max_steps"] == 60 * steps
+    assert recipe["checkpoint"] == {"every_n_steps": steps}
+    assert recipe["panels"] == {"every_n_steps": 10 * steps}
+
+
+@pytest.mark.parametrize("task", ["depth", "segmentation"])
+def test_the_demos_see_a_view_as_one_window(task):
+    """Their published figures are of one pass over a view."""
+    recipe = yaml.safe_load(recipes.find(f"{task}/demo").read_text())
+    model, scenes = recipe["model"]["init_args"], recipe["data"]["init_args"]["scenes"]
+    assert model["window"] == model["stride"] == scenes["size"]

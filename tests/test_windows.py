@@ -1,17 +1,30 @@
-"""Windows over large images."""
+"""Images through windows: which there are, what is put together again, and how much is held."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 import torch
 
+from pixio_heads.depth.head import Depth
+from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning import windows
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.errors import UserError
+from pixio_lightning.windowed_head import WindowedHead
 
 SEEN = {"window": 256, "stride": 170}
 
 
-@pytest.mark.parametrize(("size", "n"), [((426, 560), 12), ((375, 1242), 24), ((100, 100), 1)])
+@pytest.mark.parametrize(
+    ("size", "n"),
+    [((426, 560), 12), ((375, 1242), 24), ((256, 256), 4), ((170, 256), 2), ((100, 100), 1)],
+)
 def test_counts_and_coverage(size: tuple[int, int], n: int) -> None:
+    """Of NYUv2, KITTI, an image as large as a window, and smaller ones."""
     places = windows.corners(size, **SEEN)
     assert len(places) == n
     covered = torch.zeros(size)
@@ -20,24 +33,145 @@ def test_counts_and_coverage(size: tuple[int, int], n: int) -> None:
     assert covered.min() >= 1
 
 
+def test_windows_that_do_not_overlap_see_an_image_of_their_size_once() -> None:
+    assert windows.corners((256, 512), window=256, stride=256) == [(0, 0), (0, 256)]
+
+
+def cut(images: torch.Tensor, at_once: int = 5) -> torch.Tensor:
+    pieces = list(windows.cut(images, **SEEN, at_once=at_once))
+    assert all(len(piece) == at_once for piece in pieces[:-1]) and len(pieces[-1]) <= at_once
+    return torch.cat(pieces)
+
+
 @pytest.mark.parametrize("size", [(426, 560), (375, 1242), (100, 300)])
 def test_what_is_cut_is_put_together_again(size: tuple[int, int]) -> None:
     images = torch.randn(2, 3, *size)
-    pieces = windows.cut(images, **SEEN)
+    pieces = cut(images)
     assert pieces.shape[1:] == (3, 256, 256)
-    assert torch.allclose(windows.merge(pieces, size, **SEEN), images, atol=1e-6)
-    one_by_one = torch.cat([windows.cut(image[None], **SEEN) for image in images])
-    assert torch.equal(pieces, one_by_one)
+    mean = windows.Mean(2, size, **SEEN)
+    for piece in pieces.split(7):
+        mean.add(piece)
+    assert torch.allclose(mean.result(), images, atol=1e-6)
+    assert torch.equal(pieces, torch.cat([cut(image[None], 100) for image in images]))
 
 
 def test_the_border_is_zero_and_overlaps_are_averaged() -> None:
-    pieces = windows.cut(torch.ones(1, 1, 200, 300), **SEEN)
+    pieces = cut(torch.ones(1, 1, 200, 300))
     assert pieces[-1, 0, 30:].sum() == 0  # the last row of windows starts at 170
-    numbered = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 256, 256)
-    merged = windows.merge(numbered, (200, 300), **SEEN)
+    mean = windows.Mean(1, (200, 300), **SEEN)
+    mean.add(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 256, 256))
+    merged = mean.result()
     assert merged[0, 0, 0, 0] == 0 and merged[0, 0, 199, 299] == 2 and merged[0, 0, 199, 200] == 1.5
 
 
 def test_a_stride_beyond_the_window_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves pixels out"):
         windows.origins(100, window=16, stride=17)
+
+
+# --- heads ------------------------------------------------------------------------------------
+
+
+def head(kind: type[WindowedHead], **keys: Any) -> WindowedHead:
+    backbone = Backbone(
+        "pixio_vitt16",
+        weights="random:0",
+        model_args={"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
+    )
+    made = kind(backbone, **{"window": 32, "stride": 20} | keys)
+    made.facts = {"num_classes": 5, "class_names": list("abcde"), "max_depth": 10.0}
+    torch.manual_seed(0)
+    made.configure_model()
+    # At its start the map is nearly flat: nothing would tell one window from another.
+    torch.nn.init.normal_(made.decoder.projection.weight)
+    return made.eval()
+
+
+both = pytest.mark.parametrize("kind", [Depth, Segmentation])
+
+
+@both
+def test_chunks_change_nothing_and_bound_what_is_encoded(kind: type[WindowedHead]) -> None:
+    images = torch.randint(0, 256, (2, 3, 45, 70), dtype=torch.uint8)  # 12 windows each
+    whole = head(kind, windows_per_chunk=1000)
+    expected = whole.predict(images)
+    batch = {"image": images, "size": (45, 70)}
+    with torch.no_grad():
+        features = whole.encode(batch)
+        assert len(features.tokens) == 24
+        assert torch.allclose(whole(features, batch), expected, atol=1e-6)
+    for most in (1, 5, 24):
+        chunked = head(kind, windows_per_chunk=most)
+        seen: list[int] = []
+        for module in (chunked.backbone.vit.blocks[0], chunked.decoder.projection):
+            module.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(len(x[0])))
+        assert torch.allclose(chunked.predict(images), expected, atol=1e-6)
+        assert max(seen) == most
+        with torch.no_grad():
+            seen.clear()
+            again = chunked.encode(batch)
+            assert all(
+                torch.allclose(a.raw_tokens, b.raw_tokens, atol=1e-5)
+                for a, b in zip(again.layers, features.layers, strict=True)
+            )
+            assert torch.allclose(chunked(again, batch), expected, atol=1e-6)
+            assert max(seen) == most
+
+
+@both
+def test_an_image_as_large_as_a_window_is_seen_through_four(kind: type[WindowedHead]) -> None:
+    """As the published evaluation starts windows: at 0 and at the stride, in each direction."""
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    four, one = head(kind), head(kind, stride=32)
+    with torch.no_grad():
+        batch = {"image": images, "size": (32, 32)}
+        assert len(four.encode(batch).tokens) == 4 and len(one.encode(batch).tokens) == 1
+        normal = one.backbone.normalize(images)
+        once = one.whole(one.backbone(normal, normalized=True), (32, 32))
+    shown = one.predict(images)
+    if kind is Segmentation:
+        once, shown = once.softmax(1), shown.softmax(1)
+    assert torch.allclose(shown, once, atol=1e-6)
+    assert not torch.allclose(four.predict(images), one.predict(images), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"window": 40}, "model.window is 40, but expected a multiple of 16"),
+        ({"stride": 33}, "model.stride is 33, but expected 1 to model.window, 32"),
+        ({"stride": 0}, "model.stride is 0, but"),
+        ({"windows_per_chunk": 0}, "model.windows_per_chunk is 0; expected 1 or more"),
+    ],
+)
+def test_windows_that_cannot_be(keys: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        head(Depth, **keys)
+
+
+TWELVE_MEGAPIXELS = """
+import resource, sys, torch
+sys.path[:0] = sys.argv[1].split(":")
+torch.set_num_threads(1)
+from pixio_heads.depth.head import Depth
+from pixio_lightning.backbone import Backbone
+from pixio_lightning.dense_decoders import DPTDecoder
+
+sizes = {"embed_dim": 64, "depth": 4, "num_heads": 2, "img_size": 256}
+backbone = Backbone("pixio_vitt16", weights="random:0", layers="quarters", model_args=sizes)
+head = Depth(backbone, decoder=lambda a, b, taps: DPTDecoder(
+    a, b, taps=taps, features=16, stages=(16, 16, 16, 16)))
+head.facts = {"max_depth": 10.0}
+head.configure_model()
+depth = head.predict(torch.zeros(1, 3, 3000, 4000, dtype=torch.uint8))
+assert depth.shape == (1, 3000, 4000) and bool((depth > 0).all())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+def test_a_photograph_of_twelve_megapixels_takes_little_memory() -> None:
+    """432 windows with a map each: all at once they were 113 MB of maps and 4 GB of the decoder."""
+    line = [sys.executable, "-c", TWELVE_MEGAPIXELS, ":".join(sys.path)]
+    found = subprocess.run(line, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) < 1.5  # GB, of which the libraries are half

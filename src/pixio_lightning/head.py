@@ -108,10 +108,7 @@ class Head(BackboneModule):
         return prediction, batch["target"]
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Turn uint8 images `(B, 3, H, W)` into what the backbone sees, normalised `(M, 3, h, w)`.
-
-        A head that looks through windows cuts them here, and puts them together in `forward`.
-        """
+        """Turn uint8 images `(B, 3, H, W)` into what the backbone sees, `(B, 3, h, w)`."""
         return self.backbone.normalize(images)
 
     @property
@@ -166,6 +163,10 @@ class Head(BackboneModule):
         images = self.inputs(images.reshape(-1, *images.shape[-3:]))
         return self.backbone(images, draw=draw, normalized=True)
 
+    def predicted(self, batch: Batch) -> Any:
+        """Return the prediction that is scored or written."""
+        return self(self.encode(batch), batch)
+
     def predict(self, images: Tensor) -> Any:
         """Return the prediction for uint8 images, outside of any trainer.
 
@@ -179,10 +180,6 @@ class Head(BackboneModule):
             prediction = self.predicted(batch)
         self.train(was_training)
         return prediction
-
-    def predicted(self, batch: Batch) -> Any:
-        """Return the prediction that is scored or written."""
-        return self(self.encode(batch), batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -221,6 +218,8 @@ class Head(BackboneModule):
     def pictures(self, chosen: Batch) -> panels.Panel | None:
         """Draw the samples that the data module chose."""
         batches = chosen["batches"]
+        if not batches:  # none of the chosen samples can be used
+            return None
         return self.picture(batches, [self.predicted(batch) for batch in batches])
 
     # --- what stands around it ----------------------------------------------------------------

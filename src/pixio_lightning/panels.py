@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _SIDE = 192  # smallest side a picture is shown at, in pixels
+_MOST = 512  # greatest side
+_SAMPLED = 1 << 20  # values that a quantile is taken of, at most; torch refuses 16 million
 _GAP = 6
 _HEAD = 24
 _BAR = 120  # length of a colour scale
@@ -143,13 +146,22 @@ def principal_components(features: Tensor, shape: Sequence[int]) -> Tensor:
     return (F.interpolate(maps, tuple(shape[-2:]), mode="nearest") * 255).to(torch.uint8)
 
 
+def quantile(values: Tensor, share: float) -> float:
+    """Return a quantile of numbers of any shape, of evenly spread ones where there are many."""
+    flat = values.detach().float().flatten()
+    return float(flat[:: -(-len(flat) // _SAMPLED)].quantile(share))
+
+
+def shown_size(height: int, width: int) -> tuple[int, int]:
+    """Return the size that a picture is drawn at: a small one a whole number of times as large."""
+    room = _MOST / max(height, width)
+    scale = min(-(-_SIDE // min(height, width)), int(room)) if room >= 1 else room
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def compose(panel: Panel) -> Image.Image:
     """Lay pictures out in a grid; each row has the height of its first picture."""
-    sizes = []
-    for row in panel.rows:
-        height, width = row[0].shape[-2:]
-        scale = max(1, -(-_SIDE // min(height, width)))
-        sizes.append((height * scale, width * scale))
+    sizes = [shown_size(*row[0].shape[-2:]) for row in panel.rows]
     column_width = max(width for _, width in sizes)
     font = ImageFont.load_default(13)
     needed = len(panel.legends) * (_BAR + 220)
@@ -165,8 +177,11 @@ def compose(panel: Panel) -> Image.Image:
     for row, (height, width) in zip(panel.rows, sizes, strict=True):
         for column, picture in enumerate(row):
             array = picture.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
-            # Nearest, so that a reader sees the pixels the model works on.
-            image = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
+            # Nearest, so that a reader sees the pixels the model works on; a large picture would
+            # only glitter.
+            larger = array.shape[0] > height
+            way = Image.Resampling.BOX if larger else Image.Resampling.NEAREST
+            image = Image.fromarray(array).resize((width, height), way)
             canvas.paste(image, (_GAP + column * (column_width + _GAP), top))
         top += height + _GAP
     left = _GAP
@@ -222,6 +237,9 @@ def write(path: Path, panel: Panel) -> Image.Image:
 def save(path: Path, image: Image.Image) -> None:
     """Write an image as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(aside, format="PNG")
-    os.replace(aside, path)
+    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")  # a name of any length has room for it
+    try:
+        image.save(aside, format="PNG")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from pixio_lightning.masking import (
 )
 from pixio_lightning.module import BackboneModule
 from pixio_lightning.optim import Optim
+from pixio_lightning.output_path import output_path
 from pixio_lightning.run_folder import Metrics
 
 # Held-out images are always masked as if drawn in this turn, whatever the step.
@@ -186,7 +187,7 @@ class PixelPretraining(BackboneModule):
         for name, row, weight in zip(batch["name"], panel.rows, batch["weight"], strict=True):
             if weight == 0:  # padding, or an unreadable image
                 continue
-            panels.write(folder / f"{name}.png", panel._replace(rows=[row]))
+            panels.write(output_path(folder, name, ".png"), panel._replace(rows=[row]))
 
     def _fixed_draw(self, batch: dict[str, Any]) -> Draw:
         return Draw(batch["key"], self.seed, _FIXED_TURN)

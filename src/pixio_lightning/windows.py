@@ -1,9 +1,12 @@
-"""Large images through windows: cut, predict each, put together.
+"""Images through windows: cut some at a time, predict each, put together as they come.
 
-Shapes: B images, n windows of an image, C channels, K channels of a prediction, S side of a window.
+Shapes: B images, n windows of an image, m windows at a time, C channels, K channels of a
+prediction, S side of a window.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,8 @@ from torch import Tensor
 def origins(length: int, *, window: int, stride: int) -> list[int]:
     """Return where windows start along a side: 0, `stride`, 2 `stride`, ... while inside.
 
-    The last ones may reach over the border.
+    The last ones may reach over the border. A side as long as a window has a second one, unless
+    the stride is as long, too; a shorter side may have only the first.
 
     Raises:
         ValueError: The stride would leave pixels out.
@@ -29,45 +33,79 @@ def corners(size: tuple[int, int], *, window: int, stride: int) -> list[tuple[in
     return [(top, left) for top in rows for left in columns]
 
 
-def cut(images: Tensor, *, window: int, stride: int) -> Tensor:
-    """Cut normalised images into windows.
+def cut(
+    images: Tensor,
+    *,
+    window: int,
+    stride: int,
+    at_once: int,
+    prepare: Callable[[Tensor], Tensor] = lambda piece: piece,
+) -> Iterator[Tensor]:
+    """Cut images into windows, the windows of an image after each other, row by row.
 
     Args:
-        images: `(B, C, H, W)`; beyond the right and bottom border they count as zero.
+        images: `(B, C, H, W)`.
         window: Side of a window in pixels.
         stride: Distance between origins.
+        at_once: Windows in a tensor, at most.
+        prepare: Normalises a piece `(1, C, h, w)`; what is beyond the right and bottom border is 0
+            afterwards.
 
-    Returns:
-        `(B * n, C, S, S)`, the windows of an image together, row by row.
+    Yields:
+        `(m, C, S, S)`.
     """
-    height, width = images.shape[-2:]
-    places = corners((height, width), window=window, stride=stride)
-    bottom, right = (max(ends) + window for ends in zip(*places, strict=True))
-    padded = F.pad(images, (0, right - width, 0, bottom - height))
-    pieces = [padded[..., top : top + window, left : left + window] for top, left in places]
-    return torch.stack(pieces, dim=1).flatten(0, 1)
+    places = corners((images.shape[-2], images.shape[-1]), window=window, stride=stride)
+    everywhere = [(image, *place) for image in range(len(images)) for place in places]
+    for start in range(0, len(everywhere), at_once):
+        pieces = []
+        for image, top, left in everywhere[start : start + at_once]:
+            piece = prepare(images[image, None, :, top : top + window, left : left + window])
+            beyond = (0, window - piece.shape[-1], 0, window - piece.shape[-2])
+            pieces.append(F.pad(piece, beyond))
+        yield torch.cat(pieces)
 
 
-def merge(predictions: Tensor, size: tuple[int, int], *, window: int, stride: int) -> Tensor:
-    """Put the predictions of windows together; where they overlap, their mean counts.
+class Mean:
+    """Predictions of windows put together; where they overlap, their mean counts.
 
     Args:
-        predictions: `(B * n, K, S, S)`, in the order of `cut`.
-        size: Height and width of the images.
+        images: Number of images B.
+        size: Their height and width.
         window: Side of a window in pixels.
         stride: Distance between origins.
-
-    Returns:
-        `(B, K, H, W)`.
     """
-    places = corners(size, window=window, stride=stride)
-    pieces = predictions.unflatten(0, (-1, len(places)))
-    total = predictions.new_zeros(len(pieces), predictions.shape[1], *size)
-    count = predictions.new_zeros(1, 1, *size)
-    for i, (top, left) in enumerate(places):
-        # What lies over the border is cut back.
-        height, width = min(window, size[0] - top), min(window, size[1] - left)
-        inside = (..., slice(top, top + height), slice(left, left + width))
-        total[inside] += pieces[:, i, :, :height, :width]
-        count[inside] += 1
-    return total / count
+
+    def __init__(self, images: int, size: tuple[int, int], *, window: int, stride: int) -> None:
+        self.images, self.size, self.window, self.stride = images, size, window, stride
+        self._places = corners(size, window=window, stride=stride)
+        self._added = 0
+        self._total: Tensor | None = None
+
+    def add(self, predictions: Tensor) -> None:
+        """Add the next windows `(m, K, S, S)` in the order of `cut`."""
+        if self._total is None:
+            shape = (self.images, predictions.shape[1], *self.size)
+            self._total = predictions.new_zeros(shape)
+        for prediction in predictions:
+            image, place = divmod(self._added, len(self._places))
+            top, left = self._places[place]
+            # What lies over the border is cut back.
+            height, width = (
+                min(self.window, self.size[0] - top),
+                min(self.window, self.size[1] - left),
+            )
+            part = self._total[image, :, top : top + height, left : left + width]
+            part += prediction[:, :height, :width]
+            self._added += 1
+
+    def result(self) -> Tensor:
+        """Return the mean `(B, K, H, W)` of all windows, which were added."""
+        assert self._total is not None and self._added == self.images * len(self._places)
+        rows, columns = (self._counts(n) for n in self.size)
+        return self._total.div_((rows[:, None] * columns).to(self._total))
+
+    def _counts(self, length: int) -> Tensor:
+        """Return how many windows cover each pixel along a side."""
+        starts = torch.tensor(origins(length, window=self.window, stride=self.stride))
+        at = torch.arange(length)[:, None]
+        return ((starts <= at) & (at < starts + self.window)).sum(1)

@@ -13,10 +13,17 @@ import h5py
 import numpy as np
 import OpenEXR
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.depth_files import SUFFIXES, read_depth, require_reader
+from pixio_lightning.data.depth_files import (
+    OTHER_UNIT,
+    SUFFIXES,
+    encode_png,
+    read_depth,
+    require_reader,
+    unit_of,
+)
 from pixio_lightning.errors import UserError
 
 # No two rows or columns are alike, and no value is lost in half precision.
@@ -122,6 +129,10 @@ def test_an_hdf5_reads_nothing_but_itself(tmp_path: Path) -> None:
         layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "dataset", DEPTH.shape)
         content.create_virtual_dataset("dataset", layout)
         content.create_dataset("vast", (1 << 15, 1 << 15), "f4", chunks=(64, 64))
+    with pytest.raises(BadImage, match="array over 64 megapixels"):
+        read_depth(file.read_bytes(), ".h5", scale=1)
+    with h5py.File(file, "a") as content:
+        del content["vast"]
     with pytest.raises(BadImage, match="without an array of floats"):
         read_depth(file.read_bytes(), ".h5", scale=1)
 
@@ -147,7 +158,7 @@ def test_damaged_files_are_bad_whatever_is_wrong_with_them(suffix: str) -> None:
         (".pfm", b"PF\n1 1\n-1\n" + bytes(12), "depth of shape"),
         (".pfm", b"P6\n1 1\n255\n", "not a PFM file"),
         (".dpt", struct.pack("<fiif", 1.0, 1, 1, 1.0), "not a Sintel depth file"),
-        (".dpt", struct.pack("<fii", 202021.25, 1 << 30, 1 << 30), "depth cannot be read"),
+        (".dpt", struct.pack("<fii", 202021.25, 1 << 10, 1 << 10), "depth cannot be read"),
         (".npy", npy(np.array([{}], dtype=object)), "depth cannot be read"),
         (".png", png(DEPTH)[:60], "depth cannot be read"),
     ],
@@ -167,3 +178,49 @@ def test_a_missing_package_is_named_with_its_extra(
         require_reader(suffix)
     with pytest.raises(UserError, match="expected one of .png, .npy"):
         require_reader(".tif")
+
+
+# --- units ------------------------------------------------------------------------------------
+
+
+def test_a_unit_holds_all_of_a_range() -> None:
+    assert unit_of(10.0) == unit_of(65.535) == 1e-3
+    assert unit_of(65.536) == unit_of(80.0) == unit_of(255.996) == 1 / 256
+    with pytest.raises(UserError, match="depth to 256 m does not fit .*model.files npy"):
+        unit_of(256.0)
+
+
+@pytest.mark.parametrize("farthest", [10.0, 65.535, 80.0, 255.99])
+def test_what_is_written_is_read_back_to_half_a_unit(farthest: float) -> None:
+    depth = np.linspace(0, farthest, 35, dtype=np.float32).reshape(5, 7)
+    unit = unit_of(farthest)
+    data = encode_png(depth, unit=unit)
+    for scale in (1e-3, 1 / 256, 0.5):  # the file's own unit counts, whatever is expected
+        assert np.abs(read_depth(data, ".png", scale=scale) - depth).max() <= unit / 2 + 1e-5
+    assert np.array_equal(
+        read_depth(data, ".png", scale=unit, insist=True), read_depth(data, ".png", scale=9)
+    )
+    with pytest.raises(BadImage, match=f"^{OTHER_UNIT}the file says"):
+        read_depth(data, ".png", scale=0.5, insist=True)
+
+
+def test_a_file_without_a_unit_is_read_by_the_given_one() -> None:
+    assert np.array_equal(read_depth(png(DEPTH), ".png", scale=1 / 256, insist=True), DEPTH)
+
+
+def test_nothing_is_clipped() -> None:
+    for depth in (np.full((2, 2), 66.0), np.full((2, 2), -1.0), np.full((2, 2), np.inf)):
+        with pytest.raises(ValueError, match="does not fit into 16 bits of 0.001 m"):
+            encode_png(depth, unit=1e-3)
+    unknown = encode_png(np.array([[np.nan, 1.0], [2.0, 3.0]]), unit=1e-3)
+    assert read_depth(unknown, ".png", scale=1)[0].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("text", ["", "one", "0", "-1", "nan", "inf"])
+def test_a_unit_that_is_none_makes_the_file_bad(text: str) -> None:
+    about = PngImagePlugin.PngInfo()
+    about.add_text("metres_per_unit", text)
+    file = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), np.uint16)).save(file, "PNG", pnginfo=about)
+    with pytest.raises(BadImage, match="metres_per_unit is .*; expected a number above 0"):
+        read_depth(file.getvalue(), ".png", scale=1)

@@ -124,6 +124,17 @@ def test_parquet(tmp_path: Path) -> None:
     check(HubSource(tmp_path / "set", "train", column="image"), "train")
 
 
+def test_a_broken_second_column_of_images_harms_no_row(tmp_path: Path) -> None:
+    rows = pictures().add_column("thumbnail", [{"bytes": b"no picture", "path": None}] * 5)
+    rows.cast_column("thumbnail", datasets.Image()).to_parquet(tmp_path / "set" / "train.parquet")
+    check(HubSource(tmp_path / "set", "train", column="image"), "train")
+
+
+def test_a_row_reads_no_column_but_its_own(tmp_path: Path) -> None:
+    pictures().add_column("huge", ["x" * 100_000] * 5).to_parquet(tmp_path / "set/train.parquet")
+    assert HubSource(tmp_path / "set", "train").data[0].keys() == {"image"}
+
+
 def test_parquet_that_was_not_written_by_datasets(tmp_path: Path) -> None:
     data = [paint(tmp_path / f"{i}.png", i).read_bytes() for i in range(3)]
     cells = [{"bytes": content, "path": None} for content in data]

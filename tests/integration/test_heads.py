@@ -132,7 +132,10 @@ def test_cached_features_give_the_same_and_decode_nothing(
     [
         ("--model.backbone.weights", "random:1"),
         ("--model.backbone.layers", "last"),
-        ("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48}", "--model.window", 48),
+        (
+            *("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48}"),
+            *("--model.window", 48, "--model.stride", 48),
+        ),
         ("--data.image_size", 32, "--data.views", 2),
         ("--data.max_depth", 20),
     ],
@@ -273,3 +276,36 @@ def test_a_stranger_s_head_is_listed_and_trains_beside_a_broken_one(
     )
     assert done.returncode == 2, done.stdout
     assert "claimed by" in done.stderr and "second-tilt 2.0" in done.stderr
+
+
+def test_a_sharded_model_evaluates_images_of_any_sizes(tmp_path: Path) -> None:
+    """The process with the smaller image runs the model as often as the one with the larger."""
+    import numpy as np
+    from PIL import Image
+
+    for split, sizes in (("train", [(64, 64)] * 4), ("val", [(64, 64), (200, 300)] * 2)):
+        for i, size in enumerate(sizes):
+            pixels = np.random.default_rng(i).integers(1, 255, (*size, 3), dtype=np.uint8)
+            for name, array in (
+                ("images", pixels),
+                ("depth", pixels[..., 0].astype(np.uint16) * 9),
+            ):
+                (tmp_path / "set" / split / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(tmp_path / "set" / split / name / f"{i}.png")
+    words = (
+        "-c",
+        "depth/demo",
+        *RANDOM,
+        "--model.backbone.tune",
+        "full",
+        "--data.source",
+        "folder",
+    )
+    words += ("--data.path", tmp_path / "set", "--data.val_batch_size", 1, "--trainer.max_steps", 1)
+    words += ("--data.steps_per_epoch", 1, "--model.windows_per_chunk", 2, "--data.num_workers", 0)
+    words += ("--panels.every_n_steps", 0)
+    pixio("fit", *words, "--data.batch_size", 2, "--out", tmp_path / "one")
+    two = ("-c", "with/fsdp", "--trainer.devices", 2, "--data.batch_size", 1)
+    pixio("fit", *words, *two, "--out", tmp_path / "two")
+    one, other = (record.read(tmp_path / run)[-1]["metrics"] for run in ("one", "two"))
+    assert one["images"] == 4 and other == pytest.approx(one, rel=1e-4)

@@ -12,6 +12,8 @@ from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import digest_of
 from pixio_lightning.errors import UserError, nearest
 
+_MOST_BYTES = 1 << 29  # of a file in a zip, unpacked: what 64 megapixels of float64 need
+
 
 class Archive:
     """Files by their path below a folder or inside a zip.
@@ -53,14 +55,17 @@ class Archive:
         """Return the content of a file.
 
         Raises:
-            BadImage: It is not there, or damaged inside the zip.
+            BadImage: It is not there, or damaged or too large inside the zip.
         """
         if name not in self._known:
             raise BadImage(f"no {name.rpartition('/')[2]}")
         if self.is_folder:
             return (self.path / name).read_bytes()
         try:
-            return self._opened().read(name)
+            opened = self._opened()
+            if opened.getinfo(name).file_size > _MOST_BYTES:  # zeros pack a thousandfold
+                raise BadImage(f"over {_MOST_BYTES >> 20} MiB in the zip")
+            return opened.read(name)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
             raise BadImage("damaged in the zip") from None
 

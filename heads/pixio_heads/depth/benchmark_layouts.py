@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pixio_heads.depth.archive import Archive
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples, checked
-from pixio_lightning.data.decode import BadImage, decode
+from pixio_lightning.data.decode import BadImage, decode, open_picture
 from pixio_lightning.data.samples import Sample, digest_of
 from pixio_lightning.errors import UserError
 
@@ -130,7 +128,8 @@ class MogeSamples:
         folder = self.folders[index]
         data = self.archive.read(f"{folder}/image.jpg")
         image = np.asarray(decode(data, max_megapixels=self.max_megapixels))
-        sample = checked(image, read_log_depth(self.archive.read(f"{folder}/depth.png")))
+        encoded = self.archive.read(f"{folder}/depth.png")
+        sample = checked(image, read_log_depth(encoded, max_megapixels=self.max_megapixels))
         meta = self.archive.read(f"{folder}/meta.json")
         return sample | {"intrinsics": _intrinsics(meta, *image.shape[:2])}
 
@@ -138,7 +137,7 @@ class MogeSamples:
         return digest_of("moge", self.archive.digest(), self.folders)
 
 
-def read_log_depth(data: bytes) -> NDArray[np.float32]:
+def read_log_depth(data: bytes, *, max_megapixels: float) -> NDArray[np.float32]:
     """Decode a 16-bit PNG of logarithmic depth, the form of the MoGe evaluation.
 
     The values 1 to 65534 are even steps in ``log depth`` from `near` to `far`, text fields of the
@@ -146,13 +145,15 @@ def read_log_depth(data: bytes) -> NDArray[np.float32]:
     where the scale is not known.
 
     Raises:
-        BadImage: The file is damaged, or of another form.
+        BadImage: The file is damaged, too large, or of another form.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image = open_picture(data, max_megapixels=max_megapixels, formats=("PNG",))
         steps = np.asarray(image).astype(np.float64)
         near, far = float(image.info["near"]), float(image.info["far"])
         unit = float(image.info.get("unit", 1.0))
+    except BadImage as error:
+        raise BadImage(f"depth.png: {error}") from None
     except KeyError:
         raise BadImage("depth.png without the fields near and far") from None
     except Exception:  # Pillow raises whatever the damaged bytes lead it to

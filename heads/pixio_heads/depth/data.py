@@ -13,11 +13,13 @@ from pixio_heads.depth.layouts import KittiBenchmarkSamples, Layout, Pair, PairS
 from pixio_heads.depth.synthetic_layouts import MixedSamples, mixed_sets
 from pixio_heads.depth.views import cropped, resized
 from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.depth_files import OTHER_UNIT
 from pixio_lightning.data.image_files import held_out, image_files
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import Chance, Sample, Samples
 from pixio_lightning.data.scene_samples import Scenes, SceneSamples
 from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 
@@ -38,8 +40,9 @@ class DepthData(SampleData):
         val_split: Its split to validate and test on.
         image_column: Column of the images of a hub data set.
         depth_column: Column of their depth: 16-bit PNG, npy bytes, or lists of metres.
-        depth_scale: Metres per unit of an integer depth image; None takes the layout's own,
-            0.001 for a folder or hub data set.
+        depth_scale: Metres per unit of an integer depth image; None takes what a file says itself,
+            as those of `predict` do, or the layout's own, 0.001 for a folder or hub data set. A
+            file that says another unit than is given stops the run.
         image_size: Side of the training crops in pixels; None trains on whole images. Scenes are
             cropped to their own size, if that is smaller.
         short_side: Short side that training images are brought to before they are cropped; None
@@ -120,6 +123,7 @@ class DepthData(SampleData):
         self.split, self.val_split = split, val_split
         self.image_column, self.depth_column = image_column, depth_column
         self.depth_scale = depth_scale or fixed or 1e-3
+        self.insist = depth_scale is not None
         if short_side is not None and image_size is not None and short_side < image_size:
             raise UserError(
                 f"data.short_side {short_side} is less than data.image_size {image_size}, which is "
@@ -147,6 +151,7 @@ class DepthData(SampleData):
                 self.split if split == "train" else self.val_split,
                 columns=(self.image_column, self.depth_column),
                 scale=self.depth_scale,
+                insist=self.insist,
                 max_megapixels=self.max_megapixels,
                 images_only=predicting,
             )
@@ -183,6 +188,7 @@ class DepthData(SampleData):
             root,
             layout.list_pairs(root, split),
             scale=layout.scale or self.depth_scale,
+            insist=self.insist,
             max_megapixels=self.max_megapixels,
             intrinsics=layouts.read_intrinsics(root),
         )
@@ -205,10 +211,25 @@ class DepthData(SampleData):
             root,
             pairs,
             scale=self.depth_scale,
+            insist=self.insist,
             max_megapixels=self.max_megapixels,
             intrinsics=None if images_only else layouts.read_intrinsics(root),
             images_only=images_only,
         )
+
+    def report(self, bad: list[Bad], seen: int) -> None:
+        """Count bad samples; stop at the first whose depth file says another unit than is given.
+
+        Raises:
+            UserError: There is one; or more than `max_bad` of the samples are unusable.
+        """
+        super().report(bad, seen)
+        for name, reason in bad:
+            if reason.startswith(OTHER_UNIT):
+                raise UserError(
+                    f"depth of {name}: {reason.removeprefix(OTHER_UNIT)} of data.depth_scale; "
+                    "leave data.depth_scale out"
+                )
 
     # --- views --------------------------------------------------------------------------------
 

@@ -12,17 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
 from pixio_heads.depth import losses
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
-from pixio_lightning import panels, windows
+from pixio_lightning import panels
 from pixio_lightning.backbone import Backbone
+from pixio_lightning.data.depth_files import encode_png, unit_of
 from pixio_lightning.dense_decoders import DenseDecoder, LinearDecoder
 from pixio_lightning.features import Features
 from pixio_lightning.head import Batch, Head
 from pixio_lightning.optim import Optim
+from pixio_lightning.output_path import output_path
 from pixio_lightning.windowed_head import WindowedHead
 
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
@@ -62,7 +63,7 @@ class _DepthHead(Head):
         """Draw image, truth, prediction and error; one scale for all, to the truth's 98 %."""
         truths = [batch["depth"][0].float() for batch in batches]
         seen = torch.cat([t[v] for t, v in zip(truths, valid, strict=True)])
-        high = float(seen.quantile(0.98)) if len(seen) else 1.0
+        high = panels.quantile(seen, 0.98) if len(seen) else 1.0
         rows = []
         for batch, truth, known, guess in zip(batches, truths, valid, maps, strict=True):
             error = (guess - truth).abs() / truth.clamp_min(1e-6)
@@ -90,8 +91,10 @@ class Depth(WindowedHead, _DepthHead):
             that takes input and output channels and the number of taps.
         reduction: Root of the loss per `image` and then averaged, or over the whole `batch`, which
             is the official form and changes with the number of processes.
-        window: Side of the windows that larger images are evaluated through, in pixels.
+        window: Side of the windows that images are evaluated through, in pixels.
         stride: Distance between their origins; None takes two thirds of the window.
+        windows_per_chunk: Windows that are evaluated at once, which bounds memory and changes
+            nothing else.
         eval_crop: Part of the image that is scored.
         min_depth: Least depth that counts, metres; the greatest is the data's `max_depth`.
         files: What `predict` writes: 16-bit PNG or float32 npy, beside a picture.
@@ -112,6 +115,7 @@ class Depth(WindowedHead, _DepthHead):
         reduction: Literal["image", "batch"] = "image",
         window: int = 256,
         stride: int | None = None,
+        windows_per_chunk: int = 16,
         eval_crop: EvalCrop = "none",
         min_depth: float = 1e-3,
         files: Literal["png", "npy"] = "png",
@@ -121,19 +125,22 @@ class Depth(WindowedHead, _DepthHead):
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
-        self.window, self.stride, self.eval_crop = window, stride or window * 2 // 3, eval_crop
+        self.eval_crop = eval_crop
+        self.look_through(window, stride, windows_per_chunk)
 
     # --- prediction ---------------------------------------------------------------------------
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Return depth `(B, H, W)` in metres, float32; windows are averaged where they overlap."""
-        size = batch["size"]
-        cut = self.looks_through_windows(size)
-        seen = (self.window, self.window) if cut else size
-        depth = torch.sigmoid(self.decoded(features, seen)) * self.facts["max_depth"]
-        if cut:
-            depth = windows.merge(depth, size, window=self.window, stride=self.stride)
-        return depth[:, 0]
+    def whole(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Return depth `(B, H, W)` in metres, float32."""
+        return torch.sigmoid(self.decoded(features, size))[:, 0] * self.facts["max_depth"]
+
+    def of_window(self, features: Features) -> Tensor:
+        """Return the depth of windows, `(M, 1, S, S)`."""
+        return self.whole(features, (self.window, self.window))[:, None]
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        """Return the mean depth `(B, H, W)` of the windows that overlap."""
+        return mean[:, 0]
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the scale-invariant logarithmic loss."""
@@ -159,7 +166,7 @@ class Depth(WindowedHead, _DepthHead):
 
     @property
     def protocol(self) -> str:
-        """Range, crop, alignment, and how images larger than a window are seen."""
+        """Range, crop, alignment, and how images are seen."""
         return f"{self.metrics().protocol}; windows of {self.window} px every {self.stride}"
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
@@ -193,39 +200,39 @@ class Depth(WindowedHead, _DepthHead):
         return self.draw(batches, maps, [batch["valid"][0] for batch in batches], "prediction")
 
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
-        """Write NAME.png or NAME.npy, and NAME_colour.png with its scale."""
+        """Write NAME.png or NAME.npy, and NAME_colour.png with its scale.
+
+        All PNG of a run have one unit, by the greatest depth that the head can predict.
+
+        Raises:
+            UserError: That is more than a 16-bit PNG can hold.
+        """
+        unit = unit_of(self.facts["max_depth"]) if self.files == "png" else None
         for name, image, depth in zip(batch["name"], batch["image"], prediction, strict=True):
-            write_map(folder / name, depth, self.files)
-            high = float(depth.quantile(0.98)) if depth.numel() < 1 << 24 else float(depth.max())
+            write_map(output_path(folder, name, f".{self.files}"), depth, unit=unit)
+            high = panels.quantile(depth, 0.98)
             drawn = panels.Panel(
                 [[image, panels.colour(depth / high, "depth")]],
                 ["image", "depth"],
                 legends=(panels.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth"),),
             )
-            panels.write(folder / f"{name}_colour.png", drawn)
+            panels.write(output_path(folder, name, "_colour.png"), drawn)
 
 
-def write_map(path: Path, depth: Tensor, form: Literal["png", "npy"]) -> None:
-    """Write a depth map beside `path` with the suffix of its form.
-
-    A PNG holds 16-bit millimetres, or 1/256 m where there is more than 65 m; its text field
-    `metres_per_unit` says which.
+def write_map(path: Path, depth: Tensor, *, unit: float | None = None) -> None:
+    """Write a depth map: as 16-bit PNG that says its unit in a text field, or as float32 npy.
 
     Args:
-        path: Where to, without the suffix.
+        path: Where to.
         depth: `(H, W)` in metres.
-        form: "png" or "npy".
+        unit: Metres per unit of a PNG, see `unit_of`; None for npy.
     """
     array = depth.detach().float().cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if form == "npy":
-        np.save(path.with_name(f"{path.name}.npy"), array)
-        return
-    scale = 1e-3 if array.max() < 65 else 1 / 256
-    units = np.clip(np.rint(array / scale), 0, 65535).astype(np.uint16)
-    about = PngImagePlugin.PngInfo()
-    about.add_text("metres_per_unit", repr(scale))
-    Image.fromarray(units).save(path.with_name(f"{path.name}.png"), pnginfo=about)
+    if unit is None:
+        np.save(path, array)
+    else:
+        path.write_bytes(encode_png(array, unit=unit))
 
 
 class RelativeDepth(_DepthHead):
@@ -336,10 +343,10 @@ class RelativeDepth(_DepthHead):
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
         """Write NAME.npy, the disparity, and NAME_colour.png."""
         for name, image, disparity in zip(batch["name"], batch["image"], prediction, strict=True):
-            write_map(folder / name, disparity, "npy")
+            write_map(output_path(folder, name, ".npy"), disparity)
             low, high = disparity.min(), disparity.max()
             shown = panels.colour(1 - (disparity - low) / (high - low).clamp_min(1e-6), "depth")
             panels.write(
-                folder / f"{name}_colour.png",
+                output_path(folder, name, "_colour.png"),
                 panels.Panel([[image, shown]], ["image", "disparity"]),
             )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image
 
-from pixio_heads.depth.layouts import checked
+from pixio_heads.depth.layouts import checked, read_mask
 from pixio_lightning.data.decode import BadImage, decode
 from pixio_lightning.data.depth_files import read_depth, to_metres
 from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
@@ -22,7 +19,8 @@ class HubSamples(HubRows):
         split: Split to read.
         columns: Names of the image and the depth column.
         scale: Metres per unit of an integer depth image.
-        max_megapixels: Larger images are bad.
+        insist: Whether a depth image that says another unit is refused, see `read_depth`.
+        max_megapixels: Larger images, depth maps and masks are bad.
         images_only: Whether depth is not asked for.
 
     Raises:
@@ -37,14 +35,16 @@ class HubSamples(HubRows):
         columns: tuple[str, str],
         scale: float,
         max_megapixels: float,
+        insist: bool = False,
         images_only: bool = False,
     ) -> None:
         self.split, self.scale, self.max_megapixels = split, scale, max_megapixels
-        self.columns, self.images_only = columns, images_only
+        self.columns, self.images_only, self.insist = columns, images_only, insist
         needed = {"image_column": columns[0]}
         if not images_only:
             needed["depth_column"] = columns[1]
-        self.data = open_columns(path, split, needed)
+        optional = () if images_only else ("mask", "intrinsics")
+        self.data = open_columns(path, split, needed, optional=optional)
 
     def load(self, index: int) -> Sample:
         row = self.data[index]
@@ -58,11 +58,17 @@ class HubSamples(HubRows):
         if isinstance(depth, (dict, bytes)):
             encoded = content(depth)
             suffix = ".npy" if encoded.startswith(b"\x93NUMPY") else ".png"
-            metres = read_depth(encoded, suffix, scale=self.scale)
+            metres = read_depth(
+                encoded,
+                suffix,
+                scale=self.scale,
+                insist=self.insist,
+                max_megapixels=self.max_megapixels,
+            )
         else:
             metres = to_metres(np.asarray(depth), scale=self.scale)
         mask = row.get("mask")
-        found = np.asarray(Image.open(io.BytesIO(content(mask)))) if mask else None
+        found = read_mask(content(mask), max_megapixels=self.max_megapixels) if mask else None
         sample = checked(image, metres, found)
         if row.get("intrinsics") is not None:
             sample["intrinsics"] = np.asarray(row["intrinsics"], np.float32).reshape(3, 3)

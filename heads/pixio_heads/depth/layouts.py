@@ -6,18 +6,17 @@ where there is none, `valid` bool (H, W), and `intrinsics` (3, 3) where they are
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pixio_lightning.data.decode import BadImage, decode
-from pixio_lightning.data.depth_files import SUFFIXES, read_depth, require_reader
+from pixio_lightning.data.decode import BadImage, decode, open_picture
+from pixio_lightning.data.depth_files import SUFFIXES, read_depth, read_npy, require_reader
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
 from pixio_lightning.errors import UserError
@@ -70,16 +69,18 @@ def checked(
     return {"image": image, "depth": np.where(valid, depth, 0).astype(np.float32), "valid": valid}
 
 
-def read_mask(path: Path) -> NDArray[Any]:
-    """Read what is valid, where it is above 0: an image or npy.
+def read_mask(data: bytes, *, max_megapixels: float) -> NDArray[Any]:
+    """Read what is valid, where it is above 0: a JPEG, PNG, WebP or npy.
 
     Raises:
-        BadImage: It is damaged.
+        BadImage: It is damaged, of another format or too large.
     """
     try:
-        if path.suffix == ".npy":
-            return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        return np.asarray(Image.open(path))
+        if data.startswith(b"\x93NUMPY"):
+            return read_npy(data, max_megapixels)
+        return np.asarray(open_picture(data, max_megapixels=max_megapixels))
+    except BadImage as error:
+        raise BadImage(f"mask: {error}") from None
     except Exception:  # the libraries raise whatever the damaged bytes lead them to
         raise BadImage("mask cannot be read") from None
 
@@ -108,7 +109,8 @@ class PairSamples:
         root: What names are relative to.
         pairs: The files; without a depth file only the image is loaded, if `images_only`.
         scale: Metres per unit of an integer depth image.
-        max_megapixels: Larger images are bad.
+        insist: Whether a depth file that says another unit is refused, see `read_depth`.
+        max_megapixels: Larger images, depth maps and masks are bad.
         intrinsics: `(3, 3)` by the image's name, or one under "default".
         images_only: Whether depth is not asked for.
     """
@@ -120,11 +122,13 @@ class PairSamples:
         *,
         scale: float,
         max_megapixels: float,
+        insist: bool = False,
         intrinsics: dict[str, Any] | None = None,
         images_only: bool = False,
     ) -> None:
         self.root, self.pairs, self.scale = root, list(pairs), scale
         self.max_megapixels, self.images_only = max_megapixels, images_only
+        self.insist = insist
         self.intrinsics = intrinsics or {}
         for suffix in {pair.depth.suffix.lower() for pair in self.pairs if pair.depth}:
             require_reader(suffix)
@@ -142,7 +146,9 @@ class PairSamples:
             return {"image": image}
         if pair.depth is None or not pair.depth.is_file():
             raise BadImage("no depth file")
-        mask = read_mask(pair.mask) if pair.mask is not None else None
+        mask = None
+        if pair.mask is not None:
+            mask = read_mask(pair.mask.read_bytes(), max_megapixels=self.max_megapixels)
         sample = checked(image, self.metres(pair.depth), mask)
         if self.intrinsics:
             matrix = self.intrinsics.get(self.name(index), self.intrinsics.get("default"))
@@ -153,7 +159,13 @@ class PairSamples:
 
     def metres(self, path: Path) -> NDArray[np.float32]:
         """Return a depth map `(H, W)` in metres; 0, NaN and infinity are no depth."""
-        return read_depth(path.read_bytes(), path.suffix.lower(), scale=self.scale)
+        return read_depth(
+            path.read_bytes(),
+            path.suffix.lower(),
+            scale=self.scale,
+            insist=self.insist,
+            max_megapixels=self.max_megapixels,
+        )
 
     def box(self, height: int, width: int) -> Box:
         """Return the part of an image that the data set uses.
@@ -204,7 +216,7 @@ def kb_box(height: int, width: int) -> Box:
 
 
 def folder_pairs(root: Path) -> list[Pair]:
-    """List `images/**` with `depth/**` of the same stem, and `mask/**` if there is such a folder.
+    """List `images/**` with `depth/**` of the same name, and `mask/**` if there is such a folder.
 
     Raises:
         UserError: There are no such folders.
@@ -219,9 +231,12 @@ def folder_pairs(root: Path) -> list[Pair]:
     pairs = []
     for path in image_files(images):
         stem = path.relative_to(images).with_suffix("")
-        depth = [p for s in SUFFIXES if (p := depths / f"{stem}{s}").is_file()]
-        mask = root / "mask" / f"{stem}.png"
-        pairs.append(Pair(path, depth[0] if depth else None, mask if mask.is_file() else None))
+        # By the stem or, as predictions are written, by the whole name.
+        named = [str(stem), path.relative_to(images).as_posix()]
+        # Of `os.path`, to which a name that became too long is no file, and no error.
+        depth = [p for n in named for s in SUFFIXES if isfile(p := depths / f"{n}{s}")]
+        mask = [p for n in named if isfile(p := root / "mask" / f"{n}.png")]
+        pairs.append(Pair(path, next(iter(depth), None), next(iter(mask), None)))
     return pairs
 
 

@@ -111,8 +111,8 @@ class OrdinalDepth(RelativeDepth):
         rows = []
         for batch, prediction in zip(batches, predictions, strict=True):
             disparity, points = prediction[0].detach().cpu(), batch["points"][0].cpu()
-            low, high = disparity.quantile(torch.tensor([0.02, 0.98]).to(disparity))
-            shown = panels.colour(1 - (disparity - low) / (high - low).clamp_min(1e-6), "depth")
+            low, high = (panels.quantile(disparity, share) for share in (0.02, 0.98))
+            shown = panels.colour(1 - (disparity - low) / max(high - low, 1e-6), "depth")
             rows.append([_marked(batch["image"][0].cpu(), points), _marked(shown, points)])
         caption = "green is nearer than red; light is near"
         return panels.Panel(rows, ["pairs", "disparity"], caption=caption)

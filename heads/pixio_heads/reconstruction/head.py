@@ -30,6 +30,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.features import Features
 from pixio_lightning.head import Batch, Head
 from pixio_lightning.optim import Optim
+from pixio_lightning.output_path import output_path
 
 _PRESETS = {"overall": losses.Weights(), "high_points": losses.HIGH_POINTS}
 
@@ -164,7 +165,7 @@ class Reconstruction(Head):
             pictures = self.trainer.datamodule.samples_of("predict").picture_names(row)
             found = reconstructed(one, batch["image"][row].cpu(), names=pictures)
             about = {key: batch[key][row].cpu().numpy() for key in ("original_size", "placement")}
-            for path in export(found._replace(**about), folder / name, self.export):
+            for path in export(found._replace(**about), output_path(folder, name), self.export):
                 print(path, flush=True)
 
 

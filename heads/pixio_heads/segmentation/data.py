@@ -244,7 +244,9 @@ def random_crop(
     tall, wide = (max(1, round(n * scale)) for n in (height, width))
     rows, columns = min(side, tall), min(side, wide)
     top, left = int(at[0] * (tall - rows + 1)), int(at[1] * (wide - columns + 1))
-    # Only the square is resampled: the same pixels as of the whole, in a fraction of the time.
+    # Only the square is resampled, in a fraction of the time. The box is rounded: pixels are within
+    # 2 levels of the whole's, also of noise and checkerboards; where a pixel lies halfway between
+    # two labels, it may get the other one.
     box = (
         left * width / wide,
         top * height / tall,

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
-from pixio_lightning import panels, windows
+from pixio_lightning import panels
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.dense_decoders import DenseDecoder, LinearDecoder
 from pixio_lightning.features import Features
 from pixio_lightning.head import Batch
 from pixio_lightning.optim import Optim
+from pixio_lightning.output_path import output_path
 from pixio_lightning.windowed_head import WindowedHead
 
 _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
@@ -39,8 +40,10 @@ class Segmentation(WindowedHead):
             that takes input and output channels and the number of taps.
         reduction: Mean of the loss per `image` and then averaged, or over the whole `batch`, which
             is the official form and changes with the number of processes.
-        window: Side of the windows that larger images are evaluated through, in pixels.
+        window: Side of the windows that images are evaluated through, in pixels.
         stride: Distance between their origins; None takes two thirds of the window.
+        windows_per_chunk: Windows that are evaluated at once, which bounds memory and changes
+            nothing else.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
         seed: Seed of drop path.
@@ -59,6 +62,7 @@ class Segmentation(WindowedHead):
         reduction: Literal["image", "batch"] = "image",
         window: int = 256,
         stride: int | None = None,
+        windows_per_chunk: int = 16,
         optim: Optim = Optim(  # noqa: B008 (frozen)
             lr=2e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.0, schedule="poly"
         ),
@@ -68,7 +72,7 @@ class Segmentation(WindowedHead):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         self.make_decoder: Any = decoder
         self.reduction: Literal["image", "batch"] = reduction
-        self.window, self.stride = window, stride or window * 2 // 3
+        self.look_through(window, stride, windows_per_chunk)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel for each class."""
@@ -77,18 +81,18 @@ class Segmentation(WindowedHead):
 
     # --- prediction ---------------------------------------------------------------------------
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Return scores `(B, K, H, W)`, float32, whose soft-max is the probability of a class.
-
-        Where windows overlap, it is the mean of theirs: soft-max before mean, not after.
-        """
+    def whole(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Return logits `(B, K, H, W)`, float32."""
         assert self.decoder is not None
-        size = batch["size"]
-        if not self.looks_through_windows(size):
-            return self.decoder(features, size).float()
-        logits = self.decoder(features, (self.window, self.window)).float()
-        shares = windows.merge(logits.softmax(1), size, window=self.window, stride=self.stride)
-        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+        return self.decoder(features, size).float()
+
+    def of_window(self, features: Features) -> Tensor:
+        """Return the probabilities `(M, K, S, S)`: soft-max before the mean, not after."""
+        return self.whole(features, (self.window, self.window)).softmax(1)
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        """Return scores `(B, K, H, W)`, the logarithms of the mean probabilities."""
+        return mean.clamp_min_(torch.finfo(mean.dtype).tiny).log_()
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the labelled pixels."""
@@ -102,7 +106,7 @@ class Segmentation(WindowedHead):
 
     @property
     def protocol(self) -> str:
-        """Classes, pooling, and how images larger than a window are seen."""
+        """Classes, pooling, and how images are seen."""
         return f"{self.metrics().protocol}; windows of {self.window} px every {self.stride}"
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
@@ -170,11 +174,11 @@ class Segmentation(WindowedHead):
             labels = scores.argmax(0).cpu()
             indexed = Image.fromarray(labels.to(torch.uint8).numpy())
             indexed.putpalette(colours.flatten().tolist())
-            panels.save(folder / f"{name}.png", indexed)
-            laid = (image.cpu().float() + panels.paint(labels, colours).float()) / 2
+            panels.save(output_path(folder, name, ".png"), indexed)
+            laid = image.cpu() // 2 + panels.paint(labels, colours) // 2
             drawn = panels.Panel(
-                [[image, laid.to(torch.uint8)]],
+                [[image, laid]],
                 ["image", "classes"],
                 swatches=self._swatches(labels),
             )
-            panels.write(folder / f"{name}_colour.png", drawn)
+            panels.write(output_path(folder, name, "_colour.png"), drawn)

@@ -7,17 +7,16 @@ memory, so none can happen twice.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pixio_heads.segmentation.metrics import IGNORED
-from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture
 from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
@@ -47,15 +46,18 @@ class Labels(NamedTuple):
     num_classes: int
     shift: int = 0
 
-    def read(self, data: bytes) -> NDArray[np.uint8]:
+    def read(self, data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:
         """Decode a PNG of class indices `(H, W)`, grey or with a palette; no class becomes 255.
 
         Raises:
-            BadImage: The file is damaged; or its labels are not these classes, and the reason then
-                begins with `WRONG`.
+            BadImage: The file is damaged or too large; or its labels are not these classes, and
+                the reason then begins with `WRONG`.
         """
         try:
-            array = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+            picture = open_picture(data, max_megapixels=max_megapixels, formats=("PNG",))
+            array = np.asarray(picture)
+        except BadImage as error:
+            raise BadImage(f"mask: {error}") from None
         except Exception:  # the library raises whatever the damaged bytes lead it to
             raise BadImage("mask cannot be read") from None
         if array.ndim != 2:
@@ -132,9 +134,10 @@ class PairSamples:
         image = decode_pixels(pair.image.read_bytes(), max_megapixels=self.max_megapixels)
         if self.labels is None:
             return {"image": image}
-        if pair.mask is None or not pair.mask.is_file():
+        if pair.mask is None or not isfile(pair.mask):
             raise BadImage("no mask")
-        return checked(image, self.labels.read(pair.mask.read_bytes()))
+        labels = self.labels.read(pair.mask.read_bytes(), max_megapixels=self.max_megapixels)
+        return checked(image, labels)
 
     def digest(self) -> str:
         files = [path for pair in self.pairs for path in pair if path is not None]
@@ -183,7 +186,8 @@ class HubSamples(HubRows):
             raise BadImage("no mask")
         if not isinstance(mask, (dict, bytes)):
             raise BadImage(f"the mask is a {type(mask).__name__}; expected an encoded image")
-        return checked(image, self.labels.read(content(mask)))
+        labels = self.labels.read(content(mask), max_megapixels=self.max_megapixels)
+        return checked(image, labels)
 
     def digest(self) -> str:
         return rows_digest(self.data, self.columns)
@@ -260,7 +264,8 @@ def voc_pairs(root: Path, listed: str) -> list[Pair]:
             f"and data.val_split{nearest(listed, known)}"
         )
     pairs = []
-    for name in table.read_text().split():
+    # Relative, even where a list says otherwise.
+    for name in (word.lstrip("/") for word in table.read_text().split()):
         own = root / "SegmentationClass" / f"{name}.png"
         added = root / "SegmentationClassAug" / f"{name}.png"
         pairs.append(Pair(images / f"{name}.jpg", own if own.is_file() else added))
@@ -288,7 +293,11 @@ def loveda_pairs(root: Path, training: bool) -> list[Pair]:
 
 def _paired(images: Path, masks: Path) -> list[Pair]:
     def mask_of(path: Path) -> Path:
-        return masks / path.relative_to(images).with_suffix(".png")
+        """By the stem or, as predictions are written, by the whole name."""
+        name = path.relative_to(images)
+        written = masks / f"{name}.png"
+        # Of `os.path`, to which a name that became too long is no file, and no error.
+        return written if isfile(written) else masks / name.with_suffix(".png")
 
     return [Pair(path, mask_of(path)) for path in image_files(images)]
 

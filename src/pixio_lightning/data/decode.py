@@ -6,6 +6,7 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,20 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
 from pixio_lightning.keyed import Stream, uniform
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+# How files of each format begin, and what decodes them. Data reach these decoders alone: Pillow's
+# own opener would offer a file to every format that it knows, of which one starts Ghostscript, and
+# puts its own limit on the pixels of an image before ours.
+_DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], Image.Image]]] = {
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    "WEBP": (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+}
+FORMATS = tuple(_DECODERS)
 _MIN_SIDE = 16  # a thinner image has no content at any crop size
 _CUT = re.compile("truncated|[Pp]remature end")  # as Pillow and libjpeg say it
 
@@ -68,7 +77,9 @@ def decode_pixels(data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
         # Pillow only warns of large images, which are refused here, and of odd metadata.
         warnings.simplefilter("ignore")
-        image = _open(data, max_megapixels)
+        image = open_picture(data, max_megapixels=max_megapixels)
+        if min(image.size) < _MIN_SIDE:
+            raise BadImage(f"a side under {_MIN_SIDE} pixels")
         try:
             if image.format == "JPEG" and image.mode in ("L", "RGB"):
                 return _turned(simplejpeg.decode_jpeg(data, "RGB"), _orientation(image))
@@ -79,21 +90,32 @@ def decode_pixels(data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:
             raise BadImage(reason) from None
 
 
-def _open(data: bytes, max_megapixels: float) -> Image.Image:
-    """Read the header and refuse what it shows to be unusable."""
+def open_picture(
+    data: bytes, *, max_megapixels: float, formats: Sequence[str] = FORMATS
+) -> Image.Image:
+    """Open a picture of a data set by its header; no pixel is decoded or allocated yet.
+
+    Args:
+        data: Content of the file.
+        max_megapixels: Larger pictures are refused.
+        formats: Which of `FORMATS` it may be.
+
+    Raises:
+        BadImage: It is of another format, its header is corrupt, or it is too large.
+    """
+    decoder = next((_DECODERS[f][1] for f in formats if _DECODERS[f][0].match(data)), None)
+    names = [{"WEBP": "WebP"}.get(name, name) for name in formats]
+    other = f"not a {', '.join(names[:-1])}{' or ' * (len(names) > 1)}{names[-1]} image"
+    if decoder is None:
+        raise BadImage(other)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise BadImage("not a JPEG, PNG or WebP image") from None
-    except Image.DecompressionBombError:
-        limit = min(max_megapixels, 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6)  # Pillow's own
-        raise BadImage(f"over {limit:g} megapixels") from None
+        image = decoder(io.BytesIO(data))
+    except SyntaxError:  # what Pillow's decoders say to a file of another format
+        raise BadImage(other) from None
     except Exception as error:
         raise BadImage(f"corrupt header ({type(error).__name__})") from None
     if image.width * image.height > max_megapixels * 1e6:
         raise BadImage(f"over {max_megapixels:g} megapixels")
-    if min(image.size) < _MIN_SIDE:
-        raise BadImage(f"a side under {_MIN_SIDE} pixels")
     return image
 
 
@@ -174,7 +196,10 @@ def centre_crop(width: int, height: int) -> Crop:
 def to_tensor(pixels: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
     """Cut a box out of `(H, W, 3)` and scale it, bicubic and antialiased: uint8 `(3, size, size)`.
 
-    torch resizes bytes that lie channels-last in half the time of Pillow, within 2 levels of it.
+    torch resizes bytes that lie channels-last in half the time of Pillow. On random crops of
+    photographs it differs by 0.03 levels on average. In five of six crops no pixel differs by more
+    than 2; in the others those at hard edges do, by up to 15 in photographs and up to 31 in noise
+    and checkerboards.
     """
     # A copy: decoded pixels may be a read-only view of what a decoder owns.
     box = np.array(pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])

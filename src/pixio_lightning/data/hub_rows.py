@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,19 @@ from pixio_lightning.data.sources import open_hub
 from pixio_lightning.errors import UserError, nearest
 
 
-def open_columns(path: str, split: str, columns: Mapping[str, str]) -> Any:
-    """Return a split of a data set, its images undecoded.
+def open_columns(
+    path: str, split: str, columns: Mapping[str, str], *, optional: Collection[str] = ()
+) -> Any:
+    """Return these columns of a split of a data set, its images undecoded.
 
-    Undecoded, 16 bits stay 16 bits, and our own decoder counts what is bad.
+    Reading a row reads all of its columns, so that others would cost their bytes and, where they
+    are broken, the sample. Undecoded, 16 bits stay 16 bits, and our own decoder counts what is bad.
 
     Args:
         path: Hub id, or a local folder of parquet.
         split: Split to read.
         columns: The columns that must be there, by the key of `data` that names them.
+        optional: Names of columns that are kept where they are there.
 
     Raises:
         UserError: The data set or a column does not exist.
@@ -33,6 +37,8 @@ def open_columns(path: str, split: str, columns: Mapping[str, str]) -> Any:
                 f"data.{key} is '{column}', but '{path}' has the columns "
                 f"{', '.join(data.column_names)}{nearest(column, data.column_names)}"
             )
+    wanted = {*columns.values(), *optional}
+    data = data.select_columns([name for name in data.column_names if name in wanted])
     for name, feature in data.features.items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(name, datasets.Image(decode=False))

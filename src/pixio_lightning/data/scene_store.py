@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from pixio_lightning.data.decode import open_picture
 from pixio_lightning.data.places import known_places
 from pixio_lightning.data.scenes import CLASSES, MAX_DEPTH, View, render_scene
 from pixio_lightning.errors import UserError, nearest
@@ -96,7 +97,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(data)))
+    return np.array(open_picture(data, max_megapixels=64, formats=("PNG",)))
 
 
 def encode_view(view: View) -> dict[str, Any]:

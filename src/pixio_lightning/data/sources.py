@@ -154,6 +154,7 @@ class HubSource:
         labels = [k for k, v in data.features.items() if isinstance(v, datasets.ClassLabel)]
         self._labels = data[labels[0]] if labels else None  # apart: a row reads its image too
         self._names = data.features[labels[0]].names if labels else []
+        data = data.select_columns([column])  # reading a row reads, and decodes, all of its columns
         if isinstance(data.features[column], datasets.Image):
             # Undecoded: our own decoder counts what it cannot read.
             data = data.cast_column(column, datasets.Image(decode=False))

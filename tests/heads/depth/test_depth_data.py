@@ -179,6 +179,29 @@ def test_parquet_with_16_bit_png(tmp_path: Path) -> None:
         DepthData("hub", str(tmp_path / "set"), depth_column="dept").samples_of("train")
 
 
+def test_a_row_is_not_judged_by_columns_that_are_not_read(tmp_path: Path) -> None:
+    import datasets
+
+    picture(tmp_path / "i.png", (20, 30))
+    depth_png(tmp_path / "d.png", millimetres((20, 30)))
+    depth_png(tmp_path / "m.png", np.eye(20, 30, dtype=np.uint8) * 255)
+    paths = {"image": "i.png", "depth": "d.png", "mask": "m.png"}
+    columns = {n: [{"bytes": (tmp_path / p).read_bytes(), "path": None}] for n, p in paths.items()}
+    columns["neighbours"] = [[{"bytes": b"no picture", "path": None}]]
+    columns["intrinsics"] = [[[50.0, 0, 15], [0, 50, 10], [0, 0, 1]]]
+    features = dict.fromkeys(paths, datasets.Image()) | {
+        "neighbours": datasets.List(datasets.Image()),
+        "intrinsics": datasets.List(datasets.List(datasets.Value("float32"))),
+    }
+    (tmp_path / "set").mkdir()
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    table.to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
+    data = DepthData("hub", str(tmp_path / "set"), val_split="train")
+    sample = data.samples_of("train").load(0)
+    assert sample["valid"].sum() == 20 and sample["intrinsics"].shape == (3, 3)
+    assert data.samples_of("predict").load(0).keys() == {"image"}
+
+
 def test_crops_and_flips_are_keyed_and_move_the_camera(folder: Path) -> None:
     data = DepthData("folder", str(folder), image_size=32)
     sample = data.samples_of("train").load(0)

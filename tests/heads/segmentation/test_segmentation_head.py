@@ -15,6 +15,7 @@ from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning import panels
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.cli import main
+from pixio_lightning.features import Features, Layer
 
 NAMES = ["sky", "sea", "sand", "rock", "ship"]
 
@@ -36,13 +37,6 @@ def head() -> Segmentation:
 
 def images(*size: int, count: int = 2) -> Tensor:
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)
-
-
-def test_a_small_image_is_seen_whole(head: Segmentation) -> None:
-    batch = images(32, 32)
-    normal = head.backbone.normalize(batch)
-    logits = head.decoder(head.backbone(normal, normalized=True), (32, 32))
-    assert torch.equal(head.predict(batch), logits)
 
 
 def test_windows_add_their_soft_max(head: Segmentation) -> None:
@@ -78,14 +72,18 @@ def test_soft_max_before_the_mean_is_not_the_mean_before_soft_max(head: Segmenta
             return logits[:, :, None, None].expand(4, 2, *size)
 
     head.decoder, head.window, head.stride = Fixed(), 32, 16
-    scores = head(None, {"size": (32, 24)})  # windows at rows 0 and 16, columns 0 and 16
+    features = Features((Layer(torch.zeros(4, 1, 1), torch.zeros(4, 1, 1), 0, (1, 1)),), False)
+    scores = head(features, {"size": (32, 24)})  # windows at rows 0 and 16, columns 0 and 16
     assert scores.shape == (1, 2, 32, 24)
     assert scores[0, :, 20, 20].argmax() == 1 and scores[0, :, 0, 0].argmax() == 0
 
 
 def test_training_never_cuts(head: Segmentation) -> None:
     head.train()
-    assert head.inputs(images(64, 64)).shape == (2, 3, 64, 64)
+    batch = {"image": images(64, 64), "size": (64, 64)}
+    features = head.encode(batch)
+    assert features.tokens.shape[0] == 2 and features.layers[-1].grid == (4, 4)
+    assert torch.equal(head(features, batch), head.decoder(features, (64, 64)))
 
 
 def test_majorities_are_those_of_the_labels(head: Segmentation) -> None:

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from pixio_heads.reconstruction.views.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_heads.reconstruction.views.video import video_frames
 from pixio_lightning import panels
-from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.decode import FORMATS, BadImage, decode_pixels
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of, spread
 from pixio_lightning.data.sources import SUFFIXES, existing_folder
@@ -201,7 +201,7 @@ def _of_video(
 def _upright_size(file: Path) -> tuple[int, int] | None:
     """Return height and width by a picture's header; None where it cannot be read."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # Pillow raises whatever the bytes lead it to; decoding says what is wrong

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 
 from pixio_lightning import Backbone, Features, Head
+from pixio_lightning.output_path import output_path
 
 
 class Example(Head):
@@ -55,6 +56,6 @@ class Example(Head):
     def write(self, prediction: Tensor, batch: dict[str, Any], folder: Path) -> None:
         """Write a text file for each image."""
         for name, value in zip(batch["name"], prediction.tolist(), strict=True):
-            path = folder / f"{name}.txt"
+            path = output_path(folder, name, ".txt")  # names come from data: any text
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{value:.3f}\n")
