@@ -236,7 +236,7 @@ class Head(BackboneModule):
     @property
     def trained_steps(self) -> int:
         """Optimiser steps behind the weights."""
-        training = self._attached is not None and self.trainer.state.fn == "fit"
+        training = self.attached is not None and self.trainer.state.fn == "fit"
         return self.global_step if training else self._loaded_step
 
     def configure_model(self) -> None:
@@ -252,7 +252,7 @@ class Head(BackboneModule):
         Raises:
             UserError: It does not say all that the head must know.
         """
-        trainer = self._attached
+        trainer = self.attached
         if trainer is None:
             return
         data = trainer.datamodule

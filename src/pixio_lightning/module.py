@@ -191,7 +191,7 @@ class BackboneModule(L.LightningModule):
             }
 
     def _refuse_not_finite(self) -> None:
-        trainer = self._attached
+        trainer = self.attached
         if trainer is None or not trainer.optimizers:
             return
         bad = first_not_finite(self, trainer.optimizers)
@@ -200,7 +200,7 @@ class BackboneModule(L.LightningModule):
             raise self._not_finite(where, trainer.global_step)
 
     @property
-    def _attached(self) -> Any:
+    def attached(self) -> Any:
         """The trainer, or None outside of one."""
         try:
             return self.trainer

@@ -108,7 +108,7 @@ class Reconstruction(Head):
         """
         super().on_load_checkpoint(checkpoint)
         token = checkpoint["state_dict"].get("decoder.scale_token")
-        resumed = self._attached is not None and self.trainer.state.fn == "fit"
+        resumed = self.attached is not None and self.trainer.state.fn == "fit"
         if resumed and token is not None and token.ndim == 2:
             raise UserError(
                 "this run was begun by a version that decayed the scale token, so its optimiser "
