@@ -15,6 +15,7 @@ from pixio_lightning.interpolate import inverse_distance
 from pixio_lightning.keyed import Draw
 from pixio_lightning.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.masking import gather_tokens, patchify, unpatchify
+from pixio_lightning.optim import Optim
 from pixio_lightning.pretrain import PixelPretraining
 
 N_CLS, PATCH, SIDE = 3, 16, 4  # class tokens, pixels in a patch's side, patches in an image's
@@ -203,6 +204,59 @@ def test_every_parameter_is_trained(build, batch):
     pixel_loss(result.prediction, result.target).mean().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
+
+
+class Samples(L.LightningDataModule):
+    """Four batches of two images."""
+
+    batch_size = 2
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(1)
+        size = (8, 3, SIDE * PATCH, SIDE * PATCH)
+        images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        samples = [{"image": image, "key": torch.tensor(i)} for i, image in enumerate(images)]
+        return DataLoader(samples, batch_size=self.batch_size)
+
+
+class GradientSizes(L.Callback):
+    """Remember norm and largest value of the gradients that each step took."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.found = []
+        parameters = list(pl_module.parameters())
+
+        def note(*_):
+            values = torch.cat([p.grad.flatten() for p in parameters])
+            self.found.append((values.norm().item(), values.abs().max().item()))
+
+        trainer.optimizers[0].register_step_post_hook(note)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_any_precision(build, precision, accumulate):
+    for algorithm, limit in (("norm", 0.05), ("value", 1e-3)):
+        sizes = GradientSizes()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            precision=precision,
+            max_steps=2,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=limit,
+            gradient_clip_algorithm=algorithm,
+            callbacks=[sizes],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(build(optim=Optim(lr=1e-3)), datamodule=Samples())
+        assert len(sizes.found) == 2
+        norms, largest = zip(*sizes.found, strict=True)
+        clipped = norms if algorithm == "norm" else largest
+        assert clipped == pytest.approx([limit] * 2, rel=1e-4)
+        assert algorithm == "norm" or min(norms) > 2 * limit
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
