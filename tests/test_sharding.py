@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from pixio_lightning import sharding
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.blocks import blocks_of
+from pixio_lightning.checkpoint import ShardedStrategy
+from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw
 from pixio_lightning.mae_decoder import DecoderSize
 from pixio_lightning.optim import clip
@@ -137,7 +139,28 @@ def sharding_of_one(mesh: DeviceMesh) -> One:
     return module
 
 
-@pytest.mark.parametrize("check", [equals_the_whole, sums_in_float32])
+def builds_once(mesh: DeviceMesh) -> None:
+    """All go on with the random state of the first process, or end with its mistake."""
+    strategy, rank = ShardedStrategy(), mesh.get_local_rank()
+    torch.manual_seed(0)
+
+    def build() -> None:
+        torch.rand(3 if rank == 0 else 1)
+
+    sharding.build_once(build, strategy)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert drawn == torch.rand(4)[3]
+
+    def fail() -> None:
+        if rank == 0:
+            raise UserError("a tensor is missing")
+
+    with pytest.raises(UserError, match="a tensor is missing"):
+        sharding.build_once(fail, strategy)
+
+
+@pytest.mark.parametrize("check", [equals_the_whole, sums_in_float32, builds_once])
 def test_two_processes(check: Callable[[DeviceMesh], None], tmp_path: Path) -> None:
     in_two_processes(check, tmp_path)
 

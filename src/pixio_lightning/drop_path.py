@@ -77,7 +77,8 @@ def draw_factors(rates: Tensor, draw: Draw) -> list[Factors]:
     uniform = draw.uniform(len(rates), Stream.DROP_PATH)
     # 1 - rate is rounded once, from double precision, as Python would compute it.
     factors = (uniform >= rates).to(uniform.dtype) / (1 - rates.double()).to(uniform.dtype)
-    branches = factors.T[..., None, None].unbind()
+    # Contiguous, so that most are aligned in memory: a compiled block copies inputs that are not.
+    branches = factors.T.contiguous()[..., None, None].unbind()
     return list(zip(branches[::2], branches[1::2], strict=True))
 
 
