@@ -5,6 +5,7 @@ Shapes: B batch, N = h*w patches, n visible patches, K class tokens, C width of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from pixio_lightning import architecture
 from pixio_lightning import drop_path as drop_paths
 from pixio_lightning import weights as weight_files
+from pixio_lightning.blocks import compile_blocks
 from pixio_lightning.errors import UserError
 from pixio_lightning.features import Features, Layer
 from pixio_lightning.keyed import Draw
@@ -55,6 +57,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    drop_rates: Tensor
     vit: Any  # a VisionTransformer or one of timm's relatives, which share no base class
 
     def __init__(
@@ -177,13 +180,25 @@ class Backbone(nn.Module):
             weights = "random:0" if self.frozen and self.weights == "random" else self.weights
             self.vit = architecture.generate(self.name, self.model_args, weights=weights)
             self.matched = "timm's own" if self.weights == "timm" else "random initialisation"
+        return self._prepare()
+
+    def load_empty(self) -> Backbone:
+        """Be as after `load`, but on the meta device: another process sends the values."""
+        if self.loaded:
+            return self
+        self.loaded, self._file = True, None
+        with torch.device("meta"):  # anew: in the dtype that is the default now
+            self.vit = architecture.build(self.name, self.model_args)
+        return self._prepare()
+
+    def _prepare(self) -> Backbone:
         self._freeze()
         if self.drop_path and not self.frozen:
             installed = drop_paths.install(self.vit.blocks, self.drop_path)
             self._drop_paths = dict(enumerate(installed[self._first_tuned :], self._first_tuned))
+            self.register_buffer("drop_rates", drop_paths.rates_of(installed), persistent=False)
         if self.compile_blocks:
-            for block in self.vit.blocks:
-                block.compile()
+            compile_blocks(self.vit.blocks)
         return self.train(self.training)
 
     @property
@@ -251,6 +266,7 @@ class Backbone(nn.Module):
         *,
         keep: Tensor | None = None,
         normalized: bool = False,
+        resized: bool = False,
         draw: Draw | None = None,
     ) -> Features:
         """Encode images.
@@ -259,6 +275,7 @@ class Backbone(nn.Module):
             images: uint8 `(B, 3, H, W)`, or what `normalize` returned with `normalized=True`.
             keep: int64 `(B, n)`, the patches to embed and run, in any order; None runs all.
             normalized: Whether `images` went through `normalize`.
+            resized: Whether they went through `resize` after it.
             draw: Whom drop path is drawn for; needed in training when `drop_path` is set.
 
         Returns:
@@ -276,7 +293,8 @@ class Backbone(nn.Module):
             )
         self.load()
         factors = self._draw_drop_paths(draw)
-        images = self.resize(images)
+        if not resized:
+            images = self.resize(images)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         x, rope = self._embed(images, grid, keep)
         layers = []
@@ -312,12 +330,14 @@ class Backbone(nn.Module):
         ]
         return Features(tuple(layers), self.dense_cls)
 
-    def _draw_drop_paths(self, draw: Draw | None) -> dict[int, drop_paths.Factors]:
+    def _draw_drop_paths(self, draw: Draw | None) -> Sequence[drop_paths.Factors]:
+        if not self._drop_paths:
+            return ()
         if not self.training:
-            return dict.fromkeys(self._drop_paths, (None, None))
-        if self._drop_paths and draw is None:
+            return [(None, None)] * self.depth
+        if draw is None:
             raise ValueError("drop_path is set: training needs draw=Draw(keys, seed, turn)")
-        return drop_paths.draw_factors(self._drop_paths, draw)
+        return drop_paths.draw_factors(self.drop_rates, draw)
 
     def _embed(
         self, images: Tensor, grid: tuple[int, int], keep: Tensor | None
