@@ -12,7 +12,7 @@ from running import pixio
 
 from pixio_lightning import recipes, record, weights
 from pixio_lightning.cli import main
-from pixio_lightning.run import folder_name
+from pixio_lightning.options import folder_name
 
 NAMES = [r.name for r in recipes.all_recipes() if r.origin == recipes.BUILT_IN]
 RUNS = [name for name in NAMES if not name.startswith(recipes.OVERLAYS)]
