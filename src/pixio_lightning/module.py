@@ -20,7 +20,6 @@ from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
 from pixio_lightning.optim import Optim
 from pixio_lightning.run_folder import Metrics
-from pixio_lightning.weights import digest
 
 
 class BackboneModule(L.LightningModule):
@@ -46,7 +45,6 @@ class BackboneModule(L.LightningModule):
         self.decoder: nn.Module | None = None
         self.config: dict[str, Any] = {}
         self._configured = False
-        self._digest = ""
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
 
@@ -108,11 +106,8 @@ class BackboneModule(L.LightningModule):
 
     @property
     def backbone_digest(self) -> str:
-        """Hash of the backbone's tensors; of a frozen one taken once."""
-        if self.backbone.frozen and self._digest:
-            return self._digest
-        self._digest = digest(self.backbone.vit.state_dict())
-        return self._digest
+        """Hash of the backbone's tensors; of a frozen one as they were read."""
+        return self.backbone.digest
 
     def log_training(self, loss: Tensor) -> None:
         """Take in the loss of a step and, every `log_every_n_steps`, log their mean and the rate.
