@@ -15,6 +15,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw, Stream, keyed_uniform
 from pixio_lightning.mae_decoder import DecoderSize, MaeDecoder
 from pixio_lightning.vit import PixioViT
+from pixio_lightning.weights import digest
 
 SMALL = {"embed_dim": 96, "depth": 3, "num_heads": 3}
 # Class tokens, registers, and dense width in units of the embedding's.
@@ -439,6 +440,52 @@ def test_disagreement_with_a_file(file):
         Backbone(weights=file, model_args={"img_size": 256})
 
 
+@pytest.mark.parametrize("what", ["missing", "not finite"])
+def test_a_failed_load_leaves_nothing_to_use(what, images, tmp_path):
+    args = {**SMALL, "img_size": 64}
+    state = PixioViT(**args).state_dict()
+    if what == "missing":
+        del state["norm.bias"]
+    else:
+        state["norm.bias"][3] = float("nan")
+    path = tmp_path / "encoder.safetensors"
+    save_file(state, path, {"pixio": json.dumps({"name": "pixio_vits16", "model_args": args})})
+    backbone = Backbone(weights=str(path))
+    refusals = []
+    for use in (backbone.load, backbone.load, lambda: backbone(images), backbone.half):
+        with pytest.raises(UserError) as refused:
+            use()
+        refusals.append(str(refused.value))
+    assert len({*refusals}) == 1 and not backbone.loaded
+
+
+@pytest.mark.parametrize("weights", ["file", "random:3"])
+def test_the_digest_is_of_the_weights_as_read(weights, file):
+    """Whether they are cast before they are loaded, as bf16-true does, or afterwards."""
+    arguments = {"name": "pixio_vits16", "weights": weights, "model_args": SMALL}
+    if weights == "file":
+        arguments = {"weights": file}
+    read = Backbone(**arguments)
+    expected = digest(read.load().vit.state_dict())
+    assert read.digest == expected
+    cast_after = Backbone(**arguments).load().to(torch.bfloat16)
+    cast_unloaded = Backbone(**arguments).half()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        cast_before = Backbone(**arguments).load()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for cast in (cast_after, cast_unloaded, cast_before):
+        assert {p.dtype for p in cast.vit.parameters()} < {torch.bfloat16, torch.float16}
+        assert cast.digest == expected and cast.identity == read.identity
+    # What is trained is hashed as it is.
+    tuned = Backbone(**arguments, tune="full").load()
+    with torch.no_grad():
+        before = tuned.digest
+        tuned.vit.norm.bias += 1
+    assert before == expected != tuned.digest
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -463,6 +510,8 @@ def test_disagreement_with_a_file(file):
         ({"model_args": {"heads": 3}}, "model_args does not fit pixio_vitt16: .*'heads'"),
         ({"model_args": {"num_heads": 5}}, "model_args does not fit .* divisible by num_heads"),
         ({"weights": "random:x"}, "'random:x': the seed must be a number, as random:0"),
+        ({"weights": f"random:{10**30}"}, "the seed must be a number, as random:0"),
+        ({"weights": "random:\N{SUPERSCRIPT TWO}"}, "the seed must be a number, as random:0"),
     ],
 )
 def test_mistakes(arguments, message):

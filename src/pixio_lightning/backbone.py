@@ -49,7 +49,8 @@ class Backbone(nn.Module):
         checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
         compile: Compile every block with torch.compile, in place.
         model_args: Further arguments of the model: `n_cls_tokens`, `patch_size`, `img_size`,
-            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input.
+            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input; all of them
+            are listed in `self_description.ARGUMENTS`.
 
     Raises:
         UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
@@ -85,6 +86,7 @@ class Backbone(nn.Module):
         with torch.device("meta"):
             self.vit = architecture.build(self.name, model_args)
         self._describe(statistics, dense_cls)
+        self._digest = ""
         if tune not in ("frozen", "full", *range(self.depth + 1)):
             raise UserError(
                 f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
@@ -100,8 +102,6 @@ class Backbone(nn.Module):
 
     def _describe(self, statistics: dict[str, Any], dense_cls: bool | None) -> None:
         config = self.vit.pretrained_cfg
-        mean = statistics.get("mean", config["mean"])
-        std = statistics.get("std", config["std"])
         self.embed_dim: int = self.vit.embed_dim
         self.depth: int = len(self.vit.blocks)
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
@@ -115,8 +115,18 @@ class Backbone(nn.Module):
         self.dense_cls = dense_cls
         self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
         self.licence = self._licence(config)
-        for key, value in (("mean", mean), ("std", std)):
-            values = torch.tensor(value, device="cpu").view(1, -1, 1, 1)
+        self._statistics: dict[str, list[float]] = {}
+        in_chans = self.vit.patch_embed.proj.in_channels
+        for key in ("mean", "std"):
+            value = list(statistics.get(key, config[key]))
+            if key in statistics and len(value) not in (1, in_chans):
+                raise UserError(
+                    f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
+                    f"images of {in_chans} channels"
+                )
+            # As stated, whatever the buffers are cast to.
+            self._statistics[key] = value
+            values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
 
     def _licence(self, config: dict[str, Any]) -> str:
@@ -145,8 +155,7 @@ class Backbone(nn.Module):
         return {
             "name": self.name,
             "model_args": architecture.plain(self.model_args),
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
+            **self._statistics,
             "weights": self.weights,
             "licence": self.licence,
         }
@@ -164,29 +173,31 @@ class Backbone(nn.Module):
     def load(self) -> Backbone:
         """Allocate the model and fill it with its weights; a second call does nothing.
 
+        A load that fails leaves the backbone as it was, so that the next call fails alike.
+
         Raises:
-            UserError: A tensor is missing or unexpected, all of them named.
+            UserError: A tensor is missing or unexpected, all of them named; or one is not finite.
         """
         if self.loaded:
             return self
-        # The flag first: building inside a device context calls nothing of ours twice.
-        self.loaded = True
-        if self._file is not None:
-            self.vit = architecture.build(self.name, self.model_args)
-            self.matched = weight_files.fill(self.vit, self._file).line()
-            self._file = None
-        else:
-            # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
-            weights = "random:0" if self.frozen and self.weights == "random" else self.weights
-            self.vit = architecture.generate(self.name, self.model_args, weights=weights)
-            self.matched = "timm's own" if self.weights == "timm" else "random initialisation"
+        # In float32, whatever the run's precision: one seed is one start and one file has one
+        # digest, also where all is cast afterwards.
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            vit, matched = self._filled()
+        finally:
+            torch.set_default_dtype(dtype)
+        self.vit, self.matched = vit, matched
+        if dtype != torch.float32:
+            self._keep_digest()
+            vit.to(dtype)
         return self._prepare()
 
     def load_empty(self) -> Backbone:
         """Be as after `load`, but on the meta device: another process sends the values."""
         if self.loaded:
             return self
-        self.loaded, self._file = True, None
         with torch.device("meta"):  # anew: in the dtype that is the default now
             self.vit = architecture.build(self.name, self.model_args)
         return self._prepare()
@@ -199,7 +210,37 @@ class Backbone(nn.Module):
             self.register_buffer("drop_rates", drop_paths.rates_of(installed), persistent=False)
         if self.compile_blocks:
             compile_blocks(self.vit.blocks)
+        # Last: until here nothing counts as loaded, whatever went wrong.
+        self.loaded, self._file = True, None
         return self.train(self.training)
+
+    def _filled(self) -> tuple[nn.Module, str]:
+        """Build the model with its weights; returns it and what is said of them."""
+        if self._file is not None:
+            # Against the model on the meta device first: what does not fit allocates nothing.
+            weight_files.fits(self.vit, self._file)
+            vit = architecture.build(self.name, self.model_args)
+            return vit, weight_files.fill(vit, self._file).line()
+        # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
+        weights = "random:0" if self.frozen and self.weights == "random" else self.weights
+        vit = architecture.generate(self.name, self.model_args, weights=weights)
+        return vit, "timm's own" if self.weights == "timm" else "random initialisation"
+
+    @property
+    def digest(self) -> str:
+        """Hash of the weights; those of a frozen backbone as they were read, before any cast.
+
+        Of sharded tensors every process must call it, see `weights.digest`.
+        """
+        self.load()
+        if self.frozen:
+            self._keep_digest()
+            return self._digest
+        return weight_files.digest(self.vit.state_dict())
+
+    def _keep_digest(self) -> None:
+        if self.frozen and not self._digest:
+            self._digest = weight_files.digest(self.vit.state_dict())
 
     @property
     def _first_tuned(self) -> int:
@@ -233,7 +274,10 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
         # Moving or casting a model on the meta device needs its values.
-        return super()._apply(fn, recurse) if self.loaded else self.load()._apply(fn, recurse)
+        self.load()
+        if self.frozen and fn(torch.empty(0, device="cpu")).dtype != torch.float32:
+            self._keep_digest()
+        return super()._apply(fn, recurse)
 
     # --- forward ------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.options import expanded
 from pixio_lightning.spellings import infer, pair, to_timm, to_transformers
 from pixio_lightning.vit import SIZES
-from pixio_lightning.weights import DECODER_SUFFIX, Weights, licence_of, read
+from pixio_lightning.weights import DECODER_SUFFIX, Weights, licence_of, read, refuse_non_finite
 
 Format = Literal["safetensors", "transformers", "timm"]
 
@@ -48,6 +48,7 @@ def export(weights: Weights, to: Format, out: Path) -> list[Path]:
     Raises:
         UserError: `out` exists, or the format cannot hold this model.
     """
+    refuse_non_finite(weights.encoder, weights.source)
     meta = _identity(weights)
     if to == "safetensors":
         return _export_safetensors(weights, meta, out)

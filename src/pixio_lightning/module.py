@@ -22,7 +22,6 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.finite import first_not_finite
 from pixio_lightning.optim import Optim
 from pixio_lightning.run_folder import Metrics
-from pixio_lightning.weights import digest
 
 
 class BackboneModule(L.LightningModule):
@@ -48,7 +47,6 @@ class BackboneModule(L.LightningModule):
         self.decoder: nn.Module | None = None
         self.config: dict[str, Any] = {}
         self._configured = False
-        self._digest = ""
         self._settings: list[dict[str, Any]] = []
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
@@ -152,14 +150,8 @@ class BackboneModule(L.LightningModule):
 
     @property
     def backbone_digest(self) -> str:
-        """Hash of the backbone's tensors; of a frozen one taken once.
-
-        Of a sharded one every process must ask for it.
-        """
-        if self.backbone.frozen and self._digest:
-            return self._digest
-        self._digest = digest(self.backbone.vit.state_dict())
-        return self._digest
+        """Hash of the backbone's tensors; of a frozen one as they were read."""
+        return self.backbone.digest
 
     def log_training(self, loss: Tensor) -> None:
         """Take in the loss of a batch; `optimizer_step` logs the mean of all since it last did."""
