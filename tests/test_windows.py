@@ -80,6 +80,7 @@ def head(kind: type[WindowedHead], **keys: Any) -> WindowedHead:
     )
     made = kind(backbone, **{"window": 32, "stride": 20} | keys)
     made.facts = {"num_classes": 5, "class_names": list("abcde"), "max_depth": 10.0}
+    made.evaluation_facts = {"min_depth": 1e-3, "max_depth": 10.0}
     torch.manual_seed(0)
     made.configure_model()
     # At its start the map is nearly flat: nothing would tell one window from another.
@@ -162,6 +163,7 @@ backbone = Backbone("pixio_vitt16", weights="random:0", layers="quarters", model
 head = Depth(backbone, decoder=lambda a, b, taps: DPTDecoder(
     a, b, taps=taps, features=16, stages=(16, 16, 16, 16)))
 head.facts = {"max_depth": 10.0}
+head.evaluation_facts = {"min_depth": 1e-3, "max_depth": 10.0}
 head.configure_model()
 depth = head.predict(torch.zeros(1, 3, 3000, 4000, dtype=torch.uint8))
 assert depth.shape == (1, 3000, 4000) and bool((depth > 0).all())
