@@ -208,7 +208,8 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
 def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) -> None:
     trainer = head.trainer
     # Listed by one process: what another has begun to write changes what a late one would list.
-    jobs = trainer.strategy.broadcast([job for job in samples.jobs() if job[0] not in store])
+    listed = samples.jobs() if trainer.is_global_zero else []
+    jobs = trainer.strategy.broadcast([job for job in listed if job[0] not in store])
     mine = jobs[trainer.global_rank :: trainer.world_size]
     if jobs and trainer.is_global_zero:
         say(f"encoding {len(jobs)} {split} views once, into {store.folder}")

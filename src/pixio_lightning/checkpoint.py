@@ -92,17 +92,7 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
         )
     if not target.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
-    try:
-        checkpoint = torch.load(target, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises whatever the damaged bytes lead it to
-        # Its own text advises to load the file all the same, and run what is in it.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found:
-            raise UserError(
-                f"checkpoint '{path}' holds more than tensors and plain data ({found[1]}): "
-                "refused, and nothing of it was executed"
-            ) from None
-        raise UserError(f"checkpoint '{path}' is damaged, or is none") from None
+    checkpoint = _load(target, path, map_location=map_location)
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
     stored = checkpoint.get("hyper_parameters")
@@ -115,6 +105,21 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
     return checkpoint
 
 
+def _load(file: Path, path: str | os.PathLike, *, map_location: Any, mmap: bool = False) -> Any:
+    """Load tensors and plain data of a file; a mistake is told of the checkpoint at `path`."""
+    try:
+        return torch.load(file, map_location=map_location, mmap=mmap, weights_only=True)
+    except Exception as error:  # torch raises whatever the damaged bytes lead it to
+        # Its own text advises to load the file all the same, and run what is in it.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            raise UserError(
+                f"checkpoint '{path}' holds more than tensors and plain data ({found[1]}): "
+                "refused, and nothing of it was executed"
+            ) from None
+        raise UserError(f"checkpoint '{path}' is damaged, or is none") from None
+
+
 def read_plain(path: Path) -> dict[str, Any]:
     """Return what a checkpoint of ours holds beside weights, of a sharded folder as of a file.
 
@@ -123,15 +128,8 @@ def read_plain(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is damaged or holds code.
     """
-    try:
-        return torch.load(
-            path / "meta.pt" if path.is_dir() else path,
-            map_location="cpu",
-            mmap=not path.is_dir(),
-            weights_only=True,
-        )
-    except Exception as error:
-        raise UserError(f"checkpoint '{path}' is damaged, or is none") from error
+    file = path / "meta.pt" if path.is_dir() else path
+    return _load(file, path, map_location="cpu", mmap=not path.is_dir())
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -78,12 +78,19 @@ def without_padding(batch: dict[str, Any], prediction: Any) -> tuple[dict[str, A
     keep = batch["weight"] > 0
     size = len(keep)
 
-    def rows(tensor: Tensor) -> Tensor:
+    def checked(tensor: Tensor) -> Tensor:
         if tensor.ndim and len(tensor) != size:
             raise ValueError(
                 f"a batch of {size} samples and its prediction hold a tensor of shape "
                 f"{tuple(tensor.shape)}: every tensor in them must have a row for each sample"
             )
+        return tensor
+
+    apply_to_collection((batch, prediction), Tensor, checked)
+    if bool(keep.all()):  # almost every batch, of which nothing need be copied
+        return batch, prediction
+
+    def rows(tensor: Tensor) -> Tensor:
         return tensor[keep] if tensor.ndim else tensor
 
     names = [name for name, kept in zip(batch["name"], keep.tolist(), strict=True) if kept]

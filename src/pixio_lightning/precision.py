@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,11 +11,9 @@ from torch import Tensor
 _COARSE = (torch.float16, torch.bfloat16)
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> torch.autocast:
     """Switch autocast off: a product of bfloat16 has two or three digits, too few for a loss."""
-    with torch.autocast(device.type, enabled=False):
-        yield
+    return torch.autocast(device.type, enabled=False)
 
 
 def to_float32(structure: Any) -> Any:

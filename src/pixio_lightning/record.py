@@ -52,6 +52,11 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version()}
 
 
+def at_last_step(trainer: Any) -> bool:
+    """Whether a training has taken all of its steps, where it has a number of them."""
+    return 0 < trainer.max_steps <= trainer.global_step
+
+
 def describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -> dict[str, Any]:
     """Return the line of an evaluation: all that one needs to compare it or to run it again.
 
@@ -65,7 +70,7 @@ def describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) ->
     data, checkpoint = trainer.datamodule, trainer.ckpt_path
     verb = trainer.state.fn.value
     if verb == "fit":
-        which = "last" if 0 < trainer.max_steps <= trainer.global_step else "running"
+        which = "last" if at_last_step(trainer) else "running"
     else:
         which = Path(checkpoint).stem if checkpoint else "untrained"
     return {

@@ -141,7 +141,7 @@ def constant_geometry(parts: dict[str, Tensor], batch: dict[str, Any]) -> Geomet
     """Return the constant reconstruction of a batch, on its device."""
     shape = batch["depth"].shape
     views = torch.arange(shape[1], device=batch["depth"].device)
-    # A checkpoint gives them back on the CPU.
+    # Wherever the caller keeps them.
     parts = {name: part.to(views.device) for name, part in parts.items()}
     row = views.clamp_max(len(parts["depth"]) - 1)
     maps = {

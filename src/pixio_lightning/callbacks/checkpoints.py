@@ -82,14 +82,15 @@ class Checkpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        at_end = 0 < trainer.max_steps <= trainer.global_step
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not at_end:
+        if record.at_last_step(trainer):
+            return  # saved in `on_train_end`
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self.save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save_last(trainer)
         if trainer.is_global_zero:
-            finished = 0 < trainer.max_steps <= trainer.global_step
+            finished = record.at_last_step(trainer)
             write_state(Path(trainer.default_root_dir), step=trainer.global_step, finished=finished)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
