@@ -19,6 +19,7 @@ import lightning as L
 
 from pixio_lightning import run
 from pixio_lightning.named_classes import import_named
+from pixio_lightning.options import parse_options
 
 WIDTHS = {  # of the trunk, and of the pyramid's levels: Depth Anything V2's small, base and large
     "dpt-s": (64, [48, 96, 192, 384]),
@@ -77,7 +78,7 @@ def main() -> None:
             # A cache of its own, or the second decoder would find what the first one computed.
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["PIXIO_CACHE"] = str(Path(folder) / "cache")
-                asked = run.parse_options(words(Path(folder), decoder, options, cached=cached))
+                asked = parse_options(words(Path(folder), decoder, options, cached=cached))
                 import_named(asked.configs, asked.rest)
                 cli, clock = run.PixioCLI(asked, "fit"), Clock()
                 cli.trainer.callbacks.insert(0, clock)

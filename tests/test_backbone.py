@@ -1,16 +1,21 @@
 """Every Vision Transformer behind one interface: same grid, masks, freezing, honest errors."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixio_lightning import drop_path as drop_paths
 from pixio_lightning.backbone import Backbone
+from pixio_lightning.blocks import compile_blocks
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw, Stream, keyed_uniform
+from pixio_lightning.mae_decoder import DecoderSize, MaeDecoder
 from pixio_lightning.vit import PixioViT
+from pixio_lightning.weights import digest
 
 SMALL = {"embed_dim": 96, "depth": 3, "num_heads": 3}
 # Class tokens, registers, and dense width in units of the embedding's.
@@ -235,6 +240,47 @@ def test_compile_changes_nothing(build, images):
     assert names[0] == names[1]
 
 
+def test_encoder_and_decoder_are_compiled_for_the_sizes_they_run_at(build, images):
+    """One graph for all blocks of each, and no number of tokens that is left open."""
+    graphs = []
+
+    def remember(graph, inputs):
+        graphs.append(inputs)
+        return graph.forward
+
+    torch._dynamo.reset()
+    backbone = build(drop_path=0.4, model_args={"img_size": 64}).train()
+    decoder = MaeDecoder(96, 768, n_cls_tokens=8, grid=(4, 4), size=DecoderSize(32, 3, 2)).train()
+    images, order = images[..., :64, :64], shuffled(16)
+    keep, hide = order[:, :4], order[:, 4:]
+
+    def run(batch=2):
+        draw = Draw(torch.arange(batch), 0, 0)
+        tokens = backbone(images[:batch], keep=keep[:batch], draw=draw).tokens
+        return decoder(tokens, keep[:batch], hide[:batch], (4, 4))
+
+    plain = run()
+    compile_blocks([*backbone.vit.blocks, *decoder.blocks], backend=remember)
+    torch.testing.assert_close(run(), plain, rtol=0, atol=1e-5)
+    assert len(graphs) == 2
+    run()
+    assert len(graphs) == 2
+    # Smaller batches, and evaluation: more sizes than torch compiles by default.
+    for module in (backbone, decoder):
+        module.eval()
+    for side in (64, 48, 32, 16):
+        for batch in (1, 2):
+            with torch.no_grad():
+                backbone(images[:batch, :, :side])
+    assert len(graphs) == 10
+    for inputs in graphs:
+        assert not any(isinstance(given, (torch.SymInt, int)) for given in inputs)
+        assert all(
+            isinstance(size, int) for g in inputs if isinstance(g, torch.Tensor) for size in g.shape
+        )
+    torch._dynamo.reset()
+
+
 # --- drop path ------------------------------------------------------------------------------------
 
 
@@ -249,9 +295,9 @@ def test_drop_path_keeps_the_expectation():
     rates = (0.0, 0.1, 0.4, 0.4)
     modules = [drop_paths.KeyedDropPath(rate) for rate in rates]
     keys = torch.arange(10000)
-    pairs = {0: (modules[0], modules[1]), 1: (modules[2], modules[3])}
-    drawn = drop_paths.draw_factors(pairs, Draw(keys, 0, 0))
-    factors = torch.stack([factor.flatten() for pair in drawn.values() for factor in pair])
+    pairs = [(modules[0], modules[1]), (modules[2], modules[3])]
+    drawn = drop_paths.draw_factors(drop_paths.rates_of(pairs), Draw(keys, 0, 0))
+    factors = torch.stack([factor.flatten() for pair in drawn for factor in pair])
     for values, rate in zip(factors, rates, strict=True):
         kept = values > 0
         standard_error = (rate * (1 - rate) / 10000) ** 0.5
@@ -261,9 +307,41 @@ def test_drop_path_keeps_the_expectation():
     assert abs(torch.corrcoef(factors[2:])[0, 1]) < 0.04
     numbers = keyed_uniform(keys, 4, seed=0, turn=0, stream=Stream.DROP_PATH)
     assert torch.equal(factors[3] > 0, numbers[:, 3] >= 0.4)
-    # A block draws the same whether or not the blocks before it are trained.
-    alone = drop_paths.draw_factors({1: pairs[1]}, Draw(keys, 0, 0))
-    assert torch.equal(alone[1][0].flatten(), factors[2])
+
+
+class Count(TorchDispatchMode):
+    """Count the operations of a pass, leaving out views, by their name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.overloadpacket.__name__] += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_drop_path_is_drawn_at_once_for_all_blocks(build, images):
+    """Bit for bit as block by block, in as many operations for 12 blocks as for 3."""
+    draw, counts = Draw(torch.tensor([3, -4, 5, 2**40]), 1, 7), []
+    for depth in (3, 12):
+        backbone = build(drop_path=0.4, model_args={"depth": depth}).train()
+        seen = []
+        for block in backbone.vit.blocks:
+            for branch in (block.drop_path1, block.drop_path2):
+                branch.register_forward_hook(lambda module, *_, seen=seen: seen.append(module))
+        with torch.no_grad():
+            backbone(images[:1].expand(4, -1, -1, -1)[..., :32, :32], draw=draw)
+        uniform = draw.uniform(2 * depth, Stream.DROP_PATH)
+        assert len(seen) == 2 * depth
+        for number, module in enumerate(seen):
+            rate = float(torch.linspace(0, 0.4, depth)[number // 2])
+            expected = (uniform[:, number] >= rate).to(torch.float32) / (1 - rate)
+            assert torch.equal(module.factor, expected[:, None, None])
+        with Count() as count:
+            drop_paths.draw_factors(backbone.drop_rates, draw)
+        counts.append(count.calls.total())
+    assert counts[0] == counts[1]
 
 
 def test_recomputed_blocks_keep_their_own_drop_path(build, images):
@@ -362,6 +440,52 @@ def test_disagreement_with_a_file(file):
         Backbone(weights=file, model_args={"img_size": 256})
 
 
+@pytest.mark.parametrize("what", ["missing", "not finite"])
+def test_a_failed_load_leaves_nothing_to_use(what, images, tmp_path):
+    args = {**SMALL, "img_size": 64}
+    state = PixioViT(**args).state_dict()
+    if what == "missing":
+        del state["norm.bias"]
+    else:
+        state["norm.bias"][3] = float("nan")
+    path = tmp_path / "encoder.safetensors"
+    save_file(state, path, {"pixio": json.dumps({"name": "pixio_vits16", "model_args": args})})
+    backbone = Backbone(weights=str(path))
+    refusals = []
+    for use in (backbone.load, backbone.load, lambda: backbone(images), backbone.half):
+        with pytest.raises(UserError) as refused:
+            use()
+        refusals.append(str(refused.value))
+    assert len({*refusals}) == 1 and not backbone.loaded
+
+
+@pytest.mark.parametrize("weights", ["file", "random:3"])
+def test_the_digest_is_of_the_weights_as_read(weights, file):
+    """Whether they are cast before they are loaded, as bf16-true does, or afterwards."""
+    arguments = {"name": "pixio_vits16", "weights": weights, "model_args": SMALL}
+    if weights == "file":
+        arguments = {"weights": file}
+    read = Backbone(**arguments)
+    expected = digest(read.load().vit.state_dict())
+    assert read.digest == expected
+    cast_after = Backbone(**arguments).load().to(torch.bfloat16)
+    cast_unloaded = Backbone(**arguments).half()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        cast_before = Backbone(**arguments).load()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for cast in (cast_after, cast_unloaded, cast_before):
+        assert {p.dtype for p in cast.vit.parameters()} < {torch.bfloat16, torch.float16}
+        assert cast.digest == expected and cast.identity == read.identity
+    # What is trained is hashed as it is.
+    tuned = Backbone(**arguments, tune="full").load()
+    with torch.no_grad():
+        before = tuned.digest
+        tuned.vit.norm.bias += 1
+    assert before == expected != tuned.digest
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -386,6 +510,8 @@ def test_disagreement_with_a_file(file):
         ({"model_args": {"heads": 3}}, "model_args does not fit pixio_vitt16: .*'heads'"),
         ({"model_args": {"num_heads": 5}}, "model_args does not fit .* divisible by num_heads"),
         ({"weights": "random:x"}, "'random:x': the seed must be a number, as random:0"),
+        ({"weights": f"random:{10**30}"}, "the seed must be a number, as random:0"),
+        ({"weights": "random:\N{SUPERSCRIPT TWO}"}, "the seed must be a number, as random:0"),
     ],
 )
 def test_mistakes(arguments, message):

@@ -74,7 +74,7 @@ def pixio(*words: str, site: Path | None = None, **environment: str) -> subproce
         ("recipes DEGREES", 0, "Normals on ScanNet. · expect: 12.3 degrees · from my-heads 1.0"),
         ("doctor", None, "CC-BY-NC-4.0"),  # its code depends on what is installed here
         ("fit --help", 0, "usage: pixio fit -c RECIPE"),
-        ("-c fit validate -h", 0, "usage: pixio validate -c RECIPE"),
+        ("validate -c fit -h", 0, "usage: pixio validate -c RECIPE"),
         ("check --help", 0, "--run"),
         ("export --help", 0, "--to safetensors|transformers|timm"),
     ],
@@ -95,7 +95,15 @@ def test_light_verb_answers_at_once(site, line, code, shown):
         ("-c pretrain/demo", "no verb given"),
         ("fit", "fit needs a recipe"),
         ("fit -c pretrain/dmeo", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
-        ("--config=pretrain/dmeo test", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
+        ("test --config=pretrain/dmeo", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
+        ("fit --out test -c pretrain/dmeo", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
+        ("-c pretrain/demo fit", "the verb comes first: pixio fit -c pretrain/demo$"),
+        ("-c pretrain/demo --out test fit", "first: pixio fit -c pretrain/demo --out test$"),
+        ("--out=check --fresh fit", "the verb comes first: pixio fit --out=check --fresh$"),
+        ("bench --trainer.max_steps 2 x.yaml", "bench needs a suite first"),
+        ("fit -c ~no-such/x.yaml", "there is no home folder of '~no-such'"),
+        ("cp pretrain/demo /dev/null/x.yaml", "'/dev/null/x.yaml': Not a directory$"),
+        ("new-head mine --dir /dev/null/x", "'/dev/null/x.*': Not a directory$"),
         ("predict -cpretrain/dmeo", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
         ("cp pretrain/dmeo x.yaml", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
         ("cp pretrain/demo", "required: destination .usage: pixio cp"),
@@ -109,20 +117,6 @@ def test_mistake_is_one_line_and_code_2(line, message, capsys):
     assert captured.out == ""
     assert captured.err.startswith("pixio: error: ") and captured.err.count("\n") == 1
     assert re.search(message, captured.err)
-
-
-@pytest.mark.parametrize(
-    ("line", "verb", "named", "rest"),
-    [
-        ("-c pretrain/demo fit", "fit", ["pretrain/demo"], "-c pretrain/demo"),
-        ("fit -c test --config=b -cc -c=d --fresh", "fit", ["test", "b", "c", "d"],
-         "-c test --config=b -cc -c=d --fresh"),
-        ("--config fit --fresh predict", "predict", ["fit"], "--config fit --fresh"),
-        ("check test --ckpt_path x", "check", [], "test --ckpt_path x"),
-    ],
-)  # fmt: skip
-def test_verb_and_options_in_any_order(line, verb, named, rest):
-    assert cli.take_apart(line.split()) == (verb, named, rest.split())
 
 
 def test_cp_adds_the_suffix_and_never_overwrites(tmp_path, capsys):
@@ -156,6 +150,45 @@ def test_lost_reader_is_quiet():
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pixio_lightning", "recipes"],
+            env=os.environ | {"PYTHONPATH": str(SOURCES)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert re.fullmatch("pixio: error: .*No space left on device; free some.*\n", done.stderr)
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "pixio_lightning", "--version"],
+        env=os.environ | {"PYTHONPATH": str(SOURCES)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("pixio-lightning ")
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["cp", "pretrain/demo", "~/mine"]) == 0
+    assert cli.main(["cp", "~/mine.yaml", "~/other"]) == 0
+    assert cli.main(["new-head", "mine", "--dir=~/heads"]) == 0
+    assert cli.main(["shard", "~/photos", "~/shards"]) == 2
+    assert cli.main(["curate", "~/shards"]) == 2
+    assert cli.main(["bench", "~/suite.yaml"]) == 2
+    assert cli.main(["bench", "--compare", "~/a", "~/b"]) == 2
+    assert cli.main(["export", "~/last.ckpt"]) == 2
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.yaml", "other.yaml", "heads"}
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 5 and all(f"{tmp_path}/" in line and "~" not in line for line in errors)
 
 
 def test_doctor_finds_what_is_broken(site):

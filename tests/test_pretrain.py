@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from pixio_lightning.backbone import Backbone
@@ -14,6 +15,7 @@ from pixio_lightning.interpolate import inverse_distance
 from pixio_lightning.keyed import Draw
 from pixio_lightning.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.masking import gather_tokens, patchify, unpatchify
+from pixio_lightning.optim import Optim
 from pixio_lightning.pretrain import PixelPretraining
 
 N_CLS, PATCH, SIDE = 3, 16, 4  # class tokens, pixels in a patch's side, patches in an image's
@@ -40,6 +42,19 @@ def batch():
     keys = torch.tensor([11, -7, 2**40])
     size = (3, 3, SIDE * PATCH, SIDE * PATCH)
     return {"image": torch.randint(0, 256, size, dtype=torch.uint8), "key": keys}
+
+
+class Calls(TorchFunctionMode):
+    """Remember the calls of one function of torch."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.found = name, []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "").endswith(self.name):
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
 
 
 def draw_for(batch, turn=0):
@@ -176,12 +191,72 @@ def test_patch_14_predicts_the_resized_pixels(build, batch):
     assert result.prediction.shape == (3, 12, 14 * 14 * 3)
 
 
+def test_patch_14_is_resized_once(build, batch):
+    module = build(patch=14)
+    with Calls("interpolate") as calls:
+        module(batch["image"], draw_for(batch))
+    assert len(calls.found) == 1
+
+
 def test_every_parameter_is_trained(build, batch):
     module = build()
     result = module(batch["image"], draw_for(batch))
     pixel_loss(result.prediction, result.target).mean().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
+
+
+class Samples(L.LightningDataModule):
+    """Four batches of two images."""
+
+    batch_size = 2
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(1)
+        size = (8, 3, SIDE * PATCH, SIDE * PATCH)
+        images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        samples = [{"image": image, "key": torch.tensor(i)} for i, image in enumerate(images)]
+        return DataLoader(samples, batch_size=self.batch_size)
+
+
+class GradientSizes(L.Callback):
+    """Remember norm and largest value of the gradients that each step took."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.found = []
+        parameters = list(pl_module.parameters())
+
+        def note(*_):
+            values = torch.cat([p.grad.flatten() for p in parameters])
+            self.found.append((values.norm().item(), values.abs().max().item()))
+
+        trainer.optimizers[0].register_step_post_hook(note)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_any_precision(build, precision, accumulate):
+    for algorithm, limit in (("norm", 0.05), ("value", 1e-3)):
+        sizes = GradientSizes()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            precision=precision,
+            max_steps=2,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=limit,
+            gradient_clip_algorithm=algorithm,
+            callbacks=[sizes],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(build(optim=Optim(lr=1e-3)), datamodule=Samples())
+        assert len(sizes.found) == 2
+        norms, largest = zip(*sizes.found, strict=True)
+        clipped = norms if algorithm == "norm" else largest
+        assert clipped == pytest.approx([limit] * 2, rel=1e-4)
+        assert algorithm == "norm" or min(norms) > 2 * limit
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
@@ -223,6 +298,50 @@ def test_validation_beside_its_baselines(build, batch, norm_pix):
     for name, fill in fills.items():
         error = gather_tokens(fill - truth, result.mask.hide).square().mean().item()
         assert found[f"val/{name}"] == pytest.approx(error, rel=1e-3)
+
+
+def test_baselines_are_computed_once_in_a_run(build, batch):
+    """Three validations say the same of them; only the first one interpolates."""
+    module = build()
+    fresh = copy.deepcopy(module)
+    samples = [
+        {"image": image, "key": key, "weight": torch.tensor(weight)}
+        for image, key, weight in zip(batch["image"], batch["key"], [1.0, 1.0, 0.0], strict=True)
+    ]
+    # The third can be read after all.
+    repaired = [*samples[:2], samples[2] | {"weight": torch.tensor(1.0)}]
+    # A test set of images that go by the same names.
+    others = [sample | {"image": 255 - sample["image"] // 3} for sample in samples]
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+    def evaluate(verb, samples):
+        with Calls("rfft2") as calls:
+            (found,) = verb(module, DataLoader(samples, batch_size=2), verbose=False)
+        return found, len(calls.found)
+
+    trainer.limit_val_batches = 1  # as a sanity check
+    first, _ = evaluate(trainer.validate, samples)
+    trainer.limit_val_batches = 1.0
+    second, calls = evaluate(trainer.validate, samples)
+    assert calls > 0
+    third, calls = evaluate(trainer.validate, samples)
+    assert calls == 0 and third == second == first  # the third image has no weight
+    changed, calls = evaluate(trainer.test, others)
+    assert calls > 0
+    readable, calls = evaluate(trainer.validate, repaired)
+    assert calls > 0
+    for found, verb, given in (
+        (changed, trainer.test, others),
+        (readable, trainer.validate, repaired),
+    ):
+        (expected,) = verb(copy.deepcopy(fresh), DataLoader(given, batch_size=2), verbose=False)
+        assert found == expected
 
 
 def test_pictures_show_what_the_model_sees(build, batch):

@@ -2,52 +2,16 @@
 
 import csv
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pixio_lightning import run_folder
 from pixio_lightning.errors import UserError
-from pixio_lightning.run_folder import Metrics, check_same, differences, write_atomically
-
-CONFIG = {
-    "model": {"class_path": "A", "init_args": {"optim": {"lr": 1e-3}, "layers": [1, 2]}},
-    "data": {"init_args": {"num_workers": 4, "path": None}},
-    "trainer": {"max_steps": 10, "profiler": None},
-}
-
-
-def changed(**leaves: object) -> dict:
-    """CONFIG with other leaves, `a__b=1` for key a.b."""
-    config = {"": CONFIG}
-    for name, value in leaves.items():
-        *path, last = name.split("__")
-        copy = config[""] = dict(config[""])
-        for key in path:
-            copy[key] = dict(copy[key])
-            copy = copy[key]
-        copy[last] = value
-    return config[""]
-
-
-def test_only_keys_that_change_the_result_differ() -> None:
-    free = changed(data__init_args__num_workers=0, trainer__profiler="simple")
-    assert differences(CONFIG, free) == []
-    new = changed(model__init_args__optim={"lr": 2e-3, "blr": None}, model__init_args__layers=[1])
-    assert differences(CONFIG, new) == [
-        "model.layers: [1, 2] -> [1]",
-        "model.optim.lr: 0.001 -> 0.002",
-    ]
-
-
-def test_another_configuration_is_refused_with_all_differences() -> None:
-    check_same(Path("runs/a"), CONFIG, changed())
-    new = changed(trainer__max_steps=20, data__init_args__path="photos")
-    with pytest.raises(UserError) as refused:
-        check_same(Path("runs/a"), CONFIG, new)
-    text = str(refused.value)
-    assert "data.path: None -> photos; trainer.max_steps: 10 -> 20" in text
-    assert text.startswith("runs/a holds a run") and "--fresh" in text and "\n" not in text
+from pixio_lightning.run_folder import Metrics, write_atomically
 
 
 def test_the_state_of_a_run_is_kept(tmp_path: Path) -> None:
@@ -55,6 +19,11 @@ def test_the_state_of_a_run_is_kept(tmp_path: Path) -> None:
     for step, finished in ((3, False), (7, True)):
         run_folder.write_state(tmp_path, step=step, finished=finished)
         assert run_folder.read_state(tmp_path) == {"step": step, "finished": finished}
+    run_folder.write_state(tmp_path, batch=[8, 2, 1])
+    assert run_folder.read_state(tmp_path) == {"step": 7, "finished": True, "batch": [8, 2, 1]}
+    (tmp_path / "state.json").write_text('{"step": 7, "fin')
+    with pytest.raises(UserError, match=r"state\.json' is damaged"):
+        run_folder.read_state(tmp_path)
 
 
 def test_a_file_is_written_whole_or_not_at_all(
@@ -85,6 +54,85 @@ def test_an_earlier_run_is_kept_under_another_name(tmp_path: Path) -> None:
         kept.append(run_folder.set_aside(folder))
         assert not folder.exists()
     assert [(old / "file").read_text() for old in kept if old] == ["one", "two"]
+
+
+def test_the_target_of_a_link_is_kept_and_the_link_leads_to_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "last.ckpt").write_text("weights")
+    (tmp_path / "run").symlink_to("big")
+    old = run_folder.set_aside(tmp_path / "run")
+    assert old is not None and old.parent == tmp_path
+    assert (old / "last.ckpt").read_text() == "weights"
+    assert (tmp_path / "run").is_symlink() and os.listdir(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"letter.txt": "dear"}, "holds files but no run"),
+        ({"config.yaml": "port: 80"}, "is no configuration of a run"),
+        ({"state.json": "{}"}, "this command runs in it"),
+    ],
+)
+def test_what_is_no_run_is_not_moved_aside(
+    files: dict[str, str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=why):
+        run_folder.check_ours(Path("."), fresh=True)
+
+
+def test_what_the_system_does_not_rename_stays(tmp_path: Path) -> None:
+    """A link to a mount point."""
+    (tmp_path / "run").symlink_to("/proc")
+    with pytest.raises(UserError, match="cannot rename '/proc'"):
+        run_folder.set_aside(tmp_path / "run")
+
+
+def test_a_folder_is_held_by_one_process_and_released_by_its_death(tmp_path: Path) -> None:
+    """Also where a data worker, a fork of it, lives on."""
+    hold = (
+        "import os, sys, time\nfrom pathlib import Path\n"
+        "from pixio_lightning.run_folder import held\n"
+        "with held(Path(sys.argv[1])):\n"
+        "    worker = os.fork()\n"
+        "    if worker: print(worker, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    worker = int(first.stdout.readline())
+    try:
+        with (
+            pytest.raises(UserError, match=rf"in use .*process {first.pid} on "),
+            run_folder.held(tmp_path),
+        ):
+            pass
+        first.kill()
+        first.wait()
+        with run_folder.held(tmp_path):
+            assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        first.kill()
+        first.stdout.close()
+
+
+def test_checkpoints_are_found_while_one_is_put_back(tmp_path: Path) -> None:
+    """The first process renames a folder that a kill left; the others come to the same end."""
+    from pixio_lightning.checkpoint import recover
+
+    assert run_folder.checkpoints(tmp_path) == []
+    (tmp_path / ".last.ckpt.old").mkdir()
+    assert run_folder.checkpoints(tmp_path) == [tmp_path / "last.ckpt"]
+    recover(tmp_path / "last.ckpt")
+    assert run_folder.checkpoints(tmp_path) == [tmp_path / "last.ckpt"]
+    (tmp_path / "best.ckpt").touch()
+    assert [p.name for p in run_folder.checkpoints(tmp_path)] == ["last.ckpt", "best.ckpt"]
 
 
 # --- metrics.csv ------------------------------------------------------------------------------

@@ -82,8 +82,12 @@ def test_initialisation():
         bound = math.sqrt(6 / sum(weight.shape))
         assert 0.99 * bound < weight.abs().max() <= bound
         assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
-    biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
-    assert len(biases) == 2 * 6 + 2 and not any(b.any() for b in biases)
+    biases = {n: p for n, p in model.named_parameters() if n.endswith(".bias")}
+    # The patch convolution's own bias is PyTorch's, uniform within one over the root of its fan-in.
+    patch_bias, bound = biases.pop("patch_embed.proj.bias"), 768**-0.5
+    assert 0.95 * bound < patch_bias.abs().max() <= bound
+    assert patch_bias.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    assert len(biases) == 2 * 6 + 1 and not any(b.any() for b in biases.values())
     assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, nn.LayerNorm))
     for tokens in (model.cls_token, model.pos_embed):
         # 1536 numbers at least: the standard error of their deviation is below 2 %.

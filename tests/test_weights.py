@@ -168,6 +168,88 @@ def test_a_head_is_neither_encoder_nor_decoder(official, tmp_path):
         read(str(tmp_path / "head.ckpt"))
 
 
+@pytest.mark.parametrize("how", ["official", "run_time", "hub", "ddp", "nested", "student"])
+def test_a_distilled_encoder_comes_without_its_projector(how, theirs, official, tmp_path):
+    """As distillation stores it: the way to the teacher's width stands beside the encoder."""
+    projector = {f"last_proj.{n}.weight": torch.ones(4, 96) for n in (0, 3)}
+    projector |= {f"last_proj.{n}.bias": torch.ones(4) for n in (0, 1, 3)}
+    wrap = {"ddp": "module.", "nested": "module.model._orig_mod.", "student": "student."}
+    if how in ("run_time", "hub"):
+        state = spelled(how, theirs, official) | projector
+    else:
+        state = {wrap.get(how, "") + n: t for n, t in (official | projector).items()}
+    torch.save({"model": state, "optimizer": {}, "epoch": 3}, tmp_path / "distilled.pth")
+    weights = read(str(tmp_path / "distilled.pth"))
+    assert digest(weights.encoder) == digest(official) and weights.decoder is None
+    line = fill(PixioViT(**ARGS), weights).line()
+    assert line == "matched 54 of 54 tensors, 5 other tensors left out"
+
+
+ODD = {
+    "boolean": lambda t: t > 0,
+    "integer": lambda t: t.to(torch.int64),
+    "complex": lambda t: t.to(torch.complex64),
+    "sparse": lambda t: t.to_sparse(),
+    "meta": lambda t: t.to("meta"),
+    "NaN": lambda t: t.index_fill(0, torch.tensor([1]), float("nan")),
+    "infinite": lambda t: t.index_fill(0, torch.tensor([1]), float("-inf")),
+    "too large": lambda t: t.double() * 1e300,
+    "half infinite": lambda t: t.half().index_fill(0, torch.tensor([1]), float("inf")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("kind", ODD)
+def test_weights_that_are_no_finite_floats_are_refused(kind, official, tmp_path):
+    name = "blocks.2.attn.qkv.bias"
+    torch.save(official | {name: ODD[kind](official[name])}, tmp_path / "w.pth")
+    model = PixioViT(**ARGS)
+    before = digest(model.state_dict())
+    with pytest.raises(UserError, match=name.replace(".", "[.]")) as error:
+        fill(model, read(str(tmp_path / "w.pth")))
+    assert "\n" not in str(error.value) and digest(model.state_dict()) == before
+
+
+def test_names_of_a_file_only_show(official, tmp_path):
+    torch.save(official | {"head.\x1b]0;owned\x07\nroot: yes": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="unexpected: head.*owned") as error:
+        fill(PixioViT(**ARGS), read(str(tmp_path / "w.pth")))
+    assert str(error.value).isprintable()
+
+
+def test_odd_structures_are_one_line(official, tmp_path):
+    ours = {f"backbone.vit.{n}": t for n, t in official.items()}
+    queries = {"embeddings.patch_embeddings.projection.weight": torch.ones(4, 3, 2, 2)}
+    part = "layers.0.attention.{}_proj.weight"
+    queries |= {part.format(n): torch.ones(2, i) for i, n in enumerate("qkv")}
+    odd = [
+        {5: torch.ones(1)},
+        {"state_dict": 5},
+        {"state_dict": ours, "pixio": {"backbone": 5}},
+        {"state_dict": ours, "pixio": {"backbone": "x"}},
+        {"state_dict": {5: torch.ones(1)}, "pixio": {"backbone": {}}},
+        {"state_dict": 5, "pixio": {"backbone": {"weights": ["\x1b[2J"]}}},
+        queries,
+        official | {"cls_token": torch.ones(8, 96)},
+        official | {"patch_embed.proj.weight": torch.ones(96, 768)},
+        official | {"cls_token": torch.ones(1, 0, 96)},
+        official | {"pos_embed": torch.ones(264)},
+    ]
+    for content in odd:
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(UserError) as error:
+            weights = read(str(tmp_path / "w.pth"))
+            infer(weights.encoder, weights.meta)
+        assert str(error.value).isprintable()
+    torch.save({"state_dict": official, "hyper_parameters": 5}, tmp_path / "w.pth")
+    assert digest(read(str(tmp_path / "w.pth")).encoder) == digest(official)
+    (tmp_path / "f").mkdir()
+    for index in ({"weight_map": 5}, {"weight_map": {"a": 5}}, {"weight_map": ["a"]}):
+        (tmp_path / "f/model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match="weight_map"):
+            read(str(tmp_path / "f"))
+
+
 def test_other_models_pass_through_and_two_encoders_are_refused(official):
     dino = {"patch_embed.proj.weight": torch.ones(4, 3, 2, 2), "mask_token": torch.ones(1, 4)}
     assert to_official(dino)[0] == dino
@@ -223,6 +305,7 @@ def test_wrong_sources(official, tmp_path, monkeypatch):
     torch.save(official, "encoder.pth")
     torch.save([1], "list.pth")
     Path("model.onnx").write_bytes(b"x")
+    os.mkfifo("pipe.pth")
     messages = {
         "encodr.pth": "did you mean 'encoder.pth'",
         "facebook/pixio-vith16": "hf:facebook/pixio-vith16",
@@ -230,7 +313,8 @@ def test_wrong_sources(official, tmp_path, monkeypatch):
         "s3://bucket/x.pth": "not read from a URL",
         "list.pth": "holds a list",
         "model.onnx": "expected .safetensors",
-        ".": "several weight files .encoder.pth, list.pth",
+        "pipe.pth": "neither a file nor a folder",
+        ".": "several weight files .encoder.pth, list.pth, pipe.pth",
     }
     for source, message in messages.items():
         with pytest.raises(UserError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from pixio_lightning import spellings, vit  # vit registers the Pixio names with timm
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.self_description import check_arguments, is_known, shown
 from pixio_lightning.weights import Weights
 
 
@@ -22,7 +24,7 @@ def is_generated(weights: str) -> bool:
         UserError: The seed is no number.
     """
     kind, colon, seed = weights.partition(":")
-    if kind == "random" and colon and not seed.isdigit():
+    if kind == "random" and colon and not re.fullmatch("[0-9]{1,18}", seed):
         raise UserError(f"backbone.weights '{weights}': the seed must be a number, as random:0")
     return weights == "timm" or kind == "random"
 
@@ -42,8 +44,11 @@ def settle(
         The name and all arguments, among them `mean` and `std` where they are known.
 
     Raises:
-        UserError: There is no name, or the two disagree; both values are named.
+        UserError: There is no name, it is unknown, or the two disagree; both values are named.
     """
+    if name is not None:
+        _check_name(name)
+    asked = plain(check_arguments(model_args, intro=_intro(name)))
     found: dict[str, Any] = {}
     if file is not None:
         found = dict(file.meta)
@@ -62,14 +67,61 @@ def settle(
         )
     stored = dict(found.get("model_args") or {})
     stored |= {key: found[key] for key in ("mean", "std") if key in found}
-    asked = plain(model_args)
     for key, value in asked.items():
         if stored.get(key, value) != value and key != "pos_init":
             raise UserError(
                 f"backbone.model_args.{key} is {value}, but weights '{weights}' have "
                 f"{stored[key]}; leave the key out"
             )
+    if file is not None:
+        _check_sizes(stored | asked, file)
     return name, stored | asked
+
+
+def _check_sizes(model_args: Mapping[str, Any], file: Weights) -> None:
+    """Refuse sizes that the tensors of a file contradict, before anything is built of them."""
+    kernel = file.encoder.get(spellings.PATCH_EMBED)
+    if kernel is None or kernel.ndim != 4:
+        return
+    tensors = {
+        "embed_dim": kernel.shape[0],
+        "in_chans": kernel.shape[1],
+        "patch_size": tuple(kernel.shape[2:]),
+        "depth": spellings.depth_of(file.encoder),
+    }
+    for key, there in tensors.items():
+        here = model_args.get(key, there)
+        if spellings.pair(here) != spellings.pair(there):
+            raise UserError(
+                f"backbone.model_args.{key} is {here}, but the tensors of weights '{file.source}' "
+                f"say {there}; leave the key out"
+            )
+
+
+def _check_name(name: str) -> None:
+    """Refuse what is neither a name of ours nor of timm.
+
+    Raises:
+        UserError: With the nearest name, or with where weights are named instead.
+    """
+    if is_known(name):
+        return
+    source, colon, rest = str(name).partition(":")
+    if colon and source.replace("_", "-") in ("hf-hub", "local-dir"):
+        place = f"hf:{rest}" if source.startswith("hf") else rest
+        raise UserError(
+            f"backbone.name {shown(name)} names a place, not a model: "
+            f"give backbone.weights {shown(place)}"
+        )
+    names = [*vit.SIZES, *timm.list_models("*vit*", pretrained=False)]
+    raise UserError(
+        f"backbone.name {shown(name)} is not known{nearest(str(name), names) or ';'} "
+        f"Pixio's are {', '.join(vit.SIZES)}; others: timm.list_models('*vit*')"
+    )
+
+
+def _intro(name: str | None) -> str:
+    return f"backbone.model_args does not fit {name}" if name else "backbone.model_args"
 
 
 def build(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
@@ -78,24 +130,29 @@ def build(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False)
     Raises:
         UserError: The name or an argument is unknown, or it is no plain Vision Transformer.
     """
-    arguments: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained, **model_args}
+    # Whoever calls, and from wherever these came: this is the only way to timm.
+    _check_name(name)
+    arguments = {"num_classes": 0, **check_arguments(model_args, intro=_intro(name))}
     if name not in vit.SIZES:
         arguments = {"dynamic_img_size": True} | arguments
     model = None
     try:
-        model = timm.create_model(name, **arguments)
-    except RuntimeError as error:
-        if not str(error).startswith(("Unknown model", "Invalid pretrained tag")):
-            raise
-        names = [*vit.SIZES, *timm.list_models("*vit*", pretrained=False)]
-        raise UserError(
-            f"backbone.name '{name}' is not known{nearest(name, names) or ';'} "
-            f"Pixio's are {', '.join(vit.SIZES)}; others: timm.list_models('*vit*')"
-        ) from None
-    except (TypeError, ValueError, AssertionError) as error:
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+    except UserError:
+        raise
+    except Exception as error:  # timm asserts, divides and indexes with whatever it is given
+        tag = str(error).startswith("Invalid pretrained tag")
+        if tag:
+            base = name.partition(".")[0]
+            raise UserError(
+                f"backbone.name '{name}' is not known, did you mean '{base}'? Its tags: "
+                f"{', '.join(timm.list_pretrained(f'{base}.*')) or 'none'}"
+            ) from None
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise  # of the download or the file it brought
         # Only plain ViTs know the argument that is added here, whatever the user gave.
         if "dynamic_img_size" not in str(error):
-            raise UserError(f"backbone.model_args does not fit {name}: {error}") from None
+            raise UserError(f"{_intro(name)}: {str(error) or type(error).__name__}") from None
     if model is None or not _is_plain(model):
         raise UserError(
             f"backbone.name '{name}' is not a plain Vision Transformer; "

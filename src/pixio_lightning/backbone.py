@@ -5,6 +5,7 @@ Shapes: B batch, N = h*w patches, n visible patches, K class tokens, C width of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from pixio_lightning import architecture
 from pixio_lightning import drop_path as drop_paths
 from pixio_lightning import weights as weight_files
+from pixio_lightning.blocks import compile_blocks
 from pixio_lightning.errors import UserError
 from pixio_lightning.features import Features, Layer
 from pixio_lightning.keyed import Draw
@@ -47,7 +49,8 @@ class Backbone(nn.Module):
         checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
         compile: Compile every block with torch.compile, in place.
         model_args: Further arguments of the model: `n_cls_tokens`, `patch_size`, `img_size`,
-            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input.
+            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input; all of them
+            are listed in `self_description.ARGUMENTS`.
 
     Raises:
         UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
@@ -55,6 +58,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    drop_rates: Tensor
     vit: Any  # a VisionTransformer or one of timm's relatives, which share no base class
 
     def __init__(
@@ -82,6 +86,7 @@ class Backbone(nn.Module):
         with torch.device("meta"):
             self.vit = architecture.build(self.name, model_args)
         self._describe(statistics, dense_cls)
+        self._digest = ""
         if tune not in ("frozen", "full", *range(self.depth + 1)):
             raise UserError(
                 f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
@@ -97,8 +102,6 @@ class Backbone(nn.Module):
 
     def _describe(self, statistics: dict[str, Any], dense_cls: bool | None) -> None:
         config = self.vit.pretrained_cfg
-        mean = statistics.get("mean", config["mean"])
-        std = statistics.get("std", config["std"])
         self.embed_dim: int = self.vit.embed_dim
         self.depth: int = len(self.vit.blocks)
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
@@ -112,8 +115,18 @@ class Backbone(nn.Module):
         self.dense_cls = dense_cls
         self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
         self.licence = self._licence(config)
-        for key, value in (("mean", mean), ("std", std)):
-            values = torch.tensor(value, device="cpu").view(1, -1, 1, 1)
+        self._statistics: dict[str, list[float]] = {}
+        in_chans = self.vit.patch_embed.proj.in_channels
+        for key in ("mean", "std"):
+            value = list(statistics.get(key, config[key]))
+            if key in statistics and len(value) not in (1, in_chans):
+                raise UserError(
+                    f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
+                    f"images of {in_chans} channels"
+                )
+            # As stated, whatever the buffers are cast to.
+            self._statistics[key] = value
+            values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
 
     def _licence(self, config: dict[str, Any]) -> str:
@@ -142,8 +155,7 @@ class Backbone(nn.Module):
         return {
             "name": self.name,
             "model_args": architecture.plain(self.model_args),
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
+            **self._statistics,
             "weights": self.weights,
             "licence": self.licence,
         }
@@ -161,30 +173,74 @@ class Backbone(nn.Module):
     def load(self) -> Backbone:
         """Allocate the model and fill it with its weights; a second call does nothing.
 
+        A load that fails leaves the backbone as it was, so that the next call fails alike.
+
         Raises:
-            UserError: A tensor is missing or unexpected, all of them named.
+            UserError: A tensor is missing or unexpected, all of them named; or one is not finite.
         """
         if self.loaded:
             return self
-        # The flag first: building inside a device context calls nothing of ours twice.
-        self.loaded = True
-        if self._file is not None:
+        # In float32, whatever the run's precision: one seed is one start and one file has one
+        # digest, also where all is cast afterwards.
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            vit, matched = self._filled()
+        finally:
+            torch.set_default_dtype(dtype)
+        self.vit, self.matched = vit, matched
+        if dtype != torch.float32:
+            self._keep_digest()
+            vit.to(dtype)
+        return self._prepare()
+
+    def load_empty(self) -> Backbone:
+        """Be as after `load`, but on the meta device: another process sends the values."""
+        if self.loaded:
+            return self
+        with torch.device("meta"):  # anew: in the dtype that is the default now
             self.vit = architecture.build(self.name, self.model_args)
-            self.matched = weight_files.fill(self.vit, self._file).line()
-            self._file = None
-        else:
-            # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
-            weights = "random:0" if self.frozen and self.weights == "random" else self.weights
-            self.vit = architecture.generate(self.name, self.model_args, weights=weights)
-            self.matched = "timm's own" if self.weights == "timm" else "random initialisation"
+        return self._prepare()
+
+    def _prepare(self) -> Backbone:
         self._freeze()
         if self.drop_path and not self.frozen:
             installed = drop_paths.install(self.vit.blocks, self.drop_path)
             self._drop_paths = dict(enumerate(installed[self._first_tuned :], self._first_tuned))
+            self.register_buffer("drop_rates", drop_paths.rates_of(installed), persistent=False)
         if self.compile_blocks:
-            for block in self.vit.blocks:
-                block.compile()
+            compile_blocks(self.vit.blocks)
+        # Last: until here nothing counts as loaded, whatever went wrong.
+        self.loaded, self._file = True, None
         return self.train(self.training)
+
+    def _filled(self) -> tuple[nn.Module, str]:
+        """Build the model with its weights; returns it and what is said of them."""
+        if self._file is not None:
+            # Against the model on the meta device first: what does not fit allocates nothing.
+            weight_files.fits(self.vit, self._file)
+            vit = architecture.build(self.name, self.model_args)
+            return vit, weight_files.fill(vit, self._file).line()
+        # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
+        weights = "random:0" if self.frozen and self.weights == "random" else self.weights
+        vit = architecture.generate(self.name, self.model_args, weights=weights)
+        return vit, "timm's own" if self.weights == "timm" else "random initialisation"
+
+    @property
+    def digest(self) -> str:
+        """Hash of the weights; those of a frozen backbone as they were read, before any cast.
+
+        Of sharded tensors every process must call it, see `weights.digest`.
+        """
+        self.load()
+        if self.frozen:
+            self._keep_digest()
+            return self._digest
+        return weight_files.digest(self.vit.state_dict())
+
+    def _keep_digest(self) -> None:
+        if self.frozen and not self._digest:
+            self._digest = weight_files.digest(self.vit.state_dict())
 
     @property
     def _first_tuned(self) -> int:
@@ -218,7 +274,10 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
         # Moving or casting a model on the meta device needs its values.
-        return super()._apply(fn, recurse) if self.loaded else self.load()._apply(fn, recurse)
+        self.load()
+        if self.frozen and fn(torch.empty(0, device="cpu")).dtype != torch.float32:
+            self._keep_digest()
+        return super()._apply(fn, recurse)
 
     # --- forward ------------------------------------------------------------------------------
 
@@ -251,6 +310,7 @@ class Backbone(nn.Module):
         *,
         keep: Tensor | None = None,
         normalized: bool = False,
+        resized: bool = False,
         draw: Draw | None = None,
     ) -> Features:
         """Encode images.
@@ -259,6 +319,7 @@ class Backbone(nn.Module):
             images: uint8 `(B, 3, H, W)`, or what `normalize` returned with `normalized=True`.
             keep: int64 `(B, n)`, the patches to embed and run, in any order; None runs all.
             normalized: Whether `images` went through `normalize`.
+            resized: Whether they went through `resize` after it.
             draw: Whom drop path is drawn for; needed in training when `drop_path` is set.
 
         Returns:
@@ -276,7 +337,8 @@ class Backbone(nn.Module):
             )
         self.load()
         factors = self._draw_drop_paths(draw)
-        images = self.resize(images)
+        if not resized:
+            images = self.resize(images)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         x, rope = self._embed(images, grid, keep)
         layers = []
@@ -312,12 +374,14 @@ class Backbone(nn.Module):
         ]
         return Features(tuple(layers), self.dense_cls)
 
-    def _draw_drop_paths(self, draw: Draw | None) -> dict[int, drop_paths.Factors]:
+    def _draw_drop_paths(self, draw: Draw | None) -> Sequence[drop_paths.Factors]:
+        if not self._drop_paths:
+            return ()
         if not self.training:
-            return dict.fromkeys(self._drop_paths, (None, None))
-        if self._drop_paths and draw is None:
+            return [(None, None)] * self.depth
+        if draw is None:
             raise ValueError("drop_path is set: training needs draw=Draw(keys, seed, turn)")
-        return drop_paths.draw_factors(self._drop_paths, draw)
+        return drop_paths.draw_factors(self.drop_rates, draw)
 
     def _embed(
         self, images: Tensor, grid: tuple[int, int], keep: Tensor | None

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from pixio_lightning.bounds import check_archive, check_unfolded
 from pixio_lightning.errors import UserError
 
 
@@ -82,7 +83,8 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
     """Load a checkpoint file that holds nothing but tensors and plain data.
 
     Raises:
-        UserError: The file is missing, damaged, holds code, or names code to be run.
+        UserError: The file is missing, damaged, holds code, names code to be run, or unfolds to
+            far more than its size.
     """
     target = local_path(path)
     if target.is_dir():
@@ -92,9 +94,11 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
         )
     if not target.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
+    check_archive(target)
     checkpoint = _load(target, path, map_location=map_location)
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
+    check_unfolded(checkpoint, target)
     stored = checkpoint.get("hyper_parameters")
     hostile = {"_instantiator", "_class_path"} & set(stored if isinstance(stored, dict) else ())
     if hostile:

@@ -7,17 +7,21 @@ that can be seen from the words alone cost a tenth of a second.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
+import shlex
 import shutil
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from pixio_lightning import __version__, plugins, recipes
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.options import expanded, parse_options
 
 RUN_VERBS = {
     "fit": "train; the same line again resumes",
@@ -53,7 +57,7 @@ Verbs (pixio VERB --help says more):
 RUN_PAGE = """\
 usage: pixio {verb} -c RECIPE [-c OVERLAY ...] [options]
 
-{sentence}. Verb and options may stand in either order.
+{sentence}.
 
   -c, --config NAME            a recipe by name or a YAML file; repeatable, the later wins
   --out DIR                    the run folder; default runs/RECIPE
@@ -98,19 +102,11 @@ Example: pixio export runs/pretrain/demo/last.ckpt --to timm
 """
 
 
-class Words(NamedTuple):
-    """A command line taken apart: its verb, the recipes it names, and all words but the verb."""
-
-    verb: str | None
-    recipes: list[str]
-    rest: list[str]
-
-
 class LightParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line."""
 
-    def __init__(self, prog: str, *, description: str) -> None:
-        super().__init__(prog, description=description, allow_abbrev=False)
+    def __init__(self, prog: str, *, description: str, usage: str | None = None) -> None:
+        super().__init__(prog, description=description, usage=usage, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         usage = " ".join(self.format_usage().split())
@@ -120,7 +116,8 @@ class LightParser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default the process's own, and return its exit code.
 
-    A mistake of the user is one line on standard error and code 2, an interrupt is code 130.
+    A mistake of the user, and what the system refuses, is one line on standard error and code 2,
+    an interrupt is code 130.
     """
     try:
         try:
@@ -128,82 +125,103 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, not at exit, where a lost reader cannot be handled
     except UserError as error:
-        print(f"pixio: error: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, what a shell reports
     except BrokenPipeError:
         if not _reader_is_gone():  # a pipe of the run itself, between processes: a real failure
             raise
-        # What is still buffered would fail once more when the interpreter flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141  # 128 + SIGPIPE, as of any program in `... | head`
+    except (ConnectionError, ChildProcessError, ProcessLookupError):
+        raise  # between processes, and none of the user's files
+    except OSError as error:
+        if error.errno is None:  # of a library, for which it need not be about a file
+            raise
+        return _failed(_refusal(error))
 
 
-def take_apart(argv: Sequence[str]) -> Words:
-    """Find the verb of a command line: the first word that is one and is not the value of `-c`."""
-    words = Words(None, [], [])
-    previous = ""
-    for word in argv:
-        if previous in ("-c", "--config"):
-            words.recipes.append(word)
-            previous = ""
-        elif words.verb is None and word in VERBS:
-            words = words._replace(verb=word)
-            continue
-        elif word.startswith("--config="):
-            words.recipes.append(word.removeprefix("--config="))
-        elif word.startswith("-c") and word != "-c":
-            words.recipes.append(word[2:].removeprefix("="))
-        else:
-            previous = word
-        words.rest.append(word)
-    return words
+def _failed(message: str) -> int:
+    print(f"pixio: error: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the output itself is what cannot be written
+        _drop_output()
+    return 2
+
+
+def _refusal(error: OSError) -> str:
+    """Say which file the system refused, and why."""
+    reason = error.strerror or str(error)
+    where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
+    advice = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = ", ".join(f"'{place}'" for place in _full_places())
+        where = where or (f"{full}: " if full else "")
+        advice = "; free some, then run the same line again"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "; give a place that may be written to, such as another --out or PIXIO_CACHE"
+    return f"{where}{reason}{advice}"
+
+
+def _full_places() -> list[str]:
+    """Return which of the usual places have no space left: the system does not say."""
+    places = [".", "runs", os.environ.get("PIXIO_CACHE", ""), tempfile.gettempdir()]
+    found = [place for place in places if place and Path(place).is_dir()]
+    return [place for place in found if shutil.disk_usage(place).free < 1_000_000]
+
+
+def _drop_output() -> None:
+    # What is still buffered would fail once more when the interpreter flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
-    words = take_apart(argv)
-    if words.verb is None:
-        return _no_verb(words)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(FRONT_PAGE, end="")
+        _print_rows([(f"  {verb}", sentence) for verb, sentence in VERBS.items()])
+        return 0
+    if argv[0] == "--version":
+        print(f"pixio-lightning {__version__}")
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise UserError(_no_verb(argv))
     light = {
         **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor},
         **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate},
     }
-    if words.verb in light:
-        return light[words.verb](words.rest)
-    if {"-h", "--help"} & set(words.rest):
+    if verb in light:
+        return light[verb](rest)
+    if {"-h", "--help"} & set(rest):
         pages = {"check": CHECK_PAGE, "export": EXPORT_PAGE}
-        sentence = VERBS[words.verb].capitalize()
-        print(pages.get(words.verb, RUN_PAGE).format(verb=words.verb, sentence=sentence), end="")
+        sentence = VERBS[verb].capitalize()
+        print(pages.get(verb, RUN_PAGE).format(verb=verb, sentence=sentence), end="")
         return 0
-    if words.verb == "export":
+    if verb == "export":
         from pixio_lightning import export
 
-        return export.main(words.rest)
-    if not words.rest:
-        raise UserError(f"{words.verb} needs a recipe, as in `pixio {words.verb} -c pretrain/demo`")
-    for name in words.recipes:  # a misspelt name need not wait for torch to be told
+        return export.main(rest)
+    if not rest:
+        raise UserError(f"{verb} needs a recipe, as in `pixio {verb} -c pretrain/demo`")
+    for name in parse_options(rest).configs:  # a misspelt name need not wait for torch to be told
         recipes.find(name)
     from pixio_lightning import run
 
-    return run.main(words.verb, words.rest)
+    return run.main(verb, rest)
 
 
-def _no_verb(words: Words) -> int:
-    asked = [word for word in words.rest if word not in words.recipes and word[:1] != "-"]
-    if asked:
-        hint = nearest(asked[0], VERBS)
-        raise UserError(f"unknown verb '{asked[0]}' (there are {', '.join(VERBS)}){hint}")
-    if "--version" in words.rest:
-        print(f"pixio-lightning {__version__}")
-    elif not words.rest or {"-h", "--help"} & set(words.rest):
-        print(FRONT_PAGE, end="")
-        _print_rows([(f"  {verb}", sentence) for verb, sentence in VERBS.items()])
-    else:
-        raise UserError(
-            "no verb given, as in `pixio fit -c pretrain/demo`; `pixio` lists the verbs"
-        )
-    return 0
+def _no_verb(argv: list[str]) -> str:
+    """Say what is wrong with a command line that does not begin with a verb."""
+    if argv[0][:1] != "-":
+        return f"unknown verb '{argv[0]}' (there are {', '.join(VERBS)}){nearest(argv[0], VERBS)}"
+    later = [at for at, word in enumerate(argv) if word in VERBS]
+    if not later:
+        return "no verb given, as in `pixio fit -c pretrain/demo`; `pixio` lists the verbs"
+    # Right after an option it may well be that option's value.
+    alone = [at for at in later if argv[at - 1][:1] != "-" or "=" in argv[at - 1]]
+    at = (alone or later)[0]
+    return f"the verb comes first: pixio {shlex.join([argv[at], *argv[:at], *argv[at + 1 :]])}"
 
 
 def heads(argv: list[str]) -> int:
@@ -247,9 +265,11 @@ def list_recipes(argv: list[str]) -> int:
 def copy(argv: list[str]) -> int:
     """`pixio cp RECIPE DEST`: copy a recipe to a new file, or into a folder."""
     parser = LightParser("pixio cp", description="Copy a recipe to a file of your own.")
-    parser.add_argument("recipe", help="a recipe by name or path")
+    parser.add_argument("recipe", type=expanded, help="a recipe by name or path")
     parser.add_argument(
-        "destination", help="a folder, or a file (.yaml is added); never overwritten"
+        "destination",
+        type=expanded,
+        help="a folder, or a file (.yaml is added); never overwritten",
     )
     options = parser.parse_args(argv)
     source = recipes.find(options.recipe)
@@ -265,8 +285,6 @@ def copy(argv: list[str]) -> int:
         raise UserError(
             f"'{destination}' exists and is not overwritten; give another name"
         ) from None
-    except OSError as error:
-        raise UserError(f"cannot write '{destination}': {error.strerror}") from None
     print(f"wrote {destination}; use it with `-c {destination}`")
     return 0
 
@@ -275,21 +293,25 @@ def bench(argv: list[str]) -> int:
     """`pixio bench SUITE [--out DIR] [options]` or `pixio bench --compare A B`."""
     parser = LightParser(
         "pixio bench",
-        description="Run a suite of recipes and print one table; other options go to every run.",
+        description="Run the recipes of a suite, a YAML file as in benchmarks/; print one table.",
+        usage="pixio bench SUITE [--out DIR] [options of every run] | pixio bench --compare A B",
     )
-    parser.add_argument("suite", nargs="?", help="a YAML file, as in benchmarks/")
-    parser.add_argument("--out", help="where the runs go; default runs/bench/SUITE")
+    parser.add_argument("--out", type=expanded, help="where the runs go; default runs/bench/SUITE")
     about = "folders of two suites, or of two runs"
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help=about)
+    parser.add_argument("--compare", nargs=2, type=expanded, metavar=("A", "B"), help=about)
     options, words = parser.parse_known_args(argv)
     from pixio_lightning import bench as suites
 
     if options.compare:
+        if words:
+            parser.error(f"unrecognized arguments: {' '.join(words)}")
         print(suites.compare(*map(Path, options.compare)))
         return 0
-    if not options.suite:
-        raise UserError("bench needs a suite, as in `pixio bench benchmarks/demo.yaml`")
-    return suites.main(words, suite=options.suite, out=options.out)
+    # Not an argument of the parser, which would take the value of a run's option for it.
+    if not words or words[0][:1] == "-":
+        raise UserError("bench needs a suite first, as in `pixio bench benchmarks/demo.yaml`")
+    suite, *words = words
+    return suites.main(words, suite=expanded(suite), out=options.out)
 
 
 def shard(argv: list[str]) -> int:
@@ -298,8 +320,12 @@ def shard(argv: list[str]) -> int:
         "pixio shard",
         description="Pack images into parquet shards with an index; the same line again goes on.",
     )
-    parser.add_argument("source", help="folder of JPEG, PNG, WebP at any depth, or of tar shards")
-    parser.add_argument("out", help="folder for the shards")
+    parser.add_argument(
+        "source",
+        type=expanded,
+        help="folder of JPEG, PNG, WebP at any depth, or of tar shards",
+    )
+    parser.add_argument("out", type=expanded, help="folder for the shards")
     parser.add_argument("--rows", type=int, default=10_000, help="images of a shard (%(default)s)")
     parser.add_argument("--group", type=int, default=100, help="of a row group (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
@@ -335,7 +361,9 @@ def new_head(argv: list[str]) -> int:
     """`pixio new-head NAME [--dir D]`: write a plug-in project."""
     parser = LightParser("pixio new-head", description="Write a plug-in project for a new head.")
     parser.add_argument("name", help="lower-case letters, digits and underscores")
-    parser.add_argument("--dir", default=".", help="where to make the folder; default: here")
+    parser.add_argument(
+        "--dir", default=".", type=expanded, help="where to make the folder; default: here"
+    )
     options = parser.parse_args(argv)
     from pixio_lightning.new_head import create
 

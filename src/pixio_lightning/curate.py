@@ -26,6 +26,7 @@ from pixio_lightning.data.scene_store import default_cache
 from pixio_lightning.data.shard_index import open_index
 from pixio_lightning.data.shards import ShardIndex, read_group
 from pixio_lightning.errors import UserError
+from pixio_lightning.options import expanded
 from pixio_lightning.run_folder import write_atomically
 
 _SHOWN = 24  # of the hardest and of the easiest images
@@ -55,16 +56,23 @@ class Survey:
 
 def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Report on scores; with --fraction calibrate, with --materialize rewrite the shards."""
-    parser.add_argument("shards", help="folder or address of the shards that were scored")
-    parser.add_argument("--scores", default=INSIDE, help="folder of scores; default: in the shards")
+    parser.add_argument(
+        "shards", type=expanded, help="folder or address of the shards that were scored"
+    )
+    parser.add_argument(
+        "--scores", default=INSIDE, type=expanded, help="folder of scores; default: in the shards"
+    )
     parser.add_argument("--fraction", type=float, help="share to keep; default: the paper's rule")
     parser.add_argument("--gamma", type=float, default=1.0, help="exponent of the loss (1)")
     parser.add_argument("--min-entropy", type=float, default=4.5, help="bits, exclusive (4.5)")
     parser.add_argument("--min-side", type=int, default=320, help="pixels (320)")
     parser.add_argument("--floor", type=float, default=0.0, help="subtracted from losses (0)")
     parser.add_argument("--seed", type=int, default=0, help="the run's data.seed (0)")
-    parser.add_argument("--out", default="runs/curation/report", help="folder of the report")
-    parser.add_argument("--materialize", metavar="DIR", help="rewrite the shards in 16 bins to DIR")
+    parser.add_argument(
+        "--out", default="runs/curation/report", type=expanded, help="folder of the report"
+    )
+    about = "rewrite the shards in 16 bins to DIR"
+    parser.add_argument("--materialize", metavar="DIR", type=expanded, help=about)
     parser.add_argument("--jobs", type=int, default=1, help="parts rewritten at a time (1)")
     options = parser.parse_args(argv)
     curation = Curation(

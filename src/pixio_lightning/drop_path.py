@@ -5,7 +5,7 @@ So a run with drop path resumes bit for bit and does not change with the number 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,39 +42,44 @@ def install(blocks: Iterable[nn.Module], rate: float) -> list[Pair]:
     """
     blocks = list(blocks)
     installed = []
-    for block, block_rate in zip(blocks, torch.linspace(0, rate, len(blocks)), strict=True):
+    # On the CPU, whose numbers can be read at once, wherever the caller builds.
+    rates = torch.linspace(0, rate, len(blocks), device="cpu").tolist()
+    for block, block_rate in zip(blocks, rates, strict=True):
         for name in ("drop_path1", "drop_path2"):
             if not hasattr(block, name):
                 raise UserError(
                     f"drop_path {rate}: {type(block).__name__} has no {name}; set drop_path to 0"
                 )
-        block.drop_path1 = KeyedDropPath(float(block_rate))
-        block.drop_path2 = KeyedDropPath(float(block_rate))
+        block.drop_path1 = KeyedDropPath(block_rate)
+        block.drop_path2 = KeyedDropPath(block_rate)
         installed.append((block.drop_path1, block.drop_path2))
     return installed
 
 
-def draw_factors(pairs: Mapping[int, Pair], draw: Draw | None) -> dict[int, Factors]:
+def rates_of(pairs: Iterable[Pair]) -> Tensor:
+    """Return the rates of all branches in order, float32 `(2 * depth,)`, on the CPU."""
+    rates = [module.rate for pair in pairs for module in pair]
+    return torch.tensor(rates, dtype=torch.float32, device="cpu")
+
+
+def draw_factors(rates: Tensor, draw: Draw) -> list[Factors]:
     """Decide for every sample and branch: 0 with probability `rate`, else 1 / (1 - rate).
 
+    All branches at once, in a number of kernels that does not grow with the depth.
+
     Args:
-        pairs: By number of the block, as `install` returned them.
-        draw: Whom to draw for; may be None when there are no pairs.
+        rates: What `rates_of` returned, on the device of the draw's keys.
+        draw: Whom to draw for.
 
     Returns:
-        For each block two float32 `(B, 1, 1)`; they do not depend on which other blocks there are.
+        For each block two float32 `(B, 1, 1)`.
     """
-    if draw is None or not pairs:
-        return {}
-    uniform = draw.uniform(2 * (max(pairs) + 1), Stream.DROP_PATH)
-    factors: dict[int, Factors] = {}
-    for number, pair in pairs.items():
-        first, second = (
-            (uniform[:, 2 * number + i] >= module.rate).to(uniform.dtype) / (1 - module.rate)
-            for i, module in enumerate(pair)
-        )
-        factors[number] = (first[:, None, None], second[:, None, None])
-    return factors
+    uniform = draw.uniform(len(rates), Stream.DROP_PATH)
+    # 1 - rate is rounded once, from double precision, as Python would compute it.
+    factors = (uniform >= rates).to(uniform.dtype) / (1 - rates.double()).to(uniform.dtype)
+    # Contiguous, so that most are aligned in memory: a compiled block copies inputs that are not.
+    branches = factors.T.contiguous()[..., None, None].unbind()
+    return list(zip(branches[::2], branches[1::2], strict=True))
 
 
 def run(block: nn.Module, pair: Pair, factors: Factors, x: Tensor, **arguments: Any) -> Tensor:

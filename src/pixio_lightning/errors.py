@@ -7,10 +7,27 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in the user's input; the command line prints its text and exits with code 2."""
+    """A mistake in the user's input; the command line prints its text and exits with code 2.
+
+    Messages quote names of tensors, classes and files, which whoever wrote a file has chosen: they
+    reach the terminal through `printable`.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message), limit=4000))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the closest of `choices`, or an empty string."""
     found = difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
     return f", did you mean '{found[0]}'?" if found else ""
+
+
+def printable(text: str, *, limit: int = 200) -> str:
+    """Return text of a file as one line that a terminal only shows, cut to `limit` characters.
+
+    Characters that would move the cursor, change colours or hide what follows become `?`.
+    """
+    line = " ".join(text[: 4 * limit].split())
+    shown = "".join(c if c.isprintable() else "?" for c in line)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -26,9 +26,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.options import expanded
 from pixio_lightning.spellings import infer, pair, to_timm, to_transformers
 from pixio_lightning.vit import SIZES
-from pixio_lightning.weights import DECODER_SUFFIX, Weights, licence_of, read
+from pixio_lightning.weights import DECODER_SUFFIX, Weights, licence_of, read, refuse_non_finite
 
 Format = Literal["safetensors", "transformers", "timm"]
 
@@ -47,6 +48,7 @@ def export(weights: Weights, to: Format, out: Path) -> list[Path]:
     Raises:
         UserError: `out` exists, or the format cannot hold this model.
     """
+    refuse_non_finite(weights.encoder, weights.source)
     meta = _identity(weights)
     if to == "safetensors":
         return _export_safetensors(weights, meta, out)
@@ -212,7 +214,7 @@ def _stem(source: str) -> str:
     """Name an export after its source: the repository, the folder, or the file."""
     if source.startswith("hf:"):
         return source.partition("@")[0].rpartition("/")[2]
-    path = Path(source).expanduser().resolve()
+    path = Path(source).resolve()
     return path.name if path.is_dir() else path.stem
 
 
@@ -224,15 +226,17 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str]) -> int:
     """Run `pixio export CHECKPOINT [--to FORMAT] [--out PATH]`."""
     parser = _Parser(prog="pixio export", description="Write an encoder for another library.")
-    parser.add_argument("checkpoint", help="a file, a folder or hf:ORG/NAME[@REVISION]")
+    parser.add_argument(
+        "checkpoint", type=expanded, help="a file, a folder or hf:ORG/NAME[@REVISION]"
+    )
     parser.add_argument("--to", default="safetensors", choices=get_args(Format), help="the format")
     parser.add_argument(
-        "--out", type=Path, help="file or folder; default: here, named as the source"
+        "--out", type=expanded, help="file or folder; default: here, named as the source"
     )
     args = parser.parse_args(argv)
     weights = read(args.checkpoint)
     ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
-    files = export(weights, args.to, args.out or Path(_stem(args.checkpoint) + ending))
+    files = export(weights, args.to, Path(args.out or _stem(args.checkpoint) + ending))
     for path in files:
         print(f"wrote {path} ({path.stat().st_size:,} bytes)")
     decoder = len(weights.decoder or ())

@@ -12,16 +12,16 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 
 from pixio_lightning import optim as optimisation
+from pixio_lightning import sharding
 from pixio_lightning.backbone import Backbone
+from pixio_lightning.blocks import blocks_of, compile_blocks
 from pixio_lightning.errors import UserError
 from pixio_lightning.finite import first_not_finite
 from pixio_lightning.optim import Optim
 from pixio_lightning.run_folder import Metrics
-from pixio_lightning.weights import digest
 
 
 class BackboneModule(L.LightningModule):
@@ -47,7 +47,6 @@ class BackboneModule(L.LightningModule):
         self.decoder: nn.Module | None = None
         self.config: dict[str, Any] = {}
         self._configured = False
-        self._digest = ""
         self._settings: list[dict[str, Any]] = []
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
@@ -82,16 +81,28 @@ class BackboneModule(L.LightningModule):
                 "(trainer.strategy ddp runs on many devices), or set model.backbone.tune"
             )
         self._configured = True
-        self.backbone.load()
-        self.decoder = self.build(self.backbone)
-        if self.backbone.compile_blocks and self.decoder is not None:
-            for block in blocks_of(self.decoder):
-                block.compile()
-        if self.device_mesh is not None:
+        if self.device_mesh is None:
+            self._build()
+        else:
             # The strategy's mesh, not the module's: ShardedStrategy lays its own.
-            mesh = self.trainer.strategy.device_mesh["data_parallel"]
+            strategy = self.trainer.strategy
+            mesh = strategy.device_mesh["data_parallel"]
+            sharding.build_once(lambda: self._build(empty=mesh.get_local_rank() > 0), strategy)
+            policy = sharding.mixed_precision(self.trainer.precision, mesh.device_type)
             for module in (self.backbone, self.decoder):
-                shard(module, mesh)
+                sharding.distribute(module, mesh, policy=policy, device=strategy.root_device)
+
+    def _build(self, *, empty: bool = False) -> None:
+        """Load the backbone and build the decoder; empty: without values, on the meta device."""
+        # Not on the device: one seed is the same start on all of them, sharded or not.
+        with torch.device("meta" if empty else "cpu"):
+            if empty:
+                self.backbone.load_empty()
+            else:
+                self.backbone.load()
+            self.decoder = self.build(self.backbone)
+        if self.backbone.compile_blocks and self.decoder is not None:
+            compile_blocks(blocks_of(self.decoder))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule from `optim`, the global batch and the number of steps."""
@@ -101,6 +112,8 @@ class BackboneModule(L.LightningModule):
             global_batch=self.global_batch,
             total_steps=self.trainer.max_steps,
             depth=self.backbone.depth,
+            # A fused step would undo float16's loss scaling only after gradients were clipped.
+            fused=self.trainer.precision != "16-mixed",
         )
         if built:
             self._settings = optimisation.settings(built["optimizer"])
@@ -113,6 +126,20 @@ class BackboneModule(L.LightningModule):
         ):
             optimisation.apply_settings(optimizer, config.scheduler, self._settings)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of a step as `trainer.gradient_clip_val` says.
+
+        Lightning's own refuses fused optimisers under any mixed precision, for the sake of loss
+        scaling, which bfloat16 has none of.
+        """
+        if gradient_clip_val:
+            optimisation.clip(optimizer, gradient_clip_val, by=gradient_clip_algorithm or "norm")
+
     @property
     def global_batch(self) -> int:
         """Images per optimiser step over all processes."""
@@ -123,14 +150,8 @@ class BackboneModule(L.LightningModule):
 
     @property
     def backbone_digest(self) -> str:
-        """Hash of the backbone's tensors; of a frozen one taken once.
-
-        Of a sharded one every process must ask for it.
-        """
-        if self.backbone.frozen and self._digest:
-            return self._digest
-        self._digest = digest(self.backbone.vit.state_dict())
-        return self._digest
+        """Hash of the backbone's tensors; of a frozen one as they were read."""
+        return self.backbone.digest
 
     def log_training(self, loss: Tensor) -> None:
         """Take in the loss of a batch; `optimizer_step` logs the mean of all since it last did."""
@@ -225,22 +246,3 @@ class BackboneModule(L.LightningModule):
                 "give the backbone it was trained on"
             )
         checkpoint["state_dict"] |= {f"backbone.vit.{k}": v for k, v in live.items()}
-
-
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """Return the transformer blocks of a backbone or decoder, outermost `blocks` lists only."""
-    return [
-        block
-        for name, child in module.named_modules()
-        if name.split(".")[-1] == "blocks" and isinstance(child, (nn.ModuleList, nn.Sequential))
-        for block in child
-    ]
-
-
-def shard(module: nn.Module | None, mesh: Any) -> None:
-    """Shard every block, then what remains, over the data-parallel mesh (FSDP2)."""
-    if module is None or not any(True for _ in module.parameters()):
-        return
-    for block in blocks_of(module):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)

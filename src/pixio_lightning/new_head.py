@@ -54,11 +54,8 @@ def create(name: str, directory: Path) -> Path:
             continue
         relative = source.relative_to(TEMPLATE).as_posix()
         target = project / _renamed(relative, words)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(_renamed(source.read_text(encoding="utf-8"), words), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write '{target}': {error.strerror}") from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(_renamed(source.read_text(encoding="utf-8"), words), encoding="utf-8")
     return project
 
 

@@ -135,7 +135,13 @@ def parameter_groups(module: nn.Module, optim: Optim, *, depth: int) -> list[dic
 
 
 def build(
-    module: nn.Module, optim: Optim, *, global_batch: int, total_steps: int, depth: int
+    module: nn.Module,
+    optim: Optim,
+    *,
+    global_batch: int,
+    total_steps: int,
+    depth: int,
+    fused: bool = True,
 ) -> dict[str, Any]:
     """Return the optimiser and per-step schedule in the form Lightning expects."""
     peak = peak_lr(optim, global_batch)
@@ -145,7 +151,7 @@ def build(
     for group in groups:
         group["lr"] = peak * group.pop("lr_factor")
     optimizer = torch.optim.AdamW(
-        groups, lr=peak, betas=(optim.betas[0], optim.betas[1]), fused=True
+        groups, lr=peak, betas=(optim.betas[0], optim.betas[1]), fused=fused
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(optim, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -177,3 +183,18 @@ def apply_settings(
         optimizer.param_groups, configured, scheduler.lr_lambdas, strict=True
     ):
         group.update(found, lr=found["initial_lr"] * factor(scheduler.last_epoch))
+
+
+def clip(optimizer: torch.optim.Optimizer, limit: float, *, by: str) -> None:
+    """Clip the gradients of what an optimiser trains, in place; right for sharded ones, too.
+
+    Args:
+        optimizer: Whose gradients to clip.
+        limit: Largest norm of all gradients together, or largest absolute value.
+        by: `norm` or `value`.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if by == "value":
+        nn.utils.clip_grad_value_(parameters, limit)
+    else:
+        nn.utils.clip_grad_norm_(parameters, limit)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import operator
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from argparse import ArgumentError
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -16,6 +17,7 @@ from pixio_lightning import checkpoint as checkpoints
 from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.module import BackboneModule
+from pixio_lightning.named_code import refuse_foreign
 
 
 def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModule:
@@ -33,26 +35,36 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     """
     stored = checkpoints.read(path)
     about = stored.get("pixio")
-    if not isinstance(about, dict) or not about.get("config"):
+    config = about.get("config") if isinstance(about, dict) else None
+    arguments = config.get("init_args") if isinstance(config, dict) else None
+    around = arguments.get("backbone") if isinstance(arguments, dict) else None
+    backbone = around.get("init_args", around) if isinstance(around, dict) else None
+    if not (
+        isinstance(around, dict) and isinstance(backbone, dict) and about and arguments
+    ) or not isinstance(stored.get("state_dict"), dict):
         raise UserError(
             f"checkpoint '{path}' does not say what wrote it: it is none of `pixio fit`"
         )
-    cls = _installed_class(str(about["class"]), path)
-    config = {"class_path": f"{cls.__module__}.{cls.__qualname__}"}
-    config["init_args"] = arguments = about["config"]["init_args"]
-    _refuse_foreign(arguments, path)
-    backbone = arguments["backbone"].get("init_args", arguments["backbone"])
+    cls = _installed_class(str(about.get("class")), path)
     if "backbone_digest" not in about:  # it was trained, so the checkpoint holds all of it
-        identity = about["backbone"]
-        backbone |= {"name": identity["name"], "model_args": identity["model_args"]}
-        backbone["weights"] = str(path)
+        # Which model that is it says once, and `weights.read` checks how it says it.
+        backbone |= {"name": None, "model_args": None, "weights": str(path)}
     elif weights is not None:
         backbone["weights"] = weights
+    config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+    # After the last change, and all but the path, which is only ever opened as a file.
+    named = arguments | {"backbone": [around | {"init_args": None}, backbone | {"weights": None}]}
+    ours = {name.partition(".")[0] for name in (__name__, cls.__module__)}
+    refuse_foreign(named, ours=ours, path=path)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(BackboneModule, "model")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
-        module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
+    # As an argument of its own, no string in it is taken for the path of a further configuration.
+    parser.add_argument("--model", type=BackboneModule)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
+            module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
+    except ArgumentError as error:
+        raise UserError(f"checkpoint '{path}' does not fit {cls.__name__}: {error}") from None
     module.config = about["config"]
     module.remember(about)
     module.configure_model()
@@ -74,30 +86,12 @@ def _installed_class(target: str, path: str | os.PathLike) -> type[BackboneModul
         importlib.import_module(module)
     found = None
     if module in sys.modules:
-        found = operator.attrgetter(name)(sys.modules[module])
+        with contextlib.suppress(AttributeError):
+            found = operator.attrgetter(name)(sys.modules[module])
     if not (isinstance(found, type) and issubclass(found, BackboneModule)):
         raise UserError(
             f"checkpoint '{path}' was written by {target}, which is no installed head"
-            f"{nearest(target, heads)}; install the distribution that brings it, or import it first"
+            f"{nearest(target[:200], heads)}; install the distribution that brings it, or import "
+            "it first"
         )
     return found
-
-
-def _refuse_foreign(value: Any, path: str | os.PathLike) -> None:
-    """Refuse a configuration that would import what is not imported yet."""
-    for name in _class_paths(value):
-        if name.rpartition(".")[0] not in sys.modules:
-            raise UserError(
-                f"checkpoint '{path}' names {name}, which its head does not use: refused"
-            )
-
-
-def _class_paths(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if "class_path" in value:
-            yield str(value["class_path"])
-        for inner in value.values():
-            yield from _class_paths(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _class_paths(inner)

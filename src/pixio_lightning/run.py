@@ -6,8 +6,9 @@ import argparse
 import logging
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import yaml
@@ -15,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pixio_lightning import mistakes, recipes, record, run_folder
+from pixio_lightning import mistakes, recipes, record, resume, run_folder
 from pixio_lightning.callbacks import (
     Checkpoints,
     MetricsLog,
@@ -32,56 +33,7 @@ from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.head import Head
 from pixio_lightning.module import BackboneModule
 from pixio_lightning.named_classes import CORE_CLASSES, TOP_KEYS, import_named
-
-
-class Options(NamedTuple):
-    """The words of a command line that are ours, and all others.
-
-    Attributes:
-        configs: Recipes by name or path, the later wins.
-        out: Run folder.
-        fresh: Whether to start anew.
-        ckpt_path: Checkpoint to resume from or to evaluate, or None.
-        run: Whether `check` runs two steps.
-        rest: What LightningCLI parses.
-    """
-
-    configs: list[str]
-    out: Path
-    fresh: bool
-    ckpt_path: str | None
-    run: bool
-    rest: list[str]
-
-
-def parse_options(argv: list[str]) -> Options:
-    """Take our own options out of a command line.
-
-    Raises:
-        UserError: An option lacks its value.
-    """
-    parser = argparse.ArgumentParser("pixio", add_help=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
-    parser.add_argument("--out")
-    parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--ckpt_path")
-    parser.add_argument("--run", action="store_true")
-    parser.exit_on_error = False
-    try:
-        known, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    rest = ["--help" if word == "--help-all" else word for word in rest]
-    out = Path(known.out) if known.out else Path("runs") / folder_name(known.config)
-    return Options(known.config, out, known.fresh, known.ckpt_path, known.run, rest)
-
-
-def folder_name(configs: list[str]) -> str:
-    """Name a run folder after its recipes: `pretrain/demo+debug`."""
-    names = [Path(c).stem if c.endswith(recipes.SUFFIXES) else c for c in configs]
-    first = [name for name in names if not name.startswith(recipes.OVERLAYS)][:1] or ["run"]
-    overlays = [name.split("/")[-1] for name in names if name != first[0]]
-    return "+".join([first[0], *overlays])
+from pixio_lightning.options import Options, expanded, parse_options
 
 
 class PixioCLI(LightningCLI):
@@ -131,6 +83,8 @@ class PixioCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise UserError(mistakes.explain(str(error), TOP_KEYS)) from None
+        for key, value in list(self.config.items()):
+            self.config[key] = expanded(value)
         for key, values in self.config_dict().items():
             if key in mistakes.GROUPS:
                 mistakes.check_values(values, mistakes.GROUPS[key], key)
@@ -160,12 +114,12 @@ class PixioCLI(LightningCLI):
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
+        callbacks = self.trainer_defaults["callbacks"] = [resume.Accumulation()]
         if config["enable_progress_bar"] is not False:
-            self.trainer_defaults["callbacks"] = [Progress()]
+            callbacks.append(Progress())
         loggers: list[Any] | bool = False
         if self.verb == "fit":
-            name = " ".join(self.options.configs)
-            self.trainer_defaults.setdefault("callbacks", []).append(RunCard(name, out))
+            callbacks.append(RunCard(" ".join(self.options.configs), out))
             loggers = [MetricsLog(out), *self._loggers(config["logger"])]
         try:
             return super().instantiate_trainer(
@@ -207,28 +161,61 @@ def main(verb: str, argv: list[str]) -> int:
 
 def fit(cli: PixioCLI) -> int:
     """Train; resume if the run folder holds a run of the same configuration."""
+    folder = cli.options.out
+    with ExitStack() as locks:
+        if cli.trainer.is_global_zero:
+            run_folder.check_ours(folder, fresh=cli.options.fresh)
+            locks.enter_context(run_folder.held(folder))
+            if cli.options.fresh:
+                _start_anew(cli)
+                locks.enter_context(run_folder.held(folder))
+        return _fit(cli)
+
+
+def _start_anew(cli: PixioCLI) -> None:
+    folder, asked = cli.options.out, cli.options.ckpt_path
+    if asked and local_path(asked).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"--fresh moves {folder} aside, and with it the checkpoint to start from, '{asked}': "
+            "give another --out"
+        )
+    old = run_folder.set_aside(folder)
+    if old:
+        say(f"the earlier run is now in {old}")
+
+
+def _fit(cli: PixioCLI) -> int:
     options, config = cli.options, cli.config_dict()
     folder, primary = options.out, cli.trainer.is_global_zero
     ckpt_path = options.ckpt_path
-    if options.fresh and primary:
-        old = run_folder.set_aside(folder)
-        if old:
-            say(f"the earlier run is now in {old}")
-    elif not options.fresh and ckpt_path is None:
-        recover(folder / "last.ckpt")
+    batch = _batch(cli)
+    # All processes decide alike, though they start one after the other and the first one writes:
+    # no checkpoint is saved before all of them are here, and config.yaml says nothing before that
+    # any of them would refuse.
+    found = [] if options.fresh else run_folder.checkpoints(folder)
+    if found:
+        _go_on(cli, config, batch, found[0])
         last = folder / "last.ckpt"
-        if (folder / "config.yaml").exists() and last.exists():
-            stored = yaml.safe_load((folder / "config.yaml").read_text())
-            run_folder.check_same(folder, stored, config)
-            step = _finished_step(cli, last)
-            if step:
-                if primary:
-                    title = f"{folder} finished at step {step}; --fresh starts anew"
-                    say(block(title, outcome(cli.model, folder)))
-                return 0
+        step = _finished_step(cli, last) if ckpt_path is None else 0
+        if step:
+            if primary:
+                title = f"{folder} finished at step {step}; --fresh starts anew"
+                say(block(title, outcome(cli.model, folder)))
+            return 0
+        if ckpt_path is None and found[0] == last:
             ckpt_path = str(last)
-    if primary:
+        if primary:
+            for path in found:
+                recover(path)
+
+    def write() -> None:
         run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        run_folder.write_state(folder, finished=False, batch=batch._asdict() if batch else None)
+
+    if found:  # what is there stays true if this start comes to nothing
+        cli.trainer.callbacks.append(resume.Takeover(write))
+    elif primary:
+        write()
     _introduce(cli)
     if isinstance(cli.model, Head):
         cli.model.ask(cli.datamodule)  # what it would build depends on it
@@ -257,12 +244,44 @@ def _finished_step(cli: PixioCLI, last: Path) -> int:
     state = run_folder.read_state(folder)
     if state.get("finished"):
         return state["step"]
-    step = read_plain(last)["global_step"]
+    step = read_plain(last)["global_step"] if last.exists() else 0
     if not 0 < cli.trainer.max_steps <= step:
         return 0
     if cli.trainer.is_global_zero:
         run_folder.write_state(folder, step=step, finished=True)
     return step
+
+
+def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, found: Path) -> None:
+    """Refuse to go on with the run in the folder as another one, and note what is changed."""
+    folder = cli.options.out
+    stored = run_folder.stored_config(folder)
+    if stored is None:
+        raise UserError(
+            f"{folder} holds {found.name} but no config.yaml, so nobody can say what it was "
+            "trained with: put config.yaml back to go on, give another --out, or --fresh to start "
+            "anew (the old folder is kept under another name)"
+        )
+    then = _stored_batch(folder, stored)
+    note = resume.check_changes(folder, stored, config, then=then, now=batch)
+    if note and cli.trainer.is_global_zero:
+        say(note)
+
+
+def _batch(cli: PixioCLI) -> resume.Batch | None:
+    """Return the global batch; None where the data module does not say its part."""
+    size = getattr(cli.datamodule, "batch_size", None)
+    if not isinstance(size, int):
+        return None
+    return resume.Batch(size, cli.trainer.world_size, cli.trainer.accumulate_grad_batches)
+
+
+def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
+    """Return the global batch of the run in a folder; None where it did not say."""
+    recorded = run_folder.read_state(folder).get("batch")
+    if isinstance(recorded, dict) and recorded.keys() == set(resume.Batch._fields):
+        return resume.Batch(**recorded)
+    return None
 
 
 def _introduce(cli: PixioCLI) -> None:
@@ -314,6 +333,7 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
     arguments = {"verbose": False} if cli.verb in ("validate", "test") else {}
     if cli.verb == "predict":
         arguments = {"return_predictions": False}
+    cli.trainer.callbacks.append(resume.SameStart(ckpt_path))
     try:
         return verb(
             cli.model,
@@ -322,7 +342,7 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
             weights_only=True,
             **arguments,
         )
-    except UserError:
+    except (UserError, OSError):
         end_workers()
         raise
     except MisconfigurationException as error:

@@ -6,23 +6,26 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import json
 import os
+import socket
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pixio_lightning.errors import UserError
 
-# Changing these does not change what is computed.
-_FREE = (
-    "data.init_args.num_workers",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.profiler",
-)
+LOCK = ".lock"
+# Files of which any one tells that a folder is a run's.
+_TRACES = ("state.json", "last.ckpt", "best.ckpt", "results.jsonl")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -33,58 +36,153 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which is made if need be, so that no second run writes into it.
+
+    The lock is a POSIX record lock on the file `.lock`. The kernel releases it however this process
+    ends; data workers, which are forks, do not inherit it and cannot hold it beyond that; and
+    network file systems pass it on to other machines. Only the first process of a run takes it:
+    the others of the same run, started by it or beside it, ask for none. Evaluations take none
+    either: they read, and add whole lines to results.jsonl.
+
+    Raises:
+        UserError: Another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UserError(
+                    f"{folder} is in use by another run ({holder}): wait for its end or stop it, "
+                    "or give another --out"
+                ) from None
+            print(
+                f"pixio: note: no lock on {folder} ({error.strerror}): start no second run in it",
+                file=sys.stderr,
+            )
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def check_ours(folder: Path, *, fresh: bool) -> None:
+    """Refuse a folder in which a run would overwrite, or move away, what no run has written.
+
+    Args:
+        folder: Where a run is to be.
+        fresh: Whether what is there would be moved aside.
+
+    Raises:
+        UserError: It holds files of something else, or cannot be moved.
+    """
+    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not fresh:
+        if stored_config(folder) is None and "metrics.csv" in found and not checkpoints(folder):
+            raise UserError(
+                f"'{folder / 'metrics.csv'}' is of no run, as there is no config.yaml beside it, "
+                "and is not overwritten; give another --out"
+            )
+        return
+    if not set(found) - {LOCK}:
+        return
+    if not any(name in _TRACES for name in found) and stored_config(folder) is None:
+        raise UserError(
+            f"{folder} holds files but no run, so --fresh does not move it; give another --out"
+        )
+    target = folder.resolve()
+    for true, what in (
+        (Path.cwd().is_relative_to(target), "this command runs in it"),
+        (target.is_mount(), "it is a mount point"),
+    ):
+        if true:
+            raise UserError(f"--fresh cannot rename '{target}': {what}; give another --out")
+
+
 def set_aside(folder: Path) -> Path | None:
-    """Rename an earlier run's folder out of the way; returns where it went."""
-    if not folder.exists():
+    """Rename an earlier run's folder out of the way; returns where it went.
+
+    Of a link, the folder it leads to is renamed where it lies, and an empty one takes its place.
+
+    Raises:
+        UserError: It cannot be renamed; nothing is changed then.
+    """
+    target = folder.resolve()
+    if not target.exists() or not any(path.name != LOCK for path in target.iterdir()):
         return None
-    old = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
-    os.rename(folder, old)
+    old = target.with_name(f"{target.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
+    try:
+        os.rename(target, old)
+    except OSError as error:
+        raise UserError(
+            f"--fresh cannot rename '{target}' ({error.strerror}); give another --out"
+        ) from None
+    if folder.is_symlink():
+        target.mkdir()
     return old
 
 
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested dicts under dotted keys."""
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, config
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return one `key: old -> new` for every leaf that differs and matters."""
-    before, after = dict(flatten(old)), dict(flatten(new))
-    return [
-        f"{key.replace('.init_args', '')}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in _FREE
-    ]
-
-
-def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Refuse to go on with another configuration.
+def stored_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of the run in a folder, None where there is none.
 
     Raises:
-        UserError: A key differs; all of them are named.
+        UserError: config.yaml is none of a run.
     """
-    changed = differences(old, new)
-    if changed:
+    path = folder / "config.yaml"
+    if not path.exists():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict) or not {"model", "data", "trainer"} <= content.keys():
         raise UserError(
-            f"{folder} holds a run with another configuration ({'; '.join(changed)}): "
-            "run the same line to go on, give another --out, or --fresh to start anew "
-            "(the old folder is kept under another name)"
+            f"'{path}' is no configuration of a run: it is damaged or another program's, and is "
+            "not overwritten; give another --out"
         )
+    return content
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints a run left, the last one before the best one.
+
+    It must come out equal in all processes while the first one calls `checkpoint.recover`, which
+    renames a folder that a kill left under its temporary name: so that name is looked for first.
+    """
+    paths = [folder / name for name in ("last.ckpt", "best.ckpt")]
+    return [p for p in paths if p.with_name(f".{p.name}.old").is_dir() or p.exists()]
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return how far the run got: `step`, `finished`; empty for a new folder."""
+    """Return how far the run got, `step` and `finished`, and what it runs on; empty if new.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     path = folder / "state.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        state = json.loads(path.read_text())
+    except ValueError:
+        state = None
+    if not isinstance(state, dict):
+        raise UserError(
+            f"'{path}' is damaged: remove it, and the run goes on from its last checkpoint"
+        )
+    return state
 
 
-def write_state(folder: Path, *, step: int, finished: bool) -> None:
-    """Record how far the run got."""
-    write_atomically(folder / "state.json", json.dumps({"step": step, "finished": finished}))
+def write_state(folder: Path, **facts: Any) -> None:
+    """Record how far the run got, and what it runs on; what was recorded otherwise stays."""
+    write_atomically(folder / "state.json", json.dumps(read_state(folder) | facts))
 
 
 class Metrics:

@@ -37,6 +37,8 @@ State = dict[str, Tensor]
 # Segments that wrapping a module puts into its names: DDP, compile, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 OURS = "backbone.vit."
+# What distillation trains beside an encoder, to reach its teacher's width: of no use without it.
+PROJECTOR = "last_proj."
 PATCH_EMBED = "patch_embed.proj.weight"
 TRANSFORMERS_PATCH_EMBED = "embeddings.patch_embeddings.projection.weight"
 
@@ -77,12 +79,15 @@ def to_official(state: Mapping[str, Any]) -> tuple[State, State, State]:
         ...), empty if there is none; every other tensor under its own name.
 
     Raises:
-        UserError: No tensors, several encoders, or two different final norms.
+        UserError: No tensors, several encoders, two different final norms, or queries, keys and
+            values that do not belong together.
     """
     state = _unwrap(state)
     prefix = _encoder_prefix(state)
     encoder = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     others = {n: t for n, t in state.items() if not n.startswith(prefix)}
+    for name in [n for n in encoder if n.startswith(PROJECTOR)]:
+        others[prefix + name] = encoder.pop(name)
     if TRANSFORMERS_PATCH_EMBED in encoder:
         _settle_norms(encoder, others)
         encoder = _from_transformers(encoder)
@@ -189,9 +194,13 @@ def infer(encoder: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) 
         raise UserError(
             f"not a Pixio encoder: it has no '{missing[0]}'; for another ViT give its timm name"
         )
+    for part, axes in zip(needed, (3, 3, 4, 2), strict=True):
+        if encoder[part].ndim != axes or not encoder[part].numel():
+            shape = tuple(encoder[part].shape)
+            raise UserError(f"not a Pixio encoder: its '{part}' has the shape {shape}")
     _, n_cls_tokens, dim = encoder["cls_token"].shape
     _, in_chans, *patch = encoder[PATCH_EMBED].shape
-    depth = len({n.split(".")[1] for n in encoder if n.startswith("blocks.")})
+    depth = depth_of(encoder)
     if name:
         stated = SIZES[name]._asdict() | stated
     heads = stated.get("num_heads")
@@ -225,6 +234,11 @@ def infer(encoder: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) 
     return {"name": name, "model_args": args}
 
 
+def depth_of(encoder: Mapping[str, Tensor]) -> int:
+    """Count the blocks an encoder has tensors of."""
+    return len({n.split(".")[1] for n in encoder if n.startswith("blocks.")})
+
+
 def pair(value: Any) -> tuple[Any, Any]:
     """Return `(height, width)` of a size given as one number or as two."""
     return (value[0], value[1]) if isinstance(value, list | tuple) else (value, value)
@@ -256,9 +270,9 @@ def _unwrap(state: Mapping[str, Any]) -> State:
             state = state[nest]
     plain: State = {}
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or not isinstance(name, str):
             raise UserError(
-                f"expected tensors by name, found '{name}' of type {type(tensor).__name__}: "
+                f"expected tensors by name, found {name!r:.80} of type {type(tensor).__name__}: "
                 "save the model's state_dict()"
             )
         clean = ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -296,7 +310,10 @@ def _from_transformers(state: State) -> State:
     for name in [n for n in renamed if n.endswith((".attn.q.weight", ".attn.q.bias"))]:
         trio = [name.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
         if all(n in renamed for n in trio):
-            merged = torch.cat([renamed.pop(n) for n in trio])
+            parts = [renamed.pop(n) for n in trio]
+            if len({(part.shape, part.dtype) for part in parts}) > 1 or not parts[0].ndim:
+                raise UserError(f"'{name}' and its key and value differ in shape or type")
+            merged = torch.cat(parts)
             renamed[name.replace(".attn.q.", ".attn.qkv.")] = merged
     return renamed
 

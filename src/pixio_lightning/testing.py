@@ -77,8 +77,9 @@ class HeadContract:
         """Return whether the head, on a frozen backbone, has anything to train."""
         from pixio_lightning import run
         from pixio_lightning.named_classes import import_named
+        from pixio_lightning.options import parse_options
 
-        options = run.parse_options(self.words(folder))
+        options = parse_options(self.words(folder))
         import_named(options.configs, options.rest)
         cli = run.PixioCLI(options, "check")
         cli.model.ask(cli.datamodule)

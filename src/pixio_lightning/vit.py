@@ -87,15 +87,20 @@ def resize_positions(
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise one module as Pixio does: xavier-uniform weights, zero biases, unit norms."""
+    """Initialise one module as Pixio does: xavier-uniform weights, zero biases, unit norms.
+
+    The patch convolution's own bias is as PyTorch draws it, U(+-1 / sqrt(values in a patch)).
+    """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+        kernel = module.weight.view(module.weight.shape[0], -1)
+        nn.init.xavier_uniform_(kernel)
         if module.bias is not None:
-            nn.init.zeros_(module.bias)
+            bound = kernel.shape[1] ** -0.5
+            nn.init.uniform_(module.bias, -bound, bound)
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)

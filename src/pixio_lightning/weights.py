@@ -13,8 +13,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +22,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.bounds import check_archive, check_unfolded
+from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.self_description import check_description
 from pixio_lightning.spellings import OURS, State, from_timm, infer, pair, to_official
 from pixio_lightning.vit import PixioViT, resize_positions
+from pixio_lightning.weights_report import Report, first, matched
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 DECODER_SUFFIX = ".decoder.safetensors"
@@ -38,7 +40,8 @@ class Weights(NamedTuple):
     Attributes:
         encoder: Tensors under the official names (`pixio_lightning.spellings`).
         decoder: The decoder of pretraining under its official names, or None.
-        meta: What the source says of itself: `name`, `model_args`, `licence`, `mean`, `std`.
+        meta: What the source says of itself: `name`, `model_args`, `licence`, `mean`, `std`, each
+            as `pixio_lightning.self_description` lets it pass.
         source: As the user gave it.
         others: Names of the tensors that belong to neither, a head's for example.
     """
@@ -54,7 +57,8 @@ def read(source: str) -> Weights:
     """Read the weights of `source`.
 
     Raises:
-        UserError: The source is missing, unreadable, unsafe, a URL, or holds no encoder.
+        UserError: The source is missing, unreadable, unsafe, a URL, or holds no encoder; or what it
+            says of itself is not what a file may say.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
         raise UserError(
@@ -63,13 +67,42 @@ def read(source: str) -> Weights:
         )
     path = _download(source) if source.startswith("hf:") else _existing(source)
     state, meta = _read_folder(path) if path.is_dir() else _read_file(path)
+    meta = check_description(meta, source=source)
     try:
         encoder, decoder, others = to_official(state)
+        _refuse_odd_types(encoder | decoder)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     if not encoder:
         raise UserError(f"{source} holds no encoder, only {first([*decoder, *others], 3)}")
     return Weights(encoder, decoder or None, meta, source, tuple(others))
+
+
+def _refuse_odd_types(state: State) -> None:
+    """Refuse tensors that no model is trained in, and those that hold no values of their own."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.is_quantized:
+            raise UserError(f"'{name}' is of type {tensor.dtype}, weights are floating-point")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+            raise UserError(f"'{name}' is no dense tensor with values; save the weights as such")
+
+
+def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with NaN or infinity, as a run that diverged leaves them.
+
+    Raises:
+        UserError: The first such tensor is named, the others counted.
+    """
+    bad = []
+    for name, tensor in state.items():
+        # The extremes alone: they carry NaN along, and need no copy of a large tensor.
+        if tensor.numel() and not torch.stack(tensor.float().aminmax()).isfinite().all():
+            bad.append(name)
+    if bad:
+        raise UserError(
+            f"{source} holds NaN or infinite values, in {first(bad, 1)}: "
+            "the run that wrote it diverged; take an earlier checkpoint"
+        )
 
 
 def _existing(source: str) -> Path:
@@ -84,6 +117,8 @@ def _existing(source: str) -> Path:
 
 
 def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"cannot read {path}: it is neither a file nor a folder")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in PICKLES:
@@ -96,7 +131,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("pixio", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise _unreadable(path) from error
     if not isinstance(meta, dict):
         raise _unreadable(path)
@@ -115,7 +150,8 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     return state, meta
 
 
-def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+def _read_pickle(path: Path) -> tuple[Mapping[str, Any], Any]:
+    check_archive(path)
     try:
         # Training scripts store their parsed arguments; a Namespace only holds attributes.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -136,17 +172,21 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     if not isinstance(checkpoint, Mapping):
         kind = type(checkpoint).__name__
         raise UserError(f"{path} holds a {kind}, expected a state dict: tensors by name")
-    hyper_parameters = checkpoint.get("hyper_parameters") or {}
-    if classes := [k for k in ("_instantiator", "_class_path") if k in hyper_parameters]:
+    check_unfolded(checkpoint, path)
+    hyper_parameters = checkpoint.get("hyper_parameters")
+    named = hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
+    if classes := [k for k in ("_instantiator", "_class_path") if k in named]:
         raise UserError(
             f"{path} names code to run ('{classes[0]}' in its hyper_parameters): refused; "
             "save its state_dict alone"
         )
     if not isinstance(checkpoint.get("pixio"), Mapping):
         return checkpoint, {}
-    backbone = dict(checkpoint["pixio"].get("backbone") or {})
-    if not any(OURS in name for name in checkpoint.get("state_dict", {})):
-        trained_on = backbone.get("weights", "given when it was trained")
+    backbone = checkpoint["pixio"].get("backbone") or {}
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping) or not any(OURS in str(name) for name in state):
+        said = backbone.get("weights") if isinstance(backbone, Mapping) else None
+        trained_on = printable(said) if isinstance(said, str) else "given when it was trained"
         raise UserError(
             f"{path} holds a head only, its backbone was frozen: use the backbone's own weights "
             f"({trained_on})"
@@ -167,7 +207,7 @@ def _read_folder(folder: Path) -> tuple[State, dict[str, Any]]:
     for path in _weight_files(folder):
         part, said = _read_file(path)
         state |= part
-        meta |= said
+        meta |= check_description(said, source=str(path))
     return state, meta
 
 
@@ -177,7 +217,10 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        named = _read_json(index).get("weight_map", {})
+        if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+            raise UserError(f"{index}: weight_map is no list of files by tensor")
+        shards = sorted(set(named.values()))
         for shard in shards:
             if Path(shard).name != shard or not (folder / shard).is_file():
                 raise UserError(f"{index} names the shard '{shard}', which is not in the folder")
@@ -205,7 +248,7 @@ def _folder_meta(folder: Path) -> dict[str, Any]:
     config = _read_json(path)
     if "architecture" in config:
         name = {"name": config["architecture"], "model_args": config.get("model_args", {})}
-        return config.get("pixio", name)
+        return check_description(config.get("pixio", name), source=str(path))
     if config.get("model_type") != "pixio":
         raise UserError(
             f"{path}: model_type {config.get('model_type')!r} is not read, only 'pixio'; "
@@ -221,13 +264,13 @@ def _folder_meta(folder: Path) -> dict[str, Any]:
         "num_heads": config.get("num_attention_heads", 16),
         "img_size": config.get("image_size", 256),
     }
-    return {"model_args": args}
+    return check_description({"model_args": args}, source=str(path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise _unreadable(path) from error
     if not isinstance(content, dict):
         raise _unreadable(path)
@@ -273,74 +316,16 @@ def _download(source: str) -> Path:
     raise UserError(f"{source} {text}")
 
 
-@dataclass(frozen=True)
-class Report:
-    """How the tensors of a file fit those of a model.
+def fits(model: nn.Module, weights: Weights) -> Report:
+    """Compare a model, which may be on the meta device, with the encoder of `weights`.
 
-    Attributes:
-        matched: Tensors with the same name and shape.
-        total: Tensors of the model.
-        missing: Names the model has and the file lacks.
-        unexpected: Names the file has and the model lacks.
-        mismatched: `(name, shape in the model, shape in the file)`.
-        decoder: Tensors of a decoder that were left out.
-        others: Further tensors that were left out, a head's for example.
+    Raises:
+        UserError: A tensor is missing, unexpected or of another shape.
     """
-
-    matched: int
-    total: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    decoder: int = 0
-    others: int = 0
-
-    def line(self) -> str:
-        """Return one line for the user, nothing kept back."""
-        left = {"decoder": self.decoder, "other": self.others}
-        parts = [f"{n} {kind} tensors left out" for kind, n in left.items() if n]
-        return ", ".join([f"matched {self.matched} of {self.total} tensors", *parts])
-
-    def check(self, source: str) -> None:
-        """Raise a `UserError` that names the first tensors that do not fit, if any."""
-        shapes = [f"{n} {here} here, {there} there" for n, here, there in self.mismatched]
-        kinds: dict[str, Iterable[str]] = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "other shapes": shapes,
-        }
-        told = [f"{kind}: {first(names)}" for kind, names in kinds.items() if names]
-        if told:
-            raise UserError(f"{source} does not fit the model: {self.line()}; {'; '.join(told)}")
-
-
-def first(names: Iterable[str], count: int = 5) -> str:
-    """Name the first few and count the rest."""
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
-def matched(
-    model_state: Mapping[str, Tensor],
-    encoder: Mapping[str, Tensor],
-    *,
-    decoder: int = 0,
-    others: int = 0,
-) -> Report:
-    """Compare names and shapes; `decoder` and `others` count what is left out on purpose."""
-    shared = [name for name in model_state if name in encoder]
-    shapes = [(n, tuple(model_state[n].shape), tuple(encoder[n].shape)) for n in shared]
-    mismatched = tuple(triple for triple in shapes if triple[1] != triple[2])
-    return Report(
-        matched=len(shared) - len(mismatched),
-        total=len(model_state),
-        missing=tuple(n for n in model_state if n not in encoder),
-        unexpected=tuple(n for n in encoder if n not in model_state),
-        mismatched=mismatched,
-        decoder=decoder,
-        others=others,
-    )
+    left_out = {"decoder": len(weights.decoder or ()), "others": len(weights.others)}
+    report = matched(model.state_dict(), weights.encoder, **left_out)
+    report.check(weights.source)
+    return report
 
 
 def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Report:
@@ -353,7 +338,7 @@ def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Rep
         resize_pos: Interpolate the positions of a `PixioViT` to the model's grid.
 
     Raises:
-        UserError: A tensor is missing, unexpected or of another shape.
+        UserError: A tensor is missing, unexpected, of another shape, or holds NaN or infinity.
     """
     encoder, state = dict(weights.encoder), model.state_dict()
     if resize_pos and isinstance(model, PixioViT):
@@ -365,9 +350,8 @@ def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Rep
             old=(height // patch[0], width // patch[1]),
             new=model.patch_embed.grid_size,
         )
-    left_out = {"decoder": len(weights.decoder or ()), "others": len(weights.others)}
-    report = matched(state, encoder, **left_out)
-    report.check(weights.source)
+    report = fits(model, weights._replace(encoder=encoder))
+    refuse_non_finite(encoder, weights.source)
     on_meta = any(tensor.is_meta for tensor in state.values())
     if on_meta:
         # Copies: the model must not share memory with the file or with a second model.
@@ -396,4 +380,4 @@ def licence_of(source: str, meta: Mapping[str, Any]) -> str:
     """Return the licence of the weights at `source`, as far as it is known."""
     if re.match(r"(hf:)?(facebook|LiheYoung)/pixio-", source):
         return NONCOMMERCIAL
-    return str(meta.get("licence") or "unknown (own file)")
+    return printable(str(meta.get("licence") or "unknown (own file)"))

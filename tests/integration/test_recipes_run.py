@@ -12,12 +12,22 @@ from running import pixio
 
 from pixio_lightning import recipes, record, weights
 from pixio_lightning.cli import main
-from pixio_lightning.run import folder_name
+from pixio_lightning.options import folder_name
 
 NAMES = [r.name for r in recipes.all_recipes() if r.origin == recipes.BUILT_IN]
 RUNS = [name for name in NAMES if not name.startswith(recipes.OVERLAYS)]
 OVERLAYS = [name for name in NAMES if name.startswith("with/")]
 BACKBONES = [name for name in NAMES if name.startswith("backbone/")]
+DEBUG = yaml.safe_load(recipes.find("with/debug").read_text())
+# Decoders that are not the backbone's, in a size for two steps on a processor.
+SMALL = {
+    name: ["--model.decoder.depth", "2"]
+    for name in RUNS
+    if name.startswith("pretrain/") and not name.startswith("pretrain/demo")
+} | {
+    name: ["--model.sizes", "{dim: 48, depth: 2, heads: 2, taps: [0, 1]}"]
+    for name in ("reconstruction/folder", "reconstruction/mapanything_v1_vith16")
+}
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
 
@@ -53,6 +63,7 @@ def test_prints_and_reloads_to_the_same(
 
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the recipe's own precision, and with its clipping and accumulation of gradients."""
     small = ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
     line = ["-c", name, "-c", "with/debug", "--out", str(tmp_path / "run"), *small]
     if name == "pretrain/demo_curated":  # on scores that another recipe writes first
@@ -61,6 +72,7 @@ def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         line += ["--data.curation.scores", str(tmp_path / "scored" / "scores")]
     if name == "depth/relative_dav2" or name.startswith("depth/zeroshot_"):
         line += ["--model.image_size", "64"]  # of 512, which takes a processor a minute
+    line += SMALL.get(name, [])
     assert main([verb_of(name), *line]) == 0
     if verb_of(name) == "predict":
         assert len(list((tmp_path / "run" / "scores").glob("*.scores.parquet"))) == 1
@@ -74,6 +86,11 @@ def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         return
     assert "step 2" in out
     assert (tmp_path / "run" / "last.ckpt").exists()
+    asked = yaml.safe_load(recipes.find(name).read_text())["trainer"]
+    ran = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]
+    for key in ("precision", "gradient_clip_val", "accumulate_grad_batches"):
+        assert ran[key] == asked.get(key, ran[key])
+        assert key not in DEBUG["trainer"]
 
 
 @pytest.mark.parametrize("name", ["pretrain/demo", "pretrain/folder", "pretrain/mae_vith14"])

@@ -9,9 +9,10 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pixio_lightning.data.sources import FolderSource, Source
-from pixio_lightning.data.stream import HeldOutImages, collate
+from pixio_lightning.data.sources import FolderSource, Subset
+from pixio_lightning.data.stream import EvenShare, HeldOutImages, Loader
 from pixio_lightning.errors import UserError
 
 _TEMPERATURE = 0.07  # of the vote, Wu et al., 2018 (https://arxiv.org/abs/1805.01978)
@@ -60,7 +61,8 @@ def ridge_accuracy(
 class OnlineProbe(L.Callback):
     """Log the accuracy of a frozen probe on the mean raw class token, beside the majority class.
 
-    It runs off the training graph, every so many steps and at the end, on every process alike.
+    It runs off the training graph, every so many steps and at the end; the processes share the
+    images.
 
     Args:
         train: Folder with a sub-folder per class to learn from; None takes the data module's own
@@ -86,6 +88,7 @@ class OnlineProbe(L.Callback):
         self.train, self.val, self.kind = train, val, kind
         self.every_n_steps, self.images, self.k = every_n_steps, images, k
         self._probed_step = -1
+        self._sets: list[tuple[HeldOutImages, Tensor]] | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
@@ -100,18 +103,13 @@ class OnlineProbe(L.Callback):
         if trainer.global_step == self._probed_step:
             return
         self._probed_step = trainer.global_step
-        if self.train is None or self.val is None:
-            train, val = trainer.datamodule.labelled
-        else:
-            train = FolderSource(self.train, key="OnlineProbe's train")
-            val = FolderSource(self.val, key="OnlineProbe's val")
-        classes = sorted({label for source in (train, val) for label in _labels(source)})
-        if len(classes) < 2:
-            raise UserError(f"OnlineProbe found {len(classes)} class of images; it needs two")
+        if self._sets is None:
+            self._sets = self._open(trainer)
         module.eval()
-        sets = [self._encode(source, classes, trainer, module) for source in (train, val)]
+        (bank, bank_labels), (queries, labels) = (
+            self._encode(images, known, trainer, module) for images, known in self._sets
+        )
         module.train()
-        (bank, bank_labels), (queries, labels) = sets
         if self.kind == "knn":
             accuracy = knn_accuracy(bank, bank_labels, queries, labels, k=self.k)
         else:
@@ -122,30 +120,63 @@ class OnlineProbe(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
-    def _encode(
-        self, source: Source, classes: list[str], trainer: L.Trainer, module: L.LightningModule
-    ) -> tuple[Tensor, Tensor]:
-        """Return the mean raw class tokens `(M, C)` and classes `(M,)` of a source."""
+    def _open(self, trainer: L.Trainer) -> list[tuple[HeldOutImages, Tensor]]:
+        """Return images and classes `(M,)` of both sets."""
         data = trainer.datamodule
-        images = HeldOutImages(source, size=data.image_size, max_megapixels=data.max_megapixels)
-        count = min(self.images, len(source))
-        indices = [i * len(source) // count for i in range(count)]
-        features, labels = [], []
+        if self.train is None or self.val is None:
+            sources = data.labelled
+        else:
+            sources = (
+                FolderSource(self.train, key="OnlineProbe's train"),
+                FolderSource(self.val, key="OnlineProbe's val"),
+            )
+        names = [[source.label(i) or "" for i in range(len(source))] for source in sources]
+        classes = {name: i for i, name in enumerate(sorted({*names[0], *names[1]}))}
+        if len(classes) < 2:
+            raise UserError(f"OnlineProbe found {len(classes)} class of images; it needs two")
+        sets = []
+        for source, labels in zip(sources, names, strict=True):
+            count = min(self.images, len(source))
+            indices = [i * len(source) // count for i in range(count)]
+            images = HeldOutImages(
+                Subset(source, indices), size=data.image_size, max_megapixels=data.max_megapixels
+            )
+            sets.append((images, torch.tensor([classes[labels[i]] for i in indices])))
+        return sets
+
+    def _encode(
+        self,
+        images: HeldOutImages,
+        labels: Tensor,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean raw class tokens `(M, C)` and classes `(M,)` of what can be read.
+
+        Every process encodes its share, which its workers decode, and gets what all have encoded.
+        """
+        data = trainer.datamodule
+        share = EvenShare(len(images), rank=trainer.global_rank, world_size=trainer.world_size)
+        loader = DataLoader(
+            images, batch_size=data.batch_size, sampler=share, **data.loader_arguments
+        )
+        features, weights = [], []
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for start in range(0, count, data.batch_size):
-                chosen = indices[start : start + data.batch_size]
-                batch = trainer.strategy.batch_to_device(collate([images[i] for i in chosen]))
+            # Without a report: these images are not those of the run.
+            for batch in Loader(loader, lambda bad, seen: None):
+                batch = trainer.strategy.batch_to_device(batch)
                 layer = module.backbone(batch["image"]).layers[-1]
                 tokens = layer.raw_cls if layer.n_cls else layer.raw_tokens
-                readable = batch["weight"] > 0
-                features.append(tokens.float().mean(dim=1)[readable])
-                known = torch.tensor(
-                    [classes.index(source.label(i) or "") for i in chosen],
-                    device=readable.device,
-                )
-                labels.append(known[readable])
-        return torch.cat(features), torch.cat(labels)
+                features.append(tokens.float().mean(dim=1))
+                weights.append(batch["weight"])
+        encoded, weight = (
+            _in_order(module.all_gather(torch.cat(part)), trainer.world_size)[: len(images)]
+            for part in (features, weights)
+        )
+        readable = weight > 0
+        return encoded[readable], labels.to(readable.device)[readable]
 
 
-def _labels(source: Source) -> set[str]:
-    return {source.label(i) or "" for i in range(len(source))}
+def _in_order(gathered: Tensor, world_size: int) -> Tensor:
+    """Undo `EvenShare`: `(W, n, ...)` of W processes to `(n * W, ...)`."""
+    return gathered if world_size == 1 else gathered.transpose(0, 1).flatten(0, 1)

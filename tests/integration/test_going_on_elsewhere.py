@@ -1,0 +1,249 @@
+"""A run goes on with other devices and workers; no run writes over what is not its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from running import TINY, kill_when, pixio, same, started
+
+from pixio_lightning.cli import main
+from pixio_lightning.run_folder import Metrics
+
+# In double precision, where six steps of Adam do not amplify the rounding of sums.
+DOUBLE = ("--trainer.precision", "64-true")
+SHORT = ("--trainer.max_steps", 6, "--checkpoint.every_n_steps", 3)
+DDP = ("--trainer.strategy", "ddp", "--trainer.devices", 2, "--data.batch_size", 4)
+ONE = ("--trainer.devices", 1)
+
+
+def weights(folder: Path) -> torch.Tensor:
+    state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    return torch.cat([tensor.flatten() for tensor in state.values()])
+
+
+def words(*parts: object) -> list[str]:
+    return [str(part) for part in parts]
+
+
+@pytest.fixture(scope="module")
+def line(recipe: Path) -> tuple[object, ...]:
+    return ("fit", "-c", recipe, *DOUBLE, *SHORT)
+
+
+@pytest.fixture(scope="module")
+def whole(line: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of two processes."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    pixio(*line, *DDP, "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(line: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, both killed after the third step."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    assert kill_when("step 3: saved last.ckpt", *line, *DDP, "--out", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "noted"),
+    [
+        (
+            (*ONE, "--data.batch_size", 8, "--data.num_workers", 2, "--trainer.strategy", "auto"),
+            "now 8 = data.batch_size 8 x 1 process",
+        ),
+        (
+            (*ONE, "--data.batch_size", 4, "--trainer.accumulate_grad_batches", 2),
+            "now 8 = data.batch_size 4 x 1 process x 2 accumulated",
+        ),
+    ],
+)
+def test_two_processes_go_on_as_one(
+    line: tuple[object, ...],
+    whole: Path,
+    stopped: Path,
+    tmp_path: Path,
+    changes: tuple[object, ...],
+    noted: str,
+) -> None:
+    """The samples of a step are the same; sums of gradients are added in another order."""
+    shutil.copytree(stopped, tmp_path / "run")
+    printed = pixio(*line, *changes, "--checkpoint.every_n_steps", 2, "--out", tmp_path / "run")
+    notes = [text for text in printed.splitlines() if text.startswith("goes on with other ")]
+    assert len(notes) == 1 and noted in notes[0]
+    assert "trainer.devices: 2 -> 1" in notes[0] and "checkpoint.every_n_steps: 3 -> 2" in notes[0]
+    assert "at step 3" in printed
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["trainer"]["devices"] in (1, "1") and config["checkpoint"]["every_n_steps"] == 2
+
+    assert (weights(whole) - weights(tmp_path / "run")).abs().max() < 1e-9
+    first, second = (Metrics(folder / "metrics.csv").rows for folder in (whole, tmp_path / "run"))
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        # Of accumulated batches the loss of the last is logged.
+        skipped = {"train/loss"} if "accumulated" in noted else set()
+        a, b = ({k: v for k, v in row.items() if k not in skipped} for row in (a, b))
+        assert a == pytest.approx(b, abs=1e-6)
+
+
+def test_another_global_batch_is_refused(
+    line: tuple[object, ...], stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    assert main(words(*line, *ONE, "--data.batch_size", 4, "--out", tmp_path / "run")) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "set data.batch_size 8 or trainer.accumulate" in error
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_sharded_processes_go_on_as_fewer(recipe: Path, tmp_path: Path) -> None:
+    fsdp = ("fit", "-c", recipe, "-c", "with/fsdp", *SHORT)
+    two = ("--trainer.devices", 2, "--data.batch_size", 4)
+    one = (*ONE, "--data.batch_size", 8)
+    pixio(*fsdp, *two, "--out", tmp_path / "whole")
+    assert kill_when("step 3: saved last.ckpt", *fsdp, *two, "--out", tmp_path / "run")
+    assert "at step 3" in pixio(*fsdp, *one, "--out", tmp_path / "run")
+    first, second = (
+        [row["train/loss"] for row in Metrics(tmp_path / run / "metrics.csv").rows if row["step"]]
+        for run in ("whole", "run")
+    )
+    assert first == pytest.approx(second, abs=1e-5)
+
+
+def test_shards_go_on_with_other_workers_where_that_is_asked_for(
+    photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "shards"
+    assert main(words("shard", photographs, shards, "--rows", 30, "--group", 5)) == 0
+    tiny = yaml.safe_load(yaml.safe_dump(TINY))
+    tiny["data"]["init_args"] |= {"source": "shards", "path": str(shards), "num_workers": 1}
+    tiny["data"]["init_args"]["val_images"] = 8
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    line = ("fit", "-c", tmp_path / "tiny.yaml", "--out", tmp_path / "run", *SHORT)
+    assert kill_when("step 3: saved last.ckpt", *line)
+    line = (*line, "--data.num_workers", 2)
+    assert main(words(*line)) == 2
+    assert "set data.restart_pass true" in capfd.readouterr().err
+    assert main(words(*line, "--data.restart_pass", "true")) == 0
+    out = capfd.readouterr().out
+    assert "goes on with other data.num_workers: " in out and "data.restart_pass: " in out
+    assert "at step 3" in out
+
+
+# --- the run folder -----------------------------------------------------------------------------
+
+
+def test_a_second_run_in_the_folder_is_refused(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the first one's processes, one of them a data worker that outlives it, hold no other."""
+    line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--trainer.devices", 2)
+    long = ("--trainer.strategy", "ddp", "--data.num_workers", 1, "--data.batch_size", 4)
+    first = started("step 4: saved last.ckpt", *line, *long, "--trainer.max_steps", 5000)
+    try:
+        for more in ((), ("--fresh",)):
+            assert main(words(*line, *long, "--trainer.max_steps", 5000, *more)) == 2
+            error = capfd.readouterr().err
+            assert error.count("\n") == 1 and f"in use by another run (process {first.pid}" in error
+        assert first.poll() is None and os.listdir(tmp_path) == ["run"]
+    finally:
+        first.kill()
+        first.wait()
+    try:  # its rank and workers may still be there
+        assert main(words(*line, *long, "--trainer.max_steps", 5)) == 2
+        assert "trainer.max_steps: 5000 -> 5" in capfd.readouterr().err
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        assert first.stdout is not None
+        first.stdout.close()
+
+
+def test_nothing_that_is_not_the_runs_is_overwritten(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = words("fit", "-c", recipe, "--trainer.max_steps", 2, "--out")
+
+    def refused(why: str, *more: str, folder: Path) -> None:
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        capfd.readouterr()
+        assert main([*line, str(folder), *more]) == 2
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1 and why in error
+        after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        after.pop(folder / ".lock", None)
+        before.pop(folder / ".lock", None)
+        assert after == before
+
+    server = tmp_path / "server"
+    server.mkdir()
+    (server / "config.yaml").write_text("port: 80\n")
+    refused("is no configuration of a run", folder=server)
+    refused("is no configuration of a run", "--fresh", folder=server)
+    table = tmp_path / "table"
+    table.mkdir()
+    (table / "metrics.csv").write_text("time,value\n1,2\n")
+    refused("metrics.csv' is of no run", folder=table)
+    refused("holds files but no run", "--fresh", folder=table)
+
+    run = tmp_path / "run"
+    assert main([*line, str(run)]) == 0
+    ckpt = ("--ckpt_path", str(run / "last.ckpt"))
+    refused("--fresh moves", "--fresh", *ckpt, folder=run)
+    refused("model.mask_grid: 2 -> 4", "--model.mask_grid", "4", *ckpt, folder=run)
+    monkeypatch.chdir(run)
+    refused("this command runs in it", "--fresh", folder=Path("."))
+    monkeypatch.undo()
+    (run / "config.yaml").rename(tmp_path / "config.yaml")
+    refused("holds last.ckpt but no config.yaml", folder=run)
+    # What was not read as metrics is whole, too: the advice can be followed.
+    assert main([*line, str(run), "--fresh"]) == 0
+    kept = [path for path in tmp_path.glob("run.*") if (path / "last.ckpt").exists()]
+    assert len(kept) == 1
+    (tmp_path / "config.yaml").rename(kept[0] / "config.yaml")
+    capfd.readouterr()
+    assert main([*line, str(kept[0])]) == 0
+    assert "finished at step 2" in capfd.readouterr().out
+    assert same(kept[0] / "last.ckpt", run / "last.ckpt")
+
+
+def test_a_tilde_in_any_option_is_the_home_folder(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copy(recipe, tmp_path / "tiny.yaml")
+    photographs = yaml.safe_load(recipe.read_text())["data"]["init_args"]["path"]
+    (tmp_path / "photographs").symlink_to(photographs)
+    steps = ("--trainer.max_steps", 2)
+    line = words("fit", "-c", "~/tiny.yaml", "--data.path=~/photographs", "--out=~/run", *steps)
+    assert main(line) == 0
+    assert "finished" not in capfd.readouterr().out
+    assert main(line) == 0
+    assert "finished at step 2" in capfd.readouterr().out
+    more = words("--ckpt_path=~/run/last.ckpt", "--data.path=~/photographs", "--out=~/seen")
+    assert main(["validate", "-c", "~/tiny.yaml", *more]) == 0
+    assert os.listdir() == [] and (tmp_path / "run" / "last.ckpt").exists()
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["init_args"]["path"] == f"{tmp_path}/photographs"
+
+
+def test_what_the_system_refuses_is_one_line(
+    recipe: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["fit", "-c", str(recipe), "--out", "/dev/null/run"]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "'/dev/null/run" in error and "Not a directory" in error
+    monkeypatch.setenv("PIXIO_CACHE", "/dev/null/cache")
+    debug = words("fit", "-c", "pretrain/demo", "-c", "with/debug", "--out", tmp_path / "run")
+    assert main(debug) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "'/dev/null/cache" in error and "Not a directory" in error
