@@ -20,7 +20,7 @@ from pixio_lightning import drop_path as drop_paths
 from pixio_lightning import weights as weight_files
 from pixio_lightning.blocks import compile_blocks
 from pixio_lightning.errors import UserError
-from pixio_lightning.features import Features, Layer
+from pixio_lightning.features import Features, Layer, tapped_blocks
 from pixio_lightning.keyed import Draw
 from pixio_lightning.masking import gather_tokens, patchify
 
@@ -92,7 +92,7 @@ class Backbone(nn.Module):
                 f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
                 f"train, 0 to {self.depth}"
             )
-        self.tapped = self._taps(layers)
+        self.tapped = tapped_blocks(layers, self.depth, name=self.name)
         self._drop_paths: dict[int, drop_paths.Pair] = {}
         self.loaded = False
         self.matched = ""
@@ -106,7 +106,8 @@ class Backbone(nn.Module):
         self.depth: int = len(self.vit.blocks)
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
         # Power-of-two patches read the image as it is; patch 14 is resized to 16-pixel tokens.
-        self.stride = self.patch_size if _divides(self.patch_size, STRIDE) else STRIDE
+        fits = STRIDE % self.patch_size == 0 or self.patch_size % STRIDE == 0
+        self.stride = self.patch_size if fits else STRIDE
         cls_token = self.vit.cls_token
         self.n_cls_tokens: int = 0 if cls_token is None else cls_token.shape[1]
         self.n_registers: int = self.vit.num_prefix_tokens - self.n_cls_tokens
@@ -135,19 +136,6 @@ class Backbone(nn.Module):
         if self._file is None:
             return "none (random initialisation)"
         return weight_files.licence_of(self.weights, self._file.meta)
-
-    def _taps(self, layers: Literal["last", "quarters"] | list[int]) -> list[int]:
-        if layers == "last":
-            return [self.depth - 1]
-        quarters = [self.depth * (i + 1) // 4 - 1 for i in range(4)]
-        indices = quarters if layers == "quarters" else layers
-        taps = sorted(i % self.depth if -self.depth <= i < self.depth else i for i in indices)
-        if not taps or taps[-1] >= self.depth or taps[0] < 0 or len({*taps}) < len(taps):
-            raise UserError(
-                f"backbone.layers is {layers}, but {self.name} has blocks 0 to {self.depth - 1}, "
-                "each to be named once"
-            )
-        return taps
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -408,7 +396,3 @@ class Backbone(nn.Module):
             if rope is not None:
                 rope = rope[keep][:, None]
         return self.vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope
-
-
-def _divides(a: int, b: int) -> bool:
-    return b % a == 0 or a % b == 0

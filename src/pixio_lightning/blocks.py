@@ -29,7 +29,7 @@ def compile_blocks(blocks: Iterable[nn.Module], *, backend: str = "inductor") ->
     torch takes the second number of tokens it meets, the decoder's, for a sign that the number
     changes, and compiles for any number, which is slower.
     """
-    config = torch._dynamo.config
+    config = torch.compiler.config
     config.recompile_limit = max(config.recompile_limit, _GRAPHS)
     for block in blocks:
         block.compile(dynamic=False, backend=backend)

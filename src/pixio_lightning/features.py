@@ -5,10 +5,12 @@ Shapes: B batch, K class tokens, h x w grid of patches, n visible patches, C wid
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pixio_lightning.errors import UserError
 
 
 # Named tuples, because DDP and FSDP find the tensors in a module's output only inside types
@@ -87,3 +89,29 @@ class Features(NamedTuple):
             return layer.patches
         mean = layer.cls.mean(dim=1)[..., None, None]
         return torch.cat([layer.patches, mean.expand_as(layer.patches)], dim=1)
+
+
+def tapped_blocks(
+    layers: Literal["last", "quarters"] | list[int], depth: int, *, name: str
+) -> list[int]:
+    """Return the indices of the blocks that heads read, in order.
+
+    Args:
+        layers: `last`, `quarters` (four, evenly spread) or indices; negative ones from the end.
+        depth: Number of blocks.
+        name: Of the model, for the message.
+
+    Raises:
+        UserError: A block does not exist, or is named twice.
+    """
+    if layers == "last":
+        return [depth - 1]
+    quarters = [depth * (i + 1) // 4 - 1 for i in range(4)]
+    indices = quarters if layers == "quarters" else layers
+    taps = sorted(i % depth if -depth <= i < depth else i for i in indices)
+    if not taps or taps[-1] >= depth or taps[0] < 0 or len({*taps}) < len(taps):
+        raise UserError(
+            f"backbone.layers is {layers}, but {name} has blocks 0 to {depth - 1}, "
+            "each to be named once"
+        )
+    return taps

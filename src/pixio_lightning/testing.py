@@ -75,13 +75,13 @@ class HeadContract:
 
     def trains(self, folder: Path) -> bool:
         """Return whether the head, on a frozen backbone, has anything to train."""
-        from pixio_lightning import run
+        from pixio_lightning import lightning_cli
         from pixio_lightning.named_classes import import_named
         from pixio_lightning.options import parse_options
 
         options = parse_options(self.words(folder))
         import_named(options.configs, options.rest)
-        cli = run.PixioCLI(options, "check")
+        cli = lightning_cli.PixioCLI(options, "check")
         cli.model.ask(cli.datamodule)
         return cli.model.trains
 
