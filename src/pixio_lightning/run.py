@@ -14,7 +14,7 @@ from pixio_lightning import record, resume, run_folder
 from pixio_lightning.callbacks import MetricsLog, Preemption
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
-from pixio_lightning.checkpoint import local_path, read, read_plain, recover
+from pixio_lightning.checkpoint import local_path, read_plain, recover
 from pixio_lightning.data.stream import end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.head import Head
@@ -98,6 +98,7 @@ def _fit(cli: PixioCLI) -> int:
         write()
     _introduce(cli)
     if isinstance(cli.model, Head):
+        _recall(cli, ckpt_path)
         cli.model.ask(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
         if primary:
@@ -176,11 +177,20 @@ def _introduce(cli: PixioCLI) -> None:
         }
 
 
-def _described(ckpt_path: str) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: images to predict say nothing of a head's data."""
-    path = local_path(ckpt_path)
-    # A folder is of a sharded run, and only its strategy reads it.
-    return read(path).get("pixio", {}) if path.is_file() else {}
+def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
+    """Tell a head, before it is built, what the weights that it will load are made for.
+
+    Raises:
+        UserError: The data contradicts it.
+    """
+    path = local_path(ckpt_path) if ckpt_path else None
+    if not isinstance(cli.model, Head) or path is None or not path.exists():
+        return
+    stored = read_plain(path)
+    about = stored.get("pixio", {}) if isinstance(stored, dict) else {}
+    if cli.verb != "predict":  # images to predict say nothing of a head's data
+        cli.model.compare(cli.datamodule, about)
+    cli.model.remember(about)
 
 
 def evaluate(cli: PixioCLI) -> int:
@@ -192,8 +202,7 @@ def evaluate(cli: PixioCLI) -> int:
         if cli.trainer.is_global_zero:
             say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
     _introduce(cli)
-    if cli.verb == "predict" and isinstance(cli.model, Head) and ckpt_path:
-        cli.model.remember(_described(ckpt_path))
+    _recall(cli, ckpt_path)
     results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":

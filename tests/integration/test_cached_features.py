@@ -25,7 +25,15 @@ def test_a_late_process_encodes_its_share_and_nothing_twice(late: int, tmp_path:
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     env = {"PIXIO_CACHE": str(tmp_path / "cache"), "PYTHONPATH": path}
     env |= {"LATE_RANK": str(late), "SHARE": "6"}
-    words = (*DEPTH, *STEPS, *TWO, "--model.backbone.weights", "random:0", "--out", tmp_path / "run")
+    words = (
+        *DEPTH,
+        *STEPS,
+        *TWO,
+        "--model.backbone.weights",
+        "random:0",
+        "--out",
+        tmp_path / "run",
+    )
     said = pixio("fit", *words, "--trainer.callbacks+=latecomer.Latecomer", **env)
     assert said.count("encoding 12 train views") == said.count("encoding 6 val views") == 1
     encoded = Counter(json.loads(line)["name"] for line in names_in(tmp_path / "cache"))
