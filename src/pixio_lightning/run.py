@@ -42,6 +42,10 @@ def main(verb: str, argv: list[str]) -> int:
 def fit(cli: PixioCLI) -> int:
     """Train; resume if the run folder holds a run of the same configuration."""
     folder = cli.options.out
+    if cli.options.fresh and run_folder.begun_by_this_job(folder):
+        cli.options = cli.options._replace(fresh=False)
+        if cli.trainer.is_global_zero:
+            say(f"this job began {folder} anew when it first started: now it goes on")
     with ExitStack() as locks:
         if cli.trainer.is_global_zero:
             run_folder.check_ours(folder, fresh=cli.options.fresh)
@@ -62,6 +66,7 @@ def _start_anew(cli: PixioCLI) -> None:
     old = run_folder.set_aside(folder)
     if old:
         say(f"the earlier run is now in {old}")
+    run_folder.note_job(folder)
 
 
 def _fit(cli: PixioCLI) -> int:
@@ -144,7 +149,7 @@ def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, fo
             "anew (the old folder is kept under another name)"
         )
     then = _stored_batch(folder, stored)
-    note = resume.check_changes(folder, stored, config, then=then, now=batch)
+    note = resume.check_changes(folder, cli.completed(stored), config, then=then, now=batch)
     if note and cli.trainer.is_global_zero:
         say(note)
 
