@@ -278,6 +278,20 @@ class Head(BackboneModule):
             if (value := getattr(data, name, None)) is not None:
                 self.evaluation_facts[name] = value
 
+    def compare(self, data: Any, about: dict[str, Any]) -> None:
+        """Refuse data that contradicts a checkpoint.
+
+        Args:
+            data: The data module.
+            about: The `pixio` entry of the checkpoint.
+
+        Raises:
+            UserError: A fact in `same_as_trained` differs.
+        """
+        names = self.same_as_trained
+        of_data = {n: value for n in names if (value := getattr(data, n, None)) is not None}
+        refuse_other(names, of_data, about.get("facts", {}))
+
     def remember(self, about: dict[str, Any]) -> None:
         """Take what a checkpoint says of the data it was trained on.
 
@@ -345,7 +359,7 @@ class Head(BackboneModule):
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
             line = record.describe(self, outcome, split=stage, digest=digest)
-            if line["checkpoint"] == "last":
+            if line["verb"] == "fit" and line["checkpoint"] == "last":
                 # Before the last one, which stays what a reader of the last line finds.
                 record.append_best(folder, line, self.monitor)
             record.append(folder, line)
@@ -355,7 +369,7 @@ class Head(BackboneModule):
     def _digest_to_record(self) -> str | None:
         """Return the backbone's digest; None while it changes, and where nobody records it."""
         trainer = self.trainer
-        running = trainer.state.fn == "fit" and trainer.global_step < trainer.max_steps
+        running = trainer.state.fn == "fit" and not record.at_last_step(trainer)
         if running and not self.backbone.frozen:
             return None  # all of its bytes would be hashed at every validation
         # The parts of a sharded backbone come together in a collective of all processes.

@@ -90,6 +90,18 @@ class PixioCLI(LightningCLI):
         dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
         return yaml.safe_load(dumped)
 
+    def completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a stored configuration with the keys that came since, each at its default.
+
+        A new key's default is what earlier versions did. What this version cannot parse, such as a
+        key that is gone, stays as it is.
+        """
+        try:
+            parsed = self.parser.parse_object(config)
+            return yaml.safe_load(self.parser.dump(parsed, skip_none=False, format="yaml"))
+        except Exception:  # whatever classes and types raise at values of another version
+            return config
+
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; `check` needs no trainer."""
         try:
