@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -36,6 +37,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
 _GRACE = 20  # seconds a worker lives on after SIGTERM
+_REAPED = 5  # seconds to wait for one that was killed
 Bad = tuple[str, str]  # name of an image and why it is unusable
 
 # Even where nine of ten images are bad, a run of so many never occurs.
@@ -265,6 +267,23 @@ def _told(loader: DataLoader) -> Iterator[dict[str, Any]]:
 _handlers: list[Any] = []  # of a dead worker's signal, while nobody is to be told of it
 
 
+@contextmanager
+def child_signal_kept() -> Iterator[None]:
+    """Put back, in the end, the handler of a dead child's signal that was there before.
+
+    The first loader in a process makes torch install its own, which would stay for good.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        main = threading.current_thread() is threading.main_thread()
+        # None is a handler that was not installed from Python, and cannot be put back from there.
+        if main and before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+            _leave_workers_unwatched()
+            signal.signal(signal.SIGCHLD, before)
+
+
 def _leave_workers_unwatched() -> None:
     """Take no notice of workers that end, until a loader starts others."""
     handler = signal.getsignal(signal.SIGCHLD)
@@ -305,8 +324,11 @@ def end_workers() -> None:
     """Kill the data workers of a run that has failed, which would hold its exit up for a while."""
     # torch's handler would take their end for another failure.
     _leave_workers_unwatched()
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.kill()
+    for child in children:  # as long as their end is nobody's business
+        child.join(_REAPED)
 
 
 class EndlessLoader(Loader):
