@@ -284,6 +284,12 @@ def test_encoder_and_decoder_are_compiled_for_the_sizes_they_run_at(build, image
 # --- drop path ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_drop_path_is_a_share(build, rate):
+    with pytest.raises(UserError, match=f"drop_path is {rate}; expected 0 to below 1"):
+        build(drop_path=rate)
+
+
 def test_drop_path_rates_rise_linearly(build):
     backbone = build(drop_path=0.4)
     for branch in ("drop_path1", "drop_path2"):

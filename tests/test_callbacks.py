@@ -214,13 +214,18 @@ def test_a_terminal_shows_a_bar_until_it_is_interrupted(recipe: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("number", "workers", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGUSR1, 0, 138)]
+    ("number", "workers", "accumulate", "code"),
+    [(signal.SIGTERM, 1, 1, 143), (signal.SIGUSR1, 0, 64, 138)],
 )
 def test_a_signal_saves_and_stops(
-    recipe: Path, tmp_path: Path, number: signal.Signals, workers: int, code: int
+    recipe: Path, tmp_path: Path, number: signal.Signals, workers: int, accumulate: int, code: int
 ) -> None:
-    """As schedulers do, the signal is sent to the whole job: to the data workers, too."""
+    """As schedulers do, the signal is sent to the whole job: to the data workers, too.
+
+    Among the many batches of a step it waits for the last.
+    """
     words = "--trainer.max_steps=1000000", "--checkpoint.every_n_steps=1000000"
+    words += (f"--trainer.accumulate_grad_batches={accumulate}",)
     process = subprocess.Popen(
         command(recipe, tmp_path, *words, f"--data.num_workers={workers}"),
         env=environment(),
@@ -237,11 +242,14 @@ def test_a_signal_saves_and_stops(
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
-    step = read(tmp_path / "last.ckpt")["global_step"]
+    saved = read(tmp_path / "last.ckpt")
+    step = saved["global_step"]
+    progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["total"]["ready"] == step * accumulate
     assert f"{number.name} at step {step}: saved last.ckpt, stopping" in out
     assert step >= 10 and "Traceback" not in err
     state = yaml.safe_load((tmp_path / "state.json").read_text())
-    assert state == {"step": step, "finished": False}
+    assert (state["step"], state["finished"]) == (step, False)
 
 
 # --- the probe --------------------------------------------------------------------------------

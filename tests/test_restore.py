@@ -152,6 +152,27 @@ def test_a_checkpoint_that_says_it_wrongly(about: object, tmp_path: Path) -> Non
         assert str(refused.value).isprintable()
 
 
+@pytest.mark.parametrize("weights", ["hf:someone/weights", "timm"])
+def test_nothing_is_fetched_that_only_the_checkpoint_names(
+    weights: str, trained: Path, tmp_path: Path
+) -> None:
+    config = torch.load(trained, weights_only=True)["pixio"]["config"]
+    config["init_args"]["backbone"]["init_args"]["weights"] = weights
+    path = rewritten(trained, tmp_path, config=config)
+    with pytest.raises(UserError, match=f"may have to be fetched.*weights='{weights}'"):
+        pixio_lightning.load(path)
+    assert pixio_lightning.load(path, weights="random:0").backbone.weights == "random:0"
+
+
+def test_a_head_that_diverged_is_refused(trained: Path, tmp_path: Path) -> None:
+    stored = torch.load(trained, weights_only=True)
+    name = next(name for name in stored["state_dict"] if name.endswith("weight"))
+    stored["state_dict"][name].view(-1)[0] = float("nan")
+    torch.save(stored, tmp_path / "diverged.ckpt")
+    with pytest.raises(UserError, match=f"NaN or infinite values, in {name}"):
+        pixio_lightning.load(tmp_path / "diverged.ckpt")
+
+
 def test_another_backbone_is_refused_by_its_digest(trained: Path) -> None:
     with pytest.raises(UserError, match="digest"):
         pixio_lightning.load(trained, weights="random:3")

@@ -92,6 +92,8 @@ class Backbone(nn.Module):
                 f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
                 f"train, 0 to {self.depth}"
             )
+        if not 0 <= drop_path < 1:
+            raise UserError(f"backbone.drop_path is {drop_path}; expected 0 to below 1")
         self.tapped = tapped_blocks(layers, self.depth, name=self.name)
         self._drop_paths: dict[int, drop_paths.Pair] = {}
         self.loaded = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pixio_lightning.data.curation import BINS, MAX_LOSS
+from pixio_lightning.data.decode import decode
 
 _WIDTH, _THUMB, _COLUMNS, _PAD = 1086, 84, 12, 6
 _GREY, _BLUE, _RED = (205, 205, 205), (52, 101, 164), (200, 60, 50)
@@ -117,7 +118,7 @@ def _axis(
 
 
 def _thumbnail(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")).convert("RGB")
+    image = decode(data, max_megapixels=math.inf)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((_THUMB, _THUMB), box=(left, top, left + side, top + side))

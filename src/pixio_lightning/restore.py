@@ -18,6 +18,8 @@ from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.module import BackboneModule
 from pixio_lightning.named_code import refuse_foreign
+from pixio_lightning.self_description import shown
+from pixio_lightning.weights import refuse_non_finite
 
 
 def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModule:
@@ -27,7 +29,8 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
 
     Args:
         path: A checkpoint file.
-        weights: Where the weights of a frozen backbone are now; None takes where they were.
+        weights: Where the weights of a frozen backbone are now; None takes the file they were
+            read from. Those of a hub have to be named, as nothing is fetched that you did not name.
 
     Raises:
         UserError: The file is missing, damaged or of something else; its head is not installed;
@@ -51,6 +54,11 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         backbone |= {"name": None, "model_args": None, "weights": str(path)}
     elif weights is not None:
         backbone["weights"] = weights
+    elif str(backbone.get("weights")).startswith("hf:") or backbone.get("weights") == "timm":
+        raise UserError(
+            f"checkpoint '{path}' names weights that may have to be fetched: if you trust them, "
+            f"load(..., weights={shown(backbone['weights'])})"
+        )
     config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
     # After the last change, and all but the path, which is only ever opened as a file.
     named = arguments | {"backbone": [around | {"init_args": None}, backbone | {"weights": None}]}
@@ -68,6 +76,9 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     module.config = about["config"]
     module.remember(about)
     module.configure_model()
+    parameters = dict(module.named_parameters())
+    trained = {name: t for name, t in stored["state_dict"].items() if name in parameters}
+    refuse_non_finite(trained, f"checkpoint '{path}'")
     module.on_load_checkpoint(stored)
     try:
         module.load_state_dict(stored["state_dict"])

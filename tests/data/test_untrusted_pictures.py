@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import zipfile
@@ -18,11 +19,13 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from pixio_heads.depth.data import DepthData
 from pixio_heads.reconstruction.views.inputs import _upright_size
 from pixio_heads.segmentation.data import SegmentationData
-from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture
+from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture, read_file
 from pixio_lightning.data.depth_files import read_depth
 from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.sources import FolderSource
 
 ROOT = Path(__file__).resolve().parents[2]
+HEADS = ROOT / "heads"
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
 
 
@@ -171,6 +174,29 @@ def test_an_array_that_claims_to_be_vast_is_refused_by_its_header() -> None:
     }.items():
         with pytest.raises(BadImage, match="array over 64 megapixels"):
             read_depth(data, suffix, scale=1)
+
+
+def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
+    """A pipe would be waited for, /dev/zero read until the memory is full."""
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "whole.png").write_bytes(IMAGE)
+    source = FolderSource(tmp_path)
+    assert len(source) == 3
+    for index, name in enumerate(source.names):
+        if name == "whole.png":
+            assert source.read(index) == IMAGE
+            continue
+        with pytest.raises(BadImage, match="no regular file"):
+            source.read(index)
+    for place in (tmp_path / "zero.png", tmp_path / "pipe.png"):
+        with pytest.raises(BadImage, match="no regular file"):
+            read_file(place)
+
+
+def test_files_of_data_are_read_in_one_way() -> None:
+    for path in [*(ROOT / "src/pixio_lightning/data").rglob("*.py"), *HEADS.rglob("*.py")]:
+        assert not re.findall(r"\.read_bytes\(", path.read_text()), path
 
 
 def test_no_picture_is_opened_in_another_way() -> None:

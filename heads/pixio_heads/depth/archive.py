@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.decode import BadImage, read_file
 from pixio_lightning.data.samples import digest_of
 from pixio_lightning.errors import UserError, nearest
 
@@ -60,7 +60,7 @@ class Archive:
         if name not in self._known:
             raise BadImage(f"no {name.rpartition('/')[2]}")
         if self.is_folder:
-            return (self.path / name).read_bytes()
+            return read_file(self.path / name)
         try:
             opened = self._opened()
             if opened.getinfo(name).file_size > _MOST_BYTES:  # zeros pack a thousandfold

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_lightning.data.decode import BadImage, decode, open_picture
+from pixio_lightning.data.decode import BadImage, decode, open_picture, read_file
 from pixio_lightning.data.depth_files import SUFFIXES, read_depth, read_npy, require_reader
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
@@ -141,14 +141,14 @@ class PairSamples:
 
     def load(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image = np.asarray(decode(pair.image.read_bytes(), max_megapixels=self.max_megapixels))
+        image = np.asarray(decode(read_file(pair.image), max_megapixels=self.max_megapixels))
         if self.images_only:
             return {"image": image}
         if pair.depth is None or not pair.depth.is_file():
             raise BadImage("no depth file")
         mask = None
         if pair.mask is not None:
-            mask = read_mask(pair.mask.read_bytes(), max_megapixels=self.max_megapixels)
+            mask = read_mask(read_file(pair.mask), max_megapixels=self.max_megapixels)
         sample = checked(image, self.metres(pair.depth), mask)
         if self.intrinsics:
             matrix = self.intrinsics.get(self.name(index), self.intrinsics.get("default"))
@@ -160,7 +160,7 @@ class PairSamples:
     def metres(self, path: Path) -> NDArray[np.float32]:
         """Return a depth map `(H, W)` in metres; 0, NaN and infinity are no depth."""
         return read_depth(
-            path.read_bytes(),
+            read_file(path),
             path.suffix.lower(),
             scale=self.scale,
             insist=self.insist,

@@ -36,7 +36,7 @@ def set_row(batch: dict[str, Any], prediction: Prediction) -> list[Tensor]:
     )
     seen = valid[0, 0]
     near = truth.depth[0, 0][seen]
-    high = near.quantile(0.98) if len(near) else truth.depth.new_tensor(1.0)
+    high = panels.quantile(near, 0.98) if len(near) else 1.0
     depths = (torch.where(seen, truth.depth[0, 0], torch.nan), guess.depth[0, 0])
     images = batch["image"][0]
     row = [images[0], images[min(1, len(images) - 1)]]

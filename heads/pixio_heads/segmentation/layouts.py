@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.segmentation.metrics import IGNORED
-from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture
+from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture, read_file
 from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
@@ -131,12 +131,12 @@ class PairSamples:
 
     def load(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image = decode_pixels(pair.image.read_bytes(), max_megapixels=self.max_megapixels)
+        image = decode_pixels(read_file(pair.image), max_megapixels=self.max_megapixels)
         if self.labels is None:
             return {"image": image}
         if pair.mask is None or not isfile(pair.mask):
             raise BadImage("no mask")
-        labels = self.labels.read(pair.mask.read_bytes(), max_megapixels=self.max_megapixels)
+        labels = self.labels.read(read_file(pair.mask), max_megapixels=self.max_megapixels)
         return checked(image, labels)
 
     def digest(self) -> str:

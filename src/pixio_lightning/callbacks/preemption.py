@@ -38,9 +38,11 @@ class Preemption(L.Callback):
         self.requeue = requeue
         self.signal: int | None = None
         self.stopping = False
+        self._step = 0
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
         # In place of Lightning's own handlers, which train on after SIGUSR1 and exit 0 on SIGTERM.
         for number in (signal.SIGTERM, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, self._received)
@@ -49,6 +51,9 @@ class Preemption(L.Callback):
         self.signal = number
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # a batch of several that make a step: half of one cannot be resumed
+        self._step = trainer.global_step
         stop = self.signal is not None
         if trainer.world_size > 1:
             if trainer.global_step % _AGREE_EVERY:

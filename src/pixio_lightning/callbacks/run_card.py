@@ -87,6 +87,8 @@ class RunCard(L.Callback):
         steps = trainer.global_step - self._start[1]
         rate = pl_module.global_batch * steps / seconds if seconds else 0.0
         facts = {"speed": f"{steps} steps in {duration(seconds)}, {rate:.0f} img/s"}
+        if not steps:  # what is left was an evaluation
+            facts = {}
         bad = getattr(trainer.datamodule, "bad", {})
         if bad:
             reasons = ", ".join(f"{n} {r}" for r, n in trainer.datamodule.bad_reasons.most_common())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ _DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], Image.Image
     "WEBP": (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
 }
 FORMATS = tuple(_DECODERS)
+_MAX_BYTES = 1 << 30
 _MIN_SIDE = 16  # a thinner image has no content at any crop size
 _CUT = re.compile("truncated|[Pp]remature end")  # as Pillow and libjpeg say it
 
@@ -52,6 +55,24 @@ class Crop(NamedTuple):
     top: int
     width: int
     height: int
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """Return the content of a file of a data set.
+
+    Raises:
+        BadImage: It is a pipe or a device, which would be read for ever, or larger than a picture.
+        OSError: It is not there, or cannot be read.
+    """
+    # Not blocking: opening a pipe would wait for someone to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise BadImage("no regular file")
+        if about.st_size > _MAX_BYTES:
+            raise BadImage(f"a file over {_MAX_BYTES >> 30} GiB")
+        return file.readall()
 
 
 def decode(data: bytes, *, max_megapixels: float) -> Image.Image:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from pixio_lightning.data.decode import read_file
 from pixio_lightning.data.samples import digest_of
 from pixio_lightning.data.sources import open_hub
 from pixio_lightning.errors import UserError, nearest
@@ -49,7 +50,7 @@ def content(value: Any) -> bytes:
     """Return the bytes of an encoded image or array; empty where the row has none."""
     if isinstance(value, dict):
         if value["bytes"] is None and value.get("path"):
-            return Path(value["path"]).read_bytes()
+            return read_file(value["path"])
         value = value["bytes"]
     return value or b""
 

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, Protocol
 
+from pixio_lightning.data.decode import read_file
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import key_of
 
@@ -61,7 +62,7 @@ class FolderSource:
         return self.names[index]
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.names[index]).read_bytes()
+        return read_file(self.root / self.names[index])
 
     def label(self, index: int) -> str | None:
         return Path(self.names[index]).parent.name or None
@@ -170,7 +171,7 @@ class HubSource:
         value = self.data[index][self.column]
         if isinstance(value, dict):
             if value["bytes"] is None and value.get("path"):
-                return Path(value["path"]).read_bytes()
+                return read_file(value["path"])
             value = value["bytes"]
         return value or b""
 

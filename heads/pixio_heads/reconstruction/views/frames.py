@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views import covisibility
 from pixio_heads.reconstruction.views.score_file import ScoreFile
-from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.decode import BadImage, decode_pixels, read_file
 from pixio_lightning.data.depth_files import read_depth
 from pixio_lightning.data.scene_samples import SceneSamples
 from pixio_lightning.data.scenes import CLASSES
@@ -186,7 +186,7 @@ class FileScene:
     def load(self, index: int) -> Shot:
         frame = self.frames[index]
         try:
-            image = decode_pixels(frame.image.read_bytes(), max_megapixels=self.max_megapixels)
+            image = decode_pixels(read_file(frame.image), max_megapixels=self.max_megapixels)
             size = image.shape[:2]
             if frame.size not in (None, size):
                 raise BadImage(f"{_wide(size)} pixels, but its camera is for {_wide(frame.size)}")
@@ -205,7 +205,7 @@ class FileScene:
         """Read the depth; where there is no file, it is 0 at the given size."""
         if frame.depth is None:
             return np.zeros(size, dtype=np.float32)
-        return read_depth(frame.depth.read_bytes(), frame.depth.suffix.lower(), scale=self.scale)
+        return read_depth(read_file(frame.depth), frame.depth.suffix.lower(), scale=self.scale)
 
     def scores(self) -> NDArray[np.float32]:
         if self._scores is None:

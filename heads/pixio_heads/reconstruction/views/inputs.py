@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from pixio_heads.reconstruction.views.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_heads.reconstruction.views.video import video_frames
 from pixio_lightning import panels
-from pixio_lightning.data.decode import FORMATS, BadImage, decode_pixels
+from pixio_lightning.data.decode import FORMATS, BadImage, decode_pixels, read_file
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of, spread
 from pixio_lightning.data.sources import SUFFIXES, existing_folder
@@ -148,7 +148,7 @@ def _open_folder(
     for file in files:
         name = file.relative_to(root).as_posix()
         try:
-            pixels = decode_pixels(file.read_bytes(), max_megapixels=max_megapixels)
+            pixels = decode_pixels(read_file(file), max_megapixels=max_megapixels)
         except BadImage as error:
             bad.append((name, str(error)))
         except OSError as error:
