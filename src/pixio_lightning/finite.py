@@ -14,9 +14,9 @@ def first_not_finite(module: nn.Module, optimizers: Iterable[torch.optim.Optimiz
     """Return the first weight or optimiser state that holds NaN or infinity, None if none does.
 
     Running means and variances of norms count, too: one bad batch spoils them for good, even where
-    a loss scaler leaves its step out. Other buffers do not count: a mask may hold infinities on
-    purpose. Of a sharded tensor the part of
-    this process is looked at. One pass over the memory, and one wait for the device.
+    a loss scaler leaves its step out. Other buffers do not: a mask may hold infinities on purpose.
+    Of a sharded tensor the part of this process is looked at. One pass over the memory, and one
+    wait for the device.
 
     Args:
         module: What is trained.

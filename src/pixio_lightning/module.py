@@ -180,7 +180,10 @@ class BackboneModule(L.LightningModule):
             raise self._not_finite(f"the training loss is {mean.item()}", step)
         self._finite_steps = step
         # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
-        values = {"train/loss": mean, "train/lr": max(self.lr_schedulers().get_last_lr())}
+        # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
+        (optimizer,) = self.trainer.optimizers
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        values = {"train/loss": mean, "train/lr": rate}
         self.log_dict(values, logger=False)
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
