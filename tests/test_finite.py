@@ -126,8 +126,8 @@ def test_an_infinite_gradient_at_a_step_that_is_saved(
     """The loss of that step was finite: only the weights tell."""
     line = words(tmp_path) + overflow(5, only) + ["--trainer.log_every_n_steps", str(log_every)]
     text = refusal(capsys, line)
-    assert re.search(r"error: \S*" + only + r"\S* is not finite at step 5; nothing of that", text)
     assert kept(tmp_path)["last.ckpt"] == 4
+    assert re.search(r"error: \S*" + only + r"\S* is not finite at step 5; nothing of that", text)
 
 
 def test_a_last_step_that_diverges_unseen(
@@ -135,7 +135,7 @@ def test_a_last_step_that_diverges_unseen(
 ) -> None:
     """Nothing is logged, nothing was saved: the end of the run is the first to look."""
     line = words(tmp_path) + overflow(8) + ["--trainer.log_every_n_steps", "100"]
-    text = refusal(capsys, line + ["--checkpoint.every_n_steps", "0"])
+    text = refusal(capsys, line + ["--checkpoint.every_n_steps", "100"])
     assert "is not finite at step 8; nothing of that step was saved; start anew (--fresh)" in text
     assert "last.ckpt" not in text and "last.ckpt" not in kept(tmp_path)
     assert '"finished": true' not in (tmp_path / "state.json").read_text()
