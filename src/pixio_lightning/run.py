@@ -233,7 +233,7 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except RuntimeError as error:
+    except Exception as error:
         if failure := worker_failure(error):
             end_workers()
             raise failure from error
