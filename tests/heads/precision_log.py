@@ -29,11 +29,13 @@ def _noted(name: str, function: Any, *, results: bool = False) -> Any:
 
 
 class PrecisionLog(L.Callback):
-    """Note every call of the head's `loss` and `scored`, of its backbone, and of its metrics."""
+    """Note every call of the head's own methods, of its backbone, and of its metrics."""
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         pl_module.loss = _noted("loss", pl_module.loss, results=True)
         pl_module.scored = _noted("scored", pl_module.scored, results=True)
+        pl_module.picture = _noted("picture", pl_module.picture)
+        pl_module.write = _noted("write", pl_module.write)
         pl_module.backbone.register_forward_hook(_noted("backbone", lambda *_: None))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
