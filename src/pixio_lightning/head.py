@@ -136,11 +136,14 @@ class Head(BackboneModule):
         return {}
 
     def picture(self, batches: list[Batch], predictions: list[Any]) -> panels.Panel | None:
-        """Draw single samples, a row for each; None draws nothing."""
+        """Draw single samples, a row for each; None draws nothing. Without autocast, as `loss`."""
         return None
 
     def write(self, prediction: Any, batch: Batch, folder: Path) -> None:
-        """Write the predictions of a batch to files in `folder`, named by `batch["name"]`."""
+        """Write the predictions of a batch to files in `folder`, named by `batch["name"]`.
+
+        Autocast is off, and no tensor of the prediction is in half precision.
+        """
         raise UserError(f"{type(self).__name__} writes no files: it has no `write`")
 
     @property
@@ -212,7 +215,9 @@ class Head(BackboneModule):
         """Write the predictions of a batch."""
         batch, prediction = without_padding(batch, self.predicted(batch))
         if len(batch["key"]):
-            self.write(prediction, batch, Path(self.trainer.default_root_dir) / "predictions")
+            with full_precision(self.device):
+                folder = Path(self.trainer.default_root_dir) / "predictions"
+                self.write(to_float32(prediction), batch, folder)
 
     @torch.no_grad()
     def pictures(self, chosen: Batch) -> panels.Panel | None:
@@ -220,7 +225,9 @@ class Head(BackboneModule):
         batches = chosen["batches"]
         if not batches:  # none of the chosen samples can be used
             return None
-        return self.picture(batches, [self.predicted(batch) for batch in batches])
+        predictions = to_float32([self.predicted(batch) for batch in batches])
+        with full_precision(self.device):
+            return self.picture(batches, predictions)
 
     # --- what stands around it ----------------------------------------------------------------
 

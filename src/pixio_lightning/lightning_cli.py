@@ -128,7 +128,7 @@ class PixioCLI(LightningCLI):
             callbacks.append(RunCard(" ".join(self.options.configs), out))
             loggers = [MetricsLog(out), *self._loggers(config["logger"])]
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 default_root_dir=str(out),
                 logger=loggers,
                 plugins=[*_listed(config["plugins"]), AtomicIO()],
@@ -136,6 +136,9 @@ class PixioCLI(LightningCLI):
             )
         except TypeError as error:  # what Lightning says of values like `devices: two`
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        # First, so that a run that is being pre-empted saves before others do what can wait.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))
+        return trainer
 
     def _loggers(self, asked: Any) -> list[Any]:
         if asked is None or asked is True:

@@ -15,7 +15,7 @@ from pixio_lightning.callbacks import MetricsLog, Preemption
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
 from pixio_lightning.checkpoint import local_path, read_plain, recover
-from pixio_lightning.data.stream import end_workers, worker_failure
+from pixio_lightning.data.stream import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.head import Head
 from pixio_lightning.lightning_cli import PixioCLI, quieten
@@ -228,6 +228,12 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
     if cli.verb == "predict":
         arguments = {"return_predictions": False}
     cli.trainer.callbacks.append(resume.SameStart(ckpt_path))
+    with child_signal_kept():
+        return _called(cli, verb, ckpt_path, arguments)
+
+
+def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str, bool]) -> Any:
+    """Call it; what goes wrong becomes one line, and no worker outlives it."""
     try:
         return verb(
             cli.model,
@@ -241,7 +247,7 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
         raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except RuntimeError as error:
+    except Exception as error:
         if failure := worker_failure(error):
             end_workers()
             raise failure from error
