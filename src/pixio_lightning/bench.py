@@ -24,11 +24,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from pixio_lightning import record
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, printable_lines
 from pixio_lightning.run_folder import read_state, write_atomically
+from pixio_lightning.text_files import parse_json, parse_yaml, read_text
 
 _KEYS = {"title", "metrics", "baselines", "rows"}
 _VERBS = ("fit", "validate")
@@ -51,12 +50,11 @@ def read_suite(path: Path) -> dict[str, Any]:
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"no suite '{path}'{nearest(path.name, names)}")
+    text = read_text(path)
     try:
-        suite = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"suite '{path}' is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+        suite = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"suite '{path}' is not valid YAML: {error}") from None
     if not isinstance(suite, dict) or not isinstance(suite.get("rows"), dict):
         raise UserError(f"suite '{path}' has no rows; expected {', '.join(sorted(_KEYS))}")
     _check(suite, _KEYS, str(path))
@@ -204,7 +202,7 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
         return 0
     text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
-    print("\n" + text)
+    print(printable_lines("\n" + text))
     write_atomically(folder / "table.md", text)
     results = {row.name: row.values for row in rows}
     write_atomically(folder / "table.json", json.dumps(results, indent=1) + "\n")
@@ -218,7 +216,17 @@ def _read_table(folder: Path) -> dict[str, dict[str, list[float]]]:
         raise UserError(
             f"'{folder}' holds no table.json; give the folders of two suites, or of two runs"
         )
-    return json.loads(path.read_text())
+    try:
+        found = parse_json(read_text(path))
+        for row in found.values():
+            for values in row.values():
+                statistics.mean(values)
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(
+            f"'{path}' is no table of a suite: expected numbers by row and metric, as "
+            "`pixio bench` writes them"
+        ) from None
+    return found
 
 
 def compare(first: Path, second: Path) -> str:

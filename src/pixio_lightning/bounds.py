@@ -7,6 +7,7 @@ many times over. `torch.save` compresses nothing, and training writes neither of
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,12 @@ from torch import Tensor
 
 from pixio_lightning.errors import UserError
 
+# Functions that torch's restricted unpickler calls with whatever the file says, and that allocate
+# what they are told to before anything can be looked at. It finds them by lines of their names.
+_CALLS = (
+    *(b"bytearray", b"_rebuild_device_tensor_from_cpu_tensor", b"_rebuild_wrapper_subclass"),
+    *(b"_rebuild_device_tensor_from_numpy", b"_rebuild_qtensor", b"UntypedStorage"),
+)
 MAX_VALUES = 1_000_000
 MAX_NESTING = 64
 # Tied weights are stored once and named twice; small files may hold small views.
@@ -23,16 +30,52 @@ MAX_UNFOLDING, UNFOLDING_FREE = 4, 1 << 24
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a zip archive that is larger inside than outside; other files pass.
+    """Refuse a file that allocates more than its size while it is read.
 
     Raises:
-        UserError: An entry is compressed, or several share their bytes.
+        UserError: It is no file; an entry of the archive is compressed, or several share their
+            bytes; the archive is damaged; or something is called that allocates.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"checkpoint '{path}' is no regular file")
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # what torch goes by
+    if not is_zip:
+        _check_calls(path)
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception:  # of an older form or damaged, in whatever way: torch will tell
-        return
+            _check_sizes(path, entries)
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    _check_names(path, archive.read(entry))
+    except UserError:
+        raise
+    except Exception:  # torch's own reader may still take it, and unpack it without a limit
+        raise UserError(
+            f"cannot read checkpoint '{path}' ({path.stat().st_size:,} bytes): truncated, so it is "
+            "damaged, or is none"
+        ) from None
+
+
+def _check_calls(path: Path) -> None:
+    """Look at a file of the older form: pickles one after the other, then the tensors' bytes."""
+    if path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check_names(path, data)
+
+
+def _check_names(path: Path, pickled: bytes | mmap.mmap) -> None:
+    for name in _CALLS:
+        if pickled.find(b"\n" + name + b"\n") >= 0:
+            raise UserError(
+                f"checkpoint '{path}' has {name.decode()} called when it is read, which training "
+                "never writes: refused, and nothing of it was read"
+            )
+
+
+def _check_sizes(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     inside = sum(entry.file_size for entry in entries)
     if packed or inside > path.stat().st_size:

@@ -14,7 +14,9 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from pixio_lightning import sharded_parts
 from pixio_lightning.bounds import check_archive, check_unfolded
+from pixio_lightning.checkpoint_form import check_form
 from pixio_lightning.errors import UserError
 
 
@@ -92,13 +94,9 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
             f"checkpoint '{path}' is a folder, as a sharded run writes: "
             "give the trainer.strategy of that run"
         )
-    if not target.is_file():
+    if not target.exists():
         raise UserError(f"checkpoint '{path}' does not exist")
-    check_archive(target)
     checkpoint = _load(target, path, map_location=map_location)
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
-    check_unfolded(checkpoint, target)
     stored = checkpoint.get("hyper_parameters")
     hostile = {"_instantiator", "_class_path"} & set(stored if isinstance(stored, dict) else ())
     if hostile:
@@ -106,13 +104,17 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
             f"checkpoint '{path}' names code to run ({', '.join(sorted(hostile))}); "
             "it was not written by pixio and is not loaded"
         )
+    check_form(checkpoint, path)
     return checkpoint
 
 
-def _load(file: Path, path: str | os.PathLike, *, map_location: Any, mmap: bool = False) -> Any:
+def _load(
+    file: Path, path: str | os.PathLike, *, map_location: Any, mmap: bool = False
+) -> dict[str, Any]:
     """Load tensors and plain data of a file; a mistake is told of the checkpoint at `path`."""
+    check_archive(file)
     try:
-        return torch.load(file, map_location=map_location, mmap=mmap, weights_only=True)
+        checkpoint = torch.load(file, map_location=map_location, mmap=mmap, weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
         # Its own text advises to load the file all the same, and run what is in it.
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -122,6 +124,10 @@ def _load(file: Path, path: str | os.PathLike, *, map_location: Any, mmap: bool 
                 "refused, and nothing of it was executed"
             ) from None
         raise UserError(f"checkpoint '{path}' is damaged, or is none") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
+    check_unfolded(checkpoint, file)
+    return checkpoint
 
 
 def read_plain(path: Path) -> dict[str, Any]:
@@ -135,7 +141,9 @@ def read_plain(path: Path) -> dict[str, Any]:
     file = path / "meta.pt" if path.is_dir() else path
     if file.is_file():
         check_archive(file)
-    return _load(file, path, map_location="cpu", mmap=not path.is_dir())
+    stored = _load(file, path, map_location="cpu", mmap=not path.is_dir())
+    check_form(stored, path)
+    return stored
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -183,8 +191,16 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the folder, tensors and plain data only."""
-        return super().load_checkpoint(local_path(checkpoint_path), weights_only=True)
+        """Read the folder, tensors and plain data only.
+
+        Raises:
+            UserError: It is damaged, or holds code.
+        """
+        path = local_path(checkpoint_path)
+        with sharded_parts.checked(path):
+            checkpoint = super().load_checkpoint(path, weights_only=True)
+        check_form(checkpoint, path)
+        return checkpoint
 
 
 def _replace(aside: Path, target: Path) -> None:

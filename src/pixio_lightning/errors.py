@@ -23,6 +23,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f", did you mean '{found[0]}'?" if found else ""
 
 
+def printable_lines(text: str) -> str:
+    """Return text, whose lines stay as they are, as a terminal only shows it.
+
+    For what we print ourselves: names of samples and lines of results come from others.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
 def printable(text: str, *, limit: int = 200) -> str:
     """Return text of a file as one line that a terminal only shows, cut to `limit` characters.
 

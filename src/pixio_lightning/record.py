@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixio_lightning import plugins
 from pixio_lightning.run_folder import write_atomically
+from pixio_lightning.text_files import parse_json, read_text
 
 if TYPE_CHECKING:
     from pixio_lightning.evaluation import Outcome
@@ -186,17 +188,48 @@ def append(folder: Path, line: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the evaluations of a folder in order; a line cut short by a kill is left out."""
+    """Return the evaluations of a folder in order.
+
+    A line cut short by a kill is left out, and so is one that nothing here would have written.
+
+    Raises:
+        UserError: The file is no text, or no file.
+    """
     path = folder / FILE
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+    for text in read_text(path, most=1 << 30).splitlines():
+        with suppress(ValueError):
+            line = parse_json(text)
+            if _is_evaluation(line):
+                lines.append(line)
     return lines
+
+
+def _is_evaluation(line: Any) -> bool:
+    """Whether a line has what is read of it, each of its kind."""
+    if not isinstance(line, dict):
+        return False
+    words = (line.get(name) for name in ("task", "dataset", "split", "verb", "checkpoint"))
+    tables = line.get("cheap_baselines")
+    return (
+        all(isinstance(word, str) for word in words)
+        and isinstance(line.get("protocol"), str | None)
+        and all(_is_count(line.get(name)) for name in ("n", "steps"))
+        and isinstance(line.get("loss"), int | float | None)
+        and isinstance(tables, dict)
+        and all(_is_table(table) for table in (line.get("metrics"), *tables.values()))
+        and (line["checkpoint"] != "best" or {"chosen_by", "chosen"} <= line.keys())
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 63
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
 
 
 def rewind(folder: Path, step: int) -> None:

@@ -71,18 +71,27 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
             module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
+        module.config = about["config"]
+        module.remember(about)
+        module.configure_model()
     except ArgumentError as error:
         raise UserError(f"checkpoint '{path}' does not fit {cls.__name__}: {error}") from None
-    module.config = about["config"]
-    module.remember(about)
-    module.configure_model()
+    except UserError:
+        raise
+    except Exception as error:  # values of other kinds lead a head anywhere
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"checkpoint '{path}' does not fit {cls.__name__}: {type(error).__name__}: {text}"
+        ) from error
     parameters = dict(module.named_parameters())
     trained = {name: t for name, t in stored["state_dict"].items() if name in parameters}
     refuse_non_finite(trained, f"checkpoint '{path}'")
-    module.on_load_checkpoint(stored)
     try:
+        module.on_load_checkpoint(stored)
         module.load_state_dict(stored["state_dict"])
-    except RuntimeError as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"checkpoint '{path}': {' '.join(str(error).split())}") from None
     return module.eval()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from pixio_lightning.lightning_cli import PixioCLI, quieten
 from pixio_lightning.named_classes import import_named
 from pixio_lightning.options import parse_options
 
+# Functions of Lightning and torch that take up what a checkpoint holds.
+_RESTORES = re.compile("load_(combined_loader_)?state|setstate")
+
 
 def main(verb: str, argv: list[str]) -> int:
     """Run `pixio fit|validate|test|predict|check`; returns the exit code."""
@@ -31,6 +36,7 @@ def main(verb: str, argv: list[str]) -> int:
         names = [p.name for p in folder.glob("*.ckpt")]
         hint = nearest(Path(options.ckpt_path).name, names)
         raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
+    run_folder.check_files(options.out)
     import_named(options.configs, options.rest)
     quieten()
     cli = PixioCLI(options, verb)
@@ -251,10 +257,16 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         if failure := worker_failure(error):
             end_workers()
             raise failure from error
-        if "Error(s) in loading state_dict" not in str(error):
+        if not ckpt_path or not _while_restoring(error):
             raise
+        end_workers()
         text = " ".join(str(error).split())
-        raise UserError(f"checkpoint '{ckpt_path}' does not fit the model: {text}") from None
+        if "Error(s) in loading state_dict" in text:
+            raise UserError(f"checkpoint '{ckpt_path}' does not fit the model: {text}") from None
+        raise UserError(
+            f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
+            f"({type(error).__name__}: {text})"
+        ) from error
     except SystemExit:
         if cli.trainer.interrupted:  # Lightning ends an interrupted run as a failed one
             raise KeyboardInterrupt from None
@@ -262,6 +274,15 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
     finally:
         # Lightning skips this after an exception, and workers would outlive their use.
         cli.datamodule.teardown(cli.verb)
+
+
+def _while_restoring(error: BaseException) -> bool:
+    """Whether an exception comes out of what Lightning does with a checkpoint that it has read."""
+    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        Path(code.co_filename).stem == "checkpoint_connector" or _RESTORES.search(code.co_name)
+        for code in codes
+    )
 
 
 def check(cli: PixioCLI) -> int:

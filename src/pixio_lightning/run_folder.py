@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import io
 import json
 import os
 import socket
@@ -19,12 +20,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pixio_lightning.errors import UserError
+from pixio_lightning.text_files import is_regular, parse_json, parse_yaml, read_text
 
 LOCK = ".lock"
 # Files of which any one tells that a folder is a run's.
+_FILES = (LOCK, "config.yaml", "state.json", "metrics.csv", "results.jsonl", "bad_files.txt")
 _TRACES = ("state.json", "last.ckpt", "best.ckpt", "results.jsonl")
 
 
@@ -50,7 +51,10 @@ def held(folder: Path) -> Iterator[None]:
         UserError: Another run holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    # Not through a link: what is locked is emptied and written.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    check_files(folder)
+    with open(os.open(folder / LOCK, flags, 0o666), "r+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -71,6 +75,24 @@ def held(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder whose small files are none, before any of them is read or written.
+
+    Somebody else may have made it: a link would lead what is written out of the folder, and a
+    pipe would be waited for. The folders in it may be links, as may the run folder itself.
+
+    Raises:
+        UserError: One of them is a link, a pipe, a device or a folder.
+    """
+    for name in _FILES:
+        path = folder / name
+        if os.path.lexists(path) and not is_regular(path):
+            raise UserError(
+                f"'{path}' is a link or no regular file, and is neither read nor written: remove "
+                "it, or give another --out"
+            )
 
 
 def check_ours(folder: Path, *, fresh: bool) -> None:
@@ -173,11 +195,11 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = parse_yaml(read_text(path))
+    except ValueError:
         content = None
-    content = content if isinstance(content, dict) else {}
-    if not all(isinstance(content.get(key), dict) for key in ("model", "data", "trainer")):
+    parts = ("model", "data", "trainer")
+    if not isinstance(content, dict) or not all(isinstance(content.get(p), dict) for p in parts):
         raise UserError(
             f"'{path}' is no configuration of a run: it is damaged or another program's, and is "
             "not overwritten; give another --out"
@@ -205,14 +227,25 @@ def read_state(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        state = json.loads(path.read_text())
+        state = parse_json(read_text(path))
     except ValueError:
         state = None
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not _is_state(state):
         raise UserError(
             f"'{path}' is damaged: remove it, and the run goes on from its last checkpoint"
         )
     return state
+
+
+def _is_state(state: dict[str, Any]) -> bool:
+    """Whether all that is read of a state is of its kind."""
+    step, batch = state.get("step", 0), state.get("batch")
+    counts = [step, *(batch.values() if isinstance(batch, dict) else ())]
+    return (
+        all(isinstance(n, int) and 0 <= n < 1 << 63 for n in counts)
+        and (not state.get("finished") or "step" in state)
+        and isinstance(batch, dict | None)
+    )
 
 
 def write_state(folder: Path, **facts: Any) -> None:
@@ -234,11 +267,17 @@ class Metrics:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if path.exists():
-            with path.open(newline="") as file:
+            try:
                 self.rows = [
-                    {k: float(v) for k, v in row.items() if v not in ("", None)}
-                    for row in csv.DictReader(file)
+                    {"step": float(row["step"])}
+                    | {k: float(v) for k, v in row.items() if v not in ("", None)}
+                    for row in csv.DictReader(io.StringIO(read_text(path, most=1 << 30)))
                 ]
+            except (ValueError, TypeError, KeyError, csv.Error):
+                raise UserError(
+                    f"'{path}' is damaged, or no table of numbers by step: remove it, and the run "
+                    "goes on with a new one"
+                ) from None
 
     def rewind(self, step: int) -> None:
         """Forget the rows after `step`, in the file too; -1 forgets all."""

@@ -146,10 +146,18 @@ def to_timm(state: Mapping[str, Tensor], n_cls_tokens: int) -> State:
 
 
 def from_timm(state: Mapping[str, Tensor]) -> State:
-    """Undo `to_timm`."""
+    """Undo `to_timm`.
+
+    Raises:
+        UserError: The tokens are not those of one model.
+    """
     renamed = dict(state)
     if "reg_token" in renamed:
-        parts = [renamed["cls_token"], renamed.pop("reg_token")]
+        parts = [renamed.get("cls_token", torch.empty(0)), renamed.pop("reg_token")]
+        if not all(p.ndim == 3 and p.shape[0] == 1 for p in parts) or (
+            (parts[0].shape[2], parts[0].dtype) != (parts[1].shape[2], parts[1].dtype)
+        ):
+            raise UserError("'cls_token' and 'reg_token' do not belong together")
         renamed["cls_token"] = torch.cat(parts, dim=1)
     return renamed
 

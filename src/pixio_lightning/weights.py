@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 import zipfile
@@ -26,6 +25,7 @@ from pixio_lightning.bounds import check_archive, check_unfolded
 from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.self_description import check_description
 from pixio_lightning.spellings import OURS, State, from_timm, infer, pair, to_official
+from pixio_lightning.text_files import parse_json, read_text
 from pixio_lightning.vit import PixioViT, resize_positions
 from pixio_lightning.weights_report import Report, first, matched
 
@@ -129,9 +129,9 @@ def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
 def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("pixio", "{}"))
+            meta = parse_json((file.metadata() or {}).get("pixio", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise _unreadable(path) from error
     if not isinstance(meta, dict):
         raise _unreadable(path)
@@ -228,7 +228,8 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / ".metadata").is_file():
         raise UserError(
             f"{folder} is a sharded training checkpoint: make one file of it with "
-            "python -m lightning.pytorch.utilities.consolidate_checkpoint"
+            "python -m lightning.pytorch.utilities.consolidate_checkpoint, if it is your own, "
+            "as that runs whatever such a folder says"
         )
     for suffix in (".safetensors", *PICKLES):
         found = sorted(p for p in folder.glob(f"*{suffix}") if not p.match(f"*{DECODER_SUFFIX}"))
@@ -269,8 +270,8 @@ def _folder_meta(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except (ValueError, OSError) as error:
         raise _unreadable(path) from error
     if not isinstance(content, dict):
         raise _unreadable(path)

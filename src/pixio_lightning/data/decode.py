@@ -31,6 +31,7 @@ _DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], Image.Image
 }
 FORMATS = tuple(_DECODERS)
 _MAX_BYTES = 1 << 30
+_MAX_SCANS = 100  # encoders write about ten
 _MIN_SIDE = 16  # a thinner image has no content at any crop size
 _CUT = re.compile("truncated|[Pp]remature end")  # as Pillow and libjpeg say it
 
@@ -129,6 +130,9 @@ def open_picture(
     other = f"not a {', '.join(names[:-1])}{' or ' * (len(names) > 1)}{names[-1]} image"
     if decoder is None:
         raise BadImage(other)
+    # Each passes over all pixels, however little of the file it takes.
+    if decoder is JpegImagePlugin.JpegImageFile and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise BadImage(f"over {_MAX_SCANS} scans")
     try:
         image = decoder(io.BytesIO(data))
     except SyntaxError:  # what Pillow's decoders say to a file of another format

@@ -21,6 +21,7 @@ from pixio_lightning.data.shards import (
     GROUP_ROWS,
     MAX_MEMBER,
     MAX_RANGE,
+    MAX_ROWS,
     UNSORTED,
     Shard,
     ShardIndex,
@@ -31,6 +32,9 @@ from pixio_lightning.data.shards import (
 from pixio_lightning.errors import UserError, nearest
 
 INDEX = "index.parquet"
+_ENDINGS = (".parquet", ".tar")
+_MAX_INDEX = 4 << 30  # bytes, unpacked: ten times what two billion images need
+_NO_GROUPS = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64), UNSORTED)
 _INDEX_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -119,14 +123,22 @@ def read_index(folder: str, *, root: str | None = None, key: str = "data.path") 
     """
     try:
         with file_system(folder).open(join(folder, INDEX), "rb") as file:
+            about = pq.read_metadata(file)
+            groups = map(about.row_group, range(about.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > _MAX_INDEX:
+                raise OSError("it is larger than any index")
             table = pq.read_table(file)
         rows = table.select(_INDEX_SCHEMA.names).to_pylist()
         notes = (table.schema.metadata or {}).get(b"damaged", b"").decode().splitlines()
-    except (pa.ArrowException, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: '{join(folder, INDEX)}' is no index of shards: {reason}") from None
     shards = []
-    for row in rows:
+    for number, row in enumerate(rows):
+        if wrong := _wrong(row):
+            raise UserError(
+                f"{key}: '{join(folder, INDEX)}' is no index of shards: {wrong} in row {number}"
+            )
         parts = PurePosixPath(row["path"]).parts
         if ".." in parts or row["path"].startswith(("/", "~")) or ":" in row["path"]:
             raise UserError(
@@ -147,6 +159,28 @@ def read_index(folder: str, *, root: str | None = None, key: str = "data.path") 
     return ShardIndex(root or folder, shards, damaged)
 
 
+def _wrong(row: dict[str, Any]) -> str:
+    """Say what is wrong with a row of an index; nothing if it may be taken at its word."""
+    path, counts = row["path"], row["group_rows"]
+    if not isinstance(path, str) or not path.isprintable() or not path.endswith(_ENDINGS):
+        return f"no name of a shard ({path!r:.80})"
+    if not isinstance(row["size"], int) or not isinstance(row["sha256"], str):
+        return "no size or no digest"
+    lists = [row[name] for name in ("group_start", "group_end", "group_max_loss")]
+    if not all(isinstance(found, list) for found in (counts, *lists)):
+        return "no list of groups"
+    if not all(isinstance(n, int) and 0 <= n <= MAX_ROWS for n in counts):
+        return f"a group of other than 0 to {MAX_ROWS:,} images"
+    starts, ends, losses = lists
+    places = len(counts) if is_tar(path) else 0
+    if (len(starts), len(ends)) != (places, places) or len(losses) not in (0, len(counts)):
+        return "as many places as there are groups missing"
+    numbers = [*starts, *ends, *losses]
+    if None in numbers or not all(0 <= a <= b for a, b in zip(starts, ends, strict=True)):
+        return "a group that ends before it starts"
+    return ""
+
+
 def write_index(index: ShardIndex, path: Path) -> None:
     """Write the index file aside and put it in place."""
     rows = [{**shard._asdict(), "rows": shard.rows} for shard in index.shards]
@@ -164,6 +198,8 @@ def _index_parquet(root: str, name: str, size: int) -> tuple[Shard, str]:
     if "image" not in {about.schema.column(i).path.split(".")[0] for i in range(about.num_columns)}:
         raise UserError(f"shard '{name}' has no column 'image'")
     counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    if max(counts, default=0) > MAX_ROWS:
+        return Shard(name, size, "", *_NO_GROUPS), f"a row group over {MAX_ROWS:,} rows"
     nowhere = np.zeros(0, np.int64)
     shard = Shard(name, size, "", np.array(counts, np.int32), nowhere, nowhere, UNSORTED)
     return shard, "" if shard.rows else "empty shard"
@@ -205,5 +241,5 @@ def _shard_names(files: Any, path: str) -> Iterator[str]:
     for found in files.find(path):
         name = found[len(base) + 1 :]
         hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
-        if name.endswith((".parquet", ".tar")) and not hidden and name != INDEX:
+        if name.endswith(_ENDINGS) and not hidden and name != INDEX:
             yield name

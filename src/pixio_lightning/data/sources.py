@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import textwrap
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from pixio_lightning.data.decode import read_file
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import key_of
+from pixio_lightning.text_files import parse_yaml, read_text, unfolded
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -107,6 +108,8 @@ def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
     local = Path(path).expanduser()
     if local.is_absolute() or path.startswith(".") or len(local.parts) > 2:  # no hub id
         existing_folder(path, key)
+    if local.is_dir():
+        _refuse_elsewhere(local, key)
     try:
         if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
             loaded = datasets.load_from_disk(str(local))
@@ -116,10 +119,35 @@ def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
                 raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
             return loaded[split]
         return datasets.load_dataset(str(local) if local.exists() else path, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # the library takes what files say for what it wrote itself
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = textwrap.shorten(reason, 200, placeholder=" ...")
         raise UserError(f"{key} '{path}' cannot be read as a data set: {reason}") from error
+
+
+def _refuse_elsewhere(folder: Path, key: str) -> None:
+    """Refuse a folder whose README.md has the library read something else, from any address.
+
+    Raises:
+        UserError: It names files outside of the folder.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    text = read_text(card)
+    _, _, rest = text.partition("---")
+    try:
+        about = parse_yaml(rest.partition("\n---")[0]) if text.startswith("---") else None
+    except ValueError as error:
+        raise UserError(f"{key}: the heading of '{card}' is no YAML ({error}); remove it") from None
+    configs = about.get("configs") if isinstance(about, dict) else None
+    for named in unfolded(configs):
+        path = PurePosixPath(named) if isinstance(named, str) else PurePosixPath()
+        if ":" in str(path) or path.is_absolute() or ".." in path.parts or str(path)[:1] == "~":
+            raise UserError(
+                f"{key}: '{card}' names {named}, outside of its folder: refused; remove it, or its "
+                "key configs"
+            )
 
 
 class HubSource:

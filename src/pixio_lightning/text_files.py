@@ -1,0 +1,99 @@
+"""Small files of text that others may have written: their size, nesting and kind are bounded.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pixio_lightning.errors import UserError
+
+MAX_BYTES = 64 << 20
+MAX_YAML = 4 << 20  # the parser takes a second for every fifth of a megabyte
+MAX_VALUES = 100_000
+
+
+def is_regular(path: Path) -> bool:
+    """Whether something is a file of its own: no link, pipe, device or folder."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
+    """Return the content of a file.
+
+    Args:
+        path: The file, or a link to it.
+        most: Its bytes, at most.
+
+    Raises:
+        UserError: It is a pipe or a device, which would be read for ever; it is larger; or it is
+            no text.
+        OSError: It is not there, or cannot be read.
+    """
+    # Not blocking: opening a pipe would wait for someone to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise UserError(f"'{path}' is no regular file; remove it")
+        if about.st_size > most:
+            raise UserError(
+                f"'{path}' has {about.st_size:,} bytes, but expected at most {most:,}: not read"
+            )
+        try:
+            return file.read(most).decode()
+        except UnicodeDecodeError:
+            raise UserError(f"'{path}' is no text in UTF-8, so it is damaged") from None
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: It is none, or nested without end.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML says.
+
+    Raises:
+        ValueError: It is none, too long, nested without end, or unfolds to far more than it is.
+    """
+    if len(text) > MAX_YAML:
+        raise ValueError("too long")
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    for number, _ in enumerate(unfolded(content)):
+        if number > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values")
+    return content
+
+
+def unfolded(content: Any) -> Iterator[Any]:
+    """Yield all values of plain data; what stands in several places comes as many times."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        yield value
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
