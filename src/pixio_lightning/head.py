@@ -362,27 +362,9 @@ class Head(BackboneModule):
             return
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
-        digest = self._digest_to_record()
-        if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            line = record.describe(self, outcome, split=stage, digest=digest)
-            if line["verb"] == "fit" and line["checkpoint"] == "last":
-                # Before the last one, which stays what a reader of the last line finds.
-                record.append_best(folder, line, self.monitor)
-            record.append(folder, line)
+        record.add(self, outcome, split=stage)
 
     on_test_epoch_end = on_validation_epoch_end
-
-    def _digest_to_record(self) -> str | None:
-        """Return the backbone's digest; None while it changes, and where nobody records it."""
-        trainer = self.trainer
-        running = trainer.state.fn == "fit" and not record.at_last_step(trainer)
-        if running and not self.backbone.frozen:
-            return None  # all of its bytes would be hashed at every validation
-        # The parts of a sharded backbone come together in a collective of all processes.
-        if trainer.is_global_zero or self.device_mesh is not None:
-            return self.backbone_digest
-        return None
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the last evaluation, each metric beside its baselines, and the best one."""

@@ -17,7 +17,7 @@ from pixio_lightning.callbacks import MetricsLog, Preemption
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
 from pixio_lightning.checkpoint import local_path, read_plain, recover
-from pixio_lightning.data.stream import child_signal_kept, end_workers, worker_failure
+from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.head import Head
 from pixio_lightning.lightning_cli import PixioCLI, quieten
