@@ -17,9 +17,9 @@ from pathlib import Path
 
 import lightning as L
 
-from pixio_lightning import run
-from pixio_lightning.named_classes import import_named
-from pixio_lightning.options import parse_options
+from pixio_lightning.cli import run
+from pixio_lightning.cli.class_lookup import import_named
+from pixio_lightning.cli.options import parse_options
 
 WIDTHS = {  # of the trunk, and of the pyramid's levels: Depth Anything V2's small, base and large
     "dpt-s": (64, [48, 96, 192, 384]),

@@ -17,12 +17,18 @@ import pyarrow.parquet as pq
 import torch
 from data_path import our_chain, photographs, rate
 
-from pixio_lightning.data.curation import SCORE_SCHEMA, Curation, Histogram, KeepRule, Scores
-from pixio_lightning.data.materialize import materialize, waste
-from pixio_lightning.data.pack import write_shard
-from pixio_lightning.data.score_data import ScoredImages
-from pixio_lightning.data.shard_index import open_index
-from pixio_lightning.data.shards import Encoded, read_group
+from pixio_lightning.curation.materialize import materialize, waste
+from pixio_lightning.curation.scores import ScoredImages
+from pixio_lightning.data.shards.format import Encoded, read_group
+from pixio_lightning.data.shards.index import open_index
+from pixio_lightning.data.shards.keep_rule import (
+    SCORE_SCHEMA,
+    Curation,
+    Histogram,
+    KeepRule,
+    Scores,
+)
+from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.keyed import key_of, keyed_numbers
 
 

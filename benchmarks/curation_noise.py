@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_lightning.data.raycast import Body, Light, Part, World, look_at, photograph
-from pixio_lightning.data.scene_store import scene_seed
-from pixio_lightning.data.scenes import render_scene
-from pixio_lightning.data.textures import Shape, random_material
+from pixio_lightning.curation.scoring import image_losses, load_model
+from pixio_lightning.data.scenes.raycast import Body, Light, Part, World, look_at, photograph
+from pixio_lightning.data.scenes.render import render_scene
+from pixio_lightning.data.scenes.store import scene_seed
+from pixio_lightning.data.scenes.textures import Shape, random_material
 from pixio_lightning.keyed import key_of
-from pixio_lightning.scoring import image_losses, load_model
 
 SIZE = 64
 QUALITY = 90

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from data_path import photographs
 
-from pixio_lightning.data.curation import Curation
-from pixio_lightning.data.pack import entry_of, write_shard
-from pixio_lightning.data.shard_index import INDEX, write_index
-from pixio_lightning.data.shard_set import ShardSet
-from pixio_lightning.data.shards import Encoded, ShardIndex
+from pixio_lightning.data.shards.format import Encoded, ShardIndex
+from pixio_lightning.data.shards.index import INDEX, write_index
+from pixio_lightning.data.shards.keep_rule import Curation
+from pixio_lightning.data.shards.pack import entry_of, write_shard
+from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.stream import start_worker
 
 

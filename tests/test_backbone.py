@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixio_lightning import drop_path as drop_paths
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.blocks import compile_blocks
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw, Stream, keyed_uniform
-from pixio_lightning.mae_decoder import DecoderSize, MaeDecoder
-from pixio_lightning.vit import PixioViT
-from pixio_lightning.weights import digest
+from pixio_lightning.models import drop_path as drop_paths
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.blocks import compile_blocks
+from pixio_lightning.models.mae_decoder import DecoderSize, MaeDecoder
+from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.models.weights.read import digest
 
 SMALL = {"embed_dim": 96, "depth": 3, "num_heads": 3}
 # Class tokens, registers, and dense width in units of the embedding's.

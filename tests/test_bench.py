@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pixio_lightning import bench, record
-from pixio_lightning.cli import main
+from pixio_lightning.cli import bench
+from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
+from pixio_lightning.training import results as record
 
 SUITE = {
     "metrics": ["abs_rel"],

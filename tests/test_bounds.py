@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from pixio_lightning import checkpoint, weights
 from pixio_lightning.errors import UserError
-from pixio_lightning.vit import PixioViT
+from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.models.weights import read as weights
+from pixio_lightning.training.checkpoints import io as checkpoint
 
 SMALL = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 64}
 

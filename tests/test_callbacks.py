@@ -19,12 +19,12 @@ from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from pixio_lightning import cli
-from pixio_lightning.callbacks import OnlineProbe
-from pixio_lightning.callbacks.online_probe import knn_accuracy, ridge_accuracy
-from pixio_lightning.checkpoint import read
+from pixio_lightning.cli import main as cli
 from pixio_lightning.errors import UserError
-from pixio_lightning.pretrain import PixelPretraining
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+from pixio_lightning.training.callbacks import OnlineProbe
+from pixio_lightning.training.callbacks.online_probe import knn_accuracy, ridge_accuracy
+from pixio_lightning.training.checkpoints.io import read
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
 
@@ -212,7 +212,7 @@ def test_a_fresh_run_starts_a_table_of_its_own(recipe: Path, tmp_path: Path) -> 
 
 
 def command(recipe: Path, out: Path, *words: str) -> list[str]:
-    start = [sys.executable, "-m", "pixio_lightning.cli", "fit", "-c", str(recipe)]
+    start = [sys.executable, "-m", "pixio_lightning.cli.main", "fit", "-c", str(recipe)]
     return [*start, "--out", str(out), *words]
 
 

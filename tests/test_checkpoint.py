@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pixio_lightning.checkpoint import AtomicIO, read, recover
 from pixio_lightning.errors import UserError
+from pixio_lightning.training.checkpoints.io import AtomicIO, read, recover
 
 HYPER = "hyper_parameters"
 

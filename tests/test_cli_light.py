@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pixio_lightning import cli, recipes
+from pixio_lightning.cli import main as cli
+from pixio_lightning.cli import recipes
 
 SOURCES = Path(cli.__file__).parents[1]
 HEAVY = {"torch", "lightning", "jsonargparse", "timm", "numpy", "yaml"}
@@ -18,7 +19,7 @@ HEAVY = {"torch", "lightning", "jsonargparse", "timm", "numpy", "yaml"}
 # Prints the heavy modules that were imported and the CPU seconds used, then exits as the command.
 PROBE = f"""
 import resource, sys
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as stop:
@@ -143,7 +144,7 @@ def test_lists_wrap_to_the_terminal(site):
 
 
 def test_lost_reader_is_quiet():
-    command = [sys.executable, "-m", "pixio_lightning.cli", "fit", "--help"]
+    command = [sys.executable, "-m", "pixio_lightning.cli.main", "fit", "--help"]
     read, write = os.pipe()
     os.close(read)
     environment = os.environ | {"PYTHONPATH": str(SOURCES)}

@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from pixio_lightning.dense_decoders import DPT, DPTDecoder, LinearDecoder, SyncedBatchNorm2d
 from pixio_lightning.errors import UserError
-from pixio_lightning.features import Features, Layer
+from pixio_lightning.models.dense_decoders import DPT, DPTDecoder, LinearDecoder, SyncedBatchNorm2d
+from pixio_lightning.models.features import Features, Layer
 
 
 def features(taps: int, grid: tuple[int, int], width: int = 8) -> Features:

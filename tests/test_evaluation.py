@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixio_lightning.evaluation import without_padding
+from pixio_lightning.training.evaluation_metrics import without_padding
 
 
 def batch(*weights: float, **more: Any) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, PixioModel
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.export import export, main
-from pixio_lightning.spellings import infer
-from pixio_lightning.vit import PixioViT
-from pixio_lightning.weights import Weights, digest, fill, read
+from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.models.weights.export import export, main
+from pixio_lightning.models.weights.key_names import infer
+from pixio_lightning.models.weights.read import Weights, digest, fill, read
 
 ARGS = {
     "patch_size": 16,

@@ -16,9 +16,9 @@ import torch
 from tiny_run import not_finite, table, write_recipe
 from torch import nn
 
-from pixio_lightning import checkpoint
-from pixio_lightning.cli import main
-from pixio_lightning.finite import first_not_finite
+from pixio_lightning.cli.main import main
+from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints.finite import first_not_finite
 
 _SCENES = "{train: 6, held_out: 4, views: 2, size: 64}"
 Words = Callable[[Path], list[str]]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pixio_lightning.cli.resume import FREE, Batch, check_changes
 from pixio_lightning.errors import UserError
-from pixio_lightning.resume import FREE, Batch, check_changes
 
 CONFIG: dict[str, Any] = {
     "model": {
@@ -160,9 +160,9 @@ def test_every_free_key_exists() -> None:
     import lightning as L
 
     from pixio_lightning import Backbone
+    from pixio_lightning.cli.config_errors import GROUPS
+    from pixio_lightning.data.datamodule import StreamData
     from pixio_lightning.data.pixels import Pixels
-    from pixio_lightning.data.stream_data import StreamData
-    from pixio_lightning.mistakes import GROUPS
 
     known = set(GROUPS)
     for part, classes in {

@@ -3,16 +3,7 @@
 import pytest
 import torch
 
-from pixio_lightning.keyed import (
-    Draw,
-    Stream,
-    fold,
-    key_of,
-    keyed_uniform,
-    mix,
-    permuted,
-    uniform,
-)
+from pixio_lightning.keyed import Draw, Stream, fold, key_of, keyed_uniform, mix, permuted, uniform
 
 BASE = {"seed": 1, "turn": 2, "stream": Stream.MASK}
 KEYS = torch.arange(4096)

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from pixio_lightning.mae_decoder import DecoderSize, MaeDecoder, normalize_patches, pixel_loss
+from pixio_lightning.models.mae_decoder import (
+    DecoderSize,
+    MaeDecoder,
+    normalize_patches,
+    pixel_loss,
+)
 
 GRID = (4, 6)
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from pixio_lightning.keyed import Draw, Stream
-from pixio_lightning.masking import block_mask, count_blocks, gather_tokens, patchify, unpatchify
+from pixio_lightning.models.masking import (
+    block_mask,
+    count_blocks,
+    gather_tokens,
+    patchify,
+    unpatchify,
+)
 
 
 def masked(keys, *, grid=(16, 16), block=4, ratio=0.75):

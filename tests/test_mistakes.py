@@ -7,7 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from pixio_lightning import cli, mistakes
+from pixio_lightning.cli import config_errors as mistakes
+from pixio_lightning.cli import main as cli
 from pixio_lightning.errors import UserError
 
 GONE = object()
@@ -72,7 +73,12 @@ def callback(name: str, **arguments: object) -> list[dict]:
 UNKNOWN_CLASSES = [
     ("model.class_path", "PixelPretrainig", "model.class_path", "PixelPretraining"),
     ("model.class_path", "Nothing", "model.class_path 'Nothing' is not known; There are", None),
-    ("model.class_path", "pixio_lightning.pretrain.Pixel", "no attribute 'Pixel'", None),
+    (
+        "model.class_path",
+        "pixio_lightning.pretraining.masked_pixels.Pixel",
+        "no attribute 'Pixel'",
+        None,
+    ),
     ("model.class_path", "nosuch.module.Class", "model: No module named 'nosuch'", None),
     ("model.class_path", "pixio_lightning.data.pixels.Pixels", "model: Import path", None),
     ("data.class_path", "Pixel", "data.class_path 'Pixel' is not known", "Pixels"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pixio_lightning.cli.new_head import create
 from pixio_lightning.errors import UserError
-from pixio_lightning.new_head import create
 
 
 def test_no_word_of_the_template_is_left(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
-from pixio_lightning.mae_decoder import DecoderSize
-from pixio_lightning.optim import (
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.mae_decoder import DecoderSize
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+from pixio_lightning.training.optim import (
     Optim,
     block_depth,
     build,
@@ -17,7 +18,6 @@ from pixio_lightning.optim import (
     peak_lr,
     schedule_factor,
 )
-from pixio_lightning.pretrain import PixelPretraining
 
 
 @pytest.fixture

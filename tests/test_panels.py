@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pixio_lightning import panels
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import visualize as panels
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-from pixio_lightning.backbone import Backbone
+from pixio_lightning.curation.scoring import image_losses
 from pixio_lightning.errors import UserError
-from pixio_lightning.interpolate import inverse_distance
 from pixio_lightning.keyed import Draw
-from pixio_lightning.mae_decoder import DecoderSize, pixel_loss
-from pixio_lightning.masking import gather_tokens, patchify, unpatchify
-from pixio_lightning.optim import Optim
-from pixio_lightning.pretrain import PixelPretraining
-from pixio_lightning.scoring import image_losses
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
+from pixio_lightning.models.masking import gather_tokens, patchify, unpatchify
+from pixio_lightning.pretraining.baselines import inverse_distance
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+from pixio_lightning.training.optim import Optim
 
 N_CLS, PATCH, SIDE = 3, 16, 4  # class tokens, pixels in a patch's side, patches in an image's
 N = SIDE * SIDE

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pixio_lightning import plugins, recipes
+from pixio_lightning import plugins
+from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
 
 TEXT = """\

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pixio_lightning import record
+from pixio_lightning.training import results as record
 
 
 def line(step: int, value: float, **more: Any) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import pixio_lightning
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
-from pixio_lightning.named_code import refuse_foreign
+from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ NAMED = {
     "model of timm": {"decoder": {"class_path": "timm.create_model"}},
     "hub": {"decoder": "torch.hub.load"},
     "module that imports when asked": {"decoder": "used_lazy.Decoder"},
-    "re-exported": {"decoder": "pixio_lightning.checkpoint.shutil.rmtree"},
-    "re-exported name": {"decoder": "pixio_lightning.record.subprocess.run"},
+    "re-exported": {"decoder": "pixio_lightning.training.checkpoints.io.shutil.rmtree"},
+    "re-exported name": {"decoder": "pixio_lightning.training.results.subprocess.run"},
 }
 
 
@@ -137,7 +137,12 @@ def test_what_only_looks_like_code_passes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     ours = {"pixio_lightning"}
     texts = ["Dr.Pepper", "images.zip", "a: b", "1.5", "wall.e.png", "math.pi", "random.txt", ""]
-    texts += ["torch.nn.GELU", "pixio_lightning.dense_decoders.LinearDecoder", "- x.y", "[a.b, c]"]
+    texts += [
+        "torch.nn.GELU",
+        "pixio_lightning.models.dense_decoders.LinearDecoder",
+        "- x.y",
+        "[a.b, c]",
+    ]
     refuse_foreign({"classes": texts, "nested": [{"path": "/data/a.b"}]}, ours=ours, path="x")
     with pytest.raises(UserError, match="unfolds without end"):
         refuse_foreign(f"[&a [], {', '.join(['*a'] * 200_000)}]", ours=ours, path="x")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pixio_lightning import run_folder
 from pixio_lightning.errors import UserError
-from pixio_lightning.run_folder import Metrics, write_atomically
+from pixio_lightning.training import run_folder
+from pixio_lightning.training.run_folder import Metrics, write_atomically
 
 
 def test_the_state_of_a_run_is_kept(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_folder_is_held_by_one_process_and_released_by_its_death(tmp_path: Pat
     """Also where a data worker, a fork of it, lives on."""
     hold = (
         "import os, sys, time\nfrom pathlib import Path\n"
-        "from pixio_lightning.run_folder import held\n"
+        "from pixio_lightning.training.run_folder import held\n"
         "with held(Path(sys.argv[1])):\n"
         "    worker = os.fork()\n"
         "    if worker: print(worker, flush=True)\n"
@@ -145,7 +145,7 @@ def test_a_configuration_without_its_parts_is_none(tmp_path: Path) -> None:
 
 def test_checkpoints_are_found_while_one_is_put_back(tmp_path: Path) -> None:
     """The first process renames a folder that a kill left; the others come to the same end."""
-    from pixio_lightning.checkpoint import recover
+    from pixio_lightning.training.checkpoints.io import recover
 
     assert run_folder.checkpoints(tmp_path) == []
     (tmp_path / ".last.ckpt.old").mkdir()

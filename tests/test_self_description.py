@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 import pixio_lightning
-from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
-from pixio_lightning.mae_decoder import DecoderSize
-from pixio_lightning.pretrain import PixelPretraining
-from pixio_lightning.vit import PixioViT
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.mae_decoder import DecoderSize
+from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 
 SMALL = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 64}
 TIMM = "vit_tiny_patch16_224"
@@ -162,7 +162,7 @@ def trained(folder: Path, *, frozen: bool, name: str | None, args: Any) -> Path:
     backbone = Backbone("pixio_vitt16", weights="random:0", tune="full", model_args=SMALL)
     module = PixelPretraining(backbone, decoder=DecoderSize(32, 1, 2), mask_grid=1)
     settings = {"name": name, "weights": "random:0", "tune": "full", "model_args": args}
-    module.config = {"class_path": "pixio_lightning.pretrain.PixelPretraining"}
+    module.config = {"class_path": "pixio_lightning.pretraining.masked_pixels.PixelPretraining"}
     decoder = {"dim": 32, "depth": 1, "heads": 2}
     module.config["init_args"] = {"backbone": settings, "mask_grid": 1, "decoder": decoder}
     module.configure_model()

@@ -12,15 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from pixio_lightning import sharding
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.blocks import blocks_of
-from pixio_lightning.checkpoint import ShardedStrategy
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw
-from pixio_lightning.mae_decoder import DecoderSize
-from pixio_lightning.optim import clip
-from pixio_lightning.pretrain import PixelPretraining
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.blocks import blocks_of
+from pixio_lightning.models.mae_decoder import DecoderSize
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+from pixio_lightning.training import strategy as sharding
+from pixio_lightning.training.checkpoints.io import ShardedStrategy
+from pixio_lightning.training.optim import clip
 
 CPU = torch.device("cpu")
 

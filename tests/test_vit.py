@@ -11,9 +11,9 @@ from timm.models import VisionTransformer
 from torch import nn
 from transformers import PixioConfig, PixioModel
 
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.spellings import to_official
-from pixio_lightning.vit import PixioViT, resize_positions, sincos_positions
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.vit import PixioViT, resize_positions, sincos_positions
+from pixio_lightning.models.weights.key_names import to_official
 
 SMALL = {"embed_dim": 96, "depth": 4, "num_heads": 6}
 

@@ -15,9 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import PixioBackbone, PixioConfig, PixioModel
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.spellings import from_timm, infer, to_mae_decoder, to_official, to_timm
-from pixio_lightning.vit import PixioViT
-from pixio_lightning.weights import Weights, digest, fill, licence_of, matched, read
+from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.models.weights.key_names import (
+    from_timm,
+    infer,
+    to_mae_decoder,
+    to_official,
+    to_timm,
+)
+from pixio_lightning.models.weights.read import Weights, digest, fill, licence_of, matched, read
 
 CONFIG = {
     "hidden_size": 96,

@@ -11,10 +11,10 @@ import torch
 
 from pixio_heads.depth.head import Depth
 from pixio_heads.segmentation.head import Segmentation
-from pixio_lightning import windows
-from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
-from pixio_lightning.windowed_head import WindowedHead
+from pixio_lightning.models import sliding_window as windows
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training.dense_head import WindowedHead
 
 SEEN = {"window": 256, "stride": 170}
 
@@ -155,8 +155,8 @@ import re, sys, torch
 sys.path[:0] = sys.argv[1].split(":")
 torch.set_num_threads(1)
 from pixio_heads.depth.head import Depth
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.dense_decoders import DPTDecoder
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.dense_decoders import DPTDecoder
 
 sizes = {"embed_dim": 64, "depth": 4, "num_heads": 2, "img_size": 256}
 backbone = Backbone("pixio_vitt16", weights="random:0", layers="quarters", model_args=sizes)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pixio_lightning import cli
+from pixio_lightning.cli import main as cli
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 1}
 

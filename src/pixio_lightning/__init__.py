@@ -10,15 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixio_lightning.backbone import Backbone
     from pixio_lightning.data.pixels import Pixels
     from pixio_lightning.data.sample_data import SampleData
     from pixio_lightning.errors import UserError
-    from pixio_lightning.features import Features
-    from pixio_lightning.head import Head
-    from pixio_lightning.optim import Optim
-    from pixio_lightning.pretrain import PixelPretraining
-    from pixio_lightning.restore import load
+    from pixio_lightning.models.backbone import Backbone
+    from pixio_lightning.models.features import Features
+    from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+    from pixio_lightning.training.checkpoints.load import load
+    from pixio_lightning.training.head import Head
+    from pixio_lightning.training.optim import Optim
 
 try:
     __version__ = version("pixio-lightning")
@@ -26,15 +26,15 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
 _PUBLIC = {
-    "Backbone": "pixio_lightning.backbone",
-    "Features": "pixio_lightning.features",
-    "Head": "pixio_lightning.head",
-    "Optim": "pixio_lightning.optim",
-    "PixelPretraining": "pixio_lightning.pretrain",
+    "Backbone": "pixio_lightning.models.backbone",
+    "Features": "pixio_lightning.models.features",
+    "Head": "pixio_lightning.training.head",
+    "Optim": "pixio_lightning.training.optim",
+    "PixelPretraining": "pixio_lightning.pretraining.masked_pixels",
     "Pixels": "pixio_lightning.data.pixels",
     "SampleData": "pixio_lightning.data.sample_data",
     "UserError": "pixio_lightning.errors",
-    "load": "pixio_lightning.restore",
+    "load": "pixio_lightning.training.checkpoints.load",
 }
 
 __all__ = [

@@ -22,10 +22,11 @@ import pytest
 import torch
 import yaml
 
-from pixio_lightning import checkpoint, record
-from pixio_lightning.cli import main
-from pixio_lightning.module import BackboneModule
-from pixio_lightning.restore import load
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import results as record
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints.load import load
 
 _SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 64}
 # One of each family of backbones, with few layers.
@@ -75,9 +76,9 @@ class HeadContract:
 
     def trains(self, folder: Path) -> bool:
         """Return whether the head, on a frozen backbone, has anything to train."""
-        from pixio_lightning import lightning_cli
-        from pixio_lightning.named_classes import import_named
-        from pixio_lightning.options import parse_options
+        from pixio_lightning.cli import lightning_cli
+        from pixio_lightning.cli.class_lookup import import_named
+        from pixio_lightning.cli.options import parse_options
 
         options = parse_options(self.words(folder))
         import_named(options.configs, options.rest)
@@ -187,7 +188,7 @@ class HeadContract:
         """With a number of samples that two processes cannot share evenly."""
         one = self.run("validate", tmp_path / "one", data__val_images=5)
         words = self.words(tmp_path / "two", data__val_images=5, trainer__devices=2)
-        command = [sys.executable, "-m", "pixio_lightning.cli", "validate", *words]
+        command = [sys.executable, "-m", "pixio_lightning.cli.main", "validate", *words]
         done = subprocess.run(
             [*command, "--trainer.strategy", "ddp"],
             env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pixio_lightning.data.pack import write_shard
-from pixio_lightning.data.shard_index import open_index
-from pixio_lightning.data.shards import Encoded, ShardIndex
+from pixio_lightning.data.shards.format import Encoded, ShardIndex
+from pixio_lightning.data.shards.index import open_index
+from pixio_lightning.data.shards.pack import write_shard
 
 
 def jpeg(seed: int, side: int = 20) -> bytes:

@@ -11,9 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from shard_files import images, keys, pack
 
-from pixio_lightning.cli import main
-from pixio_lightning.data import curation as module
-from pixio_lightning.data.curation import (
+from pixio_lightning.cli.main import main
+from pixio_lightning.curation.materialize import materialize, waste
+from pixio_lightning.data.shards import keep_rule as module
+from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.index import open_index
+from pixio_lightning.data.shards.keep_rule import (
     SCORE_SCHEMA,
     Curation,
     Histogram,
@@ -23,11 +26,8 @@ from pixio_lightning.data.curation import (
     check_scores,
     score_file,
 )
-from pixio_lightning.data.materialize import materialize, waste
-from pixio_lightning.data.pack import write_shard
-from pixio_lightning.data.shard_index import open_index
-from pixio_lightning.data.shard_stream import BlockOrder, ShardImages
-from pixio_lightning.data.shards import ShardIndex
+from pixio_lightning.data.shards.pack import write_shard
+from pixio_lightning.data.shards.stream import BlockOrder, ShardImages
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream, key_of, keyed_numbers, uniform
 
@@ -160,7 +160,7 @@ def write_scores(
     """Write score files for packed shards, from the losses by key."""
     import json
 
-    from pixio_lightning.data.shards import read_group
+    from pixio_lightning.data.shards.format import read_group
 
     folder.mkdir(exist_ok=True)
     about = {"pixio_scores": json.dumps({"checkpoint": "c", "masks": 4} | settings)}
@@ -313,7 +313,7 @@ def test_materialized_shards_waste_little_and_keep_every_probability(
 def test_materializing_goes_on_after_a_kill(
     scored: tuple[ShardIndex, dict[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixio_lightning.data import materialize as process
+    from pixio_lightning.curation import materialize as process
 
     monkeypatch.setattr(process, "PART", 1)
     index, _ = scored

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.depth_files import (
+from pixio_lightning.data.depth import (
     OTHER_UNIT,
     SUFFIXES,
     encode_png,

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pixio_lightning.data import scene_store
-from pixio_lightning.data.places import PLACES, build_world
-from pixio_lightning.data.raycast import Bundle, interval, nearest_hit
-from pixio_lightning.data.scenes import CLASSES, MAX_DEPTH, Scene, View, render_scene
-from pixio_lightning.data.textures import PATTERNS, Shape, pulse_train, square_wave
+from pixio_lightning.data.scenes import store as scene_store
+from pixio_lightning.data.scenes.raycast import Bundle, interval, nearest_hit
+from pixio_lightning.data.scenes.render import CLASSES, MAX_DEPTH, Scene, View, render_scene
+from pixio_lightning.data.scenes.textures import PATTERNS, Shape, pulse_train, square_wave
+from pixio_lightning.data.scenes.worlds import PLACES, build_world
 from pixio_lightning.errors import UserError
 
 SIZE = 48

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 from sklearn.datasets import load_sample_images
 
-from pixio_lightning.data.score_data import ScoredImages, colour_entropy
+from pixio_lightning.curation.scores import ScoredImages, colour_entropy
 
 
 def levels(*values: int) -> np.ndarray:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from shard_files import keys, pack
 
-from pixio_lightning.data import remote, shard_stream
-from pixio_lightning.data.curation import Curation
 from pixio_lightning.data.pixels import Pixels
-from pixio_lightning.data.shard_index import INDEX, write_index
-from pixio_lightning.data.shard_set import ShardSet, held_out_groups, next_pass
-from pixio_lightning.data.shard_stream import BlockOrder, ShardImages, ShardLoader
-from pixio_lightning.data.shards import ShardIndex
+from pixio_lightning.data.shards import remote
+from pixio_lightning.data.shards import stream as shard_stream
+from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.index import INDEX, write_index
+from pixio_lightning.data.shards.keep_rule import Curation
+from pixio_lightning.data.shards.set import ShardSet, held_out_groups, next_pass
+from pixio_lightning.data.shards.stream import BlockOrder, ShardImages, ShardLoader
 from pixio_lightning.data.worker_signals import start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
@@ -299,7 +300,7 @@ def test_a_worker_that_hangs_is_noticed(index: ShardIndex, monkeypatch: pytest.M
 def test_nothing_to_keep_ends_in_one_line(
     index: ShardIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixio_lightning.data.shards import Encoded
+    from pixio_lightning.data.shards.format import Encoded
 
     monkeypatch.setattr(shard_stream, "_LONGEST_SEARCH", 500)
     monkeypatch.setattr(

@@ -15,12 +15,14 @@ import pytest
 import torch
 from shard_files import empty_parquet, images, jpeg, keys, pack, write_tar
 
-from pixio_lightning.cli import main
-from pixio_lightning.data import remote, shard_index, shards
-from pixio_lightning.data.pack import pack as pack_folder
-from pixio_lightning.data.shard_index import open_index
-from pixio_lightning.data.shard_stream import BlockOrder, Cursor, ShardImages
-from pixio_lightning.data.shards import ShardIndex, read_group
+from pixio_lightning.cli.main import main
+from pixio_lightning.data.shards import format as shards
+from pixio_lightning.data.shards import index as shard_index
+from pixio_lightning.data.shards import remote
+from pixio_lightning.data.shards.format import ShardIndex, read_group
+from pixio_lightning.data.shards.index import open_index
+from pixio_lightning.data.shards.pack import pack as pack_folder
+from pixio_lightning.data.shards.stream import BlockOrder, Cursor, ShardImages
 from pixio_lightning.errors import UserError
 
 

@@ -20,7 +20,7 @@ from pixio_heads.depth.data import DepthData
 from pixio_heads.reconstruction.views.inputs import _upright_size
 from pixio_heads.segmentation.data import SegmentationData
 from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture, read_file
-from pixio_lightning.data.depth_files import read_depth
+from pixio_lightning.data.depth import read_depth
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.sources import FolderSource
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-from pixio_lightning.data import worker_process
-from pixio_lightning.data.worker_process import WorkerContext
+from pixio_lightning.data import workers as worker_process
+from pixio_lightning.data.workers import WorkerContext
 
 # A function registered for forks stays for good, so these tests share one that looks here.
 stuck: list[Path] = []

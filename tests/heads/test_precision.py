@@ -11,7 +11,7 @@ import test_contract
 import torch
 from PIL import Image
 
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 from pixio_lightning.testing import HeadContract
 
 HEADS = {

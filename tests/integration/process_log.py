@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pixio_lightning import weights
+from pixio_lightning.models.weights import read as weights
 
 
 def _write(rank: int, values: dict[str, int]) -> None:

@@ -74,7 +74,7 @@ def write_recipe(folder: Path, photographs: Path) -> Path:
 def command(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
     """Return the words that start `pixio` in this environment."""
     start = launcher or (sys.executable, "-m")
-    return [*start, "pixio_lightning.cli", *map(str, words)]
+    return [*start, "pixio_lightning.cli.main", *map(str, words)]
 
 
 def environment(**more: str) -> dict[str, str]:

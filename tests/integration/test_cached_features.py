@@ -11,7 +11,7 @@ import pytest
 from latecomer import names_in
 from running import pixio
 
-from pixio_lightning import record
+from pixio_lightning.training import results as record
 
 SMALL = ("--data.scenes", "{train: 6, held_out: 3, views: 2, size: 64}", "--data.num_workers", 0)
 DEPTH = ("-c", "depth/demo", *SMALL, "--panels.every_n_steps", 0)

@@ -18,7 +18,7 @@ import lightning as L
 import pytest
 from running import environment
 
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 
 _ONE_WORKER = ("--data.num_workers", "1")
 _seen: list[int] = []
@@ -114,7 +114,7 @@ def test_a_handler_of_one_s_own_is_called_again(recipe: Path, tmp_path: Path) ->
 _AFTER_TORCH = """
 import signal, subprocess, sys
 from torch.utils.data import DataLoader
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 
 list(DataLoader([0, 1], num_workers=1))
 torchs = signal.getsignal(signal.SIGCHLD)

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from running import TINY, pixio
 
-from pixio_lightning.cli import main
-from pixio_lightning.data.curation import settings_of
+from pixio_lightning.cli.main import main
+from pixio_lightning.data.shards.keep_rule import settings_of
 from pixio_lightning.keyed import key_of
 
 
@@ -119,7 +119,7 @@ def test_the_scorer_without_lightning_gives_the_same_scores(
     checkpoint: Path, shards: Path, scores: Path
 ) -> None:
     """What `ray.data.read_parquet(...).map_batches(Scorer, ...)` would call."""
-    from pixio_lightning.scoring import Scorer
+    from pixio_lightning.curation.scoring import Scorer
 
     scorer = Scorer(str(checkpoint))
     for path in sorted(shards.glob("0*.parquet"))[:2]:
@@ -137,7 +137,7 @@ def test_the_scorer_without_lightning_gives_the_same_scores(
 def test_a_noise_floor_lowers_what_flat_patches_cost(checkpoint: Path) -> None:
     import torch
 
-    from pixio_lightning.scoring import image_losses, load_model
+    from pixio_lightning.curation.scoring import image_losses, load_model
 
     model = load_model(str(checkpoint))
     noise = torch.randint(126, 131, (2, 3, 64, 64), dtype=torch.uint8)  # about 1.4 levels

@@ -14,10 +14,11 @@ import pytest
 import torch
 from pretend_cuda import CUDA, OnCuda, pretend_cuda
 
-from pixio_lightning import checkpoint, record
-from pixio_lightning.cli import main
-from pixio_lightning.module import BackboneModule
-from pixio_lightning.run_folder import Metrics
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import results as record
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.run_folder import Metrics
 
 _SCENES = ("--data.scenes", "{train: 4, held_out: 4, views: 2, size: 64}")
 _BACKBONE = (

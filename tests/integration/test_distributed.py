@@ -15,8 +15,8 @@ from PIL import Image
 from running import TINY, kill_when, pixio
 from safetensors.torch import save_file
 
-from pixio_lightning.run_folder import Metrics
-from pixio_lightning.vit import PixioViT
+from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.training.run_folder import Metrics
 
 TWO = ("--trainer.devices", 2, "--data.batch_size", 4)
 DDP = (*TWO, "--trainer.strategy", "ddp")

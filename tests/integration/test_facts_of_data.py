@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 
 from pixio_heads.depth.head import Depth
-from pixio_lightning import load, record
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.cli import main
+from pixio_lightning import load
+from pixio_lightning.cli.main import main
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training import results as record
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 STEPS = ("--trainer.max_steps=2", "--data.steps_per_epoch=2", "--panels.every_n_steps=0")

@@ -12,8 +12,8 @@ import torch
 import yaml
 from running import TINY, kill_when, pixio, same, started
 
-from pixio_lightning.cli import main
-from pixio_lightning.run_folder import Metrics
+from pixio_lightning.cli.main import main
+from pixio_lightning.training.run_folder import Metrics
 
 # In double precision, where six steps of Adam do not amplify the rounding of sums.
 DOUBLE = ("--trainer.precision", "64-true")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from running import command, environment, pixio
 
-from pixio_lightning import record
-from pixio_lightning.cli import main
-from pixio_lightning.run_folder import Metrics
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import results as record
+from pixio_lightning.training.run_folder import Metrics
 
 SMALL = ("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}")
 RANDOM = ("--model.backbone.weights", "random:0", "--model.cache", "false")
@@ -139,7 +139,7 @@ def test_cached_features_give_the_same_and_decode_nothing(
     def decode(*arguments: object) -> None:
         raise AssertionError("a hit decodes an image")
 
-    from pixio_lightning.data import scene_store
+    from pixio_lightning.data.scenes import store as scene_store
 
     with monkeypatch.context() as patch:
         patch.setattr(scene_store, "decode_field", decode)

@@ -16,10 +16,11 @@ import pytest
 import yaml
 from running import equal, kill_when, pixio, same
 
-from pixio_lightning import checkpoint, record
-from pixio_lightning.callbacks import Checkpoints
-from pixio_lightning.cli import main
-from pixio_lightning.head import Head
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import results as record
+from pixio_lightning.training.callbacks import Checkpoints
+from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.head import Head
 
 # Saves at 3, 6, 9, 12 and validations at 4, 8, 12, or together at 4, 8, 12.
 _TINY: dict[str, Any] = {

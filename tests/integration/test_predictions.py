@@ -14,8 +14,8 @@ from PIL import Image
 from running import write_recipe
 
 from pixio_heads.depth.data import DepthData
-from pixio_lightning import record
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import results as record
 
 DEPTH = ("-c", "depth/demo", "--model.backbone.weights", "random:0", "--model.cache", "false")
 NAMES = [
@@ -74,7 +74,7 @@ def test_depth_of_a_folder(tmp_path: Path) -> None:
 def test_another_unit_than_the_files_say_stops_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from pixio_lightning.data.depth_files import encode_png
+    from pixio_lightning.data.depth import encode_png
 
     for i in range(4):
         picture(tmp_path / f"images/{i}.jpg", i)

@@ -10,9 +10,11 @@ import timm
 import yaml
 from running import pixio
 
-from pixio_lightning import recipes, record, weights
-from pixio_lightning.cli import main
-from pixio_lightning.options import folder_name
+from pixio_lightning.cli import recipes
+from pixio_lightning.cli.main import main
+from pixio_lightning.cli.options import folder_name
+from pixio_lightning.models.weights import read as weights
+from pixio_lightning.training import results as record
 
 NAMES = [r.name for r in recipes.all_recipes() if r.origin == recipes.BUILT_IN]
 RUNS = [name for name in NAMES if not name.startswith(recipes.OVERLAYS)]

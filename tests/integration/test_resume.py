@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import kill_when, pixio, same
 
-from pixio_lightning import checkpoint
+from pixio_lightning.training.checkpoints import io as checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_resumes_at_the_end_of_an_epoch(recipe: Path, uninterrupted: Path, tmp_p
 def test_a_finished_run_says_so_and_a_changed_key_is_refused(
     recipe: Path, uninterrupted: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pixio_lightning.cli import main
+    from pixio_lightning.cli.main import main
 
     before = (uninterrupted / "last.ckpt").stat().st_mtime_ns
     assert "finished at step 16" in pixio("fit", "-c", recipe, "--out", uninterrupted)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from running import TINY, pixio, same, started
 
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 from pixio_lightning.keyed import key_of
 
 TESTS = Path(__file__).parent

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from running import pixio, write_recipe
 
-from pixio_lightning.run_folder import Metrics
+from pixio_lightning.training.run_folder import Metrics
 
 STEPS = ("--trainer.max_steps", 60, "--data.steps_per_epoch", 30, "--trainer.log_every_n_steps", 30)
 

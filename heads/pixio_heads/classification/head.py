@@ -21,12 +21,12 @@ from pixio_heads.classification.metrics import (
     neighbour_accuracies,
 )
 from pixio_heads.classification.picture import bars, shown
-from pixio_lightning import panels
-from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.features import Features
-from pixio_lightning.head import Batch, Head
-from pixio_lightning.optim import Optim
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.features import Features
+from pixio_lightning.training import visualize as panels
+from pixio_lightning.training.head import Batch, Head
+from pixio_lightning.training.optim import Optim
 
 
 class _ClassHead(Head):

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pixio_lightning.dense_decoders import SyncedBatchNorm2d
-from pixio_lightning.features import Features
+from pixio_lightning.models.dense_decoders import SyncedBatchNorm2d
+from pixio_lightning.models.features import Features
 
 Pool = Literal["cls", "patches", "both"]
 

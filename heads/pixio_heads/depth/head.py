@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from pixio_heads.depth import losses
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
-from pixio_lightning import panels
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.data.depth_files import encode_png, unit_of
-from pixio_lightning.dense_decoders import DenseDecoder, LinearDecoder
-from pixio_lightning.features import Features
-from pixio_lightning.head import Batch, Head
-from pixio_lightning.optim import Optim
-from pixio_lightning.output_path import output_path
-from pixio_lightning.windowed_head import WindowedHead
+from pixio_lightning.data.depth import encode_png, unit_of
+from pixio_lightning.files.output_path import output_path
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.dense_decoders import DenseDecoder, LinearDecoder
+from pixio_lightning.models.features import Features
+from pixio_lightning.training import visualize as panels
+from pixio_lightning.training.dense_head import WindowedHead
+from pixio_lightning.training.head import Batch, Head
+from pixio_lightning.training.optim import Optim
 
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
 

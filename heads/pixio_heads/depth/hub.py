@@ -6,7 +6,7 @@ import numpy as np
 
 from pixio_heads.depth.layouts import checked, read_mask
 from pixio_lightning.data.decode import BadImage, decode
-from pixio_lightning.data.depth_files import read_depth, to_metres
+from pixio_lightning.data.depth import read_depth, to_metres
 from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.samples import Sample
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_lightning.data.decode import BadImage, decode, open_picture, read_file
-from pixio_lightning.data.depth_files import SUFFIXES, read_depth, read_npy, require_reader
+from pixio_lightning.data.depth import SUFFIXES, read_depth, read_npy, require_reader
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
 from pixio_lightning.errors import UserError

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pixio_heads.depth.head import RelativeDepth
-from pixio_lightning import panels
-from pixio_lightning.head import Batch
+from pixio_lightning.training import visualize as panels
+from pixio_lightning.training.head import Batch
 
 _NEAR, _FAR = (60, 220, 90), (235, 60, 60)  # colours of the two points in pictures
 

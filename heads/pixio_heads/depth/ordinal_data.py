@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from pixio_heads.depth.archive import Archive
 from pixio_lightning.data.decode import BadImage, decode
-from pixio_lightning.data.places import known_places
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import Chance, Sample, Samples, digest_of
-from pixio_lightning.data.scene_samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import Stream, key_of
 

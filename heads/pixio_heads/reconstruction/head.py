@@ -24,14 +24,14 @@ from pixio_heads.reconstruction.metrics import ReconstructionMetrics
 from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
 from pixio_heads.reconstruction.picture import TITLES, set_row
 from pixio_heads.reconstruction.reconstructed import Reconstructed
-from pixio_lightning import panels
-from pixio_lightning.backbone import Backbone
 from pixio_lightning.errors import UserError
-from pixio_lightning.features import Features
-from pixio_lightning.head import Batch, Head
-from pixio_lightning.optim import Optim
-from pixio_lightning.output_path import output_path
-from pixio_lightning.precision import full_precision
+from pixio_lightning.files.output_path import output_path
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.features import Features
+from pixio_lightning.training import visualize as panels
+from pixio_lightning.training.head import Batch, Head
+from pixio_lightning.training.optim import Optim
+from pixio_lightning.training.precision import full_precision
 
 _PRESETS = {"overall": losses.Weights(), "high_points": losses.HIGH_POINTS}
 

@@ -16,7 +16,7 @@ from pixio_heads.reconstruction.geometry import (
     truth_of,
 )
 from pixio_heads.reconstruction.model import Prediction
-from pixio_lightning import panels
+from pixio_lightning.training import visualize as panels
 
 TITLES = [
     *("view 0", "view 1", "true depth", "predicted depth"),

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
-from pixio_lightning import panels
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.dense_decoders import DenseDecoder, LinearDecoder
-from pixio_lightning.features import Features
-from pixio_lightning.head import Batch
-from pixio_lightning.optim import Optim
-from pixio_lightning.output_path import output_path
-from pixio_lightning.windowed_head import WindowedHead
+from pixio_lightning.files.output_path import output_path
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.dense_decoders import DenseDecoder, LinearDecoder
+from pixio_lightning.models.features import Features
+from pixio_lightning.training import visualize as panels
+from pixio_lightning.training.dense_head import WindowedHead
+from pixio_lightning.training.head import Batch
+from pixio_lightning.training.optim import Optim
 
 _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
 

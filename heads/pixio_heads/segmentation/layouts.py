@@ -20,7 +20,7 @@ from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture, r
 from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of
-from pixio_lightning.data.scene_samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.errors import UserError, nearest
 
 # How the reason of a mask begins whose labels mean something else than the recipe says. It is

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pixio_lightning.data.curation import INSIDE, Curation
-from pixio_lightning.data.scene_samples import Scenes
-from pixio_lightning.data.shard_set import ShardSet
-from pixio_lightning.data.shard_stream import ShardLoader
+from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
+from pixio_lightning.data.shards.set import ShardSet
+from pixio_lightning.data.shards.stream import ShardLoader
 from pixio_lightning.data.sources import (
     FolderSource,
     HubSource,
@@ -18,7 +19,6 @@ from pixio_lightning.data.sources import (
     hold_out,
 )
 from pixio_lightning.data.stream import Bad, HeldOutImages, TrainingImages, collate
-from pixio_lightning.data.stream_data import StreamData
 from pixio_lightning.errors import UserError
 
 _MAX_BAD_OF_SHARDS = 0.001

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.samples import (
     Chance,
     HeldOutSamples,
@@ -17,7 +18,6 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.stream import Loader, collate
-from pixio_lightning.data.stream_data import StreamData
 from pixio_lightning.errors import UserError, nearest
 
 # What changes no sample, only how fast or in what portions it is read.

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from pixio_lightning.data.decode import read_file
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files.text import parse_yaml, read_text, unfolded
 from pixio_lightning.keyed import key_of
-from pixio_lightning.text_files import parse_yaml, read_text, unfolded
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -13,8 +13,9 @@ import torch
 from class_runs import words
 from PIL import Image
 
-from pixio_lightning import checkpoint, record
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import results as record
+from pixio_lightning.training.checkpoints import io as checkpoint
 
 DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
@@ -25,7 +26,7 @@ def alone(*line: str) -> None:
 
 def in_two_processes(*line: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pixio_lightning.cli", *line, *DDP],
+        [sys.executable, "-m", "pixio_lightning.cli.main", *line, *DDP],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from pixio_heads.classification.data import ClassificationData
-from pixio_lightning.data import scene_store
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.places import known_places
 from pixio_lightning.data.samples import Chance
-from pixio_lightning.data.scene_samples import Scenes, SceneSamples
-from pixio_lightning.data.scenes import CLASSES
+from pixio_lightning.data.scenes import store as scene_store
+from pixio_lightning.data.scenes.render import CLASSES
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.errors import UserError
 
 SCENES = Scenes(train=6, held_out=2, views=2, size=64)

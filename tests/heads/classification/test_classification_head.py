@@ -15,10 +15,12 @@ from PIL import Image
 from pixio_heads.classification.head import Classification
 from pixio_heads.classification.linear import LinearClassifier, pooled
 from pixio_heads.classification.picture import SIDE, bars
-from pixio_lightning import Backbone, checkpoint, record
-from pixio_lightning.cli import main
+from pixio_lightning import Backbone
+from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.testing import BACKBONES
+from pixio_lightning.training import results as record
+from pixio_lightning.training.checkpoints import io as checkpoint
 
 SCENES = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}"]
 

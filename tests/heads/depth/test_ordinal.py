@@ -14,11 +14,11 @@ from PIL import Image
 
 from pixio_heads.depth.ordinal import OrdinalAccuracy, OrdinalDepth
 from pixio_heads.depth.ordinal_data import KINDS, OrdinalData, drawn_pairs
-from pixio_lightning.backbone import Backbone
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import Chance
-from pixio_lightning.data.scene_samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.backbone import Backbone
 
 SIZE = (20, 30)
 

@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 
 from pixio_heads.depth.head import RelativeDepth
-from pixio_lightning import record
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training import results as record
 
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
 

@@ -10,7 +10,7 @@ import torch
 
 from pixio_heads.reconstruction.geometry import Geometry, quaternion_of, truth_of
 from pixio_heads.reconstruction.model import Prediction
-from pixio_lightning.data.scenes import render_scene
+from pixio_lightning.data.scenes.render import render_scene
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pixio_heads.reconstruction.geometry import quaternion_of
-from pixio_lightning.data.scenes import View, render_scene
+from pixio_lightning.data.scenes.render import View, render_scene
 
 SIDE = 48
 PLACES = ["studio"]

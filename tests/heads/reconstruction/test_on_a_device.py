@@ -19,7 +19,7 @@ from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.losses import HIGH_POINTS, Weights, factored_loss
 from pixio_heads.reconstruction.metrics import ReconstructionMetrics
 from pixio_heads.reconstruction.model import Reconstructor, Sizes
-from pixio_lightning.features import Features, Layer
+from pixio_lightning.models.features import Features, Layer
 
 TINY = Sizes(dim=32, depth=4, heads=2, taps=(1, 2), stages=(8, 8, 8, 8), features=16)
 

@@ -20,9 +20,9 @@ from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.covisibility import Neighbours
 from pixio_heads.reconstruction.views.known_sets import SetFlags
 from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
-from pixio_lightning.data import scene_store
 from pixio_lightning.data.samples import Chance
-from pixio_lightning.data.scene_samples import Scenes
+from pixio_lightning.data.scenes import store as scene_store
+from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.errors import UserError
 
 ROOMS = Scenes(train=3, held_out=2, views=4, size=48, places=("studio",))

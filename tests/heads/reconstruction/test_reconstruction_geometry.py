@@ -9,7 +9,7 @@ import torch
 from rendered_sets import batch, perfect
 
 from pixio_heads.reconstruction import geometry as g
-from pixio_lightning.data.raycast import Pose, camera_rays
+from pixio_lightning.data.scenes.raycast import Pose, camera_rays
 
 
 def test_rays_and_depth_are_the_renderers() -> None:

@@ -15,8 +15,11 @@ from PIL import Image
 from skimage import data
 
 from pixio_heads.reconstruction import reconstructed
-from pixio_lightning import checkpoint, load, recipes, record
-from pixio_lightning.cli import main
+from pixio_lightning import load
+from pixio_lightning.cli import recipes
+from pixio_lightning.cli.main import main
+from pixio_lightning.training import results as record
+from pixio_lightning.training.checkpoints import io as checkpoint
 
 SMALL = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48, places: [den]}"]
 

@@ -7,10 +7,10 @@ import torch
 
 from pixio_heads.reconstruction.attention import AlternatingAttention, reference_embedding
 from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
-from pixio_lightning.dense_decoders import DPT
 from pixio_lightning.errors import UserError
-from pixio_lightning.features import Features, Layer
-from pixio_lightning.optim import Optim, parameter_groups
+from pixio_lightning.models.dense_decoders import DPT
+from pixio_lightning.models.features import Features, Layer
+from pixio_lightning.training.optim import Optim, parameter_groups
 
 TINY = Sizes(dim=32, depth=4, heads=2, taps=(1, 2), stages=(8, 8, 8, 8), features=16)
 

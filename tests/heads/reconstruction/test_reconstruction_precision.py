@@ -13,7 +13,7 @@ from pixio_heads.reconstruction.constant import fit_constant
 from pixio_heads.reconstruction.head import Reconstruction
 from pixio_heads.reconstruction.model import Prediction
 from pixio_lightning import Backbone
-from pixio_lightning.features import Features
+from pixio_lightning.models.features import Features
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 1}
 

@@ -18,7 +18,7 @@ from pixio_heads.reconstruction.views.frames import FileScene, posed_frame
 from pixio_heads.reconstruction.views.framing import centred, framed
 from pixio_heads.reconstruction.views.layouts import open_scenes, split_scenes
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.scenes import View
+from pixio_lightning.data.scenes.render import View
 from pixio_lightning.errors import UserError
 
 

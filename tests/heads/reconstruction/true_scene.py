@@ -7,7 +7,7 @@ import torch
 
 from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.reconstructed import Reconstructed
-from pixio_lightning.data.scenes import render_scene
+from pixio_lightning.data.scenes.render import render_scene
 
 
 def true_scene(seed: int = 3, *, views: int = 4, size: int = 64) -> Reconstructed:

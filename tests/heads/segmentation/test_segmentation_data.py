@@ -10,10 +10,10 @@ from PIL import Image
 
 from pixio_heads.segmentation import classes
 from pixio_heads.segmentation.data import SegmentationData, random_crop
-from pixio_lightning.data import scene_store
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import Chance
-from pixio_lightning.data.scene_samples import Scenes
+from pixio_lightning.data.scenes import store as scene_store
+from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.errors import UserError
 
 SIZE = (40, 56)

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from pixio_heads.segmentation.head import Segmentation
-from pixio_lightning import panels
-from pixio_lightning.backbone import Backbone
-from pixio_lightning.cli import main
-from pixio_lightning.features import Features, Layer
+from pixio_lightning.cli.main import main
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.features import Features, Layer
+from pixio_lightning.training import visualize as panels
 
 NAMES = ["sky", "sea", "sand", "rock", "ship"]
 

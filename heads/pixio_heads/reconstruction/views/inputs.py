@@ -16,13 +16,13 @@ from PIL import ExifTags, Image
 
 from pixio_heads.reconstruction.views.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_heads.reconstruction.views.video import video_frames
-from pixio_lightning import panels
 from pixio_lightning.data.decode import FORMATS, BadImage, decode_pixels, read_file
 from pixio_lightning.data.image_files import image_files
 from pixio_lightning.data.samples import Sample, digest_of, spread
 from pixio_lightning.data.sources import SUFFIXES, existing_folder
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
+from pixio_lightning.training import visualize as panels
 
 _STEP = 16  # sides of what a model sees are multiples of it
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_lightning.data.samples import digest_of
-from pixio_lightning.data.scene_store import default_cache, locked
+from pixio_lightning.data.scenes.store import default_cache, locked
 
 _VERSION = 1  # raise it when the rule changes: old matrices are then left alone
 _NUMBER = np.dtype("<f4")

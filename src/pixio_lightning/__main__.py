@@ -1,8 +1,0 @@
-"""`python -m pixio_lightning` is `pixio`."""
-
-import sys
-
-from pixio_lightning.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

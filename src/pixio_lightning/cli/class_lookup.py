@@ -1,0 +1,90 @@
+"""Which classes a recipe means by its short names, and the import of those of plug-ins."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import yaml
+
+from pixio_lightning import plugins
+from pixio_lightning.cli import config_errors as mistakes
+from pixio_lightning.cli import recipes
+from pixio_lightning.curation.scores import ImagesToScore
+from pixio_lightning.curation.scoring import Scoring
+from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+
+CORE_CLASSES: dict[str, list[type]] = {
+    "model": [PixelPretraining, Scoring],
+    "data": [Pixels, ImagesToScore],
+}
+TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")
+
+
+def import_named(configs: list[str], words: list[str]) -> None:
+    """Import the plug-ins that the recipes or the command line name, and no others.
+
+    Args:
+        configs: Recipes by name or path.
+        words: The rest of the command line.
+
+    Raises:
+        UserError: A short class name is neither ours nor an installed head's.
+    """
+    asked = {"model": "", "data": ""}
+    for name in configs:
+        path = recipes.find(name)
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = " ".join(str(error).split())
+            raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
+        content = mistakes.check_recipe(content, path, TOP_KEYS)
+        for key in asked:
+            section = content.get(key, {})
+            chosen = section if isinstance(section, str) else section.get("class_path")
+            asked[key] = str(chosen or asked[key])
+    for key in asked:
+        for word, value in pairwise([*words, ""]):
+            option, _, joined = word.partition("=")
+            if option in (f"--{key}", f"--{key}.class_path"):
+                asked[key] = joined or value
+    for key, name in asked.items():
+        if not name and "--help" not in words:
+            raise UserError(f"{key}.class_path is missing; {_there_are(key)}")
+        if name and "." not in name and "/" not in name:
+            _import_short(key, name, model=asked["model"])
+
+
+def _there_are(key: str) -> str:
+    return f"There are {', '.join(_known(key))}; others by import path, package.module.Class"
+
+
+def _known(key: str) -> list[str]:
+    # A head's data module lives in the head's own package, which is imported with the head.
+    heads = plugins.installed(plugins.HEADS) if key == "model" else []
+    return [cls.__name__ for cls in CORE_CLASSES[key]] + [head.attribute for head in heads]
+
+
+def _import_short(key: str, name: str, *, model: str) -> None:
+    if name in (cls.__name__ for cls in CORE_CLASSES[key]):
+        return
+    heads = plugins.installed(plugins.HEADS)
+    claims = [head for head in heads if head.attribute == name]
+    if len({head.target for head in claims}) > 1:
+        both = " and ".join(f"{head.origin} ({head.target})" for head in claims)
+        raise UserError(
+            f"{key}.class_path '{name}' is claimed by {both}; uninstall one of them, or give the "
+            "import path, package.module.Class"
+        )
+    if claims:
+        plugins.load(claims[0])
+        return
+    if key == "data" and model not in (cls.__name__ for cls in CORE_CLASSES["model"]):
+        return  # it comes with the head
+    hint = nearest(name, _known(key)) or ";"
+    for head in heads:
+        if head.name == name:  # the name that `pixio heads` lists
+            hint = f", did you mean '{head.attribute}'?"
+    raise UserError(f"{key}.class_path '{name}' is not known{hint} {_there_are(key)}")

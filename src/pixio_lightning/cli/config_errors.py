@@ -1,0 +1,223 @@
+"""Turn jsonargparse's nested messages into one line with the nearest valid name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training.callbacks import Checkpoints, Pictures, Preemption
+
+# The parts of a recipe whose class is not chosen.
+GROUPS: dict[str, type] = {
+    "trainer": L.Trainer,
+    "checkpoint": Checkpoints,
+    "panels": Pictures,
+    "preemption": Preemption,
+}
+
+# Lines that frame a message, or state a value that the innermost line states better.
+_FRAME = re.compile(
+    r"^(Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|$)"
+)
+_KEY = re.compile(r"^Parser key \"(?P<key>[^\"]+)\":?\s*(?P<rest>.*)")
+_CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':?$")
+_OPTION = re.compile(r"^(Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'")
+_UNKNOWN = re.compile(r"^unrecognized arguments: (?P<words>.+)")
+_IMPORT = re.compile(r"^Expected a dot import path string: (?P<name>\S+)")
+# Parts of the trainer that are classes, found by short names.
+_BASES: dict[str, type] = {"trainer.callbacks": L.Callback, "trainer.logger": Logger}
+_CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+_REQUIRED = re.compile(r"^the following arguments are required: (?P<names>.+)")
+_EXPECTED = re.compile(r"^Expected an? (?P<type>.+?)(\. Got value: (?P<value>.*))?$")
+
+
+def explain(message: str, top: Iterable[str]) -> str:
+    """Return one line: the key, what was given, what was expected, the nearest valid name.
+
+    Args:
+        message: What jsonargparse says.
+        top: The top-level keys of a recipe.
+    """
+    keys: list[str] = []
+    context: type | None = None
+    found: list[str] = []
+    alternatives: int | None = None
+    for full_line in message.splitlines():
+        indent = len(full_line) - len(full_line.lstrip())
+        line = full_line.strip().removeprefix("- ")
+        if match := _KEY.match(line):
+            keys.append(match["key"])
+            line = match["rest"]
+        if match := _CLASS.match(line):
+            if indent == alternatives:  # other types were tried too; the first is the best fit
+                break
+            alternatives = indent if alternatives is None else alternatives
+            context = class_of(match["path"])
+        elif not _FRAME.match(line):
+            found.append(line)
+    prefix = ".".join(keys)
+    for line in found:
+        if match := _OPTION.match(line):
+            *groups, name = match["name"].split(".")
+            groups = [part for part in (prefix, match["group"], *groups) if part]
+            return _no_key(".".join(groups), name, context, top)
+        if match := _REQUIRED.match(line):
+            names = [f"{prefix}.{name}".strip(".") for name in match["names"].split(", ")]
+            return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
+        if match := _UNKNOWN.match(line):
+            word = match["words"].split()[0].lstrip("-").partition("=")[0]
+            *groups, name = word.split(".")
+            return _no_key(".".join([*keys, *groups]), name, context, top)
+        if match := _IMPORT.match(line):
+            return _no_class(prefix, match["name"])
+    expected = [m for m in map(_EXPECTED.match, found) if m]
+    if expected:
+        value = next((m["value"] for m in expected if m["value"]), None) or _given(message)
+        types = ", or ".join(dict.fromkeys(_readable(m["type"]) for m in expected))
+        options = re.findall(r"'([^']+)'", types)
+        return f"{prefix} is {value!r}, but expected {types}{nearest(str(value), options)}"
+    text = " ".join((found or [message])[0].split())
+    return f"{prefix}: {text}" if prefix else text
+
+
+def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    """Refuse what jsonargparse lets pass: null for any key, and a value for a group of keys.
+
+    Args:
+        values: Plain data by the names of the class's parameters.
+        cls: The class that they are for.
+        prefix: The key that leads to them.
+
+    Raises:
+        UserError: A value does not fit.
+    """
+    try:
+        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # of a plug-in, meant for type checkers alone
+        return
+    for name, value in values.items():
+        hint, key = hints.get(name), f"{prefix}.{name}"
+        if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hint is Backbone):
+            if not isinstance(value, Mapping):
+                names = ", ".join(sorted(_parameters(hint)))
+                raise UserError(f"{key} is {value!r}, but expected keys below it: {names}")
+            check_values(value.get("init_args", value), hint, key)
+        elif value is None and hint not in (None, Any) and type(None) not in typing.get_args(hint):
+            raise UserError(f"{key} is null, but expected {_readable(str(hint))}")
+
+
+def check_recipe(content: Any, path: Path, top: Iterable[str]) -> dict[str, Any]:
+    """Refuse a recipe whose shape is wrong, which jsonargparse tells badly or not at all.
+
+    Raises:
+        UserError: It holds no keys, an unknown part, or a part that is none.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"recipe '{path}' holds no keys; expected {', '.join(sorted(top))}")
+    for key, section in content.items():
+        part, dot, _ = str(key).partition(".")
+        if part not in top:
+            raise UserError(f"recipe '{path}': {_no_key('', part, None, top)}")
+        chosen = part not in GROUPS  # model and data, whose class may stand alone
+        if part == "seed_everything" or dot or (chosen and isinstance(section, str)):
+            continue
+        if not isinstance(section, dict):
+            raise UserError(f"recipe '{path}': {key} is {section!r}, but expected keys below it")
+        if chosen and section.keys() & _CLASS_KEYS and (rest := section.keys() - _CLASS_KEYS):
+            raise UserError(
+                f"recipe '{path}': there is no key {key}.{min(rest)} beside {key}.class_path; "
+                f"arguments of the class go below {key}.init_args"
+            )
+    return content
+
+
+def cause(error: BaseException) -> UserError | None:
+    """Find the user's mistake behind an exception that a library raised on top of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        if isinstance(seen, ModuleNotFoundError):
+            # Lightning's loggers and strategies name the package they lack in their message.
+            text = " ".join(str(seen).split())
+            return UserError(f"the recipe needs a package that is not installed: {text}")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _no_key(prefix: str, name: str, context: type | None, top: Iterable[str]) -> str:
+    key = f"{prefix}.{name}" if prefix else name
+    choices = sorted(_keys(prefix, context, top))
+    if not choices:  # the mistake is further up
+        name, choices = key.partition(".")[0], sorted(top)
+    hint = nearest(name, choices)
+    shown = f"{' ' if hint else '; '}There are {', '.join(choices)}" if len(choices) <= 20 else ""
+    return f"there is no key {key}{hint}{shown}"
+
+
+def _no_class(prefix: str, name: str) -> str:
+    if prefix.endswith(".backbone"):
+        names = ", ".join(sorted(_parameters(Backbone)))
+        return f"{prefix} is '{name}', but expected keys below it, as {prefix}.name: {names}"
+    base = _BASES.get(prefix)
+    known = {cls.__name__ for cls in _subclasses(base)} if base else set()
+    return (
+        f"{prefix}: class '{name}' is not known{nearest(name, known)} "
+        "(a short name of ours or of lightning, or an import path package.module.Class)"
+    )
+
+
+def _keys(prefix: str, context: type | None, top: Iterable[str]) -> set[str]:
+    """List the keys that exist below a prefix, given the class it leads into."""
+    last = prefix.rpartition(".")[2]
+    if not prefix:
+        return set(top)
+    if prefix in GROUPS:
+        return set(_parameters(GROUPS[prefix]))
+    if context is None:
+        return set()
+    inner = _parameters(context).get(last)
+    if inner is not None and dataclasses.is_dataclass(inner.default):
+        return {field.name for field in dataclasses.fields(inner.default)}
+    return set(_parameters(context))
+
+
+def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    return {name: parameters[name] for name in parameters if name != "self"}
+
+
+def class_of(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None) if module else None
+    except ImportError:  # the mistake itself
+        return None
+
+
+def _subclasses(cls: type) -> set[type]:
+    return {cls}.union(*map(_subclasses, cls.__subclasses__()))
+
+
+def _given(message: str) -> str:
+    match = re.search(r"Given value: (NestedArg\(key='[^']*', val=)?(?P<value>[^\n]*)", message)
+    return match["value"].rstrip(")").strip("'") if match else ""
+
+
+def _readable(type_name: str) -> str:
+    """Write `<class 'int'>` as `int` and a Literal as its choices."""
+    literal = re.match(r"typing\.Literal\[(.*)\]$", type_name)
+    if literal:
+        return f"one of {literal[1]}"
+    return re.sub(r"<class '([^']+)'>", r"\1", type_name)

@@ -1,0 +1,213 @@
+"""`pixio doctor`: what this installation consists of, and what in it is broken.
+
+Everything is read from metadata, the environment and files. With `imports`, every plug-in is
+imported in a process of its own, so that one that crashes the interpreter is found too.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from pixio_lightning import plugins
+from pixio_lightning.cli import recipes
+from pixio_lightning.errors import UserError
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "timm",
+    "torchmetrics",
+    "jsonargparse",
+    "datasets",
+)
+SAFE_LIGHTNING = Version("2.6.6")
+
+# Torch and Lightning take 20 s to import from a cold network disk; ten times that is a hang.
+IMPORT_SECONDS = 200
+NVIDIA_SMI_SECONDS = 20  # it hangs when a driver is broken
+
+LICENCES = {
+    "Pixio, released": "FAIR Noncommercial Research License",
+    "MAE in timm": "CC-BY-NC-4.0",
+    "DINOv2": "Apache-2.0",
+    "DINOv3": "DINOv3 License",
+}
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    subject: str
+    state: str
+    broken: bool = False
+
+
+def examine(*, imports: bool) -> int:
+    """Print the report; return 1 when something is broken, else 0."""
+    broken = 0
+    for title, findings in (
+        ("Versions", versions()),
+        ("Machine", machine()),
+        ("Caches", caches()),
+        ("Plug-ins", plug_ins(imports=imports)),
+        ("Licences of weights", (Finding(*item) for item in LICENCES.items())),
+    ):
+        print(title)
+        for finding in findings:
+            mark = "!!" if finding.broken else "  "
+            print(f"{mark} {finding.subject:<18} {finding.state}", flush=True)
+            broken += finding.broken
+    print(f"{broken} broken, marked !!" if broken else "nothing is broken")
+    return 1 if broken else 0
+
+
+def versions() -> Iterator[Finding]:
+    """Compare installed versions with what this distribution's own metadata asks for."""
+    yield Finding("python", platform.python_version())
+    needed: dict[str, Requirement] = {}
+    try:
+        ours = metadata.distribution("pixio-lightning")
+    except metadata.PackageNotFoundError:
+        state = "not installed, so its heads are not found: pip install pixio-lightning"
+        yield Finding("pixio-lightning", f"{state} (in a checkout: pip install -e .)", True)
+    else:
+        yield Finding("pixio-lightning", ours.version)
+        for requirement in map(Requirement, ours.requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                needed[canonicalize_name(requirement.name)] = requirement
+    for name in dict.fromkeys([*LIBRARIES, *needed]):
+        yield _library(name, needed.get(name))
+
+
+def _library(name: str, requirement: Requirement | None) -> Finding:
+    specifier = str(requirement.specifier) if requirement else ""
+    needs = f"needs {specifier or 'any version'}: pip install '{name}{specifier}'"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        if requirement is None:
+            return Finding(name, "not installed")
+        return Finding(name, f"not installed, {needs}", True)
+    if name == "lightning" and Version(version) < SAFE_LIGHTNING:
+        reason = f"below {SAFE_LIGHTNING} runs code named in a checkpoint (CVE-2026-58659)"
+        cure = f"pip install 'lightning>={SAFE_LIGHTNING}'"
+        return Finding(name, f"{version}, {reason}: {cure}", True)
+    if requirement and not requirement.specifier.contains(version, prereleases=True):
+        return Finding(name, f"{version}, {needs}", True)
+    return Finding(name, f"{version}  ({specifier})" if specifier else version)
+
+
+def machine() -> Iterator[Finding]:
+    """Report the processors, the memory and the GPUs that a run would see."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    yield Finding("cpu cores", str(cores))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's own limit
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    yield Finding("memory", f"{memory / 2**30:.1f} GiB")
+    yield from gpus()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    unset = f"unset: every process starts {cores} threads; set it to cores per process"
+    yield Finding("OMP_NUM_THREADS", threads or unset)
+
+
+def gpus() -> Iterator[Finding]:
+    """Ask `nvidia-smi` for the GPUs; torch is not imported."""
+    if shutil.which("nvidia-smi") is None:
+        yield Finding("gpus", "none seen")
+        return
+    query = "--query-gpu=name,memory.total,driver_version"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=NVIDIA_SMI_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("gpus", f"nvidia-smi does not answer in {NVIDIA_SMI_SECONDS} s", True)
+        return
+    if answer.returncode:
+        reason = _last_line(answer.stderr or answer.stdout)
+        yield Finding("gpus", f"nvidia-smi fails: {reason}", True)
+        return
+    for index, line in enumerate(answer.stdout.strip().splitlines()):
+        name, memory, driver = (part.strip() for part in line.split(","))
+        yield Finding(f"gpu {index}", f"{name}, {memory}, driver {driver}")
+
+
+def caches() -> Iterator[Finding]:
+    """Report the folders that features and downloads go to, with the free disk space."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    for variable, default in (("PIXIO_CACHE", "pixio"), ("HF_HOME", "huggingface")):
+        folder = Path(os.environ.get(variable) or home / default).expanduser().absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free / 2**30
+        writable = "" if os.access(existing, os.W_OK) else ", not writable"
+        yield Finding(variable, f"{folder}, {free:.0f} GiB free{writable}")
+
+
+def plug_ins(*, imports: bool) -> Iterator[Finding]:
+    """Report every head and every folder of recipes that installed distributions declare."""
+    heads = plugins.installed(plugins.HEADS)
+    claims = Counter(head.name for head in heads)
+    for head in heads:
+        described = f"{head.target} of {head.origin}"
+        if claims[head.name] > 1:
+            fault = "the name is claimed more than once; uninstall one of the distributions"
+        else:
+            fault = _fault(head, imports=imports)
+        yield Finding(head.name, f"{described}: {fault}" if fault else described, bool(fault))
+    if not heads:
+        yield Finding("heads", "none installed")
+    for root in recipes.roots():
+        missing = "" if root.path.is_dir() else ": no such folder"
+        yield Finding("recipes", f"{root.path} of {root.origin}{missing}", bool(missing))
+
+
+def _fault(head: plugins.Plugin, *, imports: bool) -> str:
+    try:
+        plugins.docstring(head)
+    except UserError as error:
+        return str(error)
+    return import_fault(head) if imports else ""
+
+
+def import_fault(plugin: plugins.Plugin) -> str:
+    """Import `plugin` in a process of its own; return the last line of its error, or ""."""
+    code = (
+        "import importlib, operator, sys\n"
+        "operator.attrgetter(sys.argv[2])(importlib.import_module(sys.argv[1]))"
+    )
+    try:
+        # -P: the current folder is no part of an installation.
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, plugin.module, plugin.attribute],
+            capture_output=True,
+            text=True,
+            timeout=IMPORT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"does not finish importing in {IMPORT_SECONDS} s"
+    if done.returncode == 0:
+        return ""
+    return _last_line(done.stderr) or f"its import ends with exit code {done.returncode}"
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

@@ -1,0 +1,171 @@
+"""LightningCLI with what every run has: recipes, short keys, callbacks, mistakes of one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import warnings
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pixio_lightning.cli import config_errors as mistakes
+from pixio_lightning.cli import recipes, resume
+from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
+from pixio_lightning.cli.options import Options, expanded
+from pixio_lightning.errors import UserError
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.callbacks import (
+    Checkpoints,
+    MetricsLog,
+    Pictures,
+    Preemption,
+    Progress,
+    RunCard,
+)
+from pixio_lightning.training.checkpoints.io import AtomicIO
+
+
+class PixioCLI(LightningCLI):
+    """LightningCLI over any model around a Backbone; the verb is called by `main`.
+
+    Args:
+        options: The command line.
+        verb: What is to be done.
+    """
+
+    def __init__(self, options: Options, verb: str) -> None:
+        self.options, self.verb = options, verb
+        args = [word for name in options.configs for word in ("-c", str(recipes.find(name)))]
+        super().__init__(
+            BackboneModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": -1,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                # The stream divides itself among the processes.
+                "use_distributed_sampler": False,
+            },
+            # An abbreviated key would become another one when a key is added.
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            # Without subcommands Lightning never reads a checkpoint's hyper-parameters, which
+            # would override the command line.
+            run=False,
+            args=args + options.rest,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give the callbacks that are always there short keys of their own."""
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(Pictures, "panels")
+        parser.add_lightning_class_args(Preemption, "preemption")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake becomes one line."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise UserError(mistakes.explain(str(error), TOP_KEYS)) from None
+        for key, value in list(self.config.items()):
+            self.config[key] = expanded(value)
+        for key, values in self.config_dict().items():
+            if key in mistakes.GROUPS:
+                mistakes.check_values(values, mistakes.GROUPS[key], key)
+            elif key in CORE_CLASSES and (chosen := mistakes.class_of(values["class_path"])):
+                mistakes.check_values(values["init_args"], chosen, key)
+
+    def config_dict(self) -> dict[str, Any]:
+        """Return the complete configuration as plain data."""
+        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
+        return yaml.safe_load(dumped)
+
+    def completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a stored configuration with the keys that came since, each at its default.
+
+        A new key's default is what earlier versions did. What this version cannot parse, such as a
+        key that is gone, stays as it is.
+        """
+        try:
+            parsed = self.parser.parse_object(config)
+            return yaml.safe_load(self.parser.dump(parsed, skip_none=False, format="yaml"))
+        except Exception:  # whatever classes and types raise at values of another version
+            return config
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; `check` needs no trainer."""
+        try:
+            super().instantiate_classes()
+        except (
+            MisconfigurationException,
+            argparse.ArgumentError,
+            ModuleNotFoundError,
+            ValueError,
+        ) as error:
+            mistake = mistakes.cause(error)
+            raise mistake or UserError(mistakes.explain(str(error), TOP_KEYS)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""
+        if self.verb == "check":
+            return None  # type: ignore[return-value]
+        config, out = self.config_init["trainer"], self.options.out
+        callbacks = self.trainer_defaults["callbacks"] = [resume.Accumulation()]
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(Progress())
+        loggers: list[Any] | bool = False
+        if self.verb == "fit":
+            callbacks.append(RunCard(" ".join(self.options.configs), out))
+            loggers = [MetricsLog(out), *self._loggers(config["logger"])]
+        try:
+            trainer = super().instantiate_trainer(
+                default_root_dir=str(out),
+                logger=loggers,
+                plugins=[*_listed(config["plugins"]), AtomicIO()],
+                **kwargs,
+            )
+        except TypeError as error:  # what Lightning says of values like `devices: two`
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        # First, so that a run that is being pre-empted saves before others do what can wait.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))
+        return trainer
+
+    def _loggers(self, asked: Any) -> list[Any]:
+        if asked is None or asked is True:
+            return [TensorBoardLogger(self.options.out, name="", version="tensorboard")]
+        return _listed(asked)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None or value is False:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def quieten() -> None:
+    """Silence what Lightning says to those who write loops, not to those who run them."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    # What Lightning and we call goes in jsonargparse 5, which is not allowed yet.
+    warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", "predict returned None.*")
+    # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
+    # DDP does not expect; nothing is copied for it.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,333 @@
+"""`pixio`: light verbs are answered here at once, training verbs are handed on.
+
+Importing torch and Lightning takes seconds, so nothing in this file does: help, lists and mistakes
+that can be seen from the words alone cost a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import select
+import shlex
+import shutil
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pixio_lightning import __version__, plugins
+from pixio_lightning.cli import recipes
+from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, RUN_PAGE, VERBS
+from pixio_lightning.cli.options import expanded, parse_options
+from pixio_lightning.errors import UserError, nearest, printable_lines
+
+
+class LightParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line."""
+
+    def __init__(self, prog: str, *, description: str, usage: str | None = None) -> None:
+        super().__init__(prog, description=description, usage=usage, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        raise UserError(f"{message} ({usage})")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's own, and return its exit code.
+
+    A mistake of the user, and what the system refuses, is one line on standard error and code 2,
+    an interrupt is code 130.
+    """
+    try:
+        try:
+            return _dispatch(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # here, not at exit, where a lost reader cannot be handled
+    except UserError as error:
+        return _failed(str(error))
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, what a shell reports
+    except BrokenPipeError:
+        if not _reader_is_gone():  # a pipe of the run itself, between processes: a real failure
+            raise
+        _drop_output()
+        return 141  # 128 + SIGPIPE, as of any program in `... | head`
+    except (ConnectionError, ChildProcessError, ProcessLookupError):
+        raise  # between processes, and none of the user's files
+    except OSError as error:
+        if error.errno is None:  # of a library, for which it need not be about a file
+            raise
+        return _failed(_refusal(error))
+
+
+def _failed(message: str) -> int:
+    print(f"pixio: error: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the output itself is what cannot be written
+        _drop_output()
+    return 2
+
+
+def _refusal(error: OSError) -> str:
+    """Say which file the system refused, and why."""
+    reason = error.strerror or str(error)
+    where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
+    advice = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = ", ".join(f"'{place}'" for place in _full_places())
+        where = where or (f"{full}: " if full else "")
+        advice = "; free some, then run the same line again"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "; give a place that may be written to, such as another --out or PIXIO_CACHE"
+    return f"{where}{reason}{advice}"
+
+
+def _full_places() -> list[str]:
+    """Return which of the usual places have no space left: the system does not say."""
+    places = [".", "runs", os.environ.get("PIXIO_CACHE", ""), tempfile.gettempdir()]
+    found = [place for place in places if place and Path(place).is_dir()]
+    return [place for place in found if shutil.disk_usage(place).free < 1_000_000]
+
+
+def _drop_output() -> None:
+    # What is still buffered would fail once more when the interpreter flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(FRONT_PAGE, end="")
+        _print_rows([(f"  {verb}", sentence) for verb, sentence in VERBS.items()])
+        return 0
+    if argv[0] == "--version":
+        print(f"pixio-lightning {__version__}")
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise UserError(_no_verb(argv))
+    light = {
+        **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor},
+        **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate},
+    }
+    if verb in light:
+        return light[verb](rest)
+    if {"-h", "--help"} & set(rest):
+        pages = {"check": CHECK_PAGE, "export": EXPORT_PAGE}
+        sentence = VERBS[verb].capitalize()
+        print(pages.get(verb, RUN_PAGE).format(verb=verb, sentence=sentence), end="")
+        return 0
+    if verb == "export":
+        from pixio_lightning.models.weights import export
+
+        return export.main(rest)
+    if not rest:
+        raise UserError(f"{verb} needs a recipe, as in `pixio {verb} -c pretrain/demo`")
+    for name in parse_options(rest).configs:  # a misspelt name need not wait for torch to be told
+        recipes.find(name)
+    from pixio_lightning.cli import run
+
+    return run.main(verb, rest)
+
+
+def _no_verb(argv: list[str]) -> str:
+    """Say what is wrong with a command line that does not begin with a verb."""
+    if argv[0][:1] != "-":
+        return f"unknown verb '{argv[0]}' (there are {', '.join(VERBS)}){nearest(argv[0], VERBS)}"
+    later = [at for at, word in enumerate(argv) if word in VERBS]
+    if not later:
+        return "no verb given, as in `pixio fit -c pretrain/demo`; `pixio` lists the verbs"
+    # Right after an option it may well be that option's value.
+    alone = [at for at in later if argv[at - 1][:1] != "-" or "=" in argv[at - 1]]
+    at = (alone or later)[0]
+    return f"the verb comes first: pixio {shlex.join([argv[at], *argv[:at], *argv[at + 1 :]])}"
+
+
+def heads(argv: list[str]) -> int:
+    """`pixio heads`: name, sentence, import path and origin of every installed head."""
+    LightParser(
+        "pixio heads", description="List the installed heads; none is imported."
+    ).parse_args(argv)
+    found = plugins.installed(plugins.HEADS)
+    _print_rows([(p.name, f"{p.summary} · {p.target} · {p.origin}") for p in found])
+    if not found:
+        print(
+            "No heads are installed. They arrive with distributions: `pip install pixio-lightning`"
+            " (in a checkout `pip install -e .`)\nbrings the built-in ones, a plug-in adds its own"
+            f" through the entry-point group {plugins.HEADS}."
+        )
+    return 0
+
+
+def list_recipes(argv: list[str]) -> int:
+    """`pixio recipes [WORD]`: name, summary and promises of the recipes that mention WORD."""
+    parser = LightParser("pixio recipes", description="List the recipes, read from their headers.")
+    parser.add_argument("word", nargs="?", default="", help="show only recipes that mention it")
+    word = parser.parse_args(argv).word
+    rows = []
+    everything = recipes.all_recipes()
+    for recipe in everything:
+        summary, fields = recipes.header(recipe.path)
+        if word.lower() in " ".join([recipe.name, summary, *fields.values()]).lower():
+            shown = [f"{key}: {fields[key]}" for key in ("reproduces", "expect") if key in fields]
+            origin = [] if recipe.origin == recipes.BUILT_IN else [f"from {recipe.origin}"]
+            rows.append((recipe.name, " · ".join([summary, *shown, *origin])))
+    if not everything:
+        raise UserError(f"no recipes in {', '.join(str(root.path) for root in recipes.roots())}")
+    if not rows:
+        names = {part for recipe in everything for part in recipe.name.replace("/", "_").split("_")}
+        raise UserError(f"no recipe mentions '{word}'{nearest(word, names)}")
+    _print_rows(rows)
+    return 0
+
+
+def copy(argv: list[str]) -> int:
+    """`pixio cp RECIPE DEST`: copy a recipe to a new file, or into a folder."""
+    parser = LightParser("pixio cp", description="Copy a recipe to a file of your own.")
+    parser.add_argument("recipe", type=expanded, help="a recipe by name or path")
+    parser.add_argument(
+        "destination",
+        type=expanded,
+        help="a folder, or a file (.yaml is added); never overwritten",
+    )
+    options = parser.parse_args(argv)
+    source = recipes.find(options.recipe)
+    destination = Path(options.destination)
+    if destination.is_dir():
+        destination /= source.name
+    elif destination.suffix not in recipes.SUFFIXES:
+        destination = destination.with_name(f"{destination.name}.yaml")
+    try:
+        with destination.open("xb") as file:
+            file.write(source.read_bytes())
+    except FileExistsError:
+        raise UserError(
+            f"'{destination}' exists and is not overwritten; give another name"
+        ) from None
+    print(f"wrote {destination}; use it with `-c {destination}`")
+    return 0
+
+
+def bench(argv: list[str]) -> int:
+    """`pixio bench SUITE [--out DIR] [options]` or `pixio bench --compare A B`."""
+    parser = LightParser(
+        "pixio bench",
+        description="Run the recipes of a suite, a YAML file as in benchmarks/; print one table.",
+        usage="pixio bench SUITE [--out DIR] [options of every run] | pixio bench --compare A B",
+    )
+    parser.add_argument("--out", type=expanded, help="where the runs go; default runs/bench/SUITE")
+    about = "folders of two suites, or of two runs"
+    parser.add_argument("--compare", nargs=2, type=expanded, metavar=("A", "B"), help=about)
+    options, words = parser.parse_known_args(argv)
+    from pixio_lightning.cli import bench as suites
+
+    if options.compare:
+        if words:
+            parser.error(f"unrecognized arguments: {' '.join(words)}")
+        print(printable_lines(suites.compare(*map(Path, options.compare))))
+        return 0
+    # Not an argument of the parser, which would take the value of a run's option for it.
+    if not words or words[0][:1] == "-":
+        raise UserError("bench needs a suite first, as in `pixio bench benchmarks/demo.yaml`")
+    suite, *words = words
+    return suites.main(words, suite=expanded(suite), out=options.out)
+
+
+def shard(argv: list[str]) -> int:
+    """`pixio shard SOURCE OUT`: pack images into parquet shards with an index."""
+    parser = LightParser(
+        "pixio shard",
+        description="Pack images into parquet shards with an index; the same line again goes on.",
+    )
+    parser.add_argument(
+        "source",
+        type=expanded,
+        help="folder of JPEG, PNG, WebP at any depth, or of tar shards",
+    )
+    parser.add_argument("out", type=expanded, help="folder for the shards")
+    parser.add_argument("--rows", type=int, default=10_000, help="images of a shard (%(default)s)")
+    parser.add_argument("--group", type=int, default=100, help="of a row group (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
+    parser.add_argument("--in-order", action="store_true", help="keep a folder's order")
+    options = parser.parse_args(argv)
+    from pixio_lightning.data.shards.pack import pack
+
+    index = pack(
+        options.source,
+        Path(options.out),
+        rows=options.rows,
+        group=options.group,
+        shuffled=not options.in_order,
+        jobs=options.jobs,
+    )
+    size = sum(entry.size for entry in index.shards) / 1e6
+    print(f"{index.rows} images in {len(index.shards)} shards, {size:.1f} MB, in {options.out}")
+    bad = Path(options.out) / "bad_files.txt"
+    if bad.exists():
+        print(f"{len(bad.read_text().splitlines())} files were left out, listed in {bad}")
+    print(f"next:\n  pixio fit -c pretrain/folder --data.source shards --data.path {options.out}")
+    return 0
+
+
+def curate(argv: list[str]) -> int:
+    """`pixio curate SHARDS --scores DIR`: report, calibrate, materialize."""
+    from pixio_lightning.curation.report import main as curation
+
+    return curation(LightParser("pixio curate", description=curation.__doc__ or ""), argv)
+
+
+def new_head(argv: list[str]) -> int:
+    """`pixio new-head NAME [--dir D]`: write a plug-in project."""
+    parser = LightParser("pixio new-head", description="Write a plug-in project for a new head.")
+    parser.add_argument("name", help="lower-case letters, digits and underscores")
+    parser.add_argument(
+        "--dir", default=".", type=expanded, help="where to make the folder; default: here"
+    )
+    options = parser.parse_args(argv)
+    from pixio_lightning.cli.new_head import create
+
+    project = create(options.name, Path(options.dir))
+    print(
+        f"wrote {project}; next:\n"
+        f"  pip install -e '{project}[test]'\n"
+        f"  pixio fit -c {options.name}/demo -c with/debug\n"
+        f"  pytest {project}"
+    )
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """`pixio doctor [--imports]`: report on this installation; 1 when something is broken."""
+    parser = LightParser("pixio doctor", description="Say what is here and what is broken.")
+    parser.add_argument("--imports", action="store_true", help="import every plug-in, apart (slow)")
+    options = parser.parse_args(argv)
+    from pixio_lightning.cli.doctor import examine
+
+    return examine(imports=options.imports)
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and texts in two columns; texts wrap on a terminal, one line each elsewhere."""
+    terminal = shutil.get_terminal_size((0, 0)).columns
+    indent = max((len(name) for name, _ in rows), default=0) + 2
+    width = max(terminal, indent + 30)  # a column of text below 30 is hard to read
+    wrap = textwrap.TextWrapper(width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    for name, text in rows:
+        line = f"{name:<{indent}}{text}"
+        print(wrap.fill(line) if terminal else line)
+
+
+def _reader_is_gone() -> bool:
+    """Tell whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLERR)
+    return bool(poll.poll(0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The words of a command line that are ours: recipes, run folder, checkpoint. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pixio_lightning.cli import recipes
+from pixio_lightning.errors import UserError
+
+
+class Options(NamedTuple):
+    """The words of a command line that are ours, and all others.
+
+    Attributes:
+        configs: Recipes by name or path, the later wins.
+        out: Run folder.
+        fresh: Whether to start anew.
+        ckpt_path: Checkpoint to resume from or to evaluate, or None.
+        run: Whether `check` runs two steps.
+        rest: What LightningCLI parses.
+    """
+
+    configs: list[str]
+    out: Path
+    fresh: bool
+    ckpt_path: str | None
+    run: bool
+    rest: list[str]
+
+
+def parse_options(argv: list[str]) -> Options:
+    """Take our own options out of a command line.
+
+    Raises:
+        UserError: An option lacks its value.
+    """
+    parser = argparse.ArgumentParser("pixio", add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[], type=expanded)
+    parser.add_argument("--out", type=expanded)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--ckpt_path", type=expanded)
+    parser.add_argument("--run", action="store_true")
+    parser.exit_on_error = False
+    try:
+        known, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    rest = ["--help" if word == "--help-all" else word for word in rest]
+    out = Path(known.out) if known.out else Path("runs") / folder_name(known.config)
+    return Options(known.config, out, known.fresh, known.ckpt_path, known.run, rest)
+
+
+def folder_name(configs: list[str]) -> str:
+    """Name a run folder after its recipes: `pretrain/demo+debug`."""
+    names = [Path(c).stem if c.endswith(recipes.SUFFIXES) else c for c in configs]
+    first = [name for name in names if not name.startswith(recipes.OVERLAYS)][:1] or ["run"]
+    overlays = [name.split("/")[-1] for name in names if name != first[0]]
+    return "+".join([first[0], *overlays])
+
+
+class _NoHome(UserError, argparse.ArgumentTypeError):
+    """Of the second kind too, or argparse would put a text of its own in place of this one."""
+
+
+def expanded(value: Any) -> Any:
+    """Return a path with a leading `~` as the home folder it means; anything else as it is.
+
+    A shell does so only where the `~` begins a word: not in `--out=~/x`, and no launcher or YAML
+    file does it. Every path a user gives passes here once, when the command line is parsed.
+
+    Raises:
+        UserError: There is no such user.
+    """
+    if not isinstance(value, str) or not (value == "~" or value[:1] == "~" and "/" in value):
+        return value
+    path = os.path.expanduser(value)
+    if path[:1] == "~":
+        user = value.partition("/")[0]
+        raise _NoHome(f"path '{value}': there is no home folder of '{user}' on this machine")
+    return path

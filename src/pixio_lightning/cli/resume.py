@@ -1,0 +1,257 @@
+"""Which changes of its configuration a run goes on with, and which it refuses.
+
+What changes nothing that is learned is taken and noted: a run that was pre-empted goes on where
+there is room. How the global batch is divided among devices may change, its size may not. Every
+key that is not named here counts as learned, those of plug-ins too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from lightning.fabric.plugins.environments import ClusterEnvironment
+
+from pixio_lightning.cli.config_errors import class_of
+from pixio_lightning.cli.options import expanded
+from pixio_lightning.errors import UserError
+
+# Keys, with all below them, that change nothing that is learned.
+FREE = (
+    # Who does the work and what it costs; sums may round differently.
+    "data.num_workers",  # streams are functions of the step; shards look to themselves
+    "data.timeout",
+    "data.restart_pass",  # what shards ask for when the readers are others
+    "trainer.accelerator",
+    "trainer.benchmark",
+    "trainer.deterministic",
+    "model.backbone.checkpointing",
+    "model.backbone.compile",
+    "preemption",
+    # When a run stops or gives up; it goes on from there.
+    "data.max_bad",
+    "trainer.max_time",
+    "trainer.detect_anomaly",
+    # What is kept and shown. Not checkpoint.best: best.ckpt would be the best of a part.
+    "checkpoint.every_n_steps",
+    "panels",
+    "trainer.logger",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    "trainer.enable_autolog_hparams",
+    "trainer.enable_checkpointing",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.model_registry",
+    "trainer.default_root_dir",  # --out stands in its place
+    # How an evaluation runs; not which samples and how often, by which best.ckpt is chosen.
+    "data.val_batch_size",
+    "trainer.inference_mode",
+    "trainer.num_sanity_val_steps",  # before the first step only
+    # Of other verbs.
+    "trainer.limit_test_batches",
+    "trainer.limit_predict_batches",
+)
+# Keys that divide the global batch.
+DIVISION = (
+    "data.batch_size",
+    "trainer.accumulate_grad_batches",
+    "trainer.devices",
+    "trainer.num_nodes",
+)
+
+
+class Batch(NamedTuple):
+    """A global batch and its division."""
+
+    batch_size: int
+    processes: int
+    accumulate: int
+
+    @property
+    def size(self) -> int:
+        """Samples of an optimiser step."""
+        return self.batch_size * self.processes * self.accumulate
+
+    def __str__(self) -> str:
+        many = "es" if self.processes > 1 else ""
+        text = f"{self.size} = data.batch_size {self.batch_size} x {self.processes} process{many}"
+        more = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
+        return text + more
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested dicts under dotted keys, without `init_args`."""
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            below = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
+            yield from flatten(value, below)
+    else:
+        yield prefix, expanded(config)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Return `old -> new` by key for every leaf that differs.
+
+    A recipe says `devices: 2` where the command line says "2", and both mean the same.
+    """
+    before, after = dict(flatten(old)), dict(flatten(new))
+    return {
+        key: f"{before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if str(before.get(key)) != str(after.get(key))
+    }
+
+
+def check_changes(
+    folder: Path,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    *,
+    then: Batch | None,
+    now: Batch | None,
+) -> str:
+    """Return what a run goes on with, in a line; empty if nothing is changed.
+
+    Args:
+        folder: The run folder.
+        old: Its configuration.
+        new: The one it is to go on with.
+        then: How its global batch was divided; None if that is not known.
+        now: How it would be.
+
+    Raises:
+        UserError: A key that changes what is learned differs, or the size of the global batch.
+    """
+    changed = differences(old, new)
+    learned = [key for key in changed if not _is_free(key, old, new)]
+    divided = [key for key in learned if key in DIVISION]
+    if then and now:
+        learned = [key for key in learned if key not in divided]
+    if learned:
+        listed = "; ".join(f"{key}: {changed[key]}" for key in learned)
+        raise UserError(
+            f"{folder} holds a run with another configuration ({listed}): "
+            "run the same line to go on, give another --out, or --fresh to start anew "
+            "(the old folder is kept under another name)"
+        )
+    if then and now and then.size != now.size:
+        raise UserError(
+            f"{folder} holds a run with a global batch of {then}, but now it would be {now}, which "
+            f"changes what is learned: {_same_size(then, now)}give another --out, or --fresh to "
+            "start anew (the old folder is kept under another name)"
+        )
+    texts = [f"{key}: {text}" for key, text in changed.items()]
+    if then and now and then != now:
+        texts.append(f"global batch as before, then {then}, now {now}")
+    return f"goes on with other {'; '.join(texts)}" if texts else ""
+
+
+def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    if key.startswith("trainer.strategy"):
+        # One process, or copies of the model: their checkpoints are one file, whatever their kind.
+        names = [str(config["trainer"].get("strategy")) for config in (old, new)]
+        return all(n in ("auto", "single_device") or n.startswith("ddp") for n in names)
+    if key == "trainer.plugins":
+        first, second = (_plugins(config["trainer"].get("plugins")) for config in (old, new))
+        others = [p for p in first + second if p not in first or p not in second]
+        return all(_is_environment(plugin) for plugin in others)
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _plugins(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _is_environment(plugin: Any) -> bool:
+    """Whether a plug-in of the trainer only tells where its processes are."""
+    path = plugin.get("class_path", "") if isinstance(plugin, dict) else ""
+    cls = class_of(path)
+    return cls is not None and issubclass(cls, ClusterEnvironment)
+
+
+def _same_size(then: Batch, now: Batch) -> str:
+    """Advise how to keep the global batch on the processes there are."""
+    ways = []
+    for key, rest in (
+        ("data.batch_size", now.processes * now.accumulate),
+        ("trainer.accumulate_grad_batches", now.processes * now.batch_size),
+    ):
+        if then.size % rest == 0:
+            ways.append(f"{key} {then.size // rest}")
+    return f"set {' or '.join(ways)}, " if ways else ""
+
+
+class SameStart(L.Callback):
+    """Stop where the processes of a run would start from different checkpoints.
+
+    Each decides by the files it sees before any of them can ask the others.
+
+    Args:
+        ckpt_path: What this process starts from.
+    """
+
+    def __init__(self, ckpt_path: str | None) -> None:
+        self.ckpt_path = ckpt_path
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compare with the first process.
+
+        Raises:
+            UserError: In all processes, when one of them differs.
+        """
+        first = trainer.strategy.broadcast(self.ckpt_path)
+        if not trainer.strategy.reduce_boolean_decision(first == self.ckpt_path, all=True):
+            raise UserError(
+                f"process {trainer.global_rank} starts from {self.ckpt_path or 'nothing'}, the "
+                f"first from {first or 'nothing'}, and all must agree: the run folder has to be on "
+                "a file system that all nodes share"
+            )
+
+
+class Takeover(L.Callback):
+    """Let the run folder say what runs in it now, once it really does.
+
+    Args:
+        write: Writes that; called in the first process when training starts.
+    """
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self.write = write
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.write()
+
+
+class Accumulation(L.Callback):
+    """Keep the count of batches in an epoch right where a run goes on with other accumulation.
+
+    An epoch is a number of optimiser steps; Lightning counts the batches they are made of.
+    """
+
+    def __init__(self) -> None:
+        self._now = 1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._now = trainer.accumulate_grad_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many batches make a step."""
+        return {"batches": self._now}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count the steps of the checkpoint in batches of this run."""
+        then = checkpoint["callbacks"].get(self.state_key, {}).get("batches", self._now)
+        if then == self._now or trainer.state.fn != "fit":
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            ready = counts["ready"] // then * self._now
+            # A save after the last batch of a step comes before that batch counts as completed.
+            behind = {name: counts["ready"] - count for name, count in counts.items()}
+            counts.update({name: ready - gap for name, gap in behind.items()})

@@ -1,0 +1,312 @@
+"""Lightning's verbs: parse the recipe, open the run folder, train or evaluate."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pixio_lightning.cli import resume
+from pixio_lightning.cli.class_lookup import import_named
+from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
+from pixio_lightning.cli.options import parse_options
+from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.training import results as record
+from pixio_lightning.training import run_folder
+from pixio_lightning.training.callbacks import MetricsLog, Preemption
+from pixio_lightning.training.callbacks.progress import say
+from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
+from pixio_lightning.training.checkpoints.io import local_path, read_plain, recover
+from pixio_lightning.training.head import Head
+
+# Functions of Lightning and torch that take up what a checkpoint holds.
+_RESTORES = re.compile("load_(combined_loader_)?state|setstate")
+
+
+def main(verb: str, argv: list[str]) -> int:
+    """Run `pixio fit|validate|test|predict|check`; returns the exit code."""
+    options = parse_options(argv)
+    if options.ckpt_path and not local_path(options.ckpt_path).exists():
+        folder = Path(options.ckpt_path).parent
+        names = [p.name for p in folder.glob("*.ckpt")]
+        hint = nearest(Path(options.ckpt_path).name, names)
+        raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
+    run_folder.check_files(options.out)
+    import_named(options.configs, options.rest)
+    quieten()
+    cli = PixioCLI(options, verb)
+    if verb == "check":
+        return check(cli)
+    return fit(cli) if verb == "fit" else evaluate(cli)
+
+
+def fit(cli: PixioCLI) -> int:
+    """Train; resume if the run folder holds a run of the same configuration."""
+    folder = cli.options.out
+    if cli.options.fresh and run_folder.begun_by_this_job(folder):
+        cli.options = cli.options._replace(fresh=False)
+        if cli.trainer.is_global_zero:
+            say(f"this job began {folder} anew when it first started: now it goes on")
+    with ExitStack() as locks:
+        if cli.trainer.is_global_zero:
+            run_folder.check_ours(folder, fresh=cli.options.fresh)
+            locks.enter_context(run_folder.held(folder))
+            if cli.options.fresh:
+                _start_anew(cli)
+                locks.enter_context(run_folder.held(folder))
+        return _fit(cli)
+
+
+def _start_anew(cli: PixioCLI) -> None:
+    folder, asked = cli.options.out, cli.options.ckpt_path
+    if asked and local_path(asked).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"--fresh moves {folder} aside, and with it the checkpoint to start from, '{asked}': "
+            "give another --out"
+        )
+    old = run_folder.set_aside(folder)
+    if old:
+        say(f"the earlier run is now in {old}")
+    run_folder.note_job(folder)
+
+
+def _fit(cli: PixioCLI) -> int:
+    options, config = cli.options, cli.config_dict()
+    folder, primary = options.out, cli.trainer.is_global_zero
+    ckpt_path = options.ckpt_path
+    batch = _batch(cli)
+    # All processes decide alike, though they start one after the other and the first one writes:
+    # no checkpoint is saved before all of them are here, and config.yaml says nothing before that
+    # any of them would refuse.
+    found = [] if options.fresh else run_folder.checkpoints(folder)
+    if found:
+        _go_on(cli, config, batch, found[0])
+        last = folder / "last.ckpt"
+        step = _finished_step(cli, last) if ckpt_path is None else 0
+        if step:
+            if primary:
+                title = f"{folder} finished at step {step}; --fresh starts anew"
+                say(block(title, outcome(cli.model, folder)))
+            return 0
+        if ckpt_path is None and found[0] == last:
+            ckpt_path = str(last)
+        if primary:
+            for path in found:
+                recover(path)
+
+    def write() -> None:
+        run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        run_folder.write_state(folder, finished=False, batch=batch._asdict() if batch else None)
+
+    if found:  # what is there stays true if this start comes to nothing
+        cli.trainer.callbacks.append(resume.Takeover(write))
+    elif primary:
+        write()
+    _introduce(cli)
+    if isinstance(cli.model, Head):
+        _recall(cli, ckpt_path)
+        cli.model.ask(cli.datamodule)  # what it would build depends on it
+    if isinstance(cli.model, Head) and not cli.model.trains:
+        if primary:
+            say("nothing is trained: the head has no parameters and the backbone is frozen")
+        cli.verb = "validate"
+        return evaluate(cli)
+    for logger in cli.trainer.loggers:
+        if ckpt_path is None and isinstance(logger, MetricsLog) and primary:
+            logger.metrics.rewind(-1)
+    _call(cli, cli.trainer.fit, ckpt_path)
+    for callback in cli.trainer.callbacks:
+        if isinstance(callback, Preemption) and callback.stopping and primary:
+            return 128 + (callback.signal or 0)
+    return 0
+
+
+def _finished_step(cli: PixioCLI, last: Path) -> int:
+    """Return the step a run ended at; 0 if there is more to do.
+
+    The last step is saved after all else, so its checkpoint alone says that the run is complete,
+    even where it was killed before it could note that it had finished.
+    """
+    folder = cli.options.out
+    state = run_folder.read_state(folder)
+    if state.get("finished"):
+        return state["step"]
+    step = read_plain(last)["global_step"] if last.exists() else 0
+    if not 0 < cli.trainer.max_steps <= step:
+        return 0
+    if cli.trainer.is_global_zero:
+        run_folder.write_state(folder, step=step, finished=True)
+    return step
+
+
+def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, found: Path) -> None:
+    """Refuse to go on with the run in the folder as another one, and note what is changed."""
+    folder = cli.options.out
+    stored = run_folder.stored_config(folder)
+    if stored is None:
+        raise UserError(
+            f"{folder} holds {found.name} but no config.yaml, so nobody can say what it was "
+            "trained with: put config.yaml back to go on, give another --out, or --fresh to start "
+            "anew (the old folder is kept under another name)"
+        )
+    then = _stored_batch(folder, stored)
+    note = resume.check_changes(folder, cli.completed(stored), config, then=then, now=batch)
+    if note and cli.trainer.is_global_zero:
+        say(note)
+
+
+def _batch(cli: PixioCLI) -> resume.Batch | None:
+    """Return the global batch; None where the data module does not say its part."""
+    size = getattr(cli.datamodule, "batch_size", None)
+    if not isinstance(size, int):
+        return None
+    return resume.Batch(size, cli.trainer.world_size, cli.trainer.accumulate_grad_batches)
+
+
+def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
+    """Return the global batch of the run in a folder; None where it did not say."""
+    recorded = run_folder.read_state(folder).get("batch")
+    if isinstance(recorded, dict) and recorded.keys() == set(resume.Batch._fields):
+        return resume.Batch(**recorded)
+    return None
+
+
+def _introduce(cli: PixioCLI) -> None:
+    """Tell the model where it comes from, for its checkpoints and records."""
+    config = cli.config_dict()
+    cli.model.config = config["model"]
+    if isinstance(cli.model, Head):
+        cli.model.origin = {
+            "recipe": cli.options.configs,
+            "overrides": cli.options.rest,
+            "seed": config["seed_everything"],
+        }
+
+
+def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
+    """Tell a head, before it is built, what the weights that it will load are made for.
+
+    Raises:
+        UserError: The data contradicts it.
+    """
+    path = local_path(ckpt_path) if ckpt_path else None
+    if not isinstance(cli.model, Head) or path is None or not path.exists():
+        return
+    stored = read_plain(path)
+    about = stored.get("pixio", {}) if isinstance(stored, dict) else {}
+    if cli.verb != "predict":  # images to predict say nothing of a head's data
+        cli.model.compare(cli.datamodule, about)
+    cli.model.remember(about)
+
+
+def evaluate(cli: PixioCLI) -> int:
+    """Validate, test or predict with a checkpoint; by default the run folder's best."""
+    folder, ckpt_path = cli.options.out, cli.options.ckpt_path
+    if ckpt_path is None and cli.model.resumes:
+        found = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists()]
+        ckpt_path = str(found[0]) if found else None
+        if cli.trainer.is_global_zero:
+            say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
+    _introduce(cli)
+    _recall(cli, ckpt_path)
+    results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
+    if cli.trainer.is_global_zero:
+        if cli.verb == "predict":
+            say(cli.model.predictions_text(folder))
+        elif isinstance(cli.model, Head):
+            say(block(cli.verb, record.summary(record.read(folder)[-1])))
+            say(f"recorded in {folder / record.FILE}")
+        else:
+            facts = {k: f"{v:.6g}" for result in results for k, v in result.items()}
+            say(block(cli.verb, facts or {"nothing": "was logged"}))
+        for name, reason in getattr(cli.datamodule, "bad", {}).items():
+            say(f"unusable: {name} ({reason})")
+    return 0
+
+
+def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
+    arguments = {"verbose": False} if cli.verb in ("validate", "test") else {}
+    if cli.verb == "predict":
+        arguments = {"return_predictions": False}
+    cli.trainer.callbacks.append(resume.SameStart(ckpt_path))
+    with child_signal_kept():
+        return _called(cli, verb, ckpt_path, arguments)
+
+
+def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str, bool]) -> Any:
+    """Call it; what goes wrong becomes one line, and no worker outlives it."""
+    try:
+        return verb(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=ckpt_path,
+            weights_only=True,
+            **arguments,
+        )
+    except (UserError, OSError):
+        end_workers()
+        raise
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except Exception as error:
+        if failure := worker_failure(error):
+            end_workers()
+            raise failure from error
+        if not ckpt_path or not _while_restoring(error):
+            raise
+        end_workers()
+        text = " ".join(str(error).split())
+        if "Error(s) in loading state_dict" in text:
+            raise UserError(f"checkpoint '{ckpt_path}' does not fit the model: {text}") from None
+        raise UserError(
+            f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
+            f"({type(error).__name__}: {text})"
+        ) from error
+    except SystemExit:
+        if cli.trainer.interrupted:  # Lightning ends an interrupted run as a failed one
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        # Lightning skips this after an exception, and workers would outlive their use.
+        cli.datamodule.teardown(cli.verb)
+
+
+def _while_restoring(error: BaseException) -> bool:
+    """Whether an exception comes out of what Lightning does with a checkpoint that it has read."""
+    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        Path(code.co_filename).stem == "checkpoint_connector" or _RESTORES.search(code.co_name)
+        for code in codes
+    )
+
+
+def check(cli: PixioCLI) -> int:
+    """Print the plan of a run without allocating it; `--run` also takes two steps."""
+    trainer, data = cli.config_init["trainer"], cli.datamodule
+    if isinstance(cli.model, Head):
+        cli.model.ask(data)
+    with torch.device("meta"):
+        cli.model.decoder = cli.model.build(cli.model.backbone)
+    devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
+    world = max(1, devices) * trainer["num_nodes"]
+    accumulate = trainer["accumulate_grad_batches"]
+    batch = f"{data.batch_size} x {world} processes x {accumulate} accumulated"
+    facts = plan(
+        cli.model,
+        global_batch=data.batch_size * world * accumulate,
+        batch=batch,
+        steps=trainer["max_steps"],
+    )
+    say(block("plan", facts | {"run folder": str(cli.options.out)}))
+    if not cli.options.run:
+        return 0
+    debug = [*cli.options.configs, "with/debug"]
+    argv = [word for name in debug for word in ("-c", name)] + cli.options.rest
+    return main("fit", [*argv, "--out", str(cli.options.out) + "+check", "--fresh"])

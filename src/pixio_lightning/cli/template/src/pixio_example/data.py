@@ -1,0 +1,110 @@
+"""Images with one number each: rendered scenes, or a folder with a table."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pixio_lightning import SampleData, UserError
+from pixio_lightning.data.decode import BadImage, decode
+from pixio_lightning.data.samples import Sample, Samples, digest_of
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+
+
+class TableSamples:
+    """The images that `targets.csv` in a folder lists: columns `file` and `target`.
+
+    Args:
+        folder: Where the table and the images are.
+
+    Raises:
+        UserError: There is no such table.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, table = folder, folder / "targets.csv"
+        if not table.is_file():
+            raise UserError(f"{table} does not exist; expected the columns file,target")
+        with table.open(newline="") as file:
+            self.rows = [(row["file"], float(row["target"])) for row in csv.DictReader(file)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        return self.rows[index][0]
+
+    def load(self, index: int) -> Sample:
+        name, target = self.rows[index]
+        image = decode((self.folder / name).read_bytes(), max_megapixels=64)
+        return {"image": np.array(image), "target": np.float32(target)}
+
+    def digest(self) -> str:
+        files = [(self.folder / name) for name, _ in self.rows]
+        return digest_of(self.rows, [f.stat().st_mtime_ns for f in files if f.exists()])
+
+
+class ExampleData(SampleData):
+    """Images with the angle at which the camera looks up, in degrees.
+
+    Args:
+        source: `scenes`, or `folder` with a table.
+        path: The folder; with sub-folders `train` and `val`.
+        image_size: Side that images are scaled to.
+        batch_size: Images per process and step.
+        num_workers: Processes that decode, per training process.
+        steps_per_epoch: Training batches between two validations.
+        val_images: Validation images, at most.
+        max_bad: Stop when more than this share of the images is unusable; None never stops.
+        seed: Seed of the order.
+        scenes: How many scenes and views.
+    """
+
+    sources = ("scenes", "folder")
+
+    def __init__(
+        self,
+        source: str = "scenes",
+        path: str | None = None,
+        *,
+        image_size: int = 128,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        steps_per_epoch: int = 100,
+        val_images: int | None = None,
+        max_bad: float | None = None,
+        seed: int = 0,
+        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(
+            source,
+            path,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            steps_per_epoch=steps_per_epoch,
+            val_images=val_images,
+            max_bad=max_bad,
+            seed=seed,
+        )
+        # Kept as public attributes: they identify the samples in caches and records.
+        self.image_size, self.scenes = image_size, scenes
+
+    def open(self, split: str) -> Samples:
+        """Return the samples of a split."""
+        if self.source == "scenes":
+            split = "val" if split in ("test", "predict") else split
+            return SceneSamples(split, self.scenes, ("image", "camera_pitch"))
+        folder = Path(self.path or "")
+        return TableSamples(folder / ("train" if split == "train" else "val"))
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Scale the image; a random `augment` may stand beside this for training."""
+        target = np.float32(sample.get("camera_pitch", sample.get("target")))
+        if not np.isfinite(target):
+            raise BadImage("the target is no number")
+        image = Image.fromarray(sample["image"])
+        scaled = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        return {"image": np.array(scaled), "target": target}

@@ -1,0 +1,175 @@
+"""Shards rewritten by keep probability, so that little is read in vain.
+
+Thresholds are applied once, and every image goes to one of 16 files by the probability that it is
+kept. A group of such a file is read with the probability of its hardest image and then thinned
+(`KeepRule.takes_group`): each image keeps its own probability, and of the bytes that are read
+little more than those of kept images. The price: the images of a group come together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex, read_group
+from pixio_lightning.data.shards.index import INDEX, write_index
+from pixio_lightning.data.shards.keep_rule import (
+    INSIDE,
+    KeepRule,
+    Scores,
+    digest_of_scores,
+    scores_of,
+)
+from pixio_lightning.data.shards.pack import entry_of, shard_schema, table_of
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import fold, permuted
+from pixio_lightning.training.run_folder import write_atomically
+
+BINS = 16
+PART = 32  # input shards that are rewritten together, and redone together after a kill
+_BUFFER = 512  # images of a bin that are shuffled before they are written: 30 MB each
+_COLUMNS = {
+    "loss": pa.float32(),
+    "entropy": pa.float32(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+}
+
+
+def materialize(
+    index: ShardIndex, rule: KeepRule, out: Path, *, group: int = 100, jobs: int = 1
+) -> ShardIndex:
+    """Rewrite shards in bins of keep probability, with their scores as columns.
+
+    A finished part is left alone, so the same line again goes on.
+
+    Args:
+        index: The shards.
+        rule: Thresholds, and the probabilities that decide the bins.
+        out: Folder to write to.
+        group: Images of a row group.
+        jobs: Parts rewritten at a time.
+
+    Returns:
+        The index of the new shards, written beside them.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    about = f"{digest_of_scores(index, rule.curation)} c {rule.c:.9g} group {group}"
+    stamp = out / ".materialized"
+    if stamp.exists() and stamp.read_text() != about:
+        raise UserError(f"'{out}' holds shards of another curation: give a new folder")
+    if not stamp.exists() and any(out.iterdir()):
+        raise UserError(f"'{out}' is not empty: give a new folder")
+    write_atomically(stamp, about)
+    n = len(index.shards)
+    order = [permuted(i, n, seed=0, turn=0) for i in range(n)]
+    parts = [order[start : start + PART] for start in range(0, n, PART)]
+    with ThreadPoolExecutor(jobs) as pool:
+        running = pool.map(
+            lambda at: _part(index, rule, out, at, parts[at], group), range(len(parts))
+        )
+        found = list(tqdm(running, "rewriting shards", len(parts), disable=None))
+    result = ShardIndex(str(out), [entry for entries in found for entry in entries])
+    write_index(result, out / INDEX)
+    return result
+
+
+def _part(
+    index: ShardIndex, rule: KeepRule, out: Path, number: int, part: list[int], group: int
+) -> list[Shard]:
+    done = out / f".{number:05d}.done"
+    if not done.exists():
+        for leftover in out.glob(f".{number:05d}-*"):
+            leftover.unlink()
+        bins = [
+            _Bin(out / f"{number:05d}-{b:02d}.parquet", seed=fold(number, b), group=group)
+            for b in range(BINS)
+        ]
+        for shard in part:
+            for local, at in enumerate(index.groups_of(shard)):
+                images = read_group(index, at)
+                _, scores = scores_of(
+                    index, index.shards[shard], local, rule.curation.scores or INSIDE
+                )
+                p = rule.probability(scores)
+                for row, image in enumerate(images):
+                    if p[row] > 0 and not image.reason:
+                        bins[min(BINS - 1, int(p[row] * BINS))].add(image, scores, row)
+        names = [bin.close() for bin in bins]
+        write_atomically(done, json.dumps([name for name in names if name]))
+    return [entry_of(out / name, sorted_by_loss=True) for name in json.loads(done.read_text())]
+
+
+class _Bin:
+    """A file that grows by shuffled row groups and appears when it is complete."""
+
+    def __init__(self, path: Path, *, seed: int, group: int) -> None:
+        self.path, self.seed, self.group = path, seed, group
+        self.aside = path.with_name(f".{path.stem}-{os.getpid()}")
+        self.held: list[tuple[Encoded, dict[str, float]]] = []
+        self.writer: pq.ParquetWriter | None = None
+        self.flushed = 0
+
+    def add(self, image: Encoded, scores: Scores, row: int) -> None:
+        self.held.append((image, {name: getattr(scores, name)[row] for name in _COLUMNS}))
+        if len(self.held) >= max(_BUFFER, self.group):
+            self._flush(len(self.held) // self.group * self.group)
+
+    def _flush(self, count: int) -> None:
+        """Write `count` of the held images, in a random order that is always the same."""
+        n = len(self.held)
+        order = [permuted(i, n, seed=self.seed, turn=self.flushed) for i in range(n)]
+        mixed = [self.held[i] for i in order]
+        chosen, self.held = mixed[:count], mixed[count:]
+        self.flushed += 1
+        columns = {
+            name: pa.array([values[name] for _, values in chosen], kind)
+            for name, kind in _COLUMNS.items()
+        }
+        schema = shard_schema(columns, about={})
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(
+                self.aside,
+                schema,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=list(columns),
+            )
+        for start in range(0, len(chosen), self.group):
+            images = [image for image, _ in chosen[start : start + self.group]]
+            part = {name: values[start : start + self.group] for name, values in columns.items()}
+            self.writer.write_table(table_of(images, part, schema))
+
+    def close(self) -> str:
+        """Write what is left; return the file's name, empty where nothing was added."""
+        if self.held:
+            self._flush(len(self.held))
+        if self.writer is None:
+            return ""
+        self.writer.close()
+        os.replace(self.aside, self.path)
+        return self.path.name
+
+
+def waste(index: ShardIndex, rule: KeepRule, *, turn: int) -> tuple[int, int]:
+    """Return the bytes of images that a pass reads, and those of them that it keeps."""
+    read = kept = 0
+    for group in range(index.n_groups):
+        if not rule.takes_group(index, group, turn=turn):
+            continue
+        images = read_group(index, group)
+        keep = rule.keep(index, group, [image.key for image in images], turn=turn)
+        sizes = np.array([len(image.data) for image in images])
+        read += int(sizes.sum())
+        kept += int(sizes[keep].sum())
+    return read, kept

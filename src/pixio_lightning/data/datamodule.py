@@ -1,0 +1,193 @@
+"""StreamData: what every DataModule shares, whatever its task.
+
+An endless training stream that is a pure function of the step, evaluation sets that all processes
+share evenly, and bad files that are counted, named and never fatal by themselves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from pixio_lightning.data.stream import Bad, EvenShare, Loader, Positions, StepLoader, collate
+from pixio_lightning.data.worker_signals import start_worker
+from pixio_lightning.data.workers import WorkerContext
+from pixio_lightning.errors import UserError
+
+# A rate of bad samples is judged after so many, or after one pass if that is shorter.
+_JUDGED_AFTER = 10_000
+
+
+class StreamData(L.LightningDataModule):
+    """Training by step, evaluation by pass.
+
+    A subclass opens its files in `setup` and implements `training_set`, `evaluation_set` and
+    `training_size`.
+
+    Args:
+        batch_size: Samples per process and training step.
+        num_workers: Processes that decode, per training process.
+        steps_per_epoch: Training batches between two validations.
+        max_bad: Stop when more than this share of the samples is unusable; None never stops.
+        seed: Seed of order and augmentation.
+        val_batch_size: Samples per process and evaluation step; None takes `batch_size`.
+        timeout: Seconds to wait for a batch of the workers before giving up.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        num_workers: int,
+        steps_per_epoch: int,
+        max_bad: float | None,
+        seed: int,
+        val_batch_size: int | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        super().__init__()
+        counts = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
+        for name, value in (counts | {"val_batch_size": val_batch_size or 1}).items():
+            if value < 1:
+                raise UserError(f"data.{name} is {value}, but expected at least 1")
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.steps_per_epoch, self.max_bad, self.seed = steps_per_epoch, max_bad, seed
+        self.val_batch_size = val_batch_size or batch_size
+        self.timeout = timeout
+        self.bad: dict[str, str] = {}
+        self._seen = 0
+        self._stream: Any = None
+
+    def training_set(self) -> Dataset:
+        """Return the samples by their position in the endless stream."""
+        raise NotImplementedError
+
+    def evaluation_set(self, stage: str) -> Dataset:
+        """Return the samples of "val", "test" or "predict", each once; index -1 pads a batch."""
+        raise NotImplementedError
+
+    def training_size(self) -> int:
+        """Return the number of samples in one pass over the training set."""
+        raise NotImplementedError
+
+    # --- loaders ------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> StepLoader:
+        """Return the endless stream, at the batch the run has reached."""
+        trainer = self.trainer
+        assert trainer is not None
+        positions = self.positions(rank=trainer.global_rank, world_size=trainer.world_size)
+        loader = DataLoader(
+            self.training_set(),
+            batch_sampler=positions,
+            persistent_workers=self.num_workers > 0,
+            **self.loader_arguments,
+        )
+        accumulate = trainer.accumulate_grad_batches
+        self._stream = StepLoader(
+            loader,
+            self.report,
+            batches=self.steps_per_epoch * accumulate,
+            consumed=lambda: trainer.global_step * accumulate,
+        )
+        return self._stream
+
+    def positions(self, *, rank: int, world_size: int) -> Positions:
+        """Return the batches of stream positions that a process trains on."""
+        return Positions(self.batch_size, rank=rank, world_size=world_size)
+
+    def teardown(self, stage: str) -> None:
+        """End the workers of the stream."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def val_dataloader(self) -> Loader:
+        """Return every validation sample once, shared evenly by the processes."""
+        return self.once(self.evaluation_set("val"))
+
+    def test_dataloader(self) -> Loader:
+        """Return every test sample once."""
+        return self.once(self.evaluation_set("test"))
+
+    def predict_dataloader(self) -> Loader:
+        """Return every sample to predict once."""
+        return self.once(self.evaluation_set("predict"))
+
+    def once(self, samples: Any, *, batch_size: int | None = None, share: bool = True) -> Loader:
+        """Return a loader over a sized set, each sample once.
+
+        Args:
+            samples: A data set with a length; index -1 pads.
+            batch_size: Samples per process and step; None takes `val_batch_size`.
+            share: Whether the processes share the samples; otherwise each reads all.
+        """
+        rank, world_size = 0, 1
+        if share and self.trainer:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        indices = EvenShare(len(samples), rank=rank, world_size=world_size)
+        batch_size = batch_size or self.val_batch_size
+        loader = DataLoader(
+            samples, batch_size=batch_size, sampler=indices, **self.loader_arguments
+        )
+        return Loader(loader, self.report)
+
+    @property
+    def loader_arguments(self) -> dict:
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": collate,
+            "worker_init_fn": start_worker,
+            "multiprocessing_context": WorkerContext() if self.num_workers > 0 else None,
+            "timeout": self.timeout if self.num_workers > 0 else 0,
+            "pin_memory": self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
+        }
+
+    # --- bad samples --------------------------------------------------------------------------
+
+    def report(self, bad: list[Bad], seen: int) -> None:
+        """Count bad samples by name, list new ones in bad_files.txt, stop above `max_bad`.
+
+        Raises:
+            UserError: More than `max_bad` of the samples are unusable.
+        """
+        self._seen += seen
+        new = {name: reason for name, reason in bad if name not in self.bad}
+        self.bad |= new
+        if new and self.trainer is not None:
+            self._write(new)
+        if self.max_bad is None:
+            return
+        # Without new ones, too: in a small set all are found before it is time to judge.
+        total = self.training_size()
+        if self._seen < min(_JUDGED_AFTER, total):
+            return
+        if len(self.bad) > self.max_bad * min(self._seen, total):
+            reasons = ", ".join(f"{n} {r}" for r, n in self.bad_reasons.most_common())
+            raise UserError(
+                f"{len(self.bad)} of {min(self._seen, total)} images are unusable ({reasons}), "
+                f"more than data.max_bad {self.max_bad}; see bad_files.txt in the run folder"
+            )
+
+    def _write(self, new: dict[str, str]) -> None:
+        path = Path(self.trainer.default_root_dir) / "bad_files.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name need not be UTF-8: file systems take any bytes.
+        with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+            with suppress(OSError):  # without locks, as on some clusters, a line may come twice
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            listed = set(file.read().splitlines())
+            lines = [f"{name}\t{reason}" for name, reason in new.items()]
+            file.writelines(f"{line}\n" for line in lines if line not in listed)
+
+    @property
+    def bad_reasons(self) -> Counter[str]:
+        """How many samples were unusable, by reason."""
+        return Counter(self.bad.values())

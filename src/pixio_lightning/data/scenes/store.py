@@ -1,0 +1,289 @@
+"""The rendered scenes on disk: parquet shards, written once and shared by all processes.
+
+A set is a folder of shards with one row per view and one row group per scene, so that a reader
+can fetch single scenes with pyarrow alone. Shards are written aside and renamed: a killed run
+leaves finished shards only, and the next one renders what is missing. A lock that the kernel
+drops with its holder makes other processes wait for the first instead of rendering too.
+
+Depth is raw float32, since it is the exact ground truth that a 16-bit image would round; normals
+are float16, to 5e-4; masks and images are PNG, which is lossless.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from pixio_lightning.data.decode import open_picture
+from pixio_lightning.data.scenes.render import CLASSES, MAX_DEPTH, View, render_scene
+from pixio_lightning.data.scenes.worlds import known_places
+from pixio_lightning.errors import UserError, nearest
+
+VERSION = 2  # raise it when pixels, labels or columns change: old caches are then left alone
+SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
+
+# The splits' first seeds lie further apart than any set is large, so no two share a scene.
+_FIRST_SEED = {"train": 0, "val": 1 << 40, "test": 2 << 40}
+
+SCHEMA = pa.schema(
+    [
+        ("scene", pa.int64()),
+        ("view", pa.int32()),
+        ("key", pa.string()),
+        ("image", pa.binary()),
+        ("depth", pa.binary()),
+        ("valid", pa.binary()),
+        ("object_id", pa.binary()),
+        ("class_id", pa.binary()),
+        ("normal", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("intrinsics", pa.list_(pa.float64(), 9)),
+        ("cam2world", pa.list_(pa.float64(), 16)),
+        ("outdoor", pa.bool_()),
+        ("lights", pa.int32()),
+        ("room_type", pa.string()),
+        ("objects", pa.list_(pa.string())),
+        ("camera_height", pa.float64()),
+        ("camera_pitch", pa.float64()),
+    ],
+    metadata={
+        "world": "z up, floor at z = 0, metres",
+        "camera": "OpenCV: x right, y down, z forward; pixel centres at integer coordinates",
+        "image": "PNG, 8-bit sRGB",
+        "depth": f"float32 little endian, row-major, z-depth in metres to {MAX_DEPTH:g}, 0 invalid",
+        "valid": "PNG, 8-bit, 0 or 255",
+        "object_id": "PNG, 16-bit, 0 sky",
+        "class_id": "PNG, 8-bit: " + " ".join(CLASSES),
+        "normal": "float16 little endian, row-major (height, width, 3), camera frame",
+        "intrinsics": "3x3, row-major, pixels",
+        "cam2world": "4x4, row-major",
+        "camera_pitch": "degrees above the horizon",
+    },
+)
+
+
+def default_cache() -> Path:
+    """Return ``$PIXIO_CACHE``, or ``~/.cache/pixio``."""
+    return Path(os.environ.get("PIXIO_CACHE") or Path.home() / ".cache" / "pixio").expanduser()
+
+
+def scene_seed(split: str, index: int) -> int:
+    """Return the seed of a scene of "train", "val" or "test"; splits never share one."""
+    if split not in _FIRST_SEED:
+        known = ", ".join(_FIRST_SEED)
+        raise UserError(f"no split '{split}': expected {known}{nearest(split, _FIRST_SEED)}")
+    return _FIRST_SEED[split] + index
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    return np.array(open_picture(data, max_megapixels=64, formats=("PNG",)))
+
+
+def encode_view(view: View) -> dict[str, Any]:
+    """Turn a view into the columns that it fills."""
+    height, width = view.depth.shape
+    return {
+        "image": _png(view.image),
+        "depth": view.depth.astype("<f4").tobytes(),
+        "valid": _png(view.valid.astype(np.uint8) * 255),
+        "object_id": _png(view.object_id.astype(np.uint16)),
+        "class_id": _png(view.class_id),
+        "normal": view.normal.astype("<f2").tobytes(),
+        "width": width,
+        "height": height,
+        "intrinsics": view.intrinsics.ravel(),
+        "cam2world": view.cam2world.ravel(),
+        "camera_height": view.camera_height,
+        "camera_pitch": view.camera_pitch,
+    }
+
+
+def decode_field(name: str, row: dict[str, Any]) -> Any:
+    """Turn one column of a row, as from `pyarrow.Table.to_pylist`, back into what was rendered."""
+    value = row[name]
+    if name == "depth":
+        depth = np.frombuffer(value, "<f4").astype(np.float32)
+        return depth.reshape(row["height"], row["width"])
+    if name == "normal":
+        normal = np.frombuffer(value, "<f2").astype(np.float32)
+        return normal.reshape(row["height"], row["width"], 3)
+    if name in ("image", "class_id"):
+        return _pixels(value)
+    if name == "valid":
+        return _pixels(value) > 0
+    if name == "object_id":
+        return _pixels(value).astype(np.int16)
+    if name in ("intrinsics", "cam2world"):
+        side = 3 if name == "intrinsics" else 4
+        return np.array(value, dtype=np.float64).reshape(side, side)
+    return value
+
+
+def decode_view(row: dict[str, Any]) -> View:
+    """Turn a row back into a view.
+
+    All is as it was rendered, but for normals, which were rounded to float16.
+    """
+    return View(**{name: decode_field(name, row) for name in View._fields})
+
+
+def _scene_rows(split: str, index: int, **looks: Any) -> list[dict[str, Any]]:
+    scene = render_scene(scene_seed(split, index), **looks)
+    about = {
+        "scene": index,
+        "outdoor": scene.outdoor,
+        "lights": scene.lights,
+        "room_type": scene.room_type,
+        "objects": scene.objects,
+    }
+    return [
+        about | {"view": number, "key": f"{split}/{index:06d}/{number}"} | encode_view(view)
+        for number, view in enumerate(scene.views)
+    ]
+
+
+def _write_shard(path: Path, split: str, indices: range, **looks: Any) -> int:
+    """Render scenes into a shard that appears complete or not at all; return their number.
+
+    `looks` are the other arguments of `render_scene`.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    binary = [field.name for field in SCHEMA if field.type == pa.binary()]
+    try:
+        with pq.ParquetWriter(
+            aside,
+            SCHEMA,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=[name for name in SCHEMA.names if name not in binary],
+        ) as writer:
+            for index in indices:
+                rows = _scene_rows(split, index, **looks)
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return len(indices)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file; others wait. The kernel drops it when its holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def scenes(
+    split: str,
+    *,
+    scenes: int,
+    views: int = 4,
+    size: int = 128,
+    places: Sequence[str] | None = None,
+    folder: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Return the shards of a set of scenes, rendering those that are not there yet.
+
+    A larger set of a split starts with the scenes of a smaller one. Rendering uses fresh
+    processes, each on one core; a script that calls this must guard its main part with
+    ``if __name__ == "__main__":``, as Python asks.
+
+    Args:
+        split: "train", "val" or "test".
+        scenes: Number of scenes.
+        views: Views per scene.
+        size: Pixels along a side.
+        places: Kinds of place to draw from, see `render_scene`; None for all.
+        folder: Where sets are kept; None for `default_cache()`.
+        workers: Processes; None for one per core.
+        progress: Whether to show a progress bar while rendering.
+
+    Returns:
+        Paths of the parquet shards, in the order of the scenes.
+
+    Raises:
+        UserError: If the split or a place is unknown, or a number is too small.
+    """
+    scene_seed(split, 0)
+    if scenes < 1 or views < 1 or size < 8:
+        raise UserError(
+            f"{scenes} scenes of {views} views of {size} px: expected at least 1, 1 and 8"
+        )
+    known_places(places)
+    where = "" if places is None else "-" + "+".join(places)
+    name = f"scenes-v{VERSION}-{split}-{scenes}x{views}-{size}px{where}"
+    root = (folder or default_cache()) / name
+    starts = range(0, scenes, SHARD_SCENES)
+    shards = {
+        root / f"{number:05d}-of-{len(starts):05d}.parquet": range(
+            start, min(start + SHARD_SCENES, scenes)
+        )
+        for number, start in enumerate(starts)
+    }
+    if not all(path.exists() for path in shards):
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / ".lock"):
+            missing = {path: indices for path, indices in shards.items() if not path.exists()}
+            for leftover in root.glob(".*.parquet.*"):
+                leftover.unlink()
+            looks = {"views": views, "size": size, "places": places}
+            _render(missing, split, looks, workers=workers, progress=progress)
+    return list(shards)
+
+
+def _render(
+    missing: dict[Path, range],
+    split: str,
+    looks: dict[str, Any],
+    *,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """Write the missing shards, in this process if it is one, else in a pool."""
+    workers = min(workers or os.cpu_count() or 1, len(missing))
+    total = sum(map(len, missing.values()))
+    label = f"rendering {split} scenes, {looks['size']} px"
+    if progress and not sys.stderr.isatty():
+        print(f"{label}: {total} of them, once", flush=True)  # a bar would fill a log file
+    with tqdm(total=total, desc=label, unit="scene", disable=None if progress else True) as bar:
+        if workers <= 1:
+            for path, indices in missing.items():
+                bar.update(_write_shard(path, split, indices, **looks))
+            return
+        # Spawned, not forked: a fork would inherit the locks of torch's and arrow's threads.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            tasks = [
+                pool.submit(_write_shard, path, split, indices, **looks)
+                for path, indices in missing.items()
+            ]
+            try:
+                for task in as_completed(tasks):
+                    bar.update(task.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise

@@ -1,0 +1,261 @@
+"""Shards: large files that hold many encoded images, and the index of what is in them.
+
+A shard is a parquet file (image bytes, optionally a key and score columns) or a tar of images. It
+is read in groups of about a hundred images: a row group, or a range of bytes of a tar. The index
+lists shards and groups, so that a run neither lists a bucket nor opens a footer to start, can go
+to any group at once, and knows by count when images are missing.
+
+Nothing in a shard is ever run, unpacked or used as a path: only members named like images are
+looked at, and only by the image decoders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pixio_lightning.data.shards.remote import file_system, join, parquet_file
+from pixio_lightning.data.sources import SUFFIXES
+from pixio_lightning.errors import UserError
+
+GROUP_ROWS = 100  # images in a group of a tar; what `pixio shard` writes to a row group
+MAX_MEMBER = 32 << 20  # bytes of one image
+MAX_RANGE = 64 << 20  # bytes of one group of a tar
+MAX_GROUP = 1 << 30  # bytes of one group of a parquet file, unpacked
+MAX_ROWS = 1 << 20  # images in a group
+_ROWS_AT_ONCE = 4
+
+UNSORTED = np.zeros(0, np.float32)
+SCORE_COLUMNS = ("loss", "entropy", "width", "height")
+
+
+class Encoded(NamedTuple):
+    """One image of a shard, or the reason why it cannot be had."""
+
+    key: str
+    data: bytes
+    reason: str = ""
+
+
+class Shard(NamedTuple):
+    """What the index knows of a file.
+
+    Attributes:
+        path: Relative to the index, with forward slashes.
+        size: Bytes.
+        sha256: Digest of the file, empty where nobody took it.
+        group_rows: Images of each group, int32.
+        group_start: First byte of each group of a tar; empty for parquet.
+        group_end: The byte after it.
+        group_max_loss: Largest loss in each group, where the shard was sorted by it; else empty.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    group_rows: NDArray[np.int32]
+    group_start: NDArray[np.int64]
+    group_end: NDArray[np.int64]
+    group_max_loss: NDArray[np.float32]
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return int(self.group_rows.sum())
+
+
+class ShardIndex:
+    """The shards of a data set, and their groups as one list.
+
+    Args:
+        root: Folder or address of the shards.
+        shards: The files, in order.
+        damaged: What could not be indexed, name and reason.
+    """
+
+    def __init__(
+        self, root: str, shards: list[Shard], damaged: list[tuple[str, str]] | None = None
+    ) -> None:
+        self.root, self.shards, self.damaged = root, shards, damaged or []
+        counts = [len(shard.group_rows) for shard in shards]
+        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        # Once: with millions of groups, nothing may go through them for every batch.
+        none = np.zeros(0, np.int32)
+        self.group_rows = np.concatenate([none, *(shard.group_rows for shard in shards)])
+        self.rows = int(self.group_rows.sum(dtype=np.int64))  # images in all shards
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups in all shards."""
+        return int(self.first[-1])
+
+    def locate(self, group: int) -> tuple[int, int]:
+        """Return the number of a group's shard, and its number there."""
+        shard = int(np.searchsorted(self.first, group, side="right")) - 1
+        return shard, group - int(self.first[shard])
+
+    def groups_of(self, shard: int) -> range:
+        """Return the numbers of a shard's groups."""
+        return range(int(self.first[shard]), int(self.first[shard + 1]))
+
+    def rows_of(self, group: int) -> int:
+        """Return the number of images in a group."""
+        return int(self.group_rows[group])
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the index lists."""
+        total = hashlib.blake2b(digest_size=8)
+        for shard in self.shards:
+            total.update(f"{shard.path} {shard.size} {shard.sha256}".encode())
+            total.update(shard.group_rows.tobytes())
+        return total.hexdigest()
+
+
+# --- reading a group ----------------------------------------------------------------------------
+
+
+def read_group(index: ShardIndex, group: int) -> list[Encoded]:
+    """Read one group: as many entries as the index counts, whatever the file holds.
+
+    An image that is missing, too large or lost with its file has its reason for data.
+    """
+    number, local = index.locate(group)
+    shard = index.shards[number]
+    expected = int(shard.group_rows[local])
+    try:
+        if is_tar(shard.path):
+            found = _read_tar_group(index.root, shard, local)
+        else:
+            file = parquet_file(index.root, shard.path)
+            columns = [name for name in ("key", "image") if name in file.schema_arrow.names]
+            table = _rows(file, local, columns)
+            found = _rows_of_table(table, f"{shard.path}#{local}")
+    except Exception as error:  # what readers raise of damaged bytes has no common class
+        return _lost(shard, local, range(expected), short_reason(error))
+    if len(found) < expected:
+        rest = range(len(found), expected)
+        found += _lost(shard, local, rest, "missing from its shard, which is damaged")
+    return found[:expected]
+
+
+def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Return columns of one row group as numpy arrays, NaN for nulls.
+
+    Raises:
+        UserError: A column is missing.
+    """
+    file = parquet_file(root, path)
+    missing = [name for name in columns if name not in file.schema_arrow.names]
+    if missing:
+        raise UserError(
+            f"'{join(root, path)}' has no column '{missing[0]}': give a folder of scores, written "
+            "by `pixio predict -c curation/score`"
+        )
+    table = _rows(file, group, columns)
+    return {name: table[name].to_numpy() for name in columns}
+
+
+class _TooLarge(ValueError):
+    """A group that would fill the memory."""
+
+
+def _rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """Read a row group, however little it takes in its file, only if it is no larger than it may.
+
+    The footer says how large it is unpacked, but a value that a dictionary holds once may stand in
+    every row: so rows come a few at a time, and are counted.
+
+    Raises:
+        _TooLarge: It is larger, or has more rows.
+    """
+    about = file.metadata.row_group(group)
+    parts = [about.column(i) for i in range(about.num_columns)]
+    wanted = [p for p in parts if p.path_in_schema.partition(".")[0] in columns]
+    if about.num_rows > MAX_ROWS or sum(p.total_uncompressed_size for p in wanted) > MAX_GROUP:
+        raise _TooLarge
+    found, size = [], 0
+    for batch in file.iter_batches(
+        batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=list(columns), use_threads=False
+    ):
+        size += batch.nbytes
+        if size > MAX_GROUP:
+            raise _TooLarge
+        found.append(batch)
+    return pa.Table.from_batches(found, schema=None if found else pa.schema([]))
+
+
+def _lost(shard: Shard, group: int, rows: range, reason: str) -> list[Encoded]:
+    # Their keys are lost with them, so the place stands for the name.
+    return [Encoded(f"{shard.path}#{group}:{row}", b"", reason) for row in rows]
+
+
+def short_reason(error: Exception) -> str:
+    """Say in a few words why a shard cannot be read."""
+    if isinstance(error, _TooLarge):
+        return f"a row group over {MAX_GROUP >> 30} GiB or {MAX_ROWS:,} rows"
+    if isinstance(error, FileNotFoundError):
+        return "shard is missing"
+    if isinstance(error, (pa.ArrowException, tarfile.TarError, OSError, EOFError, ValueError)):
+        return "shard is damaged"
+    return f"shard cannot be read ({type(error).__name__})"
+
+
+def _rows_of_table(table: pa.Table, place: str) -> list[Encoded]:
+    image = table["image"].combine_chunks()
+    if pa.types.is_struct(image.type):
+        image = image.field("bytes")
+    keys = (
+        table["key"].to_pylist()
+        if "key" in table.column_names
+        else [f"{place}:{row}" for row in range(len(table))]
+    )
+    found = []
+    for key, value in zip(keys, image, strict=True):
+        data = value.as_buffer().to_pybytes() if value.is_valid else b""
+        reason = "" if len(data) <= MAX_MEMBER else f"over {MAX_MEMBER >> 20} MB"
+        found.append(Encoded(str(key), b"" if reason else data, reason))
+    return found
+
+
+def _read_tar_group(root: str, shard: Shard, group: int) -> list[Encoded]:
+    start, end = int(shard.group_start[group]), int(shard.group_end[group])
+    with file_system(root).open(join(root, shard.path), "rb") as file:
+        file.seek(start)
+        if end - start > MAX_RANGE + MAX_MEMBER:  # one member alone, see `_index_tar`
+            return _lost(shard, group, range(1), f"over {MAX_MEMBER >> 20} MB")
+        chunk = file.read(end - start)
+    found = []
+    with tarfile.open(fileobj=io.BytesIO(chunk), mode="r:") as archive:
+        for member in images_of(archive):
+            if member.size > MAX_MEMBER:
+                found.append(Encoded(member.name, b"", f"over {MAX_MEMBER >> 20} MB"))
+                continue
+            data = chunk[member.offset_data : member.offset_data + member.size]
+            cut = len(data) < member.size
+            found.append(Encoded(member.name, b"" if cut else data, "truncated" if cut else ""))
+    return found
+
+
+def images_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the plain files of an archive that are named like images; links lead nowhere."""
+    try:
+        for member in archive:
+            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+            if plain and member.name.lower().endswith(SUFFIXES):
+                yield member
+    except tarfile.ReadError:
+        return  # what is missing is found by the count
+
+
+def is_tar(path: str) -> bool:
+    """Whether a shard is a tar; otherwise it is parquet."""
+    return path.endswith(".tar")

@@ -1,0 +1,331 @@
+"""Self-curation: images that are hard to reconstruct are kept more often (Pixio, section 3.3).
+
+An image is kept in a pass with probability ``p = min(1, c * max(loss - floor, 0)^gamma)``, decided
+by a hash of its key, the seed and the pass. Nothing is drawn from a generator, so the choice is the
+same for any number of processes and workers, and nothing has to be saved. The paper's rule is
+``c = 1, gamma = 1``; a wanted fraction is reached by calibrating c on a histogram of the losses.
+
+Scores come from `pixio predict -c curation/score`: one parquet file for each shard, in the order
+of the shard, joined by position and checked by key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pixio_lightning.data.shards.format import SCORE_COLUMNS, Shard, ShardIndex, read_columns
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import Stream, key_of, keyed_numbers
+
+Floats = NDArray[np.float64]
+
+INSIDE = "inside"  # for a folder: the scores are columns of the shards
+BINS = 4096
+# Losses above the last edge are counted in the last bin: with c near 1 they are always kept.
+MAX_LOSS = 4.0
+SCORE_SCHEMA = pa.schema(
+    [
+        ("hash", pa.int64()),
+        ("loss", pa.float32()),
+        ("entropy", pa.float32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Curation:
+    """Which images of a scored data set are trained on.
+
+    Attributes:
+        scores: Folder of score files, or `inside` for the score columns of the shards themselves,
+            which `pixio curate --materialize` writes; null keeps all images.
+        fraction: Share of the eligible images to keep on average; null is the paper's rule, c = 1.
+        gamma: Exponent of the loss.
+        min_entropy: Images whose colour histogram has at most this entropy, in bits, are dropped.
+        min_side: Images with a side under so many pixels are dropped.
+        floor: Subtracted from the loss: what noise alone costs, 0 in the paper.
+    """
+
+    scores: str | None = None
+    fraction: float | None = None
+    gamma: float = 1.0
+    min_entropy: float = 4.5
+    min_side: int = 320
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise UserError(f"data.curation.fraction is {self.fraction}, but expected 0 to 1")
+        if self.gamma <= 0:
+            raise UserError(f"data.curation.gamma is {self.gamma}, but expected more than 0")
+
+    def eligible(self, scores: Scores) -> NDArray[np.bool_]:
+        """Return which images pass the thresholds and have a score."""
+        side = np.minimum(scores.width, scores.height)
+        return scores.known & (scores.entropy > self.min_entropy) & (side >= self.min_side)
+
+    def power(self, loss: Floats) -> Floats:
+        """Return ``max(loss - floor, 0)^gamma``."""
+        return np.maximum(loss - self.floor, 0) ** self.gamma
+
+
+class Scores(NamedTuple):
+    """Scores of some images, `(N,)` each; the loss is NaN where an image could not be scored."""
+
+    loss: Floats
+    entropy: Floats
+    width: NDArray
+    height: NDArray
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which images have a score: finite, and not negative."""
+        return np.isfinite(self.loss) & (self.loss >= 0)
+
+
+class Histogram(NamedTuple):
+    """Losses of eligible images in bins, which add up over shards, and what was left out.
+
+    Attributes:
+        counts: int64 `(BINS,)` over [0, MAX_LOSS].
+        unscored: Images without a finite, non-negative score.
+        dropped: Images under a threshold.
+    """
+
+    counts: NDArray[np.int64]
+    unscored: int = 0
+    dropped: int = 0
+
+    @classmethod
+    def empty(cls) -> Histogram:
+        """Return one that counts nothing yet."""
+        return cls(np.zeros(BINS, np.int64))
+
+    def plus(self, scores: Scores, curation: Curation) -> Histogram:
+        """Return this with more images in it."""
+        known = scores.known
+        eligible = curation.eligible(scores)
+        bins = np.minimum(scores.loss[eligible] / MAX_LOSS * BINS, BINS - 1).astype(np.int64)
+        return Histogram(
+            self.counts + np.bincount(bins, minlength=BINS),
+            self.unscored + int((~known).sum()),
+            self.dropped + int((known & ~eligible).sum()),
+        )
+
+    def keep_rate(self, curation: Curation, c: float) -> float:
+        """Return the expected share of the eligible images that is kept."""
+        middle = (np.arange(BINS) + 0.5) / BINS * MAX_LOSS
+        p = np.minimum(1, c * curation.power(middle))
+        return float((self.counts * p).sum() / max(1, self.counts.sum()))
+
+
+def calibrate(histogram: Histogram, curation: Curation) -> float:
+    """Return the c at which the expected keep rate is `curation.fraction`; 1 without one.
+
+    Raises:
+        UserError: No image passes the thresholds, or even keeping all above the floor is too few.
+    """
+    if curation.fraction is None:
+        return 1.0
+    if not histogram.counts.any():
+        raise UserError(
+            f"no image passes data.curation's thresholds ({histogram.dropped} dropped, "
+            f"{histogram.unscored} without a score): lower min_entropy or min_side"
+        )
+    low, high = 0.0, 1e9
+    if histogram.keep_rate(curation, high) < curation.fraction:
+        raise UserError(
+            f"data.curation.fraction {curation.fraction} cannot be reached: only "
+            f"{histogram.keep_rate(curation, high):.3f} of the images lie above the floor"
+        )
+    for _ in range(200):
+        middle = (low + high) / 2
+        if histogram.keep_rate(curation, middle) < curation.fraction:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+class KeepRule(NamedTuple):
+    """The decision, ready for a reader.
+
+    Attributes:
+        curation: Thresholds and exponent.
+        c: The calibrated constant.
+        seed: The run's seed.
+    """
+
+    curation: Curation
+    c: float
+    seed: int
+
+    def probability(self, scores: Scores) -> Floats:
+        """Return the probability `(N,)` that each image is kept in a pass."""
+        p = np.minimum(1, self.c * self.curation.power(np.nan_to_num(scores.loss)))
+        return np.where(self.curation.eligible(scores), p, 0)
+
+    def draws(self, hashes: NDArray[np.int64], *, turn: int) -> Floats:
+        """Return the number in [0, 1) that each image of a pass has to stay under."""
+        return keyed_numbers(hashes, seed=self.seed, turn=turn, stream=Stream.KEEP)
+
+    def takes_group(self, index: ShardIndex, group: int, *, turn: int) -> bool:
+        """Whether a group is read at all: always, but where shards are sorted by loss.
+
+        There a group is taken with the probability of its hardest image, and its images are
+        thinned by the rest, so that each keeps its own probability and little is read in vain.
+        """
+        ceiling = self._ceiling(index, group)
+        if ceiling is None:
+            return True
+        number, local = index.locate(group)
+        key = key_of(f"{index.shards[number].path}#{local}")
+        draw = keyed_numbers(
+            np.array([key], np.int64), seed=self.seed, turn=turn, stream=Stream.KEEP_GROUP
+        )
+        return bool(draw[0] < ceiling)
+
+    def _ceiling(self, index: ShardIndex, group: int) -> float | None:
+        number, local = index.locate(group)
+        largest = index.shards[number].group_max_loss
+        if not len(largest):
+            return None
+        power = self.curation.power(largest[local : local + 1].astype(np.float64))
+        return min(1.0, self.c * float(power[0]))
+
+    def keep(
+        self, index: ShardIndex, group: int, keys: list[str], *, turn: int
+    ) -> NDArray[np.bool_]:
+        """Return which images of a group, by their keys, are kept in a pass.
+
+        Raises:
+            UserError: The scores are missing, or of other images.
+        """
+        number, local = index.locate(group)
+        shard = index.shards[number]
+        hashes, scores = scores_of(index, shard, local, self.curation.scores or INSIDE)
+        own = np.array([key_of(key) for key in keys], np.int64)
+        readable = np.array([not key.startswith(f"{shard.path}#") for key in keys])
+        if len(own) != len(hashes) or (own != hashes)[readable].any():
+            raise UserError(
+                f"the scores of '{shard.path}' in '{self.curation.scores}' are of other images, "
+                "or in another order: score the shards again"
+            )
+        p = self.probability(scores) / (self._ceiling(index, group) or 1.0)
+        return self.draws(hashes, turn=turn) < p
+
+
+# --- score files --------------------------------------------------------------------------------
+
+
+def score_file(folder: str | Path, shard: str) -> Path:
+    """Return where the scores of a shard are kept."""
+    return Path(folder) / (shard.replace("/", "--") + ".scores.parquet")
+
+
+def scores_of(
+    index: ShardIndex, shard: Shard, group: int, folder: str
+) -> tuple[NDArray[np.int64], Scores]:
+    """Return the keys' hashes and the scores of one group."""
+    columns = ("hash", *SCORE_COLUMNS)
+    if folder == INSIDE:
+        found = read_columns(index.root, shard.path, group, columns)
+    else:
+        root = str(Path(folder).resolve())
+        found = read_columns(root, score_file("", shard.path).name, group, columns)
+    return found["hash"], as_scores(found)
+
+
+def as_scores(columns: dict[str, Any]) -> Scores:
+    """Return columns as scores, the floats in double precision."""
+    loss, entropy = (np.asarray(columns[name], np.float64) for name in ("loss", "entropy"))
+    return Scores(loss, entropy, np.asarray(columns["width"]), np.asarray(columns["height"]))
+
+
+def all_scores(index: ShardIndex, folder: str) -> Any:
+    """Yield every shard's number, keys' hashes and scores."""
+    for number, shard in enumerate(index.shards):
+        groups = range(len(shard.group_rows))
+        found = [scores_of(index, shard, group, folder) for group in groups]
+        if not found:
+            continue
+        joined = Scores(
+            *(np.concatenate(part) for part in zip(*(s for _, s in found), strict=True))
+        )
+        yield number, np.concatenate([h for h, _ in found]), joined
+
+
+@lru_cache(maxsize=8)
+def settings_of(path: Path) -> dict[str, Any]:
+    """Return how a score file was made: checkpoint digest, masks, size.
+
+    Raises:
+        UserError: It is no score file.
+    """
+    try:
+        about = pq.read_schema(path).metadata or {}
+        return json.loads(about[b"pixio_scores"])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        raise UserError(f"'{path}' is no score file of `pixio predict -c curation/score`") from None
+
+
+def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
+    """Return the settings that all score files of a data set share.
+
+    Raises:
+        UserError: A shard has no scores, or files disagree on how they were made.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"data.curation.scores '{folder}' is not a folder")
+    missing = [s.path for s in index.shards if s.rows and not score_file(folder, s.path).exists()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(index.shards)} shards have no scores in '{folder}', the first "
+            f"is '{missing[0]}': run `pixio predict -c curation/score` again, it does the rest"
+        )
+    shared: dict[str, Any] = {}
+    for shard in index.shards:
+        if not shard.rows:
+            continue
+        found = settings_of(score_file(folder, shard.path))
+        differ = [k for k in shared.keys() | found.keys() if shared.get(k) != found.get(k)]
+        if shared and differ:
+            facts = ", ".join(f"{k} {shared.get(k)} and {found.get(k)}" for k in sorted(differ))
+            raise UserError(
+                f"score files in '{folder}' were made differently ({facts}, first in "
+                f"'{shard.path}'): their losses cannot be compared; score into a new folder"
+            )
+        shared = found
+    return shared
+
+
+def histogram_of(index: ShardIndex, curation: Curation) -> Histogram:
+    """Count the losses of a whole data set, with a progress bar."""
+    total = Histogram.empty()
+    with tqdm(total=index.rows, desc="reading scores", unit="image", disable=None) as bar:
+        for _, hashes, scores in all_scores(index, curation.scores or INSIDE):
+            total = total.plus(scores, curation)
+            bar.update(len(hashes))
+    return total
+
+
+def digest_of_scores(index: ShardIndex, curation: Curation) -> str:
+    """Hash of the curation and of the sizes of its score files, for caches and fingerprints."""
+    facts: list[Any] = [index.digest, vars(curation)]
+    if curation.scores not in (None, INSIDE):
+        files = [score_file(str(curation.scores), shard.path) for shard in index.shards]
+        facts += [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,238 @@
+"""`pixio shard`: pack a folder of images, or tar shards, into parquet shards with an index.
+
+The bytes of the images are copied as they are; nothing is decoded. A shard is written aside and
+renamed, and a finished one is left alone, so the same line again goes on after an interruption.
+The files are what `datasets` reads as images, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from pixio_lightning.data.scenes.store import default_cache
+from pixio_lightning.data.shards.format import (
+    MAX_MEMBER,
+    UNSORTED,
+    Encoded,
+    Shard,
+    ShardIndex,
+    read_group,
+)
+from pixio_lightning.data.shards.index import INDEX, open_index, write_index
+from pixio_lightning.data.sources import FolderSource
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import key_of, permuted
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+BASE_SCHEMA = pa.schema([("key", pa.string()), ("hash", pa.int64()), ("image", IMAGE)])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What became of a shard: its entry in the index, and the images that were left out."""
+
+    shard: Shard
+    left_out: list[tuple[str, str]]
+
+
+def pack(source: str, out: Path, *, rows: int, group: int, shuffled: bool, jobs: int) -> ShardIndex:
+    """Pack images into parquet shards.
+
+    Args:
+        source: Folder of JPEG, PNG and WebP files at any depth, or folder or address of shards.
+        out: Folder to write to.
+        rows: Images of a shard; shards that are packed anew keep theirs.
+        group: Images of a row group, which are read together.
+        shuffled: Whether to put the files of a folder into a random order, always the same.
+        jobs: Shards packed at a time.
+
+    Returns:
+        The index, which is written beside the shards.
+
+    Raises:
+        UserError: There is nothing to pack, or `out` cannot be written.
+    """
+    if rows < 1 or group < 1 or jobs < 1:
+        raise UserError(f"--rows {rows}, --group {group}, --jobs {jobs}: expected at least 1")
+    parts = _parts(source, rows=rows, shuffled=shuffled)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to '{out}': {error.strerror}") from None
+    for leftover in out.glob(".*.parquet.*"):
+        leftover.unlink()
+    names = [f"{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
+    stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX}
+    if stray:
+        raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
+    tasks = [
+        partial(_pack_one, out / name, read, group) for name, read in zip(names, parts, strict=True)
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        running = pool.map(lambda task: task(), tasks)
+        packed = list(tqdm(running, "packing shards", len(tasks), disable=None))
+    index = ShardIndex(str(out), [entry.shard for entry in packed])
+    write_index(index, out / INDEX)
+    left_out = [bad for entry in packed for bad in entry.left_out]
+    if left_out:
+        (out / "bad_files.txt").write_text("".join(f"{n}\t{r}\n" for n, r in left_out))
+    return index
+
+
+Read = Callable[[], Iterator[Encoded]]
+
+
+def _parts(source: str, *, rows: int, shuffled: bool) -> list[tuple[str, Read]]:
+    """Return, for each shard to write, what tells it apart and how to read its images."""
+    local = Path(source).expanduser()
+    if local.is_dir() and not any(local.rglob("*.tar")) and not any(local.rglob("*.parquet")):
+        files = FolderSource(local, key="the source")
+        n = len(files)
+        order = [permuted(i, n, seed=0, turn=0) if shuffled else i for i in range(n)]
+        cut = [order[start : start + rows] for start in range(0, n, rows)]
+        return [(_name_of(map(files.name, part)), partial(_files, files, part)) for part in cut]
+    index = open_index(source, cache=default_cache(), key="the source")
+    if index.damaged:
+        reasons = "; ".join(": ".join(bad) for bad in index.damaged[:5])
+        raise UserError(f"{len(index.damaged)} shards of '{source}' are damaged ({reasons})")
+    entries = enumerate(index.shards)
+    return [
+        (f"{entry.path} {entry.size} {index.digest}", partial(_groups, index, number))
+        for number, entry in entries
+    ]
+
+
+def _name_of(names: Any) -> str:
+    return hashlib.blake2b("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _files(source: FolderSource, part: list[int]) -> Iterator[Encoded]:
+    for number in part:
+        name = source.name(number)
+        try:
+            size = (source.root / name).stat().st_size
+            if size > MAX_MEMBER:
+                yield Encoded(name, b"", f"over {MAX_MEMBER >> 20} MB")
+                continue
+            yield Encoded(name, source.read(number))
+        except OSError as error:
+            yield Encoded(name, b"", f"cannot be read ({error.strerror})")
+
+
+def _groups(index: ShardIndex, number: int) -> Iterator[Encoded]:
+    for group in index.groups_of(number):
+        yield from read_group(index, group)
+
+
+def _pack_one(path: Path, part: tuple[str, Read], group: int) -> Packed:
+    content, read = part
+    done = f"{content} {group}"
+    if (
+        path.exists()
+        and (pq.read_schema(path).metadata or {}).get(b"pixio_source") == done.encode()
+    ):
+        about = json.loads(pq.read_schema(path).metadata[b"pixio_left_out"])
+        return Packed(entry_of(path), [tuple(bad) for bad in about])
+    left_out: list[tuple[str, str]] = []
+    images: list[Encoded] = []
+    # The bytes of a whole shard are held: what is left out must be known before it is written.
+    for image in read():
+        if image.reason or not image.data:
+            left_out.append((image.key, image.reason or "empty file"))
+        else:
+            images.append(image)
+    about = {"pixio_source": done, "pixio_left_out": json.dumps(left_out)}
+    write_shard(path, images, {}, group=group, about=about)
+    return Packed(entry_of(path), left_out)
+
+
+def write_shard(
+    path: Path,
+    images: list[Encoded],
+    columns: dict[str, np.ndarray],
+    *,
+    group: int,
+    about: dict[str, str],
+) -> None:
+    """Write a shard that appears complete or not at all.
+
+    Args:
+        path: The file.
+        images: What it holds.
+        columns: Further columns, one value for each image.
+        group: Images of a row group.
+        about: Facts for the file's metadata.
+    """
+    extra = {name: pa.array(values) for name, values in columns.items()}
+    schema = shard_schema(extra, about=about)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pq.ParquetWriter(
+            aside,
+            schema,
+            compression="none",  # JPEG and WebP bytes do not shrink
+            use_dictionary=False,
+            write_statistics=list(columns),
+        ) as writer:
+            for start in range(0, len(images), group):
+                part = {name: values[start : start + group] for name, values in extra.items()}
+                writer.write_table(table_of(images[start : start + group], part, schema))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def shard_schema(columns: dict[str, pa.Array], *, about: dict[str, str]) -> pa.Schema:
+    """Return the schema of a shard with further columns, which `datasets` reads as images."""
+    schema = BASE_SCHEMA
+    for name, values in columns.items():
+        schema = schema.append(pa.field(name, values.type))
+    features: dict[str, Any] = {}
+    for name in schema.names:
+        kind = str(schema.field(name).type)
+        kind = {"float": "float32", "double": "float64"}.get(kind, kind)
+        features[name] = {"dtype": kind, "_type": "Value"}
+    features["image"] = {"_type": "Image"}
+    hub = json.dumps({"info": {"features": features}})
+    return schema.with_metadata(about | {"huggingface": hub})
+
+
+def table_of(images: list[Encoded], columns: dict[str, pa.Array], schema: pa.Schema) -> pa.Table:
+    """Return images and further columns as one row group."""
+    base = {
+        "key": [image.key for image in images],
+        "hash": [key_of(image.key) for image in images],
+        "image": [{"bytes": image.data, "path": None} for image in images],
+    }
+    return pa.Table.from_pydict(base | columns, schema=schema)
+
+
+def entry_of(path: Path, *, sorted_by_loss: bool = False) -> Shard:
+    """Return the index entry of a local parquet shard, with its digest."""
+    about = pq.read_metadata(path)
+    counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    largest = UNSORTED
+    if sorted_by_loss:
+        at = [about.row_group(0).column(i).path_in_schema for i in range(about.num_columns)].index(
+            "loss"
+        )
+        values = [about.row_group(i).column(at).statistics.max for i in range(len(counts))]
+        largest = np.array(values, np.float32)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    nowhere = np.zeros(0, np.int64)
+    size = path.stat().st_size
+    return Shard(path.name, size, digest, np.array(counts, np.int32), nowhere, nowhere, largest)

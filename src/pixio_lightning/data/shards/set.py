@@ -1,0 +1,266 @@
+"""The shards of a run: opened, held out, curated, and where all processes stand in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from pixio_lightning.data.scenes.store import default_cache
+from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
+from pixio_lightning.data.shards.index import open_index
+from pixio_lightning.data.shards.keep_rule import (
+    INSIDE,
+    Curation,
+    KeepRule,
+    calibrate,
+    check_scores,
+    digest_of_scores,
+    histogram_of,
+)
+from pixio_lightning.data.shards.stream import (
+    BLOCK_ROWS,
+    BlockOrder,
+    ShardImages,
+    ShardLoader,
+    Tally,
+)
+from pixio_lightning.data.stream import Bad
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import permuted
+from pixio_lightning.training.run_folder import write_atomically
+
+
+class ShardSource:
+    """Some groups of shards as a numbered list of images, named by their place.
+
+    Args:
+        index: The shards.
+        groups: Which groups, in order.
+        most: At most so many images.
+    """
+
+    def __init__(self, index: ShardIndex, groups: NDArray[np.int64], *, most: int) -> None:
+        self.index, self.groups = index, groups
+        self.ends: NDArray[np.int64] = np.cumsum(index.group_rows[groups], dtype=np.int64)
+        self.most = most
+        # A group is read as a whole, and its images are asked for one after the other.
+        self._last: tuple[int, list[Encoded]] = (-1, [])
+
+    def __len__(self) -> int:
+        return min(int(self.ends[-1]) if len(self.ends) else 0, self.most)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the group of an image, and its row there."""
+        at = int(np.searchsorted(self.ends, index, side="right"))
+        return int(self.groups[at]), index - (int(self.ends[at - 1]) if at else 0)
+
+    def encoded(self, index: int) -> Encoded:
+        """Return an image, or why it cannot be had."""
+        group, row = self.place(index)
+        if self._last[0] != group:
+            self._last = group, read_group(self.index, group)
+        return self._last[1][row]
+
+    def name(self, index: int) -> str:
+        group, row = self.place(index)
+        shard, local = self.index.locate(group)
+        return f"{self.index.shards[shard].path}#{local}:{row}"
+
+    def read(self, index: int) -> bytes:
+        image = self.encoded(index)
+        if image.reason:
+            raise OSError(0, image.reason)
+        return image.data
+
+    def label(self, index: int) -> str | None:
+        return None
+
+
+class ShardSet:
+    """The shards a run trains on.
+
+    Args:
+        path: Where they are.
+        val_path: Shards to validate on; None holds out groups of the others.
+        val_images: Held-out images, at most.
+        curation: Which images to train on.
+        seed: Seed of the order and of what is kept.
+
+    Raises:
+        UserError: There are no shards, too few groups, or the scores do not fit.
+    """
+
+    def __init__(
+        self, path: str, *, val_path: str | None, val_images: int, curation: Curation, seed: int
+    ) -> None:
+        self.index = open_index(path, cache=default_cache())
+        if not self.index.n_groups:
+            reasons = "; ".join(": ".join(bad) for bad in self.index.damaged[:3])
+            raise UserError(f"data.path '{path}' holds no image ({reasons or 'empty shards'})")
+        self.curation, self.seed = curation, seed
+        every = np.arange(self.index.n_groups)
+        if val_path is not None:
+            apart = open_index(val_path, cache=default_cache(), key="data.val_path")
+            self.held_out = ShardSource(apart, np.arange(apart.n_groups), most=val_images)
+            train = every
+        else:
+            chosen = held_out_groups(self.index, most=val_images)
+            self.held_out = ShardSource(self.index, chosen, most=val_images)
+            train = np.setdiff1d(every, chosen)
+        self.rows = int(self.index.group_rows[train].sum(dtype=np.int64))  # in a pass
+        self.order = BlockOrder.of(self.index, train, rows=BLOCK_ROWS, seed=seed)
+        self.rule: KeepRule | None = None
+        self.loader: ShardLoader | None = None
+        self.stored: dict[str, Any] | None = None
+        self.live: dict[str, Any] = {}
+        self.drawn: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+        if curation.scores is not None:
+            if curation.scores != INSIDE:
+                check_scores(self.index, curation.scores)
+            self.rule = KeepRule(curation, calibrated(self.index, curation), seed)
+
+    # --- the loader, and where it stands ------------------------------------------------------
+
+    def open(
+        self,
+        images: dict[str, Any],
+        report: Callable[[list[Bad], int], None],
+        *,
+        batches: int,
+        arguments: dict[str, Any],
+        restart_pass: bool,
+    ) -> ShardLoader:
+        """Return the training loader, where the checkpoint left it.
+
+        Args:
+            images: Arguments of `ShardImages`.
+            report: Called with bad images.
+            batches: Batches in a virtual epoch.
+            arguments: Of the DataLoader.
+            restart_pass: Begin the next pass where the layout has changed.
+        """
+        data = ShardImages(self.index, self.order, self.rule, seed=self.seed, **images)
+        loader = ShardLoader(data, report, tally=self.count, batches=batches, arguments=arguments)
+        self.loader = loader
+        # Once: it hashes the index and looks at every score file.
+        self.live = live = self.layout(images["world_size"], loader.readers)
+        if self.stored is not None:
+            states = self.stored["states"]
+            if self.stored["layout"] == live:
+                loader.go_to(states[images["rank"]])
+            elif restart_pass:
+                first = next_pass(states, blocks_per_pass=self.order.blocks_per_pass)
+                cursors = data.first_cursors(loader.readers, block=first)
+                loader.go_to({"cursors": cursors, "turn": 0})
+            else:
+                raise UserError(other_layout(self.stored["layout"], live))
+        return loader
+
+    def layout(self, world_size: int, workers: int) -> dict[str, Any]:
+        """Return what a place in the stream depends on, as plain data."""
+        return {
+            "processes": world_size,
+            "workers": workers,
+            "seed": self.seed,
+            "index": self.index.digest,
+            "groups per block": self.order.per_block,
+            "groups": len(self.order.groups),
+            "curation": digest_of_scores(self.index, self.curation) if self.rule else "",
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return where the readers of all processes stand; every process must call it."""
+        assert self.loader is not None
+        own = self.loader.state()
+        states: list[Any] = [own]
+        if dist.is_available() and dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, own)
+        return {"layout": self.live, "states": states}
+
+    # --- the keep rate ------------------------------------------------------------------------
+
+    def count(self, tallies: list[Tally]) -> None:
+        """Add up what was drawn and kept, by shard."""
+        for tally in tallies:
+            self.drawn[tally.shard] += tally.drawn
+            self.kept[tally.shard] += tally.kept
+
+    @property
+    def keep_rate(self) -> float | None:
+        """Share of the images met so far that was kept; None without a rule."""
+        if self.rule is None or not self.drawn:
+            return None
+        return self.kept.total() / self.drawn.total()
+
+    def write_keep_rates(self, folder: Path) -> None:
+        """Write the keep rate of every shard met so far."""
+        if self.rule is None:
+            return
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["shard", "met", "kept", "rate"])
+        for shard, met in sorted(self.drawn.items()):
+            table.writerow([shard, met, self.kept[shard], f"{self.kept[shard] / max(1, met):.4f}"])
+        write_atomically(folder / "keep_rates.csv", text.getvalue())
+
+
+def held_out_groups(index: ShardIndex, *, most: int) -> NDArray[np.int64]:
+    """Choose groups to hold out, the same ones every time: for `most` images, at most a tenth.
+
+    Raises:
+        UserError: There is one group only.
+    """
+    n = index.n_groups
+    if n < 2:
+        raise UserError(
+            "the shards have a single group of images, from which none can be held out: "
+            "give data.val_path, or pack more images"
+        )
+    chosen: list[int] = []
+    rows = 0
+    while rows < most and len(chosen) < max(1, n // 10):
+        chosen.append(permuted(len(chosen), n, seed=0, turn=0))
+        rows += index.rows_of(chosen[-1])
+    return np.array(sorted(chosen), np.int64)
+
+
+def calibrated(index: ShardIndex, curation: Curation) -> float:
+    """Return the constant of the rule; what is counted for it is kept in the cache."""
+    if curation.fraction is None:
+        return 1.0
+    kept = default_cache() / f"calibrated-{digest_of_scores(index, curation)}.json"
+    if not kept.exists():
+        c = calibrate(histogram_of(index, curation), curation)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps({"c": c}))
+    return float(json.loads(kept.read_text())["c"])
+
+
+def next_pass(states: list[dict[str, Any]], *, blocks_per_pass: int) -> int:
+    """Return the first block of the first pass that no reader has begun."""
+    furthest = max(block for state in states for block, _ in state["cursors"])
+    return (furthest // blocks_per_pass + 1) * blocks_per_pass
+
+
+def other_layout(stored: dict[str, Any], live: dict[str, Any]) -> str:
+    """Say what differs between two layouts, and what to do."""
+    changed = [
+        f"{name} {stored.get(name)} then, {value} now"
+        for name, value in live.items()
+        if stored.get(name) != value
+    ]
+    return (
+        f"the checkpoint's place in the shards is of another layout ({'; '.join(changed)}): go on "
+        "with the same, or set data.restart_pass true to begin the next pass with the new one"
+    )

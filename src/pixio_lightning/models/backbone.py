@@ -1,0 +1,400 @@
+"""Backbone: any Vision Transformer behind one interface, from construction to features.
+
+Shapes: B batch, N = h*w patches, n visible patches, K class tokens, C width of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import Draw
+from pixio_lightning.models import build as architecture
+from pixio_lightning.models import drop_path as drop_paths
+from pixio_lightning.models.blocks import compile_blocks
+from pixio_lightning.models.features import Features, Layer, tapped_blocks
+from pixio_lightning.models.masking import gather_tokens, patchify
+from pixio_lightning.models.weights import read as weight_files
+
+# Token width in pixels that every backbone is brought to, so that one crop gives one grid.
+STRIDE = 16
+
+
+class Backbone(nn.Module):
+    """An encoder that turns images into `Features`.
+
+    It is built on the meta device, so its sizes and licence are known at once and nothing is
+    allocated; `load` fills it, called by Lightning or by the first forward pass.
+
+    Args:
+        name: `pixio_vit{t,s,b,l,h,1b,5b}16`, or a Vision Transformer of `timm.list_models()`.
+            A checkpoint or export of ours knows its own name.
+        weights: A path (checkpoint, .pth, .safetensors, or a folder of transformers or timm),
+            `hf:ORG/NAME`, `timm` for timm's own, `random:SEED`, or `random`, which follows the
+            run's seed, or is `random:0` if the backbone is frozen.
+        tune: `frozen`, `full`, or the number of last blocks to train.
+        layers: Blocks whose output heads read: `last`, `quarters` (four, evenly spread, as dense
+            heads use) or a list of indices.
+        drop_path: Stochastic depth of the last block, rising linearly from 0 at the first.
+        dense_cls: Whether dense features carry the mean class token; None takes what suits the
+            family (Pixio, MAE and DINOv2 yes, DINOv3 and models without class tokens no).
+        checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
+        compile: Compile every block with torch.compile, in place.
+        model_args: Further arguments of the model: `n_cls_tokens`, `patch_size`, `img_size`,
+            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input; all of them
+            are listed in `self_description.ARGUMENTS`.
+
+    Raises:
+        UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
+    """
+
+    mean: Tensor
+    std: Tensor
+    drop_rates: Tensor
+    vit: Any  # a VisionTransformer or one of timm's relatives, which share no base class
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        weights: str,
+        tune: Literal["frozen", "full"] | int = "frozen",
+        layers: Literal["last", "quarters"] | list[int] = "last",
+        drop_path: float = 0.0,
+        dense_cls: bool | None = None,
+        checkpointing: bool = False,
+        compile: bool = False,
+        model_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights, self.tune, self.drop_path = weights, tune, drop_path
+        self.checkpointing, self.compile_blocks = checkpointing, compile
+        self._file = None if architecture.is_generated(weights) else weight_files.read(weights)
+        self.name, model_args = architecture.settle(name, weights, self._file, model_args or {})
+        statistics: dict[str, Any] = {
+            key: model_args.pop(key) for key in ("mean", "std") if key in model_args
+        }
+        self.model_args = model_args
+        with torch.device("meta"):
+            self.vit = architecture.build(self.name, model_args)
+        self._describe(statistics, dense_cls)
+        self._digest = ""
+        if tune not in ("frozen", "full", *range(self.depth + 1)):
+            raise UserError(
+                f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
+                f"train, 0 to {self.depth}"
+            )
+        if not 0 <= drop_path < 1:
+            raise UserError(f"backbone.drop_path is {drop_path}; expected 0 to below 1")
+        self.tapped = tapped_blocks(layers, self.depth, name=self.name)
+        self._drop_paths: dict[int, drop_paths.Pair] = {}
+        self.loaded = False
+        self.matched = ""
+        self._freeze()  # so that a plan made before anything is loaded counts what is trained
+
+    # --- construction -------------------------------------------------------------------------
+
+    def _describe(self, statistics: dict[str, Any], dense_cls: bool | None) -> None:
+        config = self.vit.pretrained_cfg
+        self.embed_dim: int = self.vit.embed_dim
+        self.depth: int = len(self.vit.blocks)
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        # Power-of-two patches read the image as it is; patch 14 is resized to 16-pixel tokens.
+        fits = STRIDE % self.patch_size == 0 or self.patch_size % STRIDE == 0
+        self.stride = self.patch_size if fits else STRIDE
+        cls_token = self.vit.cls_token
+        self.n_cls_tokens: int = 0 if cls_token is None else cls_token.shape[1]
+        self.n_registers: int = self.vit.num_prefix_tokens - self.n_cls_tokens
+        if dense_cls is None:
+            dense_cls = self.n_cls_tokens > 0 and "dinov3" not in self.name
+        self.dense_cls = dense_cls
+        self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
+        self.licence = self._licence(config)
+        self._statistics: dict[str, list[float]] = {}
+        in_chans = self.vit.patch_embed.proj.in_channels
+        for key in ("mean", "std"):
+            value = list(statistics.get(key, config[key]))
+            if key in statistics and len(value) not in (1, in_chans):
+                raise UserError(
+                    f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
+                    f"images of {in_chans} channels"
+                )
+            # As stated, whatever the buffers are cast to.
+            self._statistics[key] = value
+            values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
+            self.register_buffer(key, values, persistent=False)
+
+    def _licence(self, config: dict[str, Any]) -> str:
+        if self.weights == "timm":
+            return config.get("license") or f"as timm states for {self.name}"
+        if self._file is None:
+            return "none (random initialisation)"
+        return weight_files.licence_of(self.weights, self._file.meta)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain data from which the same architecture can be built again."""
+        return {
+            "name": self.name,
+            "model_args": architecture.plain(self.model_args),
+            **self._statistics,
+            "weights": self.weights,
+            "licence": self.licence,
+        }
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Grid of patches the positions were learned on."""
+        return tuple(self.vit.patch_embed.grid_size)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the backbone is trained."""
+        return self.tune == "frozen" or self.tune == 0
+
+    def load(self) -> Backbone:
+        """Allocate the model and fill it with its weights; a second call does nothing.
+
+        A load that fails leaves the backbone as it was, so that the next call fails alike.
+
+        Raises:
+            UserError: A tensor is missing or unexpected, all of them named; or one is not finite.
+        """
+        if self.loaded:
+            return self
+        # In float32, whatever the run's precision: one seed is one start and one file has one
+        # digest, also where all is cast afterwards.
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            vit, matched = self._filled()
+        finally:
+            torch.set_default_dtype(dtype)
+        self.vit, self.matched = vit, matched
+        if dtype != torch.float32:
+            self._keep_digest()
+            vit.to(dtype)
+        return self._prepare()
+
+    def load_empty(self) -> Backbone:
+        """Be as after `load`, but on the meta device: another process sends the values."""
+        if self.loaded:
+            return self
+        with torch.device("meta"):  # anew: in the dtype that is the default now
+            self.vit = architecture.build(self.name, self.model_args)
+        return self._prepare()
+
+    def _prepare(self) -> Backbone:
+        self._freeze()
+        if self.drop_path and not self.frozen:
+            installed = drop_paths.install(self.vit.blocks, self.drop_path)
+            self._drop_paths = dict(enumerate(installed[self._first_tuned :], self._first_tuned))
+            self.register_buffer("drop_rates", drop_paths.rates_of(installed), persistent=False)
+        if self.compile_blocks:
+            compile_blocks(self.vit.blocks)
+        # Last: until here nothing counts as loaded, whatever went wrong.
+        self.loaded, self._file = True, None
+        return self.train(self.training)
+
+    def _filled(self) -> tuple[nn.Module, str]:
+        """Build the model with its weights; returns it and what is said of them."""
+        if self._file is not None:
+            # Against the model on the meta device first: what does not fit allocates nothing.
+            weight_files.fits(self.vit, self._file)
+            vit = architecture.build(self.name, self.model_args)
+            return vit, weight_files.fill(vit, self._file).line()
+        # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
+        weights = "random:0" if self.frozen and self.weights == "random" else self.weights
+        vit = architecture.generate(self.name, self.model_args, weights=weights)
+        return vit, "timm's own" if self.weights == "timm" else "random initialisation"
+
+    @property
+    def digest(self) -> str:
+        """Hash of the weights; those of a frozen backbone as they were read, before any cast.
+
+        Of sharded tensors every process must call it, see `weights.digest`.
+        """
+        self.load()
+        if self.frozen:
+            self._keep_digest()
+            return self._digest
+        return weight_files.digest(self.vit.state_dict())
+
+    def _keep_digest(self) -> None:
+        if self.frozen and not self._digest:
+            self._digest = weight_files.digest(self.vit.state_dict())
+
+    @property
+    def _first_tuned(self) -> int:
+        if self.tune == "full":
+            return 0
+        return self.depth if self.frozen else max(0, self.tapped[-1] + 1 - int(self.tune))
+
+    def _freeze(self) -> None:
+        """Leave gradients only to what training is meant to change and the output depends on."""
+        self.vit.requires_grad_(False)
+        if self.frozen:
+            return
+        for block in self.vit.blocks[self._first_tuned : self.tapped[-1] + 1]:
+            block.requires_grad_(True)
+        self._final_norm.requires_grad_(True)
+        if self.tune == "full":
+            self.vit.patch_embed.requires_grad_(True)
+            for part in ("cls_token", "reg_token", "pos_embed", "norm_pre"):
+                if getattr(self.vit, part, None) is not None:
+                    getattr(self.vit, part).requires_grad_(True)
+
+    @property
+    def _final_norm(self) -> nn.Module:
+        """Models that pool by averaging keep their last norm under another name in timm."""
+        norm = self.vit.norm
+        return self.vit.fc_norm if isinstance(norm, nn.Identity) else norm
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; a frozen backbone stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        # Moving or casting a model on the meta device needs its values.
+        self.load()
+        if self.frozen and fn(torch.empty(0, device="cpu")).dtype != torch.float32:
+            self._keep_digest()
+        return super()._apply(fn, recurse)
+
+    # --- forward ------------------------------------------------------------------------------
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"normalize takes uint8 images, got {images.dtype}")
+        return (images.float() / 255 - self.mean) / self.std
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Scale images so that a patch covers `stride` pixels of the original; often nothing.
+
+        Raises:
+            UserError: The sides are no multiples of `stride`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise UserError(
+                f"images of {height} x {width} pixels do not divide into tokens of {self.stride}; "
+                f"crop or pad to multiples of {self.stride}"
+            )
+        if self.stride == self.patch_size:
+            return images
+        size = (height // self.stride * self.patch_size, width // self.stride * self.patch_size)
+        return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        normalized: bool = False,
+        resized: bool = False,
+        draw: Draw | None = None,
+    ) -> Features:
+        """Encode images.
+
+        Args:
+            images: uint8 `(B, 3, H, W)`, or what `normalize` returned with `normalized=True`.
+            keep: int64 `(B, n)`, the patches to embed and run, in any order; None runs all.
+            normalized: Whether `images` went through `normalize`.
+            resized: Whether they went through `resize` after it.
+            draw: Whom drop path is drawn for; needed in training when `drop_path` is set.
+
+        Returns:
+            The features of the tapped blocks.
+
+        Raises:
+            TypeError: Floats that were not declared normalised.
+        """
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
+        elif not normalized:
+            raise TypeError(
+                f"the backbone takes uint8 images, got {images.dtype}: pass uint8, or pass "
+                "backbone.normalize(uint8) with normalized=True"
+            )
+        self.load()
+        factors = self._draw_drop_paths(draw)
+        if not resized:
+            images = self.resize(images)
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        x, rope = self._embed(images, grid, keep)
+        layers = []
+        n_prefix, n_cls = self.vit.num_prefix_tokens, self.n_cls_tokens
+        for i, block in enumerate(islice(self.vit.blocks, self.tapped[-1] + 1)):
+            arguments: dict[str, Any] = {} if rope is None else {"rope": rope}
+            if i in self._drop_paths:
+                block = partial(drop_paths.run, block, self._drop_paths[i], factors[i])
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False, **arguments)
+            else:
+                x = block(x, **arguments)
+            if i in self.tapped:
+                # Class tokens stand first, registers behind them.
+                raw = x if n_prefix == n_cls else torch.cat([x[:, :n_cls], x[:, n_prefix:]], 1)
+                tokens = self._final_norm(raw)
+                layers.append(Layer(tokens, raw, n_cls, grid if keep is None else None))
+        return Features(tuple(layers), self.dense_cls)
+
+    def recall(self, raw: Tensor, grid: tuple[int, int]) -> Features:
+        """Rebuild the features of an earlier pass from what the tapped blocks put out.
+
+        Args:
+            raw: `(B, L, K + n, C)`, the `raw_tokens` of the L tapped layers.
+            grid: Height and width in patches.
+
+        Returns:
+            The features as `forward` returned them.
+        """
+        layers = [
+            Layer(self._final_norm(tokens), tokens, self.n_cls_tokens, grid)
+            for tokens in raw.unbind(1)
+        ]
+        return Features(tuple(layers), self.dense_cls)
+
+    def _draw_drop_paths(self, draw: Draw | None) -> Sequence[drop_paths.Factors]:
+        if not self._drop_paths:
+            return ()
+        if not self.training:
+            return [(None, None)] * self.depth
+        if draw is None:
+            raise ValueError("drop_path is set: training needs draw=Draw(keys, seed, turn)")
+        return drop_paths.draw_factors(self.drop_rates, draw)
+
+    def _embed(
+        self, images: Tensor, grid: tuple[int, int], keep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embed all patches or the kept ones; returns tokens and rotary positions, if any."""
+        # Embedding an empty image gives prefix tokens and positions of any timm ViT, because
+        # every family only concatenates the first and adds the second.
+        empty = images.new_zeros(1, *grid, self.embed_dim)
+        prefix_and_positions = self.vit._pos_embed(empty)
+        rope = None
+        if isinstance(prefix_and_positions, tuple):
+            prefix_and_positions, rope = prefix_and_positions
+        n_prefix = self.vit.num_prefix_tokens
+        prefix = prefix_and_positions[:, :n_prefix].expand(len(images), -1, -1)
+        positions = prefix_and_positions[:, n_prefix:]
+        if keep is None:
+            patches = self.vit.patch_embed(images).flatten(1, 2) + positions
+        else:
+            convolution = self.vit.patch_embed.proj
+            visible = gather_tokens(patchify(images, self.patch_size), keep)
+            kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+            patches = self.vit.patch_embed.norm(F.linear(visible, kernel, convolution.bias))
+            patches = patches + gather_tokens(positions.expand(len(images), -1, -1), keep)
+            if rope is not None:
+                rope = rope[keep][:, None]
+        return self.vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope

@@ -1,0 +1,197 @@
+"""Which Vision Transformer a backbone is, and how it is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from torch import nn
+
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.models import vit  # vit registers the Pixio names with timm
+from pixio_lightning.models.settings import check_arguments, is_known, shown
+from pixio_lightning.models.weights import key_names as spellings
+from pixio_lightning.models.weights.read import Weights
+
+
+def is_generated(weights: str) -> bool:
+    """Whether the weights come from no file of ours to read: `timm`, `random`, `random:SEED`.
+
+    Raises:
+        UserError: The seed is no number.
+    """
+    kind, colon, seed = weights.partition(":")
+    if kind == "random" and colon and not re.fullmatch("[0-9]{1,18}", seed):
+        raise UserError(f"backbone.weights '{weights}': the seed must be a number, as random:0")
+    return weights == "timm" or kind == "random"
+
+
+def settle(
+    name: str | None, weights: str, file: Weights | None, model_args: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Settle name and arguments between the caller and what the weights say of themselves.
+
+    Args:
+        name: What the caller wants, or None.
+        weights: Where the weights come from, for messages.
+        file: What was read from there, or None.
+        model_args: What the caller wants.
+
+    Returns:
+        The name and all arguments, among them `mean` and `std` where they are known.
+
+    Raises:
+        UserError: There is no name, it is unknown, or the two disagree; both values are named.
+    """
+    if name is not None:
+        _check_name(name)
+    asked = plain(check_arguments(model_args, intro=_intro(name)))
+    found: dict[str, Any] = {}
+    if file is not None:
+        found = dict(file.meta)
+        if (name or found.get("name")) in (None, *vit.SIZES):
+            found |= spellings.infer(file.encoder, file.meta)
+    name = name or found.get("name")
+    if name is None:
+        raise UserError(
+            f"backbone.name is missing and weights '{weights}' do not say it; "
+            f"give one of {', '.join(vit.SIZES)}, or a timm ViT"
+        )
+    if (found.get("name") or name) != name:
+        raise UserError(
+            f"backbone.name is '{name}', but weights '{weights}' hold '{found['name']}'; "
+            "leave the name out or change the weights"
+        )
+    stored = dict(found.get("model_args") or {})
+    stored |= {key: found[key] for key in ("mean", "std") if key in found}
+    for key, value in asked.items():
+        if stored.get(key, value) != value and key != "pos_init":
+            raise UserError(
+                f"backbone.model_args.{key} is {value}, but weights '{weights}' have "
+                f"{stored[key]}; leave the key out"
+            )
+    if file is not None:
+        _check_sizes(stored | asked, file)
+    return name, stored | asked
+
+
+def _check_sizes(model_args: Mapping[str, Any], file: Weights) -> None:
+    """Refuse sizes that the tensors of a file contradict, before anything is built of them."""
+    kernel = file.encoder.get(spellings.PATCH_EMBED)
+    if kernel is None or kernel.ndim != 4:
+        return
+    tensors = {
+        "embed_dim": kernel.shape[0],
+        "in_chans": kernel.shape[1],
+        "patch_size": tuple(kernel.shape[2:]),
+        "depth": spellings.depth_of(file.encoder),
+    }
+    for key, there in tensors.items():
+        here = model_args.get(key, there)
+        if spellings.pair(here) != spellings.pair(there):
+            raise UserError(
+                f"backbone.model_args.{key} is {here}, but the tensors of weights '{file.source}' "
+                f"say {there}; leave the key out"
+            )
+
+
+def _check_name(name: str) -> None:
+    """Refuse what is neither a name of ours nor of timm.
+
+    Raises:
+        UserError: With the nearest name, or with where weights are named instead.
+    """
+    if is_known(name):
+        return
+    source, colon, rest = str(name).partition(":")
+    if colon and source.replace("_", "-") in ("hf-hub", "local-dir"):
+        place = f"hf:{rest}" if source.startswith("hf") else rest
+        raise UserError(
+            f"backbone.name {shown(name)} names a place, not a model: "
+            f"give backbone.weights {shown(place)}"
+        )
+    names = [*vit.SIZES, *timm.list_models("*vit*", pretrained=False)]
+    raise UserError(
+        f"backbone.name {shown(name)} is not known{nearest(str(name), names) or ';'} "
+        f"Pixio's are {', '.join(vit.SIZES)}; others: timm.list_models('*vit*')"
+    )
+
+
+def _intro(name: str | None) -> str:
+    return f"backbone.model_args does not fit {name}" if name else "backbone.model_args"
+
+
+def build(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """Build a model where torch's default device says, with its own initialisation.
+
+    Raises:
+        UserError: The name or an argument is unknown, or it is no plain Vision Transformer.
+    """
+    # Whoever calls, and from wherever these came: this is the only way to timm.
+    _check_name(name)
+    arguments = {"num_classes": 0, **check_arguments(model_args, intro=_intro(name))}
+    if name not in vit.SIZES:
+        arguments = {"dynamic_img_size": True} | arguments
+    model = None
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+    except UserError:
+        raise
+    except Exception as error:  # timm asserts, divides and indexes with whatever it is given
+        tag = str(error).startswith("Invalid pretrained tag")
+        if tag:
+            base = name.partition(".")[0]
+            raise UserError(
+                f"backbone.name '{name}' is not known, did you mean '{base}'? Its tags: "
+                f"{', '.join(timm.list_pretrained(f'{base}.*')) or 'none'}"
+            ) from None
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise  # of the download or the file it brought
+        # Only plain ViTs know the argument that is added here, whatever the user gave.
+        if "dynamic_img_size" not in str(error):
+            raise UserError(f"{_intro(name)}: {str(error) or type(error).__name__}") from None
+    if model is None or not _is_plain(model):
+        raise UserError(
+            f"backbone.name '{name}' is not a plain Vision Transformer; "
+            "see timm.list_models('vit_*')"
+        )
+    return model
+
+
+def generate(name: str, model_args: Mapping[str, Any], *, weights: str) -> nn.Module:
+    """Build a model with timm's own weights, or at random.
+
+    Raises:
+        UserError: timm has no weights of that name, or cannot fetch them.
+    """
+    if weights == "timm":
+        try:
+            return build(name, model_args, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise UserError(f"timm cannot load weights of {name}: {reason[0]}") from error
+    _, _, seed = weights.partition(":")
+    if not seed:
+        return build(name, model_args)
+    # On the CPU, wherever the caller builds: one seed is one start on every device.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        return build(name, model_args)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write tuples as lists, as they come back from a file."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether patches come from one convolution, and positions are the same for every block."""
+    return (
+        all(hasattr(model, part) for part in ("_pos_embed", "blocks", "norm"))
+        and isinstance(getattr(model, "patch_embed", None), PatchEmbed)
+        and not getattr(model, "rope_mixed", False)
+    )

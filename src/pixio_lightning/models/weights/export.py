@@ -1,0 +1,255 @@
+"""`pixio export`: write an encoder in the form another library reads.
+
+| format       | written                                | read back with |
+|--------------|----------------------------------------|----------------|
+| safetensors  | NAME.safetensors, NAME.decoder.safetensors | `Backbone(weights="NAME.safetensors")` |
+| transformers | a folder                               | `PixioModel.from_pretrained(folder)` |
+| timm         | a folder                               | `timm.create_model("local-dir:FOLDER", pretrained=True)` |
+
+Neither transformers nor a model of timm's is needed to write them. Everything is written aside,
+flushed to the disk and renamed, so a killed run leaves nothing half-made under the final name.
+"""  # noqa: E501  (the table is read across)
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args
+
+from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from pixio_lightning.cli.options import expanded
+from pixio_lightning.errors import UserError
+from pixio_lightning.models.vit import SIZES
+from pixio_lightning.models.weights.key_names import infer, pair, to_timm, to_transformers
+from pixio_lightning.models.weights.read import (
+    DECODER_SUFFIX,
+    Weights,
+    licence_of,
+    read,
+    refuse_non_finite,
+)
+
+Format = Literal["safetensors", "transformers", "timm"]
+
+
+def export(weights: Weights, to: Format, out: Path) -> list[Path]:
+    """Write `weights` to `out` in another library's form.
+
+    Args:
+        weights: What `weights.read` returned.
+        to: `safetensors` keeps the official names, and the decoder in a second file.
+        out: A file that ends in `.safetensors`, or for the other formats a new folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: `out` exists, or the format cannot hold this model.
+    """
+    refuse_non_finite(weights.encoder, weights.source)
+    meta = _identity(weights)
+    if to == "safetensors":
+        return _export_safetensors(weights, meta, out)
+    if meta["name"] and meta["name"] not in SIZES:
+        raise UserError(f"'{meta['name']}' is not a Pixio model: export it --to safetensors")
+    model = (SIZES[meta["name"]]._asdict() if meta["name"] else {}) | meta["model_args"]
+    if to == "transformers":
+        state = to_transformers(weights.encoder)
+        documents = {
+            "config.json": _transformers_config(model, weights.encoder),
+            "preprocessor_config.json": _preprocessor_config(model, meta),
+        }
+    else:
+        state = to_timm(weights.encoder, model["n_cls_tokens"])
+        documents = {"config.json": _timm_config(model, meta)}
+    with _written_aside(out) as aside:
+        aside.mkdir(parents=True)
+        for name, content in documents.items():
+            (aside / name).write_text(json.dumps(content, indent=2) + "\n")
+        _save(state, aside / "model.safetensors", {**meta, "content": to})
+    return [out / name for name in (*documents, "model.safetensors")]
+
+
+def _export_safetensors(weights: Weights, meta: dict[str, Any], out: Path) -> list[Path]:
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out} must end in .safetensors")
+    files = [out, out.with_suffix(DECODER_SUFFIX)] if weights.decoder else [out]
+    for path in files:
+        _refuse_existing(path)
+    # The decoder first: an encoder that announces it is never seen without it.
+    if weights.decoder:
+        with _written_aside(files[1]) as aside:
+            _save(weights.decoder, aside, {**meta, "content": "decoder"})
+    with _written_aside(out) as aside:
+        content = "encoder+decoder" if weights.decoder else "encoder"
+        _save(weights.encoder, aside, {**meta, "content": content})
+    return files
+
+
+def _identity(weights: Weights) -> dict[str, Any]:
+    """Collect what every export says of itself, as plain data."""
+    meta = infer(weights.encoder, weights.meta)
+    meta["licence"] = licence_of(weights.source, weights.meta)
+    meta["mean"] = list(weights.meta.get("mean", IMAGENET_DEFAULT_MEAN))
+    meta["std"] = list(weights.meta.get("std", IMAGENET_DEFAULT_STD))
+    return meta
+
+
+def _transformers_config(model: Mapping[str, Any], encoder: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write transformers' `PixioConfig` by hand."""
+    ratio = model.get("mlp_ratio", 4)
+    if len({*pair(model["img_size"])}) > 1 or len({*pair(model["patch_size"])}) > 1:
+        raise UserError(f"transformers' Pixio needs square images, got {model['img_size']}")
+    if ratio != int(ratio):
+        raise UserError(f"transformers' Pixio needs a whole mlp_ratio, got {ratio}")
+    return {
+        "architectures": ["PixioModel"],
+        "model_type": "pixio",
+        "dtype": str(encoder["cls_token"].dtype).removeprefix("torch."),
+        "hidden_size": model["embed_dim"],
+        "num_hidden_layers": model["depth"],
+        "num_attention_heads": model["num_heads"],
+        "mlp_ratio": int(ratio),
+        "qkv_bias": model.get("qkv_bias", True),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "image_size": pair(model["img_size"])[0],
+        "patch_size": pair(model["patch_size"])[0],
+        "num_channels": model["in_chans"],
+        "n_cls_tokens": model["n_cls_tokens"],
+    }
+
+
+def _preprocessor_config(model: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Write transformers' `BitImageProcessor` by hand: bicubic to the native size, no crop."""
+    height, width = pair(model["img_size"])
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,  # PIL's bicubic
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": meta["mean"],
+        "image_std": meta["std"],
+    }
+
+
+def _timm_config(model: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Write timm's `config.json` by hand: a stock ViT whose class tokens 2..K are registers."""
+    size = [model["in_chans"], *pair(model["img_size"])]
+    shape = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans")
+    optional = [key for key in ("mlp_ratio", "qkv_bias") if key in model]
+    return {
+        # Any stock ViT would do: `model_args` overrides everything that distinguishes them.
+        "architecture": "vit_base_patch16_224",
+        "num_classes": 0,
+        "num_features": model["embed_dim"],
+        "model_args": {
+            **{key: model[key] for key in (*shape, *optional)},
+            "reg_tokens": model["n_cls_tokens"] - 1,
+            "num_classes": 0,
+            # All tokens: pooling "token" would keep the first class token only.
+            "global_pool": "",
+        },
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": size,
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": meta["mean"],
+            "std": meta["std"],
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": meta["licence"],
+        },
+        "pixio": dict(meta),
+    }
+
+
+def _save(state: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> None:
+    # transformers insists on the entry "format".
+    metadata = {"format": "pt", "pixio": json.dumps(meta)}
+    save_file({n: t.contiguous() for n, t in state.items()}, path, metadata=metadata)
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists already: remove it or give another --out")
+
+
+@contextmanager
+def _written_aside(out: Path) -> Iterator[Path]:
+    """Give a temporary path beside `out`; once the block has filled it, rename it to `out`."""
+    _refuse_existing(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _flush(path)
+        os.replace(aside, out)
+        _flush(out.parent)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _stem(source: str) -> str:
+    """Name an export after its source: the repository, the folder, or the file."""
+    if source.startswith("hf:"):
+        return source.partition("@")[0].rpartition("/")[2]
+    path = Path(source).resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see pixio export --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `pixio export CHECKPOINT [--to FORMAT] [--out PATH]`."""
+    parser = _Parser(prog="pixio export", description="Write an encoder for another library.")
+    parser.add_argument(
+        "checkpoint", type=expanded, help="a file, a folder or hf:ORG/NAME[@REVISION]"
+    )
+    parser.add_argument("--to", default="safetensors", choices=get_args(Format), help="the format")
+    parser.add_argument(
+        "--out", type=expanded, help="file or folder; default: here, named as the source"
+    )
+    args = parser.parse_args(argv)
+    weights = read(args.checkpoint)
+    ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
+    files = export(weights, args.to, Path(args.out or _stem(args.checkpoint) + ending))
+    for path in files:
+        print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    decoder = len(weights.decoder or ())
+    kept = "in a file of its own" if args.to == "safetensors" else "left out"
+    print(f"encoder: {len(weights.encoder)} tensors")
+    print(f"decoder: {f'yes, {decoder} tensors, {kept}' if decoder else 'no'}")
+    if weights.others:
+        print(f"left out: {len(weights.others)} tensors that belong to neither")
+    print(f"licence of the weights: {licence_of(weights.source, weights.meta)}")
+    return 0

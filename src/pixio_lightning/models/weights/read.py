@@ -1,0 +1,391 @@
+"""Read weights from anywhere, safely, and load them whole or not at all.
+
+A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (transformers' layout,
+timm's, or ours) or `hf:ORG/NAME[@REVISION]`. Nothing a file says is ever imported or executed:
+pickles are read by torch's restricted unpickler, and whatever it refuses is refused here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.files.text import parse_json, read_text
+from pixio_lightning.models.settings import check_description
+from pixio_lightning.models.vit import PixioViT, resize_positions
+from pixio_lightning.models.weights.bounds import check_archive, check_unfolded
+from pixio_lightning.models.weights.key_names import (
+    OURS,
+    State,
+    from_timm,
+    infer,
+    pair,
+    to_official,
+)
+from pixio_lightning.models.weights.report import Report, first, matched
+
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+DECODER_SUFFIX = ".decoder.safetensors"
+NONCOMMERCIAL = "FAIR Noncommercial Research License v1"
+
+
+class Weights(NamedTuple):
+    """What a source holds.
+
+    Attributes:
+        encoder: Tensors under the official names (`pixio_lightning.models.weights.key_names`).
+        decoder: The decoder of pretraining under its official names, or None.
+        meta: What the source says of itself: `name`, `model_args`, `licence`, `mean`, `std`, each
+            as `pixio_lightning.models.settings` lets it pass.
+        source: As the user gave it.
+        others: Names of the tensors that belong to neither, a head's for example.
+    """
+
+    encoder: State
+    decoder: State | None
+    meta: dict[str, Any]
+    source: str
+    others: tuple[str, ...] = ()
+
+
+def read(source: str) -> Weights:
+    """Read the weights of `source`.
+
+    Raises:
+        UserError: The source is missing, unreadable, unsafe, a URL, or holds no encoder; or what it
+            says of itself is not what a file may say.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
+        raise UserError(
+            f"weights are not read from a URL: {source}; download the file and give its path, "
+            "or write hf:ORG/NAME"
+        )
+    path = _download(source) if source.startswith("hf:") else _existing(source)
+    state, meta = _read_folder(path) if path.is_dir() else _read_file(path)
+    meta = check_description(meta, source=source)
+    try:
+        encoder, decoder, others = to_official(state)
+        _refuse_odd_types(encoder | decoder)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    if not encoder:
+        raise UserError(f"{source} holds no encoder, only {first([*decoder, *others], 3)}")
+    return Weights(encoder, decoder or None, meta, source, tuple(others))
+
+
+def _refuse_odd_types(state: State) -> None:
+    """Refuse tensors that no model is trained in, and those that hold no values of their own."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.is_quantized:
+            raise UserError(f"'{name}' is of type {tensor.dtype}, weights are floating-point")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+            raise UserError(f"'{name}' is no dense tensor with values; save the weights as such")
+
+
+def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with NaN or infinity, as a run that diverged leaves them.
+
+    Raises:
+        UserError: The first such tensor is named, the others counted.
+    """
+    bad = []
+    for name, tensor in state.items():
+        # The extremes alone: they carry NaN along, and need no copy of a large tensor.
+        if tensor.numel() and not torch.stack(tensor.float().aminmax()).isfinite().all():
+            bad.append(name)
+    if bad:
+        raise UserError(
+            f"{source} holds NaN or infinite values, in {first(bad, 1)}: "
+            "the run that wrote it diverged; take an earlier checkpoint"
+        )
+
+
+def _existing(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = nearest(path.name, siblings)
+    if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        hint = f"; a repository of the Hugging Face Hub is written hf:{source}"
+    raise UserError(f"weights '{source}': no such file or folder{hint}")
+
+
+def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"cannot read {path}: it is neither a file nor a folder")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLES:
+        return _read_pickle(path)
+    raise UserError(f"cannot read {path}: expected .safetensors, {', '.join(PICKLES)} or a folder")
+
+
+def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = parse_json((file.metadata() or {}).get("pixio", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise _unreadable(path) from error
+    if not isinstance(meta, dict):
+        raise _unreadable(path)
+    if meta.get("content") == "decoder":
+        encoder = path.name.replace(DECODER_SUFFIX, ".safetensors")
+        raise UserError(f"{path} holds a decoder alone; give the encoder's file, {encoder}")
+    if meta.get("content") == "timm":
+        state = from_timm(state)
+    beside = path.with_suffix(DECODER_SUFFIX)
+    if meta.get("content") == "encoder+decoder" and beside.is_file():
+        try:
+            with safe_open(beside, framework="pt") as file:
+                state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(beside) from error
+    return state, meta
+
+
+def _read_pickle(path: Path) -> tuple[Mapping[str, Any], Any]:
+    check_archive(path)
+    try:
+        # Training scripts store their parsed arguments; a Namespace only holds attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if not found:
+            raise _unreadable(path) from error
+        raise UserError(
+            f"{path} holds more than tensors ({found[1]}): refused, and nothing of it was "
+            "executed; save the model's state_dict() or a .safetensors file"
+        ) from error
+    # A damaged file fails wherever its bytes happen to lead the reader.
+    except Exception as error:
+        raise _unreadable(path) from error
+    if not isinstance(checkpoint, Mapping):
+        kind = type(checkpoint).__name__
+        raise UserError(f"{path} holds a {kind}, expected a state dict: tensors by name")
+    check_unfolded(checkpoint, path)
+    hyper_parameters = checkpoint.get("hyper_parameters")
+    named = hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
+    if classes := [k for k in ("_instantiator", "_class_path") if k in named]:
+        raise UserError(
+            f"{path} names code to run ('{classes[0]}' in its hyper_parameters): refused; "
+            "save its state_dict alone"
+        )
+    if not isinstance(checkpoint.get("pixio"), Mapping):
+        return checkpoint, {}
+    backbone = checkpoint["pixio"].get("backbone") or {}
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping) or not any(OURS in str(name) for name in state):
+        said = backbone.get("weights") if isinstance(backbone, Mapping) else None
+        trained_on = printable(said) if isinstance(said, str) else "given when it was trained"
+        raise UserError(
+            f"{path} holds a head only, its backbone was frozen: use the backbone's own weights "
+            f"({trained_on})"
+        )
+    return checkpoint, backbone
+
+
+def _unreadable(path: Path) -> UserError:
+    size = path.stat().st_size if path.exists() else 0
+    return UserError(
+        f"cannot read {path} ({size:,} bytes): truncated or not a checkpoint; fetch or save it anew"
+    )
+
+
+def _read_folder(folder: Path) -> tuple[State, dict[str, Any]]:
+    meta = _folder_meta(folder)
+    state: State = {}
+    for path in _weight_files(folder):
+        part, said = _read_file(path)
+        state |= part
+        meta |= check_description(said, source=str(path))
+    return state, meta
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Choose a folder's weight files: `model.safetensors` whole, sharded, then a single file."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = _read_json(index).get("weight_map", {})
+        if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+            raise UserError(f"{index}: weight_map is no list of files by tensor")
+        shards = sorted(set(named.values()))
+        for shard in shards:
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise UserError(f"{index} names the shard '{shard}', which is not in the folder")
+        return [folder / shard for shard in shards]
+    if (folder / ".metadata").is_file():
+        raise UserError(
+            f"{folder} is a sharded training checkpoint: make one file of it with "
+            "python -m lightning.pytorch.utilities.consolidate_checkpoint, if it is your own, "
+            "as that runs whatever such a folder says"
+        )
+    for suffix in (".safetensors", *PICKLES):
+        found = sorted(p for p in folder.glob(f"*{suffix}") if not p.match(f"*{DECODER_SUFFIX}"))
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found[:5])
+            raise UserError(f"{folder} holds several weight files ({names}): name one of them")
+        if found:
+            return found
+    raise UserError(f"{folder} holds no weights: expected .safetensors or {', '.join(PICKLES)}")
+
+
+def _folder_meta(folder: Path) -> dict[str, Any]:
+    """Translate a folder's `config.json`, transformers' or timm's, into what `Weights` keeps."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    config = _read_json(path)
+    if "architecture" in config:
+        name = {"name": config["architecture"], "model_args": config.get("model_args", {})}
+        return check_description(config.get("pixio", name), source=str(path))
+    if config.get("model_type") != "pixio":
+        raise UserError(
+            f"{path}: model_type {config.get('model_type')!r} is not read, only 'pixio'; "
+            "for another model give its timm name and weights: timm"
+        )
+    for key, only in {"hidden_act": "gelu", "layer_norm_eps": 1e-6}.items():
+        if config.get(key, only) != only:
+            raise UserError(f"{path}: {key} is {config[key]!r}, a Pixio encoder has {only!r}")
+    # What a configuration leaves out has the value of transformers' PixioConfig, the H/16.
+    args = {
+        "embed_dim": config.get("hidden_size", 1280),
+        "depth": config.get("num_hidden_layers", 32),
+        "num_heads": config.get("num_attention_heads", 16),
+        "img_size": config.get("image_size", 256),
+    }
+    return check_description({"model_args": args}, source=str(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(read_text(path))
+    except (ValueError, OSError) as error:
+        raise _unreadable(path) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path)
+    return content
+
+
+def _download(source: str) -> Path:
+    """Fetch `hf:ORG/NAME[@REVISION]`, or find it in the cache when there is no network."""
+    from huggingface_hub import errors, snapshot_download
+
+    repository, _, revision = source.removeprefix("hf:").partition("@")
+    page = f"https://huggingface.co/{repository}"
+    try:
+        # Safetensors first; pickles are fetched only where there is nothing else.
+        for patterns in (["*.safetensors", "*.safetensors.index.json"], [f"*{s}" for s in PICKLES]):
+            folder = Path(
+                snapshot_download(
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=["config.json", *patterns],
+                    ignore_patterns=["*/*"],
+                )
+            )
+            if any(folder.glob(patterns[0])):
+                break
+        return folder
+    except errors.GatedRepoError:
+        text = f"is gated: accept its licence at {page}, then run `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        text = (
+            "does not exist or is not open to you: check the name; for a gated or private one, "
+            f"accept its licence at {page} and run `hf auth login`"
+        )
+    except errors.RevisionNotFoundError:
+        text = f"has no revision '{revision}': see {page}/tree/main"
+    except errors.LocalEntryNotFoundError:
+        text = (
+            "is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set): fetch "
+            f"it on a machine with network, `hf download {repository}`, after accepting its licence"
+        )
+    except (errors.HFValidationError, errors.HfHubHTTPError) as error:
+        text = f"cannot be fetched ({str(error).splitlines()[0]}): expected hf:ORG/NAME[@REVISION]"
+    raise UserError(f"{source} {text}")
+
+
+def fits(model: nn.Module, weights: Weights) -> Report:
+    """Compare a model, which may be on the meta device, with the encoder of `weights`.
+
+    Raises:
+        UserError: A tensor is missing, unexpected or of another shape.
+    """
+    left_out = {"decoder": len(weights.decoder or ()), "others": len(weights.others)}
+    report = matched(model.state_dict(), weights.encoder, **left_out)
+    report.check(weights.source)
+    return report
+
+
+def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Report:
+    """Load the encoder into `model`, whole or not at all.
+
+    Args:
+        model: Real, or on the meta device: then its parameters come to life on the CPU, in the
+            model's own dtypes.
+        weights: What `read` returned.
+        resize_pos: Interpolate the positions of a `PixioViT` to the model's grid.
+
+    Raises:
+        UserError: A tensor is missing, unexpected, of another shape, or holds NaN or infinity.
+    """
+    encoder, state = dict(weights.encoder), model.state_dict()
+    if resize_pos and isinstance(model, PixioViT):
+        args = infer(encoder, weights.meta)["model_args"]
+        (height, width), patch = pair(args["img_size"]), pair(args["patch_size"])
+        encoder["pos_embed"] = resize_positions(
+            encoder["pos_embed"],
+            n_prefix=args["n_cls_tokens"],
+            old=(height // patch[0], width // patch[1]),
+            new=model.patch_embed.grid_size,
+        )
+    report = fits(model, weights._replace(encoder=encoder))
+    refuse_non_finite(encoder, weights.source)
+    on_meta = any(tensor.is_meta for tensor in state.values())
+    if on_meta:
+        # Copies: the model must not share memory with the file or with a second model.
+        encoder = {n: t.to(state[n].dtype, copy=True) for n, t in encoder.items()}
+    model.load_state_dict(encoder, strict=True, assign=on_meta)
+    return report
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return the first 16 hex digits of a sha256 over names, dtypes, shapes and bytes.
+
+    Of sharded tensors every process must call it: they are gathered, one after the other.
+    """
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        tensor = tensor.cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def licence_of(source: str, meta: Mapping[str, Any]) -> str:
+    """Return the licence of the weights at `source`, as far as it is known."""
+    if re.match(r"(hf:)?(facebook|LiheYoung)/pixio-", source):
+        return NONCOMMERCIAL
+    return printable(str(meta.get("licence") or "unknown (own file)"))

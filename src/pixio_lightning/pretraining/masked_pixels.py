@@ -1,0 +1,276 @@
+"""Masked pixel pretraining: the encoder sees a few blocks of patches, the decoder paints the rest.
+
+Shapes: B batch, N = h*w patches, n visible, m hidden, P patch side, V = P*P*3 values in a patch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.files.output_path import output_path
+from pixio_lightning.keyed import Draw, Stream
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.mae_decoder import (
+    DecoderSize,
+    MaeDecoder,
+    normalize_patches,
+    pixel_loss,
+)
+from pixio_lightning.models.masking import (
+    Mask,
+    block_mask,
+    count_blocks,
+    gather_tokens,
+    patchify,
+    unpatchify,
+)
+from pixio_lightning.pretraining.baselines import inverse_distance
+from pixio_lightning.training import visualize as panels
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.optim import Optim
+from pixio_lightning.training.run_folder import Metrics
+
+# Held-out images are always masked as if drawn in this turn, whatever the step.
+_FIXED_TURN = -1
+
+# What needs no learning: logged as val/NAME, and told under these titles.
+_BASELINES = {
+    "zero": "predicting zero",
+    "interpolated": "interpolated colours",
+    "capped": "with capped contrast",
+}
+
+
+class Reconstruction(NamedTuple):
+    """One masked forward pass.
+
+    Attributes:
+        prediction: `(B, m, V)`, the decoder's output.
+        target: `(B, m, V)`, what it should be.
+        pixels: The encoder's input cut into patches `(B, N, V)`.
+        mask: Which patches were visible and hidden.
+        grid: Height and width in patches.
+    """
+
+    prediction: Tensor
+    target: Tensor
+    pixels: Tensor
+    mask: Mask
+    grid: tuple[int, int]
+
+
+class PixelPretraining(BackboneModule):
+    """Train a backbone by reconstructing hidden pixels (Pixio; MAE with other keys).
+
+    Args:
+        backbone: The encoder; `tune: full`.
+        mask_ratio: Share of the image to hide.
+        mask_grid: Side of a mask block in patches; 4 in Pixio, 1 in MAE.
+        norm_pix: Predict pixels normalised per patch instead of plain ones.
+        decoder: Width, depth and heads of the decoder.
+        optim: Optimiser and schedule.
+        seed: Seed of masks and drop path.
+
+    Raises:
+        UserError: The backbone is frozen, has no class token, or the mask does not fit its grid.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mask_ratio: float = 0.75,
+        mask_grid: int = 4,
+        norm_pix: bool = True,
+        decoder: DecoderSize = DecoderSize(),  # noqa: B008 (frozen)
+        optim: Optim = Optim(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optim=optim)
+        if backbone.frozen:
+            raise UserError("pretraining trains its backbone: set model.backbone.tune to full")
+        try:
+            count_blocks(backbone.grid, mask_grid, mask_ratio)
+        except ValueError as error:
+            raise UserError(f"model.{error}") from None
+        self.mask_ratio, self.mask_grid, self.norm_pix = mask_ratio, mask_grid, norm_pix
+        self.decoder_size, self.seed = decoder, seed
+        # Of the batches that were evaluated, by what they hold.
+        self._baseline_losses: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
+        names = ("loss", *_BASELINES, "weight")
+        self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
+
+    def build(self, backbone: Backbone) -> MaeDecoder:
+        """Return the decoder, sized by the backbone."""
+        return MaeDecoder(
+            backbone.embed_dim,
+            backbone.patch_size**2 * backbone.vit.patch_embed.proj.in_channels,
+            n_cls_tokens=backbone.n_cls_tokens,
+            grid=backbone.grid,
+            size=self.decoder_size,
+            checkpointing=backbone.checkpointing,
+        )
+
+    def forward(self, images: Tensor, draw: Draw) -> Reconstruction:
+        """Hide blocks of the images and predict them.
+
+        Args:
+            images: uint8 `(B, 3, H, W)`.
+            draw: Whom masks and drop path are drawn for.
+
+        Returns:
+            Prediction and target of the hidden patches only.
+        """
+        patch = self.backbone.patch_size
+        images = self.backbone.resize(self.backbone.normalize(images))
+        grid = (images.shape[-2] // patch, images.shape[-1] // patch)
+        n_blocks, _ = count_blocks(grid, self.mask_grid, self.mask_ratio)
+        noise = draw.uniform(n_blocks, Stream.MASK)
+        mask = block_mask(noise, grid=grid, block=self.mask_grid, ratio=self.mask_ratio)
+        features = self.backbone(images, keep=mask.keep, normalized=True, resized=True, draw=draw)
+        assert self.decoder is not None, "configure_model builds the decoder"
+        prediction = self.decoder(features.tokens, mask.keep, mask.hide, grid)
+        pixels = patchify(images, patch)
+        target = gather_tokens(pixels, mask.hide)
+        if self.norm_pix:
+            target, _, _ = normalize_patches(target)
+        return Reconstruction(prediction, target, pixels, mask, grid)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch."""
+        draw = Draw(batch["key"], self.seed, self.global_step)
+        result = self(batch["image"], draw)
+        loss = pixel_loss(result.prediction, result.target).mean()
+        self.log_training(loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Accumulate the loss of held-out images under fixed masks, and its baselines."""
+        weight = batch["weight"]
+        # Neither images nor masks change in a run, so that a batch that was seen needs no second
+        # interpolation; an image that could not be read that time has another weight now.
+        seen = (self.trainer.testing, *batch["key"].tolist(), *weight.tolist())
+        result = self(batch["image"], self._fixed_draw(batch))
+        if seen not in self._baseline_losses:
+            self._baseline_losses[seen] = self._score_baselines(result)
+        losses = {"loss": pixel_loss(result.prediction, result.target)}
+        self._val["weight"].update(weight)
+        for name, values in (losses | self._baseline_losses[seen]).items():
+            self._val[name].update(values * weight)
+
+    test_step = validation_step
+
+    def _score_baselines(self, result: Reconstruction) -> dict[str, Tensor]:
+        """Return the losses `(B,)` of what needs no learning."""
+        interpolated, capped = self._interpolate(result)
+        return {
+            "zero": pixel_loss(torch.zeros_like(result.target), result.target),
+            "interpolated": pixel_loss(interpolated, result.target),
+            "capped": pixel_loss(capped, result.target),
+        }
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss` beside predicting zero and beside interpolating the visible colours."""
+        sums = {name: metric.compute() for name, metric in self._val.items()}
+        weight = sums.pop("weight")
+        values = {name: total / weight for name, total in sums.items()}
+        for metric in self._val.values():
+            metric.reset()
+        if self.trainer.sanity_checking:
+            # The pass before the first step is the start of the curve, but Lightning drops it.
+            for logger in self.loggers:
+                logger.log_metrics({f"val/{k}": float(v) for k, v in values.items()}, step=0)
+            return
+        stage = "test" if self.trainer.testing else "val"
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Write one picture for each image: masked input, reconstruction, truth."""
+        folder = Path(self.trainer.default_root_dir) / "predictions"
+        panel = self.pictures(batch)
+        for name, row, weight in zip(batch["name"], panel.rows, batch["weight"], strict=True):
+            if weight == 0:  # padding, or an unreadable image
+                continue
+            panels.write(output_path(folder, name, ".png"), panel._replace(rows=[row]))
+
+    def _fixed_draw(self, batch: dict[str, Any]) -> Draw:
+        return Draw(batch["key"], self.seed, _FIXED_TURN)
+
+    def _interpolate(self, result: Reconstruction) -> tuple[Tensor, Tensor]:
+        """Fill hidden patches with interpolated colours, as predictions `(B, m, V)`.
+
+        With `norm_pix` only the shape inside a patch is scored, so the fill loses its own mean and
+        is divided by the true contrast of the patch, which is more than the model is told. Where
+        the fill has more contrast than the truth, that costs more than predicting nothing; the
+        second prediction is divided by its own contrast there.
+
+        Returns:
+            The prediction at the true contrast, and the one whose contrast is capped.
+        """
+        patch, grid, hide = self.backbone.patch_size, result.grid, result.mask.hide
+        visible = torch.zeros_like(result.pixels[..., :1])
+        visible.scatter_(1, result.mask.keep[..., None], 1.0)
+        visible = visible.expand(-1, -1, patch * patch)
+        filled = inverse_distance(
+            unpatchify(result.pixels, patch, grid), unpatchify(visible, patch, grid)
+        )
+        filled = gather_tokens(patchify(filled, patch), hide)
+        if not self.norm_pix:
+            return filled, filled
+        _, _, contrast = normalize_patches(gather_tokens(result.pixels, hide))
+        _, mean, own_contrast = normalize_patches(filled)
+        shape = filled - mean
+        return shape / contrast, shape / torch.maximum(contrast, own_contrast)
+
+    @torch.no_grad()
+    def pictures(self, batch: dict[str, Any]) -> panels.Panel:
+        """Draw what the model sees, paints and should have painted, in a row for each image."""
+        images = batch["image"]
+        result = self(images, self._fixed_draw(batch))
+        painted = result.prediction.float()
+        if self.norm_pix:
+            _, mean, std = normalize_patches(gather_tokens(result.pixels, result.mask.hide))
+            painted = painted * std + mean
+        index = result.mask.hide[..., None].expand_as(painted)
+        masked = result.pixels.scatter(1, index, 0.0)
+        reconstruction = result.pixels.scatter(1, index, painted)
+        features = self.backbone(images)
+        columns = [self._to_uint8(x, result.grid) for x in (masked, reconstruction, result.pixels)]
+        columns.append(panels.principal_components(features.layers[-1].patches, columns[0].shape))
+        scale = "reconstruction*" if self.norm_pix else "reconstruction"
+        titles = ["masked input", scale, "truth", "features (PCA)"]
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        caption = (
+            "* hidden patches with the true mean and contrast of each" if self.norm_pix else ""
+        )
+        return panels.Panel(rows, titles, caption)
+
+    def report(self, metrics: Metrics) -> dict[str, str]:
+        """Return the held-out loss at the start and the end, beside what needs no learning."""
+        found = {n: metrics.first_and_last(f"val/{n}") for n in ("loss", *_BASELINES)}
+        loss = found["loss"]
+        if loss is None:
+            return {}
+        facts = {"held-out loss": f"first {loss[0]:.3f}, last {loss[1]:.3f}"}
+        for name, title in _BASELINES.items():
+            baseline = found[name]
+            if baseline is not None:
+                gap = 1 - loss[1] / baseline[1]
+                side = "below" if gap >= 0 else "above"
+                facts[title] = f"{baseline[1]:.3f} (the last loss is {abs(gap):.0%} {side})"
+        return facts
+
+    def _to_uint8(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        images = unpatchify(pixels, self.backbone.patch_size, grid)
+        images = images * self.backbone.std + self.backbone.mean
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,262 @@
+"""BackboneModule: what every LightningModule around a Backbone shares.
+
+Construction on the meta device and loading in `configure_model`, sharding, the optimiser, and
+what a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.blocks import blocks_of, compile_blocks
+from pixio_lightning.training import optim as optimisation
+from pixio_lightning.training import strategy as sharding
+from pixio_lightning.training.checkpoints.finite import first_not_finite
+from pixio_lightning.training.checkpoints.io import read_plain
+from pixio_lightning.training.optim import Optim
+from pixio_lightning.training.run_folder import Metrics
+
+
+class BackboneModule(L.LightningModule):
+    """A LightningModule that owns a backbone and, once configured, one decoder.
+
+    It owns no bare parameter and calls both through their forward, so that DDP, FSDP and
+    torch.compile find what they expect.
+
+    Args:
+        backbone: The encoder.
+        optim: Optimiser and schedule.
+    """
+
+    # What best.ckpt is chosen by: a logged metric, and whether less or more is better.
+    monitor: tuple[str, str] = ("val/loss", "min")
+    # Whether an evaluation looks for the run folder's checkpoint.
+    resumes = True
+
+    def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optim = optim
+        self.decoder: nn.Module | None = None
+        self.config: dict[str, Any] = {}
+        self._configured = False
+        self._settings: list[dict[str, Any]] = []
+        self._finite_steps = 0  # up to which step every loss was seen to be finite
+        # "disable": looking for NaN in every step would wait for the device.
+        self._train_loss = MeanMetric(nan_strategy="disable")
+
+    def build(self, backbone: Backbone) -> nn.Module | None:
+        """Return the module to train beside the backbone, sized by it; None for none."""
+        raise NotImplementedError
+
+    def remember(self, about: dict[str, Any]) -> None:
+        """Take from the `pixio` entry of a checkpoint what must be known before building."""
+
+    def report(self, metrics: Metrics) -> dict[str, str]:
+        """Return what to say of a finished run, by name."""
+        return {}
+
+    def predictions_text(self, folder: Path) -> str:
+        """Return what to say once `predict` has written its files."""
+        return f"predictions: {folder / 'predictions'}"
+
+    def configure_model(self) -> None:
+        """Load the backbone and build the decoder, once; shard both where the strategy asks.
+
+        Raises:
+            UserError: A frozen backbone was to be sharded.
+        """
+        if self._configured:
+            return
+        if self.device_mesh is not None and self.backbone.frozen:
+            # Its checkpoint is a folder that is read key by key, where a frozen backbone has none.
+            raise UserError(
+                "with/fsdp shards what is trained, but the backbone is frozen: leave it out "
+                "(trainer.strategy ddp runs on many devices), or set model.backbone.tune"
+            )
+        self._configured = True
+        if self.device_mesh is None:
+            self._build()
+        else:
+            # The strategy's mesh, not the module's: ShardedStrategy lays its own.
+            strategy = self.trainer.strategy
+            mesh = strategy.device_mesh["data_parallel"]
+            sharding.build_once(lambda: self._build(empty=mesh.get_local_rank() > 0), strategy)
+            policy = sharding.mixed_precision(self.trainer.precision, mesh.device_type)
+            for module in (self.backbone, self.decoder):
+                sharding.distribute(module, mesh, policy=policy, device=strategy.root_device)
+
+    def _build(self, *, empty: bool = False) -> None:
+        """Load the backbone and build the decoder; empty: without values, on the meta device."""
+        # Not on the device: one seed is the same start on all of them, sharded or not.
+        with torch.device("meta" if empty else "cpu"):
+            if empty:
+                self.backbone.load_empty()
+            else:
+                self.backbone.load()
+            self.decoder = self.build(self.backbone)
+        if self.backbone.compile_blocks and self.decoder is not None:
+            compile_blocks(blocks_of(self.decoder))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build AdamW and its schedule from `optim`, the global batch and the number of steps."""
+        built = optimisation.build(
+            self,
+            self.optim,
+            global_batch=self.global_batch,
+            total_steps=self.trainer.max_steps,
+            depth=self.backbone.depth,
+            # A fused step would undo float16's loss scaling only after gradients were clipped.
+            fused=self.trainer.precision != "16-mixed",
+        )
+        if built:
+            self._settings = optimisation.settings(built["optimizer"])
+        return built
+
+    def on_train_start(self) -> None:
+        """Let the configuration win over what a checkpoint says of rates, decay and betas."""
+        for optimizer, config in zip(
+            self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True
+        ):
+            optimisation.apply_settings(optimizer, config.scheduler, self._settings)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of a step as `trainer.gradient_clip_val` says.
+
+        Lightning's own refuses fused optimisers under any mixed precision, for the sake of loss
+        scaling, which bfloat16 has none of.
+        """
+        if gradient_clip_val:
+            optimisation.clip(optimizer, gradient_clip_val, by=gradient_clip_algorithm or "norm")
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step over all processes."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "batch_size"):
+            raise UserError("the data module must have batch_size, from which lr is scaled")
+        return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    @property
+    def backbone_digest(self) -> str:
+        """Hash of the backbone's tensors; of a frozen one as they were read."""
+        return self.backbone.digest
+
+    def log_training(self, loss: Tensor) -> None:
+        """Take in the loss of a batch; `optimizer_step` logs the mean of all since it last did."""
+        self._train_loss.update(loss.detach())
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step; every `log_every_n_steps`, log the mean loss and the highest rate.
+
+        Here, because every batch that is accumulated has been seen, and nothing of the step has
+        been saved: a run killed after the save would come back without this row.
+
+        Raises:
+            UserError: The mean loss is not finite.
+        """
+        super().optimizer_step(*args, **kwargs)
+        # Logging every step costs half a millisecond and, on a GPU, a synchronisation.
+        step, every = self.global_step + 1, self.trainer.log_every_n_steps
+        if not every or step % every:  # 0 never logs, as Lightning has it
+            return
+        mean = self._train_loss.compute()
+        self._train_loss.reset()
+        if not torch.isfinite(mean):
+            raise self._not_finite(f"the training loss is {mean.item()}", step)
+        self._finite_steps = step
+        # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
+        # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
+        (optimizer,) = self.trainer.optimizers
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        values = {"train/loss": mean, "train/lr": rate}
+        self.log_dict(values, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
+
+    def _not_finite(self, what: str, step: int) -> UserError:
+        """Say what is not finite, what is safe, and how to go on from there."""
+        last = Path(self.trainer.default_root_dir) / "last.ckpt"
+        advice = "start anew (--fresh) with a lower model.optim.lr or a longer warm-up"
+        if last.exists():
+            advice = (
+                f"{last} is from before and finite: go on from it with a lower rate in another "
+                f"folder, --ckpt_path {shlex.quote(str(last))} --out DIR --model.optim.lr LESS, or "
+                "a longer warm-up"
+            )
+            if self._finite_steps <= read_plain(last)["global_step"]:
+                # Its weights may be what gave the loss that is not finite.
+                advice += (
+                    "; if its own loss is not finite either, start anew (--fresh) with that rate"
+                )
+        return UserError(f"{what} at step {step}; nothing of that step was saved; {advice}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe the model in plain data; leave a frozen backbone's tensors out.
+
+        Raises:
+            UserError: A weight or a state of the optimiser is not finite: no such thing is saved.
+        """
+        self._refuse_not_finite()
+        checkpoint["pixio"] = {
+            "class": f"{type(self).__module__}:{type(self).__qualname__}",
+            "config": self.config,
+            "backbone": self.backbone.identity,
+        }
+        if self.backbone.frozen:
+            checkpoint["pixio"]["backbone_digest"] = self.backbone_digest
+            checkpoint["state_dict"] = {
+                name: tensor
+                for name, tensor in checkpoint["state_dict"].items()
+                if not name.startswith("backbone.")
+            }
+
+    def _refuse_not_finite(self) -> None:
+        trainer = self.attached
+        if trainer is None or not trainer.optimizers:
+            return
+        bad = first_not_finite(self, trainer.optimizers)
+        if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            where = f"{bad or 'a weight on another process'} is not finite"
+            raise self._not_finite(where, trainer.global_step)
+
+    @property
+    def attached(self) -> Any:
+        """The trainer, or None outside of one."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put a frozen backbone's live tensors back, so that loading stays strict.
+
+        Raises:
+            UserError: The checkpoint was trained on another frozen backbone.
+        """
+        stored = checkpoint.get("pixio", {}).get("backbone_digest")
+        if stored is None:
+            return
+        self.configure_model()
+        live: dict[str, Tensor] = self.backbone.vit.state_dict()
+        if self.backbone_digest != stored:
+            raise UserError(
+                f"the checkpoint's head was trained on a frozen backbone with digest {stored}, "
+                f"but weights '{self.backbone.weights}' have {self.backbone_digest}; "
+                "give the backbone it was trained on"
+            )
+        checkpoint["state_dict"] |= {f"backbone.vit.{k}": v for k, v in live.items()}

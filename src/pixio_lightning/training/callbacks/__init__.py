@@ -1,0 +1,19 @@
+"""What watches a run: bar, summary, pictures, checkpoints, pre-emption, online probe."""
+
+from pixio_lightning.training.callbacks.checkpoints import Checkpoints
+from pixio_lightning.training.callbacks.csv_logger import MetricsLog
+from pixio_lightning.training.callbacks.online_probe import OnlineProbe
+from pixio_lightning.training.callbacks.panels import Pictures
+from pixio_lightning.training.callbacks.preemption import Preemption
+from pixio_lightning.training.callbacks.progress import Progress
+from pixio_lightning.training.callbacks.run_summary import RunCard
+
+__all__ = [
+    "Checkpoints",
+    "MetricsLog",
+    "OnlineProbe",
+    "Pictures",
+    "Preemption",
+    "Progress",
+    "RunCard",
+]

@@ -1,0 +1,268 @@
+"""Features of a frozen backbone, computed once and read from disk ever after.
+
+A store is a folder named by a hash of everything the features depend on: the backbone's tensors,
+the tapped blocks, the precision, what the head shows the backbone, and the samples. In it every
+process that computes appends to a file of its own, `*.bin`, and to an index beside it, `*.jsonl`,
+whose line is written after the data: a killed run leaves whole entries, and the next one computes
+the rest. A hit decodes no file of the data set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View, digest_of
+from pixio_lightning.data.scenes.store import default_cache
+from pixio_lightning.data.stream import Bad, collate
+from pixio_lightning.errors import UserError
+from pixio_lightning.training.callbacks.progress import say
+
+if TYPE_CHECKING:
+    from pixio_lightning.training.head import Head
+
+Entry = dict[str, Any]
+
+
+class Store(Mapping[str, View]):
+    """Entries by name: tensors and plain values, or why a sample cannot be used.
+
+    Args:
+        folder: Where the parts are; made when the first entry is added.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index: dict[str, dict[str, Any]] = {}
+        self._maps: dict[str, np.memmap] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the indices of all parts, which other processes may have grown."""
+        self._index.clear()
+        self._maps.clear()
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # cut short by a kill
+                    continue
+                self._index[entry["name"]] = entry | {"part": path.stem}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __getitem__(self, name: str) -> View:
+        entry = self._index[name]
+        if "bad" in entry:
+            return name, entry["bad"]
+        part = entry["part"]
+        if part not in self._maps:
+            # Copy on write: torch wants memory that may be written, and the file stays as it is.
+            self._maps[part] = np.memmap(self.folder / f"{part}.bin", np.uint8, mode="c")
+        found: Entry = {name: tuple(value) for name, value in entry["plain"].items()}
+        for field, (dtype, shape, offset, size) in entry["tensors"].items():
+            data = torch.from_numpy(self._maps[part][offset : offset + size])
+            found[field] = data.view(getattr(torch, dtype)).view(shape)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Data workers map the files themselves.
+        return self.__dict__ | {"_maps": {}}
+
+
+class Writer:
+    """Adds entries to a store, in a part of its own.
+
+    Args:
+        folder: The store's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / uuid.uuid4().hex
+        self._data = part.with_suffix(".bin").open("wb")
+        self._lines = part.with_suffix(".jsonl").open("w")
+
+    def add(self, name: str, entry: View) -> None:
+        """Append an entry, its data before its line."""
+        line: dict[str, Any] = {"name": name}
+        if isinstance(entry, tuple):
+            line["bad"] = entry[1]
+        else:
+            line |= {"plain": {}, "tensors": {}}
+            for field, value in entry.items():
+                if not isinstance(value, Tensor):
+                    line["plain"][field] = value
+                    continue
+                # Whole cache lines, so that any type is aligned in the mapped file.
+                self._data.write(bytes(-self._data.tell() % 64))
+                data = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                dtype = str(value.dtype).removeprefix("torch.")
+                line["tensors"][field] = [dtype, list(value.shape), self._data.tell(), data.nbytes]
+                self._data.write(data.data)
+            self._data.flush()
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Close the part."""
+        self._data.close()
+        self._lines.close()
+
+
+class _Jobs(Dataset):
+    """The views that are still to be encoded, each with its name in the store."""
+
+    def __init__(self, samples: Any, jobs: Sequence[tuple[str, Any]]) -> None:
+        self.samples, self.jobs = samples, jobs
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, index: int) -> tuple[str, View]:
+        name, where = self.jobs[index]
+        return name, self.samples.view(*where)
+
+
+def install(head: Head) -> None:
+    """Encode all samples that a training reads and are not in the cache yet, then use the cache.
+
+    Raises:
+        UserError: The data is random, or is no SampleData.
+    """
+    data = _sample_data(head)
+    if data.random:
+        raise UserError(
+            "model.cache: training views are random, so none would be read twice; "
+            "set data.views to a number of fixed ones, or switch augmentation off"
+        )
+    sets: dict[str, TrainingSamples | HeldOutSamples] = {
+        "train": data.training_set(),
+        "val": data.evaluation_set("val"),
+    }
+    for split, samples in sets.items():
+        store = Store(default_cache() / "features" / store_name(head, data, split))
+        _fill(head, data, store, samples, split)
+        data.stores[split] = store
+
+
+def statistics(head: Head) -> dict[str, Tensor]:
+    """Return what a head's `fit_statistics` found, from the cache if it looked before."""
+    data = _sample_data(head)
+    about = (f"{type(head).__module__}:{type(head).__qualname__}", head.statistics_samples)
+    name = digest_of(about, data.digest("train"))
+    path = default_cache() / "features" / f"statistics-{name}.pt"
+    # One process decides: another may have written the file since.
+    if head.trainer.strategy.broadcast(path.is_file()):
+        return torch.load(path, map_location=head.device, weights_only=True)
+    found = head.look()
+    if head.trainer.is_global_zero:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        torch.save({name: tensor.cpu() for name, tensor in found.items()}, aside)
+        os.replace(aside, path)
+    return found
+
+
+def _sample_data(head: Head) -> SampleData:
+    data = head.trainer.datamodule
+    if not isinstance(data, SampleData):
+        raise UserError(f"model.cache needs data that derives from SampleData; {data} does not")
+    return data
+
+
+def store_name(head: Head, data: SampleData, split: str) -> str:
+    """Return the name of the store of a split: a hash of all its features depend on."""
+    backbone = head.backbone
+    return digest_of(
+        head.backbone_digest,
+        {k: v for k, v in backbone.identity.items() if k not in ("weights", "licence")},
+        backbone.tapped,
+        head.trainer.precision,
+        head.sees,
+        data.digest(split),
+        (data.views, data.seed) if split == "train" and data.views else None,
+    )
+
+
+def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) -> None:
+    trainer = head.trainer
+    # Listed by one process: what another has begun to write changes what a late one would list.
+    listed = samples.jobs() if trainer.is_global_zero else []
+    jobs = trainer.strategy.broadcast([job for job in listed if job[0] not in store])
+    mine = jobs[trainer.global_rank :: trainer.world_size]
+    if jobs and trainer.is_global_zero:
+        say(f"encoding {len(jobs)} {split} views once, into {store.folder}")
+    loader = DataLoader(
+        _Jobs(samples, mine),
+        batch_size=data.batch_size if split == "train" else data.val_batch_size,
+        **data.loader_arguments | {"collate_fn": _gather},
+    )
+    if mine:
+        writer = Writer(store.folder)
+        was_training = head.training
+        # Evaluation looks through windows where training sees crops.
+        head.train(split == "train")
+        hidden = None if trainer.is_global_zero else True
+        with tqdm(total=len(mine), unit="view", desc=split, disable=hidden, leave=False) as bar:
+            for names, batch, bad in loader:
+                for name, reason in bad:
+                    writer.add(name, (name, reason))
+                if names:
+                    _encode(head, names, batch, writer)
+                bar.update(len(names) + len(bad))
+        head.train(was_training)
+        writer.close()
+    trainer.strategy.barrier("cache")
+    store.reload()
+    missing = sum(name not in store for name, _ in jobs)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(jobs)} encoded views are not in {store.folder}: with several "
+            "nodes, set PIXIO_CACHE to a folder that all of them see"
+        )
+
+
+def _gather(found: list[tuple[str, View]]) -> tuple[list[str], dict[str, Any], list[Bad]]:
+    """Collate what can be used, in the worker: a few large tensors travel faster than many."""
+    bad = [(name, view[1]) for name, view in found if isinstance(view, tuple)]
+    good = {name: view for name, view in found if isinstance(view, dict)}
+    batch = collate([view | {"bad": []} for view in good.values()]) if good else {}
+    return list(good), batch, bad
+
+
+def _encode(head: Head, names: list[str], batch: dict[str, Any], writer: Writer) -> None:
+    if "image" not in batch:  # they do not fit beside each other
+        raise UserError(": ".join(batch["bad"][0]))
+    kept = {k: v for k, v in batch.items() if k not in ("image", "key", "name", "bad")}
+    trainer = head.trainer
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        features = head.encode(trainer.strategy.batch_to_device(batch))
+    raw = torch.stack([layer.raw_tokens for layer in features.layers], dim=1)
+    # Back to one row for each sample, whatever windows or views the head made of it.
+    kept["features"] = raw.view(len(names), -1, *raw.shape[1:]).cpu()
+    kept["grid"] = features.layers[-1].grid
+    if raw.nbytes > shutil.disk_usage(writer.folder).free:
+        raise UserError(f"no room in {writer.folder}: set PIXIO_CACHE to a folder on a larger disk")
+    for i, name in enumerate(names):
+        writer.add(name, {k: v[i] if isinstance(v, Tensor) else v for k, v in kept.items()})

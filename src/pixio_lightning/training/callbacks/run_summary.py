@@ -1,0 +1,105 @@
+"""One block before the first step says what will run; one after the last says what came out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import lightning as L
+
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training import optim as optimisation
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.callbacks.progress import duration, say
+from pixio_lightning.training.run_folder import Metrics
+
+
+def millions(count: int) -> str:
+    """Write a number of parameters, as `85.9 M`."""
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+
+
+def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -> dict[str, str]:
+    """Return the facts of a run by name, from a built or unbuilt (meta) module."""
+    backbone: Backbone = module.backbone
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    peak = optimisation.peak_lr(module.optim, global_batch) if trained else 0.0
+    if trained:
+        optimisation.schedule_factor(module.optim, steps)  # refuses a decay without an end
+    how = "as given"
+    if module.optim.lr is None and module.optim.blr is not None:
+        how = f"{module.optim.blr:g} x {global_batch} / 256"
+    return {
+        "backbone": f"{backbone.name}, {millions(sum(p.numel() for p in backbone.parameters()))}"
+        f" parameters, {backbone.tune}",
+        "weights": f"{backbone.weights} ({backbone.matched or 'not loaded yet'})",
+        "licence": backbone.licence,
+        "parameters": f"{millions(trained)} trained, {millions(frozen)} frozen",
+        "global batch": f"{global_batch} = {batch}",
+        "peak lr": f"{peak:g} ({how})",
+        "steps": f"{steps}, {module.optim.schedule} after warm-up",
+    }
+
+
+def block(title: str, facts: dict[str, str]) -> str:
+    """Lay out a title and aligned facts."""
+    width = max(map(len, facts))
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+class RunCard(L.Callback):
+    """Print the plan of a run and its outcome.
+
+    Args:
+        recipe: Names of the recipes the run was started from.
+        folder: The run folder.
+    """
+
+    def __init__(self, recipe: str, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self._start = (0.0, 0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
+        self._start = (time.perf_counter(), trainer.global_step)
+        if not trainer.is_global_zero:
+            return
+        batch = f"{trainer.datamodule.batch_size} x {trainer.world_size} processes"
+        if trainer.accumulate_grad_batches > 1:
+            batch += f" x {trainer.accumulate_grad_batches} accumulated"
+        facts = {"recipe": self.recipe} | plan(
+            pl_module,
+            global_batch=pl_module.global_batch,
+            batch=batch,
+            steps=trainer.max_steps,
+        )
+        device = trainer.strategy.root_device.type
+        facts["precision"] = f"{trainer.precision} on {trainer.world_size} x {device}"
+        facts["run folder"] = str(self.folder)
+        if trainer.global_step:
+            facts["resumed"] = f"at step {trainer.global_step}"
+        say(block("pixio", facts))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        seconds = time.perf_counter() - self._start[0]
+        steps = trainer.global_step - self._start[1]
+        rate = pl_module.global_batch * steps / seconds if seconds else 0.0
+        facts = {"speed": f"{steps} steps in {duration(seconds)}, {rate:.0f} img/s"}
+        if not steps:  # what is left was an evaluation
+            facts = {}
+        bad = getattr(trainer.datamodule, "bad", {})
+        if bad:
+            reasons = ", ".join(f"{n} {r}" for r, n in trainer.datamodule.bad_reasons.most_common())
+            facts["unusable images"] = f"{len(bad)} ({reasons}), listed in bad_files.txt"
+        say(block(f"step {trainer.global_step}", outcome(pl_module, self.folder) | facts))
+
+
+def outcome(module: BackboneModule, folder: Path) -> dict[str, str]:
+    """Return what a run folder holds: the module's report, the last pictures, the checkpoint."""
+    facts = module.report(Metrics(folder / "metrics.csv"))
+    pictures = sorted((folder / "panels").glob("*.png"))
+    if pictures:
+        facts["pictures"] = str(pictures[-1])
+    return facts | {"checkpoint": str(folder / "last.ckpt")}

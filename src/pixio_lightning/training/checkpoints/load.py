@@ -1,0 +1,117 @@
+"""`load`: from a checkpoint to the module that wrote it, ready to use."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import operator
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from pixio_lightning import plugins
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.models.settings import shown
+from pixio_lightning.models.weights.read import refuse_non_finite
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.checkpoints import io as checkpoints
+from pixio_lightning.training.checkpoints.named_code import refuse_foreign
+
+
+def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModule:
+    """Rebuild the module of a checkpoint of `pixio fit`, in evaluation mode, on the CPU.
+
+    Nothing the file names is imported but installed heads and what they import themselves.
+
+    Args:
+        path: A checkpoint file.
+        weights: Where the weights of a frozen backbone are now; None takes the file they were
+            read from. Those of a hub have to be named, as nothing is fetched that you did not name.
+
+    Raises:
+        UserError: The file is missing, damaged or of something else; its head is not installed;
+            the backbone is another; or a tensor is missing or unexpected.
+    """
+    stored = checkpoints.read(path)
+    about = stored.get("pixio")
+    config = about.get("config") if isinstance(about, dict) else None
+    arguments = config.get("init_args") if isinstance(config, dict) else None
+    around = arguments.get("backbone") if isinstance(arguments, dict) else None
+    backbone = around.get("init_args", around) if isinstance(around, dict) else None
+    if not (
+        isinstance(around, dict) and isinstance(backbone, dict) and about and arguments
+    ) or not isinstance(stored.get("state_dict"), dict):
+        raise UserError(
+            f"checkpoint '{path}' does not say what wrote it: it is none of `pixio fit`"
+        )
+    cls = _installed_class(str(about.get("class")), path)
+    if "backbone_digest" not in about:  # it was trained, so the checkpoint holds all of it
+        # Which model that is it says once, and `weights.read` checks how it says it.
+        backbone |= {"name": None, "model_args": None, "weights": str(path)}
+    elif weights is not None:
+        backbone["weights"] = weights
+    elif str(backbone.get("weights")).startswith("hf:") or backbone.get("weights") == "timm":
+        raise UserError(
+            f"checkpoint '{path}' names weights that may have to be fetched: if you trust them, "
+            f"load(..., weights={shown(backbone['weights'])})"
+        )
+    config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+    # After the last change, and all but the path, which is only ever opened as a file.
+    named = arguments | {"backbone": [around | {"init_args": None}, backbone | {"weights": None}]}
+    ours = {name.partition(".")[0] for name in (__name__, cls.__module__)}
+    refuse_foreign(named, ours=ours, path=path)
+    parser = ArgumentParser(exit_on_error=False)
+    # As an argument of its own, no string in it is taken for the path of a further configuration.
+    parser.add_argument("--model", type=BackboneModule)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
+            module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
+        module.config = about["config"]
+        module.remember(about)
+        module.configure_model()
+    except ArgumentError as error:
+        raise UserError(f"checkpoint '{path}' does not fit {cls.__name__}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # values of other kinds lead a head anywhere
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"checkpoint '{path}' does not fit {cls.__name__}: {type(error).__name__}: {text}"
+        ) from error
+    parameters = dict(module.named_parameters())
+    trained = {name: t for name, t in stored["state_dict"].items() if name in parameters}
+    refuse_non_finite(trained, f"checkpoint '{path}'")
+    try:
+        module.on_load_checkpoint(stored)
+        module.load_state_dict(stored["state_dict"])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"checkpoint '{path}': {' '.join(str(error).split())}") from None
+    return module.eval()
+
+
+def _installed_class(target: str, path: str | os.PathLike) -> type[BackboneModule]:
+    """Find a class among those that are imported, and the installed heads."""
+    heads = {plugin.target: plugin for plugin in plugins.installed()}
+    if target in heads:
+        return plugins.load(heads[target])
+    module, _, name = target.partition(":")
+    if module == "pixio_lightning.pretraining.masked_pixels":
+        importlib.import_module(module)
+    found = None
+    if module in sys.modules:
+        with contextlib.suppress(AttributeError):
+            found = operator.attrgetter(name)(sys.modules[module])
+    if not (isinstance(found, type) and issubclass(found, BackboneModule)):
+        raise UserError(
+            f"checkpoint '{path}' was written by {target}, which is no installed head"
+            f"{nearest(target[:200], heads)}; install the distribution that brings it, or import "
+            "it first"
+        )
+    return found

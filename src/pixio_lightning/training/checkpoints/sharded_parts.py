@@ -1,0 +1,107 @@
+"""What a sharded checkpoint, a folder that torch writes, may hold: nothing that runs.
+
+torch reads the table of its parts, `.metadata`, with the unpickler that runs whatever a file says,
+and so it does with values that are no tensors. Here the table is read first, by one that knows
+the classes such a table is made of and no others, and torch is told to be careful with the values.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.models.weights.bounds import check_archive
+
+TABLE = ".metadata"
+_OF_TABLES = "torch.distributed.checkpoint.metadata"
+_CLASSES = {
+    *((_OF_TABLES, name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
+    *((_OF_TABLES, name) for name in ("TensorStorageMetadata", "BytesStorageMetadata")),
+    *((_OF_TABLES, name) for name in ("ChunkStorageMetadata", "TensorProperties")),
+    (_OF_TABLES, "_MEM_FORMAT_ENCODING"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("collections", "OrderedDict"),
+    *(("pathlib", name) for name in ("Path", "PosixPath", "PurePosixPath")),
+    *(("pathlib._local", name) for name in ("Path", "PosixPath", "PurePosixPath")),
+}
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a table is made of.
+
+        Raises:
+            UserError: It is something else; the table's folder is named by whoever asked.
+        """
+        if (module, name) not in _CLASSES:
+            plain = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
+            if not plain:
+                raise UserError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def check_parts(folder: Path) -> None:
+    """Refuse a sharded checkpoint whose table names code, or parts elsewhere.
+
+    Raises:
+        UserError: It does, or it is damaged.
+    """
+    for table in {folder / TABLE, *folder.glob(f"*{TABLE}")}:  # each rank may have one of its own
+        for name in _parts_of(table, folder):
+            if Path(name).name != name or not (folder / name).is_file():
+                raise UserError(
+                    f"checkpoint '{folder}' names the part '{name}', which is no file in it"
+                )
+
+
+def _parts_of(table: Path, folder: Path) -> set[str]:
+    if not table.is_file():  # a pipe would be waited for
+        raise UserError(f"checkpoint '{folder}' is damaged: it holds no file {table.name}")
+    try:
+        with table.open("rb") as file:
+            stored = _Reader(file).load()
+        return {str(info.relative_path) for info in stored.storage_data.values()}
+    except UserError as error:
+        raise UserError(
+            f"checkpoint '{folder}' holds more than tensors and plain data ({error}): refused, "
+            "and nothing of it was executed"
+        ) from None
+    except Exception:  # damaged bytes lead the reader anywhere
+        raise UserError(f"checkpoint '{folder}' is damaged: {table.name} cannot be read") from None
+
+
+@contextmanager
+def checked(path: Path) -> Iterator[None]:
+    """Let torch read a checkpoint, a folder or a file, as tensors and plain data only.
+
+    Raises:
+        UserError: It holds code, or is damaged.
+    """
+    if path.is_dir():
+        check_parts(path)
+        check_archive(path / "meta.pt")
+    else:
+        check_archive(path)
+    before = os.environ.get(_FORCED)
+    os.environ[_FORCED] = "1"
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"checkpoint '{path}' holds more than tensors and plain data: refused, and nothing of "
+            "it was executed"
+        ) from None
+    finally:
+        os.environ.pop(_FORCED)
+        if before is not None:
+            os.environ[_FORCED] = before

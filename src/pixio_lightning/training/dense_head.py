@@ -1,0 +1,158 @@
+"""WindowedHead: a dense task that evaluates images through windows.
+
+Shapes: B images, M windows of them, K channels of a prediction, S side of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.models import sliding_window as windows
+from pixio_lightning.models.features import Features
+from pixio_lightning.training.head import Batch, Head
+
+
+class WindowedHead(Head):
+    """A head that trains on crops and evaluates whole images of any size, window by window.
+
+    In evaluation every image is cut, also one that is no larger than a window: windows start at
+    0, `stride`, 2 `stride`, ... while that is inside of the image, and what they reach beyond it is
+    zero after normalisation, as in the evaluation of Pixio (arXiv 2512.15715). An image as large as
+    a window is so seen through four, or, where `stride` is `window`, through one. Only
+    `windows_per_chunk` of them are encoded and decoded at once, so that memory grows with the image
+    by its prediction alone.
+
+    A subclass implements `whole`, `of_window` and `of_mean`, and calls `look_through`.
+
+    Attributes:
+        window: Side of the windows in pixels.
+        stride: Distance between their origins.
+        windows_per_chunk: How many are encoded and decoded at once.
+    """
+
+    window: int
+    stride: int
+    windows_per_chunk: int
+
+    # --- for subclasses -----------------------------------------------------------------------
+
+    def whole(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Return the prediction for crops that are seen whole, in training."""
+        raise NotImplementedError
+
+    def of_window(self, features: Features) -> Tensor:
+        """Return `(M, K, S, S)` of windows, whose mean counts where they overlap."""
+        raise NotImplementedError
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        """Return the prediction for images from the mean `(B, K, H, W)`, which may be changed."""
+        raise NotImplementedError
+
+    def look_through(self, window: int, stride: int | None, windows_per_chunk: int) -> None:
+        """Set the windows; a stride of None is two thirds of the window.
+
+        Raises:
+            UserError: Windows of this size or at this distance cannot be.
+        """
+        self.window, self.windows_per_chunk = window, windows_per_chunk
+        self.stride = window * 2 // 3 if stride is None else stride
+        step = self.backbone.stride
+        if window < step or window % step:
+            raise UserError(
+                f"model.window is {window}, but expected a multiple of {step}, the pixels of a "
+                f"token of {self.backbone.name}"
+            )
+        if not 0 < self.stride <= window:
+            raise UserError(
+                f"model.stride is {self.stride}, but expected 1 to model.window, {window}, so that "
+                "no pixel is left out"
+            )
+        if windows_per_chunk < 1:
+            raise UserError(f"model.windows_per_chunk is {windows_per_chunk}; expected 1 or more")
+
+    # --- the way of a batch -------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Features:
+        """Return the features of crops in training, and of all windows in evaluation."""
+        if self.training or "features" in batch:
+            return super().encode(batch)
+        pieces = self._pieces(batch["image"])
+        return _joined([self.backbone(piece, normalized=True) for piece, _ in pieces])
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return the prediction for what `encode` returned."""
+        if self.training:
+            return self.whole(features, batch["size"])
+        count = len(windows.corners(batch["size"], window=self.window, stride=self.stride))
+        mean = self._mean(len(features.tokens) // count, batch["size"])
+        for start in range(0, len(features.tokens), self.windows_per_chunk):
+            mean.add(self.of_window(_rows(features, start, start + self.windows_per_chunk)))
+        return self.of_mean(mean.result())
+
+    def predicted(self, batch: Batch) -> Tensor:
+        """Return the prediction for images, with the features of no more than a chunk at a time."""
+        if self.training or "features" in batch:
+            return super().predicted(batch)
+        mean = self._mean(len(batch["image"]), tuple(batch["image"].shape[-2:]))
+        for piece, counts in self._pieces(batch["image"]):
+            found = self.of_window(self.backbone(piece, normalized=True))
+            if counts:
+                mean.add(found)
+        return self.of_mean(mean.result())
+
+    @property
+    def sees(self) -> dict[str, Any]:
+        """Return what decides how images are cut."""
+        return {"window": self.window, "stride": self.stride}
+
+    def _mean(self, images: int, size: tuple[int, int]) -> windows.Mean:
+        return windows.Mean(images, size, window=self.window, stride=self.stride)
+
+    def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Yield chunks of normalised windows, and whether they count.
+
+        A sharded model runs only where all processes call it equally often: the one with a smaller
+        image repeats its last chunk.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        count = len(images) * len(windows.corners(size, window=self.window, stride=self.stride))
+        own = most = -(-count // self.windows_per_chunk)
+        if self.device_mesh is not None:  # asked first: the chunks are exchanges, too
+            most = int(self.all_gather(torch.tensor(own, device=self.device)).max())
+        piece = images
+        for piece in windows.cut(
+            images,
+            window=self.window,
+            stride=self.stride,
+            at_once=self.windows_per_chunk,
+            prepare=self.inputs,
+        ):
+            yield piece, True
+        for _ in range(own, most):
+            yield piece, False
+
+
+def _joined(parts: list[Features]) -> Features:
+    """Return the features of several passes as of one."""
+    layers = [
+        same[0]._replace(
+            tokens=torch.cat([layer.tokens for layer in same]),
+            raw_tokens=torch.cat([layer.raw_tokens for layer in same]),
+        )
+        for same in zip(*(part.layers for part in parts), strict=True)
+    ]
+    return parts[0]._replace(layers=tuple(layers))
+
+
+def _rows(features: Features, start: int, stop: int) -> Features:
+    """Return the features of some of the images."""
+    layers = [
+        layer._replace(tokens=layer.tokens[start:stop], raw_tokens=layer.raw_tokens[start:stop])
+        for layer in features.layers
+    ]
+    return features._replace(layers=tuple(layers))

@@ -1,0 +1,276 @@
+"""One line per evaluation in results.jsonl: what was measured, of what, and how."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixio_lightning import plugins
+from pixio_lightning.files.text import parse_json, read_text
+from pixio_lightning.training.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from pixio_lightning.training.evaluation_metrics import Outcome
+    from pixio_lightning.training.head import Head
+
+FILE = "results.jsonl"
+# What a result may depend on besides this package.
+_LIBRARIES = ("torch", "lightning", "timm", "torchmetrics")
+
+
+@cache
+def commit() -> str | None:
+    """Return the commit of the checkout this code runs from, "+" behind it if files differ."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed package may lie inside the checkout of something else.
+        if not git("ls-files", "record.py"):
+            return None
+        changed = git("status", "--porcelain", "-uno", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of this package, its main libraries and Python."""
+    found = {name: version(name) for name in ("pixio-lightning", *_LIBRARIES)}
+    return found | {"python": platform.python_version()}
+
+
+def at_last_step(trainer: Any) -> bool:
+    """Whether a training has taken all of its steps, where it has a number of them."""
+    return 0 < trainer.max_steps <= trainer.global_step
+
+
+def add(head: Head, outcome: Outcome, *, split: str) -> None:
+    """Record an evaluation in the run folder; every process calls it.
+
+    Args:
+        head: What was evaluated.
+        outcome: Its metrics.
+        split: Of the data.
+    """
+    digest = digest_to_tell(head)
+    if not head.trainer.is_global_zero:
+        return
+    folder = Path(head.trainer.default_root_dir)
+    line = describe(head, outcome, split=split, digest=digest)
+    if line["verb"] == "fit" and line["checkpoint"] == "last":
+        # Before the last one, which stays what a reader of the last line finds.
+        append_best(folder, line, head.monitor)
+    append(folder, line)
+
+
+def describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -> dict[str, Any]:
+    """Return the line of an evaluation: all that one needs to compare it or to run it again.
+
+    Args:
+        head: What was evaluated.
+        outcome: Its metrics.
+        split: Of the data.
+        digest: Of the backbone; None while it is being trained.
+    """
+    trainer, backbone = head.trainer, head.backbone
+    data, checkpoint = trainer.datamodule, trainer.ckpt_path
+    verb = trainer.state.fn.value
+    if verb == "fit":
+        which = "last" if at_last_step(trainer) else "running"
+    else:
+        which = Path(checkpoint).stem if checkpoint else "untrained"
+    return {
+        "task": task_of(head),
+        "dataset": data.dataset,
+        "split": split,
+        "n": outcome.n,
+        "protocol": head.protocol,
+        "metrics": outcome.metrics,
+        "loss": outcome.loss if head.decoder is not None else None,
+        "cheap_baselines": outcome.cheap,
+        "seed": {"everything": head.origin.get("seed"), "data": data.seed, "model": head.seed},
+        "backbone": {
+            "name": backbone.name,
+            "weights": backbone.weights,
+            "digest": digest,
+            "licence": backbone.licence,
+            "tune": backbone.tune,
+            "layers": backbone.tapped,
+            "dense_cls": backbone.dense_cls,
+        },
+        "recipe": head.origin.get("recipe"),
+        "overrides": head.origin.get("overrides"),
+        "steps": head.trained_steps,
+        "checkpoint": which,
+        "verb": verb,
+    }
+
+
+def digest_to_tell(head: Head) -> str | None:
+    """Return the backbone's digest; None while it changes, and where nobody records it."""
+    trainer = head.trainer
+    running = trainer.state.fn == "fit" and not at_last_step(trainer)
+    if running and not head.backbone.frozen:
+        return None  # all of its bytes would be hashed at every validation
+    # The parts of a sharded backbone come together in a collective of all processes.
+    if trainer.is_global_zero or head.device_mesh is not None:
+        return head.backbone_digest
+    return None
+
+
+def task_of(head: Head) -> str:
+    """Return the name a head is installed under, or else its class's."""
+    target = f"{type(head).__module__}:{type(head).__qualname__}"
+    names = [plugin.name for plugin in plugins.installed() if plugin.target == target]
+    return names[0] if names else type(head).__qualname__
+
+
+def summary(line: dict[str, Any]) -> dict[str, str]:
+    """Return the metrics of a line as text, each beside its baselines."""
+    facts = {}
+    for name, value in line["metrics"].items():
+        beside = [
+            f"{baseline.replace('_', ' ')} {values[name]:.4g}"
+            for baseline, values in line["cheap_baselines"].items()
+            if name in values
+        ]
+        facts[name] = f"{value:.4g}" + (f"  ({', '.join(beside)})" if beside else "")
+    what = f"{line['split']} of {line['dataset']}, {line['n']} samples, step {line['steps']}"
+    return (
+        {line["task"]: what} | facts | ({"protocol": line["protocol"]} if line["protocol"] else {})
+    )
+
+
+def append_best(folder: Path, last: dict[str, Any], monitor: tuple[str, str]) -> None:
+    """Add the best of a run's evaluations once more, labelled as what it is.
+
+    The split it is reported on is the one it was chosen on, so it is no fair result; papers that
+    print one are compared with it.
+
+    Args:
+        folder: The run folder.
+        last: The evaluation after the last step, not yet added.
+        monitor: A metric as `val/abs_rel` or `val/loss`, and whether `min` or `max` is better.
+    """
+    name, mode = monitor[0].rpartition("/")[2], monitor[1]
+    earlier = [line for line in read(folder) if line["verb"] == "fit"]
+    lines = [line for line in earlier if line["checkpoint"] == "running"] + [last]
+    known = [line for line in lines if math.isfinite(_value(line, name))]
+    if not known:
+        return
+    choose = min if mode == "min" else max
+    best = choose(known, key=lambda line: _value(line, name))
+    chosen = f"of {len(lines)} evaluations, on the split it is reported on"
+    append(folder, best | {"checkpoint": "best", "chosen_by": name, "chosen": chosen})
+
+
+def _value(line: dict[str, Any], name: str) -> float:
+    value = line["metrics"].get(name, line.get("loss") if name == "loss" else None)
+    return math.nan if value is None else value
+
+
+def best_of(lines: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the metric of a run's best evaluation as text, if it has ended."""
+    best = [line for line in lines if line["verb"] == "fit" and line["checkpoint"] == "best"]
+    if not best:
+        return {}
+    name = best[-1]["chosen_by"]
+    value = f"{name} {_value(best[-1], name):.4g}"
+    return {f"best, step {best[-1]['steps']}": f"{value}  ({best[-1]['chosen']})"}
+
+
+def differences(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return why evaluations may not be compared, one text for each thing in which they differ.
+
+    Lines without any have one task, data set, split, number of samples and protocol; only what was
+    measured differs, and nothing of how.
+    """
+    found = []
+    for name in ("task", "dataset", "split", "n", "protocol"):
+        values = list(dict.fromkeys(line[name] for line in lines))
+        if len(values) > 1:
+            found.append(f"{name} is {' and '.join(map(repr, values))}")
+    return found
+
+
+def append(folder: Path, line: dict[str, Any]) -> None:
+    """Add an evaluation to the folder's results.jsonl, with the commit and the versions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = line | {"commit": commit(), "versions": versions()}
+    with (folder / FILE).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of a folder in order.
+
+    A line cut short by a kill is left out, and so is one that nothing here would have written.
+
+    Raises:
+        UserError: The file is no text, or no file.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    lines = []
+    for text in read_text(path, most=1 << 30).splitlines():
+        with suppress(ValueError):
+            line = parse_json(text)
+            if _is_evaluation(line):
+                lines.append(line)
+    return lines
+
+
+def _is_evaluation(line: Any) -> bool:
+    """Whether a line has what is read of it, each of its kind."""
+    if not isinstance(line, dict):
+        return False
+    words = (line.get(name) for name in ("task", "dataset", "split", "verb", "checkpoint"))
+    tables = line.get("cheap_baselines")
+    return (
+        all(isinstance(word, str) for word in words)
+        and isinstance(line.get("protocol"), str | None)
+        and all(_is_count(line.get(name)) for name in ("n", "steps"))
+        and isinstance(line.get("loss"), int | float | None)
+        and isinstance(tables, dict)
+        and all(_is_table(table) for table in (line.get("metrics"), *tables.values()))
+        and (line["checkpoint"] != "best" or {"chosen_by", "chosen"} <= line.keys())
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 63
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Forget what a run evaluated in training after `step`, so that going on adds it once."""
+    lines = read(folder)
+    # The best is chosen anew at the end.
+    kept = [
+        line
+        for line in lines
+        if line["verb"] != "fit" or (line["steps"] <= step and line["checkpoint"] != "best")
+    ]
+    if len(kept) < len(lines):
+        write_atomically(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))

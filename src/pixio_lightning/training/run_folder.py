@@ -1,0 +1,328 @@
+"""The folder of a run: what was asked, how far it got, and whether the same line goes on.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import socket
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.files.text import is_regular, parse_json, parse_yaml, read_text
+
+LOCK = ".lock"
+# Files of which any one tells that a folder is a run's.
+_FILES = (LOCK, "config.yaml", "state.json", "metrics.csv", "results.jsonl", "bad_files.txt")
+_TRACES = ("state.json", "last.ckpt", "best.ckpt", "results.jsonl")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which is made if need be, so that no second run writes into it.
+
+    The lock is a POSIX record lock on the file `.lock`. The kernel releases it however this process
+    ends; data workers, which are forks, do not inherit it and cannot hold it beyond that; and
+    network file systems pass it on to other machines. Only the first process of a run takes it:
+    the others of the same run, started by it or beside it, ask for none. Evaluations take none
+    either: they read, and add whole lines to results.jsonl.
+
+    Raises:
+        UserError: Another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not through a link: what is locked is emptied and written.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    check_files(folder)
+    with open(os.open(folder / LOCK, flags, 0o666), "r+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UserError(
+                    f"{folder} is in use by another run ({holder}): wait for its end or stop it, "
+                    "or give another --out"
+                ) from None
+            print(
+                f"pixio: note: no lock on {folder} ({error.strerror}): start no second run in it",
+                file=sys.stderr,
+            )
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder whose small files are none, before any of them is read or written.
+
+    Somebody else may have made it: a link would lead what is written out of the folder, and a
+    pipe would be waited for. The folders in it may be links, as may the run folder itself.
+
+    Raises:
+        UserError: One of them is a link, a pipe, a device or a folder.
+    """
+    for name in _FILES:
+        path = folder / name
+        if os.path.lexists(path) and not is_regular(path):
+            raise UserError(
+                f"'{path}' is a link or no regular file, and is neither read nor written: remove "
+                "it, or give another --out"
+            )
+
+
+def check_ours(folder: Path, *, fresh: bool) -> None:
+    """Refuse a folder in which a run would overwrite, or move away, what no run has written.
+
+    Args:
+        folder: Where a run is to be.
+        fresh: Whether what is there would be moved aside.
+
+    Raises:
+        UserError: It holds files of something else, cannot be moved, or is a link to nothing.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"'{folder}' is a link to '{os.readlink(folder)}', which does not exist: make that "
+            "folder, remove the link, or give another --out"
+        )
+    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not fresh:
+        if stored_config(folder) is None and "metrics.csv" in found and not checkpoints(folder):
+            raise UserError(
+                f"'{folder / 'metrics.csv'}' is of no run, as there is no config.yaml beside it, "
+                "and is not overwritten; give another --out"
+            )
+        return
+    if not set(found) - {LOCK}:
+        return
+    if not any(name in _TRACES for name in found) and stored_config(folder) is None:
+        raise UserError(
+            f"{folder} holds files but no run, so --fresh does not move it; give another --out"
+        )
+    target = folder.resolve()
+    for true, what in (
+        (Path.cwd().is_relative_to(target), "this command runs in it"),
+        (target.is_mount(), "it is a mount point"),
+    ):
+        if true:
+            raise UserError(f"--fresh cannot rename '{target}': {what}; give another --out")
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename an earlier run's folder out of the way; returns where it went.
+
+    Of a link, the folder it leads to is renamed where it lies, and an empty one takes its place.
+
+    Raises:
+        UserError: It cannot be renamed; nothing is changed then.
+    """
+    target = folder.resolve()
+    if not target.exists() or not any(path.name != LOCK for path in target.iterdir()):
+        return None
+    old = target.with_name(f"{target.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
+    try:
+        os.rename(target, old)
+    except OSError as error:
+        raise UserError(
+            f"--fresh cannot rename '{target}' ({error.strerror}); give another --out"
+        ) from None
+    if folder.is_symlink():
+        target.mkdir()
+    return old
+
+
+def _job() -> str | None:
+    """Return what the scheduler calls this job, also when it starts it again; None without one."""
+    names = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")]
+    return "/".join(names) if any(names) else None
+
+
+def note_job(folder: Path) -> None:
+    """Record that this job has begun a folder anew."""
+    if job := _job():
+        write_state(folder, begun_by=job)
+
+
+def begun_by_this_job(folder: Path) -> bool:
+    """Whether the scheduler starts this job again, and its earlier start began the folder anew.
+
+    The line of a job that is queued again is the same, `--fresh` included: it would lose at every
+    start what it has trained. All processes come to the same end, as the first one moves nothing
+    where this holds, and elsewhere they find no checkpoint either way.
+    """
+    counts = [os.environ.get(n, "") for n in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")]
+    if not any(count.isdigit() and int(count) for count in counts):
+        return False
+    job = _job()
+    try:
+        return job is not None and read_state(folder).get("begun_by") == job
+    except UserError:  # damaged: to be moved aside
+        return False
+
+
+def stored_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of the run in a folder, None where there is none.
+
+    Raises:
+        UserError: config.yaml is none of a run.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return None
+    try:
+        content = parse_yaml(read_text(path))
+    except ValueError:
+        content = None
+    parts = ("model", "data", "trainer")
+    if not isinstance(content, dict) or not all(isinstance(content.get(p), dict) for p in parts):
+        raise UserError(
+            f"'{path}' is no configuration of a run: it is damaged or another program's, and is "
+            "not overwritten; give another --out"
+        )
+    return content
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints a run left, the last one before the best one.
+
+    It must come out equal in all processes while the first one calls `checkpoint.recover`, which
+    renames a folder that a kill left under its temporary name: so that name is looked for first.
+    """
+    paths = [folder / name for name in ("last.ckpt", "best.ckpt")]
+    return [p for p in paths if p.with_name(f".{p.name}.old").is_dir() or p.exists()]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return how far the run got, `step` and `finished`, and what it runs on; empty if new.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / "state.json"
+    if not path.exists():
+        return {}
+    try:
+        state = parse_json(read_text(path))
+    except ValueError:
+        state = None
+    if not isinstance(state, dict) or not _is_state(state):
+        raise UserError(
+            f"'{path}' is damaged: remove it, and the run goes on from its last checkpoint"
+        )
+    return state
+
+
+def _is_state(state: dict[str, Any]) -> bool:
+    """Whether all that is read of a state is of its kind."""
+    step, batch = state.get("step", 0), state.get("batch")
+    counts = [step, *(batch.values() if isinstance(batch, dict) else ())]
+    return (
+        all(isinstance(n, int) and 0 <= n < 1 << 63 for n in counts)
+        and (not state.get("finished") or "step" in state)
+        and isinstance(batch, dict | None)
+    )
+
+
+def write_state(folder: Path, **facts: Any) -> None:
+    """Record how far the run got, and what it runs on; what was recorded otherwise stays."""
+    write_atomically(folder / "state.json", json.dumps(read_state(folder) | facts))
+
+
+class Metrics:
+    """A CSV file with one row per logged step, in order, whose columns may grow.
+
+    A run that goes on from an earlier step drops the rows after it, so the file reads as if the
+    run had never been interrupted.
+
+    Args:
+        path: The file; what it holds is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                self.rows = [
+                    {"step": float(row["step"])}
+                    | {k: float(v) for k, v in row.items() if v not in ("", None)}
+                    for row in csv.DictReader(io.StringIO(read_text(path, most=1 << 30)))
+                ]
+            except (ValueError, TypeError, KeyError, csv.Error):
+                raise UserError(
+                    f"'{path}' is damaged, or no table of numbers by step: remove it, and the run "
+                    "goes on with a new one"
+                ) from None
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after `step`, in the file too; -1 forgets all."""
+        kept = [row for row in self.rows if row["step"] <= step]
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            self._write()
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Add values to the row of a step, and write the file."""
+        columns = self._columns()
+        # What is logged after a step and before the next may come out of order.
+        at = bisect_left(self.rows, step, key=lambda row: row["step"])
+        if at == len(self.rows) and values.keys() <= set(columns) and self.path.exists():
+            self.rows.append({"step": step} | values)
+            with self.path.open("a") as file:
+                file.write(self._line(self.rows[-1], columns))
+            return
+        if at == len(self.rows) or self.rows[at]["step"] != step:
+            self.rows.insert(at, {"step": step})
+        self.rows[at] |= values
+        self._write()
+
+    def _write(self) -> None:
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
+            return
+        columns = self._columns()
+        lines = [self._line(row, columns) for row in self.rows]
+        write_atomically(self.path, "".join([",".join(columns) + "\n", *lines]))
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self.rows for key in row))
+
+    @staticmethod
+    def _line(row: dict[str, Any], columns: list[str]) -> str:
+        return ",".join(_number(row.get(key)) for key in columns) + "\n"
+
+    def first_and_last(self, key: str) -> tuple[float, float] | None:
+        """Return a metric's first and last value, None if it was never logged."""
+        values = [row[key] for row in self.rows if key in row]
+        return (values[0], values[-1]) if values else None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() else f"{value:.8g}"

@@ -1,0 +1,110 @@
+"""Sharding over processes (FSDP2): each holds its part of every parameter, and none the whole.
+
+The first process builds the model on its CPU, as a run without sharding does; the others know its
+shapes alone. Then every tensor is cut and sent, one after the other, so that a device never holds
+more than its shards and one whole tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.models.blocks import blocks_of
+
+
+def mixed_precision(precision: str, device_type: str) -> MixedPrecisionPolicy:
+    """Return in which precision blocks are gathered and their gradients are summed.
+
+    Autocast stays on, and with it the float32 residual stream: inputs are not cast. It would cast
+    the weights of products to bfloat16 anyway, so that gathering them so halves the traffic and
+    changes only vectors, of norms for example, by their rounding.
+
+    Args:
+        precision: The trainer's.
+        device_type: `cuda` or `cpu`, whose layer_norm takes no bfloat16 weights beside float32
+            inputs: there, all is gathered in float32.
+    """
+    if precision != "bf16-mixed" or device_type == "cpu":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, *, policy: MixedPrecisionPolicy) -> None:
+    """Shard every block, then what remains, over the data-parallel mesh.
+
+    What remains is little, and has parts that compute in float32 even under autocast, as embeddings
+    and the ends of heads: only the blocks follow `policy`.
+    """
+    for block in blocks_of(module):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh)
+
+
+def build_once(build: Callable[[], None], strategy: Any) -> None:
+    """Call `build` in every process, and leave all of them with the random state of the first.
+
+    Raises:
+        UserError: The first process raised it: then all do, instead of waiting for one another.
+    """
+    failure = None
+    try:
+        build()
+    except UserError as error:
+        failure = str(error)
+    failure, state = strategy.broadcast((failure, torch.get_rng_state()))
+    if failure is not None:
+        raise UserError(failure)
+    torch.set_rng_state(state)
+
+
+def distribute(
+    module: nn.Module | None,
+    mesh: DeviceMesh,
+    *,
+    policy: MixedPrecisionPolicy,
+    device: torch.device,
+) -> None:
+    """Shard a module of which the first process of the mesh has the values, and fill the shards.
+
+    Args:
+        module: On the CPU in the first process, on the meta device in the others; None is none.
+        mesh: The data-parallel processes.
+        policy: Precision of the blocks.
+        device: Where the shards belong.
+    """
+    if module is None:
+        return
+    first = mesh.get_local_rank() == 0
+    whole = {name: tensor.detach() for name, tensor in _tensors(module)} if first else {}
+    module.to("meta")
+    if any(True for _ in module.parameters()):
+        shard(module, mesh, policy=policy)
+    module.to_empty(device=device)
+    for name, tensor in _tensors(module):
+        if first:
+            full = whole.pop(name).to(device)
+        else:
+            full = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        if isinstance(tensor, DTensor):
+            # Sends every process its part of what the first one has.
+            full = distribute_tensor(full, tensor.device_mesh, tensor.placements)
+        else:
+            dist.broadcast(full, group=mesh.get_group(), group_src=0)
+        with torch.no_grad():
+            tensor.copy_(full)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(chain(module.named_parameters(), module.named_buffers()))
