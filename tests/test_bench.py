@@ -10,7 +10,7 @@ import yaml
 from pixio_lightning.cli import bench
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 
 SUITE = {
     "metrics": ["abs_rel"],
@@ -94,10 +94,10 @@ def test_rows_of_a_column_that_may_not_be_compared_are_named() -> None:
 
 
 def test_two_runs_compare_only_if_they_may(tmp_path: Path) -> None:
-    record.append(tmp_path / "a", line())
-    record.append(tmp_path / "a", line(checkpoint="best", verb="validate", metrics={"x": 9.0}))
-    record.append(tmp_path / "b", line(metrics={"x": 2.0}))
-    record.append(tmp_path / "c", line(n=4))
+    results.append(tmp_path / "a", line())
+    results.append(tmp_path / "a", line(checkpoint="best", verb="validate", metrics={"x": 9.0}))
+    results.append(tmp_path / "b", line(metrics={"x": 2.0}))
+    results.append(tmp_path / "c", line(n=4))
     assert bench.compare(tmp_path / "a", tmp_path / "b") == "last, x: 1.0000 -> 2.0000"
     with pytest.raises(UserError, match="may not be compared: n is 3 and 4"):
         bench.compare(tmp_path / "a", tmp_path / "c")
@@ -122,7 +122,7 @@ def test_a_row_may_be_evaluated_untrained(tmp_path: Path, monkeypatch: pytest.Mo
     path = write(tmp_path, rows={"untrained": row})
     rows, _ = bench.run(bench.read_suite(path), tmp_path / "runs", words=TINY)
     assert [row.name for row in rows] == ["constant", "untrained"]
-    (line,) = record.read(tmp_path / "runs" / "untrained-0")
+    (line,) = results.read(tmp_path / "runs" / "untrained-0")
     assert line["checkpoint"] == "untrained" and line["steps"] == 0
 
 

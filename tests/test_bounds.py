@@ -12,7 +12,7 @@ import torch
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.vit import PixioViT
 from pixio_lightning.models.weights import read as weights
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints import checkpoint_io
 
 SMALL = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 64}
 
@@ -58,7 +58,7 @@ def written(folder: Path, extra: Any) -> Path:
     return folder / "w.ckpt"
 
 
-READERS = {"weights": weights.read, "checkpoint": checkpoint.read}
+READERS = {"weights": weights.read, "checkpoint": checkpoint_io.read}
 
 
 @pytest.mark.parametrize("reader", READERS)

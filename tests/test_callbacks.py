@@ -24,7 +24,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training.callbacks import OnlineProbe
 from pixio_lightning.training.callbacks.online_probe import knn_accuracy, ridge_accuracy
-from pixio_lightning.training.checkpoints.io import read
+from pixio_lightning.training.checkpoints.checkpoint_io import read
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.training.checkpoints.io import AtomicIO, read, recover
+from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO, read, recover
 
 HYPER = "hyper_parameters"
 

@@ -17,7 +17,7 @@ from tiny_run import not_finite, table, write_recipe
 from torch import nn
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.finite import first_not_finite
 
 _SCENES = "{train: 6, held_out: 4, views: 2, size: 64}"
@@ -91,7 +91,7 @@ def kept(out: Path) -> dict[str, int]:
     for name in ("last.ckpt", "best.ckpt"):
         if (out / name).exists():
             assert not_finite(out / name) == []
-            found[name] = checkpoint.read(out / name)["global_step"]
+            found[name] = checkpoint_io.read(out / name)["global_step"]
     return found
 
 

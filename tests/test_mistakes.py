@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pixio_lightning.cli import config_errors as mistakes
+from pixio_lightning.cli import config_errors
 from pixio_lightning.cli import main as cli
 from pixio_lightning.errors import UserError
 
@@ -248,5 +248,5 @@ def test_the_cause_is_found_behind_other_exceptions() -> None:
         except TypeError:
             raise RuntimeError("in another") from None  # hides, but keeps it
     except RuntimeError as error:
-        assert mistakes.cause(error) is mistake
-    assert mistakes.cause(RuntimeError("a real fault")) is None
+        assert config_errors.cause(error) is mistake
+    assert config_errors.cause(RuntimeError("a real fault")) is None

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import visualize as panels
+from pixio_lightning.training import visualize
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ from pixio_lightning.training import visualize as panels
 def test_a_picture_is_drawn_at_a_size_that_is_seen_and_sent(
     size: tuple[int, int], shown: tuple[int, int]
 ) -> None:
-    assert panels.shown_size(*size) == shown
+    assert visualize.shown_size(*size) == shown
 
 
 def test_large_pictures_take_no_more_room_than_small_ones(tmp_path: Path) -> None:
     large = torch.zeros(3, 3000, 4000, dtype=torch.uint8)
     large[:, :, 2000:] = 200
-    drawn = panels.write(tmp_path / "a.png", panels.Panel([[large] * 4] * 2, list("abcd")))
+    drawn = visualize.write(tmp_path / "a.png", visualize.Panel([[large] * 4] * 2, list("abcd")))
     assert drawn.width < 4 * 540 and drawn.height < 2 * 410
     found = np.asarray(drawn)
     assert set(found[100, 10:200].ravel()) == {0} and set(found[100, 300:500].ravel()) == {200}
@@ -42,8 +42,8 @@ def test_large_pictures_take_no_more_room_than_small_ones(tmp_path: Path) -> Non
 
 def test_a_quantile_of_more_numbers_than_torch_takes() -> None:
     values = torch.arange(1 << 25, dtype=torch.float32).view(1 << 12, -1)
-    assert panels.quantile(values, 0.5) == pytest.approx(1 << 24, rel=1e-4)
-    assert panels.quantile(torch.tensor([1.0, 3.0]), 0.5) == 2.0
+    assert visualize.quantile(values, 0.5) == pytest.approx(1 << 24, rel=1e-4)
+    assert visualize.quantile(torch.tensor([1.0, 3.0]), 0.5) == 2.0
 
 
 def _set(task: str, root: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 
 
 def line(step: int, value: float, **more: Any) -> dict[str, Any]:
@@ -22,26 +22,26 @@ def write(folder: Path, *values: float) -> dict[str, Any]:
     """Record evaluations every ten steps, the last of them with the best before it."""
     *before, end = values
     for i, value in enumerate(before):
-        record.append(folder, line(10 * i + 10, value))
+        results.append(folder, line(10 * i + 10, value))
     last = line(10 * len(values), end, checkpoint="last")
-    record.append_best(folder, last, ("val/abs_rel", "min"))
-    record.append(folder, last)
+    results.append_best(folder, last, ("val/abs_rel", "min"))
+    results.append(folder, last)
     return last
 
 
 def labels(folder: Path) -> list[tuple[str, int]]:
-    return [(entry["checkpoint"], entry["steps"]) for entry in record.read(folder)]
+    return [(entry["checkpoint"], entry["steps"]) for entry in results.read(folder)]
 
 
 def test_the_best_stands_before_the_last_and_says_how_it_was_chosen(tmp_path: Path) -> None:
     write(tmp_path, 0.4, 0.2, 0.3)
     assert labels(tmp_path) == [("running", 10), ("running", 20), ("best", 20), ("last", 30)]
-    best, last = record.read(tmp_path)[-2:]
+    best, last = results.read(tmp_path)[-2:]
     assert best["metrics"] == {"abs_rel": 0.2} and last["metrics"] == {"abs_rel": 0.3}
     assert best["chosen_by"] == "abs_rel"
     assert best["chosen"] == "of 3 evaluations, on the split it is reported on"
     assert "chosen" not in last
-    said = record.best_of(record.read(tmp_path))
+    said = results.best_of(results.read(tmp_path))
     assert said == {"best, step 20": f"abs_rel 0.2  ({best['chosen']})"}
 
 
@@ -50,9 +50,9 @@ def test_the_best_stands_before_the_last_and_says_how_it_was_chosen(tmp_path: Pa
     [(("val/abs_rel", "max"), 10), (("val/loss", "min"), 10), (("val/loss", "max"), 20)],
 )
 def test_it_follows_the_monitor(monitor: tuple[str, str], step: int, tmp_path: Path) -> None:
-    record.append(tmp_path, line(10, 0.4))
+    results.append(tmp_path, line(10, 0.4))
     last = line(20, 0.1, checkpoint="last")
-    record.append_best(tmp_path, last, monitor)
+    results.append_best(tmp_path, last, monitor)
     assert labels(tmp_path)[-1] == ("best", step)
 
 
@@ -61,20 +61,20 @@ def test_the_first_of_equals_is_the_best_and_nan_never_is(tmp_path: Path) -> Non
     assert labels(tmp_path)[-2:] == [("best", 20), ("last", 40)]
     write(tmp_path / "nothing", math.nan)
     assert labels(tmp_path / "nothing") == [("last", 10)]
-    assert record.best_of(record.read(tmp_path / "nothing")) == {}
+    assert results.best_of(results.read(tmp_path / "nothing")) == {}
 
 
 def test_a_run_that_goes_on_chooses_its_best_anew(tmp_path: Path) -> None:
     write(tmp_path, 0.1, 0.2, 0.3)
-    record.append(tmp_path, line(30, 0.1, verb="validate", checkpoint="best"))
-    record.rewind(tmp_path, 20)
+    results.append(tmp_path, line(30, 0.1, verb="validate", checkpoint="best"))
+    results.rewind(tmp_path, 20)
     assert labels(tmp_path) == [("running", 10), ("running", 20), ("best", 30)]
-    assert record.read(tmp_path)[-1]["verb"] == "validate"
+    assert results.read(tmp_path)[-1]["verb"] == "validate"
 
 
 def test_lines_compare_if_only_the_model_and_what_it_scored_differ() -> None:
     other = line(99, 0.7, backbone={"name": "another"}, checkpoint="last")
-    assert record.differences([line(10, 0.4), other]) == []
+    assert results.differences([line(10, 0.4), other]) == []
     for name, value in (("dataset", "nyuv2"), ("split", "test"), ("n", 9), ("protocol", "cropped")):
-        (why,) = record.differences([line(10, 0.4), line(10, 0.4) | {name: value}, other])
+        (why,) = results.differences([line(10, 0.4), line(10, 0.4) | {name: value}, other])
         assert why.startswith(f"{name} is ") and repr(value) in why

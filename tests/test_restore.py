@@ -92,7 +92,7 @@ NAMED = {
     "model of timm": {"decoder": {"class_path": "timm.create_model"}},
     "hub": {"decoder": "torch.hub.load"},
     "module that imports when asked": {"decoder": "used_lazy.Decoder"},
-    "re-exported": {"decoder": "pixio_lightning.training.checkpoints.io.shutil.rmtree"},
+    "re-exported": {"decoder": "pixio_lightning.training.checkpoints.checkpoint_io.shutil.rmtree"},
     "re-exported name": {"decoder": "pixio_lightning.training.results.subprocess.run"},
 }
 

@@ -145,7 +145,7 @@ def test_a_configuration_without_its_parts_is_none(tmp_path: Path) -> None:
 
 def test_checkpoints_are_found_while_one_is_put_back(tmp_path: Path) -> None:
     """The first process renames a folder that a kill left; the others come to the same end."""
-    from pixio_lightning.training.checkpoints.io import recover
+    from pixio_lightning.training.checkpoints.checkpoint_io import recover
 
     assert run_folder.checkpoints(tmp_path) == []
     (tmp_path / ".last.ckpt.old").mkdir()

@@ -18,8 +18,8 @@ from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import blocks_of
 from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
-from pixio_lightning.training import strategy as sharding
-from pixio_lightning.training.checkpoints.io import ShardedStrategy
+from pixio_lightning.training import strategy
+from pixio_lightning.training.checkpoints.checkpoint_io import ShardedStrategy
 from pixio_lightning.training.optim import clip
 
 CPU = torch.device("cpu")
@@ -79,19 +79,19 @@ def part(rank: int) -> torch.Tensor:
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(rank))
 
 
-def sharded(mesh: DeviceMesh, policy: sharding.MixedPrecisionPolicy) -> Model:
+def sharded(mesh: DeviceMesh, policy: strategy.MixedPrecisionPolicy) -> Model:
     if mesh.get_local_rank() == 0:
         model = whole()
     else:
         with torch.device("meta"):
             model = Model()
-    sharding.distribute(model, mesh, policy=policy, device=CPU)
+    strategy.distribute(model, mesh, policy=policy, device=CPU)
     return model
 
 
 def equals_the_whole(mesh: DeviceMesh) -> None:
     """Values, outputs, gradients and their clipping, with only a part in each process."""
-    model, expected = sharded(mesh, sharding.mixed_precision("32-true", "cpu")), whole()
+    model, expected = sharded(mesh, strategy.mixed_precision("32-true", "cpu")), whole()
     rank, held = mesh.get_local_rank(), 0
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
@@ -111,7 +111,7 @@ def equals_the_whole(mesh: DeviceMesh) -> None:
 
 def sums_in_float32(mesh: DeviceMesh) -> None:
     """One gradient is a 2048th of the other: their sum has more digits than bfloat16 holds."""
-    model = sharded(mesh, sharding.mixed_precision("bf16-mixed", "cuda"))
+    model = sharded(mesh, strategy.mixed_precision("bf16-mixed", "cuda"))
     rank = mesh.get_local_rank()
     model(part(rank))
     for block in model.blocks:
@@ -135,19 +135,19 @@ class One(nn.Module):
 
 def sharding_of_one(mesh: DeviceMesh) -> One:
     module = One()
-    sharding.shard(module, mesh, policy=sharding.mixed_precision("bf16-mixed", "cuda"))
+    strategy.shard(module, mesh, policy=strategy.mixed_precision("bf16-mixed", "cuda"))
     return module
 
 
 def builds_once(mesh: DeviceMesh) -> None:
     """All go on with the random state of the first process, or end with its mistake."""
-    strategy, rank = ShardedStrategy(), mesh.get_local_rank()
+    sharded, rank = ShardedStrategy(), mesh.get_local_rank()
     torch.manual_seed(0)
 
     def build() -> None:
         torch.rand(3 if rank == 0 else 1)
 
-    sharding.build_once(build, strategy)
+    strategy.build_once(build, sharded)
     drawn = torch.rand(1)
     torch.manual_seed(0)
     assert drawn == torch.rand(4)[3]
@@ -157,7 +157,7 @@ def builds_once(mesh: DeviceMesh) -> None:
             raise UserError("a tensor is missing")
 
     with pytest.raises(UserError, match="a tensor is missing"):
-        sharding.build_once(fail, strategy)
+        strategy.build_once(fail, sharded)
 
 
 @pytest.mark.parametrize("check", [equals_the_whole, sums_in_float32, builds_once])

@@ -12,7 +12,7 @@ import torch
 from pixio_heads.depth.head import Depth
 from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning.errors import UserError
-from pixio_lightning.models import sliding_window as windows
+from pixio_lightning.models import sliding_window
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.dense_head import WindowedHead
 
@@ -25,7 +25,7 @@ SEEN = {"window": 256, "stride": 170}
 )
 def test_counts_and_coverage(size: tuple[int, int], n: int) -> None:
     """Of NYUv2, KITTI, an image as large as a window, and smaller ones."""
-    places = windows.corners(size, **SEEN)
+    places = sliding_window.corners(size, **SEEN)
     assert len(places) == n
     covered = torch.zeros(size)
     for top, left in places:
@@ -34,11 +34,11 @@ def test_counts_and_coverage(size: tuple[int, int], n: int) -> None:
 
 
 def test_windows_that_do_not_overlap_see_an_image_of_their_size_once() -> None:
-    assert windows.corners((256, 512), window=256, stride=256) == [(0, 0), (0, 256)]
+    assert sliding_window.corners((256, 512), window=256, stride=256) == [(0, 0), (0, 256)]
 
 
 def cut(images: torch.Tensor, at_once: int = 5) -> torch.Tensor:
-    pieces = list(windows.cut(images, **SEEN, at_once=at_once))
+    pieces = list(sliding_window.cut(images, **SEEN, at_once=at_once))
     assert all(len(piece) == at_once for piece in pieces[:-1]) and len(pieces[-1]) <= at_once
     return torch.cat(pieces)
 
@@ -48,7 +48,7 @@ def test_what_is_cut_is_put_together_again(size: tuple[int, int]) -> None:
     images = torch.randn(2, 3, *size)
     pieces = cut(images)
     assert pieces.shape[1:] == (3, 256, 256)
-    mean = windows.Mean(2, size, **SEEN)
+    mean = sliding_window.Mean(2, size, **SEEN)
     for piece in pieces.split(7):
         mean.add(piece)
     assert torch.allclose(mean.result(), images, atol=1e-6)
@@ -58,7 +58,7 @@ def test_what_is_cut_is_put_together_again(size: tuple[int, int]) -> None:
 def test_the_border_is_zero_and_overlaps_are_averaged() -> None:
     pieces = cut(torch.ones(1, 1, 200, 300))
     assert pieces[-1, 0, 30:].sum() == 0  # the last row of windows starts at 170
-    mean = windows.Mean(1, (200, 300), **SEEN)
+    mean = sliding_window.Mean(1, (200, 300), **SEEN)
     mean.add(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 256, 256))
     merged = mean.result()
     assert merged[0, 0, 0, 0] == 0 and merged[0, 0, 199, 299] == 2 and merged[0, 0, 199, 200] == 1.5
@@ -66,7 +66,7 @@ def test_the_border_is_zero_and_overlaps_are_averaged() -> None:
 
 def test_a_stride_beyond_the_window_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves pixels out"):
-        windows.origins(100, window=16, stride=17)
+        sliding_window.origins(100, window=16, stride=17)
 
 
 # --- heads ------------------------------------------------------------------------------------

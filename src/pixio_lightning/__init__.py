@@ -6,10 +6,15 @@ Public names are loaded when they are first used, so importing the package impor
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pixio_lightning.curation.scoring import Scorer
     from pixio_lightning.data.pixels import Pixels
     from pixio_lightning.data.sample_data import SampleData
     from pixio_lightning.errors import UserError
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from pixio_lightning.training.checkpoints.load import load
     from pixio_lightning.training.head import Head
     from pixio_lightning.training.optim import Optim
+    from pixio_lightning.training.strategy import ShardedStrategy
 
 try:
     __version__ = version("pixio-lightning")
@@ -33,6 +39,8 @@ _PUBLIC = {
     "PixelPretraining": "pixio_lightning.pretraining.masked_pixels",
     "Pixels": "pixio_lightning.data.pixels",
     "SampleData": "pixio_lightning.data.sample_data",
+    "Scorer": "pixio_lightning.curation.scoring",
+    "ShardedStrategy": "pixio_lightning.training.strategy",
     "UserError": "pixio_lightning.errors",
     "load": "pixio_lightning.training.checkpoints.load",
 }
@@ -45,6 +53,8 @@ __all__ = [
     "PixelPretraining",
     "Pixels",
     "SampleData",
+    "Scorer",
+    "ShardedStrategy",
     "UserError",
     "__version__",
     "load",
@@ -59,3 +69,35 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# Where classes were that recipes and checkpoints of earlier versions name.
+_MOVED = {
+    "backbone": "models.backbone",
+    "callbacks": "training.callbacks",
+    "checkpoint": "training.strategy",
+    "data.score_data": "curation.scores",
+    "dense_decoders": "models.dense_decoders",
+    "head": "training.head",
+    "module": "training.base",
+    "optim": "training.optim",
+    "pretrain": "pretraining.masked_pixels",
+    "scoring": "curation.scoring",
+    "windowed_head": "training.dense_head",
+}
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Finds the names of a module that was moved under its earlier name."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        return ModuleSpec(fullname, self) if package == __name__ and name in _MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = _MOVED[module.__name__.partition(".")[2]]
+        found = vars(importlib.import_module(f"{__name__}.{name}"))
+        vars(module).update({k: v for k, v in found.items() if not k.startswith("__")})
+
+
+sys.meta_path.append(_MovedModules())

@@ -23,9 +23,9 @@ import torch
 import yaml
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.load import load
 
 _SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 64}
@@ -71,7 +71,7 @@ class HeadContract:
     def run(self, verb: str, folder: Path, backbone: str = "pixio", **keys: Any) -> dict[str, Any]:
         """Run a verb in this process; return the last evaluation that it recorded, if any."""
         assert main([verb, *self.words(folder, backbone, **keys)]) == 0
-        lines = record.read(folder)
+        lines = results.read(folder)
         return lines[-1] if lines else {}
 
     def trains(self, folder: Path) -> bool:
@@ -97,14 +97,14 @@ class HeadContract:
         assert {"task", "dataset", "split", "seed", "recipe", "versions", "steps"} <= line.keys()
         for baseline, values in line["cheap_baselines"].items():
             assert values.keys() == line["metrics"].keys(), baseline
-        assert json.loads((tmp_path / "run" / record.FILE).read_text().splitlines()[-1]) == line
+        assert json.loads((tmp_path / "run" / results.FILE).read_text().splitlines()[-1]) == line
 
     def test_a_frozen_backbone_stays_out_of_the_checkpoint(self, tmp_path: Path) -> None:
         self.run("fit", tmp_path / "run", model__backbone__tune="frozen")
         path = tmp_path / "run" / "last.ckpt"
         if not path.exists():
             pytest.skip("nothing is trained")
-        stored = checkpoint.read(path)
+        stored = checkpoint_io.read(path)
         assert not [name for name in stored["state_dict"] if name.startswith("backbone.")]
         assert stored["pixio"]["backbone_digest"]
 
@@ -112,7 +112,7 @@ class HeadContract:
         if not self.trains(tmp_path / "asked"):
             pytest.skip("nothing is trained")
         self.run("fit", tmp_path / "run", model__backbone__tune="full", model__cache="false")
-        stored = checkpoint.read(tmp_path / "run" / "last.ckpt")
+        stored = checkpoint_io.read(tmp_path / "run" / "last.ckpt")
         assert "backbone_digest" not in stored["pixio"]
         state = load(tmp_path / "run" / "last.ckpt").state_dict()
         assert [name for name in state if name.startswith("backbone.vit.blocks.0.")]
@@ -122,7 +122,7 @@ class HeadContract:
         trained = self.run("fit", tmp_path / "run")
         path = tmp_path / "run" / "last.ckpt"
         if path.exists():
-            stored = checkpoint.read(path)["state_dict"]
+            stored = checkpoint_io.read(path)["state_dict"]
             state = load(path).state_dict()
             assert stored and all(torch.equal(state[name], stored[name]) for name in stored)
         words: dict[str, Any] = {"ckpt_path": path} if path.exists() else {}
@@ -138,7 +138,7 @@ class HeadContract:
         path = tmp_path / "run" / "last.ckpt"
         if not path.exists():
             pytest.skip("nothing is trained")
-        stored = checkpoint.read(path)
+        stored = checkpoint_io.read(path)
         name = next(iter(stored["state_dict"]))
         del stored["state_dict"][name]
         torch.save(stored, path)
@@ -180,7 +180,7 @@ class HeadContract:
         assert parts["steps"] == 4 and parts["metrics"] == pytest.approx(
             whole["metrics"], nan_ok=True
         )
-        first, second = (checkpoint.read(tmp_path / r / "last.ckpt") for r in ("whole", "parts"))
+        first, second = (checkpoint_io.read(tmp_path / r / "last.ckpt") for r in ("whole", "parts"))
         for name, tensor in first["state_dict"].items():
             assert torch.equal(tensor, second["state_dict"][name]), name
 
@@ -197,7 +197,7 @@ class HeadContract:
             timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        two = record.read(tmp_path / "two")
+        two = results.read(tmp_path / "two")
         assert len(two) == 1 and two[0]["n"] == one["n"]
         for name, value in one["metrics"].items():
             assert two[0]["metrics"][name] == pytest.approx(value, rel=self.tolerance, abs=1e-5), (

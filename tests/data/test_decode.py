@@ -16,7 +16,6 @@ from torchvision.transforms import RandomResizedCrop
 from pixio_lightning.data.decode import (
     BadImage,
     Crop,
-    decode,
     decode_pixels,
     random_crop,
     to_tensor,
@@ -36,14 +35,14 @@ def encode(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def opened(data: bytes, max_megapixels: float = 64) -> np.ndarray:
-    image = decode(data, max_megapixels=max_megapixels)
-    assert image.mode == "RGB"
-    return np.asarray(image)
+    pixels = decode_pixels(data, max_megapixels=max_megapixels)
+    assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
+    return pixels
 
 
 def refusal(data: bytes, max_megapixels: float = 64) -> str:
     with pytest.raises(BadImage) as refused:
-        decode(data, max_megapixels=max_megapixels)
+        decode_pixels(data, max_megapixels=max_megapixels)
     return str(refused.value)
 
 

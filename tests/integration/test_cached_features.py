@@ -11,7 +11,7 @@ import pytest
 from latecomer import names_in
 from running import pixio
 
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 
 SMALL = ("--data.scenes", "{train: 6, held_out: 3, views: 2, size: 64}", "--data.num_workers", 0)
 DEPTH = ("-c", "depth/demo", *SMALL, "--panels.every_n_steps", 0)
@@ -42,4 +42,4 @@ def test_a_late_process_encodes_its_share_and_nothing_twice(late: int, tmp_path:
     assert encoded == dict.fromkeys(train | val, 1)
     parts = sorted((tmp_path / "cache").glob("features/*/*.jsonl"))
     assert sorted(len(part.read_text().splitlines()) for part in parts) == [3, 3, 6, 6]
-    assert record.read(tmp_path / "run")[-1]["n"] == 6
+    assert results.read(tmp_path / "run")[-1]["n"] == 6

@@ -15,9 +15,9 @@ import torch
 from pretend_cuda import CUDA, OnCuda, pretend_cuda
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.run_folder import Metrics
 
 _SCENES = ("--data.scenes", "{train: 4, held_out: 4, views: 2, size: 64}")
@@ -81,7 +81,7 @@ def _words(name: str, folder: Path) -> list[str]:
 
 
 def _last(folder: Path) -> dict[str, float]:
-    return record.read(folder)[-1]["metrics"] if (folder / record.FILE).exists() else {}
+    return results.read(folder)[-1]["metrics"] if (folder / results.FILE).exists() else {}
 
 
 def _losses(folder: Path) -> list[float]:
@@ -113,14 +113,14 @@ def test_a_run_goes_through_on_the_device(
         words = [*_words(name, out), *device]
         if name != "knn":  # which trains nothing
             _interrupted_after(1, words, monkeypatch)
-            assert checkpoint.read(out / "last.ckpt")["global_step"] == 1
+            assert checkpoint_io.read(out / "last.ckpt")["global_step"] == 1
         assert main(["fit", *words]) == 0
         for verb in ("validate", "test"):
             assert main([verb, *words]) == 0
         assert main(["predict", *words]) == 0
     assert list((out / "predictions").rglob("*"))
     expected = _last(tmp_path / "cpu")
-    for line in record.read(out):
+    for line in results.read(out):
         if line["split"] == "val" and line["checkpoint"] == "last":
             assert line["metrics"] == pytest.approx(expected, rel=1e-3, abs=2e-3, nan_ok=True)
     if name != "knn":

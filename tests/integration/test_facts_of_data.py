@@ -16,7 +16,7 @@ from pixio_heads.depth.head import Depth
 from pixio_lightning import load
 from pixio_lightning.cli.main import main
 from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 STEPS = ("--trainer.max_steps=2", "--data.steps_per_epoch=2", "--panels.every_n_steps=0")
@@ -87,14 +87,14 @@ def test_depth_is_scored_within_the_range_of_the_data(
     more = [f"--data.max_depth={greatest}", f"--out={tmp_path}"]
     checkpoint = to_three_metres / "last.ckpt"
     assert main(["validate", *line, *more, f"--ckpt_path={checkpoint}"]) == 0
-    found = record.read(tmp_path)[-1]
+    found = results.read(tmp_path)[-1]
     assert found["protocol"].startswith(f"depth 0.001 to {greatest} m"), found["protocol"]
     assert found["cheap_baselines"]["constant"]["abs_rel"] == pytest.approx(wrong, abs=1e-6)
     # The model's greatest depth stays its own: it is at least 37 m short to the right.
     error = found["metrics"]["rmse"]
     assert error > (37**2 / 2) ** 0.5 if greatest == 80 else error < 3
     assert found["n"] == 2 and found["steps"] == 2
-    assert len(record.read(tmp_path)) == 1  # and no best, of a single evaluation
+    assert len(results.read(tmp_path)) == 1  # and no best, of a single evaluation
 
 
 def test_depth_is_predicted_in_the_range_of_the_checkpoint(
@@ -123,7 +123,7 @@ def test_what_is_built_is_what_the_checkpoint_was_trained_on(
     assert main(["fit", *words, *STEPS, "--data.max_depth=3"]) == 0
     for verb in ("validate", "test", "predict"):
         assert main([verb, *words, "--data.max_depth=80"]) == 0
-    assert "to 80 m" in record.read(tmp_path / "run")[-1]["protocol"]
+    assert "to 80 m" in results.read(tmp_path / "run")[-1]["protocol"]
     # A run that starts from a checkpoint keeps its range too.
     start = f"--ckpt_path={tmp_path}/run/last.ckpt"
     more = ("--data.max_depth=80", "--trainer.max_steps=3", f"--out={tmp_path}/on", start)
@@ -207,7 +207,7 @@ def test_classes_without_names_contradict_none(
     for start, names in ((of_names, "null"), (of_a_number, "[sea, sand, rock]")):
         words = ["--data.num_classes=3", f"--data.classes={names}", f"--ckpt_path={start}"]
         assert main(["validate", *coast, *words, f"--out={tmp_path}"]) == 0
-    assert [line["n"] for line in record.read(tmp_path)] == [2, 2]
+    assert [line["n"] for line in results.read(tmp_path)] == [2, 2]
 
 
 def test_a_sharded_checkpoint_knows_its_classes(coast: list[str], tmp_path: Path) -> None:

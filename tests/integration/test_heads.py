@@ -13,7 +13,7 @@ import torch
 from running import command, environment, pixio
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import Metrics
 
 SMALL = ("--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}")
@@ -68,7 +68,7 @@ def test_one_process_of_four_equals_two_of_two(tune: str, tmp_path: Path) -> Non
             assert torch.allclose(first[name], second[name], atol=1e-3), name
     a, b = (gradients(tmp_path / run) for run in ("one", "two"))
     assert (a - b).abs().max() < 1e-4 * a.abs().max()
-    assert record.read(tmp_path / "two")[-1]["n"] == 7
+    assert results.read(tmp_path / "two")[-1]["n"] == 7
 
 
 def test_a_frozen_backbone_is_not_sharded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -84,7 +84,7 @@ def test_a_tuned_backbone_is_sharded_and_measured_as_by_ddp(tmp_path: Path) -> N
     found = []
     for name, strategy in (("ddp", ("--trainer.strategy", "ddp")), ("fsdp", ("-c", "with/fsdp"))):
         pixio("fit", *words, "--trainer.devices", 2, *strategy, "--out", tmp_path / name)
-        found.append(record.read(tmp_path / name)[-1])
+        found.append(results.read(tmp_path / name)[-1])
     assert found[1]["metrics"] == pytest.approx(found[0]["metrics"], rel=1e-4)
     assert all(len(line["backbone"]["digest"]) == 16 for line in found)
 
@@ -102,7 +102,7 @@ def test_a_tuned_backbone_is_hashed_by_one_process_at_the_end(tmp_path: Path) ->
     ):
         env = {"PROCESS_LOG": str(tmp_path / f"log-{run}"), "PYTHONPATH": path}
         pixio("fit", *words, *constant, *length, "--out", tmp_path / run, **env)
-        lines = [x for x in record.read(tmp_path / run) if x["checkpoint"] != "best"]
+        lines = [x for x in results.read(tmp_path / run) if x["checkpoint"] != "best"]
         assert [len(line["backbone"]["digest"] or "") for line in lines] == digests
         hashed = [process_log.read(tmp_path / f"log-{run}", rank=rank) for rank in (0, 1)]
         assert hashed == [{"hashed": once}, {"hashed": 0}]
@@ -117,7 +117,7 @@ def test_a_suite_over_two_processes_is_told_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = pixio("bench", suite, "--out", out, *DEPTH[2:], *RANDOM, *steps, *two)
     assert [said.count(text) for text in ("one, seed 0", "two, seed 0", "a suite")] == [1, 1, 1]
-    lines = [record.read(out / row) for row in ("one-0", "two-0")]
+    lines = [results.read(out / row) for row in ("one-0", "two-0")]
     assert [len(line) for line in lines] == [2, 2]
     assert lines[0][-1]["metrics"] == lines[1][-1]["metrics"]
 
@@ -125,7 +125,7 @@ def test_a_suite_over_two_processes_is_told_once(tmp_path: Path) -> None:
 def evaluate(folder: Path, *words: object) -> dict:
     steps = ("--trainer.max_steps", 6, "--data.steps_per_epoch", 3, "--data.batch_size", 4)
     assert main(["fit", *map(str, (*DEPTH, *steps, *words)), "--out", str(folder)]) == 0
-    return record.read(folder)[-1]["metrics"]
+    return results.read(folder)[-1]["metrics"]
 
 
 def test_cached_features_give_the_same_and_decode_nothing(
@@ -206,7 +206,7 @@ def test_one_recipe_over_four_backbones_through_windows(name: str, tmp_path: Pat
     words += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
     words += ["--panels.every_n_steps", "0", "--out", str(tmp_path / "run")]
     assert main(["fit", *words, "--model.backbone", BACKBONES[name]]) == 0
-    line = record.read(tmp_path / "run")[-1]
+    line = results.read(tmp_path / "run")[-1]
     assert line["metrics"]["images"] == 1 and "windows of 256 px every 170" in line["protocol"]
 
 
@@ -327,5 +327,5 @@ def test_a_sharded_model_evaluates_images_of_any_sizes(tmp_path: Path) -> None:
     pixio("fit", *words, "--data.batch_size", 2, "--out", tmp_path / "one")
     two = ("-c", "with/fsdp", "--trainer.devices", 2, "--data.batch_size", 1)
     pixio("fit", *words, *two, "--out", tmp_path / "two")
-    one, other = (record.read(tmp_path / run)[-1]["metrics"] for run in ("one", "two"))
+    one, other = (results.read(tmp_path / run)[-1]["metrics"] for run in ("one", "two"))
     assert one["images"] == 4 and other == pytest.approx(one, rel=1e-4)

@@ -17,9 +17,9 @@ import yaml
 from running import equal, kill_when, pixio, same
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 from pixio_lightning.training.callbacks import Checkpoints
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.head import Head
 
 # Saves at 3, 6, 9, 12 and validations at 4, 8, 12, or together at 4, 8, 12.
@@ -77,9 +77,9 @@ def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _assert_same_outcome(a: Path, b: Path) -> None:
-    assert record.read(a) == record.read(b)
+    assert results.read(a) == results.read(b)
     assert same(a / "last.ckpt", b / "last.ckpt")
-    first, second = (checkpoint.read(run / "best.ckpt") for run in (a, b))
+    first, second = (checkpoint_io.read(run / "best.ckpt") for run in (a, b))
     assert first["global_step"] == second["global_step"]
     assert equal(first["state_dict"], second["state_dict"])
     assert (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
@@ -88,10 +88,10 @@ def _assert_same_outcome(a: Path, b: Path) -> None:
 
 
 def test_the_run_says_something(uninterrupted: Path) -> None:
-    lines = record.read(uninterrupted)
+    lines = results.read(uninterrupted)
     assert [line["steps"] for line in lines[:-2]] == [4, 8]
     assert [line["checkpoint"] for line in lines] == ["running", "running", "best", "last"]
-    best = checkpoint.read(uninterrupted / "best.ckpt")["global_step"]
+    best = checkpoint_io.read(uninterrupted / "best.ckpt")["global_step"]
     assert best == lines[2]["steps"] != 12, "the best must not be the last, or nothing is shown"
 
 
@@ -151,10 +151,10 @@ def test_a_power_cut_around_a_validation_changes_nothing(
         _assert_same_outcome(uninterrupted, tmp_path / "run")
         return
     # Another cadence of saving is another configuration, and nothing else.
-    lines = record.read(tmp_path / "run")
+    lines = results.read(tmp_path / "run")
     for line in lines:
-        line["overrides"] = record.read(uninterrupted)[0]["overrides"]
-    assert lines == record.read(uninterrupted)
+        line["overrides"] = results.read(uninterrupted)[0]["overrides"]
+    assert lines == results.read(uninterrupted)
     assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
     tables = [(run / "metrics.csv").read_text() for run in (uninterrupted, tmp_path / "run")]
     assert tables[0] == tables[1]
@@ -164,14 +164,14 @@ def test_the_best_is_never_replaced_by_a_worse_one(
     tiny: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """Cut after the best was saved; the run goes on from before it, and is cut once more."""
-    best = checkpoint.read(uninterrupted / "best.ckpt")["global_step"]
+    best = checkpoint_io.read(uninterrupted / "best.ckpt")["global_step"]
     words = _words(tiny, tmp_path / "run", 100)
     for step in (best, 12):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
             when = lambda s, t, m, step=step: t.global_step == step  # noqa: E731
             _cut(patch, Checkpoints, "on_validation_end", when, after=True)
             main(["fit", *words])
-        stored = checkpoint.read(tmp_path / "run" / "best.ckpt")
+        stored = checkpoint_io.read(tmp_path / "run" / "best.ckpt")
         assert stored["global_step"] == best
 
 

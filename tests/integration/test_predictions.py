@@ -15,7 +15,7 @@ from running import write_recipe
 
 from pixio_heads.depth.data import DepthData
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 
 DEPTH = ("-c", "depth/demo", "--model.backbone.weights", "random:0", "--model.cache", "false")
 NAMES = [
@@ -90,7 +90,7 @@ def test_another_unit_than_the_files_say_stops_the_run(
     assert error.count("\n") == 1
     assert main(["fit", *DEPTH, *words, *run, "--fresh"]) == 0
     (line,) = {
-        json.dumps(line["cheap_baselines"]["constant"]) for line in record.read(tmp_path / "run")
+        json.dumps(line["cheap_baselines"]["constant"]) for line in results.read(tmp_path / "run")
     }
     assert json.loads(line)["rmse"] == 0.0  # two metres everywhere
 

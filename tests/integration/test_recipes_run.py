@@ -14,7 +14,7 @@ from pixio_lightning.cli import recipes
 from pixio_lightning.cli.main import main
 from pixio_lightning.cli.options import folder_name
 from pixio_lightning.models.weights import read as weights
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 
 NAMES = [r.name for r in recipes.all_recipes() if r.origin == recipes.BUILT_IN]
 RUNS = [name for name in NAMES if not name.startswith(recipes.OVERLAYS)]
@@ -84,7 +84,7 @@ def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         return
     out = capsys.readouterr().out
     if "nothing is trained" in out:
-        assert record.read(tmp_path / "run")[-1]["n"] > 0
+        assert results.read(tmp_path / "run")[-1]["n"] > 0
         return
     assert "step 2" in out
     assert (tmp_path / "run" / "last.ckpt").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import kill_when, pixio, same
 
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training.checkpoints import checkpoint_io
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_the_last_checkpoint_survives_thirty_kills(recipe: Path, tmp_path: Path)
         process = kill_when("saved last.ckpt", *line, TMPDIR="/dev/shm", **wait)
         assert process, "the run ended before it was killed"
         inside += saving(process)
-        step = checkpoint.read(folder / "last.ckpt")["global_step"]
+        step = checkpoint_io.read(folder / "last.ckpt")["global_step"]
         assert step > last, "a kill lost steps that had been saved"
         last = step
     assert inside >= 10, f"only {inside} of 30 kills fell into a save"

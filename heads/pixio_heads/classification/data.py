@@ -8,12 +8,18 @@ import numpy as np
 
 from pixio_heads.classification import layouts
 from pixio_heads.classification.layouts import LabelledScenes, RowSamples, Target
-from pixio_lightning.data.decode import Crop, random_crop, to_tensor
-from pixio_lightning.data.hub_rows import open_columns
-from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import Chance, Sample, Samples
-from pixio_lightning.data.scenes.samples import Scenes
-from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.data import (
+    Chance,
+    Crop,
+    Sample,
+    SampleData,
+    Samples,
+    Scenes,
+    existing_folder,
+    open_columns,
+    random_crop,
+    to_tensor,
+)
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import Stream
 

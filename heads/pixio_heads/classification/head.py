@@ -22,11 +22,8 @@ from pixio_heads.classification.metrics import (
 )
 from pixio_heads.classification.picture import bars, shown
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.models.features import Features
-from pixio_lightning.training import visualize as panels
-from pixio_lightning.training.head import Batch, Head
-from pixio_lightning.training.optim import Optim
+from pixio_lightning.models import Backbone, Features
+from pixio_lightning.training import Batch, Head, Optim, visualize
 
 
 class _ClassHead(Head):
@@ -41,7 +38,7 @@ class _ClassHead(Head):
         """Return `(B, C)` in [0, 1]."""
         raise NotImplementedError
 
-    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw images in a row, and below each what it is taken for, the truth in green."""
         names = self.facts["class_names"]
         images, guesses, titles = [], [], []
@@ -51,7 +48,7 @@ class _ClassHead(Head):
             images.append(shown(batch["image"][0]))
             guesses.append(bars(names, self.probabilities(prediction)[0].cpu(), truth))
             titles.append("" if several else names[truth[0]])
-        return panels.Panel([images, guesses], titles)
+        return visualize.Panel([images, guesses], titles)
 
     def on_predict_start(self) -> None:
         """Make room for the table of predictions."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixio_lightning.models.features import Features
+from pixio_lightning.models import Features
 
 # Entries of the bank compared at a time: in float32 84 MB of 1280 channels, whatever its size.
 _CHUNK = 16_384

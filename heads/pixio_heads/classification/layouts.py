@@ -12,15 +12,25 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pixio_lightning.data.decode import BadImage, decode_pixels
-from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
-from pixio_lightning.data.image_files import held_out
-from pixio_lightning.data.samples import Sample, digest_of
-from pixio_lightning.data.scenes.render import CLASSES
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
-from pixio_lightning.data.scenes.worlds import known_places
-from pixio_lightning.data.sources import FolderSource, Source, Subset
-from pixio_lightning.data.stream import open_image
+from pixio_lightning.data import SCENE_CLASSES as CLASSES
+from pixio_lightning.data import (
+    BadImage,
+    FolderSource,
+    HubRows,
+    Sample,
+    Scenes,
+    SceneSamples,
+    Source,
+    Subset,
+    content,
+    decode_pixels,
+    digest_of,
+    held_out,
+    known_places,
+    open_columns,
+    open_image,
+    rows_digest,
+)
 from pixio_lightning.errors import UserError
 
 Target = Literal["room_type", "objects", "outdoor"]

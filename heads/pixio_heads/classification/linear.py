@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pixio_lightning.models.dense_decoders import SyncedBatchNorm2d
-from pixio_lightning.models.features import Features
+from pixio_lightning.models import Features, SyncedBatchNorm2d
 
 Pool = Literal["cls", "patches", "both"]
 

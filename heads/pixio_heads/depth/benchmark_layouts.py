@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pixio_heads.depth.archive import Archive
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples, checked
-from pixio_lightning.data.decode import BadImage, decode, open_picture
-from pixio_lightning.data.samples import Sample, digest_of
+from pixio_lightning.data import BadImage, Sample, decode_pixels, digest_of, open_picture
 from pixio_lightning.errors import UserError
 
 # What the folders of DIODE are called.
@@ -127,7 +126,7 @@ class MogeSamples:
     def load(self, index: int) -> Sample:
         folder = self.folders[index]
         data = self.archive.read(f"{folder}/image.jpg")
-        image = np.asarray(decode(data, max_megapixels=self.max_megapixels))
+        image = decode_pixels(data, max_megapixels=self.max_megapixels)
         encoded = self.archive.read(f"{folder}/depth.png")
         sample = checked(image, read_log_depth(encoded, max_megapixels=self.max_megapixels))
         meta = self.archive.read(f"{folder}/meta.json")

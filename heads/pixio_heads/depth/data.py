@@ -12,14 +12,20 @@ from pixio_heads.depth.hub import HubSamples
 from pixio_heads.depth.layouts import KittiBenchmarkSamples, Layout, Pair, PairSamples
 from pixio_heads.depth.synthetic_layouts import MixedSamples, mixed_sets
 from pixio_heads.depth.views import cropped, resized
-from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.depth import OTHER_UNIT
-from pixio_lightning.data.image_files import held_out, image_files
-from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import Chance, Sample, Samples
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
-from pixio_lightning.data.sources import existing_folder
-from pixio_lightning.data.stream import Bad
+from pixio_lightning.data import (
+    OTHER_UNIT,
+    Bad,
+    BadImage,
+    Chance,
+    Sample,
+    SampleData,
+    Samples,
+    Scenes,
+    SceneSamples,
+    existing_folder,
+    held_out,
+    image_files,
+)
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 

@@ -16,15 +16,10 @@ from torch import Tensor, nn
 
 from pixio_heads.depth import losses
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
-from pixio_lightning.data.depth import encode_png, unit_of
+from pixio_lightning.data import encode_png, unit_of
 from pixio_lightning.files.output_path import output_path
-from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.models.dense_decoders import DenseDecoder, LinearDecoder
-from pixio_lightning.models.features import Features
-from pixio_lightning.training import visualize as panels
-from pixio_lightning.training.dense_head import WindowedHead
-from pixio_lightning.training.head import Batch, Head
-from pixio_lightning.training.optim import Optim
+from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
+from pixio_lightning.training import Batch, Head, Optim, WindowedHead, visualize
 
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
 
@@ -59,27 +54,27 @@ class _DepthHead(Head):
 
     def draw(
         self, batches: list[Batch], maps: list[Tensor], valid: list[Tensor], title: str
-    ) -> panels.Panel:
+    ) -> visualize.Panel:
         """Draw image, truth, prediction and error; one scale for all, to the truth's 98 %."""
         truths = [batch["depth"][0].float() for batch in batches]
         seen = torch.cat([t[v] for t, v in zip(truths, valid, strict=True)])
-        high = panels.quantile(seen, 0.98) if len(seen) else 1.0
+        high = visualize.quantile(seen, 0.98) if len(seen) else 1.0
         rows = []
         for batch, truth, known, guess in zip(batches, truths, valid, maps, strict=True):
             error = (guess - truth).abs() / truth.clamp_min(1e-6)
             rows.append(
                 [
                     batch["image"][0],
-                    panels.colour(torch.where(known, truth / high, torch.nan), "depth"),
-                    panels.colour(guess / high, "depth"),
-                    panels.colour(torch.where(known, error / 0.5, torch.nan), "error"),
+                    visualize.colour(torch.where(known, truth / high, torch.nan), "depth"),
+                    visualize.colour(guess / high, "depth"),
+                    visualize.colour(torch.where(known, error / 0.5, torch.nan), "error"),
                 ]
             )
         legends = (
-            panels.Legend("depth", 0, float(f"{high:.2g}"), "m", "depth"),
-            panels.Legend("error", 0, 50, "% of the truth, grey: no truth", "error"),
+            visualize.Legend("depth", 0, float(f"{high:.2g}"), "m", "depth"),
+            visualize.Legend("error", 0, 50, "% of the truth, grey: no truth", "error"),
         )
-        return panels.Panel(rows, ["image", "truth", title, "error"], legends=legends)
+        return visualize.Panel(rows, ["image", "truth", title, "error"], legends=legends)
 
 
 class Depth(WindowedHead, _DepthHead):
@@ -194,7 +189,7 @@ class Depth(WindowedHead, _DepthHead):
             "median_map": resized[0].expand(shape),
         }
 
-    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw image, truth, prediction and error."""
         maps = [prediction[0] for prediction in predictions]
         return self.draw(batches, maps, [batch["valid"][0] for batch in batches], "prediction")
@@ -210,13 +205,13 @@ class Depth(WindowedHead, _DepthHead):
         unit = unit_of(self.facts["max_depth"]) if self.files == "png" else None
         for name, image, depth in zip(batch["name"], batch["image"], prediction, strict=True):
             write_map(output_path(folder, name, f".{self.files}"), depth, unit=unit)
-            high = panels.quantile(depth, 0.98)
-            drawn = panels.Panel(
-                [[image, panels.colour(depth / high, "depth")]],
+            high = visualize.quantile(depth, 0.98)
+            drawn = visualize.Panel(
+                [[image, visualize.colour(depth / high, "depth")]],
                 ["image", "depth"],
-                legends=(panels.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth"),),
+                legends=(visualize.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth"),),
             )
-            panels.write(output_path(folder, name, "_colour.png"), drawn)
+            visualize.write(output_path(folder, name, "_colour.png"), drawn)
 
 
 def write_map(path: Path, depth: Tensor, *, unit: float | None = None) -> None:
@@ -331,7 +326,7 @@ class RelativeDepth(_DepthHead):
         shape = (len(batch["key"]), height, width)
         return {name: found[name].expand(shape) for name in self.cheap}
 
-    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw image, truth, the aligned prediction as depth, and its error."""
         alignment = Alignment(space="depth", cap=self.alignment.cap)
         maps, valid = [], [batch["valid"][0] for batch in batches]
@@ -345,8 +340,8 @@ class RelativeDepth(_DepthHead):
         for name, image, disparity in zip(batch["name"], batch["image"], prediction, strict=True):
             write_map(output_path(folder, name, ".npy"), disparity)
             low, high = disparity.min(), disparity.max()
-            shown = panels.colour(1 - (disparity - low) / (high - low).clamp_min(1e-6), "depth")
-            panels.write(
+            shown = visualize.colour(1 - (disparity - low) / (high - low).clamp_min(1e-6), "depth")
+            visualize.write(
                 output_path(folder, name, "_colour.png"),
-                panels.Panel([[image, shown]], ["image", "disparity"]),
+                visualize.Panel([[image, shown]], ["image", "disparity"]),
             )

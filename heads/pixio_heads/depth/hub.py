@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from pixio_heads.depth.layouts import checked, read_mask
-from pixio_lightning.data.decode import BadImage, decode
-from pixio_lightning.data.depth import read_depth, to_metres
-from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
-from pixio_lightning.data.samples import Sample
+from pixio_lightning.data import (
+    BadImage,
+    HubRows,
+    Sample,
+    content,
+    decode_pixels,
+    open_columns,
+    read_depth,
+    rows_digest,
+    to_metres,
+)
 
 
 class HubSamples(HubRows):
@@ -49,7 +56,7 @@ class HubSamples(HubRows):
     def load(self, index: int) -> Sample:
         row = self.data[index]
         data = content(row[self.columns[0]])
-        image = np.asarray(decode(data, max_megapixels=self.max_megapixels))
+        image = decode_pixels(data, max_megapixels=self.max_megapixels)
         if self.images_only:
             return {"image": image}
         depth = row[self.columns[1]]

@@ -15,10 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_lightning.data.decode import BadImage, decode, open_picture, read_file
-from pixio_lightning.data.depth import SUFFIXES, read_depth, read_npy, require_reader
-from pixio_lightning.data.image_files import image_files
-from pixio_lightning.data.samples import Sample, digest_of
+from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
+from pixio_lightning.data import (
+    BadImage,
+    Sample,
+    decode_pixels,
+    digest_of,
+    image_files,
+    open_picture,
+    read_depth,
+    read_file,
+    read_npy,
+    require_reader,
+)
 from pixio_lightning.errors import UserError
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
@@ -141,7 +150,7 @@ class PairSamples:
 
     def load(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image = np.asarray(decode(read_file(pair.image), max_megapixels=self.max_megapixels))
+        image = decode_pixels(read_file(pair.image), max_megapixels=self.max_megapixels)
         if self.images_only:
             return {"image": image}
         if pair.depth is None or not pair.depth.is_file():

@@ -15,8 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pixio_heads.depth.head import RelativeDepth
-from pixio_lightning.training import visualize as panels
-from pixio_lightning.training.head import Batch
+from pixio_lightning.training import Batch, visualize
 
 _NEAR, _FAR = (60, 220, 90), (235, 60, 60)  # colours of the two points in pictures
 
@@ -106,16 +105,16 @@ class OrdinalDepth(RelativeDepth):
             f"short side {self.image_size} px"
         )
 
-    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw the pairs on image and disparity."""
         rows = []
         for batch, prediction in zip(batches, predictions, strict=True):
             disparity, points = prediction[0].detach().cpu(), batch["points"][0].cpu()
-            low, high = (panels.quantile(disparity, share) for share in (0.02, 0.98))
-            shown = panels.colour(1 - (disparity - low) / max(high - low, 1e-6), "depth")
+            low, high = (visualize.quantile(disparity, share) for share in (0.02, 0.98))
+            shown = visualize.colour(1 - (disparity - low) / max(high - low, 1e-6), "depth")
             rows.append([_marked(batch["image"][0].cpu(), points), _marked(shown, points)])
         caption = "green is nearer than red; light is near"
-        return panels.Panel(rows, ["pairs", "disparity"], caption=caption)
+        return visualize.Panel(rows, ["pairs", "disparity"], caption=caption)
 
 
 def _marked(picture: Tensor, pairs: Tensor) -> Tensor:

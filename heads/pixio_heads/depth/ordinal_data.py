@@ -9,11 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.depth.archive import Archive
-from pixio_lightning.data.decode import BadImage, decode
-from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import Chance, Sample, Samples, digest_of
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
-from pixio_lightning.data.scenes.worlds import known_places
+from pixio_lightning.data import (
+    BadImage,
+    Chance,
+    Sample,
+    SampleData,
+    Samples,
+    Scenes,
+    SceneSamples,
+    decode_pixels,
+    digest_of,
+    known_places,
+)
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import Stream, key_of
 
@@ -194,7 +201,7 @@ class Da2kSamples:
     def load(self, index: int) -> Sample:
         name = self.names[index]
         data = self.archive.read(self.base + name)
-        image = np.asarray(decode(data, max_megapixels=self.max_megapixels))
+        image = decode_pixels(data, max_megapixels=self.max_megapixels)
         points = self.images[name]
         if not len(points) or (points < 0).any() or (points >= image.shape[:2]).any():
             raise BadImage("no pair of points, or one outside of the image")

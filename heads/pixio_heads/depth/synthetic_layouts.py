@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples
-from pixio_lightning.data.image_files import held_out
-from pixio_lightning.data.samples import Sample, Samples, digest_of
+from pixio_lightning.data import Sample, Samples, digest_of, held_out
 from pixio_lightning.errors import UserError, nearest
 
 HYPERSIM_FOCAL = 886.81  # pixels, of images 1024 wide

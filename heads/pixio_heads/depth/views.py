@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pixio_lightning.data.samples import Sample
+from pixio_lightning.data import Sample
 
 
 def cropped(

@@ -20,11 +20,18 @@ from pixio_heads.reconstruction.views.sets import (
     Size,
     TrainingSets,
 )
-from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import Chance, HeldOutSamples, Sample, Samples, spread
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
-from pixio_lightning.data.sources import existing_folder
-from pixio_lightning.data.stream import Loader
+from pixio_lightning.data import (
+    Chance,
+    HeldOutSamples,
+    Loader,
+    Sample,
+    SampleData,
+    Samples,
+    Scenes,
+    SceneSamples,
+    existing_folder,
+    spread,
+)
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 

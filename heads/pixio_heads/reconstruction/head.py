@@ -26,12 +26,8 @@ from pixio_heads.reconstruction.picture import TITLES, set_row
 from pixio_heads.reconstruction.reconstructed import Reconstructed
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.output_path import output_path
-from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.models.features import Features
-from pixio_lightning.training import visualize as panels
-from pixio_lightning.training.head import Batch, Head
-from pixio_lightning.training.optim import Optim
-from pixio_lightning.training.precision import full_precision
+from pixio_lightning.models import Backbone, Features
+from pixio_lightning.training import Batch, Head, Optim, full_precision, visualize
 
 _PRESETS = {"overall": losses.Weights(), "high_points": losses.HIGH_POINTS}
 
@@ -151,14 +147,16 @@ class Reconstruction(Head):
             found["wrong_reference"] = self(self.encode(mixed_batch), mixed_batch)
         return found
 
-    def picture(self, batches: list[Batch], predictions: list[Prediction]) -> panels.Panel | None:
+    def picture(
+        self, batches: list[Batch], predictions: list[Prediction]
+    ) -> visualize.Panel | None:
         """Draw two views, depth of the first, and clouds with cameras from two sides."""
         if not batches:  # none of the sets that were chosen can be used
             return None
         sets = zip(batches, predictions, strict=True)
         rows = [set_row(batch, prediction) for batch, prediction in sets]
         caption = "predicted lengths are brought to the true average distance"
-        return panels.Panel(rows, TITLES, caption)
+        return visualize.Panel(rows, TITLES, caption)
 
     def write(self, prediction: Prediction, batch: Batch, folder: Path) -> None:
         """Write every set to a folder of its name: clouds, cameras and arrays, see `Export`."""

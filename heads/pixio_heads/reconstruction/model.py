@@ -19,8 +19,7 @@ from pixio_heads.reconstruction.attention import AlternatingAttention
 from pixio_heads.reconstruction.geometry import Geometry, moved, pose_of, unit
 from pixio_heads.reconstruction.pose_heads import FlatPoseHead, PoseHead
 from pixio_lightning.errors import UserError
-from pixio_lightning.models.dense_decoders import DPT, upsample
-from pixio_lightning.models.features import Features
+from pixio_lightning.models import DPT, Features, upsample
 
 # exp() of more overflows; of less, the gradient vanishes.
 _MOST_LOGIT = 20.0

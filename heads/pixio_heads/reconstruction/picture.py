@@ -16,7 +16,7 @@ from pixio_heads.reconstruction.geometry import (
     truth_of,
 )
 from pixio_heads.reconstruction.model import Prediction
-from pixio_lightning.training import visualize as panels
+from pixio_lightning.training import visualize
 
 TITLES = [
     *("view 0", "view 1", "true depth", "predicted depth"),
@@ -36,11 +36,11 @@ def set_row(batch: dict[str, Any], prediction: Prediction) -> list[Tensor]:
     )
     seen = valid[0, 0]
     near = truth.depth[0, 0][seen]
-    high = panels.quantile(near, 0.98) if len(near) else 1.0
+    high = visualize.quantile(near, 0.98) if len(near) else 1.0
     depths = (torch.where(seen, truth.depth[0, 0], torch.nan), guess.depth[0, 0])
     images = batch["image"][0]
     row = [images[0], images[min(1, len(images) - 1)]]
-    row += [panels.colour(depth / high, "depth") for depth in depths]
+    row += [visualize.colour(depth / high, "depth") for depth in depths]
     colours = images.movedim(1, -1)[valid[0]]
     for side in ("front", "above"):
         camera = clouds.facing(truth.points[0][valid[0]], side, cam2world=truth.cam2world[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pixio_lightning.data.scenes.render import CLASSES as SCENES
+from pixio_lightning.data import SCENE_CLASSES as SCENES
 
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),

@@ -13,15 +13,20 @@ from pixio_heads.segmentation import classes as known
 from pixio_heads.segmentation import layouts
 from pixio_heads.segmentation.layouts import HubSamples, Labels, Pair, PairSamples, SceneMasks
 from pixio_heads.segmentation.metrics import IGNORED
-from pixio_lightning.data.image_files import held_out, image_files
-from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import Chance, Sample, Samples
-from pixio_lightning.data.scenes.samples import Scenes
-from pixio_lightning.data.sources import existing_folder
-from pixio_lightning.data.stream import Bad
+from pixio_lightning.data import (
+    Bad,
+    Chance,
+    Sample,
+    SampleData,
+    Samples,
+    Scenes,
+    existing_folder,
+    held_out,
+    image_files,
+)
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
-from pixio_lightning.training.data_attributes import unnamed
+from pixio_lightning.training import unnamed
 
 # What is added to the stored labels, as the data sets are distributed.
 _SHIFTS: dict[str, Literal[-1, 0]] = {"ade20k": -1, "loveda": -1}

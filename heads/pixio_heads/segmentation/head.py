@@ -17,13 +17,8 @@ from torch import Tensor, nn
 from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
 from pixio_lightning.files.output_path import output_path
-from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.models.dense_decoders import DenseDecoder, LinearDecoder
-from pixio_lightning.models.features import Features
-from pixio_lightning.training import visualize as panels
-from pixio_lightning.training.dense_head import WindowedHead
-from pixio_lightning.training.head import Batch
-from pixio_lightning.training.optim import Optim
+from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
+from pixio_lightning.training import Batch, Optim, WindowedHead, visualize
 
 _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
 
@@ -136,49 +131,51 @@ class Segmentation(WindowedHead):
 
     # --- pictures and files -------------------------------------------------------------------
 
-    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> panels.Panel:
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw image, truth, prediction, and the wrong pixels in the colour predicted there."""
-        colours = panels.class_colours(self.facts["num_classes"])
+        colours = visualize.class_colours(self.facts["num_classes"])
         rows, shown = [], []
         for batch, scores in zip(batches, predictions, strict=True):
             truth, guess = batch["target"][0].long().cpu(), scores[0].argmax(0).cpu()
             known = truth != IGNORED
-            error = panels.paint(torch.where(known, guess, IGNORED), colours)
+            error = visualize.paint(torch.where(known, guess, IGNORED), colours)
             error[:, guess == truth] = 0
             shown += [truth[known], guess.flatten()]
             rows.append(
                 [
                     batch["image"][0],
-                    panels.paint(truth, colours),
-                    panels.paint(guess, colours),
+                    visualize.paint(truth, colours),
+                    visualize.paint(guess, colours),
                     error,
                 ]
             )
-        return panels.Panel(
+        return visualize.Panel(
             rows,
             ["image", "truth", "prediction", "error"],
             caption="error: the predicted class where it is wrong; black is right, grey unknown",
             swatches=self._swatches(torch.cat(shown)),
         )
 
-    def _swatches(self, labels: Tensor) -> tuple[panels.Swatch, ...]:
+    def _swatches(self, labels: Tensor) -> tuple[visualize.Swatch, ...]:
         """Return the colours of the classes that occur."""
-        colours = panels.class_colours(self.facts["num_classes"]).tolist()
+        colours = visualize.class_colours(self.facts["num_classes"]).tolist()
         names = self.facts["class_names"]
-        return tuple(panels.Swatch(names[i], tuple(colours[i])) for i in labels.unique().tolist())
+        return tuple(
+            visualize.Swatch(names[i], tuple(colours[i])) for i in labels.unique().tolist()
+        )
 
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
         """Write NAME.png, class indices with a palette, and NAME_colour.png, over the image."""
-        colours = panels.class_colours(self.facts["num_classes"])
+        colours = visualize.class_colours(self.facts["num_classes"])
         for name, image, scores in zip(batch["name"], batch["image"], prediction, strict=True):
             labels = scores.argmax(0).cpu()
             indexed = Image.fromarray(labels.to(torch.uint8).numpy())
             indexed.putpalette(colours.flatten().tolist())
-            panels.save(output_path(folder, name, ".png"), indexed)
-            laid = image.cpu() // 2 + panels.paint(labels, colours) // 2
-            drawn = panels.Panel(
+            visualize.save(output_path(folder, name, ".png"), indexed)
+            laid = image.cpu() // 2 + visualize.paint(labels, colours) // 2
+            drawn = visualize.Panel(
                 [[image, laid]],
                 ["image", "classes"],
                 swatches=self._swatches(labels),
             )
-            panels.write(output_path(folder, name, "_colour.png"), drawn)
+            visualize.write(output_path(folder, name, "_colour.png"), drawn)

@@ -16,11 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.segmentation.metrics import IGNORED
-from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture, read_file
-from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
-from pixio_lightning.data.image_files import image_files
-from pixio_lightning.data.samples import Sample, digest_of
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data import (
+    BadImage,
+    HubRows,
+    Sample,
+    Scenes,
+    SceneSamples,
+    content,
+    decode_pixels,
+    digest_of,
+    image_files,
+    open_columns,
+    open_picture,
+    read_file,
+    rows_digest,
+)
 from pixio_lightning.errors import UserError, nearest
 
 # How the reason of a mask begins whose labels mean something else than the recipe says. It is

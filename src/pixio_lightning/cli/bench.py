@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pixio_lightning.errors import UserError, nearest, printable_lines
+from pixio_lightning.files import write_text
 from pixio_lightning.files.text import parse_json, parse_yaml, read_text
-from pixio_lightning.training import results as record
-from pixio_lightning.training.run_folder import read_state, write_atomically
+from pixio_lightning.training import results
+from pixio_lightning.training.run_folder import read_state
 
 _KEYS = {"title", "metrics", "baselines", "rows"}
 _VERBS = ("fit", "validate")
@@ -142,7 +143,7 @@ def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
     for metric in metrics:
         column = [(name, line) for name, line in lines if metric in line["metrics"]]
         for name, line in column[1:]:
-            for why in record.differences([column[0][1], line]):
+            for why in results.differences([column[0][1], line]):
                 found.append(f"{column[0][0]} and {name}: {why}")
     return list(dict.fromkeys(found))
 
@@ -150,7 +151,7 @@ def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
 def _has_run(folder: Path) -> bool:
     """Whether a run has finished; one that trains nothing has, once it is evaluated."""
     return bool(read_state(folder).get("finished")) or any(
-        line["checkpoint"] == "untrained" for line in record.read(folder)
+        line["checkpoint"] == "untrained" for line in results.read(folder)
     )
 
 
@@ -159,7 +160,7 @@ def _word(value: Any, seed: int) -> str:
 
 
 def _last(folder: Path) -> dict[str, Any]:
-    lines = [line for line in record.read(folder) if line["checkpoint"] in ("last", "untrained")]
+    lines = [line for line in results.read(folder) if line["checkpoint"] in ("last", "untrained")]
     if not lines:
         raise UserError(
             f"{folder} holds no result of its last step: data.steps_per_epoch must divide "
@@ -203,9 +204,9 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
     text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
     print(printable_lines("\n" + text))
-    write_atomically(folder / "table.md", text)
-    results = {row.name: row.values for row in rows}
-    write_atomically(folder / "table.json", json.dumps(results, indent=1) + "\n")
+    write_text(folder / "table.md", text)
+    values = {row.name: row.values for row in rows}
+    write_text(folder / "table.json", json.dumps(values, indent=1) + "\n")
     print(f"written: {folder / 'table.md'}")
     return 0
 
@@ -235,9 +236,9 @@ def compare(first: Path, second: Path) -> str:
     Raises:
         UserError: One of them is no folder of a suite or a run, or the runs may not be compared.
     """
-    if all((folder / record.FILE).is_file() for folder in (first, second)):
+    if all((folder / results.FILE).is_file() for folder in (first, second)):
         evaluations = [_last(folder) for folder in (first, second)]
-        if why := record.differences(evaluations):
+        if why := results.differences(evaluations):
             raise UserError(f"{first} and {second} may not be compared: {'; '.join(why)}")
         a, b = ({"last": {k: [v] for k, v in e["metrics"].items()}} for e in evaluations)
     else:

@@ -7,8 +7,7 @@ from itertools import pairwise
 import yaml
 
 from pixio_lightning import plugins
-from pixio_lightning.cli import config_errors as mistakes
-from pixio_lightning.cli import recipes
+from pixio_lightning.cli import config_errors, recipes
 from pixio_lightning.curation.scores import ImagesToScore
 from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data.pixels import Pixels
@@ -40,7 +39,7 @@ def import_named(configs: list[str], words: list[str]) -> None:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = " ".join(str(error).split())
             raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
-        content = mistakes.check_recipe(content, path, TOP_KEYS)
+        content = config_errors.check_recipe(content, path, TOP_KEYS)
         for key in asked:
             section = content.get(key, {})
             chosen = section if isinstance(section, str) else section.get("class_path")

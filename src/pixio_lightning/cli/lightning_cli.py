@@ -14,11 +14,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pixio_lightning.cli import config_errors as mistakes
-from pixio_lightning.cli import recipes, resume
+from pixio_lightning.cli import config_errors, recipes, resume
 from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
-from pixio_lightning.cli.options import Options, expanded
+from pixio_lightning.cli.options import Options
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import expanded
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks import (
     Checkpoints,
@@ -28,7 +28,7 @@ from pixio_lightning.training.callbacks import (
     Progress,
     RunCard,
 )
-from pixio_lightning.training.checkpoints.io import AtomicIO
+from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO
 
 
 class PixioCLI(LightningCLI):
@@ -77,14 +77,14 @@ class PixioCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise UserError(mistakes.explain(str(error), TOP_KEYS)) from None
+            raise UserError(config_errors.explain(str(error), TOP_KEYS)) from None
         for key, value in list(self.config.items()):
             self.config[key] = expanded(value)
         for key, values in self.config_dict().items():
-            if key in mistakes.GROUPS:
-                mistakes.check_values(values, mistakes.GROUPS[key], key)
-            elif key in CORE_CLASSES and (chosen := mistakes.class_of(values["class_path"])):
-                mistakes.check_values(values["init_args"], chosen, key)
+            if key in config_errors.GROUPS:
+                config_errors.check_values(values, config_errors.GROUPS[key], key)
+            elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
+                config_errors.check_values(values["init_args"], chosen, key)
 
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data."""
@@ -113,8 +113,8 @@ class PixioCLI(LightningCLI):
             ModuleNotFoundError,
             ValueError,
         ) as error:
-            mistake = mistakes.cause(error)
-            raise mistake or UserError(mistakes.explain(str(error), TOP_KEYS)) from error
+            mistake = config_errors.cause(error)
+            raise mistake or UserError(config_errors.explain(str(error), TOP_KEYS)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""

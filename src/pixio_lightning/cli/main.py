@@ -22,8 +22,9 @@ from typing import NoReturn
 from pixio_lightning import __version__, plugins
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, RUN_PAGE, VERBS
-from pixio_lightning.cli.options import expanded, parse_options
+from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest, printable_lines
+from pixio_lightning.files import expanded
 
 
 class LightParser(argparse.ArgumentParser):
@@ -123,7 +124,7 @@ def _dispatch(argv: list[str]) -> int:
         print(pages.get(verb, RUN_PAGE).format(verb=verb, sentence=sentence), end="")
         return 0
     if verb == "export":
-        from pixio_lightning.models.weights import export
+        from pixio_lightning.cli import export
 
         return export.main(rest)
     if not rest:

@@ -58,8 +58,8 @@ def roots() -> list[Root]:
     A folder that a plug-in declares and does not bring is listed too, so that it can be reported.
     """
     here = Path(__file__).resolve()
-    shipped = here.parent / "_recipes"  # in a wheel; a checkout keeps them beside src/
-    found = [Root(shipped if shipped.is_dir() else here.parents[2] / "recipes", BUILT_IN)]
+    shipped = here.parents[1] / "_recipes"  # in a wheel; a checkout keeps them beside src/
+    found = [Root(shipped if shipped.is_dir() else here.parents[3] / "recipes", BUILT_IN)]
     for plugin in plugins.installed(plugins.RECIPES):
         places = plugins.locate(plugin.module) or [Path(*plugin.module.split("."))]
         folder = next((place for place in places if place.is_dir()), places[0])

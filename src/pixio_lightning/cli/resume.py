@@ -15,8 +15,8 @@ import lightning as L
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
 from pixio_lightning.cli.config_errors import class_of
-from pixio_lightning.cli.options import expanded
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import expanded
 
 # Keys, with all below them, that change nothing that is learned.
 FREE = (

@@ -18,12 +18,12 @@ from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.training import results as record
+from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.training import run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
-from pixio_lightning.training.checkpoints.io import local_path, read_plain, recover
+from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.head import Head
 
 # Functions of Lightning and torch that take up what a checkpoint holds.
@@ -99,10 +99,10 @@ def _fit(cli: PixioCLI) -> int:
             ckpt_path = str(last)
         if primary:
             for path in found:
-                recover(path)
+                recover_folder(path)
 
     def write() -> None:
-        run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         run_folder.write_state(folder, finished=False, batch=batch._asdict() if batch else None)
 
     if found:  # what is there stays true if this start comes to nothing
@@ -221,8 +221,8 @@ def evaluate(cli: PixioCLI) -> int:
         if cli.verb == "predict":
             say(cli.model.predictions_text(folder))
         elif isinstance(cli.model, Head):
-            say(block(cli.verb, record.summary(record.read(folder)[-1])))
-            say(f"recorded in {folder / record.FILE}")
+            say(block(cli.verb, results.summary(results.read(folder)[-1])))
+            say(f"recorded in {folder / results.FILE}")
         else:
             facts = {k: f"{v:.6g}" for result in results for k, v in result.items()}
             say(block(cli.verb, facts or {"nothing": "was logged"}))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pixio_lightning.data.decode import decode
+from pixio_lightning.data.decode import decode_pixels
 from pixio_lightning.data.shards.keep_rule import BINS, MAX_LOSS
 
 _WIDTH, _THUMB, _COLUMNS, _PAD = 1086, 84, 12, 6
@@ -118,7 +118,7 @@ def _axis(
 
 
 def _thumbnail(data: bytes) -> Image.Image:
-    image = decode(data, max_megapixels=math.inf)
+    image = Image.fromarray(decode_pixels(data, max_megapixels=math.inf))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((_THUMB, _THUMB), box=(left, top, left + side, top + side))

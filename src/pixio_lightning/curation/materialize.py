@@ -9,7 +9,6 @@ little more than those of kept images. The price: the images of a group come tog
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,8 +28,9 @@ from pixio_lightning.data.shards.keep_rule import (
 )
 from pixio_lightning.data.shards.pack import entry_of, shard_schema, table_of
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import write_text
+from pixio_lightning.files.atomic import aside_of, put_in_place, remove_leftovers
 from pixio_lightning.keyed import fold, permuted
-from pixio_lightning.training.run_folder import write_atomically
 
 BINS = 16
 PART = 32  # input shards that are rewritten together, and redone together after a kill
@@ -70,7 +70,7 @@ def materialize(
         raise UserError(f"'{out}' holds shards of another curation: give a new folder")
     if not stamp.exists() and any(out.iterdir()):
         raise UserError(f"'{out}' is not empty: give a new folder")
-    write_atomically(stamp, about)
+    write_text(stamp, about)
     n = len(index.shards)
     order = [permuted(i, n, seed=0, turn=0) for i in range(n)]
     parts = [order[start : start + PART] for start in range(0, n, PART)]
@@ -89,12 +89,10 @@ def _part(
 ) -> list[Shard]:
     done = out / f".{number:05d}.done"
     if not done.exists():
-        for leftover in out.glob(f".{number:05d}-*"):
-            leftover.unlink()
-        bins = [
-            _Bin(out / f"{number:05d}-{b:02d}.parquet", seed=fold(number, b), group=group)
-            for b in range(BINS)
-        ]
+        paths = [out / f"{number:05d}-{b:02d}.parquet" for b in range(BINS)]
+        for path in paths:
+            remove_leftovers(path)
+        bins = [_Bin(path, seed=fold(number, b), group=group) for b, path in enumerate(paths)]
         for shard in part:
             for local, at in enumerate(index.groups_of(shard)):
                 images = read_group(index, at)
@@ -106,7 +104,7 @@ def _part(
                     if p[row] > 0 and not image.reason:
                         bins[min(BINS - 1, int(p[row] * BINS))].add(image, scores, row)
         names = [bin.close() for bin in bins]
-        write_atomically(done, json.dumps([name for name in names if name]))
+        write_text(done, json.dumps([name for name in names if name]))
     return [entry_of(out / name, sorted_by_loss=True) for name in json.loads(done.read_text())]
 
 
@@ -115,7 +113,7 @@ class _Bin:
 
     def __init__(self, path: Path, *, seed: int, group: int) -> None:
         self.path, self.seed, self.group = path, seed, group
-        self.aside = path.with_name(f".{path.stem}-{os.getpid()}")
+        self.aside = aside_of(path)
         self.held: list[tuple[Encoded, dict[str, float]]] = []
         self.writer: pq.ParquetWriter | None = None
         self.flushed = 0
@@ -157,7 +155,7 @@ class _Bin:
         if self.writer is None:
             return ""
         self.writer.close()
-        os.replace(self.aside, self.path)
+        put_in_place(self.aside, self.path)
         return self.path.name
 
 

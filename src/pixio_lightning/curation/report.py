@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from pixio_lightning.cli.options import expanded
-from pixio_lightning.data.scenes.store import default_cache
 from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
@@ -27,7 +25,7 @@ from pixio_lightning.data.shards.keep_rule import (
     histogram_of,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.training.run_folder import write_atomically
+from pixio_lightning.files import default_cache, expanded, write_text
 
 _SHOWN = 24  # of the hardest and of the easiest images
 _PASSES = (0, 1)  # for which the realised keep rate is counted
@@ -97,7 +95,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     picture = _draw(index, rule, survey, out / "report.png")
-    write_atomically(out / "report.json", json.dumps(facts | {"scores": made}, indent=1) + "\n")
+    write_text(out / "report.json", json.dumps(facts | {"scores": made}, indent=1) + "\n")
     width = max(map(len, facts)) + 2
     for name, value in facts.items():
         print(

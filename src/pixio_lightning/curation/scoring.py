@@ -8,7 +8,6 @@ processes, precision and devices, and writes one file of scores for each shard.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pixio_lightning.curation.scores import ENTROPY, ImagesToScore, ScoredImages
 from pixio_lightning.data.shards.format import Shard
 from pixio_lightning.data.shards.keep_rule import SCORE_SCHEMA, score_file, settings_of
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import written_aside
 from pixio_lightning.keyed import Draw, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.build import is_generated
@@ -302,15 +302,16 @@ class Scoring(BackboneModule):
         """Write the scores of a shard, in row groups that match its own."""
         table, shard = self._open.pop(number), self._shard(number)
         path = score_file(self.folder, shard.path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         schema = SCORE_SCHEMA.with_metadata({"pixio_scores": json.dumps(self.settings)})
-        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        with (
+            written_aside(path) as aside,
+            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
+        ):
             start = 0
             for rows in shard.group_rows.tolist():
                 part = {name: column[start : start + rows] for name, column in table.items()}
                 writer.write_table(pa.Table.from_pydict(part, schema=schema))
                 start += rows
-        os.replace(aside, path)
 
     def predictions_text(self, folder: Path) -> str:
         """Say where the scores are, and what to do with them."""

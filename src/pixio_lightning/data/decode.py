@@ -76,11 +76,6 @@ def read_file(path: str | os.PathLike) -> bytes:
         return file.readall()
 
 
-def decode(data: bytes, *, max_megapixels: float) -> Image.Image:
-    """Decode an image, upright and in RGB; see `decode_pixels`."""
-    return Image.fromarray(decode_pixels(data, max_megapixels=max_megapixels))
-
-
 def decode_pixels(data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:
     """Decode an image, upright and in RGB: `(H, W, 3)`.
 

@@ -1,0 +1,33 @@
+"""Files: written whole or not at all, read within bounds, and named below their folder.
+
+Nothing here imports torch.
+"""
+
+from pixio_lightning.files.atomic import (
+    move,
+    recover_folder,
+    replace_folder,
+    write_bytes,
+    write_text,
+    written_aside,
+)
+from pixio_lightning.files.cache import default_cache, locked
+from pixio_lightning.files.home import expanded
+from pixio_lightning.files.output_path import output_path
+from pixio_lightning.files.text import parse_json, parse_yaml, read_text
+
+__all__ = [
+    "default_cache",
+    "expanded",
+    "locked",
+    "move",
+    "output_path",
+    "parse_json",
+    "parse_yaml",
+    "read_text",
+    "recover_folder",
+    "replace_folder",
+    "write_bytes",
+    "write_text",
+    "written_aside",
+]

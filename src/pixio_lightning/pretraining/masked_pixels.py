@@ -31,7 +31,7 @@ from pixio_lightning.models.masking import (
     unpatchify,
 )
 from pixio_lightning.pretraining.baselines import inverse_distance
-from pixio_lightning.training import visualize as panels
+from pixio_lightning.training import visualize
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.run_folder import Metrics
@@ -201,7 +201,7 @@ class PixelPretraining(BackboneModule):
         for name, row, weight in zip(batch["name"], panel.rows, batch["weight"], strict=True):
             if weight == 0:  # padding, or an unreadable image
                 continue
-            panels.write(output_path(folder, name, ".png"), panel._replace(rows=[row]))
+            visualize.write(output_path(folder, name, ".png"), panel._replace(rows=[row]))
 
     def _fixed_draw(self, batch: dict[str, Any]) -> Draw:
         return Draw(batch["key"], self.seed, _FIXED_TURN)
@@ -233,7 +233,7 @@ class PixelPretraining(BackboneModule):
         return shape / contrast, shape / torch.maximum(contrast, own_contrast)
 
     @torch.no_grad()
-    def pictures(self, batch: dict[str, Any]) -> panels.Panel:
+    def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
         """Draw what the model sees, paints and should have painted, in a row for each image."""
         images = batch["image"]
         result = self(images, self._fixed_draw(batch))
@@ -246,14 +246,16 @@ class PixelPretraining(BackboneModule):
         reconstruction = result.pixels.scatter(1, index, painted)
         features = self.backbone(images)
         columns = [self._to_uint8(x, result.grid) for x in (masked, reconstruction, result.pixels)]
-        columns.append(panels.principal_components(features.layers[-1].patches, columns[0].shape))
+        columns.append(
+            visualize.principal_components(features.layers[-1].patches, columns[0].shape)
+        )
         scale = "reconstruction*" if self.norm_pix else "reconstruction"
         titles = ["masked input", scale, "truth", "features (PCA)"]
         rows = [list(row) for row in zip(*columns, strict=True)]
         caption = (
             "* hidden patches with the true mean and contrast of each" if self.norm_pix else ""
         )
-        return panels.Panel(rows, titles, caption)
+        return visualize.Panel(rows, titles, caption)
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss at the start and the end, beside what needs no learning."""

@@ -20,8 +20,8 @@ from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import blocks_of, compile_blocks
 from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training import strategy as sharding
+from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.checkpoints.finite import first_not_finite
-from pixio_lightning.training.checkpoints.io import read_plain
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.run_folder import Metrics
 
@@ -213,7 +213,7 @@ class BackboneModule(L.LightningModule):
         """
         self._refuse_not_finite()
         checkpoint["pixio"] = {
-            "class": f"{type(self).__module__}:{type(self).__qualname__}",
+            "class": type(self).__qualname__,
             "config": self.config,
             "backbone": self.backbone.identity,
         }

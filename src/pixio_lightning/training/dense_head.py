@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.models import sliding_window as windows
+from pixio_lightning.models import sliding_window
 from pixio_lightning.models.features import Features
 from pixio_lightning.training.head import Batch, Head
 
@@ -88,7 +88,7 @@ class WindowedHead(Head):
         """Return the prediction for what `encode` returned."""
         if self.training:
             return self.whole(features, batch["size"])
-        count = len(windows.corners(batch["size"], window=self.window, stride=self.stride))
+        count = len(sliding_window.corners(batch["size"], window=self.window, stride=self.stride))
         mean = self._mean(len(features.tokens) // count, batch["size"])
         for start in range(0, len(features.tokens), self.windows_per_chunk):
             mean.add(self.of_window(_rows(features, start, start + self.windows_per_chunk)))
@@ -110,8 +110,8 @@ class WindowedHead(Head):
         """Return what decides how images are cut."""
         return {"window": self.window, "stride": self.stride}
 
-    def _mean(self, images: int, size: tuple[int, int]) -> windows.Mean:
-        return windows.Mean(images, size, window=self.window, stride=self.stride)
+    def _mean(self, images: int, size: tuple[int, int]) -> sliding_window.Mean:
+        return sliding_window.Mean(images, size, window=self.window, stride=self.stride)
 
     def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Yield chunks of normalised windows, and whether they count.
@@ -120,12 +120,14 @@ class WindowedHead(Head):
         image repeats its last chunk.
         """
         size = (images.shape[-2], images.shape[-1])
-        count = len(images) * len(windows.corners(size, window=self.window, stride=self.stride))
+        count = len(images) * len(
+            sliding_window.corners(size, window=self.window, stride=self.stride)
+        )
         own = most = -(-count // self.windows_per_chunk)
         if self.device_mesh is not None:  # asked first: the chunks are exchanges, too
             most = int(self.all_gather(torch.tensor(own, device=self.device)).max())
         piece = images
-        for piece in windows.cut(
+        for piece in sliding_window.cut(
             images,
             window=self.window,
             stride=self.stride,

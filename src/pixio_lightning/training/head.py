@@ -18,10 +18,9 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Features
-from pixio_lightning.training import results as record
-from pixio_lightning.training import visualize as panels
+from pixio_lightning.training import results, visualize
 from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.callbacks import feature_cache as cache
+from pixio_lightning.training.callbacks import feature_cache
 from pixio_lightning.training.data_attributes import refuse_other
 from pixio_lightning.training.evaluation_metrics import Evaluation, without_padding
 from pixio_lightning.training.optim import Optim
@@ -137,7 +136,7 @@ class Head(BackboneModule):
         """Return for each name in `cheap` what it would predict without looking."""
         return {}
 
-    def picture(self, batches: list[Batch], predictions: list[Any]) -> panels.Panel | None:
+    def picture(self, batches: list[Batch], predictions: list[Any]) -> visualize.Panel | None:
         """Draw single samples, a row for each; None draws nothing. Without autocast, as `loss`."""
         return None
 
@@ -222,7 +221,7 @@ class Head(BackboneModule):
                 self.write(to_float32(prediction), batch, folder)
 
     @torch.no_grad()
-    def pictures(self, chosen: Batch) -> panels.Panel | None:
+    def pictures(self, chosen: Batch) -> visualize.Panel | None:
         """Draw the samples that the data module chose."""
         batches = chosen["batches"]
         if not batches:  # none of the chosen samples can be used
@@ -329,7 +328,7 @@ class Head(BackboneModule):
         """Gather statistics, and the features if they are to be cached."""
         self._gather()
         if self.cache:
-            cache.install(self)
+            feature_cache.install(self)
 
     def on_validation_start(self) -> None:
         """Gather statistics, where no training did."""
@@ -342,7 +341,7 @@ class Head(BackboneModule):
             return
         was_training = self.training
         self.eval()
-        found = cache.statistics(self) if self.cache else self.look()
+        found = feature_cache.statistics(self) if self.cache else self.look()
         self.statistics = found
         self.train(was_training)
 
@@ -364,14 +363,14 @@ class Head(BackboneModule):
             return
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
-        record.add(self, outcome, split=stage)
+        results.add(self, outcome, split=stage)
 
     on_test_epoch_end = on_validation_epoch_end
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the last evaluation, each metric beside its baselines, and the best one."""
-        lines = record.read(metrics.path.parent)
-        return record.summary(lines[-1]) | record.best_of(lines) if lines else {}
+        lines = results.read(metrics.path.parent)
+        return results.summary(lines[-1]) | results.best_of(lines) if lines else {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the head was told of its data, and its statistics."""

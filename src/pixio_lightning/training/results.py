@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixio_lightning import plugins
+from pixio_lightning.files import write_text
 from pixio_lightning.files.text import parse_json, read_text
-from pixio_lightning.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from pixio_lightning.training.evaluation_metrics import Outcome
@@ -30,7 +30,7 @@ _LIBRARIES = ("torch", "lightning", "timm", "torchmetrics")
 @cache
 def commit() -> str | None:
     """Return the commit of the checkout this code runs from, "+" behind it if files differ."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]  # the package
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(here), *words]
@@ -39,7 +39,7 @@ def commit() -> str | None:
 
     try:
         # An installed package may lie inside the checkout of something else.
-        if not git("ls-files", "record.py"):
+        if not git("ls-files", "__init__.py"):
             return None
         changed = git("status", "--porcelain", "-uno", ".")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
@@ -273,4 +273,4 @@ def rewind(folder: Path, step: int) -> None:
         if line["verb"] != "fit" or (line["steps"] <= step and line["checkpoint"] != "best")
     ]
     if len(kept) < len(lines):
-        write_atomically(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))

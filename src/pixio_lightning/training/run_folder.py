@@ -21,20 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import move, write_text
+from pixio_lightning.files.atomic import previous_folder
 from pixio_lightning.files.text import is_regular, parse_json, parse_yaml, read_text
 
 LOCK = ".lock"
 # Files of which any one tells that a folder is a run's.
 _FILES = (LOCK, "config.yaml", "state.json", "metrics.csv", "results.jsonl", "bad_files.txt")
 _TRACES = ("state.json", "last.ckpt", "best.ckpt", "results.jsonl")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 @contextmanager
@@ -146,7 +140,7 @@ def set_aside(folder: Path) -> Path | None:
         return None
     old = target.with_name(f"{target.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
     try:
-        os.rename(target, old)
+        move(target, old)
     except OSError as error:
         raise UserError(
             f"--fresh cannot rename '{target}' ({error.strerror}); give another --out"
@@ -210,11 +204,11 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints a run left, the last one before the best one.
 
-    It must come out equal in all processes while the first one calls `checkpoint.recover`, which
+    It must come out equal in all processes while the first one calls `files.recover_folder`, which
     renames a folder that a kill left under its temporary name: so that name is looked for first.
     """
     paths = [folder / name for name in ("last.ckpt", "best.ckpt")]
-    return [p for p in paths if p.with_name(f".{p.name}.old").is_dir() or p.exists()]
+    return [p for p in paths if previous_folder(p).is_dir() or p.exists()]
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -250,7 +244,7 @@ def _is_state(state: dict[str, Any]) -> bool:
 
 def write_state(folder: Path, **facts: Any) -> None:
     """Record how far the run got, and what it runs on; what was recorded otherwise stays."""
-    write_atomically(folder / "state.json", json.dumps(read_state(folder) | facts))
+    write_text(folder / "state.json", json.dumps(read_state(folder) | facts))
 
 
 class Metrics:
@@ -307,7 +301,7 @@ class Metrics:
             return
         columns = self._columns()
         lines = [self._line(row, columns) for row in self.rows]
-        write_atomically(self.path, "".join([",".join(columns) + "\n", *lines]))
+        write_text(self.path, "".join([",".join(columns) + "\n", *lines]))
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(key for row in self.rows for key in row))

@@ -7,19 +7,83 @@ more than its shards and one whole tensor.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import replace_folder
 from pixio_lightning.models.blocks import blocks_of
+from pixio_lightning.training.checkpoints import sharded_parts
+from pixio_lightning.training.checkpoints.checkpoint_io import local_path
+from pixio_lightning.training.checkpoints.form import check_form
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2: parameters, gradients and optimiser state sharded over all processes.
+
+    A checkpoint is a folder, to which every process writes its part; it is written aside and
+    renamed when all have finished.
+    """
+
+    def __init__(self) -> None:
+        # Lightning's own "auto" means tensor parallelism inside a node; `device_mesh` says what
+        # is meant here, and needs no count of processes in the recipe.
+        super().__init__(data_parallel_size="auto", tensor_parallel_size="auto")
+        self._mesh: DeviceMesh | None = None
+
+    def setup_environment(self) -> None:
+        """Open the process group and lay the mesh over it."""
+        super().setup_environment()
+        names = ("data_parallel", "tensor_parallel")
+        self._mesh = init_device_mesh(
+            self.root_device.type, (self.world_size, 1), mesh_dim_names=names
+        )
+
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """All processes along `data_parallel`."""
+        assert self._mesh is not None, "setup_environment lays the mesh"
+        return self._mesh
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write the folder of all parts, whole or not at all."""
+        target = local_path(self.broadcast(str(filepath)))
+        aside = target.with_name(f".{target.name}.tmp")
+        if self.is_global_zero:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.barrier("aside")
+        super().save_checkpoint(checkpoint, aside, storage_options)
+        self.barrier("written")
+        if self.is_global_zero:
+            replace_folder(aside, target)
+        self.barrier("renamed")
+
+    def load_checkpoint(
+        self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the folder, tensors and plain data only.
+
+        Raises:
+            UserError: It is damaged, or holds code.
+        """
+        path = local_path(checkpoint_path)
+        with sharded_parts.checked(path):
+            checkpoint = super().load_checkpoint(path, weights_only=True)
+        check_form(checkpoint, path)
+        return checkpoint
 
 
 def mixed_precision(precision: str, device_type: str) -> MixedPrecisionPolicy:

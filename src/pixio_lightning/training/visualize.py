@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from pixio_lightning.files import written_aside
 
 _SIDE = 192  # smallest side a picture is shown at, in pixels
 _MOST = 512  # greatest side
@@ -236,10 +236,5 @@ def write(path: Path, panel: Panel) -> Image.Image:
 
 def save(path: Path, image: Image.Image) -> None:
     """Write an image as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")  # a name of any length has room for it
-    try:
+    with written_aside(path) as aside:
         image.save(aside, format="PNG")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -14,8 +14,8 @@ from class_runs import words
 from PIL import Image
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results as record
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training import results
+from pixio_lightning.training.checkpoints import checkpoint_io
 
 DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
@@ -47,7 +47,7 @@ def test_two_processes_find_the_neighbours_that_one_does(colours: Path, tmp_path
     for name, run in (("one", alone), ("two", in_two_processes)):
         line = words("classification/folder_knn", colours, tmp_path / name, "--model.k=[1,3,9]")
         run("fit", *line, "--data.val_images=5", "--data.batch_size=4")
-        found.append(record.read(tmp_path / name))
+        found.append(results.read(tmp_path / name))
     assert [len(lines) for lines in found] == [1, 1]
     (one,), (two,) = found
     assert one["metrics"] == two["metrics"] and one["n"] == two["n"]
@@ -63,10 +63,10 @@ def test_two_processes_learn_what_one_does(colours: Path, tmp_path: Path) -> Non
         line = words("classification/folder_linear", colours, tmp_path / name, *more)
         run("fit", *line, f"--data.batch_size={batch}")
     first, second = (
-        checkpoint.read(tmp_path / n / "last.ckpt")["state_dict"] for n in ("one", "two")
+        checkpoint_io.read(tmp_path / n / "last.ckpt")["state_dict"] for n in ("one", "two")
     )
     assert {"decoder.norm.running_mean", "decoder.linear.weight"} <= first.keys()
     for name, tensor in first.items():
         assert torch.allclose(tensor, second[name], atol=1e-4), name
-    one, two = (record.read(tmp_path / n)[-1] for n in ("one", "two"))
+    one, two = (results.read(tmp_path / n)[-1] for n in ("one", "two"))
     assert one["metrics"] == two["metrics"] and one["loss"] == pytest.approx(two["loss"], rel=1e-4)

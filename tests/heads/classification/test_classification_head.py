@@ -19,8 +19,8 @@ from pixio_lightning import Backbone
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.testing import BACKBONES
-from pixio_lightning.training import results as record
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training import results
+from pixio_lightning.training.checkpoints import checkpoint_io
 
 SCENES = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}"]
 
@@ -34,7 +34,7 @@ def test_a_folder_is_learned_and_a_table_of_other_images_is_written(
 ) -> None:
     line = words("classification/folder_linear", colours, tmp_path / "run", *SHORT)
     assert main(["fit", *line]) == 0
-    last = record.read(tmp_path / "run")[-1]
+    last = results.read(tmp_path / "run")[-1]
     assert last["metrics"]["top1"] == 1.0 > last["cheap_baselines"]["majority"]["top1"]
     assert last["n"] == 6 and last["checkpoint"] == "last"
 
@@ -56,7 +56,7 @@ def test_a_folder_is_learned_and_a_table_of_other_images_is_written(
 def test_neighbours_know_a_folder_and_leave_no_checkpoint(colours: Path, tmp_path: Path) -> None:
     line = words("classification/folder_knn", colours, tmp_path / "run", "--model.k=[1,3]")
     assert main(["fit", *line]) == 0
-    (found,) = record.read(tmp_path / "run")
+    (found,) = results.read(tmp_path / "run")
     assert found["task"] == "knn" and found["metrics"] == {"top1_k1": 1.0, "top1_k3": 1.0}
     assert found["cheap_baselines"]["majority"].keys() == found["metrics"].keys()
     assert "mean raw class token" in found["protocol"] and "among all" in found["protocol"]
@@ -84,7 +84,7 @@ def test_checkpoint_and_record_of_the_best_and_the_last(tmp_path: Path) -> None:
     line = ["-c", "classification/demo", "-c", "with/debug", *SCENES, "--out", str(out)]
     line += ["--trainer.max_steps", "6", "--data.val_images", "8", "--panels.every_n_steps", "0"]
     assert main(["fit", *line]) == 0
-    lines = record.read(out)
+    lines = results.read(out)
     assert [(e["checkpoint"], e["steps"]) for e in lines if e["checkpoint"] != "best"] == [
         *(("running", 2), ("running", 4), ("last", 6))
     ]
@@ -96,16 +96,16 @@ def test_checkpoint_and_record_of_the_best_and_the_last(tmp_path: Path) -> None:
     assert best["steps"] == next(e["steps"] for e in evaluations if e["metrics"]["top1"] == top)
     assert best["chosen_by"] == "top1"
     assert best["chosen"] == "of 3 evaluations, on the split it is reported on"
-    assert checkpoint.read(out / "best.ckpt")["global_step"] == best["steps"]
+    assert checkpoint_io.read(out / "best.ckpt")["global_step"] == best["steps"]
 
 
 def test_objects_are_several_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     line = ["-c", "classification/demo", "-c", "with/debug", *SCENES, "--data.target", "objects"]
     line += ["--data.val_images", "8", "--out", str(tmp_path / "run")]
     assert main(["fit", *line]) == 0
-    last = record.read(tmp_path / "run")[-1]
+    last = results.read(tmp_path / "run")[-1]
     assert last["metrics"].keys() == {"mean_ap"} and "any number of 16" in last["protocol"]
-    assert record.read(tmp_path / "run")[-2]["chosen_by"] == "mean_ap"
+    assert results.read(tmp_path / "run")[-2]["chosen_by"] == "mean_ap"
     assert list((tmp_path / "run/panels").glob("*.png"))
     assert main(["predict", *line]) == 0
     table = (tmp_path / "run/predictions/predictions.csv").read_text().splitlines()
@@ -126,16 +126,16 @@ def test_one_recipe_over_four_backbones_gives_lines_that_may_be_compared(tmp_pat
         line = ["-c", "classification/demo", "-c", "with/debug", "-c", str(overlay), *SCENES]
         line += ["--panels.every_n_steps=0", "--out", str(tmp_path / name)]
         assert main(["fit", *line]) == 0
-        lines.append(record.read(tmp_path / name)[-1])
+        lines.append(results.read(tmp_path / name)[-1])
     assert len({line["backbone"]["name"] for line in lines}) == 4
-    assert record.differences(lines) == []
+    assert results.differences(lines) == []
     assert main(["fit", *line, "--fresh", "--data.crop_pct=0.5", "--data.val_images=3"]) == 0
-    other = record.read(tmp_path / name)[-1]
-    why = record.differences([*lines, other])
+    other = results.read(tmp_path / name)[-1]
+    why = results.differences([*lines, other])
     assert [text.split(" is ")[0] for text in why] == ["n", "protocol"]
     assert "0.5 of the short side" in why[1]
     assert main(["validate", *line, "--data.crop_pct=0.25"]) == 0
-    assert "0.25 of the short side" in record.read(tmp_path / name)[-1]["protocol"]
+    assert "0.25 of the short side" in results.read(tmp_path / name)[-1]["protocol"]
 
 
 def test_what_is_pooled() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from pixio_heads.depth.head import RelativeDepth
 from pixio_lightning.cli.main import main
 from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
 
@@ -96,7 +96,7 @@ def zeroshot(recipe: str, root: Path, out: Path, *words: str) -> dict:
     line = ["-c", recipe, "-c", "with/debug", "-c", str(root / "small.yaml"), "--out", str(out)]
     line += ["--model.image_size", "32", "--ckpt_path", str(root / "run" / "last.ckpt")]
     assert main(["test", *line, *decoder, *words]) == 0
-    return record.read(out)[-1]
+    return results.read(out)[-1]
 
 
 def test_another_set_is_scored_within_its_own_range(trained: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from pixio_heads.reconstruction import reconstructed
 from pixio_lightning import load
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results as record
-from pixio_lightning.training.checkpoints import io as checkpoint
+from pixio_lightning.training import results
+from pixio_lightning.training.checkpoints import checkpoint_io
 
 SMALL = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48, places: [den]}"]
 
@@ -41,7 +41,7 @@ def trained(words: list[str]) -> Path:
 
 
 def test_the_record_has_all_figures_beside_their_baselines(trained: Path) -> None:
-    line = record.read(trained)[-1]
+    line = results.read(trained)[-1]
     assert line["task"] == "reconstruction" and line["n"] == 4
     assert {"scale_rel", "points_tau", "pose_auc5", "rotation_median"} <= line["metrics"].keys()
     assert line["cheap_baselines"].keys() == {"constant", "wrong_reference"}
@@ -74,7 +74,7 @@ def test_older_checkpoints_evaluate_and_are_not_trained_on(
     """Their scale token is a matrix of one row, and in their optimiser it decays."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    stored = checkpoint.read(run / "last.ckpt")
+    stored = checkpoint_io.read(run / "last.ckpt")
     token = stored["state_dict"]["decoder.scale_token"]
     stored["state_dict"]["decoder.scale_token"] = token[None]
     torch.save(stored, run / "last.ckpt")
@@ -164,7 +164,7 @@ def test_a_run_whose_pictured_sets_cannot_be_used_draws_nothing(
     code = main(["fit", *line, "--data.image_size", "[48, 48]"])
     assert code == 0, capsys.readouterr().err
     assert (tmp_path / "run/last.ckpt").exists() and not (tmp_path / "run/panels").exists()
-    assert record.read(tmp_path / "run")[-1]["n"] == 1
+    assert results.read(tmp_path / "run")[-1]["n"] == 1
 
 
 def test_sets_of_two_kinds_train_together(

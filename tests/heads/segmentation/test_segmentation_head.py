@@ -15,7 +15,7 @@ from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning.cli.main import main
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Features, Layer
-from pixio_lightning.training import visualize as panels
+from pixio_lightning.training import visualize
 
 NAMES = ["sky", "sea", "sand", "rock", "ship"]
 
@@ -114,7 +114,7 @@ def test_pictures_show_classes_and_name_those_that_occur(head: Segmentation) -> 
     scores[:, 4, :, 16:] = 2
     batch = {"image": images(32, 32, count=1), "target": target.to(torch.uint8)}
     panel = head.picture([batch], [scores])
-    colours = panels.class_colours(5)
+    colours = visualize.class_colours(5)
     _, truth, guess, error = panel.rows[0]
     assert (truth[:, :8] == 128).all() and (truth[:, 8:] == colours[2][:, None, None]).all()
     assert torch.equal(guess[:, 20, 20], colours[4]) and torch.equal(guess[:, 20, 4], colours[2])
@@ -131,18 +131,22 @@ def test_files_hold_indices_and_colours(head: Segmentation, tmp_path: Path) -> N
         assert image.mode == "P"
         assert np.array_equal(np.asarray(image), scores[0].argmax(0).numpy())
         shown = np.asarray(image.convert("RGB"))
-    colours = panels.class_colours(5).numpy()
+    colours = visualize.class_colours(5).numpy()
     assert np.array_equal(shown, colours[scores[0].argmax(0).numpy()])
     assert (tmp_path / "c.jpg_colour.png").exists()
 
 
 def test_many_classes_have_colours_apart_and_lines_in_the_legend() -> None:
-    colours = panels.class_colours(150)
-    assert torch.equal(colours[:16], panels.class_colours(16)) and len(colours.unique(dim=0)) == 150
-    swatches = tuple(panels.Swatch(f"class {i}", tuple(c)) for i, c in enumerate(colours.tolist()))
+    colours = visualize.class_colours(150)
+    assert (
+        torch.equal(colours[:16], visualize.class_colours(16)) and len(colours.unique(dim=0)) == 150
+    )
+    swatches = tuple(
+        visualize.Swatch(f"class {i}", tuple(c)) for i, c in enumerate(colours.tolist())
+    )
     rows = [[images(32, 32, count=1)[0]]]
-    plain = panels.compose(panels.Panel(rows, ["image"]))
-    long = panels.compose(panels.Panel(rows, ["image"], swatches=swatches))
+    plain = visualize.compose(visualize.Panel(rows, ["image"]))
+    long = visualize.compose(visualize.Panel(rows, ["image"], swatches=swatches))
     assert long.width == plain.width and long.height > plain.height + 50 * 24
     found = {tuple(c) for c in np.asarray(long).reshape(-1, 3).tolist()}
     assert found >= {swatch.colour for swatch in swatches}

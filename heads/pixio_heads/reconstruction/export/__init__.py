@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from pixio_heads.reconstruction.reconstructed import (
     original_intrinsics,
 )
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files import write_bytes
 
 Format = Literal["ply", "glb", "colmap", "transforms", "npz", "depth"]
 
@@ -120,7 +120,7 @@ def export(found: Reconstructed, folder: Path, options: Export = Export()) -> li
             cloud="points.ply" if "ply" in formats else None,
         )
     for name, make in files.items():
-        _write(folder / name, make())
+        write_bytes(folder / name, make())
     return [folder / name for name in files]
 
 
@@ -144,11 +144,3 @@ def _depth(found: Reconstructed, view: int) -> bytes:
 def _intrinsics(found: Reconstructed) -> bytes:
     matrices = zip(found.names, original_intrinsics(found).tolist(), strict=True)
     return (json.dumps(dict(matrices), indent=1) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file aside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_bytes(data)
-    os.replace(aside, path)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views.frames import Found, camera_matrix, posed_frame
-from pixio_lightning.data.depth import SUFFIXES
+from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError
 
 # Focal lengths of COLMAP's models; the principal point follows, and then distortion.

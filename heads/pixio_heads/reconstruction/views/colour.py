@@ -9,7 +9,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
 
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data import Chance
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 

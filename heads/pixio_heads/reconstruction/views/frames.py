@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views import covisibility
 from pixio_heads.reconstruction.views.score_file import ScoreFile
-from pixio_lightning.data.decode import BadImage, decode_pixels, read_file
-from pixio_lightning.data.depth import read_depth
-from pixio_lightning.data.scenes.render import CLASSES
-from pixio_lightning.data.scenes.samples import SceneSamples
+from pixio_lightning.data import SCENE_CLASSES as CLASSES
+from pixio_lightning.data import BadImage, SceneSamples, decode_pixels, read_depth, read_file
 from pixio_lightning.errors import UserError
 
 _SKY = CLASSES.index("sky")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pixio_heads.reconstruction.views.covisibility import rescaled
 from pixio_heads.reconstruction.views.frames import Shot
-from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data import BadImage
 
 _LEAST = 16  # pixels: the principal point lies at the image's edge, or beyond it
 

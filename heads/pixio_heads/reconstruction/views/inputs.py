@@ -16,13 +16,21 @@ from PIL import ExifTags, Image
 
 from pixio_heads.reconstruction.views.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_heads.reconstruction.views.video import video_frames
-from pixio_lightning.data.decode import FORMATS, BadImage, decode_pixels, read_file
-from pixio_lightning.data.image_files import image_files
-from pixio_lightning.data.samples import Sample, digest_of, spread
-from pixio_lightning.data.sources import SUFFIXES, existing_folder
-from pixio_lightning.data.stream import Bad
+from pixio_lightning.data import (
+    FORMATS,
+    Bad,
+    BadImage,
+    Sample,
+    decode_pixels,
+    digest_of,
+    existing_folder,
+    image_files,
+    read_file,
+    spread,
+)
+from pixio_lightning.data import IMAGE_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError
-from pixio_lightning.training import visualize as panels
+from pixio_lightning.training import visualize
 
 _STEP = 16  # sides of what a model sees are multiples of it
 
@@ -186,7 +194,7 @@ def _of_video(
         names.append(name)
         placed.append(place(pixels, common_size([pixels.shape[:2]], image_size)))
         if frames is not None:
-            panels.save(frames / name, Image.fromarray(pixels))
+            visualize.save(frames / name, Image.fromarray(pixels))
     if len(placed) < 2:
         raise UserError(
             f"'{file}' gives {len(placed)} of {len(placed) + len(bad)} frames at one every "

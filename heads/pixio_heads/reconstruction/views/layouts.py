@@ -24,8 +24,7 @@ from pixio_heads.reconstruction.views.frames import (
     posed_frame,
 )
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
-from pixio_lightning.data.depth import require_reader
-from pixio_lightning.data.image_files import held_out
+from pixio_lightning.data import held_out, require_reader
 from pixio_lightning.errors import UserError
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z backward, as in Nerfstudio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pixio_lightning.data.samples import Sample
+from pixio_lightning.data import Sample
 
 _MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 _MAPS = ("image", "depth", "valid", "non_ambiguous")

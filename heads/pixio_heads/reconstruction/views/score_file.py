@@ -6,15 +6,14 @@ many there are; whole, they become an npy file that all processes map.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_lightning.data.samples import digest_of
-from pixio_lightning.data.scenes.store import default_cache, locked
+from pixio_lightning.data import digest_of
+from pixio_lightning.files import default_cache, locked, written_aside
 
 _VERSION = 1  # raise it when the rule changes: old matrices are then left alone
 _NUMBER = np.dtype("<f4")
@@ -66,10 +65,8 @@ class ScoreFile:
                     file.flush()
                     done()
             matrix = np.fromfile(self.partial, _NUMBER).reshape(self.frames, self.frames)
-            aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            with aside.open("wb") as whole:
+            with written_aside(self.path) as aside, aside.open("wb") as whole:
                 np.save(whole, matrix, allow_pickle=False)
-            os.replace(aside, self.path)
             self.partial.unlink()
 
     def read(self) -> NDArray[np.float32]:

@@ -15,9 +15,16 @@ from pixio_heads.reconstruction.views.covisibility import Neighbours
 from pixio_heads.reconstruction.views.frames import Scene
 from pixio_heads.reconstruction.views.framing import framed
 from pixio_heads.reconstruction.views.view_sampling import chosen
-from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.samples import Chance, Sample, TrainingSamples, digest_of, load_or_name
-from pixio_lightning.data.stream import Bad, Positions
+from pixio_lightning.data import (
+    Bad,
+    BadImage,
+    Chance,
+    Positions,
+    Sample,
+    TrainingSamples,
+    digest_of,
+    load_or_name,
+)
 from pixio_lightning.keyed import Stream, key_of, uniform
 
 Size = tuple[int, int]

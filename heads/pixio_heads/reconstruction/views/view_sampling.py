@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views.covisibility import Neighbours
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data import Chance
 from pixio_lightning.keyed import Stream
 
 _ATTEMPTS = 4

@@ -11,14 +11,12 @@ are float16, to 5e-4; masks and images are PNG, which is lossless.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from pixio_lightning.data.decode import open_picture
 from pixio_lightning.data.scenes.render import CLASSES, MAX_DEPTH, View, render_scene
 from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files import default_cache, locked, written_aside
 
 VERSION = 2  # raise it when pixels, labels or columns change: old caches are then left alone
 SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
@@ -75,11 +74,6 @@ SCHEMA = pa.schema(
         "camera_pitch": "degrees above the horizon",
     },
 )
-
-
-def default_cache() -> Path:
-    """Return ``$PIXIO_CACHE``, or ``~/.cache/pixio``."""
-    return Path(os.environ.get("PIXIO_CACHE") or Path.home() / ".cache" / "pixio").expanduser()
 
 
 def scene_seed(split: str, index: int) -> int:
@@ -168,31 +162,18 @@ def _write_shard(path: Path, split: str, indices: range, **looks: Any) -> int:
 
     `looks` are the other arguments of `render_scene`.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     binary = [field.name for field in SCHEMA if field.type == pa.binary()]
-    try:
-        with pq.ParquetWriter(
-            aside,
-            SCHEMA,
-            compression="zstd",
-            use_dictionary=False,
-            write_statistics=[name for name in SCHEMA.names if name not in binary],
-        ) as writer:
-            for index in indices:
-                rows = _scene_rows(split, index, **looks)
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    columns = [name for name in SCHEMA.names if name not in binary]
+    with (
+        written_aside(path) as aside,
+        pq.ParquetWriter(
+            aside, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=columns
+        ) as writer,
+    ):
+        for index in indices:
+            rows = _scene_rows(split, index, **looks)
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
     return len(indices)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file; others wait. The kernel drops it when its holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def scenes(

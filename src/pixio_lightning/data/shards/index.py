@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from pixio_lightning.data.shards.format import (
 )
 from pixio_lightning.data.shards.remote import check_address, file_system, join
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files import written_aside
 
 INDEX = "index.parquet"
 _ENDINGS = (".parquet", ".tar")
@@ -186,10 +186,9 @@ def write_index(index: ShardIndex, path: Path) -> None:
     rows = [{**shard._asdict(), "rows": shard.rows} for shard in index.shards]
     table = pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA)
     notes = "\n".join(f"{name}\t{reason}" for name, reason in index.damaged)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table.replace_schema_metadata({"damaged": notes}), aside, compression="zstd")
-    os.replace(aside, path)
+    table = table.replace_schema_metadata({"damaged": notes})
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="zstd")
 
 
 def _index_parquet(root: str, name: str, size: int) -> tuple[Shard, str]:

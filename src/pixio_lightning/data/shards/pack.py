@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pixio_lightning.data.scenes.store import default_cache
 from pixio_lightning.data.shards.format import (
     MAX_MEMBER,
     UNSORTED,
@@ -34,6 +32,7 @@ from pixio_lightning.data.shards.format import (
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.keyed import key_of, permuted
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -178,21 +177,19 @@ def write_shard(
     """
     extra = {name: pa.array(values) for name, values in columns.items()}
     schema = shard_schema(extra, about=about)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pq.ParquetWriter(
+    with (
+        written_aside(path) as aside,
+        pq.ParquetWriter(
             aside,
             schema,
             compression="none",  # JPEG and WebP bytes do not shrink
             use_dictionary=False,
             write_statistics=list(columns),
-        ) as writer:
-            for start in range(0, len(images), group):
-                part = {name: values[start : start + group] for name, values in extra.items()}
-                writer.write_table(table_of(images[start : start + group], part, schema))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        ) as writer,
+    ):
+        for start in range(0, len(images), group):
+            part = {name: values[start : start + group] for name, values in extra.items()}
+            writer.write_table(table_of(images[start : start + group], part, schema))
 
 
 def shard_schema(columns: dict[str, pa.Array], *, about: dict[str, str]) -> pa.Schema:

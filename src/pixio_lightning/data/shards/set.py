@@ -14,7 +14,6 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from pixio_lightning.data.scenes.store import default_cache
 from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
@@ -35,8 +34,8 @@ from pixio_lightning.data.shards.stream import (
 )
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import default_cache, write_text
 from pixio_lightning.keyed import permuted
-from pixio_lightning.training.run_folder import write_atomically
 
 
 class ShardSource:
@@ -212,7 +211,7 @@ class ShardSet:
         table.writerow(["shard", "met", "kept", "rate"])
         for shard, met in sorted(self.drawn.items()):
             table.writerow([shard, met, self.kept[shard], f"{self.kept[shard] / max(1, met):.4f}"])
-        write_atomically(folder / "keep_rates.csv", text.getvalue())
+        write_text(folder / "keep_rates.csv", text.getvalue())
 
 
 def held_out_groups(index: ShardIndex, *, most: int) -> NDArray[np.int64]:
@@ -243,7 +242,7 @@ def calibrated(index: ShardIndex, curation: Curation) -> float:
     if not kept.exists():
         c = calibrate(histogram_of(index, curation), curation)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps({"c": c}))
+        write_text(kept, json.dumps({"c": c}))
     return float(json.loads(kept.read_text())["c"])
 
 

@@ -12,28 +12,23 @@ flushed to the disk and renamed, so a killed run leaves nothing half-made under 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from pixio_lightning.cli.options import expanded
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import written_aside
 from pixio_lightning.models.vit import SIZES
 from pixio_lightning.models.weights.key_names import infer, pair, to_timm, to_transformers
 from pixio_lightning.models.weights.read import (
     DECODER_SUFFIX,
     Weights,
     licence_of,
-    read,
     refuse_non_finite,
 )
 
@@ -70,8 +65,9 @@ def export(weights: Weights, to: Format, out: Path) -> list[Path]:
     else:
         state = to_timm(weights.encoder, model["n_cls_tokens"])
         documents = {"config.json": _timm_config(model, meta)}
-    with _written_aside(out) as aside:
-        aside.mkdir(parents=True)
+    _refuse_existing(out)
+    with written_aside(out, durable=True) as aside:
+        aside.mkdir()
         for name, content in documents.items():
             (aside / name).write_text(json.dumps(content, indent=2) + "\n")
         _save(state, aside / "model.safetensors", {**meta, "content": to})
@@ -86,9 +82,9 @@ def _export_safetensors(weights: Weights, meta: dict[str, Any], out: Path) -> li
         _refuse_existing(path)
     # The decoder first: an encoder that announces it is never seen without it.
     if weights.decoder:
-        with _written_aside(files[1]) as aside:
+        with written_aside(files[1], durable=True) as aside:
             _save(weights.decoder, aside, {**meta, "content": "decoder"})
-    with _written_aside(out) as aside:
+    with written_aside(out, durable=True) as aside:
         content = "encoder+decoder" if weights.decoder else "encoder"
         _save(weights.encoder, aside, {**meta, "content": content})
     return files
@@ -188,68 +184,3 @@ def _save(state: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> N
 def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists already: remove it or give another --out")
-
-
-@contextmanager
-def _written_aside(out: Path) -> Iterator[Path]:
-    """Give a temporary path beside `out`; once the block has filled it, rename it to `out`."""
-    _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        for path in [*aside.rglob("*"), aside]:
-            _flush(path)
-        os.replace(aside, out)
-        _flush(out.parent)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        aside.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _stem(source: str) -> str:
-    """Name an export after its source: the repository, the folder, or the file."""
-    if source.startswith("hf:"):
-        return source.partition("@")[0].rpartition("/")[2]
-    path = Path(source).resolve()
-    return path.name if path.is_dir() else path.stem
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see pixio export --help")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `pixio export CHECKPOINT [--to FORMAT] [--out PATH]`."""
-    parser = _Parser(prog="pixio export", description="Write an encoder for another library.")
-    parser.add_argument(
-        "checkpoint", type=expanded, help="a file, a folder or hf:ORG/NAME[@REVISION]"
-    )
-    parser.add_argument("--to", default="safetensors", choices=get_args(Format), help="the format")
-    parser.add_argument(
-        "--out", type=expanded, help="file or folder; default: here, named as the source"
-    )
-    args = parser.parse_args(argv)
-    weights = read(args.checkpoint)
-    ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
-    files = export(weights, args.to, Path(args.out or _stem(args.checkpoint) + ending))
-    for path in files:
-        print(f"wrote {path} ({path.stat().st_size:,} bytes)")
-    decoder = len(weights.decoder or ())
-    kept = "in a file of its own" if args.to == "safetensors" else "left out"
-    print(f"encoder: {len(weights.encoder)} tensors")
-    print(f"decoder: {f'yes, {decoder} tensors, {kept}' if decoder else 'no'}")
-    if weights.others:
-        print(f"left out: {len(weights.others)} tensors that belong to neither")
-    print(f"licence of the weights: {licence_of(weights.source, weights.meta)}")
-    return 0

@@ -11,10 +11,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.training import results as record
+from pixio_lightning.training import results
 from pixio_lightning.training.callbacks.csv_logger import MetricsLog
 from pixio_lightning.training.callbacks.progress import say
-from pixio_lightning.training.checkpoints.io import read_plain
+from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.run_folder import write_state
 
 
@@ -60,7 +60,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step:
             self._take_best(folder, pl_module.monitor)
         if trainer.is_global_zero:
-            record.rewind(folder, trainer.global_step - self._validation_to_come)
+            results.rewind(folder, trainer.global_step - self._validation_to_come)
         for logger in trainer.loggers:
             # Before the validation, which is logged under the step before.
             if trainer.global_step and isinstance(logger, MetricsLog):
@@ -87,7 +87,7 @@ class Checkpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if record.at_last_step(trainer):
+        if results.at_last_step(trainer):
             return  # saved in `on_train_end`
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self.save_last(trainer)
@@ -95,7 +95,7 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save_last(trainer)
         if trainer.is_global_zero:
-            finished = record.at_last_step(trainer)
+            finished = results.at_last_step(trainer)
             write_state(Path(trainer.default_root_dir), step=trainer.global_step, finished=finished)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -10,7 +10,6 @@ the rest. A hit decodes no file of the data set.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,9 @@ from tqdm import tqdm
 
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View, digest_of
-from pixio_lightning.data.scenes.store import default_cache
 from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.training.callbacks.progress import say
 
 if TYPE_CHECKING:
@@ -177,10 +176,8 @@ def statistics(head: Head) -> dict[str, Tensor]:
         return torch.load(path, map_location=head.device, weights_only=True)
     found = head.look()
     if head.trainer.is_global_zero:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        torch.save({name: tensor.cpu() for name, tensor in found.items()}, aside)
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            torch.save({name: tensor.cpu() for name, tensor in found.items()}, aside)
     return found
 
 

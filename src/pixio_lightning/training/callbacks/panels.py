@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from pixio_lightning.training import visualize as panels
+from pixio_lightning.training import visualize
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 
 class Pictures(L.Callback):
     """Write `panels/step-N.png` every so many steps and at the end, and show it in TensorBoard.
 
-    The module draws (`pictures(batch)`, a `panels.Panel` or None), the data module chooses the
+    The module draws (`pictures(batch)`, a `visualize.Panel` or None), the data module chooses the
     images (`samples(n)`).
 
     Args:
@@ -56,7 +56,7 @@ class Pictures(L.Callback):
         if panel is None or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "panels" / f"step-{trainer.global_step:07d}.png"
-        image = panels.write(path, panel)
+        image = visualize.write(path, panel)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 board = logger.experiment

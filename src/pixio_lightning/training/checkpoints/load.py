@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import operator
 import os
-import sys
 import warnings
 from argparse import ArgumentError
 from typing import Any
@@ -14,11 +11,11 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from pixio_lightning import plugins
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.models.settings import shown
 from pixio_lightning.models.weights.read import refuse_non_finite
 from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.checkpoints import io as checkpoints
+from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 
 
@@ -36,7 +33,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         UserError: The file is missing, damaged or of something else; its head is not installed;
             the backbone is another; or a tensor is missing or unexpected.
     """
-    stored = checkpoints.read(path)
+    stored = checkpoint_io.read(path)
     about = stored.get("pixio")
     config = about.get("config") if isinstance(about, dict) else None
     arguments = config.get("init_args") if isinstance(config, dict) else None
@@ -48,7 +45,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         raise UserError(
             f"checkpoint '{path}' does not say what wrote it: it is none of `pixio fit`"
         )
-    cls = _installed_class(str(about.get("class")), path)
+    cls = _class_of(str(about.get("class")), path)
     if "backbone_digest" not in about:  # it was trained, so the checkpoint holds all of it
         # Which model that is it says once, and `weights.read` checks how it says it.
         backbone |= {"name": None, "model_args": None, "weights": str(path)}
@@ -96,22 +93,39 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     return module.eval()
 
 
-def _installed_class(target: str, path: str | os.PathLike) -> type[BackboneModule]:
-    """Find a class among those that are imported, and the installed heads."""
-    heads = {plugin.target: plugin for plugin in plugins.installed()}
-    if target in heads:
-        return plugins.load(heads[target])
-    module, _, name = target.partition(":")
-    if module == "pixio_lightning.pretraining.masked_pixels":
-        importlib.import_module(module)
-    found = None
-    if module in sys.modules:
-        with contextlib.suppress(AttributeError):
-            found = operator.attrgetter(name)(sys.modules[module])
-    if not (isinstance(found, type) and issubclass(found, BackboneModule)):
+def _class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
+    """Find a class by its name among what is imported, the core's and the installed heads.
+
+    Earlier versions wrote `module:Class`; heads may since have moved inside of their package.
+    """
+    module, _, short = name.rpartition(":")
+    package = module.partition(".")[0]
+    heads = [plugin for plugin in plugins.installed() if plugin.attribute == short]
+    heads = [p for p in heads if not package or p.target.partition(".")[0] == package]
+    if len({plugin.target for plugin in heads}) > 1:
+        both = " and ".join(f"{plugin.origin} ({plugin.target})" for plugin in heads)
+        raise UserError(f"checkpoint '{path}' holds a {short}, which {both} claim: uninstall one")
+    if heads:
+        return plugins.load(heads[0])
+    if short == "PixelPretraining":
+        importlib.import_module("pixio_lightning.pretraining.masked_pixels")
+    found = [
+        cls
+        for cls in _subclasses(BackboneModule)
+        if cls.__qualname__ == short and package in ("", cls.__module__.partition(".")[0])
+    ]
+    if not found:
+        known = [plugin.attribute for plugin in plugins.installed()]
         raise UserError(
-            f"checkpoint '{path}' was written by {target}, which is no installed head"
-            f"{nearest(target[:200], heads)}; install the distribution that brings it, or import "
+            f"checkpoint '{path}' was written by {printable(name)}, which is no installed head"
+            f"{nearest(short[:200], known)}; install the distribution that brings it, or import "
             "it first"
         )
+    return found[-1]
+
+
+def _subclasses(cls: type) -> list[type]:
+    found: list[type] = []
+    for sub in cls.__subclasses__():
+        found += [sub, *_subclasses(sub)]
     return found

@@ -9,9 +9,16 @@ import numpy as np
 from PIL import Image
 
 from pixio_lightning import SampleData, UserError
-from pixio_lightning.data.decode import BadImage, decode
-from pixio_lightning.data.samples import Sample, Samples, digest_of
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data import (
+    BadImage,
+    Sample,
+    Samples,
+    Scenes,
+    SceneSamples,
+    decode_pixels,
+    digest_of,
+    read_file,
+)
 
 
 class TableSamples:
@@ -39,8 +46,8 @@ class TableSamples:
 
     def load(self, index: int) -> Sample:
         name, target = self.rows[index]
-        image = decode((self.folder / name).read_bytes(), max_megapixels=64)
-        return {"image": np.array(image), "target": np.float32(target)}
+        image = decode_pixels(read_file(self.folder / name), max_megapixels=64)
+        return {"image": image, "target": np.float32(target)}
 
     def digest(self) -> str:
         files = [(self.folder / name) for name, _ in self.rows]

@@ -1,0 +1,92 @@
+"""What heads and plug-ins import of the data side."""
+
+from pixio_lightning.data.decode import (
+    FORMATS,
+    BadImage,
+    Crop,
+    decode_pixels,
+    open_picture,
+    random_crop,
+    read_file,
+    to_tensor,
+)
+from pixio_lightning.data.depth import (
+    OTHER_UNIT,
+    encode_png,
+    read_depth,
+    read_npy,
+    require_reader,
+    to_metres,
+    unit_of,
+)
+from pixio_lightning.data.depth import SUFFIXES as DEPTH_SUFFIXES
+from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
+from pixio_lightning.data.image_files import held_out, image_files
+from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.samples import (
+    Chance,
+    HeldOutSamples,
+    Sample,
+    Samples,
+    TrainingSamples,
+    View,
+    digest_of,
+    load_or_name,
+    spread,
+)
+from pixio_lightning.data.scenes.render import CLASSES as SCENE_CLASSES
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.worlds import known_places
+from pixio_lightning.data.sources import SUFFIXES as IMAGE_SUFFIXES
+from pixio_lightning.data.sources import FolderSource, Source, Subset, existing_folder
+from pixio_lightning.data.stream import Bad, Loader, Positions, open_image
+
+__all__ = [
+    "Bad",
+    "BadImage",
+    "Chance",
+    "Crop",
+    "DEPTH_SUFFIXES",
+    "FORMATS",
+    "FolderSource",
+    "HeldOutSamples",
+    "HubRows",
+    "IMAGE_SUFFIXES",
+    "Loader",
+    "OTHER_UNIT",
+    "Pixels",
+    "Positions",
+    "SCENE_CLASSES",
+    "Sample",
+    "SampleData",
+    "Samples",
+    "SceneSamples",
+    "Scenes",
+    "Source",
+    "Subset",
+    "TrainingSamples",
+    "View",
+    "content",
+    "decode_pixels",
+    "digest_of",
+    "encode_png",
+    "existing_folder",
+    "held_out",
+    "image_files",
+    "known_places",
+    "load_or_name",
+    "open_columns",
+    "open_image",
+    "open_picture",
+    "random_crop",
+    "read_depth",
+    "read_file",
+    "read_npy",
+    "require_reader",
+    "rows_digest",
+    "spread",
+    "to_metres",
+    "to_tensor",
+    "unit_of",
+]

@@ -1,0 +1,127 @@
+"""Files and folders that are whole or absent: written aside, then renamed. Only this renames.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_NAME_BYTES = 100  # of a name that its temporary one repeats; file systems take 255
+
+
+def aside_of(target: Path) -> Path:
+    """Return a temporary path beside `target`, of this process alone; see `put_in_place`."""
+    return target.with_name(f"{_stem_aside(target)}{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _stem_aside(target: Path) -> str:
+    return f".{os.fsdecode(os.fsencode(target.name)[:_NAME_BYTES])}."
+
+
+def put_in_place(aside: Path, target: Path, *, durable: bool = False) -> None:
+    """Rename a file or folder to `target`, in place of what is there.
+
+    Args:
+        aside: What `aside_of` named.
+        target: Where it belongs.
+        durable: Write all of it to disk first, so that it survives a power cut.
+    """
+    if aside.is_dir():
+        replace_folder(aside, target)
+        return
+    if durable:
+        sync(aside)
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(aside, target)
+    if durable:
+        sync(target.parent)
+
+
+@contextmanager
+def written_aside(target: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Give a temporary path; once the block has made a file or folder of it, it becomes `target`.
+
+    Folders above are made. If the block fails, nothing of it stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(target)
+    try:
+        yield aside
+        put_in_place(aside, target, durable=durable)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    with written_aside(target) as aside:
+        aside.write_text(text)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write a small file, whole or not at all."""
+    with written_aside(target) as aside:
+        aside.write_bytes(data)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary files beside `target`, of processes that were killed while they wrote."""
+    start = _stem_aside(target)
+    for path in target.parent.iterdir():
+        if path.name.startswith(start) and path.suffix == ".tmp" and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Write a file's content, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_folder(aside: Path, target: Path) -> None:
+    """Put a folder in place of another, durably; `recover_folder` mends a kill between."""
+    for part in (*aside.rglob("*"), aside):
+        sync(part)
+    if not target.exists():
+        os.rename(aside, target)
+    else:
+        # A folder cannot be renamed over another: keep the old one until the new one stands.
+        old = previous_folder(target)
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+        os.rename(aside, target)
+        shutil.rmtree(old, ignore_errors=True)
+    sync(target.parent)
+
+
+def previous_folder(target: Path) -> Path:
+    """Return where the previous content of a folder is while it is replaced."""
+    return target.with_name(f".{target.name}.old")
+
+
+def recover_folder(target: Path) -> None:
+    """Put the previous folder back if a process was killed between the renames of a replacement."""
+    old = previous_folder(target)
+    if old.is_dir() and not target.exists():
+        os.rename(old, target)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder.
+
+    Raises:
+        OSError: The system refuses it; nothing is changed then.
+    """
+    os.rename(source, target)

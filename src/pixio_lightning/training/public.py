@@ -1,0 +1,20 @@
+"""What heads and plug-ins import of the training side."""
+
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.data_attributes import unnamed
+from pixio_lightning.training.dense_head import WindowedHead
+from pixio_lightning.training.head import Batch, Head
+from pixio_lightning.training.optim import Optim
+from pixio_lightning.training.precision import full_precision
+from pixio_lightning.training.visualize import Panel
+
+__all__ = [
+    "BackboneModule",
+    "Batch",
+    "Head",
+    "Optim",
+    "Panel",
+    "WindowedHead",
+    "full_precision",
+    "unnamed",
+]
