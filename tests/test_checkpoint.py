@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO, read, recover
+from pixio_lightning.files import recover_folder
+from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO, read
 
 HYPER = "hyper_parameters"
 
@@ -81,10 +82,10 @@ def test_a_folder_is_put_back_after_a_kill_between_two_renames(tmp_path: Path) -
     path, old = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.old"
     old.mkdir()
     (old / "part-0").write_bytes(b"old")
-    recover(path)
+    recover_folder(path)
     assert (path / "part-0").read_bytes() == b"old" and not old.exists()
     old.mkdir()
-    recover(path)  # the new one stands: the old one is a leftover
+    recover_folder(path)  # the new one stands: the old one is a leftover
     assert (path / "part-0").read_bytes() == b"old"
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoImageProcessor, PixioModel
 
+from pixio_lightning.cli.export import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.vit import PixioViT
-from pixio_lightning.models.weights.export import export, main
+from pixio_lightning.models.weights.export import export
 from pixio_lightning.models.weights.key_names import infer
 from pixio_lightning.models.weights.read import Weights, digest, fill, read
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import write_text
 from pixio_lightning.training import run_folder
-from pixio_lightning.training.run_folder import Metrics, write_atomically
+from pixio_lightning.training.run_folder import Metrics
 
 
 def test_the_state_of_a_run_is_kept(tmp_path: Path) -> None:
@@ -31,16 +32,16 @@ def test_a_file_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "new" / "config.yaml"
-    write_atomically(path, "first")
+    write_text(path, "first")
 
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", stopped)
-        write_atomically(path, "second, longer")
+        write_text(path, "second, longer")
     assert path.read_text() == "first"
-    write_atomically(path, "third")
+    write_text(path, "third")
     assert path.read_text() == "third"
     assert os.listdir(path.parent) == ["config.yaml"]
 
@@ -145,12 +146,12 @@ def test_a_configuration_without_its_parts_is_none(tmp_path: Path) -> None:
 
 def test_checkpoints_are_found_while_one_is_put_back(tmp_path: Path) -> None:
     """The first process renames a folder that a kill left; the others come to the same end."""
-    from pixio_lightning.training.checkpoints.checkpoint_io import recover
+    from pixio_lightning.files import recover_folder
 
     assert run_folder.checkpoints(tmp_path) == []
     (tmp_path / ".last.ckpt.old").mkdir()
     assert run_folder.checkpoints(tmp_path) == [tmp_path / "last.ckpt"]
-    recover(tmp_path / "last.ckpt")
+    recover_folder(tmp_path / "last.ckpt")
     assert run_folder.checkpoints(tmp_path) == [tmp_path / "last.ckpt"]
     (tmp_path / "best.ckpt").touch()
     assert [p.name for p in run_folder.checkpoints(tmp_path)] == ["last.ckpt", "best.ckpt"]

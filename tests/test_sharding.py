@@ -19,8 +19,8 @@ from pixio_lightning.models.blocks import blocks_of
 from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training import strategy
-from pixio_lightning.training.checkpoints.checkpoint_io import ShardedStrategy
 from pixio_lightning.training.optim import clip
+from pixio_lightning.training.strategy import ShardedStrategy
 
 CPU = torch.device("cpu")
 

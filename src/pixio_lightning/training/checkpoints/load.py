@@ -126,6 +126,7 @@ def _class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
 
 def _subclasses(cls: type) -> list[type]:
     found: list[type] = []
-    for sub in cls.__subclasses__():
+    sub: type
+    for sub in type.__subclasses__(cls):
         found += [sub, *_subclasses(sub)]
     return found
