@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pixio_lightning import record
-from pixio_lightning.errors import UserError, nearest, printable_lines
+from pixio_lightning.errors import UserError, nearest, visible_lines
 from pixio_lightning.run_folder import read_state, write_atomically
 from pixio_lightning.text_files import parse_json, parse_yaml, read_text
 
@@ -202,7 +202,7 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
         return 0
     text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
-    print(printable_lines("\n" + text))
+    print(visible_lines("\n" + text))
     write_atomically(folder / "table.md", text)
     results = {row.name: row.values for row in rows}
     write_atomically(folder / "table.json", json.dumps(results, indent=1) + "\n")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pixio_lightning import __version__, plugins, recipes
-from pixio_lightning.errors import UserError, nearest, printable_lines
+from pixio_lightning.errors import UserError, nearest, visible_lines
 from pixio_lightning.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, RUN_PAGE, VERBS
 from pixio_lightning.options import expanded, parse_options
 
@@ -228,7 +228,7 @@ def bench(argv: list[str]) -> int:
     if options.compare:
         if words:
             parser.error(f"unrecognized arguments: {' '.join(words)}")
-        print(printable_lines(suites.compare(*map(Path, options.compare))))
+        print(visible_lines(suites.compare(*map(Path, options.compare))))
         return 0
     # Not an argument of the parser, which would take the value of a run's option for it.
     if not words or words[0][:1] == "-":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
 from pixio_lightning.checkpoint import local_path, read_plain, recover
 from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.head import Head
 from pixio_lightning.lightning_cli import PixioCLI, quieten
 from pixio_lightning.named_classes import import_named
@@ -36,6 +37,10 @@ def main(verb: str, argv: list[str]) -> int:
         names = [p.name for p in folder.glob("*.ckpt")]
         hint = nearest(Path(options.ckpt_path).name, names)
         raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
+    asked = Path(options.ckpt_path or ".")
+    if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
+        raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
+    _check_environment()
     run_folder.check_files(options.out)
     import_named(options.configs, options.rest)
     quieten()
@@ -43,6 +48,21 @@ def main(verb: str, argv: list[str]) -> int:
     if verb == "check":
         return check(cli)
     return fit(cli) if verb == "fit" else evaluate(cli)
+
+
+def _check_environment() -> None:
+    """Refuse what launchers say of a process's place where it is no number.
+
+    Raises:
+        UserError: The variable is named.
+    """
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        value = os.environ.get(name, "0")
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise UserError(
+                f"the environment variable {name} is {value!r:.40}, but expected a number: unset "
+                "it, or start the run by torchrun or srun, which set it"
+            )
 
 
 def fit(cli: PixioCLI) -> int:
@@ -225,7 +245,7 @@ def evaluate(cli: PixioCLI) -> int:
             facts = {k: f"{v:.6g}" for result in results for k, v in result.items()}
             say(block(cli.verb, facts or {"nothing": "was logged"}))
         for name, reason in getattr(cli.datamodule, "bad", {}).items():
-            say(f"unusable: {name} ({reason})")
+            say(f"unusable: {visible(name)} ({reason})")
     return 0
 
 

@@ -10,6 +10,7 @@ import lightning as L
 from pixio_lightning import optim as optimisation
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.callbacks.progress import duration, say
+from pixio_lightning.errors import visible
 from pixio_lightning.module import BackboneModule
 from pixio_lightning.run_folder import Metrics
 
@@ -45,7 +46,7 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
 def block(title: str, facts: dict[str, str]) -> str:
     """Lay out a title and aligned facts."""
     width = max(map(len, facts))
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+    return "\n".join([title, *(visible(f"  {n:<{width}}  {v}") for n, v in facts.items())])
 
 
 class RunCard(L.Callback):
