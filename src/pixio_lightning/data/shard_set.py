@@ -267,7 +267,7 @@ def _check_place(stored: Any) -> None:
             and is_count(state.get("turn"))
         )
 
-    layout = stored.get("layout") if isinstance(stored, dict) else None
+    layout: Any = stored.get("layout") if isinstance(stored, dict) else None
     states = stored.get("states") if isinstance(stored, dict) else None
     if not (
         isinstance(layout, dict)
