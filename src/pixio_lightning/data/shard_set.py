@@ -255,6 +255,9 @@ def _check_place(stored: Any) -> None:
         UserError: It is none, or not of as many readers as it says.
     """
 
+    layout: Any = stored.get("layout") if isinstance(stored, dict) else None
+    states: Any = stored.get("states") if isinstance(stored, dict) else None
+
     def is_count(value: Any) -> bool:
         return isinstance(value, int) and 0 <= value < 1 << 53
 
@@ -267,8 +270,6 @@ def _check_place(stored: Any) -> None:
             and is_count(state.get("turn"))
         )
 
-    layout: Any = stored.get("layout") if isinstance(stored, dict) else None
-    states = stored.get("states") if isinstance(stored, dict) else None
     if not (
         isinstance(layout, dict)
         and all(is_count(layout.get(name)) for name in ("processes", "workers"))
