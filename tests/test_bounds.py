@@ -82,6 +82,57 @@ def test_a_compressed_archive_is_refused(reader: str, tmp_path: Path) -> None:
         READERS[reader](str(packed))
 
 
+class Called:
+    """Has a function called when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.function, self.arguments
+
+
+CALLS = {
+    "bytes": lambda: Called(bytearray, 200_000_000),
+    "cast": lambda: Called(
+        torch._utils._rebuild_device_tensor_from_cpu_tensor,
+        *(torch.zeros(1).expand(50_000_000), torch.float64, torch.device("cpu"), False),
+    ),
+    "storage": lambda: Called(torch.UntypedStorage, 200_000_000),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_called_that_allocates(
+    call: str, reader: str, zipped: bool, tmp_path: Path
+) -> None:
+    """torch's restricted unpickler calls these, before anything of the file can be looked at."""
+    path = tmp_path / "w.ckpt"
+    state = {f"backbone.vit.{n}": t for n, t in PixioViT(**SMALL).state_dict().items()}
+    about = {"backbone": {"name": "pixio_vitt16", "model_args": SMALL}}
+    content = {"state_dict": state, "pixio": about, "extra": CALLS[call]()}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="called when it is read, .*: refused, and nothing of it"):
+        READERS[reader](str(path))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_archive_that_only_torch_can_read_is_refused(reader: str, tmp_path: Path) -> None:
+    """Its entries may be packed: Python refuses their version, at which torch does not look."""
+    path = written(tmp_path, torch.zeros(1_000_000))
+    packed = tmp_path / "packed.ckpt"
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as zip_:
+        for entry in plain.infolist():
+            zip_.writestr(entry.filename, plain.read(entry.filename))
+    data = packed.read_bytes().replace(b"PK\1\2\x14\3\x14\0", b"PK\1\2\x14\3\x63\0")
+    packed.write_bytes(data)
+    assert torch.load(packed, weights_only=True)["extra"].shape == (1_000_000,)
+    with pytest.raises(UserError, match="cannot read checkpoint"):
+        READERS[reader](str(packed))
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_what_training_writes_passes(reader: str, tmp_path: Path) -> None:
     tied = torch.randn(1000)

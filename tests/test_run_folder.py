@@ -21,8 +21,9 @@ def test_the_state_of_a_run_is_kept(tmp_path: Path) -> None:
     for step, finished in ((3, False), (7, True)):
         run_folder.write_state(tmp_path, step=step, finished=finished)
         assert run_folder.read_state(tmp_path) == {"step": step, "finished": finished}
-    run_folder.write_state(tmp_path, batch=[8, 2, 1])
-    assert run_folder.read_state(tmp_path) == {"step": 7, "finished": True, "batch": [8, 2, 1]}
+    batch = {"batch_size": 8, "processes": 2, "accumulate": 1}
+    run_folder.write_state(tmp_path, batch=batch)
+    assert run_folder.read_state(tmp_path) == {"step": 7, "finished": True, "batch": batch}
     (tmp_path / "state.json").write_text('{"step": 7, "fin')
     with pytest.raises(UserError, match=r"state\.json' is damaged"):
         run_folder.read_state(tmp_path)

@@ -1,6 +1,7 @@
 """What a file says of itself builds a plain model of known sizes, and does nothing else."""
 
 from __future__ import annotations
+from pixio_lightning.models.weights.read import read
 
 import json
 import os
@@ -363,6 +364,39 @@ def test_sizes_agree_with_the_tensors_before_anything_is_built(
     with pytest.raises(UserError, match=said) as refused:
         Backbone(name, weights=str(tmp_path / "w.safetensors"), model_args=sizes).load()
     one_line(refused.value)
+
+
+TOKENS = {
+    "none beside them": (None, (1, 3, 48)),
+    "of one axis": ((1, 1, 48), (3,)),
+    "wider": ((1, 1, 48), (1, 3, 96)),
+    "several": ((2, 1, 48), (1, 3, 48)),
+}
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_tokens_that_do_not_belong_together(tokens: str, tmp_path: Path) -> None:
+    """A file that says it is timm's has its class token and its registers joined."""
+    state = PixioViT(**SMALL).state_dict()
+    del state["cls_token"]
+    for name, shape in zip(("cls_token", "reg_token"), TOKENS[tokens], strict=True):
+        state |= {name: torch.zeros(shape)} if shape else {}
+    said = {"name": "pixio_vitt16", "model_args": SMALL, "content": "timm"}
+    save_file(state, tmp_path / "w.safetensors", {"pixio": json.dumps(said)})
+    with pytest.raises(UserError, match="'cls_token' and 'reg_token' do not belong together"):
+        Backbone(weights=str(tmp_path / "w.safetensors"))
+
+
+def test_a_folder_s_code_is_not_looked_at(world: World, tmp_path: Path) -> None:
+    """`auto_map` is how transformers is told to run a file of the folder, or of a hub."""
+    save_file(PixioViT(**SMALL).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "modeling.py").write_text(f"open({str(world.sung)!r}, 'w')")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 64}
+    code = {"AutoModel": "modeling.X", "AutoConfig": f"{world.url}--modeling.X"}
+    said = {"model_type": "pixio", "auto_map": code, "trust_remote_code": True}
+    (tmp_path / "config.json").write_text(json.dumps(said | sizes))
+    assert read(str(tmp_path)).meta == {"model_args": SMALL}
+    assert world.is_untouched()
 
 
 def test_a_licence_only_shows(tmp_path: Path) -> None:

@@ -23,12 +23,17 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f", did you mean '{found[0]}'?" if found else ""
 
 
-def printable_lines(text: str) -> str:
-    """Return text, whose lines stay as they are, as a terminal only shows it.
+def visible(text: str) -> str:
+    """Return text as one line that a terminal only shows, and otherwise as it is.
 
-    For what we print ourselves: names of samples and lines of results come from others.
+    For what is printed of names and results: a line break in a name would begin a line of ours.
     """
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def visible_lines(text: str) -> str:
+    """Return `visible` text with its line breaks."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def printable(text: str, *, limit: int = 200) -> str:

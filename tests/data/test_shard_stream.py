@@ -240,6 +240,31 @@ def test_another_layout_is_refused_or_begins_the_next_pass(
     free.teardown("fit")
 
 
+PLACES: list[Any] = [
+    5,
+    {"layout": 5, "states": []},
+    {"states": []},
+    {"states": [{"cursors": [], "turn": 0}]},
+    {"states": [{"cursors": [[-1, 0]], "turn": 0}]},
+    {"states": [{"cursors": [[0, 10**30]], "turn": 0}]},
+    {"states": [{"cursors": [[0, 0]], "turn": "x"}]},
+    {"states": [{"cursors": "x", "turn": 0}]},
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=range(len(PLACES)))
+def test_a_place_that_is_none_is_refused(
+    place: Any, index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    state = state_of(pixels(index, tmp_path))
+    data = pixels(index, tmp_path)
+    data.load_state_dict(state | place if isinstance(place, dict) else place)
+    with pytest.raises(UserError, match="does not say where its readers stand"):
+        data.train_dataloader()
+    data.teardown("fit")
+
+
 def test_no_state_is_kept_but_for_shards(tmp_path: Path) -> None:
     assert Pixels("folder", str(tmp_path)).state_dict() == {}
 

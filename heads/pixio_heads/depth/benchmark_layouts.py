@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pixio_heads.depth.archive import Archive
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples, checked
 from pixio_lightning.data import BadImage, Sample, decode_pixels, digest_of, open_picture
 from pixio_lightning.errors import UserError
+from pixio_lightning.text_files import parse_json
 
 # What the folders of DIODE are called.
 DOMAINS = {"indoor": "indoors", "outdoor": "outdoor"}
@@ -168,7 +168,7 @@ def read_log_depth(data: bytes, *, max_megapixels: float) -> NDArray[np.float32]
 def _intrinsics(meta: bytes, height: int, width: int) -> NDArray[np.float32]:
     """Return `(3, 3)` in pixels, whose centres are at integers, of a file's shares of the sides."""
     try:
-        matrix: Any = np.reshape(json.loads(meta)["intrinsics"], (3, 3)).astype(np.float64)
+        matrix: Any = np.reshape(parse_json(meta.decode())["intrinsics"], (3, 3)).astype(np.float64)
     except (ValueError, KeyError, TypeError):
         raise BadImage("meta.json without intrinsics") from None
     matrix = np.diag([width, height, 1.0]) @ matrix

@@ -6,7 +6,6 @@ where there is none, `valid` bool (H, W), and `intrinsics` (3, 3) where they are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from os.path import isfile
 from pathlib import Path
@@ -29,6 +28,7 @@ from pixio_lightning.data import (
     require_reader,
 )
 from pixio_lightning.errors import UserError
+from pixio_lightning.text_files import parse_json, read_text
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 NYU_SIZE = (480, 640)
@@ -259,10 +259,10 @@ def read_intrinsics(root: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(read_text(path))
         found = found if isinstance(found, dict) else {"default": found}
         return {name: np.reshape(matrix, (3, 3)).tolist() for name, matrix in found.items()}
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(
             f"'{path}' is no table of 3x3 matrices by image name, or one under \"default\""
         ) from None
@@ -312,7 +312,7 @@ def kitti_pairs(root: Path, split: str) -> list[Pair]:
 def _listed(table: Path, images: Path, depths: Path | None = None) -> list[Pair]:
     """Read lines of image and depth file; a depth of None is kept, and counted when it is read."""
     pairs = []
-    for number, line in enumerate(table.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(table).splitlines(), 1):
         words = line.split()
         if not words:
             continue

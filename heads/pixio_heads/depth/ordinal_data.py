@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from pixio_lightning.data import (
 )
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import Stream, key_of
+from pixio_lightning.text_files import parse_json
 
 # The scene types of DA-2K (arXiv 2406.09414), and the folders of its images.
 KINDS = (
@@ -176,7 +176,7 @@ class Da2kSamples:
             )
         self.base = tables[0].removesuffix("annotations.json")
         try:
-            annotations = json.loads(self.archive.read(tables[0]))
+            annotations = parse_json(self.archive.read(tables[0]).decode())
             self.images = {name: _pairs(found) for name, found in annotations.items()}
         except (ValueError, KeyError, TypeError, AttributeError, BadImage):
             raise UserError(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples
 from pixio_lightning.data import Sample, Samples, digest_of, held_out
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.text_files import read_text
 
 HYPERSIM_FOCAL = 886.81  # pixels, of images 1024 wide
 HYPERSIM_SPLIT = "metadata_images_split_scene_v1.csv"
@@ -152,7 +153,7 @@ def blendedmvs_pairs(root: Path, split: str) -> list[Pair]:
     if not table.is_file():
         folders = len(pairs[0].image.relative_to(root).parts) - 2
         return _without_scene(root, pairs, folders, split)
-    val = set(table.read_text().split())
+    val = set(read_text(table).split())
     kept = [p for p in pairs if (p.image.parts[-3] in val) != (split == "train")]
     if not kept:
         raise UserError(f"'{table}' leaves no scene below '{root}' for {split}")

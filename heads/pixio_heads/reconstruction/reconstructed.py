@@ -5,6 +5,7 @@ Shapes: V views, H x W pixels the model saw, h x w pixels of an original picture
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ CONVENTION = (
 
 # Between neighbours that differ more lies an edge, across which nothing is interpolated.
 _EDGE = 0.03
+# An export is at most so many times as large as its file.
+_MOST_UNPACKING = 64
 
 
 class Reconstructed(NamedTuple):
@@ -121,6 +124,37 @@ class _Neighbours(NamedTuple):
         return cls((low, high), (at - low).astype(np.float32), nearest)
 
 
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive of far more than its size: zeros pack a thousandfold, depth tenfold."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > _MOST_UNPACKING * size + (1 << 26):
+        raise UserError(
+            f"'{path}' has {size:,} bytes, but unpacks to {unpacked:,}: refused, no export does"
+        )
+
+
+def _check_shapes(found: dict[str, NDArray[Any]], path: Path) -> None:
+    """Refuse arrays that do not belong together."""
+    views, (height, width) = len(found["names"]), found["image"].shape[1:3]
+    inner = {
+        "image": (height, width, 3),
+        "points": (height, width, 3),
+        **dict.fromkeys(("depth", "confidence", "mask"), (height, width)),
+        "intrinsics": (3, 3),
+        "cam2world": (4, 4),
+        "original_size": (2,),
+        "placement": (4,),
+    }
+    for name, shape in inner.items():
+        if found[name].shape != (views, *shape):
+            raise UserError(
+                f"'{path}' is no reconstruction: {name} of {views} views has the shape "
+                f"{found[name].shape}, expected {(views, *shape)}"
+            )
+
+
 def read(path: str | Path) -> Reconstructed:
     """Read the `reconstruction.npz` of an export.
 
@@ -131,8 +165,12 @@ def read(path: str | Path) -> Reconstructed:
     if not path.is_file():
         raise UserError(f"'{path}' is not a file; expected the reconstruction.npz of an export")
     try:
+        _refuse_packed(path)
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in Reconstructed._fields}
+        _check_shapes(found, path)
+    except UserError:
+        raise
     except Exception:  # numpy and zipfile raise whatever the bytes lead them to
         raise UserError(
             f"'{path}' is no reconstruction: expected the reconstruction.npz of an export, which "

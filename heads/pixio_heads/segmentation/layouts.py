@@ -32,6 +32,7 @@ from pixio_lightning.data import (
     rows_digest,
 )
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.text_files import read_text
 
 # How the reason of a mask begins whose labels mean something else than the recipe says. It is
 # hardly ever one file, so it is no sample to skip.
@@ -275,7 +276,7 @@ def voc_pairs(root: Path, listed: str) -> list[Pair]:
         )
     pairs = []
     # Relative, even where a list says otherwise.
-    for name in (word.lstrip("/") for word in table.read_text().split()):
+    for name in (word.lstrip("/") for word in read_text(table).split()):
         own = root / "SegmentationClass" / f"{name}.png"
         added = root / "SegmentationClassAug" / f"{name}.png"
         pairs.append(Pair(images / f"{name}.jpg", own if own.is_file() else added))

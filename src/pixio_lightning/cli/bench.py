@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pixio_lightning.errors import UserError, nearest, printable_lines
+from pixio_lightning.errors import UserError, nearest, visible_lines
 from pixio_lightning.files import write_text
 from pixio_lightning.files.text import parse_json, parse_yaml, read_text
 from pixio_lightning.training import results
@@ -203,7 +203,7 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
         return 0
     text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
-    print(printable_lines("\n" + text))
+    print(visible_lines("\n" + text))
     write_text(folder / "table.md", text)
     values = {row.name: row.values for row in rows}
     write_text(folder / "table.json", json.dumps(values, indent=1) + "\n")

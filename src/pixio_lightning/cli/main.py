@@ -23,7 +23,7 @@ from pixio_lightning import __version__, plugins
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, RUN_PAGE, VERBS
 from pixio_lightning.cli.options import parse_options
-from pixio_lightning.errors import UserError, nearest, printable_lines
+from pixio_lightning.errors import UserError, nearest, visible_lines
 from pixio_lightning.files import expanded
 
 
@@ -230,7 +230,7 @@ def bench(argv: list[str]) -> int:
     if options.compare:
         if words:
             parser.error(f"unrecognized arguments: {' '.join(words)}")
-        print(printable_lines(suites.compare(*map(Path, options.compare))))
+        print(visible_lines(suites.compare(*map(Path, options.compare))))
         return 0
     # Not an argument of the parser, which would take the value of a run's option for it.
     if not words or words[0][:1] == "-":

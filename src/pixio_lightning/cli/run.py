@@ -1,7 +1,10 @@
 """Lightning's verbs: parse the recipe, open the run folder, train or evaluate."""
 
 from __future__ import annotations
+from pixio_lightning.training import results
+from pixio_lightning.errors import visible
 
+import os
 import re
 import traceback
 from contextlib import ExitStack
@@ -38,6 +41,12 @@ def main(verb: str, argv: list[str]) -> int:
         names = [p.name for p in folder.glob("*.ckpt")]
         hint = nearest(Path(options.ckpt_path).name, names)
         raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
+    asked = Path(options.ckpt_path or ".")
+    if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
+        raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
+    _check_environment()
+    if verb == "fit" and not options.fresh:  # first: what is not ours need not be whole
+        run_folder.check_ours(options.out, fresh=False)
     run_folder.check_files(options.out)
     import_named(options.configs, options.rest)
     quieten()
@@ -45,6 +54,21 @@ def main(verb: str, argv: list[str]) -> int:
     if verb == "check":
         return check(cli)
     return fit(cli) if verb == "fit" else evaluate(cli)
+
+
+def _check_environment() -> None:
+    """Refuse what launchers say of a process's place where it is no number.
+
+    Raises:
+        UserError: The variable is named.
+    """
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        value = os.environ.get(name, "0")
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise UserError(
+                f"the environment variable {name} is {value!r:.40}, but expected a number: unset "
+                "it, or start the run by torchrun or srun, which set it"
+            )
 
 
 def fit(cli: PixioCLI) -> int:
@@ -227,7 +251,7 @@ def evaluate(cli: PixioCLI) -> int:
             facts = {k: f"{v:.6g}" for result in results for k, v in result.items()}
             say(block(cli.verb, facts or {"nothing": "was logged"}))
         for name, reason in getattr(cli.datamodule, "bad", {}).items():
-            say(f"unusable: {name} ({reason})")
+            say(f"unusable: {visible(name)} ({reason})")
     return 0
 
 

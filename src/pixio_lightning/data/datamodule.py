@@ -184,7 +184,7 @@ class StreamData(L.LightningDataModule):
                 fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             listed = set(file.read().splitlines())
-            lines = [f"{name}\t{reason}" for name, reason in new.items()]
+            lines = [f"{name}\t{reason}".replace("\n", "?") for name, reason in new.items()]
             file.writelines(f"{line}\n" for line in lines if line not in listed)
 
     @property

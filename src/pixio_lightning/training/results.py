@@ -186,12 +186,12 @@ def _value(line: dict[str, Any], name: str) -> float:
 
 def best_of(lines: list[dict[str, Any]]) -> dict[str, str]:
     """Return the metric of a run's best evaluation as text, if it has ended."""
-    best = [line for line in lines if line["verb"] == "fit" and line["checkpoint"] == "best"]
+    best = [line for line in lines if line["verb"] == "fit" and "chosen_by" in line]
     if not best:
         return {}
     name = best[-1]["chosen_by"]
     value = f"{name} {_value(best[-1], name):.4g}"
-    return {f"best, step {best[-1]['steps']}": f"{value}  ({best[-1]['chosen']})"}
+    return {f"best, step {best[-1]['steps']}": f"{value}  ({best[-1].get('chosen', '')})"}
 
 
 def differences(lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -251,7 +251,7 @@ def _is_evaluation(line: Any) -> bool:
         and isinstance(line.get("loss"), int | float | None)
         and isinstance(tables, dict)
         and all(_is_table(table) for table in (line.get("metrics"), *tables.values()))
-        and (line["checkpoint"] != "best" or {"chosen_by", "chosen"} <= line.keys())
+        and all(isinstance(line.get(name, ""), str) for name in ("chosen_by", "chosen"))
     )
 
 

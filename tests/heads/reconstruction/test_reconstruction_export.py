@@ -250,6 +250,26 @@ def test_an_export_beside_its_pictures_is_a_scene_to_train_on(
 # --- arrays -----------------------------------------------------------------------------------
 
 
+def test_a_foreign_npz_unpacks_to_no_more_than_it_may(tmp_path: Path) -> None:
+    zeros = dict.fromkeys(Reconstructed._fields, np.zeros(1, np.float32))
+    zeros["points"] = np.zeros(25_000_000, np.float32)
+    np.savez_compressed(tmp_path / "r.npz", **zeros)
+    with pytest.raises(UserError, match="unpacks to 100,00.* refused"):
+        read(tmp_path / "r.npz")
+
+
+@pytest.mark.parametrize("name", ["points", "mask", "cam2world", "placement"])
+def test_arrays_of_an_npz_belong_together(
+    name: str, found: Reconstructed, folder: Path, tmp_path: Path
+) -> None:
+    with np.load(folder / "reconstruction.npz", allow_pickle=False) as arrays:
+        content = dict(arrays)
+    content[name] = content[name][..., :-1]
+    np.savez(tmp_path / "r.npz", **content)
+    with pytest.raises(UserError, match=f"is no reconstruction: {name} of .* has the shape"):
+        read(tmp_path / "r.npz")
+
+
 def test_npz_reads_back(found: Reconstructed, folder: Path) -> None:
     again = read(folder / "reconstruction.npz")
     for name, before, after in zip(found._fields, found, again, strict=True):

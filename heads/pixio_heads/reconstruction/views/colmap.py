@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pixio_heads.reconstruction.views.frames import Found, camera_matrix, posed_frame
 from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError
+from pixio_lightning.text_files import read_text
 
 # Focal lengths of COLMAP's models; the principal point follows, and then distortion.
 _FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2}
@@ -95,8 +96,8 @@ def _colmap_cameras(path: Path) -> Iterator[tuple[str, tuple[NDArray[np.float64]
 def _content_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield lines with their numbers, without comments and what stands before the first line."""
     try:
-        lines = path.read_text().splitlines()
-    except (UnicodeDecodeError, OSError) as error:
+        lines = read_text(path, most=1 << 31).splitlines()
+    except OSError as error:
         raise UserError(f"'{path}' cannot be read as text: {error}") from None
     begun = False
     for number, line in enumerate(lines, 1):

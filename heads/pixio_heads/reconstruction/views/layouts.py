@@ -7,7 +7,6 @@ their principal points are moved by half a pixel.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pixio_heads.reconstruction.views.frames import (
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
 from pixio_lightning.data import held_out, require_reader
 from pixio_lightning.errors import UserError
+from pixio_lightning.text_files import parse_json, read_text
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z backward, as in Nerfstudio
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
@@ -63,7 +63,7 @@ def wai(root: Path) -> Found:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_text(path, most=1 << 30))
     except (ValueError, OSError) as error:
         raise UserError(f"'{path}' is not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
@@ -141,7 +141,7 @@ def blendedmvs(root: Path) -> Found:
     frames = []
     for path in sorted((root / "cams").glob("*_cam.txt")):
         stem = path.name.removesuffix("_cam.txt")
-        words = path.read_text().split()
+        words = read_text(path).split()
         try:
             start = words.index("extrinsic") + 1
             world2cam = np.reshape([float(word) for word in words[start : start + 16]], (4, 4))

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from pixio_lightning.data.shards.format import SCORE_COLUMNS, Shard, ShardIndex, read_columns
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream, key_of, keyed_numbers
+from pixio_lightning.text_files import parse_json
 
 Floats = NDArray[np.float64]
 
@@ -277,9 +278,12 @@ def settings_of(path: Path) -> dict[str, Any]:
     """
     try:
         about = pq.read_schema(path).metadata or {}
-        return json.loads(about[b"pixio_scores"])
+        settings = parse_json(about[b"pixio_scores"].decode())
     except (OSError, pa.ArrowException, KeyError, ValueError):
-        raise UserError(f"'{path}' is no score file of `pixio predict -c curation/score`") from None
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"'{path}' is no score file of `pixio predict -c curation/score`")
+    return settings
 
 
 def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:

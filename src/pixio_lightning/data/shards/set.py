@@ -154,6 +154,7 @@ class ShardSet:
         # Once: it hashes the index and looks at every score file.
         self.live = live = self.layout(images["world_size"], loader.readers)
         if self.stored is not None:
+            _check_place(self.stored)
             states = self.stored["states"]
             if self.stored["layout"] == live:
                 loader.go_to(states[images["rank"]])
@@ -244,6 +245,41 @@ def calibrated(index: ShardIndex, curation: Curation) -> float:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps({"c": c}))
     return float(json.loads(kept.read_text())["c"])
+
+
+def _check_place(stored: Any) -> None:
+    """Refuse what a checkpoint says of the place in the shards where it is no place.
+
+    Raises:
+        UserError: It is none, or not of as many readers as it says.
+    """
+
+    layout: Any = stored.get("layout") if isinstance(stored, dict) else None
+    states: Any = stored.get("states") if isinstance(stored, dict) else None
+
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int) and 0 <= value < 1 << 53
+
+    def is_state(state: Any) -> bool:
+        cursors = state.get("cursors") if isinstance(state, dict) else None
+        return (
+            isinstance(cursors, list)
+            and len(cursors) == max(1, layout["workers"])
+            and all(isinstance(c, list) and len(c) == 2 and all(map(is_count, c)) for c in cursors)
+            and is_count(state.get("turn"))
+        )
+
+    if not (
+        isinstance(layout, dict)
+        and all(is_count(layout.get(name)) for name in ("processes", "workers"))
+        and isinstance(states, list)
+        and len(states) == layout["processes"]
+        and all(map(is_state, states))
+    ):
+        raise UserError(
+            "the checkpoint does not say where its readers stand in the shards: it is damaged, or "
+            "no run on shards wrote it; start from its weights instead (model.backbone.weights)"
+        )
 
 
 def next_pass(states: list[dict[str, Any]], *, blocks_per_pass: int) -> int:

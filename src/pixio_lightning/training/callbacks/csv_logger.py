@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ class MetricsLog(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.metrics = Metrics(folder / "metrics.csv")
+        self.folder = folder
         self._rewound = False
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The table; read when it is first needed, as --fresh moves it aside before."""
+        return Metrics(self.folder / "metrics.csv")
 
     @property
     def name(self) -> str:

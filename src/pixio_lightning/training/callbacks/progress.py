@@ -10,12 +10,12 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from pixio_lightning.errors import printable_lines
+from pixio_lightning.errors import visible_lines
 
 
 def say(text: str) -> None:
     """Print a line without breaking a bar, and nothing that a terminal would obey."""
-    tqdm.write(printable_lines(text), file=sys.stdout)
+    tqdm.write(visible_lines(text), file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -1,6 +1,7 @@
 """One block before the first step says what will run; one after the last says what came out."""
 
 from __future__ import annotations
+from pixio_lightning.errors import visible
 
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
 def block(title: str, facts: dict[str, str]) -> str:
     """Lay out a title and aligned facts."""
     width = max(map(len, facts))
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+    return "\n".join([title, *(visible(f"  {n:<{width}}  {v}") for n, v in facts.items())])
 
 
 class RunCard(L.Callback):

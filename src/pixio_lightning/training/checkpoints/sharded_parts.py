@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.weights.bounds import check_archive
@@ -96,11 +97,17 @@ def checked(path: Path) -> Iterator[None]:
     os.environ[_FORCED] = "1"
     try:
         yield
-    except pickle.UnpicklingError:
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        if any(isinstance(cause, pickle.UnpicklingError) for cause in causes):
+            raise UserError(
+                f"checkpoint '{path}' holds more than tensors and plain data: refused, and nothing "
+                "of it was executed"
+            ) from None
         raise UserError(
-            f"checkpoint '{path}' holds more than tensors and plain data: refused, and nothing of "
-            "it was executed"
-        ) from None
+            f"checkpoint '{path}' is damaged or of another model "
+            f"({type(causes[0]).__name__}: {str(causes[0])[:200]})"
+        ) from error
     finally:
         os.environ.pop(_FORCED)
         if before is not None:

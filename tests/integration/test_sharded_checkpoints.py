@@ -1,0 +1,114 @@
+"""A sharded checkpoint of somebody else runs nothing, though torch would run what it says."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from running import command, environment, pixio
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.sharded_parts import check_parts
+
+STEPS = ("--trainer.max_steps", 2, "--data.steps_per_epoch", 2, "--trainer.devices", 1)
+
+
+class Canary:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    pixio("fit", "-c", recipe, "-c", "with/fsdp", *STEPS, "--out", folder)
+    return folder / "last.ckpt"
+
+
+def code_in_the_table(folder: Path, sung: Path) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(Canary(sung)))
+
+
+def code_in_the_table_of_a_rank(folder: Path, sung: Path) -> None:
+    (folder / "__0.metadata").write_bytes(pickle.dumps(Canary(sung)))
+
+
+def code_in_a_value(folder: Path, sung: Path) -> None:
+    """Put a pickle where a rate of the optimiser lies, and say so in the table."""
+    table = pickle.loads((folder / ".metadata").read_bytes())
+    value = io.BytesIO()
+    torch.save(Canary(sung), value)
+    place = next(key for key in table.storage_data if key.fqn.endswith("weight_decay"))
+    part = folder / table.storage_data[place].relative_path
+    table.storage_data[place].offset = part.stat().st_size
+    table.storage_data[place].length = len(value.getvalue())
+    part.write_bytes(part.read_bytes() + value.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(table))
+
+
+def a_part_elsewhere(folder: Path, sung: Path) -> None:
+    table = pickle.loads((folder / ".metadata").read_bytes())
+    for place in table.storage_data.values():
+        shutil.copy(folder / "__0_0.distcp", folder.parent / "other.distcp")
+        place.relative_path = "../other.distcp"
+    (folder / ".metadata").write_bytes(pickle.dumps(table))
+
+
+def a_table_that_is_cut(folder: Path, sung: Path) -> None:
+    data = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("change", [code_in_the_table, code_in_a_value])
+def test_nothing_of_a_sharded_checkpoint_is_run(
+    change: Callable[[Path, Path], None], recipe: Path, trained: Path, tmp_path: Path
+) -> None:
+    foreign, sung = tmp_path / "foreign.ckpt", tmp_path / "sung"
+    shutil.copytree(trained, foreign)
+    change(foreign, sung)
+    words = ("fit", "-c", recipe, "-c", "with/fsdp", *STEPS)
+    line = command(*words, "--out", tmp_path / "out", "--ckpt_path", foreign)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=300)
+    assert not sung.exists()
+    assert done.returncode == 2, done.stderr
+    told = [text for text in done.stderr.splitlines() if text.startswith("pixio: error:")]
+    assert len(told) == 1 and "holds more than tensors and plain data" in told[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (code_in_the_table_of_a_rank, "holds more than tensors and plain data"),
+        (a_part_elsewhere, "names the part '../other.distcp', which is no file in it"),
+        (a_table_that_is_cut, "is damaged: .metadata cannot be read"),
+    ],
+)
+def test_the_table_is_looked_at_first(
+    change: Callable[[Path, Path], None], said: str, trained: Path, tmp_path: Path
+) -> None:
+    foreign, sung = tmp_path / "foreign.ckpt", tmp_path / "sung"
+    shutil.copytree(trained, foreign)
+    check_parts(foreign)
+    change(foreign, sung)
+    with pytest.raises(UserError, match=said):
+        check_parts(foreign)
+    assert not sung.exists()
+
+
+def test_one_of_our_own_goes_on(recipe: Path, trained: Path, tmp_path: Path) -> None:
+    words = ("fit", "-c", recipe, "-c", "with/fsdp", *STEPS[2:], "--trainer.max_steps", 4)
+    out = pixio(*words, "--out", tmp_path / "out", "--ckpt_path", trained)
+    assert "resumed" in out and "at step 2" in out
