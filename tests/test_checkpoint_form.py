@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pixio_lightning
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 
 WORDS = ["-c", "depth/demo", "-c", "with/debug", "--trainer.logger=false"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pixio_lightning.cli import main
+from pixio_lightning.cli.main import main
 
 WORDS = ["-c", "depth/demo", "-c", "with/debug"]
 WORDS += ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}", "--trainer.logger=false"]

@@ -1,7 +1,6 @@
 """What a file says of itself builds a plain model of known sizes, and does nothing else."""
 
 from __future__ import annotations
-from pixio_lightning.models.weights.read import read
 
 import json
 import os
@@ -23,6 +22,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.models.weights.read import read
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 
 SMALL = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 64}

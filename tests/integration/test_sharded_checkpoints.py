@@ -15,7 +15,7 @@ import torch
 from running import command, environment, pixio
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.sharded_parts import check_parts
+from pixio_lightning.training.checkpoints.sharded_parts import check_parts
 
 STEPS = ("--trainer.max_steps", 2, "--data.steps_per_epoch", 2, "--trainer.devices", 1)
 

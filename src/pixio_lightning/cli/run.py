@@ -1,8 +1,6 @@
 """Lightning's verbs: parse the recipe, open the run folder, train or evaluate."""
 
 from __future__ import annotations
-from pixio_lightning.training import results
-from pixio_lightning.errors import visible
 
 import os
 import re
@@ -20,7 +18,7 @@ from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.training import run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from pixio_lightning.data.shards.format import SCORE_COLUMNS, Shard, ShardIndex, read_columns
 from pixio_lightning.errors import UserError
+from pixio_lightning.files.text import parse_json
 from pixio_lightning.keyed import Stream, key_of, keyed_numbers
-from pixio_lightning.text_files import parse_json
 
 Floats = NDArray[np.float64]
 

@@ -1,13 +1,13 @@
 """One block before the first step says what will run; one after the last says what came out."""
 
 from __future__ import annotations
-from pixio_lightning.errors import visible
 
 import time
 from pathlib import Path
 
 import lightning as L
 
+from pixio_lightning.errors import visible
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training.base import BackboneModule
