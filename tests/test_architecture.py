@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = sorted((ROOT / "src" / "pixio_lightning").rglob("*.py"))
+CORE = [p for p in sorted((ROOT / "src").rglob("*.py")) if "template" not in p.parts]
 HEADS = sorted((ROOT / "heads" / "pixio_heads").rglob("*.py"))
 LIBRARIES = ("lightning", "jsonargparse", "timm")
 # timm offers no public way to the prefix tokens and positions of a Vision Transformer.
@@ -29,9 +29,93 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: p.stem)
-def test_the_core_imports_no_head(path: Path) -> None:
-    assert not [name for name in imports(path) if name.split(".")[0] == "pixio_heads"]
+PACKAGE = ROOT / "src" / "pixio_lightning"
+# What a layer may import: itself and those before it. Models and data know nothing of each other.
+LAYERS = [
+    {"errors", "keyed", "files", "plugins"},
+    {"models", "data"},
+    {"training"},
+    {"pretraining"},
+    {"curation"},
+    {"cli"},
+    {"testing"},
+]
+FACADES = {"data", "models", "training", "files", "keyed", "errors", "testing"}
+
+
+def layer_of(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def core_imports(path: Path) -> set[str]:
+    """Return the modules of the core that a file imports, as `data.decode`; names left out."""
+    found = set()
+    for name in imports(path):
+        parts = name.split(".")[1:] if name.startswith("pixio_lightning.") else []
+        while parts and not _is_module(parts):
+            parts.pop()
+        if parts:
+            found.add(".".join(parts))
+    return found
+
+
+def _is_module(parts: list[str]) -> bool:
+    place = PACKAGE.joinpath(*parts)
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":  # it names what is loaded lazily
+        return
+    for name in core_imports(path):
+        other = name.split(".")[0]
+        if other != own:
+            assert layer_of(other) <= layer_of(own), f"{own} imports {name}"
+            assert {own, other} != {"models", "data"}, f"{own} imports {name}"
+
+
+def test_no_circle_of_imports() -> None:
+    """Of modules, whether they import each other when they are loaded, in a function or for types."""
+    graph = {}
+    for path in CORE:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if path.name not in ("__init__.py", "public.py") and "template" not in parts:
+            graph[".".join(parts)] = core_imports(path)
+    graph = {name: found & graph.keys() - {name} for name, found in graph.items()}
+    while leaves := [name for name, found in graph.items() if not found]:
+        for leaf in leaves:
+            del graph[leaf]
+        graph = {name: found - {*leaves} for name, found in graph.items()}
+    assert not graph, "these import each other: " + ", ".join(sorted(graph))
+
+
+@pytest.mark.parametrize("path", HEADS, ids=lambda p: str(p.relative_to(ROOT / "heads")))
+def test_heads_import_from_facades(path: Path) -> None:
+    for name in core_imports(path):
+        assert name.split(".")[0] in FACADES, name
+        assert name in FACADES or name == "training.visualize", f"import {name} from its facade"
+
+
+def test_the_core_imports_no_head() -> None:
+    for path in CORE:
+        assert not [name for name in imports(path) if name.split(".")[0] == "pixio_heads"], path
+
+
+def test_the_package_reads_at_a_glance() -> None:
+    entries = {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"}
+    assert len(entries) <= 12, sorted(entries)
+    for folder in {path.parent for path in CORE + HEADS}:
+        files = [path.name for path in folder.iterdir() if path.is_file()]
+        assert len(files) <= 14, (folder, sorted(files))
+
+
+def test_files_are_renamed_in_one_place() -> None:
+    for path in CORE + HEADS:
+        if path != PACKAGE / "files" / "atomic.py":
+            found = re.findall(r"os\.(?:replace|rename)|\.rename\(|shutil\.move", path.read_text())
+            assert not found, path
 
 
 def test_heads_import_no_other_head() -> None:
@@ -70,7 +154,13 @@ def _is_set_on_self(node: ast.AST) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", ["cli", "plugins", "recipes", "doctor", "errors", "run_folder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cli.main", "cli.recipes", "cli.doctor", "plugins", "errors", "files"),
+        *("training", "training.run_folder", "training.results", "data", "models"),
+    ],
+)
 def test_light_modules_import_no_torch(name: str) -> None:
     code = (
         f"import sys, pixio_lightning.{name}\n"

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pixio_lightning.data.sources import FolderSource, HubSource, Source, Subset, hold_out
+from pixio_lightning.data.hub import HubSource
+from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out
 from pixio_lightning.errors import UserError
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.shards import format as shards
 from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, open_index, read_index, write_index
-from pixio_lightning.data.sources import HubSource
 from pixio_lightning.errors import UserError
 
 _NOWHERE = np.zeros(0, np.int64)

@@ -13,7 +13,7 @@ from pixio_heads.depth.archive import Archive
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples, checked
 from pixio_lightning.data import BadImage, Sample, decode_pixels, digest_of, open_picture
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.text import parse_json
+from pixio_lightning.files import parse_json
 
 # What the folders of DIODE are called.
 DOMAINS = {"indoor": "indoors", "outdoor": "outdoor"}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pixio_heads.depth import losses
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import encode_png, unit_of
-from pixio_lightning.files.output_path import output_path
+from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
 from pixio_lightning.training import Batch, Head, Optim, WindowedHead, visualize
 

@@ -28,7 +28,7 @@ from pixio_lightning.data import (
     require_reader,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.text import parse_json, read_text
+from pixio_lightning.files import parse_json, read_text
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 NYU_SIZE = (480, 640)

@@ -21,7 +21,7 @@ from pixio_lightning.data import (
     known_places,
 )
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.files.text import parse_json
+from pixio_lightning.files import parse_json
 from pixio_lightning.keyed import Stream, key_of
 
 # The scene types of DA-2K (arXiv 2406.09414), and the folders of its images.

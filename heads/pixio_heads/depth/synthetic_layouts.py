@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples
 from pixio_lightning.data import Sample, Samples, digest_of, held_out
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.files.text import read_text
+from pixio_lightning.files import read_text
 
 HYPERSIM_FOCAL = 886.81  # pixels, of images 1024 wide
 HYPERSIM_SPLIT = "metadata_images_split_scene_v1.csv"

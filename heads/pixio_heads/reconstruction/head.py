@@ -25,7 +25,7 @@ from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
 from pixio_heads.reconstruction.picture import TITLES, set_row
 from pixio_heads.reconstruction.reconstructed import Reconstructed
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.output_path import output_path
+from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features
 from pixio_lightning.training import Batch, Head, Optim, full_precision, visualize
 

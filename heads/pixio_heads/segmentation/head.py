@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
-from pixio_lightning.files.output_path import output_path
+from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
 from pixio_lightning.training import Batch, Optim, WindowedHead, visualize
 

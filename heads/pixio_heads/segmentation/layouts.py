@@ -32,7 +32,7 @@ from pixio_lightning.data import (
     rows_digest,
 )
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.files.text import read_text
+from pixio_lightning.files import read_text
 
 # How the reason of a mask begins whose labels mean something else than the recipe says. It is
 # hardly ever one file, so it is no sample to skip.

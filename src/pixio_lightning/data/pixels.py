@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
 from pixio_lightning.data.sources import (
     FolderSource,
-    HubSource,
     ScenesSource,
     Source,
     Subset,

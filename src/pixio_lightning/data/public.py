@@ -20,8 +20,7 @@ from pixio_lightning.data.depth import (
     unit_of,
 )
 from pixio_lightning.data.depth import SUFFIXES as DEPTH_SUFFIXES
-from pixio_lightning.data.hub_rows import HubRows, content, open_columns, rows_digest
-from pixio_lightning.data.image_files import held_out, image_files
+from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -39,7 +38,14 @@ from pixio_lightning.data.scenes.render import CLASSES as SCENE_CLASSES
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.data.sources import SUFFIXES as IMAGE_SUFFIXES
-from pixio_lightning.data.sources import FolderSource, Source, Subset, existing_folder
+from pixio_lightning.data.sources import (
+    FolderSource,
+    Source,
+    Subset,
+    existing_folder,
+    held_out,
+    image_files,
+)
 from pixio_lightning.data.stream import Bad, Loader, Positions, open_image
 
 __all__ = [

@@ -13,8 +13,8 @@ from pixio_lightning.files.atomic import (
 )
 from pixio_lightning.files.cache import default_cache, locked
 from pixio_lightning.files.home import expanded
-from pixio_lightning.files.output_path import output_path
-from pixio_lightning.files.text import parse_json, parse_yaml, read_text
+from pixio_lightning.files.naming import output_path
+from pixio_lightning.files.text import parse_json, parse_yaml, read_text, unfolded
 
 __all__ = [
     "default_cache",
@@ -27,6 +27,7 @@ __all__ = [
     "read_text",
     "recover_folder",
     "replace_folder",
+    "unfolded",
     "write_bytes",
     "write_text",
     "written_aside",

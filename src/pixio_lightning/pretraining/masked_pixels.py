@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.output_path import output_path
+from pixio_lightning.files.naming import output_path
 from pixio_lightning.keyed import Draw, Stream
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import (

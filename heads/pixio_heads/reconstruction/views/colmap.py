@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pixio_heads.reconstruction.views.frames import Found, camera_matrix, posed_frame
 from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.text import read_text
+from pixio_lightning.files import read_text
 
 # Focal lengths of COLMAP's models; the principal point follows, and then distortion.
 _FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2}

@@ -25,7 +25,7 @@ from pixio_heads.reconstruction.views.frames import (
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
 from pixio_lightning.data import held_out, require_reader
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.text import parse_json, read_text
+from pixio_lightning.files import parse_json, read_text
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z backward, as in Nerfstudio
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.output_path import output_path
+from pixio_lightning.files.naming import output_path
 
 SUFFIXES = (".png", "_colour.png", ".npy", ".txt", "")
 USUAL = ["a.jpg", "a.jpg.png", "a.png", "room/01/b c.jpg", "train/00000001", "é.png", "..a", "a..b"]

@@ -13,7 +13,7 @@ import pytest
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli import recipes
 
-SOURCES = Path(cli.__file__).parents[1]
+SOURCES = Path(cli.__file__).parents[2]
 HEAVY = {"torch", "lightning", "jsonargparse", "timm", "numpy", "yaml"}
 
 # Prints the heavy modules that were imported and the CPU seconds used, then exits as the command.

@@ -1,0 +1,198 @@
+"""Hugging Face data sets: opened by hub id or folder, their images left encoded."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pixio_lightning.data.decode import read_file
+from pixio_lightning.data.samples import digest_of
+from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files.text import parse_yaml, read_text, unfolded
+
+
+def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
+    """Open a split of a Hugging Face data set: a hub id, or a local folder.
+
+    Raises:
+        UserError: The data set or the split does not exist.
+    """
+    import datasets
+
+    local = Path(path).expanduser()
+    if local.is_absolute() or path.startswith(".") or len(local.parts) > 2:  # no hub id
+        existing_folder(path, key)
+    if local.is_dir():
+        _refuse_elsewhere(local, key)
+    try:
+        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+            loaded = datasets.load_from_disk(str(local))
+            if not isinstance(loaded, datasets.DatasetDict):
+                return loaded
+            if split not in loaded:
+                raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
+            return loaded[split]
+        return datasets.load_dataset(str(local) if local.exists() else path, split=split)
+    except Exception as error:  # the library takes what files say for what it wrote itself
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = textwrap.shorten(reason, 200, placeholder=" ...")
+        raise UserError(f"{key} '{path}' cannot be read as a data set: {reason}") from error
+
+
+def _refuse_elsewhere(folder: Path, key: str) -> None:
+    """Refuse a folder whose README.md has the library read something else, from any address.
+
+    Raises:
+        UserError: It names files outside of the folder.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    text = read_text(card)
+    _, _, rest = text.partition("---")
+    try:
+        about = parse_yaml(rest.partition("\n---")[0]) if text.startswith("---") else None
+    except ValueError as error:
+        raise UserError(f"{key}: the heading of '{card}' is no YAML ({error}); remove it") from None
+    configs = about.get("configs") if isinstance(about, dict) else None
+    for named in unfolded(configs):
+        path = PurePosixPath(named) if isinstance(named, str) else PurePosixPath()
+        if ":" in str(path) or path.is_absolute() or ".." in path.parts or str(path)[:1] == "~":
+            raise UserError(
+                f"{key}: '{card}' names {named}, outside of its folder: refused; remove it, or its "
+                "key configs"
+            )
+
+
+def open_columns(
+    path: str, split: str, columns: Mapping[str, str], *, optional: Collection[str] = ()
+) -> Any:
+    """Return these columns of a split of a data set, its images undecoded.
+
+    Reading a row reads all of its columns, so that others would cost their bytes and, where they
+    are broken, the sample. Undecoded, 16 bits stay 16 bits, and our own decoder counts what is bad.
+
+    Args:
+        path: Hub id, or a local folder of parquet.
+        split: Split to read.
+        columns: The columns that must be there, by the key of `data` that names them.
+        optional: Names of columns that are kept where they are there.
+
+    Raises:
+        UserError: The data set or a column does not exist.
+    """
+    data = open_hub(path, split)
+    for key, column in columns.items():
+        if column not in data.column_names:
+            raise UserError(
+                f"data.{key} is '{column}', but '{path}' has the columns "
+                f"{', '.join(data.column_names)}{nearest(column, data.column_names)}"
+            )
+    wanted = {*columns.values(), *optional}
+    data = data.select_columns([name for name in data.column_names if name in wanted])
+    return _undecoded(data)
+
+
+def _undecoded(data: Any) -> Any:
+    """Leave images encoded: our own decoder counts what it cannot read."""
+    import datasets
+
+    for name, feature in data.features.items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data
+
+
+def content(value: Any) -> bytes:
+    """Return the bytes of an encoded image or array; empty where the row has none."""
+    if isinstance(value, dict):
+        if value["bytes"] is None and value.get("path"):
+            return read_file(value["path"])
+        value = value["bytes"]
+    return value or b""
+
+
+def rows_digest(data: Any, *facts: Any) -> str:
+    """Return a short hash that changes when the files of a data set do, or the given facts."""
+    files = [file["filename"] for file in data.cache_files]
+    stats = [Path(file).stat() for file in files]
+    seen = [(file, s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True)]
+    return digest_of("hub", seen, len(data), *facts)
+
+
+class HubRows:
+    """Rows of a split as samples: their number and names; a subclass loads them.
+
+    Attributes:
+        split: Name of the split.
+        data: What `open_columns` returned.
+    """
+
+    split: str
+    data: Any
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index:08d}"
+
+
+class HubSource:
+    """A map-style Hugging Face data set: a hub id, or a local folder of parquet, arrow or images.
+
+    Args:
+        path: Hub id `ORG/NAME`, or a folder.
+        split: Split to read.
+        column: Column of the images; None takes the first image column.
+        key: What a mistake in the path is blamed on.
+
+    Raises:
+        UserError: The data set, split or column does not exist.
+    """
+
+    def __init__(
+        self, path: str | Path, split: str, *, column: str | None = None, key: str = "data.path"
+    ) -> None:
+        import datasets
+
+        self.split = split
+        data = open_hub(str(path), split, key=key)
+        images = [k for k, v in data.features.items() if isinstance(v, datasets.Image)]
+        readable = images + [k for k, v in data.features.items() if _holds_bytes(v)]
+        column = column or next(iter(readable), None)
+        if column not in readable:
+            raise UserError(
+                f"data.column is {column!r}, but '{path}' has the columns "
+                f"{', '.join(data.column_names)} (images: {', '.join(readable) or 'none'})"
+                f"{nearest(column or '', readable)}"
+            )
+        self.column = column
+        labels = [k for k, v in data.features.items() if isinstance(v, datasets.ClassLabel)]
+        self._labels = data[labels[0]] if labels else None  # apart: a row reads its image too
+        self._names = data.features[labels[0]].names if labels else []
+        data = data.select_columns([column])  # reading a row reads, and decodes, all of its columns
+        self.data = _undecoded(data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index:08d}"
+
+    def read(self, index: int) -> bytes:
+        return content(self.data[index][self.column])
+
+    def label(self, index: int) -> str | None:
+        label = None if self._labels is None else self._labels[index]
+        return None if label is None or label < 0 else self._names[label]  # -1: kept secret
+
+
+def _holds_bytes(feature: Any) -> bool:
+    """Whether a column that is not declared as images may hold them all the same."""
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return getattr(feature, "dtype", "") in ("binary", "large_binary")
