@@ -77,7 +77,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_no_circle_of_imports() -> None:
-    """Of modules, whether they import each other when they are loaded, in a function or for types."""
+    """Not of modules that are loaded, nor inside of functions or for types."""
     graph = {}
     for path in CORE:
         parts = path.relative_to(PACKAGE).with_suffix("").parts

@@ -22,6 +22,8 @@ from pixio_lightning.files import expanded
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks import (
     Checkpoints,
+    EvaluationLog,
+    FeatureCache,
     MetricsLog,
     Pictures,
     Preemption,
@@ -121,7 +123,11 @@ class PixioCLI(LightningCLI):
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
-        callbacks = self.trainer_defaults["callbacks"] = [resume.Accumulation()]
+        callbacks = self.trainer_defaults["callbacks"] = [
+            resume.Accumulation(),
+            FeatureCache(),
+            EvaluationLog(),  # before Checkpoints: a record, then the checkpoint it tells of
+        ]
         if config["enable_progress_bar"] is not False:
             callbacks.append(Progress())
         loggers: list[Any] | bool = False

@@ -180,7 +180,7 @@ def held_out(
     return [items[i] for i in sorted(order[count:])], [items[i] for i in sorted(order[:count])]
 
 
-def hold_out(source: Source, *, most: int) -> tuple[Source, Source]:
+def hold_out(source: Source, *, most: int, share: float = 0.1) -> tuple[Source, Source]:
     """Split a source as `held_out` does; at most `most` of its images are held out."""
-    train, val = held_out(range(len(source)), source.name, limit=most)
+    train, val = held_out(range(len(source)), source.name, share=share, limit=most)
     return Subset(source, train), Subset(source, val)

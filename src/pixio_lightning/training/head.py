@@ -20,9 +20,8 @@ from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Features
 from pixio_lightning.training import results, visualize
 from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.callbacks import feature_cache
 from pixio_lightning.training.data_attributes import refuse_other
-from pixio_lightning.training.evaluation_metrics import Evaluation, without_padding
+from pixio_lightning.training.evaluation_metrics import Evaluation, Outcome, without_padding
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.precision import full_precision, to_float32
 from pixio_lightning.training.run_folder import Metrics
@@ -76,6 +75,7 @@ class Head(BackboneModule):
         self._statistics = nn.Module()  # holds buffers, which follow the head to its device
         self.origin: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
+        self.outcome: Outcome | None = None
         self._loaded_step = 0
 
     # --- for subclasses -----------------------------------------------------------------------
@@ -324,36 +324,30 @@ class Head(BackboneModule):
             # Not persistent: they are kept beside the weights, for heads without any.
             self._statistics.register_buffer(name, tensor.to(self.device), persistent=False)
 
+    @property
+    def lacks_statistics(self) -> bool:
+        """Whether the head fits statistics and has none yet."""
+        return not self.statistics and type(self).fit_statistics is not Head.fit_statistics
+
     def on_fit_start(self) -> None:
-        """Gather statistics, and the features if they are to be cached."""
-        self._gather()
-        if self.cache:
-            feature_cache.install(self)
+        """Compute statistics, unless a checkpoint or a callback brought them."""
+        if self.lacks_statistics:
+            was_training = self.training
+            self.eval()
+            self.statistics = self.compute_statistics()
+            self.train(was_training)
 
-    def on_validation_start(self) -> None:
-        """Gather statistics, where no training did."""
-        self._gather()
+    on_validation_start = on_test_start = on_fit_start
 
-    on_test_start = on_validation_start
-
-    def _gather(self) -> None:
-        if self.statistics or type(self).fit_statistics is Head.fit_statistics:
-            return
-        was_training = self.training
-        self.eval()
-        found = feature_cache.statistics(self) if self.cache else self.look()
-        self.statistics = found
-        self.train(was_training)
-
-    def look(self) -> dict[str, Tensor]:
+    def compute_statistics(self) -> dict[str, Tensor]:
         """Return the statistics of training samples, as many as `statistics_samples`."""
         loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
         return self.fit_statistics(loader)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics, and record them beside what they must be compared with."""
+        """Log the metrics; `outcome` keeps them beside what they must be compared with."""
         assert self.evaluation is not None
-        outcome = self.evaluation.finish()
+        self.outcome = outcome = self.evaluation.finish()
         stage = "test" if self.trainer.testing else "val"
         values = outcome.metrics | ({"loss": outcome.loss} if self.decoder is not None else {})
         if self.trainer.sanity_checking:
@@ -363,7 +357,6 @@ class Head(BackboneModule):
             return
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
-        results.add(self, outcome, split=stage)
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -12,15 +12,10 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pixio_lightning import plugins
 from pixio_lightning.files import write_text
 from pixio_lightning.files.text import parse_json, read_text
-
-if TYPE_CHECKING:
-    from pixio_lightning.training.evaluation_metrics import Outcome
-    from pixio_lightning.training.head import Head
 
 FILE = "results.jsonl"
 # What a result may depend on besides this package.
@@ -57,87 +52,6 @@ def versions() -> dict[str, str]:
 def at_last_step(trainer: Any) -> bool:
     """Whether a training has taken all of its steps, where it has a number of them."""
     return 0 < trainer.max_steps <= trainer.global_step
-
-
-def add(head: Head, outcome: Outcome, *, split: str) -> None:
-    """Record an evaluation in the run folder; every process calls it.
-
-    Args:
-        head: What was evaluated.
-        outcome: Its metrics.
-        split: Of the data.
-    """
-    digest = digest_to_tell(head)
-    if not head.trainer.is_global_zero:
-        return
-    folder = Path(head.trainer.default_root_dir)
-    line = describe(head, outcome, split=split, digest=digest)
-    if line["verb"] == "fit" and line["checkpoint"] == "last":
-        # Before the last one, which stays what a reader of the last line finds.
-        append_best(folder, line, head.monitor)
-    append(folder, line)
-
-
-def describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -> dict[str, Any]:
-    """Return the line of an evaluation: all that one needs to compare it or to run it again.
-
-    Args:
-        head: What was evaluated.
-        outcome: Its metrics.
-        split: Of the data.
-        digest: Of the backbone; None while it is being trained.
-    """
-    trainer, backbone = head.trainer, head.backbone
-    data, checkpoint = trainer.datamodule, trainer.ckpt_path
-    verb = trainer.state.fn.value
-    if verb == "fit":
-        which = "last" if at_last_step(trainer) else "running"
-    else:
-        which = Path(checkpoint).stem if checkpoint else "untrained"
-    return {
-        "task": task_of(head),
-        "dataset": data.dataset,
-        "split": split,
-        "n": outcome.n,
-        "protocol": head.protocol,
-        "metrics": outcome.metrics,
-        "loss": outcome.loss if head.decoder is not None else None,
-        "cheap_baselines": outcome.cheap,
-        "seed": {"everything": head.origin.get("seed"), "data": data.seed, "model": head.seed},
-        "backbone": {
-            "name": backbone.name,
-            "weights": backbone.weights,
-            "digest": digest,
-            "licence": backbone.licence,
-            "tune": backbone.tune,
-            "layers": backbone.tapped,
-            "dense_cls": backbone.dense_cls,
-        },
-        "recipe": head.origin.get("recipe"),
-        "overrides": head.origin.get("overrides"),
-        "steps": head.trained_steps,
-        "checkpoint": which,
-        "verb": verb,
-    }
-
-
-def digest_to_tell(head: Head) -> str | None:
-    """Return the backbone's digest; None while it changes, and where nobody records it."""
-    trainer = head.trainer
-    running = trainer.state.fn == "fit" and not at_last_step(trainer)
-    if running and not head.backbone.frozen:
-        return None  # all of its bytes would be hashed at every validation
-    # The parts of a sharded backbone come together in a collective of all processes.
-    if trainer.is_global_zero or head.device_mesh is not None:
-        return head.backbone_digest
-    return None
-
-
-def task_of(head: Head) -> str:
-    """Return the name a head is installed under, or else its class's."""
-    target = f"{type(head).__module__}:{type(head).__qualname__}"
-    names = [plugin.name for plugin in plugins.installed() if plugin.target == target]
-    return names[0] if names else type(head).__qualname__
 
 
 def summary(line: dict[str, Any]) -> dict[str, str]:

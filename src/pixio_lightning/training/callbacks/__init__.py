@@ -2,6 +2,8 @@
 
 from pixio_lightning.training.callbacks.checkpoints import Checkpoints
 from pixio_lightning.training.callbacks.csv_logger import MetricsLog
+from pixio_lightning.training.callbacks.evaluation_log import EvaluationLog
+from pixio_lightning.training.callbacks.feature_cache import FeatureCache
 from pixio_lightning.training.callbacks.online_probe import OnlineProbe
 from pixio_lightning.training.callbacks.panels import Pictures
 from pixio_lightning.training.callbacks.preemption import Preemption
@@ -10,6 +12,8 @@ from pixio_lightning.training.callbacks.run_summary import RunCard
 
 __all__ = [
     "Checkpoints",
+    "EvaluationLog",
+    "FeatureCache",
     "MetricsLog",
     "OnlineProbe",
     "Pictures",

@@ -1,149 +1,55 @@
 """Features of a frozen backbone, computed once and read from disk ever after.
 
 A store is a folder named by a hash of everything the features depend on: the backbone's tensors,
-the tapped blocks, the precision, what the head shows the backbone, and the samples. In it every
-process that computes appends to a file of its own, `*.bin`, and to an index beside it, `*.jsonl`,
-whose line is written after the data: a killed run leaves whole entries, and the next one computes
-the rest. A hit decodes no file of the data set.
+the tapped blocks, the precision, what the head shows the backbone, and the samples. A hit decodes
+no file of the data set.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from pixio_lightning.data.feature_store import NamedViews, Store, Writer
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View, digest_of
 from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.training.callbacks.progress import say
-
-if TYPE_CHECKING:
-    from pixio_lightning.training.head import Head
-
-Entry = dict[str, Any]
+from pixio_lightning.training.head import Head
 
 
-class Store(Mapping[str, View]):
-    """Entries by name: tensors and plain values, or why a sample cannot be used.
+class FeatureCache(L.Callback):
+    """For a head with `cache`: its statistics, and the features that it trains on, from disk."""
 
-    Args:
-        folder: Where the parts are; made when the first entry is added.
-    """
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, Head) and pl_module.cache:
+            _take_statistics(pl_module)
+            _install(pl_module)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._index: dict[str, dict[str, Any]] = {}
-        self._maps: dict[str, np.memmap] = {}
-        self.reload()
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, Head) and pl_module.cache:
+            _take_statistics(pl_module)
 
-    def reload(self) -> None:
-        """Read the indices of all parts, which other processes may have grown."""
-        self._index.clear()
-        self._maps.clear()
-        for path in sorted(self.folder.glob("*.jsonl")):
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # cut short by a kill
-                    continue
-                self._index[entry["name"]] = entry | {"part": path.stem}
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._index
-
-    def __getitem__(self, name: str) -> View:
-        entry = self._index[name]
-        if "bad" in entry:
-            return name, entry["bad"]
-        part = entry["part"]
-        if part not in self._maps:
-            # Copy on write: torch wants memory that may be written, and the file stays as it is.
-            self._maps[part] = np.memmap(self.folder / f"{part}.bin", np.uint8, mode="c")
-        found: Entry = {name: tuple(value) for name, value in entry["plain"].items()}
-        for field, (dtype, shape, offset, size) in entry["tensors"].items():
-            data = torch.from_numpy(self._maps[part][offset : offset + size])
-            found[field] = data.view(getattr(torch, dtype)).view(shape)
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Data workers map the files themselves.
-        return self.__dict__ | {"_maps": {}}
+    on_test_start = on_validation_start
 
 
-class Writer:
-    """Adds entries to a store, in a part of its own.
-
-    Args:
-        folder: The store's folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / uuid.uuid4().hex
-        self._data = part.with_suffix(".bin").open("wb")
-        self._lines = part.with_suffix(".jsonl").open("w")
-
-    def add(self, name: str, entry: View) -> None:
-        """Append an entry, its data before its line."""
-        line: dict[str, Any] = {"name": name}
-        if isinstance(entry, tuple):
-            line["bad"] = entry[1]
-        else:
-            line |= {"plain": {}, "tensors": {}}
-            for field, value in entry.items():
-                if not isinstance(value, Tensor):
-                    line["plain"][field] = value
-                    continue
-                # Whole cache lines, so that any type is aligned in the mapped file.
-                self._data.write(bytes(-self._data.tell() % 64))
-                data = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                dtype = str(value.dtype).removeprefix("torch.")
-                line["tensors"][field] = [dtype, list(value.shape), self._data.tell(), data.nbytes]
-                self._data.write(data.data)
-            self._data.flush()
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
-
-    def close(self) -> None:
-        """Close the part."""
-        self._data.close()
-        self._lines.close()
+def _take_statistics(head: Head) -> None:
+    if head.lacks_statistics:
+        was_training = head.training
+        head.eval()
+        head.statistics = _statistics(head)
+        head.train(was_training)
 
 
-class _Jobs(Dataset):
-    """The views that are still to be encoded, each with its name in the store."""
-
-    def __init__(self, samples: Any, jobs: Sequence[tuple[str, Any]]) -> None:
-        self.samples, self.jobs = samples, jobs
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, index: int) -> tuple[str, View]:
-        name, where = self.jobs[index]
-        return name, self.samples.view(*where)
-
-
-def install(head: Head) -> None:
+def _install(head: Head) -> None:
     """Encode all samples that a training reads and are not in the cache yet, then use the cache.
 
     Raises:
@@ -165,7 +71,7 @@ def install(head: Head) -> None:
         data.stores[split] = store
 
 
-def statistics(head: Head) -> dict[str, Tensor]:
+def _statistics(head: Head) -> dict[str, Tensor]:
     """Return what a head's `fit_statistics` found, from the cache if it looked before."""
     data = _sample_data(head)
     about = (f"{type(head).__module__}:{type(head).__qualname__}", head.statistics_samples)
@@ -174,7 +80,7 @@ def statistics(head: Head) -> dict[str, Tensor]:
     # One process decides: another may have written the file since.
     if head.trainer.strategy.broadcast(path.is_file()):
         return torch.load(path, map_location=head.device, weights_only=True)
-    found = head.look()
+    found = head.compute_statistics()
     if head.trainer.is_global_zero:
         with written_aside(path) as aside:
             torch.save({name: tensor.cpu() for name, tensor in found.items()}, aside)
@@ -211,7 +117,7 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
     if jobs and trainer.is_global_zero:
         say(f"encoding {len(jobs)} {split} views once, into {store.folder}")
     loader = DataLoader(
-        _Jobs(samples, mine),
+        NamedViews(samples, mine),
         batch_size=data.batch_size if split == "train" else data.val_batch_size,
         **data.loader_arguments | {"collate_fn": _gather},
     )

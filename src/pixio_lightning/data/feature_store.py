@@ -1,0 +1,131 @@
+"""A store of features on disk: entries by name, appended by many processes, read as maps.
+
+Every process that computes appends to a file of its own, `*.bin`, and to an index beside it,
+`*.jsonl`, whose line is written after the data: a killed run leaves whole entries, and the next one
+computes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pixio_lightning.data.samples import View
+
+Entry = dict[str, Any]
+
+
+class Store(Mapping[str, View]):
+    """Entries by name: tensors and plain values, or why a sample cannot be used.
+
+    Args:
+        folder: Where the parts are; made when the first entry is added.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index: dict[str, dict[str, Any]] = {}
+        self._maps: dict[str, np.memmap] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the indices of all parts, which other processes may have grown."""
+        self._index.clear()
+        self._maps.clear()
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # cut short by a kill
+                    continue
+                self._index[entry["name"]] = entry | {"part": path.stem}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __getitem__(self, name: str) -> View:
+        entry = self._index[name]
+        if "bad" in entry:
+            return name, entry["bad"]
+        part = entry["part"]
+        if part not in self._maps:
+            # Copy on write: torch wants memory that may be written, and the file stays as it is.
+            self._maps[part] = np.memmap(self.folder / f"{part}.bin", np.uint8, mode="c")
+        found: Entry = {name: tuple(value) for name, value in entry["plain"].items()}
+        for field, (dtype, shape, offset, size) in entry["tensors"].items():
+            data = torch.from_numpy(self._maps[part][offset : offset + size])
+            found[field] = data.view(getattr(torch, dtype)).view(shape)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Data workers map the files themselves.
+        return self.__dict__ | {"_maps": {}}
+
+
+class Writer:
+    """Adds entries to a store, in a part of its own.
+
+    Args:
+        folder: The store's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / uuid.uuid4().hex
+        self._data = part.with_suffix(".bin").open("wb")
+        self._lines = part.with_suffix(".jsonl").open("w")
+
+    def add(self, name: str, entry: View) -> None:
+        """Append an entry, its data before its line."""
+        line: dict[str, Any] = {"name": name}
+        if isinstance(entry, tuple):
+            line["bad"] = entry[1]
+        else:
+            line |= {"plain": {}, "tensors": {}}
+            for field, value in entry.items():
+                if not isinstance(value, Tensor):
+                    line["plain"][field] = value
+                    continue
+                # Whole cache lines, so that any type is aligned in the mapped file.
+                self._data.write(bytes(-self._data.tell() % 64))
+                data = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                dtype = str(value.dtype).removeprefix("torch.")
+                line["tensors"][field] = [dtype, list(value.shape), self._data.tell(), data.nbytes]
+                self._data.write(data.data)
+            self._data.flush()
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Close the part."""
+        self._data.close()
+        self._lines.close()
+
+
+class NamedViews(Dataset):
+    """The views that are still to be encoded, each with its name in the store."""
+
+    def __init__(self, samples: Any, jobs: Sequence[tuple[str, Any]]) -> None:
+        self.samples, self.jobs = samples, jobs
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, index: int) -> tuple[str, View]:
+        name, where = self.jobs[index]
+        return name, self.samples.view(*where)
