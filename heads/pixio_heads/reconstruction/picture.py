@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixio_heads.reconstruction import clouds
+from pixio_heads.reconstruction.drawing import clouds
 from pixio_heads.reconstruction.geometry import (
     Geometry,
     average_distance,

@@ -43,9 +43,9 @@ def main(verb: str, argv: list[str]) -> int:
     if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
         raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
     _check_environment()
-    if verb == "fit" and not options.fresh:  # first: what is not ours need not be whole
-        run_folder.check_ours(options.out, fresh=False)
     run_folder.check_files(options.out)
+    if verb == "fit" and not options.fresh:
+        run_folder.check_ours(options.out, fresh=False)
     import_named(options.configs, options.rest)
     quieten()
     cli = PixioCLI(options, verb)
@@ -238,7 +238,7 @@ def evaluate(cli: PixioCLI) -> int:
             say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
     _introduce(cli)
     _recall(cli, ckpt_path)
-    results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
+    logged = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
             say(cli.model.predictions_text(folder))
@@ -246,7 +246,7 @@ def evaluate(cli: PixioCLI) -> int:
             say(block(cli.verb, results.summary(results.read(folder)[-1])))
             say(f"recorded in {folder / results.FILE}")
         else:
-            facts = {k: f"{v:.6g}" for result in results for k, v in result.items()}
+            facts = {k: f"{v:.6g}" for result in logged for k, v in result.items()}
             say(block(cli.verb, facts or {"nothing": "was logged"}))
         for name, reason in getattr(cli.datamodule, "bad", {}).items():
             say(f"unusable: {visible(name)} ({reason})")

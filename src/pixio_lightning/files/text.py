@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pixio_lightning.errors import UserError
 
 MAX_BYTES = 64 << 20
@@ -75,6 +73,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: It is none, too long, nested without end, or unfolds to far more than it is.
     """
+    import yaml  # here: light verbs need none
+
     if len(text) > MAX_YAML:
         raise ValueError("too long")
     try:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from true_scene import true_scene
 
-from pixio_heads.reconstruction.clouds import Camera, Side, draw, facing, with_cameras
-from pixio_heads.reconstruction.frusta import frusta
+from pixio_heads.reconstruction.drawing.clouds import Camera, Side, draw, facing, with_cameras
+from pixio_heads.reconstruction.drawing.frusta import frusta
 
 WHITE = torch.tensor([255, 255, 255], dtype=torch.uint8)
 RED, BLUE = torch.tensor([[255, 0, 0], [0, 0, 255]], dtype=torch.uint8)

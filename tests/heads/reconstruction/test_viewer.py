@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from true_scene import true_scene
 
-from pixio_heads.reconstruction import viewer
+from pixio_heads.reconstruction.drawing import viewer
 from pixio_heads.reconstruction.export import Export, export
 
 
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 def test_it_starts_answers_and_stops(file: Path) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "pixio_heads.reconstruction.viewer", str(file)]
+    command = [sys.executable, "-m", "pixio_heads.reconstruction.drawing.viewer", str(file)]
     with subprocess.Popen(
         [*command, "--port", str(port)],
         stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@
 | glb        | scene.glb                              | points and cameras, upright                |
 | colmap     | sparse/0/{cameras,images,points3D}.txt | cameras of the original pictures, points; .bin where a name has spaces |
 | transforms | transforms.json                        | the same cameras in Nerfstudio's form      |
-| npz        | reconstruction.npz                     | all arrays; `python -m pixio_heads.reconstruction.viewer` shows it |
+| npz        | reconstruction.npz                     | all arrays; `python -m pixio_heads.reconstruction.drawing.viewer` shows it |
 | depth      | depth/NAME.npy, intrinsics.json        | metres and cameras at the original resolution |
 
 Every file says in what axes its poses are.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixio_heads.reconstruction.frusta import frusta, frustum_length, view_colour
+from pixio_heads.reconstruction.drawing.frusta import frusta, frustum_length, view_colour
 
 Side = Literal["front", "above"]
 

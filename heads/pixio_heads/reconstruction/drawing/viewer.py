@@ -1,6 +1,6 @@
 """A reconstruction in the browser: points, cameras and their pictures.
 
-python -m pixio_heads.reconstruction.viewer FILE.npz [--port 8080]
+python -m pixio_heads.reconstruction.drawing.viewer FILE.npz [--port 8080]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from pixio_heads.reconstruction.export import Export
 from pixio_heads.reconstruction.export.cloud import select
-from pixio_heads.reconstruction.frusta import frustum_length, view_colour
+from pixio_heads.reconstruction.drawing.frusta import frustum_length, view_colour
 from pixio_heads.reconstruction.geometry import quaternion_of
 from pixio_heads.reconstruction.reconstructed import Reconstructed, read
 from pixio_lightning.errors import UserError
@@ -111,7 +111,7 @@ def _add_controls(server: Any, points: Any, text: str) -> None:
 def main(words: list[str] | None = None) -> int:
     """Show a file until Ctrl-C; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pixio_heads.reconstruction.viewer", description="Show a reconstruction."
+        prog="python -m pixio_heads.reconstruction.drawing.viewer", description="Show a reconstruction."
     )
     parser.add_argument("file", type=Path, help="reconstruction.npz of an export")
     parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1")
