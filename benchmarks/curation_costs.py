@@ -52,16 +52,16 @@ def main() -> None:
         return ScoredImages.describe(data, size=256, max_megapixels=64)["image"]
 
     print(f"| decode, crop, entropy (scoring) | {rate(describe, files * 40):.0f} images/s |")
-    chance = np.random.default_rng(0)
+    random_key = np.random.default_rng(0)
     n = 4_000_000
-    hashes = chance.integers(-(2**63), 2**63 - 1, n, dtype=np.int64)
-    speed = timed(lambda: keyed_numbers(hashes, seed=0, turn=0, stream=7), n)
+    hashes = random_key.integers(-(2**63), 2**63 - 1, n, dtype=np.int64)
+    speed = timed(lambda: keyed_numbers(hashes, seed=0, step=0, stream=7), n)
     print(f"| keep or not | {speed / 1e6:.1f} M images/s |")
     scores = Scores(
-        np.exp(chance.normal(-1.05, 0.45, n)),
-        chance.normal(5.5, 0.8, n).clip(0, 9),
-        chance.integers(200, 2000, n).astype(np.int32),
-        chance.integers(200, 2000, n).astype(np.int32),
+        np.exp(random_key.normal(-1.05, 0.45, n)),
+        random_key.normal(5.5, 0.8, n).clip(0, 9),
+        random_key.integers(200, 2000, n).astype(np.int32),
+        random_key.integers(200, 2000, n).astype(np.int32),
     )
     paper = Curation(scores="inside")
     speed = timed(lambda: Histogram.empty().plus(scores, paper), n)
@@ -94,11 +94,11 @@ def main() -> None:
         speed = timed(lambda: [key_of(f"{row:08d}") for row in range(rows)], rows)
         print(f"| hash a key | {speed / 1e6:.1f} M/s |")
         rule = KeepRule(paper, 1.0, seed=0)
-        read, kept = waste(index, rule, turn=0)
+        read, kept = waste(index, rule, epoch=0)
         print(f"| keep rate of the example | {kept / read:.3f} |")
         print(f"| read for each kept byte, shards as packed | {read / kept:.2f} bytes |")
         binned = materialize(index, rule, folder / "binned")
-        totals = np.array([waste(binned, rule, turn=turn) for turn in range(10)]).sum(axis=0)
+        totals = np.array([waste(binned, rule, epoch=epoch) for epoch in range(10)]).sum(axis=0)
         print(f"| the same, 16 bins (`--materialize`) | {totals[0] / totals[1]:.3f} bytes |")
 
 

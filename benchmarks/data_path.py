@@ -61,7 +61,7 @@ def our_chain(encoded: bytes) -> torch.Tensor:
     pixels = decode_pixels(encoded, max_megapixels=64)
     height, width = pixels.shape[:2]
     key = len(encoded)  # any number: what is measured is the cost of drawing by it
-    crop = random_crop(width, height, key=key, seed=0, turn=0, scale=SCALE, ratio=RATIO)
+    crop = random_crop(width, height, key=key, seed=0, epoch=0, scale=SCALE, ratio=RATIO)
     return to_tensor(pixels, crop, SIZE)
 
 

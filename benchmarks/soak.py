@@ -71,8 +71,8 @@ def soak(folder: Path, *, passes: int, workers: int = 2) -> dict[int, list[tuple
     watcher = threading.Thread(target=watch)
     watcher.start()
     ends = []
-    for turn in range(1, passes + 1):
-        while min(block for block, _ in loader.cursors) < turn * shards.order.blocks_per_pass:
+    for epoch in range(1, passes + 1):
+        while min(block for block, _ in loader.cursors) < epoch * shards.order.blocks_per_pass:
             next(iterator)
         ends.append(time.monotonic() - start)
     running = False

@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from pixio_lightning.keyed import Draw, Stream, fold, key_of, keyed_uniform, mix, permuted, uniform
+from pixio_lightning.keyed import (
+    Purpose,
+    RandomKey,
+    fold,
+    key_of,
+    keyed_uniform,
+    mix,
+    permuted,
+    uniform,
+)
 
-BASE = {"seed": 1, "turn": 2, "stream": Stream.MASK}
+BASE = {"seed": 1, "step": 2, "purpose": Purpose.MASK}
 KEYS = torch.arange(4096)
 
 
@@ -45,8 +54,8 @@ def test_pinned():
     pinned = [9201779 / 2**24, 5318744 / 2**24, 3213240 / 2**24]
     assert uniform(42, 3, **BASE) == pinned
     assert draw(torch.tensor([42]), 3).tolist() == [pinned]
-    assert [permuted(i, 10, seed=1, turn=2) for i in range(10)] == [5, 6, 0, 1, 2, 9, 7, 8, 3, 4]
-    assert {stream.name: stream.value for stream in Stream} == {
+    assert [permuted(i, 10, seed=1, step=2) for i in range(10)] == [5, 6, 0, 1, 2, 9, 7, 8, 3, 4]
+    assert {purpose.name: purpose.value for purpose in Purpose} == {
         "ORDER": 1,
         "CROP": 2,
         "MASK": 3,
@@ -61,19 +70,19 @@ def test_pinned():
     }
 
 
-@pytest.mark.parametrize("turn", [-1, 0, 10**6])
+@pytest.mark.parametrize("step", [-1, 0, 10**6])
 @pytest.mark.parametrize("seed", [0, 2**63 + 5])
-def test_tensors_equal_python(seed, turn):
+def test_tensors_equal_python(seed, step):
     keys = [0, 1, -1, 12345, 2**63 - 1, -(2**63), key_of("a"), key_of("b")]
-    tensor = keyed_uniform(torch.tensor(keys), 33, seed=seed, turn=turn, stream=Stream.CROP)
-    python = [uniform(key, 33, seed=seed, turn=turn, stream=Stream.CROP) for key in keys]
+    tensor = keyed_uniform(torch.tensor(keys), 33, seed=seed, step=step, purpose=Purpose.CROP)
+    python = [uniform(key, 33, seed=seed, step=step, purpose=Purpose.CROP) for key in keys]
     assert tensor.dtype == torch.float32
     assert torch.equal(tensor.double(), torch.tensor(python, dtype=torch.float64))
 
 
 def test_draw_belongs_to_the_sample():
-    rows = Draw(torch.tensor([7, 8, 9]), 1, 2).uniform(5, Stream.MASK)
-    other_batch = Draw(torch.tensor([9, 100, 7]), 1, 2).uniform(5, Stream.MASK)
+    rows = RandomKey(torch.tensor([7, 8, 9]), 1, 2).uniform(5, Purpose.MASK)
+    other_batch = RandomKey(torch.tensor([9, 100, 7]), 1, 2).uniform(5, Purpose.MASK)
     assert torch.equal(rows[[2, 0]], other_batch[[0, 2]])
     assert torch.equal(rows, draw(torch.tensor([7, 8, 9]), 5))
     assert torch.equal(draw(n=3), draw(n=16)[:, :3])
@@ -101,15 +110,15 @@ def test_uniform(values):
     "other",
     [
         draw(seed=2),
-        draw(turn=3),
-        draw(turn=-1),
-        draw(stream=Stream.DROP_PATH),
-        draw(seed=2, turn=1),
+        draw(step=3),
+        draw(step=-1),
+        draw(purpose=Purpose.DROP_PATH),
+        draw(seed=2, step=1),
         draw(KEYS + 1),
         draw(KEYS ^ 2**62),
         draw(n=17)[:, 1:],
     ],
-    ids=["seed", "turn", "fixed turn", "stream", "swapped", "next key", "high bit", "next number"],
+    ids=["seed", "step", "fixed step", "purpose", "swapped", "next key", "high bit", "next number"],
 )
 def test_independent(other):
     # 65536 pairs: the correlation of independent ones has a standard error of 1/256.
@@ -129,12 +138,12 @@ def test_keys_of_names_fit_int64():
 
 @pytest.mark.parametrize("n", [*range(1, 18), 31, 64, 65, 255, 1000, 1025, 4096])
 def test_permuted_is_a_bijection(n):
-    assert sorted(permuted(i, n, seed=0, turn=0) for i in range(n)) == list(range(n))
+    assert sorted(permuted(i, n, seed=0, step=0) for i in range(n)) == list(range(n))
 
 
 def test_permuted_differs_between_passes():
-    first, second = ([permuted(i, 1000, seed=0, turn=t) for i in range(1000)] for t in (0, 1))
-    other_seed = [permuted(i, 1000, seed=1, turn=0) for i in range(1000)]
+    first, second = ([permuted(i, 1000, seed=0, step=t) for i in range(1000)] for t in (0, 1))
+    other_seed = [permuted(i, 1000, seed=1, step=0) for i in range(1000)]
     # A random permutation has one fixed point on average; so have two compared with each other.
     for a, b in ((first, range(1000)), (first, second), (first, other_seed)):
         assert sum(x == y for x, y in zip(a, b, strict=True)) < 10
@@ -142,7 +151,7 @@ def test_permuted_differs_between_passes():
 
 def test_permuted_of_two_billion():
     n = 2_000_000_011
-    places = {permuted(i, n, seed=0, turn=0) for i in range(2000)}
+    places = {permuted(i, n, seed=0, step=0) for i in range(2000)}
     assert len(places) == 2000 and all(0 <= place < n for place in places)
     assert 0.4 < sum(place < n / 2 for place in places) / 2000 < 0.6
 
@@ -150,6 +159,6 @@ def test_permuted_of_two_billion():
 @pytest.mark.parametrize("n", [3, 16, 50])
 def test_permuted_goes_everywhere_equally_often(n):
     counts = torch.zeros(n)
-    for turn in range(100 * n):
-        counts[permuted(n // 2, n, seed=0, turn=turn)] += 1
+    for step in range(100 * n):
+        counts[permuted(n // 2, n, seed=0, step=step)] += 1
     assert abs(chi_square(counts)) < 5

@@ -1,7 +1,7 @@
 """Randomness that depends on what is drawn for, never on who draws it.
 
-A draw is a hash of (seed, turn, stream, key): the sample's key, the turn (a training step, or a
-pass over the data), and the stream (what the number is for). No generator holds a state, so a run
+A draw is a hash of (seed, step, purpose, key): the sample's key, the step (a training step, or an
+epoch of the data), and what the number is for. No generator holds a state, so a run
 does not change with the number of workers or processes, and resuming needs nothing saved.
 
 The hash is the finaliser of splitmix64 (Steele, Lea and Flood, 2014,
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 
 
-class Stream(IntEnum):
-    """What a number is drawn for; two streams are independent."""
+class Purpose(IntEnum):
+    """What a number is drawn for; those of two purposes are independent."""
 
     ORDER = 1
     CROP = 2
@@ -59,9 +59,9 @@ def fold(*parts: int) -> int:
     return state
 
 
-def uniform(key: int, n: int, *, seed: int, turn: int, stream: int) -> list[float]:
+def uniform(key: int, n: int, *, seed: int, step: int, purpose: int) -> list[float]:
     """Draw `n` numbers in [0, 1) for one key, equal to a row of `keyed_uniform`."""
-    base = fold(seed, turn, stream, key)
+    base = fold(seed, step, purpose, key)
     return [(mix(base ^ i) >> 40) / (1 << 24) for i in range(n)]
 
 
@@ -71,7 +71,7 @@ def key_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), signed=True)
 
 
-def permuted(position: int, n: int, *, seed: int, turn: int) -> int:
+def permuted(position: int, n: int, *, seed: int, step: int) -> int:
     """Return where `position` goes under a random permutation of ``range(n)``.
 
     A balanced Feistel network over the smallest even number of bits that holds `n`, walked until
@@ -80,7 +80,7 @@ def permuted(position: int, n: int, *, seed: int, turn: int) -> int:
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
-    keys = [fold(seed, turn, Stream.ORDER, i) for i in range(6)]
+    keys = [fold(seed, step, Purpose.ORDER, i) for i in range(6)]
     while True:
         left, right = position >> half, position & low
         for key in keys:
@@ -106,42 +106,44 @@ def _mix_tensor(value: torch.Tensor) -> torch.Tensor:
     return value ^ _shift(value, 31)
 
 
-def keyed_uniform(keys: torch.Tensor, n: int, *, seed: int, turn: int, stream: int) -> torch.Tensor:
+def keyed_uniform(
+    keys: torch.Tensor, n: int, *, seed: int, step: int, purpose: int
+) -> torch.Tensor:
     """Draw `n` numbers in [0, 1) for each key, on the keys' device and without a synchronisation.
 
     Args:
         keys: int64 of shape `(B,)`.
         n: Numbers per key.
         seed: The run's seed.
-        turn: What tells repeated visits to a key apart: the training step, or the pass.
-        stream: What the numbers are for, see `Stream`.
+        step: What tells repeated visits to a key apart: the training step, or the epoch.
+        purpose: What the numbers are for, see `Purpose`.
 
     Returns:
         float32 of shape `(B, n)`, multiples of 2^-24.
     """
     import torch
 
-    state = _mix_tensor(keys ^ _signed(fold(seed, turn, stream)))
+    state = _mix_tensor(keys ^ _signed(fold(seed, step, purpose)))
     index = torch.arange(n, device=keys.device)
     bits = _shift(_mix_tensor(state[:, None] ^ index), 40)
     return bits.to(torch.float32) * 2.0**-24
 
 
 def keyed_numbers(
-    keys: NDArray[np.int64], *, seed: int, turn: int, stream: int
+    keys: NDArray[np.int64], *, seed: int, step: int, purpose: int
 ) -> NDArray[np.float64]:
     """Draw one number in [0, 1) for each key: the first of `uniform`, with more of its bits.
 
     Args:
         keys: int64 of shape `(N,)`.
         seed: The run's seed.
-        turn: The pass.
-        stream: What the numbers are for, see `Stream`.
+        step: The epoch.
+        purpose: What the numbers are for, see `Purpose`.
 
     Returns:
         float64 of shape `(N,)`, multiples of 2^-53.
     """
-    base = np.uint64(fold(seed, turn, stream))
+    base = np.uint64(fold(seed, step, purpose))
     state = _mix_array(keys.astype(np.int64).view(np.uint64) ^ base)
     return (_mix_array(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -153,13 +155,24 @@ def _mix_array(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-class Draw(NamedTuple):
-    """Who is drawn for, and when: what masks and drop path need to be reproducible."""
+class RandomKey(NamedTuple):
+    """What random numbers depend on: equal keys give equal numbers, wherever they are drawn.
 
-    keys: torch.Tensor
+    Attributes:
+        key: A sample's key, or those of a batch: int64 `(B,)`.
+        seed: The run's seed.
+        step: What tells repeated visits to a sample apart: the training step, or the epoch.
+    """
+
+    key: Any
     seed: int
-    turn: int
+    step: int
 
-    def uniform(self, n: int, stream: int) -> torch.Tensor:
-        """Draw `n` numbers in [0, 1) for every sample: float32 of shape `(B, n)`."""
-        return keyed_uniform(self.keys, n, seed=self.seed, turn=self.turn, stream=stream)
+    def uniform(self, n: int, purpose: int) -> Any:
+        """Draw `n` numbers in [0, 1) for a purpose.
+
+        Returns:
+            A list of floats for one key; for a batch float32 `(B, n)`, on the device of the keys.
+        """
+        draw = uniform if isinstance(self.key, int) else keyed_uniform
+        return draw(self.key, n, seed=self.seed, step=self.step, purpose=purpose)

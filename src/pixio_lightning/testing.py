@@ -83,7 +83,7 @@ class HeadContract:
         options = parse_options(self.words(folder))
         import_named(options.configs, options.rest)
         cli = lightning_cli.PixioCLI(options, "check")
-        cli.model.ask(cli.datamodule)
+        cli.model.read_data_attributes(cli.datamodule)
         return cli.model.trains
 
     @pytest.mark.parametrize("backbone", BACKBONES)
@@ -95,7 +95,7 @@ class HeadContract:
         line = self.run("fit", tmp_path / "run")
         assert line["n"] > 0 and line["metrics"]
         assert {"task", "dataset", "split", "seed", "recipe", "versions", "steps"} <= line.keys()
-        for baseline, values in line["cheap_baselines"].items():
+        for baseline, values in line["baselines"].items():
             assert values.keys() == line["metrics"].keys(), baseline
         assert json.loads((tmp_path / "run" / results.FILE).read_text().splitlines()[-1]) == line
 

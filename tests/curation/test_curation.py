@@ -29,7 +29,7 @@ from pixio_lightning.data.shards.keep_rule import (
 from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Stream, key_of, keyed_numbers, uniform
+from pixio_lightning.keyed import Purpose, key_of, keyed_numbers, uniform
 
 FREE = Curation(scores="inside", min_entropy=0, min_side=0)
 
@@ -42,9 +42,9 @@ def scores_like(losses: np.ndarray) -> Scores:
 @pytest.fixture(scope="module")
 def million() -> tuple[np.ndarray, np.ndarray]:
     """Keys and log-normal losses of a million images."""
-    chance = np.random.default_rng(0)
-    losses = np.exp(chance.normal(-1.05, 0.45, 1_000_000))
-    return chance.integers(-(2**63), 2**63 - 1, 1_000_000, dtype=np.int64), losses
+    random_key = np.random.default_rng(0)
+    losses = np.exp(random_key.normal(-1.05, 0.45, 1_000_000))
+    return random_key.integers(-(2**63), 2**63 - 1, 1_000_000, dtype=np.int64), losses
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.8])
@@ -61,7 +61,7 @@ def test_a_fraction_is_kept_without_bias(
     rule = KeepRule(curation, calibrate(total, curation), seed=4)
     p = rule.probability(scores)
     assert abs(p.mean() - fraction) < 1e-3
-    keep = rule.draws(hashes, turn=2) < p
+    keep = rule.draws(hashes, epoch=2) < p
     z = (keep.sum() - p.sum()) / np.sqrt((p * (1 - p)).sum())
     assert abs(z) < 3
     horvitz_thompson = (losses[keep] / p[keep]).sum() / len(losses)
@@ -78,8 +78,8 @@ def test_a_fraction_is_kept_without_bias(
 def test_passes_and_seeds_are_independent(million: tuple[np.ndarray, np.ndarray]) -> None:
     hashes, losses = million
     rows = [
-        keyed_numbers(hashes, seed=seed, turn=turn, stream=Stream.KEEP)
-        for seed, turn in ((0, 0), (0, 1), (1, 0))
+        keyed_numbers(hashes, seed=seed, step=epoch, purpose=Purpose.KEEP)
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     bound = 5 / np.sqrt(len(hashes))
     correlation = np.corrcoef([*rows, losses])
@@ -89,16 +89,16 @@ def test_passes_and_seeds_are_independent(million: tuple[np.ndarray, np.ndarray]
         counts = np.bincount((row * 256).astype(int), minlength=256)
         assert abs(((counts - len(row) / 256) ** 2 / (len(row) / 256)).sum() / 255 - 1) < 0.5
     # Keys one after the other are no less random.
-    row = keyed_numbers(np.arange(100_000), seed=0, turn=0, stream=Stream.KEEP)
+    row = keyed_numbers(np.arange(100_000), seed=0, step=0, purpose=Purpose.KEEP)
     assert abs(np.corrcoef(row[1:], row[:-1])[0, 1]) < 0.016
 
 
 def test_the_numbers_are_pinned_and_those_of_the_scalar_form() -> None:
     hashes = np.array([key_of(key) for key in keys(4)])
     assert hashes[0] == key_of("images/00000.jpg") == 7674881309025095574
-    numbers = keyed_numbers(hashes, seed=3, turn=5, stream=Stream.KEEP)
+    numbers = keyed_numbers(hashes, seed=3, step=5, purpose=Purpose.KEEP)
     assert numbers.round(6).tolist() == [0.536678, 0.758304, 0.559286, 0.340824]
-    scalar = [uniform(int(key), 1, seed=3, turn=5, stream=Stream.KEEP)[0] for key in hashes]
+    scalar = [uniform(int(key), 1, seed=3, step=5, purpose=Purpose.KEEP)[0] for key in hashes]
     # The scalar form keeps 24 of the 53 bits.
     assert (numbers * 2**24).astype(int).tolist() == [int(x * 2**24) for x in scalar]
 
@@ -181,13 +181,13 @@ def write_scores(
 
 
 def losses_of(n: int) -> dict[int, float]:
-    chance = np.random.default_rng(1)
-    values = np.exp(chance.normal(-1.05, 0.5, n))
+    random_key = np.random.default_rng(1)
+    values = np.exp(random_key.normal(-1.05, 0.5, n))
     return {key_of(key): float(np.float32(v)) for key, v in zip(keys(n), values, strict=True)}
 
 
 def kept_in_pass(
-    index: ShardIndex, rule: KeepRule, *, readers: int, turn: int
+    index: ShardIndex, rule: KeepRule, *, readers: int, epoch: int
 ) -> tuple[list[int], int]:
     """Read the blocks of one pass as `readers` would; return the keys and what was drawn."""
     order = BlockOrder.of(index, np.arange(index.n_groups), rows=60, seed=rule.seed)
@@ -204,7 +204,7 @@ def kept_in_pass(
         max_megapixels=1,
         seed=rule.seed,
     )
-    first = turn * order.blocks_per_pass
+    first = epoch * order.blocks_per_pass
     found: list[int] = []
     drawn = 0
     for reader in range(readers):
@@ -220,13 +220,13 @@ def test_the_stream_keeps_the_same_images_whoever_reads(tmp_path: Path) -> None:
     losses = losses_of(400)
     write_scores(index, tmp_path / "scores", losses)
     rule = KeepRule(Curation(scores=str(tmp_path / "scores")), 1.2, seed=5)
-    one, drawn = kept_in_pass(index, rule, readers=1, turn=3)
-    six, _ = kept_in_pass(index, rule, readers=6, turn=3)
-    other, _ = kept_in_pass(index, rule, readers=1, turn=4)
+    one, drawn = kept_in_pass(index, rule, readers=1, epoch=3)
+    six, _ = kept_in_pass(index, rule, readers=6, epoch=3)
+    other, _ = kept_in_pass(index, rule, readers=1, epoch=4)
     assert drawn == 400 and sorted(one) == sorted(six) and sorted(one) != sorted(other)
     hashes = np.array(list(losses))
     p = np.minimum(1, 1.2 * np.array(list(losses.values())))
-    expected = hashes[keyed_numbers(hashes, seed=5, turn=3, stream=Stream.KEEP) < p]
+    expected = hashes[keyed_numbers(hashes, seed=5, step=3, purpose=Purpose.KEEP) < p]
     assert sorted(one) == sorted(expected.tolist())
 
 
@@ -251,7 +251,7 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     score_file(folder, "1.parquet").rename(score_file(folder, "0.parquet"))
     rule = KeepRule(Curation(scores=str(folder)), 1.0, seed=0)
     with pytest.raises(UserError, match="are of other images, or in another order"):
-        rule.keep(index, 0, keys(10), turn=0)
+        rule.keep(index, 0, keys(10), epoch=0)
 
 
 # --- materialize ----------------------------------------------------------------------------------
@@ -284,20 +284,20 @@ def test_materialized_shards_waste_little_and_keep_every_probability(
     index, losses = scored
     paper = Curation(scores="inside")
     rule = KeepRule(paper, 1.0, seed=0)
-    read, kept = waste(index, rule, turn=0)
+    read, kept = waste(index, rule, epoch=0)
     assert read / kept > 2.4  # the keep rate is near 0.38: most was read in vain
     binned = materialize(index, rule, tmp_path / "out")
     assert binned.rows == 5970  # 30 were too small
     assert all(len(shard.group_max_loss) for shard in binned.shards)
     turns = range(40)
-    totals = np.array([waste(binned, rule, turn=turn) for turn in turns]).sum(axis=0)
+    totals = np.array([waste(binned, rule, epoch=epoch) for epoch in turns]).sum(axis=0)
     assert 1 - totals[1] / totals[0] < 0.10
     assert abs(totals[1] / 40 / (read / 6000) / 5970 - kept / read * 6000 / 5970) < 0.02
     # Each image keeps its own probability, though groups come together.
     again = open_index(str(tmp_path / "out"), cache=tmp_path / "cache")
     counts: dict[int, int] = dict.fromkeys(losses, 0)
-    for turn in turns:
-        for key in kept_in_pass(again, rule, readers=1, turn=turn)[0]:
+    for epoch in turns:
+        for key in kept_in_pass(again, rule, readers=1, epoch=epoch)[0]:
             counts[key] += 1
     p = np.minimum(1, np.array(list(losses.values())))
     share = np.array(list(counts.values())) / 40

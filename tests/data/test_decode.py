@@ -107,16 +107,16 @@ def test_the_limit_is_what_the_key_says() -> None:
 
 def test_damage_anywhere_gives_an_image_or_a_known_reason(recwarn: pytest.WarningsRecorder) -> None:
     """A single file must not end a run, whatever Pillow makes of it."""
-    chance, reasons = random.Random(0), set()
+    random_key, reasons = random.Random(0), set()
     known = {"truncated", "corrupt data", "empty file", "not a JPEG, PNG or WebP image"}
     image, exif = Image.fromarray(NOISE), orientation(6)
     wholes = [encode(image, form, exif=exif) for form in ("JPEG", "PNG", "WEBP")]
     wholes.append(encode(image.quantize(16), "PNG", transparency=3))
     for i in range(2000):
         damaged = bytearray(wholes[i % len(wholes)])
-        for _ in range(chance.choice([1, 4, 16])):
+        for _ in range(random_key.choice([1, 4, 16])):
             # Headers and metadata, where the damage is most varied, are at the front.
-            damaged[chance.randrange(min(300, len(damaged)))] = chance.randrange(256)
+            damaged[random_key.randrange(min(300, len(damaged)))] = random_key.randrange(256)
         try:
             opened(bytes(damaged))
         except BadImage as error:
@@ -195,8 +195,8 @@ def test_broken_metadata_does_not_cost_the_image() -> None:
 # --- crops ------------------------------------------------------------------------------------
 
 
-def crop(width: int, height: int, key: int, *, seed: int = 0, turn: int = 0) -> Crop:
-    return random_crop(width, height, key=key, seed=seed, turn=turn, scale=SCALE, ratio=RATIO)
+def crop(width: int, height: int, key: int, *, seed: int = 0, epoch: int = 0) -> Crop:
+    return random_crop(width, height, key=key, seed=seed, epoch=epoch, scale=SCALE, ratio=RATIO)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (900, 300)])
@@ -227,11 +227,11 @@ def test_very_elongated_images_are_cropped_at_the_centre(width: int, height: int
 
 
 def test_a_crop_is_a_function_of_key_seed_and_turn() -> None:
-    one = crop(640, 480, 5, seed=1, turn=2)
+    one = crop(640, 480, 5, seed=1, epoch=2)
     random.seed(9)
     torch.manual_seed(9)
-    assert crop(640, 480, 5, seed=1, turn=2) == one
-    others = [crop(640, 480, *k, seed=s, turn=t) for *k, s, t in ((6, 1, 2), (5, 2, 2), (5, 1, 3))]
+    assert crop(640, 480, 5, seed=1, epoch=2) == one
+    others = [crop(640, 480, *k, seed=s, epoch=t) for *k, s, t in ((6, 1, 2), (5, 2, 2), (5, 1, 3))]
     assert len({one, *others}) == 4
 
 
@@ -243,10 +243,10 @@ def test_crops_stay_inside_the_smallest_image() -> None:
 
 def photograph(side: tuple[int, int], seed: int = 0) -> Image.Image:
     """Structure at every scale, like a photograph's."""
-    chance = np.random.default_rng(seed)
+    random_key = np.random.default_rng(seed)
     layers = [
         np.asarray(
-            Image.fromarray(chance.integers(0, 256, (n, n, 3), np.uint8)).resize(
+            Image.fromarray(random_key.integers(0, 256, (n, n, 3), np.uint8)).resize(
                 side, Image.Resampling.BICUBIC
             ),
             float,
@@ -272,10 +272,10 @@ def test_to_tensor_cuts_and_scales_as_pillow_within_two_levels() -> None:
 def strong(kind: str) -> np.ndarray:
     """Pictures `(480, 640, 3)` that are hardest to scale."""
     y, x = np.mgrid[:480, :640]
-    chance = np.random.default_rng(0)
+    random_key = np.random.default_rng(0)
     grey = {
-        "noise": chance.integers(0, 256, (480, 640)),
-        "black and white noise": 255 * chance.integers(0, 2, (480, 640)),
+        "noise": random_key.integers(0, 256, (480, 640)),
+        "black and white noise": 255 * random_key.integers(0, 2, (480, 640)),
         "squares": 255 * ((x // 3 + y // 3) % 2),
     }
     return np.stack([grey[kind].astype(np.uint8)] * 3, axis=-1)

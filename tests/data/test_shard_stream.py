@@ -91,12 +91,12 @@ def test_every_image_comes_once_in_a_pass(index: ShardIndex, world: int, workers
         before = list(loader.cursors)
         # Until every reader of the process has left the second pass.
         while min(block for block, _ in loader.cursors) < 2 * blocks:
-            reader = loader.turn % loader.readers
+            reader = loader.batches_read % loader.readers
             batch = next(iterator)
             assert len(batch["key"]) == 7 and batch["image"].shape == (7, 3, 16, 16)
             assert len(loader.cursors) == max(1, workers)
-            for turn, key in passes_of(loader, before[reader], reader, batch, world):
-                by_pass[turn][key] += 1
+            for epoch, key in passes_of(loader, before[reader], reader, batch, world):
+                by_pass[epoch][key] += 1
             straddling += (
                 len({t for t, _ in passes_of(loader, before[reader], reader, batch, world)}) > 1
             )
@@ -116,8 +116,8 @@ def passes_of(
     found: list[tuple[int, int]] = []
     while len(found) < len(batch["key"]):
         read, _, _ = images._read(block)
-        turn = images.order.turn(block)
-        found += [(turn, key_of(image.key)) for image in read[position:]]
+        epoch = images.order.epoch(block)
+        found += [(epoch, key_of(image.key)) for image in read[position:]]
         block, position = block + world * loader.readers, 0
     found = found[: len(batch["key"])]
     assert [key for _, key in found] == batch["key"].tolist()

@@ -102,7 +102,7 @@ def test_the_stream_is_the_same_for_all_workers_and_processes(world: int, worker
 
 def test_a_pass_has_every_image_once_in_an_order_of_its_own() -> None:
     source, everything = Painted(10), {key_of(f"picture-{i}") for i in range(10)}
-    passes = [keys(source, 10 * turn, 10) for turn in range(6)]
+    passes = [keys(source, 10 * epoch, 10) for epoch in range(6)]
     assert all(set(order) == everything for order in passes)
     assert len(set(map(tuple, passes))) == 6
     assert keys(source, 0, 10, seed=1) != passes[0]
@@ -123,7 +123,7 @@ def test_a_bad_image_is_replaced_by_the_next_of_the_stream() -> None:
     reasons[3] = "cannot be read (No such file or directory)"
     for position in range(27):
         sample, skipped = images[position], []
-        while (index := permuted(position % 9, 9, seed=0, turn=position // 9)) in reasons:
+        while (index := permuted(position % 9, 9, seed=0, step=position // 9)) in reasons:
             skipped.append((f"picture-{index}", reasons[index]))
             position += 1
         assert sample["bad"] == skipped
@@ -146,7 +146,7 @@ def test_when_all_images_are_bad_one_line_says_so(workers: int) -> None:
     stream = Loader(
         loader(Painted(4, bad=(0, 1, 2, 3)), workers=workers), lambda bad, seen: found.extend(bad)
     )
-    first = f"picture-{permuted(0, 4, seed=0, turn=0)}"
+    first = f"picture-{permuted(0, 4, seed=0, step=0)}"
     text = f"none of 4 images can be used; the first, {first}: not a JPEG, PNG or WebP image"
     assert refusal(stream) == text
     assert {name for name, _ in found} == {f"picture-{i}" for i in range(4)}

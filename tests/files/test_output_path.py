@@ -43,9 +43,9 @@ def test_usual_names_stay_as_they_are(name: str, tmp_path: Path) -> None:
 
 def test_different_names_have_different_paths(tmp_path: Path) -> None:
     """Also names that are made to meet those that others become, and folders that meet files."""
-    chance = random.Random(0)
+    random_key = random.Random(0)
     pieces = ["a", "b.jpg", "b.jpg.png", "..", ".", "", "\\", "\0", "_", "_colour", "x" * 250]
-    made = {"/".join(chance.choices(pieces, k=chance.randint(1, 4))) for _ in range(3000)}
+    made = {"/".join(random_key.choices(pieces, k=random_key.randint(1, 4))) for _ in range(3000)}
     made |= {*USUAL, *ODD, "a.jpg_colour.png", "a.jpg_colour"}
     for _ in range(2):
         made |= {str(output_path(tmp_path, n).relative_to(tmp_path)) for n in made}

@@ -54,7 +54,7 @@ class Steps(Depth):
 
     def build(self, backbone: Backbone) -> nn.Module:
         decoder = super().build(backbone)
-        decoder.steps = nn.Parameter(torch.zeros(int(self.facts["max_depth"])))
+        decoder.steps = nn.Parameter(torch.zeros(int(self.data_info["max_depth"])))
         return decoder
 
 
@@ -89,7 +89,7 @@ def test_depth_is_scored_within_the_range_of_the_data(
     assert main(["validate", *line, *more, f"--ckpt_path={checkpoint}"]) == 0
     found = results.read(tmp_path)[-1]
     assert found["protocol"].startswith(f"depth 0.001 to {greatest} m"), found["protocol"]
-    assert found["cheap_baselines"]["constant"]["abs_rel"] == pytest.approx(wrong, abs=1e-6)
+    assert found["baselines"]["constant"]["abs_rel"] == pytest.approx(wrong, abs=1e-6)
     # The model's greatest depth stays its own: it is at least 37 m short to the right.
     error = found["metrics"]["rmse"]
     assert error > (37**2 / 2) ** 0.5 if greatest == 80 else error < 3
@@ -111,7 +111,7 @@ def test_depth_is_predicted_in_the_range_of_the_checkpoint(
             assert float(image.info["metres_per_unit"]) == 1e-3
             assert 0 < np.asarray(image).max() <= 3000
     head = load(checkpoint)
-    assert isinstance(head, Depth) and head.facts == {"max_depth": 3.0}
+    assert isinstance(head, Depth) and head.data_info == {"max_depth": 3.0}
     depth = head.predict(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8))
     assert 0 < depth.max() <= 3
 

@@ -89,9 +89,7 @@ def test_another_unit_than_the_files_say_stops_the_run(
     assert "the file says 0.00390625 m, not 0.001 of data.depth_scale" in error
     assert error.count("\n") == 1
     assert main(["fit", *DEPTH, *words, *run, "--fresh"]) == 0
-    (line,) = {
-        json.dumps(line["cheap_baselines"]["constant"]) for line in results.read(tmp_path / "run")
-    }
+    (line,) = {json.dumps(line["baselines"]["constant"]) for line in results.read(tmp_path / "run")}
     assert json.loads(line)["rmse"] == 0.0  # two metres everywhere
 
 

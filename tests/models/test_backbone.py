@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Draw, Stream, keyed_uniform
+from pixio_lightning.keyed import Purpose, RandomKey, keyed_uniform
 from pixio_lightning.models import drop_path as drop_paths
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import compile_blocks
@@ -216,8 +216,8 @@ def test_checkpointing_changes_nothing(build, images, name):
         calls = []
         for block in backbone.vit.blocks:
             block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        keep, draw = torch.arange(64).expand(2, -1), Draw(torch.tensor([3, 4]), 0, 0)
-        loss = backbone(images, keep=keep, draw=draw).tokens.square().mean()
+        keep, random_key = torch.arange(64).expand(2, -1), RandomKey(torch.tensor([3, 4]), 0, 0)
+        loss = backbone(images, keep=keep, random_key=random_key).tokens.square().mean()
         loss.backward()
         assert len(calls) == (6 if checkpointing else 3)
         gradients = [p.grad for p in backbone.parameters() if p.grad is not None]
@@ -255,8 +255,8 @@ def test_encoder_and_decoder_are_compiled_for_the_sizes_they_run_at(build, image
     keep, hide = order[:, :4], order[:, 4:]
 
     def run(batch=2):
-        draw = Draw(torch.arange(batch), 0, 0)
-        tokens = backbone(images[:batch], keep=keep[:batch], draw=draw).tokens
+        random_key = RandomKey(torch.arange(batch), 0, 0)
+        tokens = backbone(images[:batch], keep=keep[:batch], random_key=random_key).tokens
         return decoder(tokens, keep[:batch], hide[:batch], (4, 4))
 
     plain = run()
@@ -302,7 +302,7 @@ def test_drop_path_keeps_the_expectation():
     modules = [drop_paths.KeyedDropPath(rate) for rate in rates]
     keys = torch.arange(10000)
     pairs = [(modules[0], modules[1]), (modules[2], modules[3])]
-    drawn = drop_paths.draw_factors(drop_paths.rates_of(pairs), Draw(keys, 0, 0))
+    drawn = drop_paths.draw_factors(drop_paths.rates_of(pairs), RandomKey(keys, 0, 0))
     factors = torch.stack([factor.flatten() for pair in drawn for factor in pair])
     for values, rate in zip(factors, rates, strict=True):
         kept = values > 0
@@ -311,7 +311,7 @@ def test_drop_path_keeps_the_expectation():
         torch.testing.assert_close(values[kept], torch.full_like(values[kept], 1 / (1 - rate)))
     # Branches of one rate decide for themselves, and by the numbers of their own stream.
     assert abs(torch.corrcoef(factors[2:])[0, 1]) < 0.04
-    numbers = keyed_uniform(keys, 4, seed=0, turn=0, stream=Stream.DROP_PATH)
+    numbers = keyed_uniform(keys, 4, seed=0, step=0, purpose=Purpose.DROP_PATH)
     assert torch.equal(factors[3] > 0, numbers[:, 3] >= 0.4)
 
 
@@ -329,7 +329,7 @@ class Count(TorchDispatchMode):
 
 def test_drop_path_is_drawn_at_once_for_all_blocks(build, images):
     """Bit for bit as block by block, in as many operations for 12 blocks as for 3."""
-    draw, counts = Draw(torch.tensor([3, -4, 5, 2**40]), 1, 7), []
+    random_key, counts = RandomKey(torch.tensor([3, -4, 5, 2**40]), 1, 7), []
     for depth in (3, 12):
         backbone = build(drop_path=0.4, model_args={"depth": depth}).train()
         seen = []
@@ -337,15 +337,15 @@ def test_drop_path_is_drawn_at_once_for_all_blocks(build, images):
             for branch in (block.drop_path1, block.drop_path2):
                 branch.register_forward_hook(lambda module, *_, seen=seen: seen.append(module))
         with torch.no_grad():
-            backbone(images[:1].expand(4, -1, -1, -1)[..., :32, :32], draw=draw)
-        uniform = draw.uniform(2 * depth, Stream.DROP_PATH)
+            backbone(images[:1].expand(4, -1, -1, -1)[..., :32, :32], random_key=random_key)
+        uniform = random_key.uniform(2 * depth, Purpose.DROP_PATH)
         assert len(seen) == 2 * depth
         for number, module in enumerate(seen):
             rate = float(torch.linspace(0, 0.4, depth)[number // 2])
             expected = (uniform[:, number] >= rate).to(torch.float32) / (1 - rate)
             assert torch.equal(module.factor, expected[:, None, None])
         with Count() as count:
-            drop_paths.draw_factors(backbone.drop_rates, draw)
+            drop_paths.draw_factors(backbone.drop_rates, random_key)
         counts.append(count.calls.total())
     assert counts[0] == counts[1]
 
@@ -355,8 +355,8 @@ def test_recomputed_blocks_keep_their_own_drop_path(build, images):
     gradients = []
     for checkpointing in (False, True):
         backbone = build(checkpointing=checkpointing, drop_path=0.6).train()
-        draws = [Draw(torch.tensor([3, 4]), 0, turn) for turn in (0, 1)]
-        passes = [backbone(images, draw=draw).tokens.square().mean() for draw in draws]
+        draws = [RandomKey(torch.tensor([3, 4]), 0, epoch) for epoch in (0, 1)]
+        passes = [backbone(images, random_key=draw).tokens.square().mean() for draw in draws]
         sum(passes).backward()
         gradients.append([p.grad for p in backbone.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -367,10 +367,10 @@ def test_drop_path_belongs_to_sample_and_turn(build, images):
     backbone = build(drop_path=0.6).train()
     images = images[:1].expand(8, -1, -1, -1)[..., :64, :64]
 
-    def tokens(keys, turn):
+    def tokens(keys, epoch):
         with torch.no_grad():
             keys = torch.tensor(keys)
-            return backbone(images[: len(keys)], draw=Draw(keys, 0, turn)).tokens
+            return backbone(images[: len(keys)], random_key=RandomKey(keys, 0, epoch)).tokens
 
     first = tokens([1, 2, 3, 4, 5, 6, 7, 8], 0)
     torch.testing.assert_close(first[[4, 1]], tokens([5, 2], 0), rtol=0, atol=1e-5)
@@ -380,11 +380,13 @@ def test_drop_path_belongs_to_sample_and_turn(build, images):
 
 def test_drop_path_is_off_in_evaluation(build, images):
     backbone, plain = build(drop_path=0.6), build()
-    draw = Draw(torch.tensor([1, 2]), 0, 0)
-    assert not torch.equal(backbone.train()(images, draw=draw).tokens, plain(images).tokens)
+    random_key = RandomKey(torch.tensor([1, 2]), 0, 0)
+    assert not torch.equal(
+        backbone.train()(images, random_key=random_key).tokens, plain(images).tokens
+    )
     assert torch.equal(backbone.eval()(images).tokens, plain(images).tokens)
-    assert torch.equal(backbone(images, draw=draw).tokens, plain(images).tokens)
-    with pytest.raises(ValueError, match=r"training needs draw=Draw\(keys, seed, turn\)"):
+    assert torch.equal(backbone(images, random_key=random_key).tokens, plain(images).tokens)
+    with pytest.raises(ValueError, match=r"training needs random_key=RandomKey\(key, seed, step\)"):
         backbone.train()(images)
 
 

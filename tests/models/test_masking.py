@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pixio_lightning.keyed import Draw, Stream
+from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.masking import (
     block_mask,
     count_blocks,
@@ -15,7 +15,7 @@ from pixio_lightning.models.masking import (
 
 def masked(keys, *, grid=(16, 16), block=4, ratio=0.75):
     n_blocks, _ = count_blocks(grid, block, ratio)
-    noise = Draw(torch.as_tensor(keys), 0, 0).uniform(n_blocks, Stream.MASK)
+    noise = RandomKey(torch.as_tensor(keys), 0, 0).uniform(n_blocks, Purpose.MASK)
     return block_mask(noise, grid=grid, block=block, ratio=ratio)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from pixio_lightning.curation.scoring import image_losses
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Draw
+from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.models.masking import gather_tokens, patchify, unpatchify
@@ -58,8 +58,8 @@ class Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def draw_for(batch, turn=0):
-    return Draw(batch["key"], 0, turn)
+def draw_for(batch, epoch=0):
+    return RandomKey(batch["key"], 0, epoch)
 
 
 def hidden_pixels(mask):
@@ -168,9 +168,9 @@ def test_masks_follow_key_turn_and_seed(build, batch):
     module = build()
     keep = module(batch["image"], draw_for(batch)).mask.keep
     assert torch.equal(keep, module(batch["image"], draw_for(batch)).mask.keep)
-    assert not torch.equal(keep, module(batch["image"], draw_for(batch, turn=1)).mask.keep)
-    assert not torch.equal(keep, module(batch["image"], Draw(batch["key"], 1, 0)).mask.keep)
-    one = module(batch["image"][1:2], Draw(batch["key"][1:2], 0, 0))
+    assert not torch.equal(keep, module(batch["image"], draw_for(batch, epoch=1)).mask.keep)
+    assert not torch.equal(keep, module(batch["image"], RandomKey(batch["key"], 1, 0)).mask.keep)
+    one = module(batch["image"][1:2], RandomKey(batch["key"][1:2], 0, 0))
     assert torch.equal(one.mask.keep, keep[1:2])
 
 
@@ -210,7 +210,7 @@ def test_patch_14_is_resized_once_for_each_mask_of_a_score(build, batch):
     expected = torch.zeros(len(images))
     for number in range(3):
         with torch.no_grad():
-            result = module(images, Draw(batch["key"], 0, -1000 - number))
+            result = module(images, RandomKey(batch["key"], 0, -1000 - number))
         variance = gather_tokens(levels, result.mask.hide).var(dim=-1)
         error = (result.prediction - result.target).square().mean(dim=-1)
         expected += (error * variance / (variance + floor**2)).mean(dim=1) / 3
@@ -297,7 +297,7 @@ def test_validation_beside_its_baselines(build, batch, norm_pix):
         enable_checkpointing=False,
     )
     (found,) = trainer.validate(module, DataLoader(samples, batch_size=2), verbose=False)
-    result = module(batch["image"][:2], Draw(batch["key"][:2], 0, -1))
+    result = module(batch["image"][:2], RandomKey(batch["key"][:2], 0, -1))
     loss = pixel_loss(result.prediction, result.target).mean().item()
     assert found["val/loss"] == pytest.approx(loss, rel=1e-5)
     assert found["val/zero"] == pytest.approx(result.target.square().mean().item(), rel=1e-5)
@@ -376,7 +376,7 @@ def test_pictures_show_what_the_model_sees(build, batch):
     rows, titles, caption = module.pictures(batch)[:3]
     assert "true mean and contrast" in caption
     assert len(rows) == 3 and titles[:3] == ["masked input", "reconstruction*", "truth"]
-    mask = module(batch["image"], Draw(batch["key"], 0, -1)).mask
+    mask = module(batch["image"], RandomKey(batch["key"], 0, -1)).mask
     visibles = ~hidden_pixels(mask).expand(-1, 3, -1, -1)
     for i, (masked, painted, truth, components) in enumerate(rows):
         assert torch.equal(truth, batch["image"][i])

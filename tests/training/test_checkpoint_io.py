@@ -38,7 +38,7 @@ def save_forever(path: Path, step: int) -> None:
 
 
 def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    path, chance, steps = tmp_path / "run" / "last.ckpt", random.Random(0), [0]
+    path, random_key, steps = tmp_path / "run" / "last.ckpt", random.Random(0), [0]
     cut_short = 0
     for _ in range(10):
         writer = multiprocessing.get_context("fork").Process(
@@ -49,7 +49,7 @@ def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         while not path.exists() or path.stat().st_mtime_ns == before:
             assert writer.is_alive()
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.1))
+        time.sleep(random_key.uniform(0, 0.1))
         writer.kill()
         writer.join()
         steps.append(check_whole(read(path)))

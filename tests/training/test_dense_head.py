@@ -14,7 +14,7 @@ from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import sliding_window
 from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.training.dense_head import WindowedHead
+from pixio_lightning.training.dense_head import DenseHead
 
 SEEN = {"window": 256, "stride": 170}
 
@@ -72,7 +72,7 @@ def test_a_stride_beyond_the_window_is_refused() -> None:
 # --- heads ------------------------------------------------------------------------------------
 
 
-def head(kind: type[WindowedHead], **keys: Any) -> WindowedHead:
+def head(kind: type[DenseHead], **keys: Any) -> DenseHead:
     backbone = Backbone(
         "pixio_vitt16",
         weights="random:0",
@@ -80,7 +80,7 @@ def head(kind: type[WindowedHead], **keys: Any) -> WindowedHead:
     )
     made = kind(backbone, **{"window": 32, "stride": 20} | keys)
     made.facts = {"num_classes": 5, "class_names": list("abcde"), "max_depth": 10.0}
-    made.evaluation_facts = {"min_depth": 1e-3, "max_depth": 10.0}
+    made.evaluation_info = {"min_depth": 1e-3, "max_depth": 10.0}
     torch.manual_seed(0)
     made.configure_model()
     # At its start the map is nearly flat: nothing would tell one window from another.
@@ -92,7 +92,7 @@ both = pytest.mark.parametrize("kind", [Depth, Segmentation])
 
 
 @both
-def test_chunks_change_nothing_and_bound_what_is_encoded(kind: type[WindowedHead]) -> None:
+def test_chunks_change_nothing_and_bound_what_is_encoded(kind: type[DenseHead]) -> None:
     images = torch.randint(0, 256, (2, 3, 45, 70), dtype=torch.uint8)  # 12 windows each
     whole = head(kind, windows_per_chunk=1000)
     expected = whole.predict(images)
@@ -120,7 +120,7 @@ def test_chunks_change_nothing_and_bound_what_is_encoded(kind: type[WindowedHead
 
 
 @both
-def test_an_image_as_large_as_a_window_is_seen_through_four(kind: type[WindowedHead]) -> None:
+def test_an_image_as_large_as_a_window_is_seen_through_four(kind: type[DenseHead]) -> None:
     """As the published evaluation starts windows: at 0 and at the stride, in each direction."""
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     four, one = head(kind), head(kind, stride=32)
@@ -162,8 +162,8 @@ sizes = {"embed_dim": 64, "depth": 4, "num_heads": 2, "img_size": 256}
 backbone = Backbone("pixio_vitt16", weights="random:0", layers="quarters", model_args=sizes)
 head = Depth(backbone, decoder=lambda a, b, taps: DPTDecoder(
     a, b, taps=taps, features=16, stages=(16, 16, 16, 16)))
-head.facts = {"max_depth": 10.0}
-head.evaluation_facts = {"min_depth": 1e-3, "max_depth": 10.0}
+head.data_info = {"max_depth": 10.0}
+head.evaluation_info = {"min_depth": 1e-3, "max_depth": 10.0}
 head.configure_model()
 
 

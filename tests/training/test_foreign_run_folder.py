@@ -155,7 +155,7 @@ LINES: dict[str, str | Callable[[dict[str, Any]], Any]] = {
     "deep": "[" * 100_000,
     "metrics that are none": lambda line: line | {"metrics": 5},
     "metrics without numbers": lambda line: line | {"metrics": {"abs_rel": ESCAPES}},
-    "baselines that are none": lambda line: line | {"cheap_baselines": {"constant": []}},
+    "baselines that are none": lambda line: line | {"baselines": {"constant": []}},
     "step that is none": lambda line: line | {"steps": ESCAPES},
 }
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Draw
+from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import blocks_of
 from pixio_lightning.models.mae_decoder import DecoderSize
@@ -188,8 +188,8 @@ def test_blocks_of_bfloat16_weights_compute_as_under_autocast_alone(monkeypatch)
             with FakeTensorMode(allow_non_fake_inputs=True):
                 module.to_empty(device="cuda")
                 images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8, device="cuda")
-                draw = Draw(torch.arange(4, device="cuda"), 0, 0)
-                result = module(images, draw)
+                random_key = RandomKey(torch.arange(4, device="cuda"), 0, 0)
+                result = module(images, random_key)
         finally:
             torch.set_autocast_enabled("cuda", enabled)
         assert result.prediction.device.type == "cuda"

@@ -9,8 +9,8 @@ import numpy as np
 from pixio_heads.classification import layouts
 from pixio_heads.classification.layouts import LabelledScenes, RowSamples, Target
 from pixio_lightning.data import (
-    Chance,
     Crop,
+    RandomKey,
     Sample,
     SampleData,
     Samples,
@@ -21,7 +21,7 @@ from pixio_lightning.data import (
     to_tensor,
 )
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.keyed import Stream
+from pixio_lightning.keyed import Purpose
 
 
 class ClassificationData(SampleData):
@@ -194,7 +194,7 @@ class ClassificationData(SampleData):
         """Return the centre of the image: what a resize of its short side and a crop leave."""
         return sample | {"image": self._cut(sample["image"], self._centre(sample["image"]))}
 
-    def augment(self, sample: Sample, chance: Chance) -> Sample:
+    def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a random resized crop, mirrored half of the time."""
         image = sample["image"]
         height, width = image.shape[:2]
@@ -203,14 +203,14 @@ class ClassificationData(SampleData):
             crop = random_crop(
                 width,
                 height,
-                key=chance.key,
-                seed=chance.seed,
-                turn=chance.turn,
+                key=random_key.key,
+                seed=random_key.seed,
+                epoch=random_key.step,
                 scale=self.crop_scale,
                 ratio=self.crop_ratio,
             )
         view = self._cut(image, crop)
-        if self.flip and chance.uniform(1, Stream.FLIP)[0] < 0.5:
+        if self.flip and random_key.uniform(1, Purpose.FLIP)[0] < 0.5:
             view = view[:, ::-1]
         return sample | {"image": view}
 

@@ -29,10 +29,10 @@ from pixio_lightning.training import Batch, Head, Optim, visualize
 class _ClassHead(Head):
     """What both ways to tell classes share: the classes, the pictures, the table of predictions."""
 
-    asks = ("num_classes", "class_names", "multilabel")
+    data_attributes = ("num_classes", "class_names", "multilabel")
     same_as_trained = ("multilabel", "class_names", "num_classes")
-    evaluation_asks = ("seen",)
-    cheap = ("majority",)
+    evaluation_attributes = ("seen",)
+    baseline_names = ("majority",)
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)` in [0, 1]."""
@@ -40,10 +40,10 @@ class _ClassHead(Head):
 
     def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw images in a row, and below each what it is taken for, the truth in green."""
-        names = self.facts["class_names"]
+        names = self.data_info["class_names"]
         images, guesses, titles = [], [], []
         for batch, prediction in zip(batches, predictions, strict=True):
-            target, several = batch["target"][0], self.facts["multilabel"]
+            target, several = batch["target"][0], self.data_info["multilabel"]
             truth = target.nonzero().flatten().tolist() if several else [int(target)]
             images.append(shown(batch["image"][0]))
             guesses.append(bars(names, self.probabilities(prediction)[0].cpu(), truth))
@@ -68,8 +68,8 @@ class _ClassHead(Head):
             predictions.table_of(folder, self.global_rank),
             batch["name"],
             self.probabilities(prediction),
-            classes=self.facts["class_names"],
-            several=self.facts["multilabel"],
+            classes=self.data_info["class_names"],
+            several=self.data_info["multilabel"],
         )
 
 
@@ -115,11 +115,11 @@ class Classification(_ClassHead):
     @property
     def monitor(self) -> tuple[str, str]:
         """What best.ckpt is chosen by."""
-        return ("val/mean_ap" if self.facts.get("multilabel") else "val/top1", "max")
+        return ("val/mean_ap" if self.data_info.get("multilabel") else "val/top1", "max")
 
     def build(self, backbone: Backbone) -> LinearClassifier:
         """Return the classifier."""
-        return LinearClassifier(backbone.embed_dim, self.facts["num_classes"], pool=self.pool)
+        return LinearClassifier(backbone.embed_dim, self.data_info["num_classes"], pool=self.pool)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return logits `(B, C)`, float32."""
@@ -129,30 +129,30 @@ class Classification(_ClassHead):
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy, of one choice or of a choice for every class."""
         target, smoothing = batch["target"], self.label_smoothing
-        if not self.facts["multilabel"]:
+        if not self.data_info["multilabel"]:
             return {"loss": F.cross_entropy(prediction, target, label_smoothing=smoothing)}
         smooth = target.float() * (1 - smoothing) + smoothing / 2
         return {"loss": F.binary_cross_entropy_with_logits(prediction, smooth)}
 
     def metrics(self) -> MetricCollection:
         """Return top-1 and top-5 accuracy, or mean average precision."""
-        if self.facts["multilabel"]:
+        if self.data_info["multilabel"]:
             return MetricCollection({"mean_ap": MeanAveragePrecision()})
-        return accuracies(self.facts["num_classes"])
+        return accuracies(self.data_info["num_classes"])
 
     @property
     def protocol(self) -> str:
         """How classes are told and what is seen of an image."""
-        many = "any number of" if self.facts["multilabel"] else "one of"
-        return f"{many} {self.facts['num_classes']} classes; {self.evaluation_facts['seen']}"
+        many = "any number of" if self.data_info["multilabel"] else "one of"
+        return f"{many} {self.data_info['num_classes']} classes; {self.evaluation_info['seen']}"
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)`, which add up to 1 unless an image may be of several classes."""
-        return prediction.sigmoid() if self.facts["multilabel"] else prediction.softmax(dim=1)
+        return prediction.sigmoid() if self.data_info["multilabel"] else prediction.softmax(dim=1)
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return how frequent every class is among training images."""
-        count, seen = torch.zeros(self.facts["num_classes"]), 0.0
+        count, seen = torch.zeros(self.data_info["num_classes"]), 0.0
         for batch in loader:
             target, weight = batch["target"], batch["weight"]
             hot = target if target.ndim == 2 else F.one_hot(target, len(count))
@@ -205,7 +205,7 @@ class KNN(_ClassHead):
         Raises:
             UserError: Images may be of several classes, for which one vote says nothing.
         """
-        if self.facts["multilabel"]:
+        if self.data_info["multilabel"]:
             raise UserError("KNN votes for one class, but images of this data may be of several")
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
@@ -217,7 +217,7 @@ class KNN(_ClassHead):
                 knn.vote(
                     similarity[:, :k],
                     labels[index[:, :k]],
-                    num_classes=self.facts["num_classes"],
+                    num_classes=self.data_info["num_classes"],
                     temperature=self.temperature,
                 )
                 for k in self.k
@@ -227,7 +227,7 @@ class KNN(_ClassHead):
 
     def metrics(self) -> MetricCollection:
         """Return top-1 and top-5 accuracy for every number of neighbours."""
-        return neighbour_accuracies(self.facts["num_classes"], self.k)
+        return neighbour_accuracies(self.data_info["num_classes"], self.k)
 
     @property
     def protocol(self) -> str:
@@ -235,8 +235,8 @@ class KNN(_ClassHead):
         bank = self.statistics_samples or "all"
         return (
             f"k-NN by cosine, T {self.temperature:g}, mean raw class token (patch where there is "
-            f"none), among {bank} training images; one of {self.facts['num_classes']} classes; "
-            f"{self.evaluation_facts['seen']}"
+            f"none), among {bank} training images; one of {self.data_info['num_classes']} classes; "
+            f"{self.evaluation_info['seen']}"
         )
 
     def probabilities(self, prediction: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ class KNN(_ClassHead):
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Return the frequencies in the bank as votes: the most frequent class comes first."""
-        labels, num_classes = self.statistics["labels"], self.facts["num_classes"]
+        labels, num_classes = self.statistics["labels"], self.data_info["num_classes"]
         frequency = labels.bincount(minlength=num_classes) / len(labels)
         return {"majority": frequency.expand(len(batch["target"]), len(self.k), -1)}
 

@@ -16,7 +16,7 @@ from pixio_lightning.data import (
     OTHER_UNIT,
     Bad,
     BadImage,
-    Chance,
+    RandomKey,
     Sample,
     SampleData,
     Samples,
@@ -27,7 +27,7 @@ from pixio_lightning.data import (
     image_files,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Stream
+from pixio_lightning.keyed import Purpose
 
 _LAYOUTS = layouts.LAYOUTS | synthetic_layouts.LAYOUTS | benchmark_layouts.LAYOUTS
 
@@ -261,7 +261,7 @@ class DepthData(SampleData):
             raise BadImage(f"no depth within {self.min_depth:g} to {self.max_depth:g} m")
         return sample | {"valid": valid}
 
-    def augment(self, sample: Sample, chance: Chance) -> Sample:
+    def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a random crop of the image, brought to `short_side`, mirrored half of the time.
 
         Raises:
@@ -276,8 +276,8 @@ class DepthData(SampleData):
         if side is not None:
             if min(height, width) < side:
                 raise BadImage(f"{width}x{height} pixels, smaller than data.image_size {side}")
-            down, across = chance.uniform(2, Stream.CROP)
+            down, across = random_key.uniform(2, Purpose.CROP)
             top, left = int(down * (height - side + 1)), int(across * (width - side + 1))
             height = width = side
-        mirror = self.flip and chance.uniform(1, Stream.FLIP)[0] < 0.5
+        mirror = self.flip and random_key.uniform(1, Purpose.FLIP)[0] < 0.5
         return cropped(sample, top, left, height, width, mirror=mirror)

@@ -19,7 +19,7 @@ from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import encode_png, unit_of
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
-from pixio_lightning.training import Batch, Head, Optim, WindowedHead, visualize
+from pixio_lightning.training import Batch, DenseHead, Head, Optim, visualize
 
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
 
@@ -30,7 +30,7 @@ MakeDecoder = Callable[[int, int], DenseDecoder]
 class _DepthHead(Head):
     """What both kinds of depth share: the decoder, the baselines, the pictures."""
 
-    evaluation_asks: tuple[str, ...] = ("min_depth", "max_depth")
+    evaluation_attributes: tuple[str, ...] = ("min_depth", "max_depth")
     monitor = ("val/abs_rel", "min")
 
     def __init__(
@@ -77,7 +77,7 @@ class _DepthHead(Head):
         return visualize.Panel(rows, ["image", "truth", title, "error"], legends=legends)
 
 
-class Depth(WindowedHead, _DepthHead):
+class Depth(DenseHead, _DepthHead):
     """Metric depth from one image, in metres: a sigmoid times the greatest depth, SILog loss.
 
     Args:
@@ -99,8 +99,8 @@ class Depth(WindowedHead, _DepthHead):
     """
 
     # What the sigmoid is multiplied by; the range that is scored is the data's.
-    asks = ("max_depth",)
-    cheap = ("constant", "median_map")
+    data_attributes = ("max_depth",)
+    baseline_names = ("constant", "median_map")
 
     def __init__(
         self,
@@ -121,19 +121,19 @@ class Depth(WindowedHead, _DepthHead):
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
         self.eval_crop = eval_crop
-        self.look_through(window, stride, windows_per_chunk)
+        self.set_windows(window, stride, windows_per_chunk)
 
     # --- prediction ---------------------------------------------------------------------------
 
-    def whole(self, features: Features, size: tuple[int, int]) -> Tensor:
+    def decode_crop(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return depth `(B, H, W)` in metres, float32."""
-        return torch.sigmoid(self.decoded(features, size))[:, 0] * self.facts["max_depth"]
+        return torch.sigmoid(self.decoded(features, size))[:, 0] * self.data_info["max_depth"]
 
-    def of_window(self, features: Features) -> Tensor:
+    def decode_window(self, features: Features) -> Tensor:
         """Return the depth of windows, `(M, 1, S, S)`."""
-        return self.whole(features, (self.window, self.window))[:, None]
+        return self.decode_crop(features, (self.window, self.window))[:, None]
 
-    def of_mean(self, mean: Tensor) -> Tensor:
+    def from_mean(self, mean: Tensor) -> Tensor:
         """Return the mean depth `(B, H, W)` of the windows that overlap."""
         return mean[:, 0]
 
@@ -154,8 +154,8 @@ class Depth(WindowedHead, _DepthHead):
     def metrics(self) -> DepthMetrics:
         """Return the nine figures, means of per-image values, of depths in the data's range."""
         return DepthMetrics(
-            min_depth=max(self.min_depth, self.evaluation_facts["min_depth"]),
-            max_depth=self.evaluation_facts["max_depth"],
+            min_depth=max(self.min_depth, self.evaluation_info["min_depth"]),
+            max_depth=self.evaluation_info["max_depth"],
             eval_crop=self.eval_crop,
         )
 
@@ -202,7 +202,7 @@ class Depth(WindowedHead, _DepthHead):
         Raises:
             UserError: That is more than a 16-bit PNG can hold.
         """
-        unit = unit_of(self.facts["max_depth"]) if self.files == "png" else None
+        unit = unit_of(self.data_info["max_depth"]) if self.files == "png" else None
         for name, image, depth in zip(batch["name"], batch["image"], prediction, strict=True):
             write_map(output_path(folder, name, f".{self.files}"), depth, unit=unit)
             high = visualize.quantile(depth, 0.98)
@@ -249,7 +249,7 @@ class RelativeDepth(_DepthHead):
         seed: Seed of drop path.
     """
 
-    cheap: tuple[str, ...] = ("constant", "image_row")
+    baseline_names: tuple[str, ...] = ("constant", "image_row")
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class RelativeDepth(_DepthHead):
         return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
 
     @property
-    def sees(self) -> dict[str, Any]:
+    def input_config(self) -> dict[str, Any]:
         """Return what decides the size of images in evaluation."""
         return {"image_size": self.image_size}
 
@@ -302,13 +302,13 @@ class RelativeDepth(_DepthHead):
     @property
     def alignment(self) -> Alignment:
         """Return how a prediction is brought to the truth's scale and shift."""
-        return Alignment(space=self.space, cap=self.cap or self.evaluation_facts["max_depth"])
+        return Alignment(space=self.space, cap=self.cap or self.evaluation_info["max_depth"])
 
     def metrics(self) -> DepthMetrics:
         """Return the nine figures of the aligned prediction, means of per-image values."""
         return DepthMetrics(
-            min_depth=self.evaluation_facts["min_depth"],
-            max_depth=self.evaluation_facts["max_depth"],
+            min_depth=self.evaluation_info["min_depth"],
+            max_depth=self.evaluation_info["max_depth"],
             eval_crop=self.eval_crop,
             alignment=self.alignment,
         )
@@ -324,7 +324,7 @@ class RelativeDepth(_DepthHead):
         rows = torch.arange(height, device=batch["key"].device).float()[:, None]
         found = {"constant": torch.zeros_like(rows), "image_row": rows}
         shape = (len(batch["key"]), height, width)
-        return {name: found[name].expand(shape) for name in self.cheap}
+        return {name: found[name].expand(shape) for name in self.baseline_names}
 
     def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw image, truth, the aligned prediction as depth, and its error."""

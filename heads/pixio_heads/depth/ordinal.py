@@ -80,8 +80,8 @@ class OrdinalDepth(RelativeDepth):
     It takes the checkpoints of RelativeDepth. Trained by itself, it learns from the pairs alone.
     """
 
-    evaluation_asks = ("kinds",)
-    cheap = ("image_row",)
+    evaluation_attributes = ("kinds",)
+    baseline_names = ("image_row",)
     monitor = ("val/accuracy", "max")
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ class OrdinalDepth(RelativeDepth):
 
     def metrics(self) -> OrdinalAccuracy:
         """Return the accuracy, in all and by scene type."""
-        return OrdinalAccuracy(self.evaluation_facts["kinds"])
+        return OrdinalAccuracy(self.evaluation_info["kinds"])
 
     def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return disparity, points and scene type."""

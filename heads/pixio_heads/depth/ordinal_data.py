@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pixio_heads.depth.archive import Archive
 from pixio_lightning.data import (
     BadImage,
-    Chance,
+    RandomKey,
     Sample,
     SampleData,
     Samples,
@@ -22,7 +22,7 @@ from pixio_lightning.data import (
 )
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import parse_json
-from pixio_lightning.keyed import Stream, key_of
+from pixio_lightning.keyed import Purpose, key_of
 
 # The scene types of DA-2K (arXiv 2406.09414), and the folders of its images.
 KINDS = (
@@ -126,8 +126,8 @@ class OrdinalScenes:
 
     def load(self, index: int) -> Sample:
         view = self.views.load(index)
-        chance = Chance(key_of(self.name(index)), seed=0, turn=0)
-        points = drawn_pairs(view["depth"], view["valid"], self.pairs, chance)
+        random_key = RandomKey(key_of(self.name(index)), seed=0, step=0)
+        points = drawn_pairs(view["depth"], view["valid"], self.pairs, random_key)
         kind = self.kinds.index(str(view["room_type"]))
         return {"image": view["image"], "points": points, "kind": np.asarray(kind)}
 
@@ -136,7 +136,7 @@ class OrdinalScenes:
 
 
 def drawn_pairs(
-    depth: NDArray[np.float32], valid: NDArray[np.bool_], count: int, chance: Chance
+    depth: NDArray[np.float32], valid: NDArray[np.bool_], count: int, random_key: RandomKey
 ) -> NDArray[np.int64]:
     """Draw pairs of valid pixels whose depths differ by a tenth: `(count, 2, 2)`, nearer first.
 
@@ -144,7 +144,7 @@ def drawn_pairs(
         BadImage: There are too few such pairs.
     """
     size = np.asarray(depth.shape)
-    shares = np.reshape(chance.uniform(4 * count * _TRIES, Stream.CROP), (-1, 2, 2))
+    shares = np.reshape(random_key.uniform(4 * count * _TRIES, Purpose.CROP), (-1, 2, 2))
     points = (shares * size).astype(np.int64)
     known = valid[points[..., 0], points[..., 1]].all(1)
     first, second = depth[points[..., 0], points[..., 1]].T

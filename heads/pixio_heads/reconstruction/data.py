@@ -21,9 +21,9 @@ from pixio_heads.reconstruction.views.sets import (
     TrainingSets,
 )
 from pixio_lightning.data import (
-    Chance,
     HeldOutSamples,
     Loader,
+    RandomKey,
     Sample,
     SampleData,
     Samples,
@@ -33,7 +33,7 @@ from pixio_lightning.data import (
     spread,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Stream
+from pixio_lightning.keyed import Purpose
 
 _STEP = 16  # sides are multiples of the backbone's patch
 # What a layout is known to be: metric, synthetic.
@@ -336,13 +336,13 @@ class ReconstructionData(SampleData):
         world_size = self.trainer.world_size if self.trainer else 1
         return TrainingSets(sets, self.augment, shapes=self.shapes(world_size), seed=self.seed)
 
-    def augment(self, sample: Sample, chance: Chance) -> Sample:
+    def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a set with other colours, mirrored or not."""
-        if self.mirror and chance.uniform(1, Stream.FLIP)[0] < 0.5:
+        if self.mirror and random_key.uniform(1, Purpose.FLIP)[0] < 0.5:
             sample = mirrored(sample)
         if not self.augments:
             return sample
-        return sample | {"image": recoloured(sample["image"], self.colour, chance)}
+        return sample | {"image": recoloured(sample["image"], self.colour, random_key)}
 
 
 def _rendered(split: str, scenes: Scenes) -> list[Scene]:

@@ -74,7 +74,7 @@ class Reconstruction(Head):
         self.weights = _PRESETS[weights] if isinstance(weights, str) else weights
         self.checkpointing, self.views_per_chunk = checkpointing, views_per_chunk
         self.wrong_reference = wrong_reference
-        self.cheap = ("constant", "wrong_reference") if wrong_reference else ("constant",)
+        self.baseline_names = ("constant", "wrong_reference") if wrong_reference else ("constant",)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the module from features to geometry."""

@@ -15,7 +15,7 @@ from pixio_heads.segmentation.layouts import HubSamples, Labels, Pair, PairSampl
 from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data import (
     Bad,
-    Chance,
+    RandomKey,
     Sample,
     SampleData,
     Samples,
@@ -25,7 +25,7 @@ from pixio_lightning.data import (
     image_files,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Stream
+from pixio_lightning.keyed import Purpose
 from pixio_lightning.training import unnamed
 
 # What is added to the stored labels, as the data sets are distributed.
@@ -209,7 +209,7 @@ class SegmentationData(SampleData):
         """Whether training views differ from pass to pass."""
         return self.views is None and (self.flip or self.image_size is not None)
 
-    def augment(self, sample: Sample, chance: Chance) -> Sample:
+    def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a random crop of the image at a random size, mirrored half of the time.
 
         The long side is scaled by a uniform factor; what the crop reaches beyond the right and the
@@ -217,12 +217,12 @@ class SegmentationData(SampleData):
         """
         image, target = sample["image"], sample["target"]
         if self.image_size is not None:
-            size, down, across = chance.uniform(3, Stream.CROP)
+            size, down, across = random_key.uniform(3, Purpose.CROP)
             factor = self.scale[0] + size * (self.scale[1] - self.scale[0])
             image, target = random_crop(
                 image, target, self.image_size, factor=factor, at=(down, across)
             )
-        if self.flip and chance.uniform(1, Stream.FLIP)[0] < 0.5:
+        if self.flip and random_key.uniform(1, Purpose.FLIP)[0] < 0.5:
             image, target = image[:, ::-1], target[:, ::-1]
         return {"image": image, "target": target}
 

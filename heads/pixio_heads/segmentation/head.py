@@ -18,7 +18,7 @@ from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
-from pixio_lightning.training import Batch, Optim, WindowedHead, visualize
+from pixio_lightning.training import Batch, DenseHead, Optim, visualize
 
 _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
 
@@ -26,7 +26,7 @@ _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that ima
 MakeDecoder = Callable[[int, int], DenseDecoder]
 
 
-class Segmentation(WindowedHead):
+class Segmentation(DenseHead):
     """The class of every pixel of an image: cross-entropy, pixels without a class left out.
 
     Args:
@@ -44,9 +44,9 @@ class Segmentation(WindowedHead):
         seed: Seed of drop path.
     """
 
-    asks = ("num_classes", "class_names")
+    data_attributes = ("num_classes", "class_names")
     same_as_trained = ("class_names", "num_classes")
-    cheap = ("majority", "majority_map")
+    baseline_names = ("majority", "majority_map")
     monitor = ("val/miou", "max")
 
     def __init__(
@@ -67,25 +67,25 @@ class Segmentation(WindowedHead):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         self.make_decoder: Any = decoder
         self.reduction: Literal["image", "batch"] = reduction
-        self.look_through(window, stride, windows_per_chunk)
+        self.set_windows(window, stride, windows_per_chunk)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel for each class."""
-        channels = self.facts["num_classes"]
+        channels = self.data_info["num_classes"]
         return self.make_decoder(backbone.dense_dim, channels, taps=len(backbone.tapped))
 
     # --- prediction ---------------------------------------------------------------------------
 
-    def whole(self, features: Features, size: tuple[int, int]) -> Tensor:
+    def decode_crop(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return logits `(B, K, H, W)`, float32."""
         assert self.decoder is not None
         return self.decoder(features, size).float()
 
-    def of_window(self, features: Features) -> Tensor:
+    def decode_window(self, features: Features) -> Tensor:
         """Return the probabilities `(M, K, S, S)`: soft-max before the mean, not after."""
-        return self.whole(features, (self.window, self.window)).softmax(1)
+        return self.decode_crop(features, (self.window, self.window)).softmax(1)
 
-    def of_mean(self, mean: Tensor) -> Tensor:
+    def from_mean(self, mean: Tensor) -> Tensor:
         """Return scores `(B, K, H, W)`, the logarithms of the mean probabilities."""
         return mean.clamp_min_(torch.finfo(mean.dtype).tiny).log_()
 
@@ -97,7 +97,7 @@ class Segmentation(WindowedHead):
 
     def metrics(self) -> SegmentationMetrics:
         """Return mean intersection over union and pixel accuracy."""
-        return SegmentationMetrics(self.facts["num_classes"])
+        return SegmentationMetrics(self.data_info["num_classes"])
 
     @property
     def protocol(self) -> str:
@@ -106,7 +106,7 @@ class Segmentation(WindowedHead):
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return the most frequent class of the training set, and that of every position."""
-        num_classes = self.facts["num_classes"]
+        num_classes = self.data_info["num_classes"]
         # One row more, for pixels without a class.
         counts = torch.zeros(num_classes + 1, _THUMBNAIL[0] * _THUMBNAIL[1], dtype=torch.long)
         for batch in loader:
@@ -133,7 +133,7 @@ class Segmentation(WindowedHead):
 
     def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw image, truth, prediction, and the wrong pixels in the colour predicted there."""
-        colours = visualize.class_colours(self.facts["num_classes"])
+        colours = visualize.class_colours(self.data_info["num_classes"])
         rows, shown = [], []
         for batch, scores in zip(batches, predictions, strict=True):
             truth, guess = batch["target"][0].long().cpu(), scores[0].argmax(0).cpu()
@@ -158,15 +158,15 @@ class Segmentation(WindowedHead):
 
     def _swatches(self, labels: Tensor) -> tuple[visualize.Swatch, ...]:
         """Return the colours of the classes that occur."""
-        colours = visualize.class_colours(self.facts["num_classes"]).tolist()
-        names = self.facts["class_names"]
+        colours = visualize.class_colours(self.data_info["num_classes"]).tolist()
+        names = self.data_info["class_names"]
         return tuple(
             visualize.Swatch(names[i], tuple(colours[i])) for i in labels.unique().tolist()
         )
 
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
         """Write NAME.png, class indices with a palette, and NAME_colour.png, over the image."""
-        colours = visualize.class_colours(self.facts["num_classes"])
+        colours = visualize.class_colours(self.data_info["num_classes"])
         for name, image, scores in zip(batch["name"], batch["image"], prediction, strict=True):
             labels = scores.argmax(0).cpu()
             indexed = Image.fromarray(labels.to(torch.uint8).numpy())

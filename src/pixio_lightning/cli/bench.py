@@ -89,7 +89,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
     from pixio_lightning.cli import run as runs
 
     rows: list[Row] = []
-    cheap: dict[str, dict[str, float]] = {}
+    baselines: dict[str, dict[str, float]] = {}
     lines: list[tuple[str, dict[str, Any]]] = []
     for name, about in suite["rows"].items():
         found: dict[str, list[float]] = {}
@@ -104,8 +104,8 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
                 runs.main(verb, ["-c", about[verb], "--out", str(out), *options, *words])
             line = _last(out)
             lines.append((name, line))
-            for baseline, values in line["cheap_baselines"].items():
-                cheap[baseline] = cheap.get(baseline, {}) | values
+            for baseline, values in line["baselines"].items():
+                baselines[baseline] = baselines.get(baseline, {}) | values
             for metric in suite.get("metrics") or line["metrics"]:
                 if metric in line["metrics"]:
                     found.setdefault(metric, []).append(line["metrics"][metric])
@@ -120,16 +120,16 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
             raise UserError(f"no row has a metric {metric}{nearest(metric, known)}")
     measured = suite.get("metrics") or measured
     for name in suite.get("baselines", []):
-        if name not in cheap:
-            raise UserError(f"there is no baseline {name}{nearest(name, cheap)}")
-    looks_not = [
+        if name not in baselines:
+            raise UserError(f"there is no baseline {name}{nearest(name, baselines)}")
+    baseline_rows = [
         Row(
             name.replace("_", " "),
-            {metric: [cheap[name][metric]] for metric in measured if metric in cheap[name]},
+            {metric: [baselines[name][metric]] for metric in measured if metric in baselines[name]},
         )
         for name in suite.get("baselines", [])
     ]
-    return [*looks_not, *rows], incomparable(lines, measured)
+    return [*baseline_rows, *rows], incomparable(lines, measured)
 
 
 def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]) -> list[str]:

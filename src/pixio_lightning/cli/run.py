@@ -20,7 +20,7 @@ from pixio_lightning.cli.options import parse_options
 from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
-from pixio_lightning.training import run_folder
+from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
@@ -134,7 +134,7 @@ def _fit(cli: PixioCLI) -> int:
     _introduce(cli)
     if isinstance(cli.model, Head):
         _recall(cli, ckpt_path)
-        cli.model.ask(cli.datamodule)  # what it would build depends on it
+        cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
         if primary:
             say("nothing is trained: the head has no parameters and the backbone is frozen")
@@ -205,7 +205,7 @@ def _introduce(cli: PixioCLI) -> None:
     config = cli.config_dict()
     cli.model.config = config["model"]
     if isinstance(cli.model, Head):
-        cli.model.origin = {
+        cli.model.provenance = {
             "recipe": cli.options.configs,
             "overrides": cli.options.rest,
             "seed": config["seed_everything"],
@@ -313,7 +313,7 @@ def check(cli: PixioCLI) -> int:
     """Print the plan of a run without allocating it; `--run` also takes two steps."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
     if isinstance(cli.model, Head):
-        cli.model.ask(data)
+        cli.model.read_data_attributes(data)
     with torch.device("meta"):
         cli.model.decoder = cli.model.build(cli.model.backbone)
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1

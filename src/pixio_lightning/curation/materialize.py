@@ -72,7 +72,7 @@ def materialize(
         raise UserError(f"'{out}' is not empty: give a new folder")
     write_text(stamp, about)
     n = len(index.shards)
-    order = [permuted(i, n, seed=0, turn=0) for i in range(n)]
+    order = [permuted(i, n, seed=0, step=0) for i in range(n)]
     parts = [order[start : start + PART] for start in range(0, n, PART)]
     with ThreadPoolExecutor(jobs) as pool:
         running = pool.map(
@@ -126,7 +126,7 @@ class _Bin:
     def _flush(self, count: int) -> None:
         """Write `count` of the held images, in a random order that is always the same."""
         n = len(self.held)
-        order = [permuted(i, n, seed=self.seed, turn=self.flushed) for i in range(n)]
+        order = [permuted(i, n, seed=self.seed, step=self.flushed) for i in range(n)]
         mixed = [self.held[i] for i in order]
         chosen, self.held = mixed[:count], mixed[count:]
         self.flushed += 1
@@ -159,14 +159,14 @@ class _Bin:
         return self.path.name
 
 
-def waste(index: ShardIndex, rule: KeepRule, *, turn: int) -> tuple[int, int]:
+def waste(index: ShardIndex, rule: KeepRule, *, epoch: int) -> tuple[int, int]:
     """Return the bytes of images that a pass reads, and those of them that it keeps."""
     read = kept = 0
     for group in range(index.n_groups):
-        if not rule.takes_group(index, group, turn=turn):
+        if not rule.takes_group(index, group, epoch=epoch):
             continue
         images = read_group(index, group)
-        keep = rule.keep(index, group, [image.key for image in images], turn=turn)
+        keep = rule.keep(index, group, [image.key for image in images], epoch=epoch)
         sizes = np.array([len(image.data) for image in images])
         read += int(sizes.sum())
         kept += int(sizes[keep].sum())

@@ -121,8 +121,8 @@ def _survey(index: ShardIndex, rule: KeepRule, losses: Histogram) -> Survey:
         bins = np.clip(scores.entropy[known] * 10, 0, 79).astype(int)
         survey.entropies += np.bincount(bins, minlength=80)
         p = rule.probability(scores)
-        for at, turn in enumerate(_PASSES):
-            keep = rule.draws(hashes, turn=turn) < p
+        for at, epoch in enumerate(_PASSES):
+            keep = rule.draws(hashes, epoch=epoch) < p
             survey.kept[at] += int(keep.sum())
             if at == 0:
                 kept = Histogram.empty().plus(Scores(*(part[keep] for part in scores)), curation)

@@ -22,7 +22,7 @@ from pixio_lightning.data.shards.format import Shard
 from pixio_lightning.data.shards.keep_rule import SCORE_SCHEMA, score_file, settings_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
-from pixio_lightning.keyed import Draw, key_of
+from pixio_lightning.keyed import RandomKey, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.mae_decoder import DecoderSize, MaeDecoder
@@ -33,8 +33,8 @@ from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import load as restore
 from pixio_lightning.training.optim import Optim
 
-# Masks of scoring are drawn in turns of their own, below the fixed turn of validation.
-_FIRST_TURN = -1000
+# Masks of scoring are drawn in steps of their own, below the fixed step of validation.
+_FIRST_STEP = -1000
 
 
 def load_model(weights: str) -> PixelPretraining:
@@ -86,7 +86,7 @@ def image_losses(
     """
     total = torch.zeros(len(images), device=images.device)
     for number in range(masks):
-        result = model(images, Draw(keys, seed, _FIRST_TURN - number))
+        result = model(images, RandomKey(keys, seed, _FIRST_STEP - number))
         errors = (result.prediction.float() - result.target.float()).square().mean(dim=-1)
         if noise_floor:
             # What the model saw, brought back to levels of 255.

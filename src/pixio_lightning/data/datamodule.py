@@ -109,17 +109,19 @@ class StreamData(L.LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         """Return every validation sample once, shared evenly by the processes."""
-        return self.once(self.evaluation_set("val"))
+        return self.evaluation_loader(self.evaluation_set("val"))
 
     def test_dataloader(self) -> Loader:
         """Return every test sample once."""
-        return self.once(self.evaluation_set("test"))
+        return self.evaluation_loader(self.evaluation_set("test"))
 
     def predict_dataloader(self) -> Loader:
         """Return every sample to predict once."""
-        return self.once(self.evaluation_set("predict"))
+        return self.evaluation_loader(self.evaluation_set("predict"))
 
-    def once(self, samples: Any, *, batch_size: int | None = None, share: bool = True) -> Loader:
+    def evaluation_loader(
+        self, samples: Any, *, batch_size: int | None = None, share: bool = True
+    ) -> Loader:
         """Return a loader over a sized set, each sample once.
 
         Args:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from pixio_lightning.keyed import Stream, uniform
+from pixio_lightning.keyed import Purpose, uniform
 
 # How files of each format begin, and what decodes them. Data reach these decoders alone: Pillow's
 # own opener would offer a file to every format that it knows, of which one starts Ghostscript, and
@@ -174,7 +174,7 @@ def random_crop(
     *,
     key: int,
     seed: int,
-    turn: int,
+    epoch: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Crop:
@@ -185,12 +185,12 @@ def random_crop(
         height: Its height.
         key: Whom to draw for.
         seed: The run's seed.
-        turn: The pass over the data.
+        epoch: The pass over the data.
         scale: Range of the box's share of the area.
         ratio: Range of its width over its height, log-uniform.
     """
     tries = 10
-    numbers = iter(uniform(key, 4 * tries, seed=seed, turn=turn, stream=Stream.CROP))
+    numbers = iter(uniform(key, 4 * tries, seed=seed, step=epoch, purpose=Purpose.CROP))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area, aspect, x, y in zip(numbers, numbers, numbers, numbers, strict=True):
         target = width * height * (scale[0] + area * (scale[1] - scale[0]))

@@ -24,8 +24,8 @@ from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
-    Chance,
     HeldOutSamples,
+    RandomKey,
     Sample,
     Samples,
     TrainingSamples,
@@ -51,7 +51,7 @@ from pixio_lightning.data.stream import Bad, Loader, Positions, open_image
 __all__ = [
     "Bad",
     "BadImage",
-    "Chance",
+    "RandomKey",
     "Crop",
     "DEPTH_SUFFIXES",
     "FORMATS",

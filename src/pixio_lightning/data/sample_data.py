@@ -8,8 +8,8 @@ from typing import Any
 
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.samples import (
-    Chance,
     HeldOutSamples,
+    RandomKey,
     Sample,
     Samples,
     TrainingSamples,
@@ -105,7 +105,7 @@ class SampleData(StreamData):
         """
         raise NotImplementedError
 
-    def augment(self, sample: Sample, chance: Chance) -> Sample:
+    def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a training view; the same `chance` gives the same view."""
         return self.prepare(sample)
 
@@ -169,7 +169,9 @@ class SampleData(StreamData):
         """
         samples = self.samples_of("train")
         indices = spread(len(samples), most)
-        return self.once(HeldOutSamples(samples, self.prepare, indices=indices), share=share)
+        return self.evaluation_loader(
+            HeldOutSamples(samples, self.prepare, indices=indices), share=share
+        )
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation samples for pictures, as batches of one: sizes may differ."""

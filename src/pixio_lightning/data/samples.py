@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.stream import Bad
-from pixio_lightning.keyed import key_of, permuted, uniform
+from pixio_lightning.keyed import RandomKey, key_of, permuted
 
 Sample = dict[str, NDArray[Any]]
 # A sample as tensors, or its name and why it cannot be used.
@@ -43,18 +43,6 @@ class Samples(Protocol):
     def digest(self) -> str:
         """Return a short hash that changes when any sample does."""
         ...
-
-
-class Chance(NamedTuple):
-    """Where the random numbers of one view of one sample come from."""
-
-    key: int
-    seed: int
-    turn: int
-
-    def uniform(self, n: int, stream: int) -> list[float]:
-        """Draw `n` numbers in [0, 1) for a purpose, see `keyed.Stream`."""
-        return uniform(self.key, n, seed=self.seed, turn=self.turn, stream=stream)
 
 
 def digest_of(*facts: Any) -> str:
@@ -99,7 +87,7 @@ class TrainingSamples(Dataset):
     def __init__(
         self,
         samples: Samples,
-        augment: Callable[[Sample, Chance], Sample],
+        augment: Callable[[Sample, RandomKey], Sample],
         *,
         seed: int,
         views: int | None = None,
@@ -108,7 +96,7 @@ class TrainingSamples(Dataset):
         self.samples, self.augment, self.seed, self.views = samples, augment, seed, views
         self.store = store
 
-    def jobs(self) -> list[tuple[str, tuple[int, int]]]:
+    def fixed_views(self) -> list[tuple[str, tuple[int, int]]]:
         """Return all fixed views: their names, and what `view` takes."""
         numbers = range(len(self.samples))
         turns = range(self.views or 1)
@@ -116,25 +104,27 @@ class TrainingSamples(Dataset):
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return the sample's index and its view for a position in the stream."""
-        turn, offset = divmod(position, len(self.samples))
-        index = permuted(offset, len(self.samples), seed=self.seed, turn=turn)
-        return index, turn % self.views if self.views else turn
+        epoch, offset = divmod(position, len(self.samples))
+        index = permuted(offset, len(self.samples), seed=self.seed, step=epoch)
+        return index, epoch % self.views if self.views else epoch
 
-    def load(self, index: int, turn: int) -> Sample | Bad:
+    def load(self, index: int, epoch: int) -> Sample | Bad:
         """Return the sample that a view is made of, or its name and why it cannot be used."""
         return load_or_name(self.samples, index)
 
-    def view(self, index: int, turn: int) -> View:
+    def view(self, index: int, epoch: int) -> View:
         """Return a view of a sample."""
         name = self.samples.name(index)
         about: dict[str, Any] = {"key": key_of(name), "name": name}
         if self.store is not None:
-            return _about(self.store[f"{name}#{turn}"], about)
-        found = self.load(index, turn)
+            return _about(self.store[f"{name}#{epoch}"], about)
+        found = self.load(index, epoch)
         if isinstance(found, tuple):
             return found
         try:
-            return to_tensors(self.augment(found, Chance(about["key"], self.seed, turn))) | about
+            return (
+                to_tensors(self.augment(found, RandomKey(about["key"], self.seed, epoch))) | about
+            )
         except BadImage as error:
             return name, str(error)
 
@@ -173,7 +163,7 @@ class HeldOutSamples(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def jobs(self) -> list[tuple[str, tuple[int]]]:
+    def fixed_views(self) -> list[tuple[str, tuple[int]]]:
         """Return all views: their names, and what `view` takes."""
         return [(self.samples.name(index), (index,)) for index in self.indices]
 

@@ -81,8 +81,8 @@ class TrainingImages(Dataset):
         bad: list[Bad] = []
         n = len(self.source)
         for candidate in range(position, position + min(n, _LONGEST_RUN)):
-            turn, offset = divmod(candidate, n)
-            index = permuted(offset, n, seed=self.seed, turn=turn)
+            epoch, offset = divmod(candidate, n)
+            index = permuted(offset, n, seed=self.seed, step=epoch)
             name = self.source.name(index)
             try:
                 image = open_image(self.source, index, max_megapixels=self.max_megapixels)
@@ -90,17 +90,17 @@ class TrainingImages(Dataset):
                 bad.append((name, str(error)))
                 continue
             key = key_of(name)
-            crop = self._crop(image.shape[1], image.shape[0], key, turn)
+            crop = self._crop(image.shape[1], image.shape[0], key, epoch)
             return {"image": to_tensor(image, crop, self.size), "key": key, "bad": bad}
         return {"bad": bad}
 
-    def _crop(self, width: int, height: int, key: int, turn: int) -> Crop:
+    def _crop(self, width: int, height: int, key: int, epoch: int) -> Crop:
         return random_crop(
             width,
             height,
             key=key,
             seed=self.seed,
-            turn=turn,
+            epoch=epoch,
             scale=self.scale,
             ratio=self.ratio,
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Draw
+from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models import build as architecture
 from pixio_lightning.models import drop_path as drop_paths
 from pixio_lightning.models.blocks import compile_blocks
@@ -78,7 +78,9 @@ class Backbone(nn.Module):
         self.weights, self.tune, self.drop_path = weights, tune, drop_path
         self.checkpointing, self.compile_blocks = checkpointing, compile
         self._file = None if architecture.is_generated(weights) else weight_files.read(weights)
-        self.name, model_args = architecture.settle(name, weights, self._file, model_args or {})
+        self.name, model_args = architecture.resolve_architecture(
+            name, weights, self._file, model_args or {}
+        )
         statistics: dict[str, Any] = {
             key: model_args.pop(key) for key in ("mean", "std") if key in model_args
         }
@@ -301,7 +303,7 @@ class Backbone(nn.Module):
         keep: Tensor | None = None,
         normalized: bool = False,
         resized: bool = False,
-        draw: Draw | None = None,
+        random_key: RandomKey | None = None,
     ) -> Features:
         """Encode images.
 
@@ -310,7 +312,7 @@ class Backbone(nn.Module):
             keep: int64 `(B, n)`, the patches to embed and run, in any order; None runs all.
             normalized: Whether `images` went through `normalize`.
             resized: Whether they went through `resize` after it.
-            draw: Whom drop path is drawn for; needed in training when `drop_path` is set.
+            random_key: Random key for drop path; needed in training when `drop_path` is set.
 
         Returns:
             The features of the tapped blocks.
@@ -326,7 +328,7 @@ class Backbone(nn.Module):
                 "backbone.normalize(uint8) with normalized=True"
             )
         self.load()
-        factors = self._draw_drop_paths(draw)
+        factors = self._draw_drop_paths(random_key)
         if not resized:
             images = self.resize(images)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
@@ -348,7 +350,7 @@ class Backbone(nn.Module):
                 layers.append(Layer(tokens, raw, n_cls, grid if keep is None else None))
         return Features(tuple(layers), self.dense_cls)
 
-    def recall(self, raw: Tensor, grid: tuple[int, int]) -> Features:
+    def features_from_tokens(self, raw: Tensor, grid: tuple[int, int]) -> Features:
         """Rebuild the features of an earlier pass from what the tapped blocks put out.
 
         Args:
@@ -364,14 +366,16 @@ class Backbone(nn.Module):
         ]
         return Features(tuple(layers), self.dense_cls)
 
-    def _draw_drop_paths(self, draw: Draw | None) -> Sequence[drop_paths.Factors]:
+    def _draw_drop_paths(self, random_key: RandomKey | None) -> Sequence[drop_paths.Factors]:
         if not self._drop_paths:
             return ()
         if not self.training:
             return [(None, None)] * self.depth
-        if draw is None:
-            raise ValueError("drop_path is set: training needs draw=Draw(keys, seed, turn)")
-        return drop_paths.draw_factors(self.drop_rates, draw)
+        if random_key is None:
+            raise ValueError(
+                "drop_path is set: training needs random_key=RandomKey(key, seed, step)"
+            )
+        return drop_paths.draw_factors(self.drop_rates, random_key)
 
     def _embed(
         self, images: Tensor, grid: tuple[int, int], keep: Tensor | None

@@ -30,7 +30,7 @@ def is_generated(weights: str) -> bool:
     return weights == "timm" or kind == "random"
 
 
-def settle(
+def resolve_architecture(
     name: str | None, weights: str, file: Weights | None, model_args: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Settle name and arguments between the caller and what the weights say of themselves.

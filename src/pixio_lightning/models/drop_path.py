@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Draw, Stream
+from pixio_lightning.keyed import Purpose, RandomKey
 
 Pair = tuple["KeyedDropPath", "KeyedDropPath"]  # of the attention and the MLP branch of a block
 Factors = tuple[Tensor | None, Tensor | None]
@@ -62,19 +62,19 @@ def rates_of(pairs: Iterable[Pair]) -> Tensor:
     return torch.tensor(rates, dtype=torch.float32, device="cpu")
 
 
-def draw_factors(rates: Tensor, draw: Draw) -> list[Factors]:
+def draw_factors(rates: Tensor, random_key: RandomKey) -> list[Factors]:
     """Decide for every sample and branch: 0 with probability `rate`, else 1 / (1 - rate).
 
     All branches at once, in a number of kernels that does not grow with the depth.
 
     Args:
-        rates: What `rates_of` returned, on the device of the draw's keys.
-        draw: Whom to draw for.
+        rates: What `rates_of` returned, on the device of the random key.
+        random_key: Of the samples and the step.
 
     Returns:
         For each block two float32 `(B, 1, 1)`.
     """
-    uniform = draw.uniform(len(rates), Stream.DROP_PATH)
+    uniform = random_key.uniform(len(rates), Purpose.DROP_PATH)
     # 1 - rate is rounded once, from double precision, as Python would compute it.
     factors = (uniform >= rates).to(uniform.dtype) / (1 - rates.double()).to(uniform.dtype)
     # Contiguous, so that most are aligned in memory: a compiled block copies inputs that are not.

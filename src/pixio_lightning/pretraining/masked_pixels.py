@@ -14,7 +14,7 @@ from torchmetrics import SumMetric
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.naming import output_path
-from pixio_lightning.keyed import Draw, Stream
+from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import (
     DecoderSize,
@@ -36,8 +36,8 @@ from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.run_folder import Metrics
 
-# Held-out images are always masked as if drawn in this turn, whatever the step.
-_FIXED_TURN = -1
+# Held-out images are always masked as if drawn in this step, whichever it is.
+_FIXED_STEP = -1
 
 # What needs no learning: logged as val/NAME, and told under these titles.
 _BASELINES = {
@@ -118,12 +118,12 @@ class PixelPretraining(BackboneModule):
             checkpointing=backbone.checkpointing,
         )
 
-    def forward(self, images: Tensor, draw: Draw) -> Reconstruction:
+    def forward(self, images: Tensor, random_key: RandomKey) -> Reconstruction:
         """Hide blocks of the images and predict them.
 
         Args:
             images: uint8 `(B, 3, H, W)`.
-            draw: Whom masks and drop path are drawn for.
+            random_key: Random key for masks and drop path.
 
         Returns:
             Prediction and target of the hidden patches only.
@@ -132,9 +132,11 @@ class PixelPretraining(BackboneModule):
         images = self.backbone.resize(self.backbone.normalize(images))
         grid = (images.shape[-2] // patch, images.shape[-1] // patch)
         n_blocks, _ = count_blocks(grid, self.mask_grid, self.mask_ratio)
-        noise = draw.uniform(n_blocks, Stream.MASK)
+        noise = random_key.uniform(n_blocks, Purpose.MASK)
         mask = block_mask(noise, grid=grid, block=self.mask_grid, ratio=self.mask_ratio)
-        features = self.backbone(images, keep=mask.keep, normalized=True, resized=True, draw=draw)
+        features = self.backbone(
+            images, keep=mask.keep, normalized=True, resized=True, random_key=random_key
+        )
         assert self.decoder is not None, "configure_model builds the decoder"
         prediction = self.decoder(features.tokens, mask.keep, mask.hide, grid)
         pixels = patchify(images, patch)
@@ -145,8 +147,8 @@ class PixelPretraining(BackboneModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
-        draw = Draw(batch["key"], self.seed, self.global_step)
-        result = self(batch["image"], draw)
+        random_key = RandomKey(batch["key"], self.seed, self.global_step)
+        result = self(batch["image"], random_key)
         loss = pixel_loss(result.prediction, result.target).mean()
         self.log_training(loss)
         return loss
@@ -203,8 +205,8 @@ class PixelPretraining(BackboneModule):
                 continue
             visualize.write(output_path(folder, name, ".png"), panel._replace(rows=[row]))
 
-    def _fixed_draw(self, batch: dict[str, Any]) -> Draw:
-        return Draw(batch["key"], self.seed, _FIXED_TURN)
+    def _fixed_draw(self, batch: dict[str, Any]) -> RandomKey:
+        return RandomKey(batch["key"], self.seed, _FIXED_STEP)
 
     def _interpolate(self, result: Reconstruction) -> tuple[Tensor, Tensor]:
         """Fill hidden patches with interpolated colours, as predictions `(B, m, V)`.

@@ -1,4 +1,4 @@
-"""WindowedHead: a dense task that evaluates images through windows.
+"""DenseHead: a dense task that evaluates images through windows.
 
 Shapes: B images, M windows of them, K channels of a prediction, S side of a window.
 """
@@ -17,7 +17,7 @@ from pixio_lightning.models.features import Features
 from pixio_lightning.training.head import Batch, Head
 
 
-class WindowedHead(Head):
+class DenseHead(Head):
     """A head that trains on crops and evaluates whole images of any size, window by window.
 
     In evaluation every image is cut, also one that is no larger than a window: windows start at
@@ -27,7 +27,7 @@ class WindowedHead(Head):
     `windows_per_chunk` of them are encoded and decoded at once, so that memory grows with the image
     by its prediction alone.
 
-    A subclass implements `whole`, `of_window` and `of_mean`, and calls `look_through`.
+    A subclass implements `decode_crop`, `decode_window` and `from_mean`, and calls `set_windows`.
 
     Attributes:
         window: Side of the windows in pixels.
@@ -41,19 +41,19 @@ class WindowedHead(Head):
 
     # --- for subclasses -----------------------------------------------------------------------
 
-    def whole(self, features: Features, size: tuple[int, int]) -> Tensor:
+    def decode_crop(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return the prediction for crops that are seen whole, in training."""
         raise NotImplementedError
 
-    def of_window(self, features: Features) -> Tensor:
+    def decode_window(self, features: Features) -> Tensor:
         """Return `(M, K, S, S)` of windows, whose mean counts where they overlap."""
         raise NotImplementedError
 
-    def of_mean(self, mean: Tensor) -> Tensor:
+    def from_mean(self, mean: Tensor) -> Tensor:
         """Return the prediction for images from the mean `(B, K, H, W)`, which may be changed."""
         raise NotImplementedError
 
-    def look_through(self, window: int, stride: int | None, windows_per_chunk: int) -> None:
+    def set_windows(self, window: int, stride: int | None, windows_per_chunk: int) -> None:
         """Set the windows; a stride of None is two thirds of the window.
 
         Raises:
@@ -87,12 +87,12 @@ class WindowedHead(Head):
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return the prediction for what `encode` returned."""
         if self.training:
-            return self.whole(features, batch["size"])
+            return self.decode_crop(features, batch["size"])
         count = len(sliding_window.corners(batch["size"], window=self.window, stride=self.stride))
         mean = self._mean(len(features.tokens) // count, batch["size"])
         for start in range(0, len(features.tokens), self.windows_per_chunk):
-            mean.add(self.of_window(_rows(features, start, start + self.windows_per_chunk)))
-        return self.of_mean(mean.result())
+            mean.add(self.decode_window(_rows(features, start, start + self.windows_per_chunk)))
+        return self.from_mean(mean.result())
 
     def predicted(self, batch: Batch) -> Tensor:
         """Return the prediction for images, with the features of no more than a chunk at a time."""
@@ -100,13 +100,13 @@ class WindowedHead(Head):
             return super().predicted(batch)
         mean = self._mean(len(batch["image"]), tuple(batch["image"].shape[-2:]))
         for piece, counts in self._pieces(batch["image"]):
-            found = self.of_window(self.backbone(piece, normalized=True))
+            found = self.decode_window(self.backbone(piece, normalized=True))
             if counts:
                 mean.add(found)
-        return self.of_mean(mean.result())
+        return self.from_mean(mean.result())
 
     @property
-    def sees(self) -> dict[str, Any]:
+    def input_config(self) -> dict[str, Any]:
         """Return what decides how images are cut."""
         return {"window": self.window, "stride": self.stride}
 

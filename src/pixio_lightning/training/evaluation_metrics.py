@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     n: int
     loss: float
     metrics: dict[str, float]
-    cheap: dict[str, dict[str, float]]
+    baseline_names: dict[str, dict[str, float]]
 
 
 class Evaluation(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Draw
+from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Features
 from pixio_lightning.training import results, visualize
@@ -46,15 +46,15 @@ class Head(BackboneModule):
     """
 
     # What the weights are made for: names of attributes of the data module, such as "num_classes".
-    # They are in `self.facts` before `build` is called; of a checkpoint, its own stay.
-    asks: tuple[str, ...] = ()
+    # They are in `self.data_info` before `build` is called; of a checkpoint, its own stay.
+    data_attributes: tuple[str, ...] = ()
     # Those of them in which the data at hand must agree with a checkpoint.
     same_as_trained: tuple[str, ...] = ()
     # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
-    # `self.evaluation_facts` before `metrics` is called; those of the data at hand always count.
-    evaluation_asks: tuple[str, ...] = ()
+    # `self.evaluation_info` before `metrics` is called; those of the data at hand always count.
+    evaluation_attributes: tuple[str, ...] = ()
     # Names of the predictions that `baselines` returns.
-    cheap: tuple[str, ...] = ()
+    baseline_names: tuple[str, ...] = ()
     # Training samples that `fit_statistics` looks at, at most; None for all.
     statistics_samples: int | None = 2000
 
@@ -70,10 +70,10 @@ class Head(BackboneModule):
         if cache and not backbone.frozen:
             raise UserError("model.cache needs model.backbone.tune frozen: features would change")
         self.cache, self.seed = cache, seed
-        self.facts: dict[str, Any] = {}
-        self.evaluation_facts: dict[str, Any] = {}
+        self.data_info: dict[str, Any] = {}
+        self.evaluation_info: dict[str, Any] = {}
         self._statistics = nn.Module()  # holds buffers, which follow the head to its device
-        self.origin: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
         self.outcome: Outcome | None = None
         self._loaded_step = 0
@@ -113,11 +113,11 @@ class Head(BackboneModule):
         return self.backbone.normalize(images)
 
     @property
-    def sees(self) -> dict[str, Any]:
+    def input_config(self) -> dict[str, Any]:
         """Return, as plain data, all that decides what `inputs` does; the cache goes by it."""
         if type(self).inputs is not Head.inputs:
             raise TypeError(
-                f"{type(self).__name__} overrides `inputs`, so it must say what it `sees`"
+                f"{type(self).__name__} overrides `inputs`, so it must say what it `input_config`"
             )
         return {}
 
@@ -133,7 +133,7 @@ class Head(BackboneModule):
         return {}
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
-        """Return for each name in `cheap` what it would predict without looking."""
+        """Return for each name in `baseline_names` what it would predict without looking."""
         return {}
 
     def picture(self, batches: list[Batch], predictions: list[Any]) -> visualize.Panel | None:
@@ -157,15 +157,17 @@ class Head(BackboneModule):
     def encode(self, batch: Batch) -> Features:
         """Return the features of a batch: the only line that calls the backbone."""
         if "features" in batch:
-            return self.backbone.recall(batch["features"].flatten(0, 1), batch["grid"])
+            return self.backbone.features_from_tokens(
+                batch["features"].flatten(0, 1), batch["grid"]
+            )
         images = batch["image"]
         views = images.shape[1] if images.ndim == 5 else 1
-        draw = None
+        random_key = None
         if self.training and not self.backbone.frozen:
             keys = batch["key"][:, None] + torch.arange(views, device=images.device)
-            draw = Draw(keys.flatten(), self.seed, self.global_step)
+            random_key = RandomKey(keys.flatten(), self.seed, self.global_step)
         images = self.inputs(images.reshape(-1, *images.shape[-3:]))
-        return self.backbone(images, draw=draw, normalized=True)
+        return self.backbone(images, random_key=random_key, normalized=True)
 
     def predicted(self, batch: Batch) -> Any:
         """Return the prediction that is scored or written."""
@@ -250,11 +252,11 @@ class Head(BackboneModule):
     def configure_model(self) -> None:
         """Ask the data what the head must know, then load and build."""
         if self.evaluation is None:
-            self._learn()
-            self.evaluation = Evaluation(self.metrics, self.cheap)
+            self._require_data_attributes()
+            self.evaluation = Evaluation(self.metrics, self.baseline_names)
         super().configure_model()
 
-    def _learn(self) -> None:
+    def _require_data_attributes(self) -> None:
         """Ask the data.
 
         Raises:
@@ -264,27 +266,27 @@ class Head(BackboneModule):
         if trainer is None:
             return
         data = trainer.datamodule
-        self.ask(data)
-        known = self.facts | self.evaluation_facts
-        for name in (*self.asks, *self.evaluation_asks):
+        self.read_data_attributes(data)
+        known = self.data_info | self.evaluation_info
+        for name in (*self.data_attributes, *self.evaluation_attributes):
             if name not in known:
                 raise UserError(
                     f"{type(self).__name__} must know {name} of its data, but "
                     f"{type(data).__name__} does not say: give it an attribute {name}"
                 )
 
-    def ask(self, data: Any) -> None:
+    def read_data_attributes(self, data: Any) -> None:
         """Take from a data module what the head must know of it.
 
         What an evaluation depends on is taken whatever was known; what the weights are made for
         only where nothing is known yet.
         """
-        for name in self.asks:
-            if name not in self.facts and (value := getattr(data, name, None)) is not None:
-                self.facts[name] = value
-        for name in self.evaluation_asks:
+        for name in self.data_attributes:
+            if name not in self.data_info and (value := getattr(data, name, None)) is not None:
+                self.data_info[name] = value
+        for name in self.evaluation_attributes:
             if (value := getattr(data, name, None)) is not None:
-                self.evaluation_facts[name] = value
+                self.evaluation_info[name] = value
 
     def compare(self, data: Any, about: dict[str, Any]) -> None:
         """Refuse data that contradicts a checkpoint.
@@ -307,10 +309,10 @@ class Head(BackboneModule):
             about: The `pixio` entry of the checkpoint.
         """
         facts = about.get("facts", {})
-        self.facts = {name: facts[name] for name in self.asks if name in facts}
+        self.data_info = {name: facts[name] for name in self.data_attributes if name in facts}
         # Checkpoints of before there were two kinds hold all of them in one place.
         facts = facts | about.get("evaluation_facts", {})
-        self.evaluation_facts = {n: facts[n] for n in self.evaluation_asks if n in facts}
+        self.evaluation_info = {n: facts[n] for n in self.evaluation_attributes if n in facts}
 
     @property
     def statistics(self) -> dict[str, Tensor]:
@@ -369,8 +371,8 @@ class Head(BackboneModule):
         """Add what the head was told of its data, and its statistics."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["pixio"] |= {
-            "facts": self.facts,
-            "evaluation_facts": self.evaluation_facts,
+            "facts": self.data_info,
+            "evaluation_facts": self.evaluation_info,
             "statistics": self.statistics,
         }
 
@@ -382,10 +384,10 @@ class Head(BackboneModule):
         """
         super().on_load_checkpoint(checkpoint)
         stored = checkpoint.get("pixio", {})
-        of_data, evaluation_facts = self.facts, self.evaluation_facts
+        of_data, evaluation_info = self.data_info, self.evaluation_info
         self.remember(stored)
-        refuse_other(self.same_as_trained, of_data, self.facts)
-        self.facts = of_data | self.facts
-        self.evaluation_facts |= evaluation_facts
+        refuse_other(self.same_as_trained, of_data, self.data_info)
+        self.data_info = of_data | self.data_info
+        self.evaluation_info |= evaluation_info
         self.statistics = stored.get("statistics", {})
         self._loaded_step = checkpoint.get("global_step", 0)

@@ -2,7 +2,7 @@
 
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.data_attributes import unnamed
-from pixio_lightning.training.dense_head import WindowedHead
+from pixio_lightning.training.dense_head import DenseHead
 from pixio_lightning.training.head import Batch, Head
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.precision import full_precision
@@ -14,7 +14,7 @@ __all__ = [
     "Head",
     "Optim",
     "Panel",
-    "WindowedHead",
+    "DenseHead",
     "full_precision",
     "unnamed",
 ]

@@ -60,7 +60,7 @@ def summary(line: dict[str, Any]) -> dict[str, str]:
     for name, value in line["metrics"].items():
         beside = [
             f"{baseline.replace('_', ' ')} {values[name]:.4g}"
-            for baseline, values in line["cheap_baselines"].items()
+            for baseline, values in line["baselines"].items()
             if name in values
         ]
         facts[name] = f"{value:.4g}" + (f"  ({', '.join(beside)})" if beside else "")
@@ -157,7 +157,7 @@ def _is_evaluation(line: Any) -> bool:
     if not isinstance(line, dict):
         return False
     words = (line.get(name) for name in ("task", "dataset", "split", "verb", "checkpoint"))
-    tables = line.get("cheap_baselines")
+    tables = line.get("baselines")
     return (
         all(isinstance(word, str) for word in words)
         and isinstance(line.get("protocol"), str | None)

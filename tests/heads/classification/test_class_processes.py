@@ -51,7 +51,7 @@ def test_two_processes_find_the_neighbours_that_one_does(colours: Path, tmp_path
     assert [len(lines) for lines in found] == [1, 1]
     (one,), (two,) = found
     assert one["metrics"] == two["metrics"] and one["n"] == two["n"]
-    assert one["cheap_baselines"] == two["cheap_baselines"]
+    assert one["baselines"] == two["baselines"]
     assert any(0 < value < 1 for value in one["metrics"].values())
 
 

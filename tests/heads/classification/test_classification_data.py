@@ -11,7 +11,7 @@ from PIL import Image
 
 from pixio_heads.classification.data import ClassificationData
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.render import CLASSES
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
@@ -198,15 +198,17 @@ def test_evaluation_sees_the_centre_and_training_a_crop_that_its_key_draws(folde
     seen = data.prepare({"image": image, "target": np.array(1)})
     # Half of the short side of 40 is 20 pixels: a crop without any scaling.
     assert np.array_equal(seen["image"], image[10:30, 20:40]) and seen["target"] == 1
-    views = [data.augment({"image": image}, Chance(7, 0, turn))["image"] for turn in (0, 0, 1, 2)]
+    views = [
+        data.augment({"image": image}, RandomKey(7, 0, epoch))["image"] for epoch in (0, 0, 1, 2)
+    ]
     assert np.array_equal(views[0], views[1]) and not np.array_equal(views[0], views[2])
     assert all(view.shape == (20, 20, 3) for view in views)
     plain = ClassificationData("folder", str(folder), image_size=20, crop_scale=None, flip=False)
     assert not plain.random and data.random
-    same = plain.augment({"image": image}, Chance(7, 0, 0))["image"]
+    same = plain.augment({"image": image}, RandomKey(7, 0, 0))["image"]
     assert np.array_equal(same, plain.prepare({"image": image})["image"])
     mirrored = ClassificationData("folder", str(folder), image_size=20, crop_scale=None)
-    flips = [mirrored.augment({"image": image}, Chance(k, 0, 0))["image"] for k in range(20)]
+    flips = [mirrored.augment({"image": image}, RandomKey(k, 0, 0))["image"] for k in range(20)]
     kinds = [np.array_equal(f, same) or (np.array_equal(f, same[:, ::-1]) and 2) for f in flips]
     assert set(map(int, kinds)) == {1, 2}
 

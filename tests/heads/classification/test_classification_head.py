@@ -35,7 +35,7 @@ def test_a_folder_is_learned_and_a_table_of_other_images_is_written(
     line = words("classification/folder_linear", colours, tmp_path / "run", *SHORT)
     assert main(["fit", *line]) == 0
     last = results.read(tmp_path / "run")[-1]
-    assert last["metrics"]["top1"] == 1.0 > last["cheap_baselines"]["majority"]["top1"]
+    assert last["metrics"]["top1"] == 1.0 > last["baselines"]["majority"]["top1"]
     assert last["n"] == 6 and last["checkpoint"] == "last"
 
     (tmp_path / "in/sub").mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_neighbours_know_a_folder_and_leave_no_checkpoint(colours: Path, tmp_pat
     assert main(["fit", *line]) == 0
     (found,) = results.read(tmp_path / "run")
     assert found["task"] == "knn" and found["metrics"] == {"top1_k1": 1.0, "top1_k3": 1.0}
-    assert found["cheap_baselines"]["majority"].keys() == found["metrics"].keys()
+    assert found["baselines"]["majority"].keys() == found["metrics"].keys()
     assert "mean raw class token" in found["protocol"] and "among all" in found["protocol"]
     assert main(["predict", *line]) == 0
     table = (tmp_path / "run/predictions/predictions.csv").read_text().splitlines()
@@ -157,7 +157,7 @@ def test_what_is_pooled() -> None:
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_losses_smooth_their_labels(multilabel: bool) -> None:
     head = Classification(Backbone("pixio_vitt16", weights="random"), label_smoothing=0.1)
-    head.facts = {"multilabel": multilabel}
+    head.data_info = {"multilabel": multilabel}
     logits = torch.randn(4, 3)
     if multilabel:
         target = torch.randint(0, 2, (4, 3))

@@ -12,7 +12,7 @@ from PIL import Image
 from pixio_heads.depth.data import DepthData
 from pixio_heads.depth.views import moved
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.errors import UserError
@@ -205,8 +205,8 @@ def test_a_row_is_not_judged_by_columns_that_are_not_read(tmp_path: Path) -> Non
 def test_crops_and_flips_are_keyed_and_move_the_camera(folder: Path) -> None:
     data = DepthData("folder", str(folder), image_size=32)
     sample = data.samples_of("train").load(0)
-    views = [data.augment(sample, Chance(3, 0, turn)) for turn in range(8)]
-    again = data.augment(sample, Chance(3, 0, 5))
+    views = [data.augment(sample, RandomKey(3, 0, epoch)) for epoch in range(8)]
+    again = data.augment(sample, RandomKey(3, 0, 5))
     assert all(np.array_equal(again[k], views[5][k]) for k in again)
     assert len({v["depth"].tobytes() for v in views}) > 4
     for view in views:
@@ -222,7 +222,7 @@ def test_crops_and_flips_are_keyed_and_move_the_camera(folder: Path) -> None:
         u, v, w = view["intrinsics"] @ ray
         assert (u / w, v / w) == pytest.approx((column, row), abs=1e-3)
     with pytest.raises(BadImage, match="smaller than data.image_size 64"):
-        DepthData("folder", str(folder), image_size=64).augment(sample, Chance(3, 0, 0))
+        DepthData("folder", str(folder), image_size=64).augment(sample, RandomKey(3, 0, 0))
 
 
 def test_mirroring_twice_is_nothing() -> None:

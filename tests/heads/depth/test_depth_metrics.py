@@ -26,9 +26,9 @@ from pixio_lightning.errors import UserError
 def rooms(n: int = 3, height: int = 12, width: int = 14) -> tuple[Tensor, Tensor, Tensor]:
     """Disparities up to an affine map and with noise, depths of 0.5 to 8 m, valid pixels."""
     generator = torch.Generator().manual_seed(3)
-    depth, noise, chance = torch.rand(3, n, height, width, generator=generator)
+    depth, noise, random_key = torch.rand(3, n, height, width, generator=generator)
     depth = depth * 7.5 + 0.5
-    return 0.4 / depth - 1 + 0.03 * noise, depth, chance > 0.3
+    return 0.4 / depth - 1 + 0.03 * noise, depth, random_key > 0.3
 
 
 def box(mask: Tensor) -> tuple[int, int, int, int]:

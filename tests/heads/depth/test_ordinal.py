@@ -15,7 +15,7 @@ from PIL import Image
 from pixio_heads.depth.ordinal import OrdinalAccuracy, OrdinalDepth
 from pixio_heads.depth.ordinal_data import KINDS, OrdinalData, drawn_pairs
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
@@ -116,7 +116,7 @@ def test_accuracy_is_exact_on_a_set_made_by_hand() -> None:
 
 def test_true_disparity_is_always_right_and_depth_never() -> None:
     depth = np.random.default_rng(0).uniform(1, 9, SIZE).astype(np.float32)
-    points = torch.from_numpy(drawn_pairs(depth, depth > 2, 6, Chance(1, 0, 0)))[None]
+    points = torch.from_numpy(drawn_pairs(depth, depth > 2, 6, RandomKey(1, 0, 0)))[None]
     for output, share in ((1 / depth, 1.0), (depth, 0.0)):
         metric = OrdinalAccuracy(("any",))
         metric.update(torch.from_numpy(output)[None], points, torch.tensor([0]))
@@ -142,7 +142,7 @@ def test_pairs_of_the_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_flat_view_has_no_pairs() -> None:
     flat = np.ones(SIZE, np.float32)
     with pytest.raises(BadImage, match="too few pairs"):
-        drawn_pairs(flat, flat > 0, 1, Chance(1, 0, 0))
+        drawn_pairs(flat, flat > 0, 1, RandomKey(1, 0, 0))
     with pytest.raises(UserError, match="data.pairs is 0"):
         OrdinalData(pairs=0)
 
@@ -151,7 +151,7 @@ def head() -> OrdinalDepth:
     small = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
     backbone = Backbone("pixio_vitt16", weights="random", model_args=small)
     made = OrdinalDepth(backbone, image_size=32)
-    made.evaluation_facts = {"kinds": KINDS}
+    made.evaluation_info = {"kinds": KINDS}
     made.configure_model()
     return made
 

@@ -21,7 +21,7 @@ SMALL = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
 def head(**keys: object) -> RelativeDepth:
     backbone = Backbone("pixio_vitt16", weights="random", model_args=SMALL)
     made = RelativeDepth(backbone, **keys)  # type: ignore[arg-type]
-    made.evaluation_facts = {"min_depth": 0.6, "max_depth": 70.0}
+    made.evaluation_info = {"min_depth": 0.6, "max_depth": 70.0}
     return made
 
 
@@ -121,7 +121,7 @@ def test_another_set_is_scored_within_its_own_range(trained: Path, tmp_path: Pat
     for path in (tmp_path / "set").rglob("view_depth.npy"):
         disparity = 1 / np.load(path)[:20].astype(np.float64)
         expected.append(np.mean(np.abs(disparity.mean() - disparity) / disparity))
-    constant = line["cheap_baselines"]["constant"]["abs_rel"]
+    constant = line["baselines"]["constant"]["abs_rel"]
     assert constant == pytest.approx(np.mean(expected), rel=1e-5)
 
 
@@ -133,4 +133,4 @@ def test_pairs_are_judged_with_a_checkpoint_of_relative_depth(
     line = zeroshot("depth/zeroshot_da2k", trained, tmp_path / "out", *scenes)
     assert line["task"] == "ordinal_depth" and line["steps"] == 2 and line["n"] == 4
     assert line["metrics"]["pairs"] == 16 and 0 <= line["metrics"]["accuracy"] <= 1
-    assert line["cheap_baselines"]["image_row"]["accuracy"] > 0.5
+    assert line["baselines"]["image_row"]["accuracy"] > 0.5

@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from pixio_heads.depth.data import DepthData
 from pixio_heads.depth.synthetic_layouts import HYPERSIM_SPLIT
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.samples import Chance, Samples
+from pixio_lightning.data.samples import RandomKey, Samples
 from pixio_lightning.errors import UserError
 
 SIZE = (24, 32)
@@ -232,7 +232,7 @@ def test_images_are_brought_to_a_short_side_and_cropped(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"image_size": 48, "short_side": 48, "flip": False}
     data = DepthData("tartanair", str(tmp_path), max_depth=100.0, **keys)
     sample = data.samples_of("train").load(0)
-    view = data.augment(sample, Chance(1, 0, 0))
+    view = data.augment(sample, RandomKey(1, 0, 0))
     assert view["image"].shape == (48, 48, 3) and view["image"].dtype == np.uint8
     # Twice the size: every depth is there, in blocks of 2x2, and none that was not.
     left = int(np.argwhere(DEPTH[0] == view["depth"][0, 0]).item() * 2)

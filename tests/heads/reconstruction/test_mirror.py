@@ -10,7 +10,7 @@ from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.mirror import mirrored
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.samples import RandomKey
 
 NAMES = ("depth", "valid", "non_ambiguous", "intrinsics", "cam2world")
 
@@ -44,7 +44,7 @@ def test_twice_mirrored_is_as_before() -> None:
 def test_half_of_the_training_sets_are_mirrored() -> None:
     data = ReconstructionData(image_size=(32, 32), mirror=True)
     plain = sample()
-    views = [data.augment(plain, Chance(key, 0, 0))["image"] for key in range(40)]
+    views = [data.augment(plain, RandomKey(key, 0, 0))["image"] for key in range(40)]
     mirrored_views = [np.array_equal(view, plain["image"][:, :, ::-1]) for view in views]
     assert 10 < sum(mirrored_views) < 30
 
@@ -54,7 +54,7 @@ def test_colours_change_places_in_all_views_alike() -> None:
     images = sample()["image"]
     orders = set()
     for key in range(60):
-        changed = recoloured(images, only, Chance(key, 0, 0))
+        changed = recoloured(images, only, RandomKey(key, 0, 0))
         order = [
             next(c for c in range(3) if np.array_equal(changed[..., i], images[..., c]))
             for i in range(3)

@@ -20,7 +20,7 @@ from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.covisibility import Neighbours
 from pixio_heads.reconstruction.views.known_sets import SetFlags
 from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.errors import UserError
@@ -97,8 +97,8 @@ def test_a_set_of_a_rendered_scene_is_the_renderer_s() -> None:
     for i in range(2):
         (index,) = [
             j
-            for j, turn in enumerate(turns)
-            if np.array_equal(turn, sample["cam2world"][i, :3, :3])
+            for j, epoch in enumerate(turns)
+            if np.array_equal(epoch, sample["cam2world"][i, :3, :3])
         ]
         found.append(index)
         view = scene.views[index]
@@ -297,7 +297,7 @@ def test_every_pass_draws_other_sets_and_fixed_ones_come_again() -> None:
     assert not data.random and of(**keys).random
     fixed = batches(data, 6)
     assert len({pose.numpy().tobytes() for batch in fixed for pose in batch["cam2world"]}) == 3
-    jobs = data.training_set().jobs()  # type: ignore[union-attr]
+    jobs = data.training_set().fixed_views()  # type: ignore[union-attr]
     assert [name for name, _ in jobs] == [f"train/{i:06d}/00#0" for i in range(3)]
     cached = {name: data.training_set().view(*where) for name, where in jobs}  # type: ignore[union-attr]
     assert cached[jobs[0][0]]["image"].shape == (2, 3, 48, 48)
@@ -404,15 +404,15 @@ def test_given_scores_and_few_rendered_views_are_not_computed_beforehand(
 def test_colours_are_keyed_and_each_view_s_own() -> None:
     images = np.stack([rendered(1)[0].image] * 4)
     always = Colour(jitter=1.0)
-    first = recoloured(images, always, Chance(1, 0, 0))
-    assert np.array_equal(first, recoloured(images, always, Chance(1, 0, 0)))
-    assert not np.array_equal(first, recoloured(images, always, Chance(1, 0, 1)))
+    first = recoloured(images, always, RandomKey(1, 0, 0))
+    assert np.array_equal(first, recoloured(images, always, RandomKey(1, 0, 0)))
+    assert not np.array_equal(first, recoloured(images, always, RandomKey(1, 0, 1)))
     assert len({view.tobytes() for view in first}) == 4
     never = Colour(jitter=0, grey=0, blur=0)
-    assert np.array_equal(recoloured(images, never, Chance(1, 0, 0)), images)
-    grey = recoloured(images, Colour(jitter=0, grey=1, blur=0), Chance(1, 0, 0))
+    assert np.array_equal(recoloured(images, never, RandomKey(1, 0, 0)), images)
+    grey = recoloured(images, Colour(jitter=0, grey=1, blur=0), RandomKey(1, 0, 0))
     assert np.ptp(grey.astype(int), axis=-1).max() == 0
-    blurred = recoloured(images, Colour(jitter=0, grey=0, blur=1), Chance(1, 0, 0))
+    blurred = recoloured(images, Colour(jitter=0, grey=0, blur=1), RandomKey(1, 0, 0))
     assert (
         np.abs(np.diff(blurred.astype(int), axis=2)).sum()
         < np.abs(np.diff(images.astype(int), axis=2)).sum()
@@ -428,7 +428,7 @@ def test_colours_change_in_training_on_files_only(folder: Path) -> None:
         (of(colour=vivid, augment=True), True),
     ):
         sample = data.samples_of("train").load(0)
-        after = data.augment(sample, Chance(1, 0, 0))
+        after = data.augment(sample, RandomKey(1, 0, 0))
         assert np.array_equal(after["image"], sample["image"]) != changes
         assert data.prepare(sample) is sample
 

@@ -204,8 +204,8 @@ def test_every_colmap_text_says_its_convention(folder: Path) -> None:
 
 
 def test_a_quaternion_has_no_negative_w(found: Reconstructed, tmp_path: Path) -> None:
-    turn = np.diag([-1, -1, 1, 1.0])
-    turned = found._replace(cam2world=(found.cam2world @ turn).astype(np.float32))
+    epoch = np.diag([-1, -1, 1, 1.0])
+    turned = found._replace(cam2world=(found.cam2world @ epoch).astype(np.float32))
     export(turned, tmp_path, Export(formats=("colmap",), max_points=10))
     lines = (tmp_path / "sparse/0/images.txt").read_text().splitlines()
     poses = [line.split() for line in lines if line.endswith(".jpg")]

@@ -44,11 +44,11 @@ def test_the_record_has_all_figures_beside_their_baselines(trained: Path) -> Non
     line = results.read(trained)[-1]
     assert line["task"] == "reconstruction" and line["n"] == 4
     assert {"scale_rel", "points_tau", "pose_auc5", "rotation_median"} <= line["metrics"].keys()
-    assert line["cheap_baselines"].keys() == {"constant", "wrong_reference"}
-    constant = line["cheap_baselines"]["constant"]
+    assert line["baselines"].keys() == {"constant", "wrong_reference"}
+    constant = line["baselines"]["constant"]
     assert constant["points_rel"] < line["metrics"]["points_rel"]
     assert constant["true_rotation_q2"] == line["metrics"]["true_rotation_q2"]
-    wrong = line["cheap_baselines"]["wrong_reference"]
+    wrong = line["baselines"]["wrong_reference"]
     assert wrong["points_rel"] != line["metrics"]["points_rel"]
     assert "no other alignment" in line["protocol"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pixio_heads.segmentation import classes
 from pixio_heads.segmentation.data import SegmentationData, random_crop
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.samples import Chance
+from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.errors import UserError
@@ -368,8 +368,8 @@ def test_views_are_keyed_and_move_labels_with_pixels(folder: Path) -> None:
     data = SegmentationData("folder", str(folder), num_classes=4, image_size=32)
     image, target = pyramid(60, 80)
     sample = {"image": image, "target": target}
-    views = [data.augment(sample, Chance(3, 0, turn)) for turn in range(30)]
-    again = data.augment(sample, Chance(3, 0, 5))
+    views = [data.augment(sample, RandomKey(3, 0, epoch)) for epoch in range(30)]
+    again = data.augment(sample, RandomKey(3, 0, 5))
     assert all(np.array_equal(again[k], views[5][k]) for k in again)
     assert len({view["image"].tobytes() for view in views}) == 30
     mirrored = 0

@@ -28,7 +28,7 @@ def head() -> Segmentation:
         model_args={"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
     )
     head = Segmentation(backbone, window=32, stride=20)
-    head.facts = {"num_classes": 5, "class_names": NAMES}
+    head.data_info = {"num_classes": 5, "class_names": NAMES}
     head.configure_model()
     # At its start the map is nearly flat: nothing would tell one window from another.
     torch.nn.init.normal_(head.decoder.projection.weight)

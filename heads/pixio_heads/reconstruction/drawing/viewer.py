@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixio_heads.reconstruction.drawing.frusta import frustum_length, view_colour
 from pixio_heads.reconstruction.export import Export
 from pixio_heads.reconstruction.export.cloud import select
-from pixio_heads.reconstruction.drawing.frusta import frustum_length, view_colour
 from pixio_heads.reconstruction.geometry import quaternion_of
 from pixio_heads.reconstruction.reconstructed import Reconstructed, read
 from pixio_lightning.errors import UserError
@@ -111,7 +111,8 @@ def _add_controls(server: Any, points: Any, text: str) -> None:
 def main(words: list[str] | None = None) -> int:
     """Show a file until Ctrl-C; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pixio_heads.reconstruction.drawing.viewer", description="Show a reconstruction."
+        prog="python -m pixio_heads.reconstruction.drawing.viewer",
+        description="Show a reconstruction.",
     )
     parser.add_argument("file", type=Path, help="reconstruction.npz of an export")
     parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1")

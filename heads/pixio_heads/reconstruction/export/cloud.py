@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.reconstructed import Reconstructed
-from pixio_lightning.keyed import Stream, keyed_numbers
+from pixio_lightning.keyed import Purpose, keyed_numbers
 
 _NORMAL_JUMP = 5.0  # degrees
 _DEPTH_JUMP = 0.03  # of the depth
@@ -59,7 +59,7 @@ def select(
         index = _surest(found, index, voxel_size)
     if max_points is not None and len(index) > max_points:
         # Not every n-th, which would leave stripes of the image's columns.
-        order = keyed_numbers(index, seed=0, turn=0, stream=Stream.KEEP)
+        order = keyed_numbers(index, seed=0, step=0, purpose=Purpose.KEEP)
         index = np.sort(index[np.argpartition(order, max_points)[:max_points]])
     view, row, column = np.unravel_index(index, keep.shape)
     return Cloud(

@@ -7,8 +7,8 @@ import trimesh
 from numpy.typing import NDArray
 from trimesh.path.entities import Line
 
-from pixio_heads.reconstruction.export.cloud import Cloud
 from pixio_heads.reconstruction.drawing.frusta import frusta, frustum_length, view_colour
+from pixio_heads.reconstruction.export.cloud import Cloud
 from pixio_heads.reconstruction.reconstructed import CONVENTION, Reconstructed
 
 # From OpenCV axes to those of glTF (y up, z towards the viewer), so that viewers show it upright.

@@ -9,9 +9,9 @@ import torch
 import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
 
-from pixio_lightning.data import Chance
+from pixio_lightning.data import RandomKey
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import Stream
+from pixio_lightning.keyed import Purpose
 
 _DRAWS = 12  # numbers for each view
 _BLUR = (0.1, 1.0)  # pixels of standard deviation
@@ -51,15 +51,17 @@ class Colour:
                 )
 
 
-def recoloured(images: NDArray[np.uint8], colour: Colour, chance: Chance) -> NDArray[np.uint8]:
-    """Return the views of a set with other colours; the same `chance` gives the same ones.
+def recoloured(
+    images: NDArray[np.uint8], colour: Colour, random_key: RandomKey
+) -> NDArray[np.uint8]:
+    """Return the views of a set with other colours; the same key gives the same ones.
 
     Args:
         images: uint8 `(V, H, W, 3)`.
         colour: What may happen.
-        chance: Where random numbers come from.
+        random_key: Where random numbers come from.
     """
-    drawn = chance.uniform(len(images) * _DRAWS + 4, Stream.COLOUR)
+    drawn = random_key.uniform(len(images) * _DRAWS + 4, Purpose.COLOUR)
     numbers, (whether, *order) = np.reshape(drawn[:-4], (-1, _DRAWS)), drawn[-4:]
     views = torch.from_numpy(np.array(images)).movedim(-1, 1)
     if whether < colour.permute:

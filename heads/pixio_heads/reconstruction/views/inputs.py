@@ -70,7 +70,7 @@ class Pictures:
         facts: str,
     ) -> None:
         self.title, self.names, self.placed = title, list(names), list(placed)
-        self.bad, self.facts = list(bad), facts
+        self.bad, self.data_info = list(bad), facts
 
     def __len__(self) -> int:
         return 1
@@ -90,7 +90,7 @@ class Pictures:
         }
 
     def digest(self) -> str:
-        return self.facts
+        return self.data_info
 
 
 def open_pictures(

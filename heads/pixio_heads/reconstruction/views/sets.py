@@ -18,14 +18,14 @@ from pixio_heads.reconstruction.views.view_sampling import chosen
 from pixio_lightning.data import (
     Bad,
     BadImage,
-    Chance,
     Positions,
+    RandomKey,
     Sample,
     TrainingSamples,
     digest_of,
     load_or_name,
 )
-from pixio_lightning.keyed import Stream, key_of, uniform
+from pixio_lightning.keyed import Purpose, key_of, uniform
 
 Size = tuple[int, int]
 
@@ -46,7 +46,7 @@ class Sets:
         per_scene: Sets of each scene.
         covisibility: How much of a view its neighbour must see, see `covisibility.Neighbours`.
         seed: Seed of which views make a set.
-        turn: The pass; each draws other sets.
+        epoch: The pass; each draws other sets.
     """
 
     scenes: Sequence[Scene]
@@ -55,7 +55,7 @@ class Sets:
     per_scene: int
     covisibility: float
     seed: int
-    turn: int = 0
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.scenes) * self.per_scene
@@ -65,9 +65,9 @@ class Sets:
 
     def load(self, index: int) -> Sample:
         scene = self.scenes[index // self.per_scene]
-        chance = Chance(key_of(self.name(index)), self.seed, self.turn)
+        random_key = RandomKey(key_of(self.name(index)), self.seed, self.epoch)
         near = Neighbours(scene.scores(), threshold=self.covisibility)
-        shots = [framed(scene.load(i), self.size) for i in chosen(near, self.views, chance)]
+        shots = [framed(scene.load(i), self.size) for i in chosen(near, self.views, random_key)]
         depth = np.stack([shot.depth for shot in shots])
         valid = np.isfinite(depth) & (depth > 0)
         if not valid.any():
@@ -142,7 +142,7 @@ class Shapes:
 
     def of(self, batch: int) -> tuple[int, Size]:
         """Return views and size of a batch by its number in the stream."""
-        count, size = uniform(batch, 2, seed=self.seed, turn=0, stream=Stream.SHAPE)
+        count, size = uniform(batch, 2, seed=self.seed, step=0, purpose=Purpose.SHAPE)
         least, most = self.views
         return least + int(count * (most + 1 - least)), self.sizes[int(size * len(self.sizes))]
 
@@ -177,8 +177,8 @@ class SetsOfOneShape(TrainingSamples):
 
     samples: Sets
 
-    def load(self, index: int, turn: int) -> Sample | Bad:
-        return load_or_name(replace(self.samples, turn=turn), index)
+    def load(self, index: int, epoch: int) -> Sample | Bad:
+        return load_or_name(replace(self.samples, epoch=epoch), index)
 
 
 class TrainingSets(Dataset):
@@ -194,7 +194,7 @@ class TrainingSets(Dataset):
     def __init__(
         self,
         sets: Sets,
-        augment: Callable[[Sample, Chance], Sample],
+        augment: Callable[[Sample, RandomKey], Sample],
         *,
         shapes: Shapes,
         seed: int,

@@ -14,27 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views.covisibility import Neighbours
-from pixio_lightning.data import Chance
-from pixio_lightning.keyed import Stream
+from pixio_lightning.data import RandomKey
+from pixio_lightning.keyed import Purpose
 
 _ATTEMPTS = 4
 
 Near = Neighbours | NDArray[np.bool_]
 
 
-def chosen(near: Near, n: int, chance: Chance) -> list[int]:
+def chosen(near: Near, n: int, random_key: RandomKey) -> list[int]:
     """Choose the views of a set; the first is the one the others are seen from.
 
     Args:
         near: At a the neighbours of view a, bool `(N,)`.
         n: Views of the set. All N come in random order; more than a walk reaches are repeated.
-        chance: Where random numbers come from.
+        random_key: Where random numbers come from.
 
     Returns:
         `n` indices.
     """
     total = len(near)
-    numbers = iter(chance.uniform(max((_ATTEMPTS + 1) * n, total), Stream.VIEWS))
+    numbers = iter(random_key.uniform(max((_ATTEMPTS + 1) * n, total), Purpose.VIEWS))
     if n == total:
         return np.argsort([next(numbers) for _ in range(n)]).tolist()
     best: list[int] = []

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from pixio_lightning.data.shards.format import SCORE_COLUMNS, Shard, ShardIndex, read_columns
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.text import parse_json
-from pixio_lightning.keyed import Stream, key_of, keyed_numbers
+from pixio_lightning.keyed import Purpose, key_of, keyed_numbers
 
 Floats = NDArray[np.float64]
 
@@ -179,11 +179,11 @@ class KeepRule(NamedTuple):
         p = np.minimum(1, self.c * self.curation.power(np.nan_to_num(scores.loss)))
         return np.where(self.curation.eligible(scores), p, 0)
 
-    def draws(self, hashes: NDArray[np.int64], *, turn: int) -> Floats:
+    def draws(self, hashes: NDArray[np.int64], *, epoch: int) -> Floats:
         """Return the number in [0, 1) that each image of a pass has to stay under."""
-        return keyed_numbers(hashes, seed=self.seed, turn=turn, stream=Stream.KEEP)
+        return keyed_numbers(hashes, seed=self.seed, step=epoch, purpose=Purpose.KEEP)
 
-    def takes_group(self, index: ShardIndex, group: int, *, turn: int) -> bool:
+    def takes_group(self, index: ShardIndex, group: int, *, epoch: int) -> bool:
         """Whether a group is read at all: always, but where shards are sorted by loss.
 
         There a group is taken with the probability of its hardest image, and its images are
@@ -195,7 +195,7 @@ class KeepRule(NamedTuple):
         number, local = index.locate(group)
         key = key_of(f"{index.shards[number].path}#{local}")
         draw = keyed_numbers(
-            np.array([key], np.int64), seed=self.seed, turn=turn, stream=Stream.KEEP_GROUP
+            np.array([key], np.int64), seed=self.seed, step=epoch, purpose=Purpose.KEEP_GROUP
         )
         return bool(draw[0] < ceiling)
 
@@ -208,7 +208,7 @@ class KeepRule(NamedTuple):
         return min(1.0, self.c * float(power[0]))
 
     def keep(
-        self, index: ShardIndex, group: int, keys: list[str], *, turn: int
+        self, index: ShardIndex, group: int, keys: list[str], *, epoch: int
     ) -> NDArray[np.bool_]:
         """Return which images of a group, by their keys, are kept in a pass.
 
@@ -226,7 +226,7 @@ class KeepRule(NamedTuple):
                 "or in another order: score the shards again"
             )
         p = self.probability(scores) / (self._ceiling(index, group) or 1.0)
-        return self.draws(hashes, turn=turn) < p
+        return self.draws(hashes, epoch=epoch) < p
 
 
 # --- score files --------------------------------------------------------------------------------

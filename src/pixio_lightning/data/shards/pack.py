@@ -100,7 +100,7 @@ def _parts(source: str, *, rows: int, shuffled: bool) -> list[tuple[str, Read]]:
     if local.is_dir() and not any(local.rglob("*.tar")) and not any(local.rglob("*.parquet")):
         files = FolderSource(local, key="the source")
         n = len(files)
-        order = [permuted(i, n, seed=0, turn=0) if shuffled else i for i in range(n)]
+        order = [permuted(i, n, seed=0, step=0) if shuffled else i for i in range(n)]
         cut = [order[start : start + rows] for start in range(0, n, rows)]
         return [(_name_of(map(files.name, part)), partial(_files, files, part)) for part in cut]
     index = open_index(source, cache=default_cache(), key="the source")

@@ -230,7 +230,7 @@ def held_out_groups(index: ShardIndex, *, most: int) -> NDArray[np.int64]:
     chosen: list[int] = []
     rows = 0
     while rows < most and len(chosen) < max(1, n // 10):
-        chosen.append(permuted(len(chosen), n, seed=0, turn=0))
+        chosen.append(permuted(len(chosen), n, seed=0, step=0))
         rows += index.rows_of(chosen[-1])
     return np.array(sorted(chosen), np.int64)
 

@@ -80,16 +80,16 @@ class BlockOrder:
         """Number of blocks in a pass."""
         return -(-len(self.groups) // self.per_block)
 
-    def turn(self, block: int) -> int:
+    def epoch(self, block: int) -> int:
         """Return the pass that a block belongs to."""
         return block // self.blocks_per_pass
 
     def groups_of(self, block: int) -> list[int]:
         """Return the numbers of the groups in a block."""
-        turn, number = divmod(block, self.blocks_per_pass)
+        epoch, number = divmod(block, self.blocks_per_pass)
         n = len(self.groups)
         places = range(number * self.per_block, min((number + 1) * self.per_block, n))
-        return [int(self.groups[permuted(i, n, seed=self.seed, turn=turn)]) for i in places]
+        return [int(self.groups[permuted(i, n, seed=self.seed, step=epoch)]) for i in places]
 
 
 class ShardImages(IterableDataset):
@@ -128,7 +128,7 @@ class ShardImages(IterableDataset):
         self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
         self.size, self.scale, self.ratio = size, scale, ratio
         self.max_megapixels, self.seed = max_megapixels, seed
-        # Set by the loader: where the readers of this process stand, and whose turn it is.
+        # Set by the loader: where the readers of this process stand, and which is next.
         self.cursors: list[Cursor] = []
         self.next_reader = 0
 
@@ -166,9 +166,9 @@ class ShardImages(IterableDataset):
             images, names, counted = self._read(block)
             # A block that is read again for its rest has been counted before.
             tallies += counted if position == 0 else []
-            turn, searched = self.order.turn(block), searched + sum(t.drawn for t in counted)
+            epoch, searched = self.order.epoch(block), searched + sum(t.drawn for t in counted)
             for at in range(position, len(images)):
-                sample = self._sample(images[at], names[at], turn, bad)
+                sample = self._sample(images[at], names[at], epoch, bad)
                 if sample is None:
                     continue
                 after = Cursor(block, at + 1)
@@ -183,7 +183,7 @@ class ShardImages(IterableDataset):
             block, position = block + stride, 0
 
     def _sample(
-        self, image: Encoded, name: str, turn: int, bad: list[Bad]
+        self, image: Encoded, name: str, epoch: int, bad: list[Bad]
     ) -> dict[str, Any] | None:
         try:
             if image.reason:
@@ -198,7 +198,7 @@ class ShardImages(IterableDataset):
             pixels.shape[0],
             key=key,
             seed=self.seed,
-            turn=turn,
+            epoch=epoch,
             scale=self.scale,
             ratio=self.ratio,
         )
@@ -206,26 +206,26 @@ class ShardImages(IterableDataset):
 
     def _read(self, block: int) -> tuple[list[Encoded], list[str], list[Tally]]:
         """Read the groups of a block, thin them by the rule, and shuffle what is left."""
-        turn = self.order.turn(block)
+        epoch = self.order.epoch(block)
         images: list[Encoded] = []
         names: list[str] = []
         tallies: list[Tally] = []
         for group in self.order.groups_of(block):
             path = self.index.shards[self.index.locate(group)[0]].path
             rows = self.index.rows_of(group)
-            if self.rule and not self.rule.takes_group(self.index, group, turn=turn):
+            if self.rule and not self.rule.takes_group(self.index, group, epoch=epoch):
                 tallies.append(Tally(path, rows, 0))
                 continue
             read = read_group(self.index, group)
             if self.rule:
-                kept = self.rule.keep(self.index, group, [i.key for i in read], turn=turn)
+                kept = self.rule.keep(self.index, group, [i.key for i in read], epoch=epoch)
                 # What cannot be read is always let through, to be counted as bad.
                 read = [i for i, keep in zip(read, kept, strict=True) if keep or i.reason]
             tallies.append(Tally(path, rows, len(read)))
             images += read
             names += [i.key if i.key.startswith(path) else f"{path}:{i.key}" for i in read]
         n, seed = len(images), fold(self.seed, block)
-        places = [permuted(i, n, seed=seed, turn=turn) for i in range(n)]
+        places = [permuted(i, n, seed=seed, step=epoch) for i in range(n)]
         return [images[i] for i in places], [names[i] for i in places], tallies
 
 
@@ -262,23 +262,23 @@ class ShardLoader(EndlessLoader):
         self.images, self.tally = images, tally
         self.readers = max(1, arguments["num_workers"])
         self.cursors = images.first_cursors(self.readers)
-        self.turn = 0
+        self.batches_read = 0
 
     def state(self) -> dict[str, Any]:
         """Return where the readers of this process stand, as plain data."""
-        return {"cursors": [list(cursor) for cursor in self.cursors], "turn": self.turn}
+        return {"cursors": [list(cursor) for cursor in self.cursors], "turn": self.batches_read}
 
     def go_to(self, state: dict[str, Any]) -> None:
         """Continue from a `state`."""
         self.cursors = [Cursor(*cursor) for cursor in state["cursors"]]
-        self.turn = state["turn"]
+        self.batches_read = state["turn"]
         self._running = None
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Go on with the running workers, or start them where the cursors are."""
         if self._running is None:
             self.images.cursors = list(self.cursors)
-            self.images.next_reader = self.turn % self.readers
+            self.images.next_reader = self.batches_read % self.readers
             self._running = super().__iter__()
         return self
 
@@ -287,7 +287,7 @@ class ShardLoader(EndlessLoader):
         batch: dict[str, Any] = next(self._running)
         if "error" in batch:
             raise UserError(batch["error"])
-        self.cursors[self.turn % self.readers] = batch.pop("cursor")
-        self.turn += 1
+        self.cursors[self.batches_read % self.readers] = batch.pop("cursor")
+        self.batches_read += 1
         self.tally(batch.pop("tallies"))
         return batch

@@ -102,7 +102,7 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
         {k: v for k, v in backbone.identity.items() if k not in ("weights", "licence")},
         backbone.tapped,
         head.trainer.precision,
-        head.sees,
+        head.input_config,
         data.digest(split),
         (data.views, data.seed) if split == "train" and data.views else None,
     )
@@ -111,7 +111,7 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
 def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) -> None:
     trainer = head.trainer
     # Listed by one process: what another has begun to write changes what a late one would list.
-    listed = samples.jobs() if trainer.is_global_zero else []
+    listed = samples.fixed_views() if trainer.is_global_zero else []
     jobs = trainer.strategy.broadcast([job for job in listed if job[0] not in store])
     mine = jobs[trainer.global_rank :: trainer.world_size]
     if jobs and trainer.is_global_zero:

@@ -23,7 +23,7 @@ class Example(Head):
     # best.ckpt is the one with the least mean absolute error.
     monitor = ("val/mae", "min")
     # What stands beside every result: see `baselines`.
-    cheap = ("constant",)
+    baseline_names = ("constant",)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return all that is trained; it becomes `self.decoder`."""
@@ -50,7 +50,7 @@ class Example(Head):
         return {"median": torch.cat([batch["target"] for batch in loader]).median()}
 
     def baselines(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return predictions that do not look, by the names in `cheap`."""
+        """Return predictions that do not look, by the names in `baseline_names`."""
         return {"constant": self.statistics["median"].expand_as(batch["target"])}
 
     def write(self, prediction: Tensor, batch: dict[str, Any], folder: Path) -> None:
