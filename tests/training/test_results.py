@@ -78,3 +78,16 @@ def test_lines_compare_if_only_the_model_and_what_it_scored_differ() -> None:
     for name, value in (("dataset", "nyuv2"), ("split", "test"), ("n", 9), ("protocol", "cropped")):
         (why,) = results.differences([line(10, 0.4), line(10, 0.4) | {name: value}, other])
         assert why.startswith(f"{name} is ") and repr(value) in why
+
+
+def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    about = {"task": "depth", "dataset": "d", "split": "val", "verb": "fit", "checkpoint": "last"}
+    line = about | {
+        "n": 3,
+        "steps": 5,
+        "metrics": {"x": 1.0},
+        "cheap_baselines": {"zero": {"x": 2}},
+    }
+    (tmp_path / results.FILE).write_text(json.dumps(line) + "\n")
+    (found,) = results.read(tmp_path)
+    assert found["baselines"] == {"zero": {"x": 2}} and "cheap_baselines" not in found

@@ -19,13 +19,13 @@ class Outcome(NamedTuple):
         n: Samples that were evaluated.
         loss: Their mean loss; NaN for a head without one.
         metrics: The model's metrics by name.
-        cheap: The metrics of each baseline, by its name.
+        baselines: The metrics of each baseline, by its name.
     """
 
     n: int
     loss: float
     metrics: dict[str, float]
-    baseline_names: dict[str, dict[str, float]]
+    baselines: dict[str, dict[str, float]]
 
 
 class Evaluation(nn.Module):
@@ -33,14 +33,14 @@ class Evaluation(nn.Module):
 
     Args:
         metrics: Makes the metrics of one of them.
-        cheap: Names of the baselines.
+        baselines: Their names.
     """
 
     meters: Any
 
-    def __init__(self, metrics: Callable[[], Metric | MetricCollection], cheap: Iterable[str]):
+    def __init__(self, metrics: Callable[[], Metric | MetricCollection], baselines: Iterable[str]):
         super().__init__()
-        self.meters = nn.ModuleDict({name: metrics() for name in (_MODEL, *cheap)})
+        self.meters = nn.ModuleDict({name: metrics() for name in (_MODEL, *baselines)})
         self.count = SumMetric(nan_strategy="disable")
         self.loss = SumMetric(nan_strategy="disable")
 

@@ -147,6 +147,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for text in read_text(path, most=1 << 30).splitlines():
         with suppress(ValueError):
             line = parse_json(text)
+            if isinstance(line, dict) and "cheap_baselines" in line:  # as earlier versions wrote it
+                line["baselines"] = line.pop("cheap_baselines")
             if _is_evaluation(line):
                 lines.append(line)
     return lines

@@ -61,7 +61,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "protocol": head.protocol,
         "metrics": outcome.metrics,
         "loss": outcome.loss if head.decoder is not None else None,
-        "baselines": outcome.baseline_names,
+        "baselines": outcome.baselines,
         "seed": {"everything": head.provenance.get("seed"), "data": data.seed, "model": head.seed},
         "backbone": {
             "name": backbone.name,
