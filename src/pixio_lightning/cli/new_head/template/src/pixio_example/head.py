@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 
 from pixio_lightning import Backbone, Features, Head
-from pixio_lightning.files.naming import output_path
+from pixio_lightning.files import output_path
 
 
 class Example(Head):
