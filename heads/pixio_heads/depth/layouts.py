@@ -7,7 +7,6 @@ where there is none, `valid` bool (H, W), and `intrinsics` (3, 3) where they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +16,12 @@ from numpy.typing import NDArray
 from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.data import (
     BadImage,
+    PairedFiles,
     Sample,
+    beside,
     decode_pixels,
     digest_of,
+    folders_of_pairs,
     image_files,
     open_picture,
     read_depth,
@@ -111,7 +113,7 @@ def cut(sample: Sample, box: Box) -> Sample:
     return part
 
 
-class PairSamples:
+class PairSamples(PairedFiles):
     """Pairs of files.
 
     Args:
@@ -135,18 +137,13 @@ class PairSamples:
         intrinsics: dict[str, Any] | None = None,
         images_only: bool = False,
     ) -> None:
-        self.root, self.pairs, self.scale = root, list(pairs), scale
+        super().__init__(root, pairs)
+        self.scale = scale
         self.max_megapixels, self.images_only = max_megapixels, images_only
         self.insist = insist
         self.intrinsics = intrinsics or {}
         for suffix in {pair.depth.suffix.lower() for pair in self.pairs if pair.depth}:
             require_reader(suffix)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def name(self, index: int) -> str:
-        return self.pairs[index].image.relative_to(self.root).as_posix()
 
     def load(self, index: int) -> Sample:
         pair = self.pairs[index]
@@ -185,12 +182,8 @@ class PairSamples:
         return 0, height, 0, width
 
     def digest(self) -> str:
-        files = [path for pair in self.pairs for path in pair if path is not None]
-        stats = [(str(f), f.stat()) for f in files if f.exists()]
-        return digest_of(
-            type(self).__name__, self.scale, self.intrinsics,
-            [(name, s.st_size, s.st_mtime_ns) for name, s in stats],
-        )  # fmt: skip
+        facts = self.file_facts()
+        return digest_of(type(self).__name__, self.scale, self.intrinsics, facts)
 
 
 class NyuSamples(PairSamples):
@@ -230,23 +223,16 @@ def folder_pairs(root: Path) -> list[Pair]:
     Raises:
         UserError: There are no such folders.
     """
-    images, depths = root / "images", root / "depth"
-    if not images.is_dir() or not depths.is_dir():
-        found = sorted(p.name for p in root.iterdir() if p.is_dir())
-        raise UserError(
-            f"data.path '{root}' holds {', '.join(found) or 'no folder'}; expected images/ and "
-            "depth/ (16-bit PNG, npy, exr, pfm of the same names), in it or in train/ and val/"
+    expected = "16-bit PNG, npy, exr, pfm of the same names"
+    images, depths = folders_of_pairs(root, "depth", expected=expected)
+    return [
+        Pair(
+            path,
+            beside(path, images, depths, SUFFIXES),
+            beside(path, images, root / "mask", [".png"]),
         )
-    pairs = []
-    for path in image_files(images):
-        stem = path.relative_to(images).with_suffix("")
-        # By the stem or, as predictions are written, by the whole name.
-        named = [str(stem), path.relative_to(images).as_posix()]
-        # Of `os.path`, to which a name that became too long is no file, and no error.
-        depth = [p for n in named for s in SUFFIXES if isfile(p := depths / f"{n}{s}")]
-        mask = [p for n in named if isfile(p := root / "mask" / f"{n}.png")]
-        pairs.append(Pair(path, next(iter(depth), None), next(iter(mask), None)))
-    return pairs
+        for path in image_files(images)
+    ]
 
 
 def read_intrinsics(root: Path) -> dict[str, Any]:

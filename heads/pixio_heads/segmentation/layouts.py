@@ -19,12 +19,15 @@ from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data import (
     BadImage,
     HubRows,
+    PairedFiles,
     Sample,
     Scenes,
     SceneSamples,
+    beside,
     content,
     decode_pixels,
     digest_of,
+    folders_of_pairs,
     image_files,
     open_columns,
     open_picture,
@@ -113,7 +116,7 @@ def checked(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> Sample:
     return {"image": image, "target": target}
 
 
-class PairSamples:
+class PairSamples(PairedFiles):
     """Pairs of files.
 
     Args:
@@ -131,14 +134,8 @@ class PairSamples:
         labels: Labels | None,
         max_megapixels: float,
     ) -> None:
-        self.root, self.pairs, self.labels = root, list(pairs), labels
-        self.max_megapixels = max_megapixels
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def name(self, index: int) -> str:
-        return self.pairs[index].image.relative_to(self.root).as_posix()
+        super().__init__(root, pairs)
+        self.labels, self.max_megapixels = labels, max_megapixels
 
     def load(self, index: int) -> Sample:
         pair = self.pairs[index]
@@ -151,9 +148,7 @@ class PairSamples:
         return checked(image, labels)
 
     def digest(self) -> str:
-        files = [path for pair in self.pairs for path in pair if path is not None]
-        stats = [(str(f), f.stat()) for f in files if f.exists()]
-        return digest_of("masks", [(name, s.st_size, s.st_mtime_ns) for name, s in stats])
+        return digest_of("masks", self.file_facts())
 
 
 class HubSamples(HubRows):
@@ -224,14 +219,8 @@ def folder_pairs(root: Path) -> list[Pair]:
     Raises:
         UserError: There are no such folders.
     """
-    images, masks = root / "images", root / "masks"
-    if not images.is_dir() or not masks.is_dir():
-        found = sorted(p.name for p in root.iterdir() if p.is_dir())
-        raise UserError(
-            f"data.path '{root}' holds {', '.join(found) or 'no folder'}; expected images/ and "
-            "masks/ (PNG of class indices, of the same names), in it or in train/ and val/"
-        )
-    return _paired(images, masks)
+    expected = "PNG of class indices, of the same names"
+    return _paired(*folders_of_pairs(root, "masks", expected=expected))
 
 
 def ade20k_pairs(root: Path, training: bool) -> list[Pair]:
@@ -303,14 +292,7 @@ def loveda_pairs(root: Path, training: bool) -> list[Pair]:
 
 
 def _paired(images: Path, masks: Path) -> list[Pair]:
-    def mask_of(path: Path) -> Path:
-        """By the stem or, as predictions are written, by the whole name."""
-        name = path.relative_to(images)
-        written = masks / f"{name}.png"
-        # Of `os.path`, to which a name that became too long is no file, and no error.
-        return written if isfile(written) else masks / name.with_suffix(".png")
-
-    return [Pair(path, mask_of(path)) for path in image_files(images)]
+    return [Pair(path, beside(path, images, masks, [".png"])) for path in image_files(images)]
 
 
 # How the sources with a fixed layout list their files: by root, and whether for training.

@@ -21,6 +21,7 @@ from pixio_lightning.data.depth import (
 )
 from pixio_lightning.data.depth import SUFFIXES as DEPTH_SUFFIXES
 from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
+from pixio_lightning.data.pairs import PairedFiles, beside, folders_of_pairs
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -49,6 +50,9 @@ from pixio_lightning.data.sources import (
 from pixio_lightning.data.stream import Bad, Loader, Positions, open_image
 
 __all__ = [
+    "PairedFiles",
+    "beside",
+    "folders_of_pairs",
     "Bad",
     "BadImage",
     "RandomKey",

@@ -10,8 +10,11 @@ from pixio_lightning.models.dense_decoders import (
     upsample,
 )
 from pixio_lightning.models.features import Features, Layer
+from pixio_lightning.models.neighbours import nearest, vote
 
 __all__ = [
+    "nearest",
+    "vote",
     "Backbone",
     "DPT",
     "DPTDecoder",

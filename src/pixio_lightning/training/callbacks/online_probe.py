@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pixio_lightning.data.sources import FolderSource, Subset
 from pixio_lightning.data.stream import EvenShare, HeldOutImages, Loader
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.neighbours import nearest, vote
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 _TEMPERATURE = 0.07  # of the vote, Wu et al., 2018 (https://arxiv.org/abs/1805.01978)
@@ -31,10 +32,9 @@ def knn_accuracy(
         labels: int64 `(Q,)`, their true classes.
         k: Neighbours that vote, with weight ``exp(cosine / 0.07)``.
     """
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    weight, index = similarity.topk(min(k, len(bank)), dim=1)
-    votes = torch.zeros(len(queries), int(bank_labels.max()) + 1, device=queries.device)
-    votes.scatter_add_(1, bank_labels[index], (weight / _TEMPERATURE).exp())
+    similarity, index = nearest(F.normalize(queries, dim=1), F.normalize(bank, dim=1), n=k)
+    classes = int(bank_labels.max()) + 1
+    votes = vote(similarity, bank_labels[index], num_classes=classes, temperature=_TEMPERATURE)
     return (votes.argmax(dim=1) == labels).float().mean().item()
 
 
