@@ -41,9 +41,9 @@ def main(verb: str, argv: list[str]) -> int:
     if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
         raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
     _check_environment()
-    if verb == "fit" and not options.fresh:  # first: what is not ours need not be whole
-        run_folder.check_ours(options.out, fresh=False)
     run_folder.check_files(options.out)
+    if verb == "fit" and not options.fresh:
+        run_folder.check_ours(options.out, fresh=False)
     import_named(options.configs, options.rest)
     quieten()
     cli = PixioCLI(options, verb)
