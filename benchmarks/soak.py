@@ -24,7 +24,7 @@ from pixio_lightning.data.pack import entry_of, write_shard
 from pixio_lightning.data.shard_index import INDEX, write_index
 from pixio_lightning.data.shard_set import ShardSet
 from pixio_lightning.data.shards import Encoded, ShardIndex
-from pixio_lightning.data.stream import start_worker
+from pixio_lightning.data.worker_signals import start_worker
 
 
 def pack(folder: Path, n: int) -> None:

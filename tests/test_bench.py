@@ -74,6 +74,7 @@ def test_the_spread_is_the_standard_deviation() -> None:
 
 def line(**changes: object) -> dict:
     about = {"task": "t", "dataset": "d", "split": "val", "n": 3, "protocol": "p"}
+    about |= {"steps": 5, "loss": None, "cheap_baselines": {}}
     return about | {"metrics": {"x": 1.0}, "checkpoint": "last", "verb": "fit"} | changes
 
 

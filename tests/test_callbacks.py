@@ -10,6 +10,7 @@ import sys
 import termios
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -139,6 +140,42 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(recipe: Path, tmp_path: 
     # Validation after a step is logged under the number of the last batch.
     assert read(tmp_path / "best.ckpt")["global_step"] == best + 1
     assert read(tmp_path / "last.ckpt")["global_step"] == 12
+
+
+class BrokenValidation(L.Callback):
+    """Make the loss of the first validations NaN, as half precision may while a model is raw."""
+
+    def __init__(self, before: int) -> None:
+        self.before, self._spoilt = before, False
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._spoilt = trainer.global_step < self.before
+        if self._spoilt:
+            self._bias = pl_module.decoder.pred.bias.detach().clone()
+            pl_module.decoder.pred.bias.data.fill_(torch.nan)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._spoilt:
+            pl_module.decoder.pred.bias.data.copy_(self._bias)
+
+
+def test_a_first_validation_without_a_number_is_no_best(recipe: Path, tmp_path: Path) -> None:
+    broken = "--trainer.callbacks+=test_callbacks.BrokenValidation"
+    words = broken, "--trainer.callbacks.before=8"
+    assert fit(recipe, tmp_path, *words) == 0
+    losses = {row["step"]: row["val/loss"] for row in table(tmp_path) if "val/loss" in row}
+    assert list(losses) == [3, 7, 11] and losses[3] != losses[3]
+    best = min((7, 11), key=losses.__getitem__)
+    assert read(tmp_path / "best.ckpt")["global_step"] == best + 1
+
+
+def test_saving_every_0_steps_saves_at_the_end(recipe: Path, tmp_path: Path, capsys) -> None:
+    assert fit(recipe, tmp_path / "run", "--checkpoint.every_n_steps=0") == 0
+    saved = [line for line in capsys.readouterr().out.splitlines() if "saved last.ckpt" in line]
+    assert len(saved) == 1 and saved[0].startswith("step 12: ")
+    assert fit(recipe, tmp_path / "other", "--checkpoint.every_n_steps=-1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint.every_n_steps is -1" in line and "0 to save at the end only" in line
 
 
 @pytest.mark.parametrize("stopped_at", [7, 9, 10])
@@ -309,6 +346,91 @@ def test_a_probe_is_logged_beside_the_majority(
     plain, probed = (read(tmp_path / out / "last.ckpt") for out in ("plain", "probed"))
     for name, tensor in plain["state_dict"].items():
         assert torch.equal(tensor, probed["state_dict"][name]), name
+
+
+def test_a_probe_every_0_steps_is_made_at_the_end(
+    recipe: Path, folder: Path, tmp_path: Path, capsys
+) -> None:
+    words = [*probe(folder), "--trainer.max_steps=4"]
+    assert fit(recipe, tmp_path / "run", *words, "--trainer.callbacks.every_n_steps=0") == 0
+    assert [row["step"] for row in table(tmp_path / "run") if "probe/knn" in row] == [4]
+    assert fit(recipe, tmp_path / "other", *words, "--trainer.callbacks.every_n_steps=-1") == 2
+    assert "every_n_steps is -1" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_accumulated_batches_are_probed_and_drawn_as_steps(
+    recipe: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The batches before the first step are not step 0."""
+    words = [*probe(folder), "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=4"]
+    assert fit(recipe, tmp_path, *words, "--panels.every_n_steps=2") == 0
+    assert [row["step"] for row in table(tmp_path) if "probe/knn" in row] == [3, 4]
+    drawn = [path.name for path in sorted((tmp_path / "panels").iterdir())]
+    assert drawn == ["step-0000002.png", "step-0000004.png"]
+
+
+class Preempted(L.Callback):
+    """Get a signal in the middle of a step, once."""
+
+    def __init__(self, step: int, once: str) -> None:
+        self.step, self.once = step, Path(once)
+
+    def on_before_zero_grad(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: object
+    ) -> None:
+        if trainer.global_step + 1 == self.step and not self.once.exists():
+            self.once.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_a_preempted_run_saves_instead_of_probing(
+    recipe: Path, folder: Path, tmp_path: Path, capsys, step: int
+) -> None:
+    """What its turn had come for at that step is made up for: the table has no gap."""
+    preempted = "--trainer.callbacks+=test_callbacks.Preempted"
+    mark = tmp_path / "mark"
+    every = "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=2"
+    words = [preempted, f"--trainer.callbacks.step={step}", f"--trainer.callbacks.once={mark}"]
+    words += [*probe(folder), *every, "--trainer.callbacks.every_n_steps=2"]
+    mark.touch()
+    assert fit(recipe, tmp_path / "whole", *words) == 0
+    mark.unlink()
+    assert fit(recipe, tmp_path / "cut", *words) == 128 + signal.SIGTERM
+    assert read(tmp_path / "cut" / "last.ckpt")["global_step"] == step
+    rows = table(tmp_path / "cut")
+    assert not [row for row in rows if row["step"] >= step]
+    assert fit(recipe, tmp_path / "cut", *words) == 0
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+
+
+def test_a_probe_outlives_a_kill_in_the_validation_after_it(
+    recipe: Path, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Probed, saved and validated at one step: the validation is logged under the one before."""
+    every = "--trainer.callbacks.every_n_steps=4", "--checkpoint.every_n_steps=4"
+    words = [*probe(folder), *every, "--trainer.log_every_n_steps=1"]
+    assert fit(recipe, tmp_path / "whole", *words) == 0
+    validation_step = PixelPretraining.validation_step
+
+    def stop(self: PixelPretraining, *arguments: object) -> None:
+        if self.global_step == 4:
+            raise RuntimeError("power cut")
+        validation_step(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(PixelPretraining, "validation_step", stop)
+        fit(recipe, tmp_path / "cut", *words)
+    assert fit(recipe, tmp_path / "cut", *words) == 0
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    assert len([row for row in table(tmp_path / "cut") if "probe/knn" in row]) == 3
+
+
+def test_two_probes_beside_each_other(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    both = [*probe(folder), *probe(folder), "--trainer.callbacks.kind=linear"]
+    assert fit(recipe, tmp_path, *both, "--trainer.max_steps=4") == 0
+    rows = [row for row in table(tmp_path) if "probe/knn" in row and "probe/linear" in row]
+    assert [row["step"] for row in rows] == [3, 4]
 
 
 def test_mistakes_of_a_probe(recipe: Path, folder: Path, tmp_path: Path, capsys) -> None:

@@ -96,7 +96,7 @@ def refusal(path: Path | str) -> str:
         texts.add(str(refused.value))
     (text,) = texts
     assert "\n" not in text and "\x1b" not in text and len(text) < 300
-    assert text.startswith(f"checkpoint '{path}' ")
+    assert text.removeprefix("cannot read ").startswith(f"checkpoint '{path}' ")
     return text
 
 

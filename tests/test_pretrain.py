@@ -17,6 +17,7 @@ from pixio_lightning.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.masking import gather_tokens, patchify, unpatchify
 from pixio_lightning.optim import Optim
 from pixio_lightning.pretrain import PixelPretraining
+from pixio_lightning.scoring import image_losses
 
 N_CLS, PATCH, SIDE = 3, 16, 4  # class tokens, pixels in a patch's side, patches in an image's
 N = SIDE * SIDE
@@ -196,6 +197,25 @@ def test_patch_14_is_resized_once(build, batch):
     with Calls("interpolate") as calls:
         module(batch["image"], draw_for(batch))
     assert len(calls.found) == 1
+
+
+def test_patch_14_is_resized_once_for_each_mask_of_a_score(build, batch):
+    """Also where the noise floor looks at the contrast of what the model saw."""
+    module, floor = build(patch=14).eval(), 2.0
+    images = batch["image"] // 32 + 100  # so flat that the floor matters
+    with Calls("interpolate") as calls:
+        found = image_losses(module, images, batch["key"], masks=3, noise_floor=floor)
+    assert len(calls.found) == 3
+    levels = patchify(module.backbone.resize(images.float()), 14)
+    expected = torch.zeros(len(images))
+    for number in range(3):
+        with torch.no_grad():
+            result = module(images, Draw(batch["key"], 0, -1000 - number))
+        variance = gather_tokens(levels, result.mask.hide).var(dim=-1)
+        error = (result.prediction - result.target).square().mean(dim=-1)
+        expected += (error * variance / (variance + floor**2)).mean(dim=1) / 3
+    assert torch.allclose(found, expected, rtol=1e-4)
+    assert (found < 0.8 * image_losses(module, images, batch["key"], masks=3)).all()
 
 
 def test_every_parameter_is_trained(build, batch):

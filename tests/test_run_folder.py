@@ -1,6 +1,7 @@
 """A run folder says what was asked and how far it got; its table reads as if never interrupted."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ def test_the_state_of_a_run_is_kept(tmp_path: Path) -> None:
     for step, finished in ((3, False), (7, True)):
         run_folder.write_state(tmp_path, step=step, finished=finished)
         assert run_folder.read_state(tmp_path) == {"step": step, "finished": finished}
-    run_folder.write_state(tmp_path, batch=[8, 2, 1])
-    assert run_folder.read_state(tmp_path) == {"step": 7, "finished": True, "batch": [8, 2, 1]}
+    batch = {"batch_size": 8, "processes": 2, "accumulate": 1}
+    run_folder.write_state(tmp_path, batch=batch)
+    assert run_folder.read_state(tmp_path) == {"step": 7, "finished": True, "batch": batch}
     (tmp_path / "state.json").write_text('{"step": 7, "fin')
     with pytest.raises(UserError, match=r"state\.json' is damaged"):
         run_folder.read_state(tmp_path)
@@ -120,6 +122,26 @@ def test_a_folder_is_held_by_one_process_and_released_by_its_death(tmp_path: Pat
         os.kill(worker, signal.SIGKILL)
         first.kill()
         first.stdout.close()
+
+
+def test_without_locks_a_run_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As network file systems may be mounted."""
+
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", no_locks)
+    with run_folder.held(tmp_path):
+        pass
+    assert f"no lock on {tmp_path} (No locks available)" in capsys.readouterr().err
+
+
+def test_a_configuration_without_its_parts_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {a: 1}\ndata: {b: 1}\ntrainer:\n")
+    with pytest.raises(UserError, match="is no configuration of a run"):
+        run_folder.stored_config(tmp_path)
 
 
 def test_checkpoints_are_found_while_one_is_put_back(tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def read_plain(path: Path) -> dict[str, Any]:
         UserError: It is damaged or holds code.
     """
     file = path / "meta.pt" if path.is_dir() else path
+    if file.is_file():
+        check_archive(file)
     stored = _load(file, path, map_location="cpu", mmap=not path.is_dir())
     check_form(stored, path)
     return stored

@@ -28,6 +28,8 @@ def refuse_other(
         if _plain(here) == _plain(there):
             continue
         if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
+            if _plain(here) == unnamed(len(here)) or _plain(there) == unnamed(len(there)):
+                continue  # a side that names nothing contradicts nothing
             what = "classes" if name == "class_names" else name
             raise UserError(
                 f"the data has other {what} than the checkpoint was trained on "
@@ -39,15 +41,27 @@ def refuse_other(
         )
 
 
+def unnamed(count: int) -> list[str]:
+    """Return names for classes of which only the number is known."""
+    return [f"class {i}" for i in range(count)]
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
 def _missing(here: Iterable[Any], there: Iterable[Any]) -> str:
     here, there = [str(x) for x in here], [str(x) for x in there]
+    if sorted(here) == sorted(there):
+        first = next(i for i, pair in enumerate(zip(here, there, strict=True)) if len({*pair}) > 1)
+        return (
+            f"in another order: number {first} is {here[first]} in the data, {there[first]} in the "
+            "checkpoint"
+        )
+    counts = f"{len(here)} in the data, {len(there)} in the checkpoint"
     sides = (
         ([name for name in here if name not in there], "only in the data"),
         ([name for name in there if name not in here], "only in the checkpoint"),
     )
     found = [f"{', '.join(names[:3])} {where}" for names, where in sides if names]
-    return "; ".join(found) or "in another order"
+    return "; ".join([counts, *found] if len(here) != len(there) else found) or counts

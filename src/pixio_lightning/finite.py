@@ -13,8 +13,10 @@ from torch.nn.utils import get_total_norm
 def first_not_finite(module: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> str | None:
     """Return the first weight or optimiser state that holds NaN or infinity, None if none does.
 
-    Buffers do not count: a mask may hold infinities on purpose. Of a sharded tensor the part of
-    this process is looked at. One pass over the memory, and one wait for the device.
+    Running means and variances of norms count, too: one bad batch spoils them for good, even where
+    a loss scaler leaves its step out. Other buffers do not: a mask may hold infinities on purpose.
+    Of a sharded tensor the part of this process is looked at. One pass over the memory, and one
+    wait for the device.
 
     Args:
         module: What is trained.
@@ -40,7 +42,12 @@ def _floating(
         for state, value in found.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     ]
-    for name, tensor in (*trained, *states):
+    running = [
+        (name, buffer)
+        for name, buffer in module.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    ]
+    for name, tensor in (*trained, *running, *states):
         local = tensor.detach()
         if isinstance(local, DTensor):
             local = local.to_local()

@@ -136,11 +136,14 @@ class Head(BackboneModule):
         return {}
 
     def picture(self, batches: list[Batch], predictions: list[Any]) -> panels.Panel | None:
-        """Draw single samples, a row for each; None draws nothing."""
+        """Draw single samples, a row for each; None draws nothing. Without autocast, as `loss`."""
         return None
 
     def write(self, prediction: Any, batch: Batch, folder: Path) -> None:
-        """Write the predictions of a batch to files in `folder`, named by `batch["name"]`."""
+        """Write the predictions of a batch to files in `folder`, named by `batch["name"]`.
+
+        Autocast is off, and no tensor of the prediction is in half precision.
+        """
         raise UserError(f"{type(self).__name__} writes no files: it has no `write`")
 
     @property
@@ -212,7 +215,9 @@ class Head(BackboneModule):
         """Write the predictions of a batch."""
         batch, prediction = without_padding(batch, self.predicted(batch))
         if len(batch["key"]):
-            self.write(prediction, batch, Path(self.trainer.default_root_dir) / "predictions")
+            with full_precision(self.device):
+                folder = Path(self.trainer.default_root_dir) / "predictions"
+                self.write(to_float32(prediction), batch, folder)
 
     @torch.no_grad()
     def pictures(self, chosen: Batch) -> panels.Panel | None:
@@ -220,7 +225,9 @@ class Head(BackboneModule):
         batches = chosen["batches"]
         if not batches:  # none of the chosen samples can be used
             return None
-        return self.picture(batches, [self.predicted(batch) for batch in batches])
+        predictions = to_float32([self.predicted(batch) for batch in batches])
+        with full_precision(self.device):
+            return self.picture(batches, predictions)
 
     # --- what stands around it ----------------------------------------------------------------
 
@@ -277,6 +284,20 @@ class Head(BackboneModule):
         for name in self.evaluation_asks:
             if (value := getattr(data, name, None)) is not None:
                 self.evaluation_facts[name] = value
+
+    def compare(self, data: Any, about: dict[str, Any]) -> None:
+        """Refuse data that contradicts a checkpoint.
+
+        Args:
+            data: The data module.
+            about: The `pixio` entry of the checkpoint.
+
+        Raises:
+            UserError: A fact in `same_as_trained` differs.
+        """
+        names = self.same_as_trained
+        of_data = {n: value for n in names if (value := getattr(data, n, None)) is not None}
+        refuse_other(names, of_data, about.get("facts", {}))
 
     def remember(self, about: dict[str, Any]) -> None:
         """Take what a checkpoint says of the data it was trained on.
@@ -341,27 +362,9 @@ class Head(BackboneModule):
             return
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
-        digest = self._digest_to_record()
-        if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            line = record.describe(self, outcome, split=stage, digest=digest)
-            if line["checkpoint"] == "last":
-                # Before the last one, which stays what a reader of the last line finds.
-                record.append_best(folder, line, self.monitor)
-            record.append(folder, line)
+        record.add(self, outcome, split=stage)
 
     on_test_epoch_end = on_validation_epoch_end
-
-    def _digest_to_record(self) -> str | None:
-        """Return the backbone's digest; None while it changes, and where nobody records it."""
-        trainer = self.trainer
-        running = trainer.state.fn == "fit" and trainer.global_step < trainer.max_steps
-        if running and not self.backbone.frozen:
-            return None  # all of its bytes would be hashed at every validation
-        # The parts of a sharded backbone come together in a collective of all processes.
-        if trainer.is_global_zero or self.device_mesh is not None:
-            return self.backbone_digest
-        return None
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the last evaluation, each metric beside its baselines, and the best one."""

@@ -90,6 +90,18 @@ class PixioCLI(LightningCLI):
         dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
         return yaml.safe_load(dumped)
 
+    def completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a stored configuration with the keys that came since, each at its default.
+
+        A new key's default is what earlier versions did. What this version cannot parse, such as a
+        key that is gone, stays as it is.
+        """
+        try:
+            parsed = self.parser.parse_object(config)
+            return yaml.safe_load(self.parser.dump(parsed, skip_none=False, format="yaml"))
+        except Exception:  # whatever classes and types raise at values of another version
+            return config
+
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; `check` needs no trainer."""
         try:
@@ -116,7 +128,7 @@ class PixioCLI(LightningCLI):
             callbacks.append(RunCard(" ".join(self.options.configs), out))
             loggers = [MetricsLog(out), *self._loggers(config["logger"])]
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 default_root_dir=str(out),
                 logger=loggers,
                 plugins=[*_listed(config["plugins"]), AtomicIO()],
@@ -124,6 +136,9 @@ class PixioCLI(LightningCLI):
             )
         except TypeError as error:  # what Lightning says of values like `devices: two`
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        # First, so that a run that is being pre-empted saves before others do what can wait.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))
+        return trainer
 
     def _loggers(self, asked: Any) -> list[Any]:
         if asked is None or asked is True:

@@ -6,6 +6,7 @@ what a checkpoint holds.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pixio_lightning import optim as optimisation
 from pixio_lightning import sharding
 from pixio_lightning.backbone import Backbone
 from pixio_lightning.blocks import blocks_of, compile_blocks
+from pixio_lightning.checkpoint import read_plain
 from pixio_lightning.errors import UserError
 from pixio_lightning.finite import first_not_finite
 from pixio_lightning.optim import Optim
@@ -48,6 +50,7 @@ class BackboneModule(L.LightningModule):
         self.config: dict[str, Any] = {}
         self._configured = False
         self._settings: list[dict[str, Any]] = []
+        self._finite_steps = 0  # up to which step every loss was seen to be finite
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
 
@@ -168,14 +171,19 @@ class BackboneModule(L.LightningModule):
         """
         super().optimizer_step(*args, **kwargs)
         # Logging every step costs half a millisecond and, on a GPU, a synchronisation.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+        step, every = self.global_step + 1, self.trainer.log_every_n_steps
+        if not every or step % every:  # 0 never logs, as Lightning has it
             return
         mean = self._train_loss.compute()
         self._train_loss.reset()
         if not torch.isfinite(mean):
-            raise self._not_finite(f"the training loss is {mean.item()}", self.global_step + 1)
+            raise self._not_finite(f"the training loss is {mean.item()}", step)
+        self._finite_steps = step
         # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
-        values = {"train/loss": mean, "train/lr": max(self.lr_schedulers().get_last_lr())}
+        # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
+        (optimizer,) = self.trainer.optimizers
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        values = {"train/loss": mean, "train/lr": rate}
         self.log_dict(values, logger=False)
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
@@ -187,8 +195,14 @@ class BackboneModule(L.LightningModule):
         if last.exists():
             advice = (
                 f"{last} is from before and finite: go on from it with a lower rate in another "
-                f"folder, --ckpt_path {last} --out DIR --model.optim.lr LESS, or a longer warm-up"
+                f"folder, --ckpt_path {shlex.quote(str(last))} --out DIR --model.optim.lr LESS, or "
+                "a longer warm-up"
             )
+            if self._finite_steps <= read_plain(last)["global_step"]:
+                # Its weights may be what gave the loss that is not finite.
+                advice += (
+                    "; if its own loss is not finite either, start anew (--fresh) with that rate"
+                )
         return UserError(f"{what} at step {step}; nothing of that step was saved; {advice}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -59,6 +59,25 @@ def at_last_step(trainer: Any) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
 
 
+def add(head: Head, outcome: Outcome, *, split: str) -> None:
+    """Record an evaluation in the run folder; every process calls it.
+
+    Args:
+        head: What was evaluated.
+        outcome: Its metrics.
+        split: Of the data.
+    """
+    digest = digest_to_tell(head)
+    if not head.trainer.is_global_zero:
+        return
+    folder = Path(head.trainer.default_root_dir)
+    line = describe(head, outcome, split=split, digest=digest)
+    if line["verb"] == "fit" and line["checkpoint"] == "last":
+        # Before the last one, which stays what a reader of the last line finds.
+        append_best(folder, line, head.monitor)
+    append(folder, line)
+
+
 def describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -> dict[str, Any]:
     """Return the line of an evaluation: all that one needs to compare it or to run it again.
 
@@ -100,6 +119,18 @@ def describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) ->
         "checkpoint": which,
         "verb": verb,
     }
+
+
+def digest_to_tell(head: Head) -> str | None:
+    """Return the backbone's digest; None while it changes, and where nobody records it."""
+    trainer = head.trainer
+    running = trainer.state.fn == "fit" and not at_last_step(trainer)
+    if running and not head.backbone.frozen:
+        return None  # all of its bytes would be hashed at every validation
+    # The parts of a sharded backbone come together in a collective of all processes.
+    if trainer.is_global_zero or head.device_mesh is not None:
+        return head.backbone_digest
+    return None
 
 
 def task_of(head: Head) -> str:

@@ -17,8 +17,8 @@ from pixio_lightning import record, resume, run_folder
 from pixio_lightning.callbacks import MetricsLog, Preemption
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.callbacks.run_card import block, outcome, plan
-from pixio_lightning.checkpoint import local_path, read, read_plain, recover
-from pixio_lightning.data.stream import end_workers, worker_failure
+from pixio_lightning.checkpoint import local_path, read_plain, recover
+from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.head import Head
 from pixio_lightning.lightning_cli import PixioCLI, quieten
@@ -41,6 +41,8 @@ def main(verb: str, argv: list[str]) -> int:
     if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
         raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
     _check_environment()
+    if verb == "fit" and not options.fresh:  # first: what is not ours need not be whole
+        run_folder.check_ours(options.out, fresh=False)
     run_folder.check_files(options.out)
     import_named(options.configs, options.rest)
     quieten()
@@ -68,6 +70,10 @@ def _check_environment() -> None:
 def fit(cli: PixioCLI) -> int:
     """Train; resume if the run folder holds a run of the same configuration."""
     folder = cli.options.out
+    if cli.options.fresh and run_folder.begun_by_this_job(folder):
+        cli.options = cli.options._replace(fresh=False)
+        if cli.trainer.is_global_zero:
+            say(f"this job began {folder} anew when it first started: now it goes on")
     with ExitStack() as locks:
         if cli.trainer.is_global_zero:
             run_folder.check_ours(folder, fresh=cli.options.fresh)
@@ -88,6 +94,7 @@ def _start_anew(cli: PixioCLI) -> None:
     old = run_folder.set_aside(folder)
     if old:
         say(f"the earlier run is now in {old}")
+    run_folder.note_job(folder)
 
 
 def _fit(cli: PixioCLI) -> int:
@@ -124,6 +131,7 @@ def _fit(cli: PixioCLI) -> int:
         write()
     _introduce(cli)
     if isinstance(cli.model, Head):
+        _recall(cli, ckpt_path)
         cli.model.ask(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
         if primary:
@@ -169,7 +177,7 @@ def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, fo
             "anew (the old folder is kept under another name)"
         )
     then = _stored_batch(folder, stored)
-    note = resume.check_changes(folder, stored, config, then=then, now=batch)
+    note = resume.check_changes(folder, cli.completed(stored), config, then=then, now=batch)
     if note and cli.trainer.is_global_zero:
         say(note)
 
@@ -206,11 +214,20 @@ def _introduce(cli: PixioCLI) -> None:
         }
 
 
-def _described(ckpt_path: str) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: images to predict say nothing of a head's data."""
-    path = local_path(ckpt_path)
-    # A folder is of a sharded run, and only its strategy reads it.
-    return read(path).get("pixio", {}) if path.is_file() else {}
+def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
+    """Tell a head, before it is built, what the weights that it will load are made for.
+
+    Raises:
+        UserError: The data contradicts it.
+    """
+    path = local_path(ckpt_path) if ckpt_path else None
+    if not isinstance(cli.model, Head) or path is None or not path.exists():
+        return
+    stored = read_plain(path)
+    about = stored.get("pixio", {}) if isinstance(stored, dict) else {}
+    if cli.verb != "predict":  # images to predict say nothing of a head's data
+        cli.model.compare(cli.datamodule, about)
+    cli.model.remember(about)
 
 
 def evaluate(cli: PixioCLI) -> int:
@@ -222,8 +239,7 @@ def evaluate(cli: PixioCLI) -> int:
         if cli.trainer.is_global_zero:
             say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
     _introduce(cli)
-    if cli.verb == "predict" and isinstance(cli.model, Head) and ckpt_path:
-        cli.model.remember(_described(ckpt_path))
+    _recall(cli, ckpt_path)
     results = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
@@ -244,6 +260,12 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
     if cli.verb == "predict":
         arguments = {"return_predictions": False}
     cli.trainer.callbacks.append(resume.SameStart(ckpt_path))
+    with child_signal_kept():
+        return _called(cli, verb, ckpt_path, arguments)
+
+
+def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str, bool]) -> Any:
+    """Call it; what goes wrong becomes one line, and no worker outlives it."""
     try:
         return verb(
             cli.model,
@@ -258,7 +280,7 @@ def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except Exception as error:
-        if isinstance(error, RuntimeError) and (failure := worker_failure(error)):
+        if failure := worker_failure(error):
             end_workers()
             raise failure from error
         if not ckpt_path or not _while_restoring(error):

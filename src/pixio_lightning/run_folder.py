@@ -103,8 +103,13 @@ def check_ours(folder: Path, *, fresh: bool) -> None:
         fresh: Whether what is there would be moved aside.
 
     Raises:
-        UserError: It holds files of something else, or cannot be moved.
+        UserError: It holds files of something else, cannot be moved, or is a link to nothing.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"'{folder}' is a link to '{os.readlink(folder)}', which does not exist: make that "
+            "folder, remove the link, or give another --out"
+        )
     found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if not fresh:
         if stored_config(folder) is None and "metrics.csv" in found and not checkpoints(folder):
@@ -149,6 +154,35 @@ def set_aside(folder: Path) -> Path | None:
     if folder.is_symlink():
         target.mkdir()
     return old
+
+
+def _job() -> str | None:
+    """Return what the scheduler calls this job, also when it starts it again; None without one."""
+    names = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")]
+    return "/".join(names) if any(names) else None
+
+
+def note_job(folder: Path) -> None:
+    """Record that this job has begun a folder anew."""
+    if job := _job():
+        write_state(folder, begun_by=job)
+
+
+def begun_by_this_job(folder: Path) -> bool:
+    """Whether the scheduler starts this job again, and its earlier start began the folder anew.
+
+    The line of a job that is queued again is the same, `--fresh` included: it would lose at every
+    start what it has trained. All processes come to the same end, as the first one moves nothing
+    where this holds, and elsewhere they find no checkpoint either way.
+    """
+    counts = [os.environ.get(n, "") for n in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")]
+    if not any(count.isdigit() and int(count) for count in counts):
+        return False
+    job = _job()
+    try:
+        return job is not None and read_state(folder).get("begun_by") == job
+    except UserError:  # damaged: to be moved aside
+        return False
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from pixio_lightning.data.shards import Shard
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Draw, key_of
 from pixio_lightning.mae_decoder import DecoderSize, MaeDecoder
-from pixio_lightning.masking import gather_tokens, patchify
+from pixio_lightning.masking import gather_tokens
 from pixio_lightning.module import BackboneModule
 from pixio_lightning.optim import Optim
 from pixio_lightning.pretrain import PixelPretraining
@@ -89,9 +89,10 @@ def image_losses(
         result = model(images, Draw(keys, seed, _FIRST_TURN - number))
         errors = (result.prediction.float() - result.target.float()).square().mean(dim=-1)
         if noise_floor:
-            levels = model.backbone.resize(images.float())
-            hidden = gather_tokens(patchify(levels, model.backbone.patch_size), result.mask.hide)
-            variance = hidden.var(dim=-1)
+            # What the model saw, brought back to levels of 255.
+            hidden = gather_tokens(result.pixels, result.mask.hide).unflatten(-1, (-1, 3))
+            levels = 255 * (hidden * model.backbone.std.flatten() + model.backbone.mean.flatten())
+            variance = levels.flatten(-2).var(dim=-1)
             errors = errors * variance / (variance + noise_floor**2)
         total += errors.mean(dim=1)
     return total / masks

@@ -23,7 +23,7 @@ from pixio_lightning.data.shard_index import INDEX, write_index
 from pixio_lightning.data.shard_set import ShardSet, held_out_groups, next_pass
 from pixio_lightning.data.shard_stream import BlockOrder, ShardImages, ShardLoader
 from pixio_lightning.data.shards import ShardIndex
-from pixio_lightning.data.stream import start_worker
+from pixio_lightning.data.worker_signals import start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 

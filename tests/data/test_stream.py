@@ -22,8 +22,8 @@ from pixio_lightning.data.stream import (
     StepLoader,
     TrainingImages,
     collate,
-    start_worker,
 )
+from pixio_lightning.data.worker_signals import start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 

@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pixio_lightning import weights
+
 
 def _write(rank: int, values: dict[str, int]) -> None:
     path = Path(os.environ["PROCESS_LOG"])
@@ -84,3 +86,19 @@ class ProbeLog(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         _write(trainer.global_rank, {"encoded": self.encoded, "workers": self.workers})
+
+
+class DigestLog(L.Callback):
+    """Write down how often the weights were hashed while a model trained."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.hashed, self.digest = 0, weights.digest
+        weights.digest = self._count
+
+    def _count(self, *args: Any) -> str:
+        self.hashed += 1
+        return self.digest(*args)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        weights.digest = self.digest
+        _write(trainer.global_rank, {"hashed": self.hashed})

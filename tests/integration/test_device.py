@@ -121,7 +121,7 @@ def test_a_run_goes_through_on_the_device(
     expected = _last(tmp_path / "cpu")
     for line in record.read(out):
         if line["split"] == "val" and line["checkpoint"] == "last":
-            assert line["metrics"] == pytest.approx(expected, rel=1e-3, abs=1e-4, nan_ok=True)
+            assert line["metrics"] == pytest.approx(expected, rel=1e-3, abs=2e-3, nan_ok=True)
     if name != "knn":
         cpu, cuda = (_losses(tmp_path / run) for run in ("cpu", "cuda"))
         assert len(cpu) == 2 and cuda == pytest.approx(cpu, rel=1e-3)

@@ -214,6 +214,68 @@ def test_nothing_that_is_not_the_runs_is_overwritten(
     assert same(kept[0] / "last.ckpt", run / "last.ckpt")
 
 
+def test_keys_of_a_later_version_are_as_their_defaults(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run of a version that did not know them yet goes on, but not with other values."""
+    run = tmp_path / "run"
+    line = words("fit", "-c", recipe, "--trainer.max_steps", 2, "--out", run)
+    assert main(line) == 0
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    del stored["preemption"], stored["model"]["init_args"]["norm_pix"], stored["trainer"]["plugins"]
+    del stored["model"]["init_args"]["decoder"]["pos_init"], stored["data"]["init_args"]["curation"]
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert main(line) == 0
+    out = capfd.readouterr().out
+    assert "finished at step 2" in out and "goes on with other" not in out
+
+    assert main([*line, "--model.norm_pix=false", "--preemption.requeue=true"]) == 2
+    error = capfd.readouterr().err
+    assert "(model.norm_pix: True -> False)" in error and error.count("\n") == 1
+    # A key that is gone did something then.
+    stored["model"]["init_args"]["of_old"] = 3
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert main(line) == 2
+    assert "model.of_old: 3 -> None" in capfd.readouterr().err
+
+
+def test_a_job_that_is_queued_again_does_not_begin_anew(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its line, with --fresh, is the same; and it did as that says when it first started."""
+    line = words("fit", "-c", recipe, *SHORT, "--out", tmp_path / "run")
+    assert main([*line, "--trainer.max_steps=2"]) == 0
+    line.append("--fresh")
+    assert kill_when("step 3: saved last.ckpt", *line, SLURM_JOB_ID="7")
+    assert len(os.listdir(tmp_path)) == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    capfd.readouterr()
+    assert main(line) == 0
+    out = capfd.readouterr().out
+    assert "this job began" in out and "at step 3" in out and "step 6: saved" in out
+    assert len(os.listdir(tmp_path)) == 2
+    # One that was killed before it could begin has still to do so.
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert main(line) == 0
+    assert "the earlier run is now in" in capfd.readouterr().out
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_link_to_nothing_is_named(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    for more in ((), ("--fresh",)):
+        assert main(words("fit", "-c", recipe, "--out", tmp_path / "run", *more)) == 2
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1 and f"is a link to '{tmp_path}/gone'" in error
+    assert not (tmp_path / "gone").exists()
+
+
 def test_a_tilde_in_any_option_is_the_home_folder(
     recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

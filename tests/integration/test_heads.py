@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import process_log
 import pytest
 import torch
 from running import command, environment, pixio
@@ -86,6 +87,25 @@ def test_a_tuned_backbone_is_sharded_and_measured_as_by_ddp(tmp_path: Path) -> N
         found.append(record.read(tmp_path / name)[-1])
     assert found[1]["metrics"] == pytest.approx(found[0]["metrics"], rel=1e-4)
     assert all(len(line["backbone"]["digest"]) == 16 for line in found)
+
+
+def test_a_tuned_backbone_is_hashed_by_one_process_at_the_end(tmp_path: Path) -> None:
+    """In three steps; or not at all in two epochs, where no step is known as the last."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    words = (*DEPTH, *RANDOM, "--model.backbone.tune", 2, "--data.steps_per_epoch", 1)
+    words += ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 2)
+    words += ("--trainer.callbacks+=process_log.DigestLog",)
+    constant = ("--model.optim.schedule", "constant", "--model.optim.warmup", 0)
+    for run, length, once, digests in (
+        ("steps", ("--trainer.max_steps", 3), 1, [0, 0, 16]),
+        ("epochs", ("--trainer.max_steps", -1, "--trainer.max_epochs", 2), 0, [0, 0]),
+    ):
+        env = {"PROCESS_LOG": str(tmp_path / f"log-{run}"), "PYTHONPATH": path}
+        pixio("fit", *words, *constant, *length, "--out", tmp_path / run, **env)
+        lines = [x for x in record.read(tmp_path / run) if x["checkpoint"] != "best"]
+        assert [len(line["backbone"]["digest"] or "") for line in lines] == digests
+        hashed = [process_log.read(tmp_path / f"log-{run}", rank=rank) for rank in (0, 1)]
+        assert hashed == [{"hashed": once}, {"hashed": 0}]
 
 
 def test_a_suite_over_two_processes_is_told_once(tmp_path: Path) -> None:

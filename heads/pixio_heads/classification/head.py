@@ -33,7 +33,7 @@ class _ClassHead(Head):
     """What both ways to tell classes share: the classes, the pictures, the table of predictions."""
 
     asks = ("num_classes", "class_names", "multilabel")
-    same_as_trained = ("multilabel", "class_names")
+    same_as_trained = ("multilabel", "class_names", "num_classes")
     evaluation_asks = ("seen",)
     cheap = ("majority",)
 

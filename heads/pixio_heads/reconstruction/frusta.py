@@ -21,7 +21,8 @@ def frusta(
     """Return the edges of cameras as lines `(V, 8, 2, 3)` in the world.
 
     Args:
-        intrinsics: `(V, 3, 3)`, pixel centres at integers.
+        intrinsics: `(V, 3, 3)`, pixel centres at integers. One that cannot be inverted, as an
+            untrained model may predict, is drawn as a line straight ahead.
         cam2world: `(V, 4, 4)`.
         size: Height and width of the pictures.
         length: Metres from a camera's centre to the plane of the far corners.
@@ -30,7 +31,10 @@ def frusta(
     # The outer corners of the picture, in a ring.
     u = np.array([-0.5, width - 0.5, width - 0.5, -0.5])
     v = np.array([-0.5, -0.5, height - 0.5, height - 0.5])
-    corners = length * (np.linalg.inv(intrinsics.astype(np.float64)) @ [u, v, np.ones(4)])
+    matrices = intrinsics.astype(np.float64)
+    blind = (np.linalg.matrix_rank(matrices) < 3)[:, None, None]
+    rays = np.linalg.inv(np.where(blind, np.eye(3), matrices)) @ [u, v, np.ones(4)]
+    corners = length * np.where(blind, [[0.0], [0.0], [1.0]], rays)
     rotation, centre = cam2world[:, :3, :3], cam2world[:, :3, 3:]
     ring = (rotation @ corners + centre).transpose(0, 2, 1)
     centres = np.broadcast_to(centre.transpose(0, 2, 1), ring.shape)

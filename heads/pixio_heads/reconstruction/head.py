@@ -31,6 +31,7 @@ from pixio_lightning.features import Features
 from pixio_lightning.head import Batch, Head
 from pixio_lightning.optim import Optim
 from pixio_lightning.output_path import output_path
+from pixio_lightning.precision import full_precision
 
 _PRESETS = {"overall": losses.Weights(), "high_points": losses.HIGH_POINTS}
 
@@ -140,7 +141,8 @@ class Reconstruction(Head):
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
         """Return the constant, and what is seen with the reference image of another set."""
-        found: dict[str, Any] = {"constant": constant_geometry(self.statistics, batch)}
+        with full_precision(self.device):
+            found: dict[str, Any] = {"constant": constant_geometry(self.statistics, batch)}
         if self.wrong_reference and len(batch["key"]) > 1:
             name = "features" if "features" in batch else "image"
             mixed = batch[name].clone()

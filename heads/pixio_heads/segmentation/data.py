@@ -19,6 +19,7 @@ from pixio_lightning.data.samples import Chance, Sample, Samples
 from pixio_lightning.data.scene_samples import Scenes
 from pixio_lightning.data.sources import existing_folder
 from pixio_lightning.data.stream import Bad
+from pixio_lightning.data_facts import unnamed
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Stream
 
@@ -135,7 +136,7 @@ class SegmentationData(SampleData):
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their indices."""
-        return self.classes or [f"class {i}" for i in range(self.num_classes)]
+        return self.classes or unnamed(self.num_classes)
 
     # --- files --------------------------------------------------------------------------------
 

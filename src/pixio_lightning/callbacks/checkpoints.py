@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from pixio_lightning import record
+from pixio_lightning.callbacks.metrics_log import MetricsLog
 from pixio_lightning.callbacks.progress import say
 from pixio_lightning.checkpoint import read_plain
 from pixio_lightning.errors import UserError
@@ -60,6 +61,10 @@ class Checkpoints(Checkpoint):
             self._take_best(folder, pl_module.monitor)
         if trainer.is_global_zero:
             record.rewind(folder, trainer.global_step - self._validation_to_come)
+        for logger in trainer.loggers:
+            # Before the validation, which is logged under the step before.
+            if trainer.global_step and isinstance(logger, MetricsLog):
+                logger.rewind(trainer.global_step)
         trainer.strategy.barrier("rewound")
         if self._validation_to_come:
             _validate(trainer)

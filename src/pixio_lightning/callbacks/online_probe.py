@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pixio_lightning.callbacks.preemption import is_preempted
 from pixio_lightning.data.sources import FolderSource, Subset
 from pixio_lightning.data.stream import EvenShare, HeldOutImages, Loader
 from pixio_lightning.errors import UserError
@@ -62,16 +63,20 @@ class OnlineProbe(L.Callback):
     """Log the accuracy of a frozen probe on the mean raw class token, beside the majority class.
 
     It runs off the training graph, every so many steps and at the end; the processes share the
-    images.
+    images. A run that is being pre-empted is not probed; one that goes on from there begins with
+    what was left out.
 
     Args:
         train: Folder with a sub-folder per class to learn from; None takes the data module's own
             images and classes (scenes: the kind of scene).
         val: Such a folder to be judged on.
         kind: `knn` or `linear` (closed-form ridge regression).
-        every_n_steps: Optimiser steps between two probes.
+        every_n_steps: Optimiser steps between two probes; 0 probes at the end only.
         images: Images of each set, at most.
         k: Neighbours of `knn`.
+
+    Raises:
+        UserError: Only one of the folders is given, or `every_n_steps` is negative.
     """
 
     def __init__(
@@ -85,22 +90,48 @@ class OnlineProbe(L.Callback):
     ) -> None:
         if (train is None) != (val is None):
             raise UserError("OnlineProbe needs both train and val, or neither")
+        if every_n_steps < 0:
+            raise UserError(
+                f"OnlineProbe's every_n_steps is {every_n_steps}, but expected a number of steps, "
+                "or 0 to probe at the end only"
+            )
         self.train, self.val, self.kind = train, val, kind
         self.every_n_steps, self.images, self.k = every_n_steps, images, k
         self._probed_step = -1
         self._sets: list[tuple[HeldOutImages, Tensor]] | None = None
 
+    @property
+    def state_key(self) -> str:
+        """Tell the probes of a run apart."""
+        return f"{type(self).__qualname__} {self.kind} {self.train} {self.val}"
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the step that was probed last."""
+        return {"probed_step": self._probed_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue from there."""
+        self._probed_step = state_dict["probed_step"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Probe the step that a pre-empted run was saved at, if its turn had come."""
+        self._probe_in_turn(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
-            self._probe(trainer, pl_module)
+        self._probe_in_turn(trainer, pl_module)
+
+    def _probe_in_turn(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        step = trainer.global_step  # 0 until the first accumulated batches have made a step
+        if step and self.every_n_steps and step % self.every_n_steps == 0:
+            self._probe(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._probe(trainer, pl_module)
 
     def _probe(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.global_step == self._probed_step:
+        if trainer.global_step == self._probed_step or is_preempted(trainer):
             return
         self._probed_step = trainer.global_step
         if self._sets is None:

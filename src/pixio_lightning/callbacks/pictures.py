@@ -32,15 +32,18 @@ class Pictures(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        step = trainer.global_step  # 0 until the first accumulated batches have made a step
+        if step and self.every_n_steps and step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.every_n_steps and not is_preempted(trainer):
+        if self.every_n_steps:
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.global_step == self._drawn_step or not hasattr(trainer.datamodule, "samples"):
+            return
+        if is_preempted(trainer):
             return
         self._drawn_step = trainer.global_step
         batch = trainer.datamodule.samples(self.images)

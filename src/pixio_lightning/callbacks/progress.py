@@ -69,7 +69,8 @@ class Progress(ProgressBar):
         # A batch that is accumulated ends no step.
         steps = trainer.global_step - self._first_step
         # Metrics are read only when they are logged: reading waits for the device.
-        if steps and trainer.global_step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps
+        if steps and every and trainer.global_step % every == 0:
             self._report(trainer, pl_module, steps)
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, steps: int) -> None:

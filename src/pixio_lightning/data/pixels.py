@@ -241,8 +241,8 @@ class Pixels(StreamData):
         self.report(bad, seen)
         trainer, shards = self.trainer, self._shards
         assert trainer is not None and shards is not None
-        rate = shards.keep_rate
-        if rate is not None and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        rate, every = shards.keep_rate, trainer.log_every_n_steps
+        if rate is not None and every and (trainer.global_step + 1) % every == 0:
             for logger in trainer.loggers:
                 logger.log_metrics({"data/keep_rate": rate}, step=trainer.global_step)
 

@@ -7,14 +7,7 @@ the number of workers or processes, and a run resumes from its step number alone
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
-import re
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -32,10 +25,10 @@ from pixio_lightning.data.decode import (
     to_tensor,
 )
 from pixio_lightning.data.sources import Source
+from pixio_lightning.data.worker_signals import watched
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
-_GRACE = 20  # seconds a worker lives on after SIGTERM
 Bad = tuple[str, str]  # name of an image and why it is unusable
 
 # Even where nine of ten images are bad, a run of so many never occurs.
@@ -164,32 +157,6 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def start_worker(index: int) -> None:
-    """Set up the signals of a data worker, which would inherit those of the training process.
-
-    A signal to the whole job must not take the workers away while their parent finishes its step
-    and saves; but a parent that ends by an exception tells them to end with the same SIGTERM.
-    So a worker lives on for a while.
-    """
-
-    def end_later(number: int, frame: FrameType | None) -> None:
-        signal.alarm(_GRACE)
-
-    signal.signal(signal.SIGTERM, end_later)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    sys.excepthook = _print_exception
-
-
-def _print_exception(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print what nobody caught in a worker, but not that its parent left while it was sending."""
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
-
-
 class Positions(Sampler[list[int]]):
     """Endless batches of stream positions of one process, from a batch number on."""
 
@@ -235,7 +202,7 @@ class Loader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in _told(self.loader):
+        for batch in watched(self.loader):
             bad = batch.pop("bad", [])
             self.report(bad, len(batch.get("key", ())))
             if not batch:
@@ -243,70 +210,6 @@ class Loader:
                 (name, reason), count = bad[0], len(set(bad))
                 raise UserError(f"none of {count} images can be used; the first, {name}: {reason}")
             yield batch
-
-
-def _told(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    """Yield batches; what happens to a worker becomes one line."""
-    _watch_workers()
-    batches = iter(loader)
-    while True:
-        try:
-            yield next(batches)
-        except StopIteration:
-            return
-        except (ConnectionError, EOFError, RuntimeError) as error:
-            failure = worker_failure(error)
-            if failure is not None:
-                # Or torch's handler interrupts the clean-up that the failure itself sets off.
-                _leave_workers_unwatched()
-            raise failure or error from error
-
-
-_handlers: list[Any] = []  # of a dead worker's signal, while nobody is to be told of it
-
-
-def _leave_workers_unwatched() -> None:
-    """Take no notice of workers that end, until a loader starts others."""
-    handler = signal.getsignal(signal.SIGCHLD)
-    if callable(handler):
-        _handlers[:] = [handler]
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def _watch_workers() -> None:
-    """Put torch's handler back, which it installs but once in a process."""
-    if _handlers and threading.current_thread() is threading.main_thread():
-        gc.collect()  # the loaders of a run that failed, whose workers are dead
-        signal.signal(signal.SIGCHLD, _handlers.pop())
-
-
-def worker_failure(error: Exception) -> UserError | None:
-    """Return what to say of an error that a data worker's end caused; None for any other.
-
-    torch may raise it anywhere: the signal of a dead worker interrupts whatever is being done.
-    """
-    text = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and "timed out after" in text:
-        seconds = re.findall(r"after ([\d.]+) seconds", text)
-        return UserError(
-            f"the data workers gave no batch for {' '.join(seconds)} s: the file system hangs, or "
-            "data.timeout is too short"
-        )
-    ended = "exited unexpectedly" in text or "is killed by signal" in text
-    if isinstance(error, (ConnectionError, EOFError)) or ended:
-        return UserError(
-            f"a data worker was killed ({text}); most often the machine is out of memory: use "
-            "fewer data.num_workers, then run the same line again to go on"
-        )
-    return None
-
-
-def end_workers() -> None:
-    """Kill the data workers of a run that has failed, which would hold its exit up for a while."""
-    # torch's handler would take their end for another failure.
-    _leave_workers_unwatched()
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 class EndlessLoader(Loader):

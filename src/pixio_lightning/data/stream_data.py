@@ -22,9 +22,9 @@ from pixio_lightning.data.stream import (
     Positions,
     StepLoader,
     collate,
-    start_worker,
 )
 from pixio_lightning.data.worker_process import WorkerContext
+from pixio_lightning.data.worker_signals import start_worker
 from pixio_lightning.errors import UserError
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.

@@ -9,6 +9,7 @@ from torch import Tensor
 from true_scene import true_scene
 
 from pixio_heads.reconstruction.clouds import Camera, Side, draw, facing, with_cameras
+from pixio_heads.reconstruction.frusta import frusta
 
 WHITE = torch.tensor([255, 255, 255], dtype=torch.uint8)
 RED, BLUE = torch.tensor([[255, 0, 0], [0, 0, 255]], dtype=torch.uint8)
@@ -94,3 +95,12 @@ def test_nothing_is_a_white_picture() -> None:
     none = torch.empty(0, 3)
     picture = draw(none, none.to(torch.uint8), facing(none, "above"), size=32)
     assert (picture == 255).all()
+
+
+def test_a_camera_that_sees_nothing_is_a_line() -> None:
+    """An untrained model may predict rays of which none points forward."""
+    matrices = np.stack([np.eye(3), np.diag([0.0, 0.0, 1.0])]).astype(np.float32)
+    lines = frusta(matrices, np.stack([np.eye(4)] * 2).astype(np.float32), size=(4, 6), length=2)
+    assert lines.shape == (2, 8, 2, 3) and np.isfinite(lines).all()
+    assert np.ptp(lines[0, :4, 1], axis=0)[:2] == pytest.approx([12, 8])
+    assert (lines[1, :4, 1] == [0, 0, 2]).all()

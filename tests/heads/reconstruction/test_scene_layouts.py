@@ -14,7 +14,7 @@ from PIL import Image
 from scene_folders import rendered
 
 from pixio_heads.reconstruction.views import covisibility
-from pixio_heads.reconstruction.views.frames import FileScene
+from pixio_heads.reconstruction.views.frames import FileScene, posed_frame
 from pixio_heads.reconstruction.views.framing import centred, framed
 from pixio_heads.reconstruction.views.layouts import open_scenes, split_scenes
 from pixio_lightning.data.decode import BadImage
@@ -194,6 +194,13 @@ def test_poses_that_are_none(tmp_path: Path) -> None:
         (tmp_path / name / "transforms.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"frame 1: the pose of 'images/001.png' is not a rota"):
             opened(tmp_path / name)
+
+
+@pytest.mark.parametrize("matrix", [np.diag([1.0, 1, 0]), np.eye(4), np.ones((3, 3))])
+def test_intrinsics_that_are_none(matrix: np.ndarray, tmp_path: Path) -> None:
+    files = tmp_path / "a.png", None
+    with pytest.raises(UserError, match="cams.json: the camera of 'a.png' is no 3x3 matrix"):
+        posed_frame("cams.json", "a.png", files, matrix, np.eye(4), None)
 
 
 def test_files_of_cameras_that_are_damaged(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def posed_frame(
         size: Height and width, or None.
 
     Raises:
-        UserError: The pose is not rigid, or there is no focal length.
+        UserError: The pose is not rigid, or the intrinsics are none.
     """
     matrix, pose = np.asarray(matrix, np.float64), np.asarray(pose, np.float64)
     turn = pose[:3, :3] if pose.shape == (4, 4) else np.zeros((3, 3))
@@ -83,6 +83,8 @@ def posed_frame(
         raise UserError(f"{where}: the pose of '{name}' is not a rotation and a translation, 4x4")
     if not (np.isfinite(matrix).all() and min(matrix[0, 0], matrix[1, 1]) > 0):
         raise UserError(f"{where}: the camera of '{name}' has no positive focal length")
+    if matrix.shape != (3, 3) or not np.allclose(matrix[2], (0, 0, 1)):
+        raise UserError(f"{where}: the camera of '{name}' is no 3x3 matrix that ends in 0 0 1")
     return Frame(name, *files, matrix, pose, size)
 
 
