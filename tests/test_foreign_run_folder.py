@@ -85,7 +85,7 @@ def test_a_pipe_is_not_waited_for(name: str, run: Path, capsys: pytest.CaptureFi
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
     assert main(["fit", *WORDS, "--out", str(run)]) == 2
-    assert "remove it" in one_line(capsys)
+    assert f"{name}' is " in one_line(capsys)
 
 
 def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(
