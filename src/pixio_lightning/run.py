@@ -193,7 +193,11 @@ def _batch(cli: PixioCLI) -> resume.Batch | None:
 def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
     """Return the global batch of the run in a folder; None where it did not say."""
     recorded = run_folder.read_state(folder).get("batch")
-    if isinstance(recorded, dict) and recorded.keys() == set(resume.Batch._fields):
+    if (
+        isinstance(recorded, dict)
+        and recorded.keys() == set(resume.Batch._fields)
+        and all(isinstance(n, int) and 0 < n < 1 << 31 for n in recorded.values())
+    ):
         return resume.Batch(**recorded)
     return None
 
