@@ -24,7 +24,7 @@ from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
 from pixio_lightning.data.shards.pack import entry_of, write_shard
 from pixio_lightning.data.shards.set import ShardSet
-from pixio_lightning.data.worker_signals import start_worker
+from pixio_lightning.data.workers import start_worker
 
 
 def pack(folder: Path, n: int) -> None:

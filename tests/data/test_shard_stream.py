@@ -24,7 +24,7 @@ from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
 from pixio_lightning.data.shards.set import ShardSet, held_out_groups, next_pass
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages, ShardLoader
-from pixio_lightning.data.worker_signals import start_worker
+from pixio_lightning.data.workers import start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 

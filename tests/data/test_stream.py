@@ -23,7 +23,7 @@ from pixio_lightning.data.stream import (
     TrainingImages,
     collate,
 )
-from pixio_lightning.data.worker_signals import start_worker
+from pixio_lightning.data.workers import start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 

@@ -85,7 +85,7 @@ def test_a_pipe_is_not_waited_for(name: str, run: Path, capsys: pytest.CaptureFi
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
     assert main(["fit", *WORDS, "--out", str(run)]) == 2
-    assert "remove it" in one_line(capsys)
+    assert f"{name}' is " in one_line(capsys)
 
 
 def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(
@@ -130,7 +130,6 @@ def test_a_configuration_that_is_none(
 STATES = {
     "no step": '{"finished": true}',
     "step that is none": json.dumps({"finished": True, "step": ESCAPES}),
-    "batch that is none": '{"batch": {"batch_size": "x", "processes": null, "accumulate": []}}',
     "deep": "[" * 100_000,
 }
 
@@ -140,6 +139,12 @@ def test_a_state_that_is_none(state: str, run: Path, capsys: pytest.CaptureFixtu
     (run / "state.json").write_text(STATES[state])
     assert main(["fit", *WORDS, "--out", str(run)]) == 2
     assert "state.json' is damaged: remove it" in one_line(capsys)
+
+
+def test_a_batch_that_is_none_counts_as_unknown(run: Path) -> None:
+    batch = {"batch_size": "x", "processes": None, "accumulate": []}
+    (run / "state.json").write_text(json.dumps({"finished": False, "batch": batch}))
+    assert main(["fit", *WORDS, "--out", str(run)]) == 0
 
 
 @pytest.mark.parametrize("table", ["step,loss\n1,abc\n", "a,b\n1,2\n", "step\n1,2,3\n", "step\n\0"])

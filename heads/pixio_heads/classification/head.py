@@ -22,7 +22,7 @@ from pixio_heads.classification.metrics import (
 )
 from pixio_heads.classification.picture import bars, shown
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.models import Backbone, Features, nearest, vote
+from pixio_lightning.models import Backbone, Features, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Head, Optim, visualize
 
 
@@ -211,7 +211,7 @@ class KNN(_ClassHead):
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return each class's share of the votes `(B, K, C)`, for every number of neighbours."""
         bank, labels = self.statistics["bank"], self.statistics["labels"]
-        similarity, index = nearest(knn.feature(features), bank, n=max(self.k))
+        similarity, index = nearest_neighbours(knn.feature(features), bank, n=max(self.k))
         return torch.stack(
             [
                 vote(

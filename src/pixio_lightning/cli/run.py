@@ -17,7 +17,7 @@ from pixio_lightning.cli import resume
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import parse_options
-from pixio_lightning.data.worker_signals import child_signal_kept, end_workers, worker_failure
+from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.training import results, run_folder
@@ -195,7 +195,11 @@ def _batch(cli: PixioCLI) -> resume.Batch | None:
 def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
     """Return the global batch of the run in a folder; None where it did not say."""
     recorded = run_folder.read_state(folder).get("batch")
-    if isinstance(recorded, dict) and recorded.keys() == set(resume.Batch._fields):
+    if (
+        isinstance(recorded, dict)
+        and recorded.keys() == set(resume.Batch._fields)
+        and all(isinstance(n, int) and 0 < n < 1 << 31 for n in recorded.values())
+    ):
         return resume.Batch(**recorded)
     return None
 

@@ -16,8 +16,7 @@ import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
 from pixio_lightning.data.stream import Bad, EvenShare, Loader, Positions, StepLoader, collate
-from pixio_lightning.data.worker_signals import start_worker
-from pixio_lightning.data.workers import WorkerContext
+from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.

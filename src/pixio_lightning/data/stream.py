@@ -25,7 +25,7 @@ from pixio_lightning.data.decode import (
     to_tensor,
 )
 from pixio_lightning.data.sources import Source
-from pixio_lightning.data.worker_signals import watched
+from pixio_lightning.data.workers import watched
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 

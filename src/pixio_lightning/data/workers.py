@@ -1,4 +1,4 @@
-"""Data workers that are known to have started.
+"""Data workers: known to have started, with signals of their own, and named when they are killed.
 
 A worker is a fork of the training process, so that it shares the data set's memory, and a fork can
 come up stuck: it inherits the locks of threads that it does not inherit. Up to Python 3.11.10 one
@@ -8,13 +8,29 @@ moment after a collective; one run in some hundreds then waits for its worker fo
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
+import re
 import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
+from types import FrameType, TracebackType
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from pixio_lightning.errors import UserError
 
 PATIENCE = 30.0  # seconds; a fork takes a few milliseconds
 _TRIES = 5
+_GRACE = 20  # seconds a worker lives on after SIGTERM
+_REAPED = 5  # seconds to wait for one that was killed
 
 
 class WorkerProcess(ForkProcess):
@@ -50,3 +66,130 @@ class WorkerContext(ForkContext):
     """What a DataLoader takes for `multiprocessing_context`."""
 
     Process = WorkerProcess  # type: ignore[assignment]
+
+
+def start_worker(index: int) -> None:
+    """Set up the signals of a data worker, which would inherit those of the training process.
+
+    A signal to the whole job must not take the workers away while their parent finishes its step
+    and saves; but a parent that ends by an exception tells them to end with the same SIGTERM.
+    So a worker lives on for a while.
+    """
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        signal.alarm(_GRACE)
+
+    signal.signal(signal.SIGTERM, end_later)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    sys.excepthook = _print_exception
+
+
+def _print_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what nobody caught in a worker, but not that its parent left while it was sending."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+def watched(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Yield batches; what happens to a worker becomes one line."""
+    batches = _started(loader)
+    while True:
+        try:
+            yield next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            failure = worker_failure(error)
+            if failure is None and not isinstance(error, RuntimeError):
+                failure = _killed(" ".join(str(error).split()))  # the other end of the pipe is gone
+            if failure is not None:
+                # Or torch's handler interrupts the clean-up that the failure itself sets off.
+                _leave_workers_unwatched()
+            raise failure or error from error
+
+
+_torchs: list[Any] = []  # handler of a dead worker's signal, which it installs once in a process
+
+
+@contextmanager
+def child_signal_kept() -> Iterator[None]:
+    """Put back, in the end, the handler of a dead child's signal that was there before.
+
+    Lightning does so after a run, but not after what is done about one that has failed.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        # None is a handler that was not installed from Python, and cannot be put back from there.
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _started(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Start the workers of a loader, whose end torch's handler is told of."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    now = signal.getsignal(signal.SIGCHLD)
+    if now is not before:
+        _torchs[:] = [now]
+        return batches
+    main = threading.current_thread() is threading.main_thread()
+    if main and loader.num_workers and _torchs and now is not _torchs[0]:
+        # An earlier run has put back what was there before it.
+        gc.collect()  # the loaders of a run that failed, whose workers are dead
+        signal.signal(signal.SIGCHLD, _torchs[0])
+    return batches
+
+
+def _leave_workers_unwatched() -> None:
+    """Take no notice of workers that end, until a loader starts others."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not _torchs:  # installed by a loader that is none of ours
+        _torchs[:] = [handler]
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def worker_failure(error: Exception) -> UserError | None:
+    """Return what to say of an error that a data worker's end caused; None for any other.
+
+    torch may raise it anywhere: the signal of a dead worker interrupts whatever is being done, and
+    that may have made another error of it.
+    """
+    cause: BaseException | None = error
+    seen: list[BaseException] = []  # an error may have been raised from itself
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        text = " ".join(str(cause).split())
+        if isinstance(cause, RuntimeError) and "timed out after" in text:
+            seconds = re.findall(r"after ([\d.]+) seconds", text)
+            return UserError(
+                f"the data workers gave no batch for {' '.join(seconds)} s: the file system hangs, "
+                "or data.timeout is too short"
+            )
+        if "exited unexpectedly" in text or "is killed by signal" in text:
+            return _killed(text)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _killed(text: str) -> UserError:
+    return UserError(
+        f"a data worker was killed ({text}); most often the machine is out of memory: use "
+        "fewer data.num_workers, then run the same line again to go on"
+    )
+
+
+def end_workers() -> None:
+    """Kill the data workers of a run that has failed, which would hold its exit up for a while."""
+    # torch's handler would take their end for another failure.
+    _leave_workers_unwatched()
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()
+    for child in children:  # as long as their end is nobody's business
+        child.join(_REAPED)

@@ -371,10 +371,6 @@ class Backbone(nn.Module):
             return ()
         if not self.training:
             return [(None, None)] * self.depth
-        if random_key is None:
-            raise ValueError(
-                "drop_path is set: training needs random_key=RandomKey(key, seed, step)"
-            )
         return drop_paths.draw_factors(self.drop_rates, random_key)
 
     def _embed(

@@ -62,7 +62,7 @@ def rates_of(pairs: Iterable[Pair]) -> Tensor:
     return torch.tensor(rates, dtype=torch.float32, device="cpu")
 
 
-def draw_factors(rates: Tensor, random_key: RandomKey) -> list[Factors]:
+def draw_factors(rates: Tensor, random_key: RandomKey | None) -> list[Factors]:
     """Decide for every sample and branch: 0 with probability `rate`, else 1 / (1 - rate).
 
     All branches at once, in a number of kernels that does not grow with the depth.
@@ -73,7 +73,12 @@ def draw_factors(rates: Tensor, random_key: RandomKey) -> list[Factors]:
 
     Returns:
         For each block two float32 `(B, 1, 1)`.
+
+    Raises:
+        ValueError: There is no key.
     """
+    if random_key is None:
+        raise ValueError("drop_path is set: training needs random_key=RandomKey(key, seed, step)")
     uniform = random_key.uniform(len(rates), Purpose.DROP_PATH)
     # 1 - rate is rounded once, from double precision, as Python would compute it.
     factors = (uniform >= rates).to(uniform.dtype) / (1 - rates.double()).to(uniform.dtype)

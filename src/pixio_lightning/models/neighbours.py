@@ -12,7 +12,9 @@ from torch import Tensor
 _CHUNK = 16_384
 
 
-def nearest(queries: Tensor, bank: Tensor, *, n: int, chunk: int = _CHUNK) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(
+    queries: Tensor, bank: Tensor, *, n: int, chunk: int = _CHUNK
+) -> tuple[Tensor, Tensor]:
     """Find the entries of a bank most similar to each query, by the dot product in float32.
 
     Args:

@@ -10,10 +10,10 @@ from pixio_lightning.models.dense_decoders import (
     upsample,
 )
 from pixio_lightning.models.features import Features, Layer
-from pixio_lightning.models.neighbours import nearest, vote
+from pixio_lightning.models.neighbours import nearest_neighbours, vote
 
 __all__ = [
-    "nearest",
+    "nearest_neighbours",
     "vote",
     "Backbone",
     "DPT",

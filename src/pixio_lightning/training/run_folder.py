@@ -233,13 +233,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _is_state(state: dict[str, Any]) -> bool:
     """Whether all that is read of a state is of its kind."""
-    step, batch = state.get("step", 0), state.get("batch")
-    counts = [step, *(batch.values() if isinstance(batch, dict) else ())]
-    return (
-        all(isinstance(n, int) and 0 <= n < 1 << 63 for n in counts)
-        and (not state.get("finished") or "step" in state)
-        and isinstance(batch, dict | None)
-    )
+    step = state.get("step", 0)
+    is_count = isinstance(step, int) and 0 <= step < 1 << 63
+    return is_count and (not state.get("finished") or "step" in state)
 
 
 def write_state(folder: Path, **facts: Any) -> None:

@@ -18,7 +18,7 @@ from pixio_heads.classification.metrics import (
 )
 from pixio_lightning import Backbone
 from pixio_lightning.errors import UserError
-from pixio_lightning.models import nearest, vote
+from pixio_lightning.models import nearest_neighbours, vote
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 
@@ -31,18 +31,18 @@ def at(*degrees: float) -> torch.Tensor:
 
 def test_neighbours_of_a_plane() -> None:
     bank = at(0, 10, 50, 180)
-    similarity, index = nearest(at(8, 100), bank, n=3)
+    similarity, index = nearest_neighbours(at(8, 100), bank, n=3)
     assert index.tolist() == [[1, 0, 2], [2, 3, 1]]
     expected = [[2, 8, 42], [50, 80, 90]]
     assert torch.allclose(similarity, torch.tensor(expected).mul(math.pi / 180).cos(), atol=1e-6)
-    assert nearest(at(8), bank, n=200)[1].shape == (1, 4)
+    assert nearest_neighbours(at(8), bank, n=200)[1].shape == (1, 4)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_chunks_find_what_the_whole_bank_holds(chunk: int) -> None:
     bank, queries = F.normalize(torch.randn(100, 8), dim=1), F.normalize(torch.randn(9, 8), dim=1)
     whole = (queries @ bank.T).topk(20, dim=1)
-    similarity, index = nearest(queries, bank, n=20, chunk=chunk)
+    similarity, index = nearest_neighbours(queries, bank, n=20, chunk=chunk)
     assert torch.equal(index, whole.indices)
     assert torch.allclose(similarity, whole.values, atol=1e-6)
 
@@ -51,7 +51,7 @@ def test_bfloat16_around_it_rounds_nothing() -> None:
     """60 degrees away 0.01 degrees are 1.5e-4 of the cosine, a bit of bfloat16 is 2e-3."""
     bank = at(*[80 - 0.01 * i for i in range(10)])
     with torch.autocast("cpu", torch.bfloat16):
-        _, index = nearest(at(20), bank, n=3)
+        _, index = nearest_neighbours(at(20), bank, n=3)
     assert index.tolist() == [[9, 8, 7]]
 
 
@@ -90,7 +90,7 @@ def test_a_hand_made_set_is_scored_for_every_number_of_neighbours() -> None:
     """Two clusters and an outlier of class 1 in the middle of class 0."""
     bank, labels = at(0, 2, 4, 3, 90, 92), torch.tensor([0, 0, 0, 1, 1, 1])
     queries, truth = at(3.1, 91, 2.6), torch.tensor([0, 1, 0])
-    similarity, index = nearest(queries, bank, n=4)
+    similarity, index = nearest_neighbours(queries, bank, n=4)
     votes = torch.stack(
         [
             vote(similarity[:, :k], labels[index[:, :k]], num_classes=2, temperature=0.07)

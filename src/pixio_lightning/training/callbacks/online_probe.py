@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from pixio_lightning.data.sources import FolderSource, Subset
 from pixio_lightning.data.stream import EvenShare, HeldOutImages, Loader
 from pixio_lightning.errors import UserError
-from pixio_lightning.models.neighbours import nearest, vote
+from pixio_lightning.models.neighbours import nearest_neighbours, vote
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 _TEMPERATURE = 0.07  # of the vote, Wu et al., 2018 (https://arxiv.org/abs/1805.01978)
@@ -32,7 +32,9 @@ def knn_accuracy(
         labels: int64 `(Q,)`, their true classes.
         k: Neighbours that vote, with weight ``exp(cosine / 0.07)``.
     """
-    similarity, index = nearest(F.normalize(queries, dim=1), F.normalize(bank, dim=1), n=k)
+    similarity, index = nearest_neighbours(
+        F.normalize(queries, dim=1), F.normalize(bank, dim=1), n=k
+    )
     classes = int(bank_labels.max()) + 1
     votes = vote(similarity, bank_labels[index], num_classes=classes, temperature=_TEMPERATURE)
     return (votes.argmax(dim=1) == labels).float().mean().item()
