@@ -12,7 +12,9 @@ one with two processes takes half a minute, all others together about as long.
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,7 @@ from pixio_lightning.training import results
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.load import load
+from pixio_lightning.training.run_folder import Metrics
 
 _SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 64}
 # One of each family of backbones, with few layers.
@@ -56,6 +59,23 @@ class HeadContract:
         """Render scenes and keep features in a folder that the session's tests share."""
         cache = tmp_path_factory.getbasetemp() / "pixio-cache"
         monkeypatch.setenv("PIXIO_CACHE", str(cache))
+
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The folder of one run on a frozen backbone, which tests copy before they change it."""
+        cache = tmp_path_factory.getbasetemp() / "pixio-cache"
+        folder = tmp_path_factory.mktemp("trained") / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PIXIO_CACHE", str(cache))
+            self.run("fit", folder, model__backbone__tune="frozen")
+        return folder
+
+    @pytest.fixture
+    def copied(self, trained: Path, tmp_path: Path) -> Path:
+        """A copy of the trained run; the test is skipped where nothing was to be trained."""
+        if not (trained / "last.ckpt").exists():
+            pytest.skip("nothing is trained")
+        return Path(shutil.copytree(trained, tmp_path / "run"))
 
     def words(self, folder: Path, backbone: str = "pixio", **keys: Any) -> list[str]:
         """Return a command line without its verb; `keys` are written with `__` for dots."""
@@ -90,21 +110,28 @@ class HeadContract:
     def test_it_runs_on_every_kind_of_backbone(self, backbone: str, tmp_path: Path) -> None:
         line = self.run("fit", tmp_path / "run", backbone)
         assert line["backbone"]["name"] == BACKBONES[backbone]["name"]
+        known = [value for value in line["metrics"].values() if math.isfinite(value)]
+        assert known and (line["loss"] is None or math.isfinite(line["loss"]))
 
-    def test_an_evaluation_is_recorded(self, tmp_path: Path) -> None:
-        line = self.run("fit", tmp_path / "run")
+    def test_training_lowers_the_loss(self, tmp_path: Path) -> None:
+        if not self.trains(tmp_path / "asked"):
+            pytest.skip("nothing is trained")
+        keys: dict[str, Any] = {"trainer__max_steps": 30, "trainer__log_every_n_steps": 1}
+        self.run("fit", tmp_path / "run", **keys, model__optim__warmup=0)
+        rows = Metrics(tmp_path / "run" / "metrics.csv").rows
+        losses = [row["train/loss"] for row in rows if "train/loss" in row]
+        assert sum(losses[-6:]) < sum(losses[:6]), losses
+
+    def test_an_evaluation_is_recorded(self, trained: Path) -> None:
+        line = results.read(trained)[-1]
         assert line["n"] > 0 and line["metrics"]
         assert {"task", "dataset", "split", "seed", "recipe", "versions", "steps"} <= line.keys()
         for baseline, values in line["baselines"].items():
             assert values.keys() == line["metrics"].keys(), baseline
-        assert json.loads((tmp_path / "run" / results.FILE).read_text().splitlines()[-1]) == line
+        assert json.loads((trained / results.FILE).read_text().splitlines()[-1]) == line
 
-    def test_a_frozen_backbone_stays_out_of_the_checkpoint(self, tmp_path: Path) -> None:
-        self.run("fit", tmp_path / "run", model__backbone__tune="frozen")
-        path = tmp_path / "run" / "last.ckpt"
-        if not path.exists():
-            pytest.skip("nothing is trained")
-        stored = checkpoint_io.read(path)
+    def test_a_frozen_backbone_stays_out_of_the_checkpoint(self, copied: Path) -> None:
+        stored = checkpoint_io.read(copied / "last.ckpt")
         assert not [name for name in stored["state_dict"] if name.startswith("backbone.")]
         assert stored["pixio"]["backbone_digest"]
 
@@ -118,44 +145,37 @@ class HeadContract:
         assert [name for name in state if name.startswith("backbone.vit.blocks.0.")]
         assert all(torch.equal(state[name], stored["state_dict"][name]) for name in state)
 
-    def test_it_loads_back_and_evaluates_to_the_same(self, tmp_path: Path) -> None:
-        trained = self.run("fit", tmp_path / "run")
-        path = tmp_path / "run" / "last.ckpt"
+    def test_it_loads_back_and_evaluates_to_the_same(self, trained: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        path = run / "last.ckpt"
         if path.exists():
             stored = checkpoint_io.read(path)["state_dict"]
             state = load(path).state_dict()
             assert stored and all(torch.equal(state[name], stored[name]) for name in stored)
         words: dict[str, Any] = {"ckpt_path": path} if path.exists() else {}
-        again = self.run("validate", tmp_path / "run", **words)
-        assert again["verb"] == "validate" and again["metrics"] == pytest.approx(
-            trained["metrics"], nan_ok=True
-        )
+        expected = results.read(trained)[-1]["metrics"]
+        again = self.run("validate", run, model__backbone__tune="frozen", **words)
+        assert again["verb"] == "validate"
+        assert again["metrics"] == pytest.approx(expected, nan_ok=True)
 
     def test_a_missing_tensor_of_the_head_is_an_error(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, copied: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        self.run("fit", tmp_path / "run")
-        path = tmp_path / "run" / "last.ckpt"
-        if not path.exists():
-            pytest.skip("nothing is trained")
+        path = copied / "last.ckpt"
         stored = checkpoint_io.read(path)
         name = next(iter(stored["state_dict"]))
         del stored["state_dict"][name]
         torch.save(stored, path)
         capsys.readouterr()
-        words = self.words(tmp_path / "run", ckpt_path=path)
+        words = self.words(copied, ckpt_path=path, model__backbone__tune="frozen")
         assert main(["validate", *words]) == 2
         assert name in capsys.readouterr().err
 
     def test_another_backbone_is_refused(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, copied: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        self.run("fit", tmp_path / "run")
-        path = tmp_path / "run" / "last.ckpt"
-        if not path.exists():
-            pytest.skip("nothing is trained")
-        capsys.readouterr()
-        words = self.words(tmp_path / "run", ckpt_path=path, model__backbone__weights="random:7")
+        keys = {"model__backbone__weights": "random:7", "model__backbone__tune": "frozen"}
+        words = self.words(copied, ckpt_path=copied / "last.ckpt", **keys)
         assert main(["validate", *words]) == 2
         assert "digest" in capsys.readouterr().err
 
