@@ -72,7 +72,7 @@ def __dir__() -> list[str]:
 
 
 # Where classes were that recipes and checkpoints of earlier versions name.
-_MOVED = {
+MOVED = {
     "backbone": "models.backbone",
     "callbacks": "training.callbacks",
     "checkpoint": "training.strategy",
@@ -92,10 +92,10 @@ class _MovedModules(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, self) if package == __name__ and name in _MOVED else None
+        return ModuleSpec(fullname, self) if package == __name__ and name in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        name = _MOVED[module.__name__.partition(".")[2]]
+        name = MOVED[module.__name__.partition(".")[2]]
         found = vars(importlib.import_module(f"{__name__}.{name}"))
         vars(module).update({k: v for k, v in found.items() if not k.startswith("__")})
 

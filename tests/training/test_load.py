@@ -187,3 +187,21 @@ def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="none of `pixio fit`"):
         pixio_lightning.load(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("pixio_heads.depth.head:Depth", "pixio_lightning.dense_decoders.LinearDecoder"),
+        ("Depth", "pixio_lightning.models.dense_decoders.LinearDecoder"),
+    ],
+)
+def test_checkpoints_name_classes_by_where_they_were(
+    written: str, name: str, trained: Path, tmp_path: Path
+) -> None:
+    config = torch.load(trained, weights_only=True)["pixio"]["config"]
+    config["init_args"]["decoder"]["class_path"] = name
+    head = pixio_lightning.load(rewritten(trained, tmp_path, config=config, **{"class": written}))
+    assert type(head.decoder).__name__ == "LinearDecoder"
+    images = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(head.predict(images), pixio_lightning.load(trained).predict(images))

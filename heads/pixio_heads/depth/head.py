@@ -26,6 +26,9 @@ _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that i
 # A decoder that still has to be told its channels: how jsonargparse reads a class with init_args.
 MakeDecoder = Callable[[int, int], DenseDecoder]
 
+# Metres, where a checkpoint of an earlier version does not say what its data took for least.
+_MIN_DEPTH = 1e-3
+
 
 class _DepthHead(Head):
     """What both kinds of depth share: the decoder, the baselines, the pictures."""
@@ -154,7 +157,7 @@ class Depth(DenseHead, _DepthHead):
     def metrics(self) -> DepthMetrics:
         """Return the nine figures, means of per-image values, of depths in the data's range."""
         return DepthMetrics(
-            min_depth=max(self.min_depth, self.evaluation_info["min_depth"]),
+            min_depth=max(self.min_depth, self.evaluation_info.get("min_depth", _MIN_DEPTH)),
             max_depth=self.evaluation_info["max_depth"],
             eval_crop=self.eval_crop,
         )
@@ -307,7 +310,7 @@ class RelativeDepth(_DepthHead):
     def metrics(self) -> DepthMetrics:
         """Return the nine figures of the aligned prediction, means of per-image values."""
         return DepthMetrics(
-            min_depth=self.evaluation_info["min_depth"],
+            min_depth=self.evaluation_info.get("min_depth", _MIN_DEPTH),
             max_depth=self.evaluation_info["max_depth"],
             eval_crop=self.eval_crop,
             alignment=self.alignment,
