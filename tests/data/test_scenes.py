@@ -278,7 +278,7 @@ def test_pool_renders_what_one_process_renders(
 
 def start(folder: Path, scenes: int) -> subprocess.Popen[str]:
     code = (
-        "from pathlib import Path; from pixio_lightning.data import scene_store as s;"
+        "from pathlib import Path; from pixio_lightning.data.scenes import store as s;"
         f"s.SHARD_SCENES = 2; print(*s.scenes('train', scenes={scenes}, views=1, size=32,"
         f" folder=Path({str(folder)!r}), workers=1, progress=False))"
     )

@@ -128,7 +128,7 @@ def test_what_is_built_is_what_the_checkpoint_was_trained_on(
     start = f"--ckpt_path={tmp_path}/run/last.ckpt"
     more = ("--data.max_depth=80", "--trainer.max_steps=3", f"--out={tmp_path}/on", start)
     assert main(["fit", *words, *STEPS, *more]) == 0
-    assert load(tmp_path / "on/last.ckpt").facts == {"max_depth": 3.0}
+    assert load(tmp_path / "on/last.ckpt").data_info == {"max_depth": 3.0}
 
 
 # --- segmentation: the classes ------------------------------------------------------------------

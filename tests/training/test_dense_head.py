@@ -79,7 +79,7 @@ def head(kind: type[DenseHead], **keys: Any) -> DenseHead:
         model_args={"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32},
     )
     made = kind(backbone, **{"window": 32, "stride": 20} | keys)
-    made.facts = {"num_classes": 5, "class_names": list("abcde"), "max_depth": 10.0}
+    made.data_info = {"num_classes": 5, "class_names": list("abcde"), "max_depth": 10.0}
     made.evaluation_info = {"min_depth": 1e-3, "max_depth": 10.0}
     torch.manual_seed(0)
     made.configure_model()
@@ -128,7 +128,7 @@ def test_an_image_as_large_as_a_window_is_seen_through_four(kind: type[DenseHead
         batch = {"image": images, "size": (32, 32)}
         assert len(four.encode(batch).tokens) == 4 and len(one.encode(batch).tokens) == 1
         normal = one.backbone.normalize(images)
-        once = one.whole(one.backbone(normal, normalized=True), (32, 32))
+        once = one.decode_crop(one.backbone(normal, normalized=True), (32, 32))
     shown = one.predict(images)
     if kind is Segmentation:
         once, shown = once.softmax(1), shown.softmax(1)

@@ -243,7 +243,7 @@ class KNN(_ClassHead):
         """Return the shares of the votes of the first number of neighbours `(B, C)`."""
         return prediction[:, 0]
 
-    def look(self) -> dict[str, Tensor]:
+    def compute_statistics(self) -> dict[str, Tensor]:
         """Encode the training set, every process its share."""
         data = self.trainer.datamodule
         return self.fit_statistics(data.statistics_dataloader(self.statistics_samples, share=True))

@@ -40,9 +40,10 @@ def test_two_processes_find_the_neighbours_that_one_does(colours: Path, tmp_path
     for name in ("blue/3.png", "red/7.png"):
         (colours / name).write_bytes(b"")
     rng = np.random.default_rng(3)
-    for path in sorted(colours.rglob("*.png")):  # noise, so that neighbours get it wrong
+    for path in sorted(colours.rglob("*.png")):  # any colours, so that neighbours get it wrong
         if path.stat().st_size:
-            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+            patches = rng.integers(0, 255, (2, 2, 3), dtype=np.uint8)
+            Image.fromarray(patches.repeat(32, axis=0).repeat(32, axis=1)).save(path)
     found = []
     for name, run in (("one", alone), ("two", in_two_processes)):
         line = words("classification/folder_knn", colours, tmp_path / name, "--model.k=[1,3,9]")
