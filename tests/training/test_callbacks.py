@@ -1,4 +1,4 @@
-"""What watches a run: lines and bars, the card, the table, checkpoints, signals and the probe."""
+"""Lightning callbacks: lines and bars, the summary, the table, checkpoints, signals, the probe."""
 
 import csv
 import os

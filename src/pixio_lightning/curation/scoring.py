@@ -52,7 +52,7 @@ def load_model(weights: str) -> PixelPretraining:
     if not isinstance(loaded, PixelPretraining):
         raise UserError(
             f"'{weights}' is a checkpoint of {type(loaded).__name__}: images are scored by a "
-            "pretraining, whose decoder paints them"
+            "pretraining, whose decoder reconstructs them"
         )
     return loaded
 

@@ -183,7 +183,7 @@ def random_crop(
     Args:
         width: Width of the image in pixels.
         height: Its height.
-        key: Whom to draw for.
+        key: Random key of the sample.
         seed: The run's seed.
         epoch: The pass over the data.
         scale: Range of the box's share of the area.

@@ -106,7 +106,7 @@ class SampleData(StreamData):
         raise NotImplementedError
 
     def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
-        """Return a training view; the same `chance` gives the same view."""
+        """Return a training view; the same key gives the same view."""
         return self.prepare(sample)
 
     def prepare(self, sample: Sample) -> Sample:

@@ -81,7 +81,7 @@ class TrainingSamples(Dataset):
         augment: Makes a training view of a sample.
         seed: The run's seed.
         views: Number of fixed views of each sample; None makes a new one in every pass.
-        store: Views that are read instead of made, by the names of `jobs`.
+        store: Views that are read instead of made, by the names of `fixed_views`.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class HeldOutSamples(Dataset):
         samples: What is evaluated on.
         prepare: Makes the evaluation view of a sample.
         indices: Which of them; None takes all.
-        store: Views that are read instead of made, by the names of `jobs`.
+        store: Views that are read instead of made, by the names of `fixed_views`.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def is_generated(weights: str) -> bool:
 def resolve_architecture(
     name: str | None, weights: str, file: Weights | None, model_args: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Settle name and arguments between the caller and what the weights say of themselves.
+    """Resolve name and arguments between the caller and what the weights say of themselves.
 
     Args:
         name: What the caller wants, or None.

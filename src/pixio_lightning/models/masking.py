@@ -1,4 +1,4 @@
-"""Block masks: which patches the encoder sees and which the decoder must paint.
+"""Block masks: which patches the encoder sees and which the decoder reconstructs.
 
 The grid of patches is cut into aligned blocks of g x g patches and whole blocks are hidden
 (arXiv 2512.15715, section 3.2); g = 1 is MAE's random masking.

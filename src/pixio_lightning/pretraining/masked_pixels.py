@@ -1,4 +1,4 @@
-"""Masked pixel pretraining: the encoder sees a few blocks of patches, the decoder paints the rest.
+"""Masked pixel pretraining: an encoder sees some blocks of patches, a decoder makes the rest.
 
 Shapes: B batch, N = h*w patches, n visible, m hidden, P patch side, V = P*P*3 values in a patch.
 """
@@ -236,7 +236,7 @@ class PixelPretraining(BackboneModule):
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
-        """Draw what the model sees, paints and should have painted, in a row for each image."""
+        """Draw what the model sees, its reconstruction and the truth, in a row for each image."""
         images = batch["image"]
         result = self(images, self._fixed_draw(batch))
         painted = result.prediction.float()

@@ -1,4 +1,4 @@
-"""What watches a run: bar, summary, pictures, checkpoints, pre-emption, online probe."""
+"""Lightning callbacks: bar, summary, pictures, checkpoints, pre-emption, online probe."""
 
 from pixio_lightning.training.callbacks.checkpoints import Checkpoints
 from pixio_lightning.training.callbacks.csv_logger import MetricsLog
