@@ -34,8 +34,11 @@ def rewritten(path: Path, folder: Path, **about: object) -> Path:
 
 def test_a_loaded_head_predicts_on_plain_images(trained: Path) -> None:
     head = pixio_lightning.load(trained)
-    depth = head.predict(torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8))
+    images = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
+    depth = head.predict(images)
     assert depth.shape == (2, 64, 96) and depth.min() > 0 and not head.training
+    batch = {"image": images, "size": (64, 96), "name": ["a", "b"]}
+    assert torch.equal(head.predict(batch), depth)
 
 
 def test_a_class_that_is_not_installed_is_not_imported(trained: Path, tmp_path: Path) -> None:

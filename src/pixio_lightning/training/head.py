@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -173,17 +174,19 @@ class Head(BackboneModule):
         """Return the prediction that is scored or written."""
         return self(self.encode(batch), batch)
 
-    def predict(self, images: Tensor) -> Any:
-        """Return the prediction for uint8 images, outside of any trainer.
+    def predict(self, batch: Tensor | Batch) -> Any:
+        """Return the prediction for a batch, outside of any trainer.
 
         Args:
-            images: `(B, 3, H, W)`, or `(B, V, 3, H, W)` for a head that looks at several views.
+            batch: As a loader gives it; or uint8 images alone, `(B, 3, H, W)`, or
+                `(B, V, 3, H, W)` for a head that looks at several views.
         """
+        if isinstance(batch, Tensor):
+            batch = {"image": batch, "size": tuple(batch.shape[-2:])}
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            batch = {"image": images.to(self.device), "size": tuple(images.shape[-2:])}
-            prediction = self.predicted(batch)
+            prediction = self.predicted(move_data_to_device(batch, self.device))
         self.train(was_training)
         return prediction
 
