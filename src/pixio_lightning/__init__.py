@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +71,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def facade(package: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a folder whose names are loaded from its module `public`."""
+
+    def attribute(name: str) -> Any:
+        # A module of the folder is not a name of it: whoever asks for one imports it.
+        if name.startswith("_") or find_spec(f"{package}.{name}") is not None:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return getattr(importlib.import_module(f"{package}.public"), name)
+
+    return attribute
 
 
 # Where classes were that recipes and checkpoints of earlier versions name.

@@ -26,9 +26,6 @@ _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that i
 # A decoder that still has to be told its channels: how jsonargparse reads a class with init_args.
 MakeDecoder = Callable[[int, int], DenseDecoder]
 
-# Metres, where a checkpoint of an earlier version does not say what its data took for least.
-_MIN_DEPTH = 1e-3
-
 
 class _DepthHead(Head):
     """What both kinds of depth share: the decoder, the baselines, the pictures."""
@@ -41,6 +38,12 @@ class _DepthHead(Head):
     ) -> None:
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         self.make_decoder: Any = decoder
+
+    def remember(self, about: dict[str, Any]) -> None:
+        """Take what a checkpoint says of the data it was trained on."""
+        super().remember(about)
+        # Earlier versions did not write the least depth, which then was the default.
+        self.evaluation_info.setdefault("min_depth", 1e-3)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel."""
@@ -157,7 +160,7 @@ class Depth(DenseHead, _DepthHead):
     def metrics(self) -> DepthMetrics:
         """Return the nine figures, means of per-image values, of depths in the data's range."""
         return DepthMetrics(
-            min_depth=max(self.min_depth, self.evaluation_info.get("min_depth", _MIN_DEPTH)),
+            min_depth=max(self.min_depth, self.evaluation_info["min_depth"]),
             max_depth=self.evaluation_info["max_depth"],
             eval_crop=self.eval_crop,
         )
@@ -310,7 +313,7 @@ class RelativeDepth(_DepthHead):
     def metrics(self) -> DepthMetrics:
         """Return the nine figures of the aligned prediction, means of per-image values."""
         return DepthMetrics(
-            min_depth=self.evaluation_info.get("min_depth", _MIN_DEPTH),
+            min_depth=self.evaluation_info["min_depth"],
             max_depth=self.evaluation_info["max_depth"],
             eval_crop=self.eval_crop,
             alignment=self.alignment,

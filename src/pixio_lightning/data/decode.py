@@ -6,7 +6,6 @@ import io
 import math
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
+from pixio_lightning.files.text import open_regular
 from pixio_lightning.keyed import Purpose, uniform
 
 # How files of each format begin, and what decodes them. Data reach these decoders alone: Pillow's
@@ -65,15 +65,13 @@ def read_file(path: str | os.PathLike) -> bytes:
         BadImage: It is a pipe or a device, which would be read for ever, or larger than a picture.
         OSError: It is not there, or cannot be read.
     """
-    # Not blocking: opening a pipe would wait for someone to write into it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
+    file, size = open_regular(path)
+    with file:
+        if size is None:
             raise BadImage("no regular file")
-        if about.st_size > _MAX_BYTES:
+        if size > _MAX_BYTES:
             raise BadImage(f"a file over {_MAX_BYTES >> 30} GiB")
-        return file.readall()
+        return file.read()
 
 
 def decode_pixels(data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:

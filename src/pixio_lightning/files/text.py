@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pixio_lightning.errors import UserError
 
@@ -27,6 +27,20 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+def open_regular(path: str | os.PathLike) -> tuple[BinaryIO, int | None]:
+    """Open a file to read, without waiting for whoever writes into a pipe.
+
+    Returns:
+        The file, and its bytes; None for a pipe or a device, which would be read for ever.
+
+    Raises:
+        OSError: It is not there, or cannot be read.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    about = os.fstat(file.fileno())
+    return file, about.st_size if stat.S_ISREG(about.st_mode) else None
+
+
 def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
     """Return the content of a file.
 
@@ -39,16 +53,12 @@ def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
             no text.
         OSError: It is not there, or cannot be read.
     """
-    # Not blocking: opening a pipe would wait for someone to write into it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
+    file, size = open_regular(path)
+    with file:
+        if size is None:
             raise UserError(f"'{path}' is no regular file; remove it")
-        if about.st_size > most:
-            raise UserError(
-                f"'{path}' has {about.st_size:,} bytes, but expected at most {most:,}: not read"
-            )
+        if size > most:
+            raise UserError(f"'{path}' has {size:,} bytes, but expected at most {most:,}: not read")
         try:
             return file.read(most).decode()
         except UnicodeDecodeError:
