@@ -22,7 +22,7 @@ from pixio_heads.classification.metrics import (
 )
 from pixio_heads.classification.picture import bars, shown
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.models import Backbone, Features, nearest_neighbours, vote
+from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Head, Optim, visualize
 
 
@@ -111,6 +111,11 @@ class Classification(_ClassHead):
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing is {label_smoothing}; expected 0 to below 1")
         self.pool, self.label_smoothing = pool, label_smoothing
+
+    @property
+    def reads(self) -> Reads:
+        """The tokens that are pooled."""
+        return "tokens" if self.pool == "both" else self.pool
 
     @property
     def monitor(self) -> tuple[str, str]:
@@ -224,6 +229,11 @@ class KNN(_ClassHead):
             ],
             dim=1,
         )
+
+    @property
+    def reads(self) -> Reads:
+        """Class tokens, or patches where there are none."""
+        return "cls" if self.backbone.n_cls_tokens else "patches"
 
     def metrics(self) -> MetricCollection:
         """Return top-1 and top-5 accuracy for every number of neighbours."""

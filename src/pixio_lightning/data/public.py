@@ -25,6 +25,7 @@ from pixio_lightning.data.pairs import PairedFiles, beside, folders_of_pairs
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
+    FrameSamples,
     HeldOutSamples,
     RandomKey,
     Sample,
@@ -48,6 +49,8 @@ from pixio_lightning.data.sources import (
     image_files,
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions, open_image
+from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
+from pixio_lightning.data.video import video_frames
 
 __all__ = [
     "PairedFiles",
@@ -60,6 +63,7 @@ __all__ = [
     "DEPTH_SUFFIXES",
     "FORMATS",
     "FolderSource",
+    "FrameSamples",
     "HeldOutSamples",
     "HubRows",
     "IMAGE_SUFFIXES",
@@ -76,6 +80,7 @@ __all__ = [
     "Source",
     "Subset",
     "TrainingSamples",
+    "VIDEO_SUFFIXES",
     "View",
     "content",
     "decode_pixels",
@@ -99,4 +104,5 @@ __all__ = [
     "to_metres",
     "to_tensor",
     "unit_of",
+    "video_frames",
 ]

@@ -178,7 +178,7 @@ class SampleData(StreamData):
         samples = self.samples_of("val")
         held_out = HeldOutSamples(samples, self.prepare, indices=spread(len(samples), n))
         batches = [collate([held_out[i]]) for i in range(len(held_out))]
-        return {"batches": [batch for batch in batches if "image" in batch]}
+        return {"batches": [batch for batch in batches if batch.keys() != {"bad"}]}
 
     def identity(self) -> dict[str, Any]:
         """Return, as plain data, all that decides what a sample looks like."""

@@ -1,14 +1,15 @@
 """Samples of a task: an image and what the task is told about it, decoded and augmented by key.
 
-A sample is a dict of numpy arrays: `image`, uint8 `(H, W, 3)` or `(V, H, W, 3)`, and any others.
+A sample is a dict of numpy arrays: `image`, uint8 `(H, W, 3)` or `(V, H, W, 3)`, and any others; it
+may have no image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +46,22 @@ class Samples(Protocol):
         ...
 
 
+@runtime_checkable
+class FrameSamples(Samples, Protocol):
+    """Samples whose images are frames that several of them share, as histories of three do.
+
+    `load` returns a sample without its image. A cache of features keeps each frame once.
+    """
+
+    def frames(self, index: int) -> list[str]:
+        """Return the names of a sample's V images, in order; none for a sample without."""
+        ...
+
+    def frame(self, name: str) -> NDArray[np.uint8]:
+        """Return a frame `(H, W, 3)` as the backbone is shown it; raises as `load`."""
+        ...
+
+
 def digest_of(*facts: Any) -> str:
     """Return 16 hex digits that identify plain data."""
     text = json.dumps(facts, sort_keys=True, default=str)
@@ -52,20 +69,31 @@ def digest_of(*facts: Any) -> str:
 
 
 def to_tensors(sample: Sample) -> dict[str, Any]:
-    """Turn arrays into tensors, the image channels first, and note its `size` (H, W)."""
+    """Turn arrays into tensors; of an image, the channels first, with its `size` (H, W)."""
     tensors: dict[str, Any] = {
         name: torch.from_numpy(np.asarray(array, order="C"))
         for name, array in sample.items()
         if name != "image"
     }
+    if "image" not in sample:
+        return tensors
     image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(sample["image"], -1, -3)))
     return {"image": image, "size": tuple(image.shape[-2:])} | tensors
 
 
-def load_or_name(samples: Samples, index: int) -> Sample | Bad:
-    """Return a sample, or its name and why it cannot be used."""
+def load_or_name(samples: Samples, index: int, *, frames: bool = True) -> Sample | Bad:
+    """Return a sample, or its name and why it cannot be used.
+
+    Args:
+        samples: All of them.
+        index: Which one.
+        frames: Whether its images are read where they are frames.
+    """
     try:
-        return samples.load(index)
+        sample = samples.load(index)
+        if frames and isinstance(samples, FrameSamples) and (names := samples.frames(index)):
+            sample["image"] = np.stack([samples.frame(name) for name in names])
+        return sample
     except BadImage as error:
         return error.name or samples.name(index), str(error)
     except OSError as error:
@@ -73,7 +101,81 @@ def load_or_name(samples: Samples, index: int) -> Sample | Bad:
         return samples.name(index), f"cannot be read ({reason})"
 
 
-class TrainingSamples(Dataset):
+class SampleViews(Dataset):
+    """What both sets of samples share: how a view is made, or read from a store.
+
+    Args:
+        samples: What views are made of.
+        store: Views that are read instead of made, by the names that `stored` lists.
+    """
+
+    def __init__(self, samples: Samples, store: Mapping[str, View] | None) -> None:
+        self.samples, self.store = samples, store
+
+    def load(self, index: int, epoch: int) -> Sample | Bad:
+        """Return the sample that a view is made of, or its name and why it cannot be used."""
+        return load_or_name(self.samples, index, frames=self.store is None)
+
+    def make(
+        self, index: int, epoch: int, name_stored: str, prepare: Callable[[Sample], Sample]
+    ) -> View:
+        """Return a view, with its name and key; of frames in a store, their features."""
+        name = self.samples.name(index)
+        about: dict[str, Any] = {"key": key_of(name), "name": name}
+        frames = self.samples if isinstance(self.samples, FrameSamples) else None
+        if self.store is not None and frames is None:
+            return _about(self.store[name_stored], about)
+        found = self.load(index, epoch)
+        if isinstance(found, tuple):
+            return found
+        try:
+            view = to_tensors(prepare(found)) | about
+        except BadImage as error:
+            return name, str(error)
+        if self.store is None or frames is None:
+            return view
+        return _with_features(view, [self.store[name] for name in frames.frames(index)])
+
+
+def _with_features(view: dict[str, Any], frames: list[View]) -> View:
+    """Add the features of V frames, `(V, L, n, C)`, to what they are images of."""
+    features = []
+    for frame in frames:
+        if not isinstance(frame, dict):
+            return view["name"], frame[1]
+        features.append(frame["features"])
+        view |= {"size": frame["size"], "grid": frame["grid"]}
+    return view | {"features": torch.cat(features)} if features else view
+
+
+class Frames:
+    """The frames of samples, each once: what a cache stores of them.
+
+    Args:
+        samples: Whose frames they are.
+        indices: Of which samples.
+    """
+
+    def __init__(self, samples: FrameSamples, indices: Iterable[int]) -> None:
+        self.samples = samples
+        self.names = list(dict.fromkeys(name for i in indices for name in samples.frames(i)))
+
+    def fixed_views(self) -> list[tuple[str, tuple[str]]]:
+        """Return all frames: their names, and what `view` takes."""
+        return [(name, (name,)) for name in self.names]
+
+    def view(self, name: str) -> View:
+        """Return a frame as a sample of one view."""
+        try:
+            image = self.samples.frame(name)[None]
+        except BadImage as error:
+            return name, str(error)
+        except OSError as error:
+            return name, f"cannot be read ({error.strerror or type(error).__name__})"
+        return to_tensors({"image": image}) | {"key": key_of(name), "name": name}
+
+
+class TrainingSamples(SampleViews):
     """Augmented samples by their position in the endless stream.
 
     Args:
@@ -93,8 +195,15 @@ class TrainingSamples(Dataset):
         views: int | None = None,
         store: Mapping[str, View] | None = None,
     ) -> None:
-        self.samples, self.augment, self.seed, self.views = samples, augment, seed, views
-        self.store = store
+        super().__init__(samples, store)
+        self.augment, self.seed, self.views = augment, seed, views
+
+    @property
+    def stored(self) -> TrainingSamples | Frames:
+        """What a cache stores: all fixed views, or the frames they share."""
+        if isinstance(self.samples, FrameSamples):
+            return Frames(self.samples, range(len(self.samples)))
+        return self
 
     def fixed_views(self) -> list[tuple[str, tuple[int, int]]]:
         """Return all fixed views: their names, and what `view` takes."""
@@ -108,25 +217,13 @@ class TrainingSamples(Dataset):
         index = permuted(offset, len(self.samples), seed=self.seed, step=epoch)
         return index, epoch % self.views if self.views else epoch
 
-    def load(self, index: int, epoch: int) -> Sample | Bad:
-        """Return the sample that a view is made of, or its name and why it cannot be used."""
-        return load_or_name(self.samples, index)
-
     def view(self, index: int, epoch: int) -> View:
         """Return a view of a sample."""
         name = self.samples.name(index)
-        about: dict[str, Any] = {"key": key_of(name), "name": name}
-        if self.store is not None:
-            return _about(self.store[f"{name}#{epoch}"], about)
-        found = self.load(index, epoch)
-        if isinstance(found, tuple):
-            return found
-        try:
-            return (
-                to_tensors(self.augment(found, RandomKey(about["key"], self.seed, epoch))) | about
-            )
-        except BadImage as error:
-            return name, str(error)
+        random_key = RandomKey(key_of(name), self.seed, epoch)
+        return self.make(
+            index, epoch, f"{name}#{epoch}", lambda sample: self.augment(sample, random_key)
+        )
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Return the view at a position; a bad one is replaced by the next of the stream."""
@@ -139,7 +236,7 @@ class TrainingSamples(Dataset):
         return {"bad": bad}
 
 
-class HeldOutSamples(Dataset):
+class HeldOutSamples(SampleViews):
     """Every sample once, as it is evaluated; index -1 pads a batch with weight 0.
 
     Args:
@@ -157,8 +254,16 @@ class HeldOutSamples(Dataset):
         indices: list[int] | None = None,
         store: Mapping[str, View] | None = None,
     ) -> None:
-        self.samples, self.prepare, self.store = samples, prepare, store
+        super().__init__(samples, store)
+        self.prepare = prepare
         self.indices = list(range(len(samples))) if indices is None else indices
+
+    @property
+    def stored(self) -> HeldOutSamples | Frames:
+        """What a cache stores: all of them, or the frames they share."""
+        if isinstance(self.samples, FrameSamples):
+            return Frames(self.samples, self.indices)
+        return self
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -169,17 +274,7 @@ class HeldOutSamples(Dataset):
 
     def view(self, index: int) -> View:
         """Return a sample as it is evaluated."""
-        name = self.samples.name(index)
-        about: dict[str, Any] = {"key": key_of(name), "name": name}
-        if self.store is not None:
-            return _about(self.store[name], about)
-        found = load_or_name(self.samples, index)
-        if isinstance(found, tuple):
-            return found
-        try:
-            return to_tensors(self.prepare(found)) | about
-        except BadImage as error:
-            return name, str(error)
+        return self.make(index, 0, self.samples.name(index), self.prepare)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Return a sample; in place of a bad one the next that can be used, with weight 0."""

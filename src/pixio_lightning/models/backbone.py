@@ -20,7 +20,7 @@ from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models import build as architecture
 from pixio_lightning.models import drop_path as drop_paths
 from pixio_lightning.models.blocks import compile_blocks
-from pixio_lightning.models.features import Features, Layer, tapped_blocks
+from pixio_lightning.models.features import Features, Layer, Reads, tapped_blocks
 from pixio_lightning.models.masking import gather_tokens, patchify
 from pixio_lightning.models.weights import read as weight_files
 
@@ -350,20 +350,18 @@ class Backbone(nn.Module):
                 layers.append(Layer(tokens, raw, n_cls, grid if keep is None else None))
         return Features(tuple(layers), self.dense_cls)
 
-    def features_from_tokens(self, raw: Tensor, grid: tuple[int, int]) -> Features:
-        """Rebuild the features of an earlier pass from what the tapped blocks put out.
+    def features_from_tokens(
+        self, raw: Tensor, grid: tuple[int, int] | None, reads: Reads = "tokens"
+    ) -> Features:
+        """Return `forward(...).only(reads)` of an earlier pass from what its blocks put out.
 
         Args:
-            raw: `(B, L, K + n, C)`, the `raw_tokens` of the L tapped layers.
+            raw: `(B, L, n, C)`, the `raw_tokens` of the L tapped layers.
             grid: Height and width in patches.
-
-        Returns:
-            The features as `forward` returned them.
+            reads: Which tokens these are.
         """
-        layers = [
-            Layer(self._final_norm(tokens), tokens, self.n_cls_tokens, grid)
-            for tokens in raw.unbind(1)
-        ]
+        n_cls = 0 if reads == "patches" else self.n_cls_tokens
+        layers = [Layer(self._final_norm(x), x, n_cls, grid) for x in raw.unbind(1)]
         return Features(tuple(layers), self.dense_cls)
 
     def _draw_drop_paths(self, random_key: RandomKey | None) -> Sequence[drop_paths.Factors]:

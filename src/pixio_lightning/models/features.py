@@ -5,12 +5,16 @@ Shapes: B batch, K class tokens, h x w grid of patches, n visible patches, C wid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
+
+# What may be read of the features: all tokens, the class tokens, the patches, or none at all.
+Reads = Literal["tokens", "cls", "patches", "nothing"]
 
 
 # Named tuples, because DDP and FSDP find the tensors in a module's output only inside types
@@ -22,7 +26,7 @@ class Layer(NamedTuple):
         tokens: `(B, K + n, C)`, class tokens first, with the encoder's final norm.
         raw_tokens: The same without the norm.
         n_cls: Class tokens K.
-        grid: Height and width in patches, or None when only some patches were run.
+        grid: Height and width in patches; None where there are not all patches.
     """
 
     tokens: Tensor
@@ -32,7 +36,10 @@ class Layer(NamedTuple):
 
     def _map(self, tokens: Tensor) -> Tensor:
         if self.grid is None:
-            raise ValueError("a masked pass has no map of patches: use .tokens, or pass keep=None")
+            raise ValueError(
+                "no map of patches: a masked pass has .tokens (or pass keep=None), and a head that "
+                "reads class tokens has only .cls"
+            )
         return tokens[:, self.n_cls :].transpose(1, 2).unflatten(2, self.grid)
 
     @property
@@ -78,6 +85,22 @@ class Features(NamedTuple):
         layer = self.layers[-1]
         return (layer.cls if layer.n_cls else layer.tokens).mean(dim=1)
 
+    def only(self, reads: Reads) -> Features:
+        """Return what a head says it reads, and no more."""
+        if reads == "tokens":
+            return self
+        if reads == "nothing":
+            return self._replace(layers=())
+        return self._replace(layers=tuple(_part(layer, reads) for layer in self.layers))
+
+    def rows(self, start: int, stop: int) -> Features:
+        """Return the features of some of the images."""
+        layers = [
+            layer._replace(tokens=layer.tokens[start:stop], raw_tokens=layer.raw_tokens[start:stop])
+            for layer in self.layers
+        ]
+        return self._replace(layers=tuple(layers))
+
     def dense(self, i: int = -1) -> Tensor:
         """Return what a dense head reads: patches, with the mean class token where that helps.
 
@@ -89,6 +112,27 @@ class Features(NamedTuple):
             return layer.patches
         mean = layer.cls.mean(dim=1)[..., None, None]
         return torch.cat([layer.patches, mean.expand_as(layer.patches)], dim=1)
+
+
+def _part(layer: Layer, reads: Reads) -> Layer:
+    k = layer.n_cls
+    if reads == "cls":
+        return Layer(layer.cls, layer.raw_cls, k, None)
+    return Layer(layer.tokens[:, k:], layer.raw_tokens[:, k:], 0, layer.grid)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Return the features of several passes, of equal grids, as of one."""
+    if len(parts) == 1:
+        return parts[0]
+    layers = [
+        same[0]._replace(
+            tokens=torch.cat([layer.tokens for layer in same]),
+            raw_tokens=torch.cat([layer.raw_tokens for layer in same]),
+        )
+        for same in zip(*(part.layers for part in parts), strict=True)
+    ]
+    return parts[0]._replace(layers=tuple(layers))
 
 
 def tapped_blocks(

@@ -9,7 +9,7 @@ from pixio_lightning.models.dense_decoders import (
     SyncedBatchNorm2d,
     upsample,
 )
-from pixio_lightning.models.features import Features, Layer
+from pixio_lightning.models.features import Features, Layer, Reads, joined
 from pixio_lightning.models.neighbours import nearest_neighbours, vote
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "Features",
     "Layer",
     "LinearDecoder",
+    "Reads",
     "SyncedBatchNorm2d",
+    "joined",
     "upsample",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import sliding_window
-from pixio_lightning.models.features import Features
+from pixio_lightning.models.features import Features, joined
 from pixio_lightning.training.head import Batch, Head
 
 
@@ -82,7 +82,7 @@ class DenseHead(Head):
         if self.training or "features" in batch:
             return super().encode(batch)
         pieces = self._pieces(batch["image"])
-        return _joined([self.backbone(piece, normalized=True) for piece, _ in pieces])
+        return joined([self.backbone(x, normalized=True) for x, _ in pieces]).only(self.reads)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return the prediction for what `encode` returned."""
@@ -91,7 +91,7 @@ class DenseHead(Head):
         count = len(sliding_window.corners(batch["size"], window=self.window, stride=self.stride))
         mean = self._mean(len(features.tokens) // count, batch["size"])
         for start in range(0, len(features.tokens), self.windows_per_chunk):
-            mean.add(self.decode_window(_rows(features, start, start + self.windows_per_chunk)))
+            mean.add(self.decode_window(features.rows(start, start + self.windows_per_chunk)))
         return self.from_mean(mean.result())
 
     def predicted(self, batch: Batch) -> Tensor:
@@ -137,24 +137,3 @@ class DenseHead(Head):
             yield piece, True
         for _ in range(own, most):
             yield piece, False
-
-
-def _joined(parts: list[Features]) -> Features:
-    """Return the features of several passes as of one."""
-    layers = [
-        same[0]._replace(
-            tokens=torch.cat([layer.tokens for layer in same]),
-            raw_tokens=torch.cat([layer.raw_tokens for layer in same]),
-        )
-        for same in zip(*(part.layers for part in parts), strict=True)
-    ]
-    return parts[0]._replace(layers=tuple(layers))
-
-
-def _rows(features: Features, start: int, stop: int) -> Features:
-    """Return the features of some of the images."""
-    layers = [
-        layer._replace(tokens=layer.tokens[start:stop], raw_tokens=layer.raw_tokens[start:stop])
-        for layer in features.layers
-    ]
-    return features._replace(layers=tuple(layers))

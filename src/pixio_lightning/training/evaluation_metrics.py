@@ -17,13 +17,13 @@ class Outcome(NamedTuple):
 
     Attributes:
         n: Samples that were evaluated.
-        loss: Their mean loss; NaN for a head without one.
+        loss: Their mean loss; None for a head without one.
         metrics: The model's metrics by name.
         baselines: The metrics of each baseline, by its name.
     """
 
     n: int
-    loss: float
+    loss: float | None
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
 
@@ -43,11 +43,14 @@ class Evaluation(nn.Module):
         self.meters = nn.ModuleDict({name: metrics() for name in (_MODEL, *baselines)})
         self.count = SumMetric(nan_strategy="disable")
         self.loss = SumMetric(nan_strategy="disable")
+        self.judged = SumMetric(nan_strategy="disable")  # samples that have a loss
 
-    def add(self, count: int, loss: Tensor) -> None:
-        """Count samples and their mean loss."""
+    def add(self, count: int, loss: Tensor | None) -> None:
+        """Count samples and their mean loss, if they have one."""
         self.count.update(float(count))
-        self.loss.update(count * loss.detach())
+        if loss is not None:
+            self.loss.update(count * loss.detach())
+            self.judged.update(float(count))
 
     def score(self, arguments: tuple[Any, ...], baseline: str = _MODEL) -> None:
         """Update the metrics of the model, or of a baseline."""
@@ -56,10 +59,11 @@ class Evaluation(nn.Module):
     def finish(self) -> Outcome:
         """Return the result over all processes, and start anew."""
         found = {name: _numbers(meter.compute()) for name, meter in self.meters.items()}
-        n, loss = float(self.count.compute()), float(self.loss.compute())
-        for meter in (*self.meters.values(), self.count, self.loss):
+        sums = (self.count, self.loss, self.judged)
+        n, loss, judged = (float(meter.compute()) for meter in sums)
+        for meter in (*self.meters.values(), *sums):
             meter.reset()
-        return Outcome(int(n), loss / n if n else float("nan"), found.pop(_MODEL), found)
+        return Outcome(int(n), loss / judged if judged else None, found.pop(_MODEL), found)
 
 
 def _numbers(values: Any) -> dict[str, float]:

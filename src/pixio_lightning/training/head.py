@@ -18,20 +18,18 @@ from torchmetrics import Metric, MetricCollection
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.models.features import Features
+from pixio_lightning.models.features import Features, Reads, joined
 from pixio_lightning.training import results, visualize
-from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.data_attributes import refuse_other
 from pixio_lightning.training.evaluation_metrics import Evaluation, Outcome, without_padding
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.precision import full_precision, to_float32
 from pixio_lightning.training.run_folder import Metrics
+from pixio_lightning.training.task_module import TaskModule
 
 Batch = dict[str, Any]
-_NO_LOSS = torch.tensor(0.0)
 
 
-class Head(BackboneModule):
+class Head(TaskModule):
     """One task on a frozen or fine-tuned backbone.
 
     A subclass implements `build`, `forward`, `loss` and `metrics`, and what it can of
@@ -46,18 +44,10 @@ class Head(BackboneModule):
         seed: Seed of drop path.
     """
 
-    # What the weights are made for: names of attributes of the data module, such as "num_classes".
-    # They are in `self.data_info` before `build` is called; of a checkpoint, its own stay.
-    data_attributes: tuple[str, ...] = ()
-    # Those of them in which the data at hand must agree with a checkpoint.
-    same_as_trained: tuple[str, ...] = ()
-    # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
-    # `self.evaluation_info` before `metrics` is called; those of the data at hand always count.
-    evaluation_attributes: tuple[str, ...] = ()
     # Names of the predictions that `baselines` returns.
     baseline_names: tuple[str, ...] = ()
-    # Training samples that `fit_statistics` looks at, at most; None for all.
-    statistics_samples: int | None = 2000
+    # Images that a frozen backbone encodes at once, at most.
+    images_per_chunk = 256
 
     def __init__(
         self,
@@ -71,13 +61,9 @@ class Head(BackboneModule):
         if cache and not backbone.frozen:
             raise UserError("model.cache needs model.backbone.tune frozen: features would change")
         self.cache, self.seed = cache, seed
-        self.data_info: dict[str, Any] = {}
-        self.evaluation_info: dict[str, Any] = {}
-        self._statistics = nn.Module()  # holds buffers, which follow the head to its device
         self.provenance: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
         self.outcome: Outcome | None = None
-        self._loaded_step = 0
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -89,7 +75,7 @@ class Head(BackboneModule):
         """Return the prediction, a tensor or a structure of them with B rows.
 
         Args:
-            features: What `encode` returned.
+            features: What `encode` returned: of V views, `B * V` rows.
             batch: With `size`, the height and width of the images; it may hold no `image`.
         """
         raise NotImplementedError
@@ -100,6 +86,10 @@ class Head(BackboneModule):
         Autocast is off, and no tensor of the prediction is in half precision.
         """
         raise NotImplementedError
+
+    def validation_loss(self, prediction: Any, batch: Batch) -> Tensor | None:
+        """Return the loss that an evaluation reports, as `loss` does; None for none."""
+        return self.loss(prediction, batch)["loss"] if self.decoder is not None else None
 
     def metrics(self) -> Metric | MetricCollection:
         """Return the metrics of an evaluation; they are updated with what `scored` returns."""
@@ -114,23 +104,20 @@ class Head(BackboneModule):
         return self.backbone.normalize(images)
 
     @property
+    def reads(self) -> Reads:
+        """Which tokens `forward` reads; the cache stores no others, and `encode` returns none.
+
+        The class tokens of an image are a fraction of a percent of all its tokens.
+        """
+        return "tokens"
+
+    @property
     def input_config(self) -> dict[str, Any]:
         """Return, as plain data, all that decides what `inputs` does; the cache goes by it."""
         if type(self).inputs is not Head.inputs:
             raise TypeError(
                 f"{type(self).__name__} overrides `inputs`, so it must say what it `input_config`"
             )
-        return {}
-
-    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
-        """Look at training samples once, before anything is trained or evaluated.
-
-        Args:
-            loader: Batches of training samples as they are evaluated.
-
-        Returns:
-            Tensors by name, kept in `self.statistics` and in the checkpoint.
-        """
         return {}
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
@@ -156,19 +143,31 @@ class Head(BackboneModule):
     # --- the way of a batch -------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> Features:
-        """Return the features of a batch: the only line that calls the backbone."""
+        """Return what `forward` reads of the features of a batch."""
         if "features" in batch:
-            return self.backbone.features_from_tokens(
-                batch["features"].flatten(0, 1), batch["grid"]
-            )
+            raw = batch["features"].flatten(0, 1)
+            return self.backbone.features_from_tokens(raw, batch["grid"], self.reads)
+        if self.reads == "nothing":
+            return Features((), self.backbone.dense_cls)
         images = batch["image"]
         views = images.shape[1] if images.ndim == 5 else 1
         random_key = None
         if self.training and not self.backbone.frozen:
             keys = batch["key"][:, None] + torch.arange(views, device=images.device)
             random_key = RandomKey(keys.flatten(), self.seed, self.global_step)
-        images = self.inputs(images.reshape(-1, *images.shape[-3:]))
-        return self.backbone(images, random_key=random_key, normalized=True)
+        return self.encode_images(images.reshape(-1, *images.shape[-3:]), random_key)
+
+    def encode_images(self, images: Tensor, random_key: RandomKey | None = None) -> Features:
+        """Return the same for uint8 images `(M, 3, H, W)`: the only line that calls the backbone.
+
+        Of a frozen backbone no more than `images_per_chunk` are encoded at once.
+        """
+        at_once = self.images_per_chunk if self.backbone.frozen else len(images)
+        parts = [
+            self.backbone(self.inputs(chunk), random_key=random_key, normalized=True)
+            for chunk in images.split(at_once)
+        ]
+        return joined([part.only(self.reads) for part in parts])
 
     def predicted(self, batch: Batch) -> Any:
         """Return the prediction that is scored or written."""
@@ -207,8 +206,7 @@ class Head(BackboneModule):
         guesses = to_float32(self.baselines(batch))
         prediction = to_float32(prediction)
         with full_precision(self.device):
-            loss = self.loss(prediction, batch)["loss"] if self.decoder is not None else _NO_LOSS
-            self.evaluation.add(len(batch["key"]), loss)
+            self.evaluation.add(len(batch["key"]), self.validation_loss(prediction, batch))
             self.evaluation.score(self.scored(prediction, batch))
             for name, guess in guesses.items():
                 self.evaluation.score(self.scored(guess, batch), name)
@@ -246,115 +244,19 @@ class Head(BackboneModule):
             decoder = self.decoder or self.build(self.backbone)
         return decoder is not None and any(True for _ in decoder.parameters())
 
-    @property
-    def trained_steps(self) -> int:
-        """Optimiser steps behind the weights."""
-        training = self.attached is not None and self.trainer.state.fn == "fit"
-        return self.global_step if training else self._loaded_step
-
     def configure_model(self) -> None:
         """Ask the data what the head must know, then load and build."""
         if self.evaluation is None:
-            self._require_data_attributes()
+            self.require_data_attributes()
             self.evaluation = Evaluation(self.metrics, self.baseline_names)
         super().configure_model()
-
-    def _require_data_attributes(self) -> None:
-        """Ask the data.
-
-        Raises:
-            UserError: It does not say all that the head must know.
-        """
-        trainer = self.attached
-        if trainer is None:
-            return
-        data = trainer.datamodule
-        self.read_data_attributes(data)
-        known = self.data_info | self.evaluation_info
-        for name in (*self.data_attributes, *self.evaluation_attributes):
-            if name not in known:
-                raise UserError(
-                    f"{type(self).__name__} must know {name} of its data, but "
-                    f"{type(data).__name__} does not say: give it an attribute {name}"
-                )
-
-    def read_data_attributes(self, data: Any) -> None:
-        """Take from a data module what the head must know of it.
-
-        What an evaluation depends on is taken whatever was known; what the weights are made for
-        only where nothing is known yet.
-        """
-        for name in self.data_attributes:
-            if name not in self.data_info and (value := getattr(data, name, None)) is not None:
-                self.data_info[name] = value
-        for name in self.evaluation_attributes:
-            if (value := getattr(data, name, None)) is not None:
-                self.evaluation_info[name] = value
-
-    def compare(self, data: Any, about: dict[str, Any]) -> None:
-        """Refuse data that contradicts a checkpoint.
-
-        Args:
-            data: The data module.
-            about: The `pixio` entry of the checkpoint.
-
-        Raises:
-            UserError: A fact in `same_as_trained` differs.
-        """
-        names = self.same_as_trained
-        of_data = {n: value for n in names if (value := getattr(data, n, None)) is not None}
-        refuse_other(names, of_data, about.get("facts", {}))
-
-    def remember(self, about: dict[str, Any]) -> None:
-        """Take what a checkpoint says of the data it was trained on.
-
-        Args:
-            about: The `pixio` entry of the checkpoint.
-        """
-        facts = about.get("facts", {})
-        self.data_info = {name: facts[name] for name in self.data_attributes if name in facts}
-        # Checkpoints of before there were two kinds hold all of them in one place.
-        facts = facts | about.get("evaluation_facts", {})
-        self.evaluation_info = {n: facts[n] for n in self.evaluation_attributes if n in facts}
-
-    @property
-    def statistics(self) -> dict[str, Tensor]:
-        """What `fit_statistics` found, on the head's device."""
-        return dict(self._statistics.named_buffers())
-
-    @statistics.setter
-    def statistics(self, found: dict[str, Tensor]) -> None:
-        self._statistics = nn.Module()
-        for name, tensor in found.items():
-            # Not persistent: they are kept beside the weights, for heads without any.
-            self._statistics.register_buffer(name, tensor.to(self.device), persistent=False)
-
-    @property
-    def lacks_statistics(self) -> bool:
-        """Whether the head fits statistics and has none yet."""
-        return not self.statistics and type(self).fit_statistics is not Head.fit_statistics
-
-    def on_fit_start(self) -> None:
-        """Compute statistics, unless a checkpoint or a callback brought them."""
-        if self.lacks_statistics:
-            was_training = self.training
-            self.eval()
-            self.statistics = self.compute_statistics()
-            self.train(was_training)
-
-    on_validation_start = on_test_start = on_fit_start
-
-    def compute_statistics(self) -> dict[str, Tensor]:
-        """Return the statistics of training samples, as many as `statistics_samples`."""
-        loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
-        return self.fit_statistics(loader)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; `outcome` keeps them beside what they must be compared with."""
         assert self.evaluation is not None
         self.outcome = outcome = self.evaluation.finish()
         stage = "test" if self.trainer.testing else "val"
-        values = outcome.metrics | ({"loss": outcome.loss} if self.decoder is not None else {})
+        values = outcome.metrics | ({} if outcome.loss is None else {"loss": outcome.loss})
         if self.trainer.sanity_checking:
             # The pass before the first step is the start of the curve, but Lightning drops it.
             for logger in self.loggers:
@@ -369,28 +271,3 @@ class Head(BackboneModule):
         """Return the last evaluation, each metric beside its baselines, and the best one."""
         lines = results.read(metrics.path.parent)
         return results.summary(lines[-1]) | results.best_of(lines) if lines else {}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the head was told of its data, and its statistics."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["pixio"] |= {
-            "facts": self.data_info,
-            "evaluation_facts": self.evaluation_info,
-            "statistics": self.statistics,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what the weights are made for, whatever data they see now.
-
-        Raises:
-            UserError: The data contradicts it.
-        """
-        super().on_load_checkpoint(checkpoint)
-        stored = checkpoint.get("pixio", {})
-        of_data, evaluation_info = self.data_info, self.evaluation_info
-        self.remember(stored)
-        refuse_other(self.same_as_trained, of_data, self.data_info)
-        self.data_info = of_data | self.data_info
-        self.evaluation_info |= evaluation_info
-        self.statistics = stored.get("statistics", {})
-        self._loaded_step = checkpoint.get("global_step", 0)

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pixio_heads.reconstruction.views.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_heads.reconstruction.views.video import video_frames
 from pixio_lightning.data import (
     FORMATS,
+    VIDEO_SUFFIXES,
     Bad,
     BadImage,
     Sample,
@@ -27,6 +26,7 @@ from pixio_lightning.data import (
     image_files,
     read_file,
     spread,
+    video_frames,
 )
 from pixio_lightning.data import IMAGE_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError

@@ -60,7 +60,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "n": outcome.n,
         "protocol": head.protocol,
         "metrics": outcome.metrics,
-        "loss": outcome.loss if head.decoder is not None else None,
+        "loss": outcome.loss,
         "baselines": outcome.baselines,
         "seed": {"everything": head.provenance.get("seed"), "data": data.seed, "model": head.seed},
         "backbone": {

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pixio_lightning.data.feature_store import NamedViews, Store, Writer
 from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View, digest_of
+from pixio_lightning.data.samples import View, digest_of
 from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
+from pixio_lightning.training.callbacks.feature_store import NamedViews, Store, Writer
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.head import Head
 
@@ -32,7 +32,8 @@ class FeatureCache(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, Head) and pl_module.cache:
             _take_statistics(pl_module)
-            _install(pl_module)
+            if pl_module.reads != "nothing":
+                _install(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, Head) and pl_module.cache:
@@ -61,10 +62,7 @@ def _install(head: Head) -> None:
             "model.cache: training views are random, so none would be read twice; "
             "set data.views to a number of fixed ones, or switch augmentation off"
         )
-    sets: dict[str, TrainingSamples | HeldOutSamples] = {
-        "train": data.training_set(),
-        "val": data.evaluation_set("val"),
-    }
+    sets = {"train": data.training_set().stored, "val": data.evaluation_set("val").stored}
     for split, samples in sets.items():
         store = Store(default_cache() / "features" / store_name(head, data, split))
         _fill(head, data, store, samples, split)
@@ -103,6 +101,7 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
         backbone.tapped,
         head.trainer.precision,
         head.input_config,
+        head.reads,
         data.digest(split),
         (data.views, data.seed) if split == "train" and data.views else None,
     )

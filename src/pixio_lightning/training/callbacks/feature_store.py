@@ -65,7 +65,8 @@ class Store(Mapping[str, View]):
         if part not in self._maps:
             # Copy on write: torch wants memory that may be written, and the file stays as it is.
             self._maps[part] = np.memmap(self.folder / f"{part}.bin", np.uint8, mode="c")
-        found: Entry = {name: tuple(value) for name, value in entry["plain"].items()}
+        plain = entry["plain"].items()
+        found: Entry = {k: tuple(v) if isinstance(v, list) else v for k, v in plain}
         for field, (dtype, shape, offset, size) in entry["tensors"].items():
             data = torch.from_numpy(self._maps[part][offset : offset + size])
             found[field] = data.view(getattr(torch, dtype)).view(shape)

@@ -1,0 +1,172 @@
+"""TaskModule: what a module on a backbone knows of its data, and keeps of it in its checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.data_attributes import refuse_other
+from pixio_lightning.training.optim import Optim
+
+
+class TaskModule(BackboneModule):
+    """A BackboneModule that must know of its data: attributes by name, and statistics of samples.
+
+    Args:
+        backbone: The encoder.
+        optim: Optimiser and schedule.
+    """
+
+    # What the weights are made for: names of attributes of the data module, such as "num_classes".
+    # They are in `self.data_info` before `build` is called; of a checkpoint, its own stay.
+    data_attributes: tuple[str, ...] = ()
+    # Those of them in which the data at hand must agree with a checkpoint.
+    same_as_trained: tuple[str, ...] = ()
+    # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
+    # `self.evaluation_info` before `metrics` is called; those of the data at hand always count.
+    evaluation_attributes: tuple[str, ...] = ()
+    # Training samples that `fit_statistics` looks at, at most; None for all.
+    statistics_samples: int | None = 2000
+
+    def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
+        super().__init__(backbone, optim=optim)
+        self.data_info: dict[str, Any] = {}
+        self.evaluation_info: dict[str, Any] = {}
+        self._statistics = nn.Module()  # holds buffers, which follow the module to its device
+        self._loaded_step = 0
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Look at training samples once, before anything is trained or evaluated.
+
+        Args:
+            loader: Batches of training samples as they are evaluated.
+
+        Returns:
+            Tensors by name, kept in `self.statistics` and in the checkpoint.
+        """
+        return {}
+
+    def require_data_attributes(self) -> None:
+        """Ask the data module, where there is a trainer.
+
+        Raises:
+            UserError: It does not say all that the head must know.
+        """
+        trainer = self.attached
+        if trainer is None:
+            return
+        data = trainer.datamodule
+        self.read_data_attributes(data)
+        known = self.data_info | self.evaluation_info
+        for name in (*self.data_attributes, *self.evaluation_attributes):
+            if name not in known:
+                raise UserError(
+                    f"{type(self).__name__} must know {name} of its data, but "
+                    f"{type(data).__name__} does not say: give it an attribute {name}"
+                )
+
+    def read_data_attributes(self, data: Any) -> None:
+        """Take from a data module what the head must know of it.
+
+        What an evaluation depends on is taken whatever was known; what the weights are made for
+        only where nothing is known yet.
+        """
+        for name in self.data_attributes:
+            if name not in self.data_info and (value := getattr(data, name, None)) is not None:
+                self.data_info[name] = value
+        for name in self.evaluation_attributes:
+            if (value := getattr(data, name, None)) is not None:
+                self.evaluation_info[name] = value
+
+    def compare(self, data: Any, about: dict[str, Any]) -> None:
+        """Refuse data that contradicts a checkpoint.
+
+        Args:
+            data: The data module.
+            about: The `pixio` entry of the checkpoint.
+
+        Raises:
+            UserError: A fact in `same_as_trained` differs.
+        """
+        names = self.same_as_trained
+        of_data = {n: value for n in names if (value := getattr(data, n, None)) is not None}
+        refuse_other(names, of_data, about.get("facts", {}))
+
+    def remember(self, about: dict[str, Any]) -> None:
+        """Take what a checkpoint says of the data it was trained on.
+
+        Args:
+            about: The `pixio` entry of the checkpoint.
+        """
+        facts = about.get("facts", {})
+        self.data_info = {name: facts[name] for name in self.data_attributes if name in facts}
+        # Checkpoints of before there were two kinds hold all of them in one place.
+        facts = facts | about.get("evaluation_facts", {})
+        self.evaluation_info = {n: facts[n] for n in self.evaluation_attributes if n in facts}
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """What `fit_statistics` found, on the head's device."""
+        return dict(self._statistics.named_buffers())
+
+    @statistics.setter
+    def statistics(self, found: dict[str, Tensor]) -> None:
+        self._statistics = nn.Module()
+        for name, tensor in found.items():
+            # Not persistent: they are kept beside the weights, for heads without any.
+            self._statistics.register_buffer(name, tensor.to(self.device), persistent=False)
+
+    @property
+    def lacks_statistics(self) -> bool:
+        """Whether the head fits statistics and has none yet."""
+        return not self.statistics and type(self).fit_statistics is not TaskModule.fit_statistics
+
+    def on_fit_start(self) -> None:
+        """Compute statistics, unless a checkpoint or a callback brought them."""
+        if self.lacks_statistics:
+            was_training = self.training
+            self.eval()
+            self.statistics = self.compute_statistics()
+            self.train(was_training)
+
+    on_validation_start = on_test_start = on_fit_start
+
+    def compute_statistics(self) -> dict[str, Tensor]:
+        """Return the statistics of training samples, as many as `statistics_samples`."""
+        loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
+        return self.fit_statistics(loader)
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimiser steps behind the weights."""
+        training = self.attached is not None and self.trainer.state.fn == "fit"
+        return self.global_step if training else self._loaded_step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the head was told of its data, and its statistics."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pixio"] |= {
+            "facts": self.data_info,
+            "evaluation_facts": self.evaluation_info,
+            "statistics": self.statistics,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what the weights are made for, whatever data they see now.
+
+        Raises:
+            UserError: The data contradicts it.
+        """
+        super().on_load_checkpoint(checkpoint)
+        stored = checkpoint.get("pixio", {})
+        of_data, evaluation_info = self.data_info, self.evaluation_info
+        self.remember(stored)
+        refuse_other(self.same_as_trained, of_data, self.data_info)
+        self.data_info = of_data | self.data_info
+        self.evaluation_info |= evaluation_info
+        self.statistics = stored.get("statistics", {})
+        self._loaded_step = checkpoint.get("global_step", 0)

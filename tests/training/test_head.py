@@ -1,0 +1,222 @@
+"""What a head may ask of the framework: parts of the features, histories of frames, no image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
+
+from pixio_lightning import Backbone, Features, Head, SampleData
+from pixio_lightning.data import BadImage, Sample, Samples
+from pixio_lightning.models import Reads
+from pixio_lightning.training.callbacks.feature_cache import FeatureCache
+from pixio_lightning.training.callbacks.feature_store import Store
+
+SIZE, FRAMES, HISTORY = 32, 7, 3
+TINY = {"img_size": SIZE, "embed_dim": 24, "depth": 2, "num_heads": 2}
+read: list[str] = []
+
+
+class Histories:
+    """Every three frames in a row, of which the middle one may be broken."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return FRAMES
+
+    def name(self, index: int) -> str:
+        return f"step/{index}"
+
+    def frames(self, index: int) -> list[str]:
+        return [f"frame/{max(index - back, 0)}" for back in (2, 1, 0)]
+
+    def frame(self, name: str) -> np.ndarray:
+        read.append(name)
+        if name == self.broken:
+            raise BadImage("torn")
+        generator = np.random.default_rng(int(name.removeprefix("frame/")))
+        return generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+
+    def load(self, index: int) -> Sample:
+        return {"target": np.float32([index])}
+
+    def digest(self) -> str:
+        return f"histories{self.broken}"
+
+
+class Numbers:
+    """Samples without an image."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def name(self, index: int) -> str:
+        return f"number/{index}"
+
+    def frames(self, index: int) -> list[str]:
+        return []
+
+    def frame(self, name: str) -> np.ndarray:
+        raise AssertionError("there are none")
+
+    def load(self, index: int) -> Sample:
+        return {"target": np.float32([index])}
+
+    def digest(self) -> str:
+        return "numbers"
+
+
+class HistoryData(SampleData):
+    def __init__(self, *, broken: str = "", **loading: Any) -> None:
+        super().__init__(batch_size=4, num_workers=0, steps_per_epoch=1, **loading)
+        self.broken = broken
+
+    def open(self, split: str) -> Samples:
+        return Histories(self.broken) if split == "train" else Numbers()
+
+
+class Step(Head):
+    """Which step of seven a history ends with; evaluated on numbers alone."""
+
+    monitor = ("val/mse", "min")
+
+    def __init__(self, backbone: Backbone, *, part: Reads = "cls", **keys: Any) -> None:
+        super().__init__(backbone, **keys)
+        self.part = part
+
+    @property
+    def reads(self) -> Reads:
+        return self.part
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(HISTORY * backbone.embed_dim, 1)
+
+    def forward(self, features: Features, batch: dict[str, Any]) -> Tensor:
+        assert self.decoder is not None
+        if self.part == "nothing":
+            assert features.layers == ()
+            return torch.zeros_like(batch["target"]) + next(self.decoder.parameters()).sum()
+        return self.decoder(features.pooled.unflatten(0, (-1, HISTORY)).flatten(1))
+
+    def loss(self, prediction: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"loss": nn.functional.mse_loss(prediction, batch["target"])}
+
+    def validation_loss(self, prediction: Tensor, batch: dict[str, Any]) -> None:
+        return None
+
+    def predicted(self, batch: dict[str, Any]) -> Tensor:
+        return batch["target"] + 1 if "image" not in batch else super().predicted(batch)
+
+    def metrics(self) -> MeanSquaredError:
+        return MeanSquaredError()
+
+
+def head(**keys: Any) -> Step:
+    backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+    return Step(backbone, **keys)
+
+
+def fit(folder: Path, model: Step, data: HistoryData, steps: int = 2) -> dict[str, Tensor]:
+    import lightning as L
+
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        callbacks=[FeatureCache()],
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, data)
+    return {k: v.clone() for k, v in model.state_dict().items() if k.startswith("decoder")}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    read.clear()
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_histories_share_their_frames_in_the_cache(cache: Path, tmp_path: Path) -> None:
+    plain = fit(tmp_path, head(), HistoryData())
+    assert len(read) == 8 * HISTORY
+    read.clear()
+    cached = fit(tmp_path, head(cache=True), HistoryData())
+    assert sorted(read) == sorted(f"frame/{i}" for i in range(FRAMES))
+    read.clear()
+    again = fit(tmp_path, head(cache=True), HistoryData())
+    assert not read
+    for name, tensor in plain.items():
+        torch.testing.assert_close(cached[name], tensor)
+        assert torch.equal(again[name], cached[name])
+
+
+@pytest.mark.parametrize(("part", "tokens"), [("cls", 8), ("patches", 4), ("tokens", 12)])
+def test_the_cache_holds_what_the_head_reads(
+    part: Reads, tokens: int, cache: Path, tmp_path: Path
+) -> None:
+    fit(tmp_path, head(cache=True, part=part), HistoryData())
+    (folder,) = (cache / "features").iterdir()
+    stored = Store(folder)
+    assert len(stored) == FRAMES
+    entry = stored["frame/0"]
+    assert isinstance(entry, dict) and entry["features"].shape == (1, 1, tokens, 24)
+    assert "image" not in entry
+
+
+def test_what_is_read_is_the_same_with_and_without_a_cache() -> None:
+    model = head()
+    images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8)
+    whole = model.backbone(images)
+    for part in ("cls", "patches", "tokens"):
+        model.part = part
+        found = model.encode_images(images)
+        raw = torch.stack([layer.raw_tokens for layer in found.layers], dim=1)
+        back = model.backbone.features_from_tokens(raw, found.layers[-1].grid, part)
+        torch.testing.assert_close(back, found)
+        expected = whole.layers[-1].patches.mean((2, 3)) if part == "patches" else whole.pooled
+        torch.testing.assert_close(back.pooled, expected)
+
+
+def test_a_head_that_reads_nothing_opens_no_store(cache: Path, tmp_path: Path) -> None:
+    fit(tmp_path, head(cache=True, part="nothing"), HistoryData())
+    assert not (cache / "features").exists()
+
+
+def test_a_frozen_backbone_encodes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = head(part="tokens")
+    images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8)
+    at_once = model.encode_images(images)
+    sizes = []
+    model.backbone.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    model.images_per_chunk = 2
+    torch.testing.assert_close(model.encode_images(images), at_once)
+    assert sizes == [2, 2, 1]
+
+
+def test_a_broken_frame_is_one_bad_sample_and_others_take_its_place(
+    cache: Path, tmp_path: Path
+) -> None:
+    data = HistoryData(broken="frame/6")
+    fit(tmp_path, head(cache=True), data)
+    assert data.bad == {"step/6": "torn"}
+
+
+def test_samples_without_image_are_evaluated_without_a_loss(tmp_path: Path) -> None:
+    model = head()
+    fit(tmp_path, model, HistoryData())
+    assert model.outcome is not None
+    assert (model.outcome.n, model.outcome.loss) == (3, None)
+    assert model.outcome.metrics == {"score": pytest.approx(1.0)}
