@@ -48,9 +48,8 @@ class Evaluation(nn.Module):
     def add(self, count: int, loss: Tensor | None) -> None:
         """Count samples and their mean loss, if they have one."""
         self.count.update(float(count))
-        if loss is not None:
-            self.loss.update(count * loss.detach())
-            self.judged.update(float(count))
+        self.loss.update(0.0 if loss is None else count * loss.detach())
+        self.judged.update(0.0 if loss is None else float(count))
 
     def score(self, arguments: tuple[Any, ...], baseline: str = _MODEL) -> None:
         """Update the metrics of the model, or of a baseline."""
