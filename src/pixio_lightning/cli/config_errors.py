@@ -7,7 +7,8 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,10 @@ def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
     Raises:
         UserError: A value does not fit.
     """
-    try:
-        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except NameError:  # of a plug-in, meant for type checkers alone
-        return
+    hints: dict[str, Any] = {}
+    for base in _passed_on(cls):
+        with suppress(NameError):  # of a plug-in, meant for type checkers alone
+            hints = typing.get_type_hints(base.__init__) | hints
     for name, value in values.items():
         hint, key = hints.get(name), f"{prefix}.{name}"
         if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hint is Backbone):
@@ -194,8 +195,20 @@ def _keys(prefix: str, context: type | None, top: Iterable[str]) -> set[str]:
 
 
 def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {name: parameters[name] for name in parameters if name != "self"}
+    """List what a class takes, and what its bases do of what it passes on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in _passed_on(cls):
+        found = {**inspect.signature(base.__init__).parameters} | found
+    return {name: p for name, p in found.items() if name != "self" and p.kind != p.VAR_KEYWORD}
+
+
+def _passed_on(cls: type) -> Iterator[Any]:
+    """Yield a class and its bases, as far as keyword arguments are passed on."""
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            yield base
+            if all(p.kind != p.VAR_KEYWORD for p in inspect.signature(base).parameters.values()):
+                return
 
 
 def class_of(path: str) -> type | None:

@@ -39,20 +39,16 @@ class Pixels(StreamData):
         column: Image column of a hub data set; None takes the first.
         image_size: Side of the crops in pixels.
         batch_size: Images per process and step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Batches in an epoch: between two validations.
         val_images: Held-out images, at most.
         crop_scale: Range of a crop's share of the image's area.
         crop_ratio: Range of a crop's width over its height.
         max_bad: Stop when more than this share of the images is unusable; None never stops, but
             takes 0.001 for shards.
         max_megapixels: Larger images count as bad and are not decoded.
-        seed: Seed of order and crops.
         scenes: How many scenes and views.
         curation: Which images of scored shards to train on.
         restart_pass: For shards: if a checkpoint was written with another number of processes or
             workers, begin the next pass instead of refusing.
-        timeout: Seconds to wait for the workers before giving up.
     """
 
     def __init__(
@@ -66,29 +62,19 @@ class Pixels(StreamData):
         column: str | None = None,
         image_size: int = 256,
         batch_size: int = 64,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
         val_images: int = 512,
         crop_scale: tuple[float, float] = (0.2, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         max_bad: float | None = None,
         max_megapixels: float = 64.0,
-        seed: int = 0,
         scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
         curation: Curation = Curation(),  # noqa: B008 (frozen)
         restart_pass: bool = False,
-        timeout: float = 600.0,
+        **loading: Any,
     ) -> None:
         if source == "shards" and max_bad is None:
             max_bad = _MAX_BAD_OF_SHARDS
-        super().__init__(
-            timeout=timeout,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            max_bad=max_bad,
-            seed=seed,
-        )
+        super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
         if source == "scenes" and path is not None:
             raise UserError(
                 f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
