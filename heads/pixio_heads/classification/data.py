@@ -14,10 +14,10 @@ from pixio_lightning.data import (
     Sample,
     SampleData,
     Samples,
+    cut,
     existing_folder,
     open_columns,
     random_crop,
-    to_tensor,
 )
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import Purpose
@@ -161,7 +161,8 @@ class ClassificationData(SampleData):
 
     def prepare(self, sample: Sample) -> Sample:
         """Return the centre of the image: what a resize of its short side and a crop leave."""
-        return sample | {"image": self._cut(sample["image"], self._centre(sample["image"]))}
+        image = sample["image"]
+        return sample | {"image": cut(image, self._centre(image), self.image_size)}
 
     def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a random resized crop, mirrored half of the time."""
@@ -169,16 +170,9 @@ class ClassificationData(SampleData):
         height, width = image.shape[:2]
         crop = self._centre(image)
         if self.crop_scale is not None:
-            crop = random_crop(
-                width,
-                height,
-                key=random_key.key,
-                seed=random_key.seed,
-                epoch=random_key.step,
-                scale=self.crop_scale,
-                ratio=self.crop_ratio,
-            )
-        view = self._cut(image, crop)
+            scale, ratio = self.crop_scale, self.crop_ratio
+            crop = random_crop(width, height, random_key, scale=scale, ratio=ratio)
+        view = cut(image, crop, self.image_size)
         if self.flip and random_key.uniform(1, Purpose.FLIP)[0] < 0.5:
             view = view[:, ::-1]
         return sample | {"image": view}
@@ -187,6 +181,3 @@ class ClassificationData(SampleData):
         height, width = image.shape[:2]
         side = max(1, round(min(height, width) * self.crop_pct))
         return Crop((width - side) // 2, (height - side) // 2, side, side)
-
-    def _cut(self, image: np.ndarray, crop: Crop) -> np.ndarray:
-        return to_tensor(image, crop, self.image_size).permute(1, 2, 0).numpy()

@@ -271,10 +271,10 @@ class ReconstructionData(SampleData):
             self._measure(stage, held_out.indices)
         return held_out
 
-    def statistics_dataloader(self, most: int | None = None, *, share: bool = False) -> Loader:
+    def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:
         """Return training sets as they are evaluated, each once."""
-        self._measure("train", spread(len(self.samples_of("train")), most))
-        return super().statistics_dataloader(most, share=share)
+        self._measure("train", spread(len(self.samples_of("train")), limit))
+        return super().statistics_dataloader(limit, share=share)
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation sets for pictures, as batches of one."""

@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.decode import centre_crop, cut, random_crop
 from pixio_lightning.data.hub import HubSource
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.samples import (
+    HeldOutSamples,
+    Images,
+    Sample,
+    TrainingSamples,
+    View,
+    spread,
+)
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
-from pixio_lightning.data.sources import (
-    FolderSource,
-    ScenesSource,
-    Source,
-    Subset,
-    hold_out,
-)
-from pixio_lightning.data.stream import Bad, HeldOutImages, TrainingImages, collate
+from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out
+from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import RandomKey
 
 _MAX_BAD_OF_SHARDS = 0.001
 
@@ -142,9 +146,9 @@ class Pixels(StreamData):
         elif self.val_path is not None:
             self._held_out = self._open(self.val_path, self.split, key="data.val_path")
         else:
-            self._train, self._held_out = hold_out(everything, most=self.val_images)
+            self._train, self._held_out = hold_out(everything, limit=self.val_images)
         if len(self._held_out) > self.val_images:
-            _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
+            _, self._held_out = hold_out(self._held_out, limit=self.val_images, share=1.0)
 
     @property
     def streamed(self) -> bool:
@@ -170,10 +174,9 @@ class Pixels(StreamData):
         )
 
     def _scenes(self, split: str) -> Source:
-        source = ScenesSource(self.scenes.shards(split))
-        if split == "val" and len(source) > self.val_images:
-            step = len(source) / self.val_images
-            return Subset(source, [int(i * step) for i in range(self.val_images)])
+        source = SceneSamples(split, self.scenes, ("image", "room_type"))
+        if split == "val":
+            return Subset(source, spread(len(source), self.val_images))
         return source
 
     def _open(self, path: str | None, split: str, *, key: str = "data.path") -> Source:
@@ -192,9 +195,8 @@ class Pixels(StreamData):
         """Return a batch of held-out images, evenly spread, for pictures."""
         source = self._held_out
         assert source is not None
-        images = HeldOutImages(source, size=self.image_size, max_megapixels=self.max_megapixels)
-        n = min(n, len(source))
-        batch = collate([images[i * len(source) // n] for i in range(n)])
+        images = self.evaluated(source, spread(len(source), n))
+        batch = collate([images[i] for i in range(len(images))])
         del batch["bad"]
         return batch
 
@@ -246,27 +248,44 @@ class Pixels(StreamData):
 
     # --- sets ---------------------------------------------------------------------------------
 
-    def training_set(self) -> TrainingImages:
+    def training_set(self) -> TrainingSamples:
         """Return the crops by their position in the stream."""
         assert self._train is not None
-        return TrainingImages(
-            self._train,
-            size=self.image_size,
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
-            max_megapixels=self.max_megapixels,
-            seed=self.seed,
-        )
+        images = Images(self._train, max_megapixels=self.max_megapixels)
+        return Crops(images, self._augment, seed=self.seed)
 
-    def evaluation_set(self, stage: str) -> HeldOutImages:
+    def _augment(self, sample: Sample, random_key: RandomKey) -> Sample:
+        height, width, _ = sample["image"].shape
+        scale, ratio = self.crop_scale, self.crop_ratio
+        crop = random_crop(width, height, random_key, scale=scale, ratio=ratio)
+        return {"image": cut(sample["image"], crop, self.image_size)}
+
+    def _prepare(self, sample: Sample) -> Sample:
+        height, width, _ = sample["image"].shape
+        return {"image": cut(sample["image"], centre_crop(width, height), self.image_size)}
+
+    def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
+        """Return images of a source, or some of them, each once and centre-cropped."""
+        images = Images(source, max_megapixels=self.max_megapixels)
+        return HeldOutSamples(images, self._prepare, indices=indices)
+
+    def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the held-out images; to predict, all of a source but the scenes'."""
         whole = stage == "predict" and self.source in ("folder", "hub")
         source = self._train if whole else self._held_out
         assert source is not None
-        return HeldOutImages(source, size=self.image_size, max_megapixels=self.max_megapixels)
+        return self.evaluated(source)
 
     def training_size(self) -> int:
         """Return the number of training images."""
         if self._shards is not None:
             return self._shards.rows
         return len(self._train) if self._train is not None else 0
+
+
+class Crops(TrainingSamples):
+    """Crops with their keys alone: in pretraining nothing is asked of an image but its pixels."""
+
+    def view(self, index: int, epoch: int) -> View:
+        found = super().view(index, epoch)
+        return {k: found[k] for k in ("image", "key")} if isinstance(found, dict) else found

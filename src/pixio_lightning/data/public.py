@@ -4,6 +4,7 @@ from pixio_lightning.data.decode import (
     FORMATS,
     BadImage,
     Crop,
+    cut,
     decode_pixels,
     open_picture,
     random_crop,
@@ -26,6 +27,7 @@ from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
     HeldOutSamples,
+    Images,
     RandomKey,
     Sample,
     Samples,
@@ -42,12 +44,12 @@ from pixio_lightning.data.sources import SUFFIXES as IMAGE_SUFFIXES
 from pixio_lightning.data.sources import (
     FolderSource,
     Source,
-    Subset,
     existing_folder,
     held_out,
+    hold_out,
     image_files,
 )
-from pixio_lightning.data.stream import Bad, Loader, Positions, open_image
+from pixio_lightning.data.stream import Bad, Loader, Positions
 
 __all__ = [
     "PairedFiles",
@@ -62,6 +64,7 @@ __all__ = [
     "FolderSource",
     "HeldOutSamples",
     "HubRows",
+    "Images",
     "IMAGE_SUFFIXES",
     "Loader",
     "OTHER_UNIT",
@@ -74,20 +77,20 @@ __all__ = [
     "SceneSamples",
     "Scenes",
     "Source",
-    "Subset",
     "TrainingSamples",
     "View",
     "content",
+    "cut",
     "decode_pixels",
     "digest_of",
     "encode_png",
     "existing_folder",
     "held_out",
+    "hold_out",
     "image_files",
     "known_places",
     "load_or_name",
     "open_columns",
-    "open_image",
     "open_picture",
     "random_crop",
     "read_depth",

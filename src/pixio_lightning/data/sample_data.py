@@ -148,15 +148,15 @@ class SampleData(StreamData):
         """Return the number of training samples."""
         return len(self.samples_of("train"))
 
-    def statistics_dataloader(self, most: int | None = None, *, share: bool = False) -> Loader:
+    def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:
         """Return training samples as they are evaluated, each once.
 
         Args:
-            most: At most so many, evenly spread; None for all.
+            limit: At most so many, evenly spread; None for all.
             share: Whether the processes share them; otherwise each reads all.
         """
         samples = self.samples_of("train")
-        indices = spread(len(samples), most)
+        indices = spread(len(samples), limit)
         return self.evaluation_loader(
             HeldOutSamples(samples, self.prepare, indices=indices), share=share
         )

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.sources import Source
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.keyed import RandomKey, key_of, permuted
 
@@ -27,7 +28,7 @@ View = dict[str, Any] | Bad
 _LONGEST_RUN = 1000
 
 
-class Samples(Protocol):
+class Loaded(Protocol):
     """A numbered list of decoded samples."""
 
     def __len__(self) -> int: ...
@@ -40,9 +41,35 @@ class Samples(Protocol):
         """Return the sample; raises BadImage or OSError where it cannot be used."""
         ...
 
+
+class Samples(Loaded, Protocol):
+    """A numbered list of decoded samples that can tell if it is another one."""
+
     def digest(self) -> str:
         """Return a short hash that changes when any sample does."""
         ...
+
+
+class Images:
+    """The images of a source, each a sample of its own.
+
+    Args:
+        source: Encoded images.
+        max_megapixels: Larger images are bad.
+    """
+
+    def __init__(self, source: Source, *, max_megapixels: float) -> None:
+        self.source, self.max_megapixels = source, max_megapixels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def load(self, index: int) -> Sample:
+        data = self.source.read(index)
+        return {"image": decode_pixels(data, max_megapixels=self.max_megapixels)}
 
 
 def digest_of(*facts: Any) -> str:
@@ -58,11 +85,13 @@ def to_tensors(sample: Sample) -> dict[str, Any]:
         for name, array in sample.items()
         if name != "image"
     }
-    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(sample["image"], -1, -3)))
+    array = sample["image"]
+    axes = (*range(array.ndim - 3), -1, -3, -2)  # np.moveaxis takes as long as a small crop
+    image = torch.from_numpy(np.ascontiguousarray(array.transpose(axes)))
     return {"image": image, "size": tuple(image.shape[-2:])} | tensors
 
 
-def load_or_name(samples: Samples, index: int) -> Sample | Bad:
+def load_or_name(samples: Loaded, index: int) -> Sample | Bad:
     """Return a sample, or its name and why it cannot be used."""
     try:
         return samples.load(index)
@@ -86,7 +115,7 @@ class TrainingSamples(Dataset):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Loaded,
         augment: Callable[[Sample, RandomKey], Sample],
         *,
         seed: int,
@@ -104,8 +133,9 @@ class TrainingSamples(Dataset):
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return the sample's index and its view for a position in the stream."""
-        epoch, offset = divmod(position, len(self.samples))
-        index = permuted(offset, len(self.samples), seed=self.seed, step=epoch)
+        n = len(self.samples)
+        epoch, offset = divmod(position, n)
+        index = permuted(offset, n, seed=self.seed, step=epoch)
         return index, epoch % self.views if self.views else epoch
 
     def load(self, index: int, epoch: int) -> Sample | Bad:
@@ -151,7 +181,7 @@ class HeldOutSamples(Dataset):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Loaded,
         prepare: Callable[[Sample], Sample],
         *,
         indices: list[int] | None = None,
@@ -198,7 +228,7 @@ def _about(view: View, about: dict[str, Any]) -> View:
     return view | about if isinstance(view, dict) else (about["name"], view[1])
 
 
-def spread(total: int, most: int | None) -> list[int]:
-    """Return at most `most` of `total` indices, evenly spread."""
-    count = min(total, most or total)
+def spread(total: int, limit: int | None) -> list[int]:
+    """Return at most `limit` of `total` indices, evenly spread."""
+    count = min(total, limit or total)
     return [i * total // count for i in range(count)]

@@ -41,12 +41,12 @@ def open_regular(path: str | os.PathLike) -> tuple[BinaryIO, int | None]:
     return file, about.st_size if stat.S_ISREG(about.st_mode) else None
 
 
-def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
+def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
     """Return the content of a file.
 
     Args:
         path: The file, or a link to it.
-        most: Its bytes, at most.
+        limit: Its bytes, at most.
 
     Raises:
         UserError: It is a pipe or a device, which would be read for ever; it is larger; or it is
@@ -57,10 +57,10 @@ def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
     with file:
         if size is None:
             raise UserError(f"'{path}' is no regular file; remove it")
-        if size > most:
-            raise UserError(f"'{path}' has {size:,} bytes, but expected at most {most:,}: not read")
+        if size > limit:
+            raise UserError(f"'{path}' has {size:,} bytes; expected at most {limit:,}: not read")
         try:
-            return file.read(most).decode()
+            return file.read(limit).decode()
         except UnicodeDecodeError:
             raise UserError(f"'{path}' is no text in UTF-8, so it is damaged") from None
 

@@ -96,7 +96,7 @@ def _colmap_cameras(path: Path) -> Iterator[tuple[str, tuple[NDArray[np.float64]
 def _content_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield lines with their numbers, without comments and what stands before the first line."""
     try:
-        lines = read_text(path, most=1 << 31).splitlines()
+        lines = read_text(path, limit=1 << 31).splitlines()
     except OSError as error:
         raise UserError(f"'{path}' cannot be read as text: {error}") from None
     begun = False

@@ -63,7 +63,7 @@ def wai(root: Path) -> Found:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(read_text(path, most=1 << 30))
+        content = parse_json(read_text(path, limit=1 << 30))
     except (ValueError, OSError) as error:
         raise UserError(f"'{path}' is not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
