@@ -46,7 +46,7 @@ class ReconstructionData(SampleData):
     Folders are read as follows; each holds `train/` and `val/` with scenes, or scenes of which a
     share is held out, or is a single scene, of which the last frames are.
 
-    - `folder`: `transforms.json` of Nerfstudio with `depth_file_path`, or COLMAP text in
+    - `folder`: `transforms.json` of Nerfstudio with `depth_file_path`, or COLMAP in
       `sparse/0/` with `images/` and `depth/` of the same names (16-bit PNG, npy, EXR, PFM).
     - `wai`: the layout of MapAnything, `scene_meta.json`; scenes may lie in a folder for each data
       set they are of, whose name says whether it is metric and synthetic, where it is known.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pixio_heads.reconstruction.views.colmap import binary, colmap, undistort_first
+from pixio_heads.reconstruction.views.colmap import colmap, undistort_first
 from pixio_heads.reconstruction.views.frames import (
     FileScene,
     Found,
@@ -171,10 +171,10 @@ _READERS: dict[str, tuple[tuple[tuple[str, Reader], ...], str]] = {
             ("transforms.json", nerfstudio),
             ("sparse/0/cameras.txt", colmap),
             ("sparse/cameras.txt", colmap),
-            ("sparse/0/cameras.bin", binary),
-            ("sparse/cameras.bin", binary),
+            ("sparse/0/cameras.bin", colmap),
+            ("sparse/cameras.bin", colmap),
         ),
-        "transforms.json (Nerfstudio), or sparse/0/cameras.txt (COLMAP as text)",
+        "transforms.json (Nerfstudio), or sparse/0/cameras.bin or .txt (COLMAP)",
     ),
     "wai": ((("scene_meta.json", wai),), "scene_meta.json"),
     "blendedmvs": ((("cams", blendedmvs),), "cams/, blended_images/ and rendered_depth_maps/"),
