@@ -27,20 +27,12 @@ GROUPS: dict[str, type] = {
     "preemption": Preemption,
 }
 
-# Lines that frame a message, or state a value that the innermost line states better.
-_FRAME = re.compile(
-    r"^(Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|$)"
-)
-_KEY = re.compile(r"^Parser key \"(?P<key>[^\"]+)\":?\s*(?P<rest>.*)")
-_CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':?$")
-_OPTION = re.compile(r"^(Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'")
-_UNKNOWN = re.compile(r"^unrecognized arguments: (?P<words>.+)")
-_IMPORT = re.compile(r"^Expected a dot import path string: (?P<name>\S+)")
+# The begin of a line of a message, and lines that frame it or say what the innermost says better.
+_LINE = r"(?m)^ *+(?:- )?+(?:Parser key \"[^\"]+\":? *)?+"
+_FRAME = r"(?!Problem with|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'None)"
 # Parts of the trainer that are classes, found by short names.
 _BASES: dict[str, type] = {"trainer.callbacks": L.Callback, "trainer.logger": Logger}
 _CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
-_REQUIRED = re.compile(r"^the following arguments are required: (?P<names>.+)")
-_EXPECTED = re.compile(r"^Expected an? (?P<type>.+?)(\. Got value: (?P<value>.*))?$")
 
 
 def explain(message: str, top: Iterable[str]) -> str:
@@ -50,46 +42,33 @@ def explain(message: str, top: Iterable[str]) -> str:
         message: What jsonargparse says.
         top: The top-level keys of a recipe.
     """
-    keys: list[str] = []
-    context: type | None = None
-    found: list[str] = []
-    alternatives: int | None = None
-    for full_line in message.splitlines():
-        indent = len(full_line) - len(full_line.lstrip())
-        line = full_line.strip().removeprefix("- ")
-        if match := _KEY.match(line):
-            keys.append(match["key"])
-            line = match["rest"]
-        if match := _CLASS.match(line):
-            if indent == alternatives:  # other types were tried too; the first is the best fit
-                break
-            alternatives = indent if alternatives is None else alternatives
-            context = class_of(match["path"])
-        elif not _FRAME.match(line):
-            found.append(line)
-    prefix = ".".join(keys)
-    for line in found:
-        if match := _OPTION.match(line):
-            *groups, name = match["name"].split(".")
-            groups = [part for part in (prefix, match["group"], *groups) if part]
-            return _no_key(".".join(groups), name, context, top)
-        if match := _REQUIRED.match(line):
-            names = [f"{prefix}.{name}".strip(".") for name in match["names"].split(", ")]
-            return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
-        if match := _UNKNOWN.match(line):
-            word = match["words"].split()[0].lstrip("-").partition("=")[0]
-            *groups, name = word.split(".")
-            return _no_key(".".join([*keys, *groups]), name, context, top)
-        if match := _IMPORT.match(line):
-            return _no_class(prefix, match["name"])
-    expected = [m for m in map(_EXPECTED.match, found) if m]
-    if expected:
-        value = next((m["value"] for m in expected if m["value"]), None) or _given(message)
-        types = ", or ".join(dict.fromkeys(_readable(m["type"]) for m in expected))
+    # Where several types were tried, the first class fits best.
+    first = re.match(r"(?s).*?\n( *)- Problem with given class_path.*?(?=\n\1- |\Z)", message)
+    text = first[0] if first else message
+    prefix = ".".join(re.findall(r'(?m)^[ -]*Parser key "([^"]+)"', text))
+    classes = re.findall(r"(?m)Problem with given class_path '([^']+)':?$", text)
+    context = class_of(classes[-1]) if classes else None
+    if match := re.search(
+        rf"{_LINE}(?:(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'"
+        r"|unrecognized arguments: -*(?P<word>[^\s=]+))",
+        text,
+    ):
+        *groups, name = (match["option"] or match["word"]).split(".")
+        groups = [part for part in (prefix, match["group"], *groups) if part]
+        return _no_key(".".join(groups), name, context, top)
+    if match := re.search(rf"{_LINE}the following arguments are required: (.+)", text):
+        names = [f"{prefix}.{name}".strip(".") for name in match[1].split(", ")]
+        return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
+    if match := re.search(rf"{_LINE}Expected a dot import path string: (\S+)", text):
+        return _no_class(prefix, match[1])
+    if expected := re.findall(rf"{_LINE}{_FRAME}Expected an? (.+?)(?:\. Got value: (.*))?$", text):
+        value = next((value for _, value in expected if value), None) or _given(message)
+        types = ", or ".join(dict.fromkeys(_readable(kind) for kind, _ in expected))
         options = re.findall(r"'([^']+)'", types)
         return f"{prefix} is {value!r}, but expected {types}{nearest(str(value), options)}"
-    text = " ".join((found or [message])[0].split())
-    return f"{prefix}: {text}" if prefix else text
+    line = re.search(rf"{_LINE}{_FRAME}(\S.*)", text)
+    reason = " ".join((line[1] if line else message).split())
+    return f"{prefix}: {reason}" if prefix else reason
 
 
 def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:

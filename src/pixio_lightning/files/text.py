@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,8 +97,13 @@ def parse_yaml(text: str) -> Any:
     return content
 
 
-def unfolded(content: Any) -> Iterator[Any]:
-    """Yield all values of plain data; what stands in several places comes as many times."""
+def unfolded(content: Any, *, inside: Callable[[Any], list[Any]] | None = None) -> Iterator[Any]:
+    """Yield all values of plain data; what stands in several places comes as many times.
+
+    Args:
+        content: The data.
+        inside: Returns what is to be looked at besides, for any value.
+    """
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -107,3 +112,5 @@ def unfolded(content: Any) -> Iterator[Any]:
             waiting += [*value, *value.values()]
         elif isinstance(value, list | tuple | set):
             waiting += value
+        if inside is not None:
+            waiting += inside(value)
