@@ -24,6 +24,7 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from pixio_lightning.data.decode import decode_pixels, random_crop, to_tensor
+from pixio_lightning.keyed import RandomKey
 
 WIDTH, HEIGHT, SIZE = 640, 480, 256
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -61,7 +62,7 @@ def our_chain(encoded: bytes) -> torch.Tensor:
     pixels = decode_pixels(encoded, max_megapixels=64)
     height, width = pixels.shape[:2]
     key = len(encoded)  # any number: what is measured is the cost of drawing by it
-    crop = random_crop(width, height, key=key, seed=0, epoch=0, scale=SCALE, ratio=RATIO)
+    crop = random_crop(width, height, RandomKey(key, 0, 0), scale=SCALE, ratio=RATIO)
     return to_tensor(pixels, crop, SIZE)
 
 

@@ -20,6 +20,7 @@ from pixio_lightning.data.decode import (
     random_crop,
     to_tensor,
 )
+from pixio_lightning.keyed import RandomKey
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
@@ -196,7 +197,7 @@ def test_broken_metadata_does_not_cost_the_image() -> None:
 
 
 def crop(width: int, height: int, key: int, *, seed: int = 0, epoch: int = 0) -> Crop:
-    return random_crop(width, height, key=key, seed=seed, epoch=epoch, scale=SCALE, ratio=RATIO)
+    return random_crop(width, height, RandomKey(key, seed, epoch), scale=SCALE, ratio=RATIO)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (900, 300)])

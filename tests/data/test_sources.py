@@ -63,7 +63,7 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
     for name in (b"caf\xe9.png", b"caf\xea.png", "日本.png".encode()):
         paint(tmp_path / "x.png").rename(tmp_path / os.fsdecode(name))
     source = FolderSource(tmp_path)
-    train, held_out = hold_out(source, most=1)
+    train, held_out = hold_out(source, limit=1)
     assert len(train) == 2 and held_out.read(0)
 
 
@@ -233,18 +233,18 @@ class Names:
         return self.names[index][0]
 
 
-def split(names: list[str], most: int) -> tuple[list[str], list[str]]:
-    parts = hold_out(Names(names), most=most)
+def split(names: list[str], limit: int) -> tuple[list[str], list[str]]:
+    parts = hold_out(Names(names), limit=limit)
     return tuple([part.name(i) for i in range(len(part))] for part in parts)  # type: ignore
 
 
-@pytest.mark.parametrize(("n", "most", "count"), [(2, 9, 1), (9, 9, 1), (50, 9, 5), (500, 9, 9)])
-def test_a_tenth_is_held_out(n: int, most: int, count: int) -> None:
+@pytest.mark.parametrize(("n", "limit", "count"), [(2, 9, 1), (9, 9, 1), (50, 9, 5), (500, 9, 9)])
+def test_a_tenth_is_held_out(n: int, limit: int, count: int) -> None:
     names = [f"{i:04d}" for i in range(n)]
-    train, held_out = split(names, most)
+    train, held_out = split(names, limit)
     assert sorted(train + held_out) == names and len(held_out) == count
     # By name alone: no other order or machine holds out others.
-    assert set(split(names[::-1], most)[1]) == set(held_out)
+    assert set(split(names[::-1], limit)[1]) == set(held_out)
 
 
 def test_files_that_are_added_put_none_of_the_old_into_the_held_out_set() -> None:
@@ -255,7 +255,7 @@ def test_files_that_are_added_put_none_of_the_old_into_the_held_out_set() -> Non
 
 
 def test_one_image_cannot_be_split() -> None:
-    assert "too few" in refusal(hold_out, Names(["a"]), most=5)
+    assert "too few" in refusal(hold_out, Names(["a"]), limit=5)
 
 
 def test_a_subset_keeps_names_contents_and_classes() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.samples import TrainingSamples
 from pixio_lightning.data.stream import (
     Bad,
     EvenShare,
-    HeldOutImages,
     Loader,
     Positions,
     StepLoader,
-    TrainingImages,
     collate,
 )
 from pixio_lightning.data.workers import start_worker
@@ -57,10 +58,16 @@ class Painted:
         return None
 
 
-def training(source: Painted, seed: int = 0) -> TrainingImages:
-    return TrainingImages(
-        source, size=16, scale=(0.2, 1.0), ratio=(0.75, 4 / 3), max_megapixels=64, seed=seed
-    )
+class PaintedPixels(Pixels):
+    """Pretraining on such pictures, as on those of a folder."""
+
+    def __init__(self, source: Painted, **arguments: Any) -> None:
+        super().__init__("folder", "none", **arguments)
+        self._train = source
+
+
+def training(source: Painted, seed: int = 0) -> TrainingSamples:
+    return PaintedPixels(source, image_size=16, seed=seed).training_set()
 
 
 def loader(source: Painted, *, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
@@ -232,14 +239,14 @@ def test_processes_share_evenly(n: int, world: int) -> None:
     assert all(len(list(share)) == len(share) for share in shares)
 
 
-def test_held_out_images_are_centred_and_bad_ones_weigh_nothing() -> None:
+def test_held_out_images_are_centred_and_others_weigh_nothing_in_place_of_bad_ones() -> None:
     source = Painted(3, bad=(1,))
-    images = HeldOutImages(source, size=24, max_megapixels=64)
+    images = PaintedPixels(source, image_size=24).evaluated(source)
     batch = collate([images[i] for i in (0, 1, 2, -1)])
     assert batch["weight"].tolist() == [1, 0, 1, 0]
     assert batch["bad"] == [("picture-1", "not a JPEG, PNG or WebP image")]
-    assert batch["name"][:3] == [f"picture-{i}" for i in range(3)]
-    assert batch["key"][:3].tolist() == [key_of(name) for name in batch["name"][:3]]
+    assert batch["name"] == [f"picture-{i}" for i in (0, 2, 2, 0)]
+    assert batch["key"].tolist() == [key_of(name) for name in batch["name"]]
     for i in (0, 2):
         pixels = np.asarray(Image.open(io.BytesIO(source.read(i))))
         assert np.array_equal(batch["image"][i].permute(1, 2, 0), pixels[:, 4:28])
@@ -248,7 +255,7 @@ def test_held_out_images_are_centred_and_bad_ones_weigh_nothing() -> None:
 def test_what_a_loader_reports() -> None:
     reports: list[tuple[list[Bad], int]] = []
     report: Callable[[list[Bad], int], None] = lambda bad, seen: reports.append((bad, seen))  # noqa: E731
-    images = HeldOutImages(Painted(5, bad=(4,)), size=16, max_megapixels=64)
+    images = PaintedPixels(Painted(5, bad=(4,)), image_size=16).evaluation_set("predict")
     batches = list(Loader(DataLoader(images, batch_size=3, collate_fn=collate), report))
-    assert [set(batch) for batch in batches] == [{"image", "key", "weight", "name"}] * 2
+    assert [set(batch) for batch in batches] == [{"image", "size", "key", "weight", "name"}] * 2
     assert reports == [([], 3), ([("picture-4", "not a JPEG, PNG or WebP image")], 2)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,11 +14,10 @@ from pixio_lightning.data import (
     Sample,
     SampleData,
     Samples,
-    Scenes,
+    cut,
     existing_folder,
     open_columns,
     random_crop,
-    to_tensor,
 )
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import Purpose
@@ -44,16 +43,6 @@ class ClassificationData(SampleData):
             sees.
         crop_ratio: Range of its width over its height.
         flip: Whether training images are mirrored at random.
-        max_megapixels: Larger images count as bad and are not decoded.
-        batch_size: Images per process and step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Training batches between two validations.
-        val_images: Validation images, at most; None takes all.
-        val_batch_size: Images per process and evaluation step; None takes `batch_size`.
-        views: Number of fixed training views of each image; None draws new ones in every pass.
-        max_bad: Stop when more than this share of the images is unusable; None never stops.
-        seed: Seed of order, crops and flips.
-        scenes: How many scenes and views.
 
     Raises:
         UserError: A key does not fit the source.
@@ -76,29 +65,9 @@ class ClassificationData(SampleData):
         crop_scale: tuple[float, float] | None = (0.08, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
-        max_megapixels: float = 64.0,
-        batch_size: int = 32,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
-        val_images: int | None = None,
-        val_batch_size: int | None = None,
-        views: int | None = None,
-        max_bad: float | None = None,
-        seed: int = 0,
-        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        **loading: Any,
     ) -> None:
-        super().__init__(
-            source,
-            path,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            val_images=val_images,
-            val_batch_size=val_batch_size,
-            views=views,
-            max_bad=max_bad,
-            seed=seed,
-        )
+        super().__init__(source, path, **loading)
         if target not in get_args(Target):
             known = ", ".join(get_args(Target))
             raise UserError(
@@ -113,9 +82,9 @@ class ClassificationData(SampleData):
             )
         self.target, self.split, self.val_split = target, split, val_split
         self.image_column, self.label_column = image_column, label_column
-        self.image_size = min(image_size, scenes.size) if source == "scenes" else image_size
+        self.image_size = min(image_size, self.scenes.size) if source == "scenes" else image_size
         self.crop_pct, self.crop_scale, self.crop_ratio = crop_pct, crop_scale, crop_ratio
-        self.flip, self.max_megapixels, self.scenes = flip, max_megapixels, scenes
+        self.flip = flip
         self._classes: tuple[list[str], bool] | None = None
 
     # --- what heads ask -----------------------------------------------------------------------
@@ -192,7 +161,8 @@ class ClassificationData(SampleData):
 
     def prepare(self, sample: Sample) -> Sample:
         """Return the centre of the image: what a resize of its short side and a crop leave."""
-        return sample | {"image": self._cut(sample["image"], self._centre(sample["image"]))}
+        image = sample["image"]
+        return sample | {"image": cut(image, self._centre(image), self.image_size)}
 
     def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a random resized crop, mirrored half of the time."""
@@ -200,16 +170,9 @@ class ClassificationData(SampleData):
         height, width = image.shape[:2]
         crop = self._centre(image)
         if self.crop_scale is not None:
-            crop = random_crop(
-                width,
-                height,
-                key=random_key.key,
-                seed=random_key.seed,
-                epoch=random_key.step,
-                scale=self.crop_scale,
-                ratio=self.crop_ratio,
-            )
-        view = self._cut(image, crop)
+            scale, ratio = self.crop_scale, self.crop_ratio
+            crop = random_crop(width, height, random_key, scale=scale, ratio=ratio)
+        view = cut(image, crop, self.image_size)
         if self.flip and random_key.uniform(1, Purpose.FLIP)[0] < 0.5:
             view = view[:, ::-1]
         return sample | {"image": view}
@@ -218,6 +181,3 @@ class ClassificationData(SampleData):
         height, width = image.shape[:2]
         side = max(1, round(min(height, width) * self.crop_pct))
         return Crop((width - side) // 2, (height - side) // 2, side, side)
-
-    def _cut(self, image: np.ndarray, crop: Crop) -> np.ndarray:
-        return to_tensor(image, crop, self.image_size).permute(1, 2, 0).numpy()

@@ -17,18 +17,17 @@ from pixio_lightning.data import (
     BadImage,
     FolderSource,
     HubRows,
+    Images,
     Sample,
     Scenes,
     SceneSamples,
     Source,
-    Subset,
     content,
     decode_pixels,
     digest_of,
-    held_out,
+    hold_out,
     known_places,
     open_columns,
-    open_image,
     rows_digest,
 )
 from pixio_lightning.errors import UserError
@@ -73,9 +72,7 @@ def open_folder(root: Path, split: str, classes: Sequence[str], *, max_megapixel
             _check_classes(found, classes)
             return FolderSamples(found, FolderSource(found), classes, max_megapixels=max_megapixels)
         root = root / "train"
-    source = FolderSource(root)
-    parts = held_out(range(len(source)), source.name)
-    kept = Subset(source, parts[0 if split == "train" else 1])
+    kept = hold_out(FolderSource(root))[0 if split == "train" else 1]
     return FolderSamples(root, kept, classes, max_megapixels=max_megapixels)
 
 
@@ -94,7 +91,7 @@ def _check_classes(folder: Path, classes: Sequence[str]) -> None:
         )
 
 
-class FolderSamples:
+class FolderSamples(Images):
     """Images of a folder; the outermost folder of an image is its class.
 
     Args:
@@ -107,19 +104,13 @@ class FolderSamples:
     def __init__(
         self, root: Path, source: Source, classes: Sequence[str] | None, *, max_megapixels: float
     ) -> None:
-        self.root, self.source, self.max_megapixels = root, source, max_megapixels
+        super().__init__(source, max_megapixels=max_megapixels)
+        self.root = root
         self.numbers = None if classes is None else {name: i for i, name in enumerate(classes)}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
 
     def load(self, index: int) -> Sample:
         target = {} if self.numbers is None else {"target": self._target(self.name(index))}
-        image = open_image(self.source, index, max_megapixels=self.max_megapixels)
-        return {"image": image} | target
+        return super().load(index) | target
 
     def _target(self, name: str) -> np.ndarray:
         assert self.numbers is not None

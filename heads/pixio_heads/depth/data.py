@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pixio_heads.depth import benchmark_layouts, layouts, synthetic_layouts
 from pixio_heads.depth.benchmark_layouts import MogeSamples
@@ -20,7 +20,6 @@ from pixio_lightning.data import (
     Sample,
     SampleData,
     Samples,
-    Scenes,
     SceneSamples,
     existing_folder,
     held_out,
@@ -58,16 +57,8 @@ class DepthData(SampleData):
         max_depth: Greatest valid depth in metres; heads scale their output by it.
         kb_crop: Whether KITTI is cut to its benchmark crop, 352x1216, before anything else.
         domain: Part of DIODE, `indoor` or `outdoor`; None for both.
-        max_megapixels: Larger images count as bad and are not decoded.
         batch_size: Images per process and step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Training batches between two validations.
-        val_images: Validation images, at most; None takes all.
         val_batch_size: Images per process and evaluation step; they must be of one size.
-        views: Number of fixed training views of each image; None draws new ones in every pass.
-        max_bad: Stop when more than this share of the images is unusable; None never stops.
-        seed: Seed of order, crops and flips.
-        scenes: How many scenes and views.
 
     Raises:
         UserError: A key does not fit the source.
@@ -92,28 +83,12 @@ class DepthData(SampleData):
         max_depth: float = 10.0,
         kb_crop: bool = False,
         domain: Literal["indoor", "outdoor"] | None = None,
-        max_megapixels: float = 64.0,
         batch_size: int = 4,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
-        val_images: int | None = None,
         val_batch_size: int = 1,
-        views: int | None = None,
-        max_bad: float | None = None,
-        seed: int = 0,
-        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        **loading: Any,
     ) -> None:
         super().__init__(
-            source,
-            path,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            val_images=val_images,
-            val_batch_size=val_batch_size,
-            views=views,
-            max_bad=max_bad,
-            seed=seed,
+            source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
         fixed = _LAYOUTS[source].scale if source in _LAYOUTS else None
         if fixed and depth_scale not in (None, fixed):
@@ -136,12 +111,11 @@ class DepthData(SampleData):
                 "cropped out of it"
             )
         self.image_size, self.short_side, self.flip = image_size, short_side, flip
-        self.kb_crop, self.domain, self.scenes = kb_crop, domain, scenes
+        self.kb_crop, self.domain = kb_crop, domain
         if source == "scenes":
-            self.image_size = image_size and min(image_size, scenes.size)
+            self.image_size = image_size and min(image_size, self.scenes.size)
             self.short_side = None
         self.min_depth, self.max_depth = min_depth, max_depth
-        self.max_megapixels = max_megapixels
 
     # --- files --------------------------------------------------------------------------------
 

@@ -43,15 +43,8 @@ class OrdinalData(SampleData):
         source: `scenes`, whose pairs are drawn from their depth, or `da2k`.
         path: DA-2K's zip as it is, or its unpacked folder.
         pairs: Pairs of each view of the scenes.
-        max_megapixels: Larger images count as bad and are not decoded.
         batch_size: Images per process and step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Training batches between two validations.
-        val_images: Validation images, at most; None takes all.
         val_batch_size: Images per process and evaluation step; those of DA-2K differ in size.
-        max_bad: Stop when more than this share of the images is unusable; None never stops.
-        seed: Seed of the order.
-        scenes: How many scenes and views.
 
     Raises:
         UserError: A key does not fit the source.
@@ -65,31 +58,17 @@ class OrdinalData(SampleData):
         path: str | None = None,
         *,
         pairs: int = 4,
-        max_megapixels: float = 64.0,
         batch_size: int = 4,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
-        val_images: int | None = None,
         val_batch_size: int = 1,
-        max_bad: float | None = None,
-        seed: int = 0,
-        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        **loading: Any,
     ) -> None:
         super().__init__(
-            source,
-            path,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            val_images=val_images,
-            val_batch_size=val_batch_size,
-            max_bad=max_bad,
-            seed=seed,
+            source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
         if pairs < 1:
             raise UserError(f"data.pairs is {pairs}, but expected at least 1")
-        self.pairs, self.max_megapixels, self.scenes = pairs, max_megapixels, scenes
-        self.kinds = KINDS if source == "da2k" else tuple(known_places(scenes.places))
+        self.pairs = pairs
+        self.kinds = KINDS if source == "da2k" else tuple(known_places(self.scenes.places))
 
     def open(self, split: str) -> Samples:
         """Return the samples of a split."""

@@ -211,5 +211,5 @@ class PolicyData(SampleData):
             return cortexbench.read(file, limit=self.demonstrations, trusted=self.trust_pickle)
         from pixio_heads.policy import lerobot
 
-        folder = existing_folder(self.path or "")
+        folder = existing_folder(self.path or "", key="data.path")
         return lerobot.read(folder, limit=self.demonstrations)

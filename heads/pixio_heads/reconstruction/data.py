@@ -46,7 +46,7 @@ class ReconstructionData(SampleData):
     Folders are read as follows; each holds `train/` and `val/` with scenes, or scenes of which a
     share is held out, or is a single scene, of which the last frames are.
 
-    - `folder`: `transforms.json` of Nerfstudio with `depth_file_path`, or COLMAP text in
+    - `folder`: `transforms.json` of Nerfstudio with `depth_file_path`, or COLMAP in
       `sparse/0/` with `images/` and `depth/` of the same names (16-bit PNG, npy, EXR, PFM).
     - `wai`: the layout of MapAnything, `scene_meta.json`; scenes may lie in a folder for each data
       set they are of, whose name says whether it is metric and synthetic, where it is known.
@@ -78,17 +78,10 @@ class ReconstructionData(SampleData):
         mirror: Whether half of the training sets are seen in a mirror.
         predict_views: Views of pictures or a video to predict from, at most; None takes all.
         every: Seconds between the frames that are taken of a video.
-        max_megapixels: Larger images count as bad and are not decoded.
         batch_size: Sets of `min_views` per process and step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Training batches between two validations.
-        val_images: Validation sets, at most; None takes all.
         val_batch_size: Sets per process and evaluation step.
         views: Number of fixed training sets for each one of a pass, for the cache of features; None
             draws new ones in every pass.
-        max_bad: Stop when more than this share of the sets is unusable; None never stops.
-        seed: Seed of sets, order and colours.
-        scenes: How many scenes and views.
 
     Raises:
         UserError: A key does not fit the source.
@@ -117,38 +110,28 @@ class ReconstructionData(SampleData):
         mirror: bool = False,
         predict_views: int | None = None,
         every: float = 1.0,
-        max_megapixels: float = 64.0,
         batch_size: int = 4,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
-        val_images: int | None = None,
         val_batch_size: int = 1,
         views: int | None = None,
-        max_bad: float | None = None,
-        seed: int = 0,
-        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        **loading: Any,
     ) -> None:
         super().__init__(
             source,
             path,
             batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            val_images=val_images,
             val_batch_size=val_batch_size,
             views=views,
-            max_bad=max_bad,
-            seed=seed,
+            **loading,
         )
         sizes = [image_size] if isinstance(image_size, tuple) else image_size
         if source == "scenes":
-            sizes = [_within(size, scenes.size) for size in sizes]
+            sizes = [_within(size, self.scenes.size) for size in sizes]
         self.sizes = [(height, width) for height, width in sizes]
         self.min_views, self.max_views, self.val_views = min_views, max_views, val_views
         self.sets_per_scene, self.covisibility, self.hold_out = (
             sets_per_scene, covisibility, hold_out,
         )  # fmt: skip
-        self.depth_scale, self.colour, self.scenes = depth_scale, colour, scenes
+        self.depth_scale, self.colour = depth_scale, colour
         known = _KNOWN.get(source, (None, None))
         self.metric = metric if known[0] is None else known[0]
         self.synthetic = synthetic if known[1] is None else known[1]
@@ -156,7 +139,6 @@ class ReconstructionData(SampleData):
         self.augments = source != "scenes" if augment is None else augment
         self.mirror = mirror
         self.predict_views, self.every = predict_views, every
-        self.max_megapixels = max_megapixels
         self._refuse(given={"metric": metric, "synthetic": synthetic}, known=known)
 
     def _refuse(self, *, given: dict[str, bool | None], known: tuple[bool | None, ...]) -> None:
@@ -289,10 +271,10 @@ class ReconstructionData(SampleData):
             self._measure(stage, held_out.indices)
         return held_out
 
-    def statistics_dataloader(self, most: int | None = None, *, share: bool = False) -> Loader:
+    def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:
         """Return training sets as they are evaluated, each once."""
-        self._measure("train", spread(len(self.samples_of("train")), most))
-        return super().statistics_dataloader(most, share=share)
+        self._measure("train", spread(len(self.samples_of("train")), limit))
+        return super().statistics_dataloader(limit, share=share)
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation sets for pictures, as batches of one."""

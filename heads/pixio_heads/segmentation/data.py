@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from pixio_lightning.data import (
     Sample,
     SampleData,
     Samples,
-    Scenes,
     existing_folder,
     held_out,
     image_files,
@@ -55,16 +54,8 @@ class SegmentationData(SampleData):
             cropped to their own size, if that is smaller.
         scale: Range of the random factor on the size of an image before it is cropped.
         flip: Whether training images are mirrored at random.
-        max_megapixels: Larger images count as bad and are not decoded.
         batch_size: Images per process and step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Training batches between two validations.
-        val_images: Validation images, at most; None takes all.
         val_batch_size: Images per process and evaluation step; they must be of one size.
-        views: Number of fixed training views of each image; None draws new ones in every pass.
-        max_bad: Stop when more than this share of the images is unusable; None never stops.
-        seed: Seed of order, sizes, crops and flips.
-        scenes: How many scenes and views.
 
     Raises:
         UserError: A key does not fit the source.
@@ -87,28 +78,12 @@ class SegmentationData(SampleData):
         image_size: int | None = 256,
         scale: tuple[float, float] = (0.5, 2.0),
         flip: bool = True,
-        max_megapixels: float = 64.0,
         batch_size: int = 16,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
-        val_images: int | None = None,
         val_batch_size: int = 1,
-        views: int | None = None,
-        max_bad: float | None = None,
-        seed: int = 0,
-        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        **loading: Any,
     ) -> None:
         super().__init__(
-            source,
-            path,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            val_images=val_images,
-            val_batch_size=val_batch_size,
-            views=views,
-            max_bad=max_bad,
-            seed=seed,
+            source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}, but expected 0 < least <= greatest")
@@ -119,10 +94,9 @@ class SegmentationData(SampleData):
         if source == "voc" and label_shift == -1:
             raise UserError("data.label_shift is -1, but voc stores classes from 0; leave it out")
         self.label_shift = _SHIFTS.get(source, 0) if label_shift is None else label_shift
-        self.image_size, self.scale, self.flip, self.scenes = image_size, scale, flip, scenes
+        self.image_size, self.scale, self.flip = image_size, scale, flip
         if source == "scenes" and image_size is not None:
-            self.image_size = min(image_size, scenes.size)
-        self.max_megapixels = max_megapixels
+            self.image_size = min(image_size, self.scenes.size)
 
     @property
     def num_classes(self) -> int:

@@ -7,7 +7,8 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,12 @@ GROUPS: dict[str, type] = {
     "preemption": Preemption,
 }
 
-# Lines that frame a message, or state a value that the innermost line states better.
-_FRAME = re.compile(
-    r"^(Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|$)"
-)
-_KEY = re.compile(r"^Parser key \"(?P<key>[^\"]+)\":?\s*(?P<rest>.*)")
-_CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':?$")
-_OPTION = re.compile(r"^(Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'")
-_UNKNOWN = re.compile(r"^unrecognized arguments: (?P<words>.+)")
-_IMPORT = re.compile(r"^Expected a dot import path string: (?P<name>\S+)")
+# The begin of a line of a message, and lines that frame it or say what the innermost says better.
+_LINE = r"(?m)^ *+(?:- )?+(?:Parser key \"[^\"]+\":? *)?+"
+_FRAME = r"(?!Problem with|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'None)"
 # Parts of the trainer that are classes, found by short names.
 _BASES: dict[str, type] = {"trainer.callbacks": L.Callback, "trainer.logger": Logger}
 _CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
-_REQUIRED = re.compile(r"^the following arguments are required: (?P<names>.+)")
-_EXPECTED = re.compile(r"^Expected an? (?P<type>.+?)(\. Got value: (?P<value>.*))?$")
 
 
 def explain(message: str, top: Iterable[str]) -> str:
@@ -49,46 +42,33 @@ def explain(message: str, top: Iterable[str]) -> str:
         message: What jsonargparse says.
         top: The top-level keys of a recipe.
     """
-    keys: list[str] = []
-    context: type | None = None
-    found: list[str] = []
-    alternatives: int | None = None
-    for full_line in message.splitlines():
-        indent = len(full_line) - len(full_line.lstrip())
-        line = full_line.strip().removeprefix("- ")
-        if match := _KEY.match(line):
-            keys.append(match["key"])
-            line = match["rest"]
-        if match := _CLASS.match(line):
-            if indent == alternatives:  # other types were tried too; the first is the best fit
-                break
-            alternatives = indent if alternatives is None else alternatives
-            context = class_of(match["path"])
-        elif not _FRAME.match(line):
-            found.append(line)
-    prefix = ".".join(keys)
-    for line in found:
-        if match := _OPTION.match(line):
-            *groups, name = match["name"].split(".")
-            groups = [part for part in (prefix, match["group"], *groups) if part]
-            return _no_key(".".join(groups), name, context, top)
-        if match := _REQUIRED.match(line):
-            names = [f"{prefix}.{name}".strip(".") for name in match["names"].split(", ")]
-            return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
-        if match := _UNKNOWN.match(line):
-            word = match["words"].split()[0].lstrip("-").partition("=")[0]
-            *groups, name = word.split(".")
-            return _no_key(".".join([*keys, *groups]), name, context, top)
-        if match := _IMPORT.match(line):
-            return _no_class(prefix, match["name"])
-    expected = [m for m in map(_EXPECTED.match, found) if m]
-    if expected:
-        value = next((m["value"] for m in expected if m["value"]), None) or _given(message)
-        types = ", or ".join(dict.fromkeys(_readable(m["type"]) for m in expected))
+    # Where several types were tried, the first class fits best.
+    first = re.match(r"(?s).*?\n( *)- Problem with given class_path.*?(?=\n\1- |\Z)", message)
+    text = first[0] if first else message
+    prefix = ".".join(re.findall(r'(?m)^[ -]*Parser key "([^"]+)"', text))
+    classes = re.findall(r"(?m)Problem with given class_path '([^']+)':?$", text)
+    context = class_of(classes[-1]) if classes else None
+    if match := re.search(
+        rf"{_LINE}(?:(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'"
+        r"|unrecognized arguments: -*(?P<word>[^\s=]+))",
+        text,
+    ):
+        *groups, name = (match["option"] or match["word"]).split(".")
+        groups = [part for part in (prefix, match["group"], *groups) if part]
+        return _no_key(".".join(groups), name, context, top)
+    if match := re.search(rf"{_LINE}the following arguments are required: (.+)", text):
+        names = [f"{prefix}.{name}".strip(".") for name in match[1].split(", ")]
+        return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
+    if match := re.search(rf"{_LINE}Expected a dot import path string: (\S+)", text):
+        return _no_class(prefix, match[1])
+    if expected := re.findall(rf"{_LINE}{_FRAME}Expected an? (.+?)(?:\. Got value: (.*))?$", text):
+        value = next((value for _, value in expected if value), None) or _given(message)
+        types = ", or ".join(dict.fromkeys(_readable(kind) for kind, _ in expected))
         options = re.findall(r"'([^']+)'", types)
         return f"{prefix} is {value!r}, but expected {types}{nearest(str(value), options)}"
-    text = " ".join((found or [message])[0].split())
-    return f"{prefix}: {text}" if prefix else text
+    line = re.search(rf"{_LINE}{_FRAME}(\S.*)", text)
+    reason = " ".join((line[1] if line else message).split())
+    return f"{prefix}: {reason}" if prefix else reason
 
 
 def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
@@ -102,10 +82,10 @@ def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
     Raises:
         UserError: A value does not fit.
     """
-    try:
-        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except NameError:  # of a plug-in, meant for type checkers alone
-        return
+    hints: dict[str, Any] = {}
+    for base in _passed_on(cls):
+        with suppress(NameError):  # of a plug-in, meant for type checkers alone
+            hints = typing.get_type_hints(base.__init__) | hints
     for name, value in values.items():
         hint, key = hints.get(name), f"{prefix}.{name}"
         if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hint is Backbone):
@@ -194,8 +174,20 @@ def _keys(prefix: str, context: type | None, top: Iterable[str]) -> set[str]:
 
 
 def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {name: parameters[name] for name in parameters if name != "self"}
+    """List what a class takes, and what its bases do of what it passes on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in _passed_on(cls):
+        found = {**inspect.signature(base.__init__).parameters} | found
+    return {name: p for name, p in found.items() if name != "self" and p.kind != p.VAR_KEYWORD}
+
+
+def _passed_on(cls: type) -> Iterator[Any]:
+    """Yield a class and its bases, as far as keyword arguments are passed on."""
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            yield base
+            if all(p.kind != p.VAR_KEYWORD for p in inspect.signature(base).parameters.values()):
+                return
 
 
 def class_of(path: str) -> type | None:

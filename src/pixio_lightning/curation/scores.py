@@ -60,7 +60,7 @@ class ScoredImages(Dataset):
         self, index: ShardIndex, groups: NDArray[np.int64], *, size: int, max_megapixels: float
     ) -> None:
         self.index, self.size, self.max_megapixels = index, size, max_megapixels
-        self.source = ShardSource(index, groups, most=index.rows)
+        self.source = ShardSource(index, groups, limit=index.rows)
         starts = [np.cumsum([0, *shard.group_rows[:-1]]) for shard in index.shards]
         self.starts = np.concatenate([*starts, [0]]).astype(np.int64)
 

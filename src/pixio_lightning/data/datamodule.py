@@ -27,27 +27,28 @@ class StreamData(L.LightningDataModule):
     """Training by step, evaluation by pass.
 
     A subclass opens its files in `setup` and implements `training_set`, `evaluation_set` and
-    `training_size`.
+    `training_size`. It takes what stands here as `**loading`: the command line shows it all.
 
     Args:
         batch_size: Samples per process and training step.
+        val_batch_size: Samples per process and evaluation step, all of one size; None takes
+            `batch_size`.
         num_workers: Processes that decode, per training process.
         steps_per_epoch: Training batches between two validations.
         max_bad: Stop when more than this share of the samples is unusable; None never stops.
         seed: Seed of order and augmentation.
-        val_batch_size: Samples per process and evaluation step; None takes `batch_size`.
         timeout: Seconds to wait for a batch of the workers before giving up.
     """
 
     def __init__(
         self,
         *,
-        batch_size: int,
-        num_workers: int,
-        steps_per_epoch: int,
-        max_bad: float | None,
-        seed: int,
+        batch_size: int = 32,
         val_batch_size: int | None = None,
+        num_workers: int = 4,
+        steps_per_epoch: int = 1000,
+        max_bad: float | None = None,
+        seed: int = 0,
         timeout: float = 600.0,
     ) -> None:
         super().__init__()

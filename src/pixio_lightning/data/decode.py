@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugi
 from torch import Tensor
 
 from pixio_lightning.files.text import open_regular
-from pixio_lightning.keyed import Purpose, uniform
+from pixio_lightning.keyed import Purpose, RandomKey
 
 # How files of each format begin, and what decodes them. Data reach these decoders alone: Pillow's
 # own opener would offer a file to every format that it knows, of which one starts Ghostscript, and
@@ -169,10 +169,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def random_crop(
     width: int,
     height: int,
+    random_key: RandomKey,
     *,
-    key: int,
-    seed: int,
-    epoch: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Crop:
@@ -181,14 +179,12 @@ def random_crop(
     Args:
         width: Width of the image in pixels.
         height: Its height.
-        key: Random key of the sample.
-        seed: The run's seed.
-        epoch: The pass over the data.
+        random_key: Of the sample, in this pass.
         scale: Range of the box's share of the area.
         ratio: Range of its width over its height, log-uniform.
     """
     tries = 10
-    numbers = iter(uniform(key, 4 * tries, seed=seed, step=epoch, purpose=Purpose.CROP))
+    numbers = iter(random_key.uniform(4 * tries, Purpose.CROP))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area, aspect, x, y in zip(numbers, numbers, numbers, numbers, strict=True):
         target = width * height * (scale[0] + area * (scale[1] - scale[0]))
@@ -224,3 +220,8 @@ def to_tensor(pixels: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
     image = torch.from_numpy(box).permute(2, 0, 1)[None]
     scaled = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return scaled[0].contiguous()
+
+
+def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
+    """Do the same and return `(size, size, 3)`, as the image of a sample is, without a copy."""
+    return to_tensor(pixels, crop, size).permute(1, 2, 0).numpy()

@@ -141,7 +141,7 @@ class HubRows:
         return f"{self.split}/{index:08d}"
 
 
-class HubSource:
+class HubSource(HubRows):
     """A map-style Hugging Face data set: a hub id, or a local folder of parquet, arrow or images.
 
     Args:
@@ -176,12 +176,6 @@ class HubSource:
         self._names = data.features[labels[0]].names if labels else []
         data = data.select_columns([column])  # reading a row reads, and decodes, all of its columns
         self.data = _undecoded(data)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def name(self, index: int) -> str:
-        return f"{self.split}/{index:08d}"
 
     def read(self, index: int) -> bytes:
         return content(self.data[index][self.column])

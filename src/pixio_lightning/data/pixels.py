@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.decode import centre_crop, cut, random_crop
 from pixio_lightning.data.hub import HubSource
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.samples import (
+    HeldOutSamples,
+    Images,
+    Sample,
+    TrainingSamples,
+    View,
+    spread,
+)
+from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
-from pixio_lightning.data.sources import (
-    FolderSource,
-    ScenesSource,
-    Source,
-    Subset,
-    hold_out,
-)
-from pixio_lightning.data.stream import Bad, HeldOutImages, TrainingImages, collate
+from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out
+from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import RandomKey
 
 _MAX_BAD_OF_SHARDS = 0.001
 
@@ -39,20 +43,16 @@ class Pixels(StreamData):
         column: Image column of a hub data set; None takes the first.
         image_size: Side of the crops in pixels.
         batch_size: Images per process and step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Batches in an epoch: between two validations.
         val_images: Held-out images, at most.
         crop_scale: Range of a crop's share of the image's area.
         crop_ratio: Range of a crop's width over its height.
         max_bad: Stop when more than this share of the images is unusable; None never stops, but
             takes 0.001 for shards.
         max_megapixels: Larger images count as bad and are not decoded.
-        seed: Seed of order and crops.
         scenes: How many scenes and views.
         curation: Which images of scored shards to train on.
         restart_pass: For shards: if a checkpoint was written with another number of processes or
             workers, begin the next pass instead of refusing.
-        timeout: Seconds to wait for the workers before giving up.
     """
 
     def __init__(
@@ -66,29 +66,19 @@ class Pixels(StreamData):
         column: str | None = None,
         image_size: int = 256,
         batch_size: int = 64,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
         val_images: int = 512,
         crop_scale: tuple[float, float] = (0.2, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         max_bad: float | None = None,
         max_megapixels: float = 64.0,
-        seed: int = 0,
         scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
         curation: Curation = Curation(),  # noqa: B008 (frozen)
         restart_pass: bool = False,
-        timeout: float = 600.0,
+        **loading: Any,
     ) -> None:
         if source == "shards" and max_bad is None:
             max_bad = _MAX_BAD_OF_SHARDS
-        super().__init__(
-            timeout=timeout,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            max_bad=max_bad,
-            seed=seed,
-        )
+        super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
         if source == "scenes" and path is not None:
             raise UserError(
                 f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
@@ -156,9 +146,9 @@ class Pixels(StreamData):
         elif self.val_path is not None:
             self._held_out = self._open(self.val_path, self.split, key="data.val_path")
         else:
-            self._train, self._held_out = hold_out(everything, most=self.val_images)
+            self._train, self._held_out = hold_out(everything, limit=self.val_images)
         if len(self._held_out) > self.val_images:
-            _, self._held_out = hold_out(self._held_out, most=self.val_images, share=1.0)
+            _, self._held_out = hold_out(self._held_out, limit=self.val_images, share=1.0)
 
     @property
     def streamed(self) -> bool:
@@ -184,10 +174,9 @@ class Pixels(StreamData):
         )
 
     def _scenes(self, split: str) -> Source:
-        source = ScenesSource(self.scenes.shards(split))
-        if split == "val" and len(source) > self.val_images:
-            step = len(source) / self.val_images
-            return Subset(source, [int(i * step) for i in range(self.val_images)])
+        source = SceneSamples(split, self.scenes, ("image", "room_type"))
+        if split == "val":
+            return Subset(source, spread(len(source), self.val_images))
         return source
 
     def _open(self, path: str | None, split: str, *, key: str = "data.path") -> Source:
@@ -206,9 +195,8 @@ class Pixels(StreamData):
         """Return a batch of held-out images, evenly spread, for pictures."""
         source = self._held_out
         assert source is not None
-        images = HeldOutImages(source, size=self.image_size, max_megapixels=self.max_megapixels)
-        n = min(n, len(source))
-        batch = collate([images[i * len(source) // n] for i in range(n)])
+        images = self.evaluated(source, spread(len(source), n))
+        batch = collate([images[i] for i in range(len(images))])
         del batch["bad"]
         return batch
 
@@ -260,27 +248,44 @@ class Pixels(StreamData):
 
     # --- sets ---------------------------------------------------------------------------------
 
-    def training_set(self) -> TrainingImages:
+    def training_set(self) -> TrainingSamples:
         """Return the crops by their position in the stream."""
         assert self._train is not None
-        return TrainingImages(
-            self._train,
-            size=self.image_size,
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
-            max_megapixels=self.max_megapixels,
-            seed=self.seed,
-        )
+        images = Images(self._train, max_megapixels=self.max_megapixels)
+        return Crops(images, self._augment, seed=self.seed)
 
-    def evaluation_set(self, stage: str) -> HeldOutImages:
+    def _augment(self, sample: Sample, random_key: RandomKey) -> Sample:
+        height, width, _ = sample["image"].shape
+        scale, ratio = self.crop_scale, self.crop_ratio
+        crop = random_crop(width, height, random_key, scale=scale, ratio=ratio)
+        return {"image": cut(sample["image"], crop, self.image_size)}
+
+    def _prepare(self, sample: Sample) -> Sample:
+        height, width, _ = sample["image"].shape
+        return {"image": cut(sample["image"], centre_crop(width, height), self.image_size)}
+
+    def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
+        """Return images of a source, or some of them, each once and centre-cropped."""
+        images = Images(source, max_megapixels=self.max_megapixels)
+        return HeldOutSamples(images, self._prepare, indices=indices)
+
+    def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the held-out images; to predict, all of a source but the scenes'."""
         whole = stage == "predict" and self.source in ("folder", "hub")
         source = self._train if whole else self._held_out
         assert source is not None
-        return HeldOutImages(source, size=self.image_size, max_megapixels=self.max_megapixels)
+        return self.evaluated(source)
 
     def training_size(self) -> int:
         """Return the number of training images."""
         if self._shards is not None:
             return self._shards.rows
         return len(self._train) if self._train is not None else 0
+
+
+class Crops(TrainingSamples):
+    """Crops with their keys alone: in pretraining nothing is asked of an image but its pixels."""
+
+    def view(self, index: int, epoch: int) -> View:
+        found = super().view(index, epoch)
+        return {k: found[k] for k in ("image", "key")} if isinstance(found, dict) else found

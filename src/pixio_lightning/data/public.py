@@ -4,6 +4,7 @@ from pixio_lightning.data.decode import (
     FORMATS,
     BadImage,
     Crop,
+    cut,
     decode_pixels,
     open_picture,
     random_crop,
@@ -27,6 +28,7 @@ from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
     FrameSamples,
     HeldOutSamples,
+    Images,
     RandomKey,
     Sample,
     Samples,
@@ -43,12 +45,12 @@ from pixio_lightning.data.sources import SUFFIXES as IMAGE_SUFFIXES
 from pixio_lightning.data.sources import (
     FolderSource,
     Source,
-    Subset,
     existing_folder,
     held_out,
+    hold_out,
     image_files,
 )
-from pixio_lightning.data.stream import Bad, Loader, Positions, open_image
+from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_lightning.data.video import video_frames
 
@@ -66,6 +68,7 @@ __all__ = [
     "FrameSamples",
     "HeldOutSamples",
     "HubRows",
+    "Images",
     "IMAGE_SUFFIXES",
     "Loader",
     "OTHER_UNIT",
@@ -78,21 +81,21 @@ __all__ = [
     "SceneSamples",
     "Scenes",
     "Source",
-    "Subset",
     "TrainingSamples",
     "VIDEO_SUFFIXES",
     "View",
     "content",
+    "cut",
     "decode_pixels",
     "digest_of",
     "encode_png",
     "existing_folder",
     "held_out",
+    "hold_out",
     "image_files",
     "known_places",
     "load_or_name",
     "open_columns",
-    "open_image",
     "open_picture",
     "random_crop",
     "read_depth",

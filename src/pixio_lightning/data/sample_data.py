@@ -17,12 +17,13 @@ from pixio_lightning.data.samples import (
     digest_of,
     spread,
 )
+from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError, nearest
 
 # What changes no sample, only how fast or in what portions it is read.
 _FREE = {
-    *("batch_size", "val_batch_size", "num_workers", "steps_per_epoch", "max_bad"),
+    *("batch_size", "val_batch_size", "num_workers", "steps_per_epoch", "max_bad", "timeout"),
     *("val_images", "views", "bad", "stores"),
 }
 
@@ -37,14 +38,11 @@ class SampleData(StreamData):
     Args:
         source: Kind of files, or `scenes`, which are rendered on first use.
         path: Folder or hub id; not for scenes.
-        batch_size: Samples per process and training step.
-        num_workers: Processes that decode, per training process.
-        steps_per_epoch: Training batches between two validations.
+        scenes: How many scenes and views.
+        max_megapixels: Larger images count as bad and are not decoded.
         val_images: Validation samples, at most; None takes all.
-        val_batch_size: Samples per process and evaluation step; they must be of one size.
         views: Number of fixed training views of each sample; None draws new ones in every pass.
-        max_bad: Stop when more than this share of the samples is unusable; None never stops.
-        seed: Seed of order and augmentation.
+        loading: Arguments of `StreamData`.
 
     Raises:
         UserError: The source is unknown, or goes without a path that it needs.
@@ -58,23 +56,13 @@ class SampleData(StreamData):
         source: str = "scenes",
         path: str | None = None,
         *,
-        batch_size: int = 32,
-        num_workers: int = 4,
-        steps_per_epoch: int = 1000,
+        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        max_megapixels: float = 64.0,
         val_images: int | None = None,
-        val_batch_size: int | None = None,
         views: int | None = None,
-        max_bad: float | None = None,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            max_bad=max_bad,
-            seed=seed,
-            val_batch_size=val_batch_size,
-        )
+        super().__init__(**loading)
         if source not in self.sources:
             known = ", ".join(self.sources)
             raise UserError(
@@ -91,6 +79,7 @@ class SampleData(StreamData):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}, but expected at least 1, or null")
         self.source, self.path = source, path
+        self.scenes, self.max_megapixels = scenes, max_megapixels
         self.val_images, self.views = val_images, views
         self.stores: dict[str, Mapping[str, View]] = {}
         self._opened: dict[str, Samples] = {}
@@ -122,8 +111,7 @@ class SampleData(StreamData):
     def dataset(self) -> str:
         """What records call the data."""
         # Which scenes: results on others may not be compared.
-        where = str(getattr(self, "scenes", "")) if self.source == "scenes" else self.path
-        return f"{self.source} {where}" if where else self.source
+        return f"{self.source} {self.scenes if self.source == 'scenes' else self.path}"
 
     # --- for the framework --------------------------------------------------------------------
 
@@ -160,15 +148,15 @@ class SampleData(StreamData):
         """Return the number of training samples."""
         return len(self.samples_of("train"))
 
-    def statistics_dataloader(self, most: int | None = None, *, share: bool = False) -> Loader:
+    def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:
         """Return training samples as they are evaluated, each once.
 
         Args:
-            most: At most so many, evenly spread; None for all.
+            limit: At most so many, evenly spread; None for all.
             share: Whether the processes share them; otherwise each reads all.
         """
         samples = self.samples_of("train")
-        indices = spread(len(samples), most)
+        indices = spread(len(samples), limit)
         return self.evaluation_loader(
             HeldOutSamples(samples, self.prepare, indices=indices), share=share
         )

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.sources import Source
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.keyed import RandomKey, key_of, permuted
 
@@ -28,7 +29,7 @@ View = dict[str, Any] | Bad
 _LONGEST_RUN = 1000
 
 
-class Samples(Protocol):
+class Loaded(Protocol):
     """A numbered list of decoded samples."""
 
     def __len__(self) -> int: ...
@@ -41,9 +42,35 @@ class Samples(Protocol):
         """Return the sample; raises BadImage or OSError where it cannot be used."""
         ...
 
+
+class Samples(Loaded, Protocol):
+    """A numbered list of decoded samples that can tell if it is another one."""
+
     def digest(self) -> str:
         """Return a short hash that changes when any sample does."""
         ...
+
+
+class Images:
+    """The images of a source, each a sample of its own.
+
+    Args:
+        source: Encoded images.
+        max_megapixels: Larger images are bad.
+    """
+
+    def __init__(self, source: Source, *, max_megapixels: float) -> None:
+        self.source, self.max_megapixels = source, max_megapixels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def load(self, index: int) -> Sample:
+        data = self.source.read(index)
+        return {"image": decode_pixels(data, max_megapixels=self.max_megapixels)}
 
 
 @runtime_checkable
@@ -77,22 +104,24 @@ def to_tensors(sample: Sample) -> dict[str, Any]:
     }
     if "image" not in sample:
         return tensors
-    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(sample["image"], -1, -3)))
+    array = sample["image"]
+    axes = (*range(array.ndim - 3), -1, -3, -2)  # np.moveaxis takes as long as a small crop
+    image = torch.from_numpy(np.ascontiguousarray(array.transpose(axes)))
     return {"image": image, "size": tuple(image.shape[-2:])} | tensors
 
 
-def load_or_name(samples: Samples, index: int, *, frames: bool = True) -> Sample | Bad:
+def load_or_name(samples: Loaded, index: int, frames: FrameSamples | None = None) -> Sample | Bad:
     """Return a sample, or its name and why it cannot be used.
 
     Args:
         samples: All of them.
         index: Which one.
-        frames: Whether its images are read where they are frames.
+        frames: The same, where its images are frames and are to be read.
     """
     try:
         sample = samples.load(index)
-        if frames and isinstance(samples, FrameSamples) and (names := samples.frames(index)):
-            sample["image"] = np.stack([samples.frame(name) for name in names])
+        if frames is not None and (names := frames.frames(index)):
+            sample["image"] = np.stack([frames.frame(name) for name in names])
         return sample
     except BadImage as error:
         return error.name or samples.name(index), str(error)
@@ -109,12 +138,13 @@ class SampleViews(Dataset):
         store: Views that are read instead of made, by the names that `stored` lists.
     """
 
-    def __init__(self, samples: Samples, store: Mapping[str, View] | None) -> None:
+    def __init__(self, samples: Loaded, store: Mapping[str, View] | None) -> None:
         self.samples, self.store = samples, store
+        self.frames = samples if isinstance(samples, FrameSamples) else None
 
     def load(self, index: int, epoch: int) -> Sample | Bad:
         """Return the sample that a view is made of, or its name and why it cannot be used."""
-        return load_or_name(self.samples, index, frames=self.store is None)
+        return load_or_name(self.samples, index, self.frames if self.store is None else None)
 
     def make(
         self, index: int, epoch: int, name_stored: str, prepare: Callable[[Sample], Sample]
@@ -122,8 +152,7 @@ class SampleViews(Dataset):
         """Return a view, with its name and key; of frames in a store, their features."""
         name = self.samples.name(index)
         about: dict[str, Any] = {"key": key_of(name), "name": name}
-        frames = self.samples if isinstance(self.samples, FrameSamples) else None
-        if self.store is not None and frames is None:
+        if self.store is not None and self.frames is None:
             return _about(self.store[name_stored], about)
         found = self.load(index, epoch)
         if isinstance(found, tuple):
@@ -132,9 +161,10 @@ class SampleViews(Dataset):
             view = to_tensors(prepare(found)) | about
         except BadImage as error:
             return name, str(error)
-        if self.store is None or frames is None:
+        if self.store is None or self.frames is None:
             return view
-        return _with_features(view, [self.store[name] for name in frames.frames(index)])
+        names = self.frames.frames(index)
+        return _with_features(view, [self.store[name] for name in names])
 
 
 def _with_features(view: dict[str, Any], frames: list[View]) -> View:
@@ -188,7 +218,7 @@ class TrainingSamples(SampleViews):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Loaded,
         augment: Callable[[Sample, RandomKey], Sample],
         *,
         seed: int,
@@ -201,9 +231,7 @@ class TrainingSamples(SampleViews):
     @property
     def stored(self) -> TrainingSamples | Frames:
         """What a cache stores: all fixed views, or the frames they share."""
-        if isinstance(self.samples, FrameSamples):
-            return Frames(self.samples, range(len(self.samples)))
-        return self
+        return Frames(self.frames, range(len(self.samples))) if self.frames else self
 
     def fixed_views(self) -> list[tuple[str, tuple[int, int]]]:
         """Return all fixed views: their names, and what `view` takes."""
@@ -213,8 +241,9 @@ class TrainingSamples(SampleViews):
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return the sample's index and its view for a position in the stream."""
-        epoch, offset = divmod(position, len(self.samples))
-        index = permuted(offset, len(self.samples), seed=self.seed, step=epoch)
+        n = len(self.samples)
+        epoch, offset = divmod(position, n)
+        index = permuted(offset, n, seed=self.seed, step=epoch)
         return index, epoch % self.views if self.views else epoch
 
     def view(self, index: int, epoch: int) -> View:
@@ -248,7 +277,7 @@ class HeldOutSamples(SampleViews):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Loaded,
         prepare: Callable[[Sample], Sample],
         *,
         indices: list[int] | None = None,
@@ -261,9 +290,7 @@ class HeldOutSamples(SampleViews):
     @property
     def stored(self) -> HeldOutSamples | Frames:
         """What a cache stores: all of them, or the frames they share."""
-        if isinstance(self.samples, FrameSamples):
-            return Frames(self.samples, self.indices)
-        return self
+        return Frames(self.frames, self.indices) if self.frames else self
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -293,7 +320,7 @@ def _about(view: View, about: dict[str, Any]) -> View:
     return view | about if isinstance(view, dict) else (about["name"], view[1])
 
 
-def spread(total: int, most: int | None) -> list[int]:
-    """Return at most `most` of `total` indices, evenly spread."""
-    count = min(total, most or total)
+def spread(total: int, limit: int | None) -> list[int]:
+    """Return at most `limit` of `total` indices, evenly spread."""
+    count = min(total, limit or total)
     return [i * total // count for i in range(count)]

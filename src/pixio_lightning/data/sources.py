@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a Hugging Face data set, or the rendered scenes.
+"""Where images come from: a folder, or some of any source.
 
 A source is a numbered list of encoded images with stable keys; decoding is done elsewhere.
 """
@@ -109,33 +109,6 @@ def _walk(root: Path, key: str) -> list[str]:
     return found
 
 
-class ScenesSource:
-    """Views of the rendered scenes; the class is the kind of scene.
-
-    Args:
-        shards: Their parquet files, in order.
-    """
-
-    def __init__(self, shards: list[Path]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = ["key", "image", "room_type"]
-        self.table = pa.concat_tables(pq.read_table(shard, columns=columns) for shard in shards)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def name(self, index: int) -> str:
-        return self.table["key"][index].as_py()
-
-    def read(self, index: int) -> bytes:
-        return self.table["image"][index].as_py()
-
-    def label(self, index: int) -> str | None:
-        return str(self.table["room_type"][index].as_py())
-
-
 class Subset:
     """Some images of a source, under their own names."""
 
@@ -180,7 +153,9 @@ def held_out(
     return [items[i] for i in sorted(order[count:])], [items[i] for i in sorted(order[:count])]
 
 
-def hold_out(source: Source, *, most: int, share: float = 0.1) -> tuple[Source, Source]:
-    """Split a source as `held_out` does; at most `most` of its images are held out."""
-    train, val = held_out(range(len(source)), source.name, share=share, limit=most)
+def hold_out(
+    source: Source, *, share: float = 0.1, limit: int | None = None
+) -> tuple[Source, Source]:
+    """Split a source as `held_out` does."""
+    train, val = held_out(range(len(source)), source.name, share=share, limit=limit)
     return Subset(source, train), Subset(source, val)

@@ -10,126 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from pixio_lightning.data.decode import (
-    BadImage,
-    Crop,
-    centre_crop,
-    decode_pixels,
-    random_crop,
-    to_tensor,
-)
-from pixio_lightning.data.sources import Source
 from pixio_lightning.data.workers import watched
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import key_of, permuted
 
 Bad = tuple[str, str]  # name of an image and why it is unusable
-
-# Even where nine of ten images are bad, a run of so many never occurs.
-_LONGEST_RUN = 1000
-
-
-def open_image(source: Source, index: int, *, max_megapixels: float) -> NDArray[np.uint8]:
-    """Read and decode one image of a source, `(H, W, 3)`.
-
-    Raises:
-        BadImage: It cannot be read or decoded.
-    """
-    try:
-        data = source.read(index)
-    except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror or type(error).__name__})") from None
-    return decode_pixels(data, max_megapixels=max_megapixels)
-
-
-class TrainingImages(Dataset):
-    """Samples by position in the stream.
-
-    Args:
-        source: Encoded images.
-        size: Side of a crop in pixels.
-        scale: Range of a crop's share of the area.
-        ratio: Range of its width over its height.
-        max_megapixels: Larger images are bad.
-        seed: The run's seed.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        *,
-        size: int,
-        scale: tuple[float, float],
-        ratio: tuple[float, float],
-        max_megapixels: float,
-        seed: int,
-    ) -> None:
-        self.source, self.size, self.scale, self.ratio = source, size, scale, ratio
-        self.max_megapixels, self.seed = max_megapixels, seed
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """Return the crop at a position; a bad image is replaced by the next of the stream.
-
-        Where none of the next can be used either, the sample is no more than its bad images.
-        """
-        bad: list[Bad] = []
-        n = len(self.source)
-        for candidate in range(position, position + min(n, _LONGEST_RUN)):
-            epoch, offset = divmod(candidate, n)
-            index = permuted(offset, n, seed=self.seed, step=epoch)
-            name = self.source.name(index)
-            try:
-                image = open_image(self.source, index, max_megapixels=self.max_megapixels)
-            except BadImage as error:
-                bad.append((name, str(error)))
-                continue
-            key = key_of(name)
-            crop = self._crop(image.shape[1], image.shape[0], key, epoch)
-            return {"image": to_tensor(image, crop, self.size), "key": key, "bad": bad}
-        return {"bad": bad}
-
-    def _crop(self, width: int, height: int, key: int, epoch: int) -> Crop:
-        return random_crop(
-            width,
-            height,
-            key=key,
-            seed=self.seed,
-            epoch=epoch,
-            scale=self.scale,
-            ratio=self.ratio,
-        )
-
-
-class HeldOutImages(Dataset):
-    """All images of a source once, centre-cropped; index -1 pads a batch with weight 0."""
-
-    def __init__(self, source: Source, *, size: int, max_megapixels: float) -> None:
-        self.source, self.size, self.max_megapixels = source, size, max_megapixels
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return an image; a bad one is empty and has weight 0, so that batches stay even."""
-        name = self.source.name(max(index, 0))
-        sample = {"key": key_of(name), "name": name, "weight": 1.0, "bad": []}
-        try:
-            if index < 0:
-                raise BadImage("")
-            image = open_image(self.source, index, max_megapixels=self.max_megapixels)
-        except BadImage as error:
-            empty = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-            bad = [(name, str(error))] if index >= 0 else []
-            return sample | {"image": empty, "weight": 0.0, "bad": bad}
-        return sample | {
-            "image": to_tensor(image, centre_crop(image.shape[1], image.shape[0]), self.size)
-        }
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,14 +22,14 @@ _OPTIONS = {
 
 
 def video_frames(
-    file: Path, *, every: float, most: int | None, max_megapixels: float
+    file: Path, *, every: float, limit: int | None, max_megapixels: float
 ) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
     """Yield frames with their numbers, upright, as uint8 `(h, w, 3)`; None where one is damaged.
 
     Args:
         file: The video.
         every: Seconds between frames.
-        most: Frames at most, evenly spread over those; None for all.
+        limit: Frames at most, evenly spread over those; None for all.
         max_megapixels: Larger frames are refused.
 
     Raises:
@@ -51,7 +51,7 @@ def video_frames(
         raise UserError(f"'{file}' cannot be read as a video ({reason})") from None
     if not len(times):
         raise UserError(f"'{file}' is a video without frames")
-    wanted = evenly(times * unit, every, most)
+    wanted = evenly(times * unit, every, limit)
     with av.open(str(file), options=_OPTIONS) as container:
         yield from zip(wanted, _frames(av, container, times[wanted].tolist()), strict=True)
 
@@ -74,18 +74,18 @@ def _times(container: Any, max_megapixels: float) -> tuple[NDArray[np.int64], fl
     return np.array(times, np.int64) if times else none, float(stream.time_base)
 
 
-def evenly(times: NDArray[np.floating], every: float, most: int | None) -> list[int]:
-    """Return the numbers of the frames at 0, `every`, 2 `every`... seconds; at most `most`.
+def evenly(times: NDArray[np.floating], every: float, limit: int | None) -> list[int]:
+    """Return the numbers of the frames at 0, `every`, 2 `every`... seconds; at most `limit`.
 
     Args:
         times: Seconds of the frames `(N,)`, in rising order.
         every: Seconds between frames.
-        most: Frames at most, evenly spread over those; None for all.
+        limit: Frames at most, evenly spread over those; None for all.
     """
     marks = np.arange(times[0], times[-1] + 1e-6, every)
     # A frame that is early by a rounding of its time is the one that is meant.
     numbers = np.unique(np.searchsorted(times, marks - 1e-6))
-    return [int(numbers[i]) for i in spread(len(numbers), most)]
+    return [int(numbers[i]) for i in spread(len(numbers), limit)]
 
 
 def _frames(av: Any, container: Any, times: list[int]) -> Iterator[NDArray[np.uint8] | None]:

@@ -14,13 +14,14 @@ from pixio_lightning.files.atomic import (
 from pixio_lightning.files.cache import default_cache, locked
 from pixio_lightning.files.home import expanded
 from pixio_lightning.files.naming import output_path
-from pixio_lightning.files.text import parse_json, parse_yaml, read_text, unfolded
+from pixio_lightning.files.text import open_regular, parse_json, parse_yaml, read_text, unfolded
 
 __all__ = [
     "default_cache",
     "expanded",
     "locked",
     "move",
+    "open_regular",
     "output_path",
     "parse_json",
     "parse_yaml",

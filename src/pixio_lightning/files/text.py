@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,12 +41,12 @@ def open_regular(path: str | os.PathLike) -> tuple[BinaryIO, int | None]:
     return file, about.st_size if stat.S_ISREG(about.st_mode) else None
 
 
-def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
+def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
     """Return the content of a file.
 
     Args:
         path: The file, or a link to it.
-        most: Its bytes, at most.
+        limit: Its bytes, at most.
 
     Raises:
         UserError: It is a pipe or a device, which would be read for ever; it is larger; or it is
@@ -57,10 +57,10 @@ def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
     with file:
         if size is None:
             raise UserError(f"'{path}' is no regular file; remove it")
-        if size > most:
-            raise UserError(f"'{path}' has {size:,} bytes, but expected at most {most:,}: not read")
+        if size > limit:
+            raise UserError(f"'{path}' has {size:,} bytes; expected at most {limit:,}: not read")
         try:
-            return file.read(most).decode()
+            return file.read(limit).decode()
         except UnicodeDecodeError:
             raise UserError(f"'{path}' is no text in UTF-8, so it is damaged") from None
 
@@ -97,8 +97,13 @@ def parse_yaml(text: str) -> Any:
     return content
 
 
-def unfolded(content: Any) -> Iterator[Any]:
-    """Yield all values of plain data; what stands in several places comes as many times."""
+def unfolded(content: Any, *, inside: Callable[[Any], list[Any]] | None = None) -> Iterator[Any]:
+    """Yield all values of plain data; what stands in several places comes as many times.
+
+    Args:
+        content: The data.
+        inside: Returns what is to be looked at besides, for any value.
+    """
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -107,3 +112,5 @@ def unfolded(content: Any) -> Iterator[Any]:
             waiting += [*value, *value.values()]
         elif isinstance(value, list | tuple | set):
             waiting += value
+        if inside is not None:
+            waiting += inside(value)

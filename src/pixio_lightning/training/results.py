@@ -144,7 +144,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in read_text(path, most=1 << 30).splitlines():
+    for text in read_text(path, limit=1 << 30).splitlines():
         with suppress(ValueError):
             line = parse_json(text)
             if isinstance(line, dict) and "cheap_baselines" in line:  # as earlier versions wrote it

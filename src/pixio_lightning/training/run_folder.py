@@ -261,7 +261,7 @@ class Metrics:
                 self.rows = [
                     {"step": float(row["step"])}
                     | {k: float(v) for k, v in row.items() if v not in ("", None)}
-                    for row in csv.DictReader(io.StringIO(read_text(path, most=1 << 30)))
+                    for row in csv.DictReader(io.StringIO(read_text(path, limit=1 << 30)))
                 ]
             except (ValueError, TypeError, KeyError, csv.Error):
                 raise UserError(

@@ -111,10 +111,56 @@ def test_a_folder_that_is_a_scene_and_a_folder_of_scenes(tmp_path: Path) -> None
     assert [scene.name for scene in opened(tmp_path / "b")] == ["b"]
     with pytest.raises(UserError, match="holds no scene; expected scene_meta.json"):
         opened(tmp_path, "wai")
-    for name in ("cameras", "images"):
-        path = tmp_path / f"a/sparse/0/{name}.txt"
-        path.rename(path.with_suffix(".bin"))
-    with pytest.raises(UserError, match="holds a binary model, .* colmap model_converter"):
+
+
+def binary(root: Path) -> Path:
+    """Turn a model of text into a binary one, by COLMAP itself; return its folder."""
+    pycolmap = pytest.importorskip("pycolmap")
+    folder = root / "sparse/0"
+    (folder / "points3D.txt").write_text("")
+    model = pycolmap.Reconstruction(str(folder))
+    for file in folder.iterdir():
+        file.unlink()
+    model.write_binary(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("model", ["PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "OPENCV"])
+def test_colmap_s_text_and_binary_are_read_the_same(model: str, tmp_path: Path) -> None:
+    rest = {"SIMPLE_RADIAL": "0", "OPENCV": "0 0 0 0"}.get(model, "")
+    scene_folders.colmap(tmp_path / "a", rendered(), model=model, rest=rest)
+    (text,) = opened(tmp_path)
+    names = {file.name for file in binary(tmp_path / "a").iterdir()}
+    assert {"cameras.bin", "images.bin"} <= names and "cameras.txt" not in names
+    (other,) = opened(tmp_path)
+    assert len(text) == len(other) > 1
+    for i in range(len(text)):
+        for one, two in zip(text.load(i), other.load(i), strict=True):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-12)
+
+
+def test_a_binary_model_that_is_damaged(tmp_path: Path) -> None:
+    scene_folders.colmap(tmp_path / "a", rendered())
+    folder = binary(tmp_path / "a")
+    for name in ("cameras.bin", "images.bin"):
+        whole = (folder / name).read_bytes()
+        cuts = [whole[:n] for n in range(0, len(whole), 3)]
+        many = (1 << 60).to_bytes(8, "little")
+        places = [0] if name == "cameras.bin" else [0, whole.index(b".png\0") + 5]
+        for content in [*cuts, *(whole[:n] + many + whole[n + 8 :] for n in places)]:
+            (folder / name).write_bytes(content)
+            with pytest.raises(UserError, match=f"{name}.* is damaged, or not COLMAP's"):
+                opened(tmp_path / "a")
+        (folder / name).write_bytes(whole)
+    table = (folder / "cameras.bin").read_bytes()
+    (folder / "cameras.bin").write_bytes(table[:12] + (5).to_bytes(4, "little") + table[16:])
+    with pytest.raises(UserError, match="cameras.bin', camera 1: .*undistort"):
+        opened(tmp_path / "a")
+    (folder / "cameras.bin").write_bytes(table[:8] + (99).to_bytes(4, "little") + table[12:])
+    with pytest.raises(UserError, match="image 1: camera '1' is not in cameras.bin"):
+        opened(tmp_path / "a")
+    (folder / "images.bin").unlink()
+    with pytest.raises(UserError, match="images.bin' cannot be read: No such file"):
         opened(tmp_path / "a")
 
 

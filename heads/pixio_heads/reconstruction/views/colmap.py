@@ -1,4 +1,4 @@
-"""COLMAP's text files: cameras.txt and images.txt.
+"""COLMAP's cameras and images, as text (`.txt`) or binary (`.bin`).
 
 Poses are world-to-camera in the files, quaternions scalar-first, and pixels are counted from the
 corner of the image, so that the principal point is moved by half a pixel.
@@ -6,6 +6,8 @@ corner of the image, so that the principal point is moved by half a pixel.
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,38 +18,47 @@ from numpy.typing import NDArray
 from pixio_heads.reconstruction.views.frames import Found, camera_matrix, posed_frame
 from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import read_text
+from pixio_lightning.files import open_regular, read_text
 
-# Focal lengths of COLMAP's models; the principal point follows, and then distortion.
-_FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2}
+# COLMAP's models by their numbers, with the focal lengths and all parameters of each: the principal
+# point follows on the focal lengths, and then distortion.
+_MODELS = {
+    name: (number, focals, parameters)
+    for number, (name, focals, parameters) in enumerate(
+        [
+            *[("SIMPLE_PINHOLE", 1, 3), ("PINHOLE", 2, 4), ("SIMPLE_RADIAL", 1, 4)],
+            *[("RADIAL", 1, 5), ("OPENCV", 2, 8)],
+        ]
+    )
+}
+_NAMES = {number: (name, parameters) for name, (number, _, parameters) in _MODELS.items()}
+_LONGEST = 4096  # bytes of a name
+
+Camera = tuple[str, str, str, tuple[int, int], list[float]]  # where, number, model, size, numbers
+Image = tuple[str, list[float], str, str]  # where, quaternion and shift, camera's number, name
 
 
 def colmap(root: Path) -> Found:
-    """Read `cameras.txt` and `images.txt` in `sparse/0`, with `images/` and, if there is, `depth/`.
+    """Read the model in `sparse/0`, text or binary, with `images/` and, if there is, `depth/`.
 
     Raises:
         UserError: A file is not what it should be, or images are distorted.
     """
-    model = next(folder for folder in _models(root) if (folder / "cameras.txt").is_file())
-    cameras = dict(_colmap_cameras(model / "cameras.txt"))
+    files = [
+        f / f"cameras.{s}" for s in ("txt", "bin") for f in (root / "sparse/0", root / "sparse")
+    ]
+    table = next(file for file in files if file.is_file())
+    if table.suffix == ".txt":
+        found, posed = _text_cameras(table), _text_images(table.with_name("images.txt"))
+    else:
+        found, posed = _binary_cameras(table), _binary_images(table.with_name("images.bin"))
+    cameras = {number: _camera(where, *facts) for where, number, *facts in found}
     images = root / "images" if (root / "images").is_dir() else root
     frames = []
-    path = model / "images.txt"
-    # Every other line holds the points of an image, and may be empty.
-    for number, line in list(_content_lines(path))[::2]:
-        where = f"'{path}', line {number}"
-        words = line.split(maxsplit=9)
-        try:
-            w, x, y, z, *shift = (float(word) for word in words[1:8])
-            camera, name = words[8], words[9].strip()
-            matrix, size = cameras[camera]
-        except (ValueError, IndexError):
-            raise UserError(
-                f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, and a line of "
-                "points after it"
-            ) from None
-        except KeyError as error:
-            raise UserError(f"{where}: camera {error} is not in cameras.txt") from None
+    for where, (w, x, y, z, *shift), camera, name in posed:
+        if camera not in cameras:
+            raise UserError(f"{where}: camera '{camera}' is not in {table.name}")
+        matrix, size = cameras[camera]
         world2cam = np.eye(4)
         world2cam[:3, :3], world2cam[:3, 3] = _rotation(w, x, y, z), shift
         pose = np.linalg.inv(world2cam)
@@ -58,45 +69,50 @@ def colmap(root: Path) -> Found:
     return Found(sorted(frames, key=lambda frame: frame.name))
 
 
-def binary(root: Path) -> Found:
-    """Say how a binary model becomes text."""
-    model = next(folder for folder in _models(root) if (folder / "cameras.bin").is_file())
-    raise UserError(
-        f"'{model}' holds a binary model, and text is read; convert it: colmap model_converter "
-        f"--input_path {model} --output_path {model} --output_type TXT"
-    )
+def _camera(where: str, model: str, size: tuple[int, int], numbers: list[float]) -> Any:
+    """Return the intrinsics, and height and width."""
+    _, focals, parameters = _MODELS.get(model, (None, 0, 0))
+    if not focals or any(numbers[focals + 2 :]):
+        raise UserError(f"{where}: {undistort_first(model)}")
+    if len(numbers) < focals + 2:
+        raise UserError(f"{where}: {model} has {len(numbers)} parameters; expected {parameters}")
+    cx, cy = numbers[focals : focals + 2]
+    return camera_matrix(numbers[0], numbers[focals - 1], cx - 0.5, cy - 0.5), size
 
 
-def _models(root: Path) -> tuple[Path, Path]:
-    return root / "sparse" / "0", root / "sparse"
+# --- text -------------------------------------------------------------------------------------
 
 
-def _colmap_cameras(path: Path) -> Iterator[tuple[str, tuple[NDArray[np.float64], Any]]]:
-    """Yield the intrinsics, and height and width, of every camera by its number."""
+def _text_cameras(path: Path) -> Iterator[Camera]:
     for number, line in _content_lines(path):
         if not line.strip():
             continue
         where = f"'{path}', line {number}"
         try:
             camera, model, width, height, *rest = line.split()
-            numbers = [float(word) for word in rest]
-            focals = _FOCALS.get(model)
-            if focals is None or any(numbers[focals + 2 :]):
-                raise UserError(f"{where}: {undistort_first(model)}")
-            fx, fy = numbers[0], numbers[focals - 1]
-            cx, cy = numbers[focals : focals + 2]
-            size = int(height), int(width)
-        except UserError:
-            raise
-        except (ValueError, IndexError):
+            yield where, camera, model, (int(height), int(width)), [float(word) for word in rest]
+        except ValueError:
             raise UserError(f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS") from None
-        yield camera, (camera_matrix(fx, fy, cx - 0.5, cy - 0.5), size)
+
+
+def _text_images(path: Path) -> Iterator[Image]:
+    # Every other line holds the points of an image, and may be empty.
+    for number, line in list(_content_lines(path))[::2]:
+        where = f"'{path}', line {number}"
+        words = line.split(maxsplit=9)
+        try:
+            yield where, [float(word) for word in words[1:8]], words[8], words[9].strip()
+        except (ValueError, IndexError):
+            raise UserError(
+                f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, and a line of "
+                "points after it"
+            ) from None
 
 
 def _content_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield lines with their numbers, without comments and what stands before the first line."""
     try:
-        lines = read_text(path, most=1 << 31).splitlines()
+        lines = read_text(path, limit=1 << 31).splitlines()
     except OSError as error:
         raise UserError(f"'{path}' cannot be read as text: {error}") from None
     begun = False
@@ -104,6 +120,79 @@ def _content_lines(path: Path) -> Iterator[tuple[int, str]]:
         begun = begun or bool(line.strip())
         if begun and not line.startswith("#"):
             yield number, line
+
+
+# --- binary -----------------------------------------------------------------------------------
+
+# Not by pycolmap: where a file ends within a name, its reader goes on until memory is full.
+
+
+def _binary_cameras(path: Path) -> Iterator[Camera]:
+    with _Binary(path) as file:
+        for i in range(file.take("<Q")[0]):
+            camera, model, width, height = file.take("<IiQQ")
+            name, parameters = _NAMES.get(model, (f"model {model}", 0))
+            where = f"'{path}', camera {i + 1}"
+            if not parameters:
+                raise UserError(f"{where}: {undistort_first(name)}")
+            yield where, str(camera), name, (height, width), [*file.take(f"<{parameters}d")]
+
+
+def _binary_images(path: Path) -> Iterator[Image]:
+    with _Binary(path) as file:
+        for i in range(file.take("<Q")[0]):
+            _, *pose, camera = file.take("<I7dI")
+            name = file.name()
+            file.skip(24 * file.take("<Q")[0])  # its points: x, y and the number of one in 3D
+            yield f"'{path}', image {i + 1}", pose, str(camera), name
+
+
+class _Binary:
+    """A file that is read in order, and must not end before it says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.file, size = open_regular(path)
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+        if size is None:
+            raise UserError(f"'{path}' is no regular file; remove it")
+        self.size = size
+
+    def __enter__(self) -> _Binary:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def take(self, form: str) -> tuple[Any, ...]:
+        data = self.file.read(struct.calcsize(form))
+        if len(data) < struct.calcsize(form):
+            raise self._damaged()
+        return struct.unpack(form, data)
+
+    def name(self) -> str:
+        start = self.file.tell()
+        name, end, _ = self.file.read(_LONGEST).partition(b"\0")
+        self.file.seek(start + len(name) + 1)
+        try:
+            if end:
+                return name.decode()
+        except UnicodeDecodeError:
+            pass
+        raise self._damaged()
+
+    def skip(self, count: int) -> None:
+        if self.file.tell() + count > self.size:
+            raise self._damaged()
+        self.file.seek(count, os.SEEK_CUR)
+
+    def _damaged(self) -> UserError:
+        return UserError(f"'{self.path}' is damaged, or not COLMAP's: it ends before it says")
+
+
+# --- both ------------------------------------------------------------------------------------
 
 
 def _rotation(w: float, x: float, y: float, z: float) -> NDArray[np.float64]:

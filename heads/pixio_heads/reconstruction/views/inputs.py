@@ -129,7 +129,7 @@ def open_pictures(
         raise UserError(f"data.every is {every:g}; expected seconds between frames, more than 0")
     file = Path(path).expanduser()
     if file.suffix.lower() in VIDEO_SUFFIXES and not file.is_dir():
-        chosen = video_frames(file, every=every, most=max_views, max_megapixels=max_megapixels)
+        chosen = video_frames(file, every=every, limit=max_views, max_megapixels=max_megapixels)
         return _of_video(file, chosen, image_size=image_size, every=every, frames=frames)
     if file.is_file():
         raise UserError(_no_video(file))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pixio_heads.reconstruction.views.colmap import binary, colmap, undistort_first
+from pixio_heads.reconstruction.views.colmap import colmap, undistort_first
 from pixio_heads.reconstruction.views.frames import (
     FileScene,
     Found,
@@ -63,7 +63,7 @@ def wai(root: Path) -> Found:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(read_text(path, most=1 << 30))
+        content = parse_json(read_text(path, limit=1 << 30))
     except (ValueError, OSError) as error:
         raise UserError(f"'{path}' is not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
@@ -171,10 +171,10 @@ _READERS: dict[str, tuple[tuple[tuple[str, Reader], ...], str]] = {
             ("transforms.json", nerfstudio),
             ("sparse/0/cameras.txt", colmap),
             ("sparse/cameras.txt", colmap),
-            ("sparse/0/cameras.bin", binary),
-            ("sparse/cameras.bin", binary),
+            ("sparse/0/cameras.bin", colmap),
+            ("sparse/cameras.bin", colmap),
         ),
-        "transforms.json (Nerfstudio), or sparse/0/cameras.txt (COLMAP as text)",
+        "transforms.json (Nerfstudio), or sparse/0/cameras.bin or .txt (COLMAP)",
     ),
     "wai": ((("scene_meta.json", wai),), "scene_meta.json"),
     "blendedmvs": ((("cams", blendedmvs),), "cams/, blended_images/ and rendered_depth_maps/"),

@@ -50,7 +50,7 @@ class Scenes:
 
 
 class SceneSamples:
-    """Views of rendered scenes.
+    """Views of rendered scenes; as a source of images, their class is the kind of place.
 
     Args:
         split: `train`, `val` or `test`; no scene is in two of them.
@@ -78,6 +78,12 @@ class SceneSamples:
     def load(self, index: int) -> Sample:
         row = {name: self.table[name][index].as_py() for name in self.table.column_names}
         return {field: np.asarray(scene_store.decode_field(field, row)) for field in self.fields}
+
+    def read(self, index: int) -> bytes:
+        return self.table["image"][index].as_py()
+
+    def label(self, index: int) -> str | None:
+        return self.table["room_type"][index].as_py()
 
     def digest(self) -> str:
         facts: dict[str, Any] = vars(self.scenes)

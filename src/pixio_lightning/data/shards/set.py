@@ -44,18 +44,18 @@ class ShardSource:
     Args:
         index: The shards.
         groups: Which groups, in order.
-        most: At most so many images.
+        limit: At most so many images.
     """
 
-    def __init__(self, index: ShardIndex, groups: NDArray[np.int64], *, most: int) -> None:
+    def __init__(self, index: ShardIndex, groups: NDArray[np.int64], *, limit: int) -> None:
         self.index, self.groups = index, groups
         self.ends: NDArray[np.int64] = np.cumsum(index.group_rows[groups], dtype=np.int64)
-        self.most = most
+        self.limit = limit
         # A group is read as a whole, and its images are asked for one after the other.
         self._last: tuple[int, list[Encoded]] = (-1, [])
 
     def __len__(self) -> int:
-        return min(int(self.ends[-1]) if len(self.ends) else 0, self.most)
+        return min(int(self.ends[-1]) if len(self.ends) else 0, self.limit)
 
     def place(self, index: int) -> tuple[int, int]:
         """Return the group of an image, and its row there."""
@@ -109,11 +109,11 @@ class ShardSet:
         every = np.arange(self.index.n_groups)
         if val_path is not None:
             apart = open_index(val_path, cache=default_cache(), key="data.val_path")
-            self.held_out = ShardSource(apart, np.arange(apart.n_groups), most=val_images)
+            self.held_out = ShardSource(apart, np.arange(apart.n_groups), limit=val_images)
             train = every
         else:
-            chosen = held_out_groups(self.index, most=val_images)
-            self.held_out = ShardSource(self.index, chosen, most=val_images)
+            chosen = held_out_groups(self.index, limit=val_images)
+            self.held_out = ShardSource(self.index, chosen, limit=val_images)
             train = np.setdiff1d(every, chosen)
         self.rows = int(self.index.group_rows[train].sum(dtype=np.int64))  # in a pass
         self.order = BlockOrder.of(self.index, train, rows=BLOCK_ROWS, seed=seed)
@@ -215,8 +215,8 @@ class ShardSet:
         write_text(folder / "keep_rates.csv", text.getvalue())
 
 
-def held_out_groups(index: ShardIndex, *, most: int) -> NDArray[np.int64]:
-    """Choose groups to hold out, the same ones every time: for `most` images, at most a tenth.
+def held_out_groups(index: ShardIndex, *, limit: int) -> NDArray[np.int64]:
+    """Choose groups to hold out, the same ones every time: for `limit` images, at most a tenth.
 
     Raises:
         UserError: There is one group only.
@@ -229,7 +229,7 @@ def held_out_groups(index: ShardIndex, *, most: int) -> NDArray[np.int64]:
         )
     chosen: list[int] = []
     rows = 0
-    while rows < most and len(chosen) < max(1, n // 10):
+    while rows < limit and len(chosen) < max(1, n // 10):
         chosen.append(permuted(len(chosen), n, seed=0, step=0))
         rows += index.rows_of(chosen[-1])
     return np.array(sorted(chosen), np.int64)

@@ -28,7 +28,7 @@ from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.keep_rule import KeepRule
 from pixio_lightning.data.stream import Bad, EndlessLoader, collate
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import fold, key_of, permuted
+from pixio_lightning.keyed import RandomKey, fold, key_of, permuted
 
 BLOCK_ROWS = 2048  # at 60 kB an image 120 MB for each worker
 _LEAST_BLOCKS = 8  # in a pass, so that a small set is shuffled as well
@@ -193,15 +193,9 @@ class ShardImages(IterableDataset):
             bad.append((name, str(error)))
             return None
         key = key_of(image.key)
-        crop = random_crop(
-            pixels.shape[1],
-            pixels.shape[0],
-            key=key,
-            seed=self.seed,
-            epoch=epoch,
-            scale=self.scale,
-            ratio=self.ratio,
-        )
+        random_key = RandomKey(key, self.seed, epoch)
+        height, width, _ = pixels.shape
+        crop = random_crop(width, height, random_key, scale=self.scale, ratio=self.ratio)
         return {"image": to_tensor(pixels, crop, self.size), "key": key, "bad": bad}
 
     def _read(self, block: int) -> tuple[list[Encoded], list[str], list[Tally]]:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pixio_lightning.data.sources import FolderSource, Subset
-from pixio_lightning.data.stream import EvenShare, HeldOutImages, Loader
+from pixio_lightning.data.samples import HeldOutSamples, spread
+from pixio_lightning.data.sources import FolderSource
+from pixio_lightning.data.stream import EvenShare, Loader
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.neighbours import nearest_neighbours, vote
 from pixio_lightning.training.callbacks.preemption import is_preempted
@@ -100,7 +101,7 @@ class OnlineProbe(L.Callback):
         self.train, self.val, self.kind = train, val, kind
         self.every_n_steps, self.images, self.k = every_n_steps, images, k
         self._probed_step = -1
-        self._sets: list[tuple[HeldOutImages, Tensor]] | None = None
+        self._sets: list[tuple[HeldOutSamples, Tensor]] | None = None
 
     @property
     def state_key(self) -> str:
@@ -153,7 +154,7 @@ class OnlineProbe(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
-    def _open(self, trainer: L.Trainer) -> list[tuple[HeldOutImages, Tensor]]:
+    def _open(self, trainer: L.Trainer) -> list[tuple[HeldOutSamples, Tensor]]:
         """Return images and classes `(M,)` of both sets."""
         data = trainer.datamodule
         if self.train is None or self.val is None:
@@ -169,17 +170,14 @@ class OnlineProbe(L.Callback):
             raise UserError(f"OnlineProbe found {len(classes)} class of images; it needs two")
         sets = []
         for source, labels in zip(sources, names, strict=True):
-            count = min(self.images, len(source))
-            indices = [i * len(source) // count for i in range(count)]
-            images = HeldOutImages(
-                Subset(source, indices), size=data.image_size, max_megapixels=data.max_megapixels
-            )
-            sets.append((images, torch.tensor([classes[labels[i]] for i in indices])))
+            indices = spread(len(source), self.images)
+            found = torch.tensor([classes[labels[i]] for i in indices])
+            sets.append((data.evaluated(source, indices), found))
         return sets
 
     def _encode(
         self,
-        images: HeldOutImages,
+        images: HeldOutSamples,
         labels: Tensor,
         trainer: L.Trainer,
         module: L.LightningModule,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -21,8 +21,8 @@ from torch import nn
 
 from pixio_lightning import MOVED
 from pixio_lightning.errors import UserError
-
-MAX_VALUES = 100_000
+from pixio_lightning.files import unfolded
+from pixio_lightning.files.text import MAX_VALUES
 
 
 def refuse_foreign(config: Any, *, ours: Set[str], path: str | os.PathLike) -> None:
@@ -39,37 +39,25 @@ def refuse_foreign(config: Any, *, ours: Set[str], path: str | os.PathLike) -> N
     Raises:
         UserError: It names other code, or holds more values than a configuration does.
     """
-    for number, text in enumerate(_strings(config)):
+    for number, value in enumerate(unfolded(config, inside=_structure)):
+        # Whatever it is counts, or lists of lists without a string would go on for ever.
         if number > MAX_VALUES:
             raise UserError(f"checkpoint '{path}' holds no configuration: it unfolds without end")
-        if not _is_harmless(text, ours):
+        if isinstance(value, str) and not _is_harmless(value, ours):
             raise UserError(
-                f"checkpoint '{path}' names {text}, which its head does not use: refused"
+                f"checkpoint '{path}' names {value}, which its head does not use: refused"
             )
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every string, keys and the inside of YAML included; "" for whatever is none."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        # Whatever it is counts, or lists of lists without a string would go on for ever.
-        yield value if isinstance(value, str) else ""
-        if isinstance(value, dict):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list | tuple | set):
-            waiting += value
-        elif isinstance(value, str) and any(mark in value for mark in ":[{-"):
-            waiting.append(_structure(value))
-
-
-def _structure(text: str) -> Any:
-    """Return what a string holds as YAML, None unless it is a list or a mapping."""
+def _structure(value: Any) -> list[Any]:
+    """Return what a string holds as YAML, if that is a list or a mapping."""
+    if not isinstance(value, str) or not any(mark in value for mark in ":[{-"):
+        return []
     try:
-        inside = yaml.safe_load(text)
+        inside = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
-        return None
-    return inside if isinstance(inside, dict | list) else None
+        return []
+    return [inside] if isinstance(inside, dict | list) else []
 
 
 def _is_harmless(name: str, ours: Set[str]) -> bool:

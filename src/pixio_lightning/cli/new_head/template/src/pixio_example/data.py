@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,6 @@ from pixio_lightning.data import (
     BadImage,
     Sample,
     Samples,
-    Scenes,
     SceneSamples,
     decode_pixels,
     digest_of,
@@ -61,13 +61,8 @@ class ExampleData(SampleData):
         source: `scenes`, or `folder` with a table.
         path: The folder; with sub-folders `train` and `val`.
         image_size: Side that images are scaled to.
-        batch_size: Images per process and step.
         num_workers: Processes that decode, per training process.
         steps_per_epoch: Training batches between two validations.
-        val_images: Validation images, at most.
-        max_bad: Stop when more than this share of the images is unusable; None never stops.
-        seed: Seed of the order.
-        scenes: How many scenes and views.
     """
 
     sources = ("scenes", "folder")
@@ -78,26 +73,15 @@ class ExampleData(SampleData):
         path: str | None = None,
         *,
         image_size: int = 128,
-        batch_size: int = 32,
         num_workers: int = 2,
         steps_per_epoch: int = 100,
-        val_images: int | None = None,
-        max_bad: float | None = None,
-        seed: int = 0,
-        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        **loading: Any,
     ) -> None:
         super().__init__(
-            source,
-            path,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            steps_per_epoch=steps_per_epoch,
-            val_images=val_images,
-            max_bad=max_bad,
-            seed=seed,
+            source, path, num_workers=num_workers, steps_per_epoch=steps_per_epoch, **loading
         )
-        # Kept as public attributes: they identify the samples in caches and records.
-        self.image_size, self.scenes = image_size, scenes
+        # Kept as a public attribute: it identifies the samples in caches and records.
+        self.image_size = image_size
 
     def open(self, split: str) -> Samples:
         """Return the samples of a split."""
