@@ -53,6 +53,8 @@ class HeadContract:
     overrides: ClassVar[tuple[str, ...]] = ()
     # Of metrics, between one process and two; more where a metric counts pixels at a threshold.
     tolerance: float = 1e-4
+    # What runs the command line in processes of its own.
+    python: str = sys.executable
 
     @pytest.fixture(autouse=True)
     def _cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
@@ -208,7 +210,7 @@ class HeadContract:
         """With a number of samples that two processes cannot share evenly."""
         one = self.run("validate", tmp_path / "one", data__val_images=5)
         words = self.words(tmp_path / "two", data__val_images=5, trainer__devices=2)
-        command = [sys.executable, "-m", "pixio_lightning.cli.main", "validate", *words]
+        command = [self.python, "-m", "pixio_lightning.cli.main", "validate", *words]
         done = subprocess.run(
             [*command, "--trainer.strategy", "ddp"],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
