@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.models.weights import read as weights
 from pixio_lightning.training import results
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
@@ -42,6 +43,13 @@ BACKBONES: dict[str, dict[str, Any]] = {
     },
     "dinov3": {"name": "vit_small_patch16_dinov3.lvd1689m", "model_args": _SMALL},
 }
+# What tells them apart: patch size, class tokens, these and registers, rotary positions.
+_FAMILIES = {
+    "pixio": (16, 8, 8, False),
+    "mae": (16, 1, 1, False),
+    "dinov2": (14, 1, 5, False),
+    "dinov3": (16, 1, 5, True),
+}
 
 
 class HeadContract:
@@ -53,6 +61,8 @@ class HeadContract:
     overrides: ClassVar[tuple[str, ...]] = ()
     # Of metrics, between one process and two; more where a metric counts pixels at a threshold.
     tolerance: float = 1e-4
+    # What runs the command line in processes of its own.
+    python: str = sys.executable
 
     @pytest.fixture(autouse=True)
     def _cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
@@ -71,10 +81,14 @@ class HeadContract:
         return folder
 
     @pytest.fixture
-    def copied(self, trained: Path, tmp_path: Path) -> Path:
-        """A copy of the trained run; the test is skipped where nothing was to be trained."""
+    def trainable(self, trained: Path) -> None:
+        """Skip the test where nothing is to be trained on a frozen backbone."""
         if not (trained / "last.ckpt").exists():
             pytest.skip("nothing is trained")
+
+    @pytest.fixture
+    def copied(self, trained: Path, trainable: None, tmp_path: Path) -> Path:
+        """A copy of the trained run; the test is skipped where nothing was to be trained."""
         return Path(shutil.copytree(trained, tmp_path / "run"))
 
     def words(self, folder: Path, backbone: str = "pixio", **keys: Any) -> list[str]:
@@ -94,28 +108,30 @@ class HeadContract:
         lines = results.read(folder)
         return lines[-1] if lines else {}
 
-    def trains(self, folder: Path) -> bool:
-        """Return whether the head, on a frozen backbone, has anything to train."""
-        from pixio_lightning.cli import lightning_cli
-        from pixio_lightning.cli.class_lookup import import_named
-        from pixio_lightning.cli.options import parse_options
-
-        options = parse_options(self.words(folder))
-        import_named(options.configs, options.rest)
-        cli = lightning_cli.PixioCLI(options, "check")
-        cli.model.read_data_attributes(cli.datamodule)
-        return cli.model.trains
-
     @pytest.mark.parametrize("backbone", BACKBONES)
-    def test_it_runs_on_every_kind_of_backbone(self, backbone: str, tmp_path: Path) -> None:
+    def test_it_runs_on_every_kind_of_backbone(
+        self, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        modules = []
+        configure = BackboneModule.configure_model
+
+        def note(module: BackboneModule) -> None:
+            modules.append(module)
+            configure(module)
+
+        monkeypatch.setattr(BackboneModule, "configure_model", note)
         line = self.run("fit", tmp_path / "run", backbone)
+        ran = modules[-1].backbone
+        rotary = getattr(ran.vit, "rope", None) is not None
+        tokens = (ran.n_cls_tokens, ran.vit.num_prefix_tokens)
+        assert (ran.patch_size, *tokens, rotary) == _FAMILIES[backbone]
         assert line["backbone"]["name"] == BACKBONES[backbone]["name"]
+        assert line["backbone"]["digest"] in (None, weights.digest(ran.vit.state_dict()))
         known = [value for value in line["metrics"].values() if math.isfinite(value)]
         assert known and (line["loss"] is None or math.isfinite(line["loss"]))
 
+    @pytest.mark.usefixtures("trainable")
     def test_training_lowers_the_loss(self, tmp_path: Path) -> None:
-        if not self.trains(tmp_path / "asked"):
-            pytest.skip("nothing is trained")
         keys: dict[str, Any] = {"trainer__max_steps": 30, "trainer__log_every_n_steps": 1}
         self.run("fit", tmp_path / "run", **keys, model__optim__warmup=0)
         rows = Metrics(tmp_path / "run" / "metrics.csv").rows
@@ -135,9 +151,8 @@ class HeadContract:
         assert not [name for name in stored["state_dict"] if name.startswith("backbone.")]
         assert stored["pixio"]["backbone_digest"]
 
+    @pytest.mark.usefixtures("trainable")
     def test_a_tuned_backbone_is_in_the_checkpoint_and_loads_back(self, tmp_path: Path) -> None:
-        if not self.trains(tmp_path / "asked"):
-            pytest.skip("nothing is trained")
         self.run("fit", tmp_path / "run", model__backbone__tune="full", model__cache="false")
         stored = checkpoint_io.read(tmp_path / "run" / "last.ckpt")
         assert "backbone_digest" not in stored["pixio"]
@@ -179,11 +194,10 @@ class HeadContract:
         assert main(["validate", *words]) == 2
         assert "digest" in capsys.readouterr().err
 
+    @pytest.mark.usefixtures("trainable")
     def test_an_interrupted_run_goes_on_to_the_same_end(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if not self.trains(tmp_path / "asked"):
-            pytest.skip("nothing is trained")
         keys: dict[str, Any] = {"trainer__max_steps": 4, "checkpoint__every_n_steps": 2}
         whole = self.run("fit", tmp_path / "whole", **keys)
         step = BackboneModule.log_training
@@ -208,7 +222,7 @@ class HeadContract:
         """With a number of samples that two processes cannot share evenly."""
         one = self.run("validate", tmp_path / "one", data__val_images=5)
         words = self.words(tmp_path / "two", data__val_images=5, trainer__devices=2)
-        command = [sys.executable, "-m", "pixio_lightning.cli.main", "validate", *words]
+        command = [self.python, "-m", "pixio_lightning.cli.main", "validate", *words]
         done = subprocess.run(
             [*command, "--trainer.strategy", "ddp"],
             env=os.environ | {"OMP_NUM_THREADS": "1"},

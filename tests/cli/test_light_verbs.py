@@ -16,19 +16,20 @@ from pixio_lightning.cli import recipes
 SOURCES = Path(cli.__file__).parents[2]
 HEAVY = {"torch", "lightning", "jsonargparse", "timm", "numpy", "yaml"}
 
-# Prints the heavy modules that were imported and the CPU seconds used, then exits as the command.
+# Prints the heavy modules that were imported and the number of all, then exits as the command.
 PROBE = f"""
-import resource, sys
+import sys
 from pixio_lightning.cli.main import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as stop:
     code = stop.code
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(sorted({HEAVY} & set(sys.modules)), used.ru_utime + used.ru_stime, file=sys.stderr)
+print(sorted({HEAVY} & set(sys.modules)), len(sys.modules), file=sys.stderr)
 sys.exit(code)
 """
-CPU_SECONDS = 0.3  # a promise of the product: these verbs answer at once
+# These verbs answer at once, whatever else the machine does: imports are what takes time. Python
+# starts with some 35, argparse and importlib.metadata need most others; torch has 1000.
+MODULES = 220
 
 
 @pytest.fixture
@@ -84,9 +85,9 @@ def test_light_verb_answers_at_once(site, line, code, shown):
     done = pixio(*line.split(), site=site)
     assert done.returncode == code or code is None, done.stderr
     assert shown in done.stdout
-    imported, seconds = done.stderr.splitlines()[-1].rsplit(" ", 1)
+    imported, count = done.stderr.splitlines()[-1].rsplit(" ", 1)
     assert imported == "[]"
-    assert float(seconds) < CPU_SECONDS
+    assert int(count) < MODULES
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -305,20 +305,21 @@ def test_a_killed_worker_is_one_clear_line(index: ShardIndex) -> None:
 
 
 def multiprocessing_children() -> list[int]:
-    import multiprocessing
-
     return [child.pid for child in multiprocessing.active_children() if child.pid]
 
 
 def test_a_worker_that_hangs_is_noticed(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = multiprocessing.Event()
+
     def hang(*args: Any) -> list[Any]:
-        time.sleep(6)
+        released.wait()
         return []
 
     monkeypatch.setattr(shard_stream, "read_group", hang)
     loader = loader_of(index, workers=1, timeout=2)
     with pytest.raises(UserError, match="gave no batch for 2 s"):
         take(loader, 1)
+    released.set()
     loader.close()
 
 

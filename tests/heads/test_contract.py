@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import fork_server
 import pytest
 
 from pixio_lightning import plugins
@@ -9,6 +12,14 @@ from pixio_lightning.testing import HeadContract
 
 # A small set of scenes, which all of a worker's tests share.
 _SCENES = ("--data.scenes", "{train: 4, held_out: 4, views: 2, size: 64}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Start processes from one that has imported everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadContract, "python", fork_server.python())
+        yield
 
 
 class TestDepth(HeadContract):

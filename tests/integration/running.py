@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import fork_server
 import torch
 import yaml
 
@@ -72,8 +73,8 @@ def write_recipe(folder: Path, photographs: Path) -> Path:
 
 
 def command(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
-    """Return the words that start `pixio` in this environment."""
-    start = launcher or (sys.executable, "-m")
+    """Return the words that start `pixio` in this environment, by default as a fork."""
+    start = launcher or (fork_server.python(), "-m")
     return [*start, "pixio_lightning.cli.main", *map(str, words)]
 
 
@@ -131,8 +132,12 @@ def _signal(process: subprocess.Popen[str], number: int) -> None:
 def started(
     text: str, *words: object, stderr: int = subprocess.STDOUT, **env: str
 ) -> subprocess.Popen[str]:
-    """Start a command line in a session of its own, and return once it has printed `text`."""
-    process = _start(command(*words), stderr, **env)
+    """Start a command line in a session of its own, and return once it has printed `text`.
+
+    It is no fork, so that what has its process number is what can be killed.
+    """
+    line = command(*words, launcher=(sys.executable, "-m"))
+    process = _start(line, stderr, **env)
     assert process.stdout is not None
     seen = []
     for line in process.stdout:

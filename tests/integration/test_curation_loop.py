@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -194,4 +196,11 @@ def test_curate_and_materialize_and_train_on_it(shards: Path, scores: Path, tmp_
     limits = ("--data.curation.min_entropy", 0, "--data.curation.min_side", 0)
     recipe = shards.parent / "tiny.yaml"
     assert "step 16" in pixio("fit", "-c", recipe, "--out", tmp_path / "run", *inside, *limits)
-    assert os.listdir(tmp_path / "run")
+    with (tmp_path / "run" / "keep_rates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # Each shard is a bin of images that are kept with between n and n + 1 sixteenths.
+    assert rows and {row["shard"] for row in rows} <= set(os.listdir(tmp_path / "binned"))
+    for row in rows:
+        least = int(re.findall(r"-(\d+)\.parquet", row["shard"])[0]) / 16
+        assert 0 < int(row["kept"]) <= int(row["met"]) and float(row["rate"]) > 0.9 * least
+    assert sum(int(row["kept"]) for row in rows) >= 16 * 8

@@ -21,15 +21,23 @@ RUNS = [name for name in NAMES if not name.startswith(recipes.OVERLAYS)]
 OVERLAYS = [name for name in NAMES if name.startswith("with/")]
 BACKBONES = [name for name in NAMES if name.startswith("backbone/")]
 DEBUG = yaml.safe_load(recipes.find("with/debug").read_text())
-# Decoders that are not the backbone's, in a size for two steps on a processor.
-SMALL = {
-    name: ["--model.decoder.depth", "2"]
-    for name in RUNS
-    if name.startswith("pretrain/") and not name.startswith("pretrain/demo")
-} | {
-    name: ["--model.sizes", "{dim: 48, depth: 2, heads: 2, taps: [0, 1]}"]
-    for name in ("reconstruction/folder", "reconstruction/mapanything_v1_vith16")
-}
+# Decoders in a size for two steps on a processor; in their own, `check` builds them without memory.
+SMALL = (
+    {
+        name: ["--model.decoder.depth", "2"]
+        for name in RUNS
+        if name.startswith("pretrain/") and not name.startswith("pretrain/demo")
+    }
+    | {
+        name: ["--model.sizes", "{dim: 48, depth: 2, heads: 2, taps: [0, 1]}"]
+        for name in ("reconstruction/folder", "reconstruction/mapanything_v1_vith16")
+    }
+    | {
+        name: ["--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]"]
+        for name in RUNS
+        if "DPTDecoder" in recipes.find(name).read_text()
+    }
+)
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
 

@@ -105,11 +105,15 @@ def test_a_run_prints_plain_lines(recipe: Path, tmp_path: Path, capfd) -> None:
     logged = {row["step"]: row for row in table(tmp_path)}
     for line, step in zip(progress, (4, 9), strict=True):
         fields = re.match(
-            r"step \d+/12  img/s \d+  wait \d+%  loss (\S+)  lr (\S+)  eta 0:00", line
+            r"step \d+/12  img/s (\d+)  wait \d+%  loss (\S+)  lr (\S+)  eta (\d+):(\d\d)$", line
         )
         assert fields
-        assert float(fields[1]) == pytest.approx(logged[step]["train/loss"], rel=1e-3)
-        assert float(fields[2]) == pytest.approx(logged[step]["train/lr"], rel=1e-3)
+        # What is left at the speed that is shown, whatever it is; both are rounded.
+        images, left = int(fields[1]), 60 * int(fields[4]) + int(fields[5])
+        assert 4 * (11 - step) / (images + 0.5) - 1 < left
+        assert left <= 4 * (11 - step) / max(images - 0.5, 1e-9)
+        assert float(fields[2]) == pytest.approx(logged[step]["train/loss"], rel=1e-3)
+        assert float(fields[3]) == pytest.approx(logged[step]["train/lr"], rel=1e-3)
     saved = [line.split(":")[0] for line in lines_of(output.out, "step ") if "saved" in line]
     assert saved == ["step 3", "step 6", "step 9", "step 12"]
     # One block before the first step, one after the last.

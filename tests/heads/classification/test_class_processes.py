@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -26,7 +26,7 @@ def alone(*line: str) -> None:
 
 def in_two_processes(*line: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pixio_lightning.cli.main", *line, *DDP],
+        [fork_server.python(), "-m", "pixio_lightning.cli.main", *line, *DDP],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

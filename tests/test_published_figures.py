@@ -1,0 +1,181 @@
+"""Figures that headers, README and docs state are those of benchmarks/results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pixio_lightning.cli import recipes
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+EXPECTED = {
+    recipe.name: recipes.header(recipe.path).fields
+    for recipe in recipes.all_recipes()
+    if recipe.origin == recipes.BUILT_IN and "expect" in recipes.header(recipe.path).fields
+}
+CITED = re.compile(r" \(benchmarks/results/(\w+\.md)\)$")
+FIGURE = re.compile(r"\d*\.\d+|\d[\d,]*")
+
+# What a header calls the row of a table that it states.
+ROWS = {
+    "classification/demo": ("pretrained, linear, place", "random-init, linear, place", "majority"),
+    "depth/demo": ("pretrained backbone", "random-init backbone", "median map"),
+    "reconstruction/demo": ("trained", "best constant"),
+    "segmentation/demo": ("pretrained backbone", "random-init backbone", "majority map"),
+}
+NAMED = {"most frequent place": "majority"}
+LOSSES = {
+    "held-out loss": "after 2400 steps",
+    "predicting zero": "predicting zero",
+    "interpolated colours": "colours interpolated from the visible pixels, "
+    "at the true contrast of each hidden patch",
+    "with capped contrast": "the same, its contrast capped where it exceeds the truth",
+}
+
+
+def table(text: str) -> dict[str, dict[str, str]]:
+    """Return the cells of all tables of a page by the text of a row's first cell, and by column."""
+    found: dict[str, dict[str, str]] = {}
+    columns: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip(" *") for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            columns = []
+        elif not columns:
+            columns = cells
+        elif set(line) - set("|-"):
+            assert cells[0] not in found, cells
+            found[cells[0]] = dict(zip(columns[1:], cells[1:], strict=True))
+    return found
+
+
+def read(name: str) -> dict[str, dict[str, str]]:
+    return table((RESULTS / name).read_text())
+
+
+def agrees(stated: str, measured: str) -> bool:
+    """Whether a figure is the first one of a cell, rounded to the places that it has."""
+    exact = float(FIGURE.findall(measured)[0].replace(",", ""))
+    places = len(stated.partition(".")[2])
+    return abs(float(stated.replace(",", "")) - exact) <= 0.5 * 10.0**-places + 1e-9
+
+
+def block(page: str, name: str) -> str:
+    """Return what stands between two comments of a page."""
+    _, text, _ = re.split(f"<!-- /?{name} -->\n", (ROOT / page).read_text())
+    return text
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_header_states_rows_of_the_table_that_it_names(name: str) -> None:
+    """The first part names the columns: `top1 0.3, top5 0.9; random-init 0.2, 0.8; ...`"""
+    expected = EXPECTED[name]["expect"]
+    cited = CITED.search(expected)
+    assert cited
+    rows, parts = read(cited[1]), expected[: cited.start()].split("; ")
+    columns = re.findall(r"([a-z]\w*) [\d.]+", parts[0])
+    for part, row in zip(parts, ROWS[name], strict=True):
+        label = re.match(r"[a-z -]*(?= \d)", part)
+        if part is not parts[0]:
+            assert label and row.startswith(NAMED.get(label[0], label[0])), part
+        stated = re.findall(r"(?<= )[\d.]+", part)
+        for column, figure in zip(columns, stated, strict=True):
+            assert agrees(figure, rows[row][column]), f"{row}, {column}: {figure}"
+
+
+def test_the_demo_states_the_losses_that_it_was_measured_with() -> None:
+    rows = read("pretrain_demo.md")
+    expected = EXPECTED["pretrain/demo"]["expect"]
+    assert CITED.search(expected)
+    for label, row in LOSSES.items():
+        (figure,) = re.findall(rf"{label} ([\d.]+)", expected)
+        assert agrees(figure, rows[row]["held-out loss"]), label
+    zero = re.findall(r"zero \(?([\d.]+)", "".join(e["expect"] for e in EXPECTED.values()))
+    assert set(zero) == {rows["predicting zero"]["held-out loss"]}
+
+
+def test_every_other_figure_is_the_paper_s() -> None:
+    """Or that of a run which the header itself names, as no table is kept of it."""
+    for name, fields in EXPECTED.items():
+        if re.search(r"\d*\.\d", fields["expect"]) and not CITED.search(fields["expect"]):
+            published = re.search(r"arXiv|\bpaper\b", f"{fields['expect']} {fields['reproduces']}")
+            own = name in ("pretrain/demo_curated", "pretrain/folder")
+            assert own or (published and "nothing of the paper" not in fields["reproduces"]), name
+
+
+def test_the_readme_prints_what_the_demo_printed() -> None:
+    page, rows = block("README.md", "demo"), read("pretrain_demo.md")
+    losses = {label: rows[row]["held-out loss"] for label, row in LOSSES.items()}
+    first, last = rows["before the first step"]["held-out loss"], losses.pop("held-out loss")
+    assert f"first {first}, last {last}\n" in page
+    for label, loss in losses.items():
+        share = 1 - float(last) / float(loss)
+        assert re.search(rf"{label} +{loss} \(the last loss is {share:.0%} below\)", page), label
+    text = (RESULTS / "pretrain_demo.md").read_text()
+    (took,) = re.findall(r"the whole demo took (.*?)\)", (ROOT / "README.md").read_text())
+    assert took in text
+
+
+def test_the_readme_s_table_of_depth_is_that_of_three_seeds() -> None:
+    page = block("README.md", "depth")
+    assert table(page) == read("demo_seeds.md")
+    (since,) = re.findall(r"seed 0 gives ([\d.]+ \+- [\d.]+)\.", page)
+    assert since == read("pretrain_demo.md")["pretrained backbone"]["abs_rel"]
+
+
+def test_the_readme_s_speed_of_decoding_is_measured() -> None:
+    page, rows = (ROOT / "README.md").read_text(), read("data_path.md")
+    found = re.search(r"core decodes (\d+) photographs of 640x480 a second, ([\d.]+) times", page)
+    assert found
+    for figure, cell in zip(found.groups(), rows["pixio"].values(), strict=True):
+        assert agrees(figure, cell), cell
+
+
+def test_the_costs_of_curation_are_measured() -> None:
+    """Those of docs/scale.md by the first figure of a row; docs/curation.md has two more."""
+    measured = read("curation_costs.md")
+    units = {
+        what: row["unit cost"] for what, row in table((ROOT / "docs/scale.md").read_text()).items()
+    }
+    named = {
+        "shards": "a photograph, 640x480, quality 90",
+        "scores on disk": "a score on disk, groups of 100",
+        "decode, crop and entropy, to score": "decode, crop, entropy (scoring)",
+        "read from a shard, file cache warm": "read a photograph from a shard, file cache warm",
+        "hash the keys, once": "hash a key",
+        "keep or not, each pass": "keep or not",
+        "count a score, to calibrate": "calibrate: count a score",
+        "read for a kept image, as packed": "read for each kept byte, shards as packed",
+        "read for a kept image, materialized": "the same, 16 bins (`--materialize`)",
+    }
+    for what, unit in units.items():
+        assert agrees(FIGURE.findall(unit)[0], measured[named.pop(what)]["on one core"]), what
+    assert not named
+    text = (ROOT / "docs/curation.md").read_text()
+    for sentence, row in (
+        (r"reads: ([\d.]+) bytes", "read for each kept byte, shards as packed"),
+        (r"thinned: ([\d.]+) bytes", "the same, 16 bins (`--materialize`)"),
+        (r"at the keep rate\n([\d.]+)", "keep rate of the example"),
+    ):
+        (figure,) = re.findall(sentence, text)
+        assert agrees(figure, measured[row]["on one core"]), sentence
+
+
+def test_noise_is_as_measured() -> None:
+    def rows(text: str) -> list[list[str]]:
+        lines = [line.strip("|").split("|") for line in text.splitlines() if line[:1] == "|"]
+        return [[cell.strip() for cell in cells] for cells in lines[2:]]
+
+    measured: dict[tuple[str, str], list[str]] = {}
+    for kind, noise, _, _, kept in rows((RESULTS / "curation_noise.md").read_text()):
+        measured.setdefault((kind, noise), []).append(kept)
+    stated = {
+        (kind, noise): kept for kind, noise, *kept in rows(block("docs/curation.md", "noise"))
+    }
+    assert len(stated) == 8
+    for key, (plain, floored) in stated.items():
+        # Without noise the floor of one level stands in no row.
+        assert measured[key] == [plain, floored] if key[1] != "0" else measured[key][0] == plain
