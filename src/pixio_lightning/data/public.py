@@ -35,6 +35,7 @@ from pixio_lightning.data.samples import (
     load_or_name,
     spread,
 )
+from pixio_lightning.data.scenes import raycast, textures
 from pixio_lightning.data.scenes.render import CLASSES as SCENE_CLASSES
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.scenes.worlds import known_places
@@ -90,6 +91,7 @@ __all__ = [
     "open_image",
     "open_picture",
     "random_crop",
+    "raycast",
     "read_depth",
     "read_file",
     "read_npy",
@@ -97,6 +99,7 @@ __all__ = [
     "rows_digest",
     "spread",
     "to_metres",
+    "textures",
     "to_tensor",
     "unit_of",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -157,13 +157,18 @@ def _slab(origin: Array, direction: Array) -> tuple[Array, Array]:
     # A zero component would give 0 * inf; any number this small acts as a parallel ray.
     inverse = 1 / np.where(direction == 0, 1e-30, direction)
     middle, half = -origin * inverse, np.abs(inverse)
-    return (middle - half).max(axis=-2), (middle + half).min(axis=-2)
+    return _rows(np.maximum, middle - half), _rows(np.minimum, middle + half)
+
+
+def _rows(function: np.ufunc, values: Array) -> Array:
+    """Reduce axis -2: for so few rows this takes a fraction of the time of `ufunc.reduce`."""
+    return reduce(function, np.moveaxis(values, -2, 0))
 
 
 def _round(origin: Array, direction: Array) -> tuple[Array, Array]:
-    a = np.maximum((direction * direction).sum(axis=-2), 1e-30)
-    b = (origin * direction).sum(axis=-2)
-    root = b * b - a * ((origin * origin).sum(axis=-2) - 1)
+    a = np.maximum(_rows(np.add, direction * direction), 1e-30)
+    b = _rows(np.add, origin * direction)
+    root = b * b - a * (_rows(np.add, origin * origin) - 1)
     half = np.sqrt(np.maximum(root, 0))
     return np.where(root < 0, np.inf, (-b - half) / a), (-b + half) / a
 

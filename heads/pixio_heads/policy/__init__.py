@@ -1,0 +1,1 @@
+"""Robot policies: imitation from pictures, in a built-in world or in simulators."""
