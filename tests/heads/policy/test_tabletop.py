@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -198,6 +200,12 @@ def test_an_action_that_is_none_is_refused(action: Any) -> None:
 def test_a_world_that_there_is_not_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Tabletop(**keys)
+
+
+def test_without_gymnasium_one_line_says_what_to_install() -> None:
+    code = "import sys; sys.modules['gymnasium'] = None; import pixio_heads.policy.tabletop"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "needs gymnasium: pip install 'pixio-lightning[policy]'" in run.stderr.splitlines()[-1]
 
 
 def test_actions_are_clipped() -> None:

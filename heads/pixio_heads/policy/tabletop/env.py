@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pixio_heads.policy.tabletop.draw import Picture
 from pixio_heads.policy.tabletop.episode import PLATFORM, TASKS, Task, draw_episode
 from pixio_heads.policy.tabletop.physics import OPENING, RATE, REACH, SPEED
 from pixio_lightning import UserError
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+except ModuleNotFoundError:
+    raise UserError(
+        "the table-top world needs gymnasium: pip install 'pixio-lightning[policy]'"
+    ) from None
 
 Observation = dict[str, NDArray]
 _MAX_STEPS = {"reach": 30, "push": 60, "pick_place": 60}
@@ -67,7 +73,7 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.task, self.size, self.difficulty = task, size, difficulty
         self.max_steps = _MAX_STEPS[task] if max_steps is None else max_steps
         self.render_mode = "rgb_array"
-        self.observation_space = spaces.Dict(
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
                 "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
                 "proprio": spaces.Box(-1, 1, (4,), np.float32),

@@ -36,9 +36,9 @@ _APART = 0.036  # metres between footprints: a finger of an open gripper fits
 
 
 class Thing(NamedTuple):
-    """A body as drawn: its form, `(3,)` half extents in metres, and its albedo `(3,)`."""
+    """A body as drawn: its form, `(3,)` half extents in metres, its albedo `(3,)`, its place."""
 
-    form: Literal["box", "sphere", "cylinder", "platform"]
+    form: str  # box, sphere, cylinder or platform
     half: Array
     colour: Array
     x: float
@@ -104,7 +104,7 @@ def draw_episode(task: Task, seed: int, difficulty: float) -> Episode:
     if task == "pick_place":
         half = np.array([MARK, MARK, PLATFORM / 2])
         things.append(Thing("platform", half, things[0].colour, *goal))
-    x, y = rng.uniform(-1, 1, 2) * spread
+    x, y = (rng.uniform(-1, 1, 2) * spread).tolist()
     return Episode(
         things=tuple(things),
         goal=goal,
@@ -123,7 +123,7 @@ def _form(rng: Rng, forms: str) -> tuple[str, Array]:
 
 
 def _place(rng: Rng, task: Task, spread: Array, others: int) -> tuple | None:
-    """Draw forms, places and the goal; None where something found no room."""
+    """Draw the bodies' forms and places `(2,)`, and the goal; None if something had no room."""
     forms = [_form(rng, "box cylinder" if task == "push" else "box sphere cylinder")]
     at = [rng.uniform(-1, 1, 2) * spread]
     half, goal = forms[0][1], at[0]
@@ -164,6 +164,7 @@ def _look(rng: Rng, difficulty: float) -> Look:
         azimuth=np.radians(14 * vary[0]),
         elevation=np.radians(50 + 5 * vary[1]),
         distance=0.78 * (1 + 0.05 * vary[2]),
+        # To the left or to the right, so that shadows fall aside; above at difficulty 0.
         lamp=np.array([0.35 * np.sign(vary[3]) + 0.2 * vary[4], -0.25 + 0.2 * vary[5], 0.9]),
         brightness=1 + 0.2 * vary[6],
         warmth=vary[7],

@@ -69,18 +69,18 @@ class Expert:
     def _pick_place(
         self, bench: Bench, goal: tuple[float, float]
     ) -> tuple[tuple[float, float, float], float]:
-        body, tip = bench.bodies[0], bench.tip
+        body, tip, platform = bench.bodies[0], bench.tip, bench.bodies[-1].top
         grip = body.z + max(body.height / 2 - 0.012, 0.006)
         if bench.held == 0:
             below = tip[2] - body.z  # of the fingertips, where the body's bottom is
             x, y = goal[0] + tip[0] - body.x, goal[1] + tip[1] - body.y
-            platform = bench.bodies[-1].top
             placed = max(abs(x - tip[0]), abs(y - tip[1])) <= _CLOSE
             if placed and body.z <= platform + 0.006:
                 return (tip[0], tip[1], tip[2]), OPENING
             return self._over(bench, x, y, platform + below, hover=_HOVER + below), bench.opening
-        if body.z > 0:  # on the platform: let go and rise
+        off = max(abs(body.x - goal[0]), abs(body.y - goal[1]))
+        if abs(body.z - platform) < 1e-6 and off <= 0.01:  # there: let go and rise
             return (tip[0], tip[1], tip[2] if bench.opening < OPENING else 0.15), OPENING
-        to = self._over(bench, body.x, body.y, grip)
+        to = self._over(bench, body.x, body.y, grip, hover=max(_HOVER, body.top + 0.015))
         ready = max(abs(a - b) for a, b in zip(to, tip, strict=True)) <= _CLOSE
         return to, 0.0 if ready and abs(tip[2] - grip) <= _CLOSE else OPENING

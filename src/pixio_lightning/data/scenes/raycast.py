@@ -157,18 +157,15 @@ def _slab(origin: Array, direction: Array) -> tuple[Array, Array]:
     # A zero component would give 0 * inf; any number this small acts as a parallel ray.
     inverse = 1 / np.where(direction == 0, 1e-30, direction)
     middle, half = -origin * inverse, np.abs(inverse)
-    return _rows(np.maximum, middle - half), _rows(np.minimum, middle + half)
-
-
-def _rows(function: np.ufunc, values: Array) -> Array:
-    """Reduce axis -2: for so few rows this takes a fraction of the time of `ufunc.reduce`."""
-    return reduce(function, np.moveaxis(values, -2, 0))
+    # Over so few rows, this takes a fraction of the time of `max` and `min`.
+    enter = reduce(np.maximum, np.moveaxis(middle - half, -2, 0))
+    return enter, reduce(np.minimum, np.moveaxis(middle + half, -2, 0))
 
 
 def _round(origin: Array, direction: Array) -> tuple[Array, Array]:
-    a = np.maximum(_rows(np.add, direction * direction), 1e-30)
-    b = _rows(np.add, origin * direction)
-    root = b * b - a * (_rows(np.add, origin * origin) - 1)
+    a = np.maximum((direction * direction).sum(axis=-2), 1e-30)
+    b = (origin * direction).sum(axis=-2)
+    root = b * b - a * ((origin * origin).sum(axis=-2) - 1)
     half = np.sqrt(np.maximum(root, 0))
     return np.where(root < 0, np.inf, (-b - half) / a), (-b + half) / a
 
