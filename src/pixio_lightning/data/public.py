@@ -38,6 +38,7 @@ from pixio_lightning.data.samples import (
     load_or_name,
     spread,
 )
+from pixio_lightning.data.scenes import raycast, textures
 from pixio_lightning.data.scenes.render import CLASSES as SCENE_CLASSES
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.scenes.worlds import known_places
@@ -98,6 +99,7 @@ __all__ = [
     "open_columns",
     "open_picture",
     "random_crop",
+    "raycast",
     "read_depth",
     "read_file",
     "read_npy",
@@ -105,6 +107,7 @@ __all__ = [
     "rows_digest",
     "spread",
     "to_metres",
+    "textures",
     "to_tensor",
     "unit_of",
     "video_frames",

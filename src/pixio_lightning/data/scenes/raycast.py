@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +157,9 @@ def _slab(origin: Array, direction: Array) -> tuple[Array, Array]:
     # A zero component would give 0 * inf; any number this small acts as a parallel ray.
     inverse = 1 / np.where(direction == 0, 1e-30, direction)
     middle, half = -origin * inverse, np.abs(inverse)
-    return (middle - half).max(axis=-2), (middle + half).min(axis=-2)
+    # Over so few rows, this takes a fraction of the time of `max` and `min`.
+    enter = reduce(np.maximum, np.moveaxis(middle - half, -2, 0))
+    return enter, reduce(np.minimum, np.moveaxis(middle + half, -2, 0))
 
 
 def _round(origin: Array, direction: Array) -> tuple[Array, Array]:
