@@ -72,12 +72,13 @@ class Expert:
         body, tip, platform = bench.bodies[0], bench.tip, bench.bodies[-1].top
         grip = body.z + max(body.height / 2 - 0.012, 0.006)
         if bench.held == 0:
+            # It goes on squeezing: fingers that only stay where they are slip at the least push.
             below = tip[2] - body.z  # of the fingertips, where the body's bottom is
             x, y = goal[0] + tip[0] - body.x, goal[1] + tip[1] - body.y
             placed = max(abs(x - tip[0]), abs(y - tip[1])) <= _CLOSE
             if placed and body.z <= platform + 0.006:
                 return (tip[0], tip[1], tip[2]), OPENING
-            return self._over(bench, x, y, platform + below, hover=_HOVER + below), bench.opening
+            return self._over(bench, x, y, platform + below, hover=_HOVER + below), 0.0
         off = max(abs(body.x - goal[0]), abs(body.y - goal[1]))
         if abs(body.z - platform) < 1e-6 and off <= 0.01:  # there: let go and rise
             return (tip[0], tip[1], tip[2] if bench.opening < OPENING else 0.15), OPENING
