@@ -54,10 +54,10 @@ class Pool:
         self.timeout = timeout
         # Not a fork of this process, whose threads and devices would come along.
         self._context = get_context("forkserver")
-        modules = ["pixio_heads.policy.serving"]
-        if environment.kind == "tabletop":  # imported once for all of them
-            modules.append("pixio_heads.policy.tabletop")
-        self._context.set_forkserver_preload(modules)
+        # Imported once for all of them.
+        self._context.set_forkserver_preload(
+            ["pixio_heads.policy.serving", "pixio_heads.policy.tabletop"]
+        )
         self._slots: list[tuple[Any, Connection]] = []
         self._ready = False
 

@@ -1,4 +1,4 @@
-"""What runs in the process of an environment; importing it imports no torch."""
+"""What runs in the process of an environment."""
 
 from __future__ import annotations
 
