@@ -34,19 +34,18 @@ class _Total(torch.autograd.Function):
         return total
 
 
-class SyncedBatchNorm2d(nn.SyncBatchNorm):
+class SyncedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose statistics are those of all processes, on any device.
 
-    torch's SyncBatchNorm, which refuses the CPU. With one process it is BatchNorm2d itself.
+    torch's SyncBatchNorm refuses the CPU, and DDP refuses whatever is derived from it there. With
+    one process this is BatchNorm2d itself.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(B, C, h, w)`, in training by the statistics of the global batch."""
-        if x.is_cuda:
-            return super().forward(x)
         synced = self.training and dist.is_initialized() and dist.get_world_size() > 1
         if not synced:
-            return nn.BatchNorm2d.forward(self, x)  # type: ignore[arg-type]
+            return super().forward(x)
         values = x.float()
         count = torch.full_like(values[0, :1, 0, 0], values.numel() / values.shape[1])
         # Two passes: the difference of two large sums would lose the variance of shifted features.

@@ -20,18 +20,12 @@ from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import open_regular, read_text
 
-# COLMAP's models by their numbers, with the focal lengths and all parameters of each: the principal
-# point follows on the focal lengths, and then distortion.
+# Of COLMAP's models, in the order of their numbers: how many focal lengths, and parameters in all.
+# The principal point follows on the focal lengths, and then distortion.
 _MODELS = {
-    name: (number, focals, parameters)
-    for number, (name, focals, parameters) in enumerate(
-        [
-            *[("SIMPLE_PINHOLE", 1, 3), ("PINHOLE", 2, 4), ("SIMPLE_RADIAL", 1, 4)],
-            *[("RADIAL", 1, 5), ("OPENCV", 2, 8)],
-        ]
-    )
+    **{"SIMPLE_PINHOLE": (1, 3), "PINHOLE": (2, 4), "SIMPLE_RADIAL": (1, 4), "RADIAL": (1, 5)},
+    "OPENCV": (2, 8),
 }
-_NAMES = {number: (name, parameters) for name, (number, _, parameters) in _MODELS.items()}
 _LONGEST = 4096  # bytes of a name
 
 Camera = tuple[str, str, str, tuple[int, int], list[float]]  # where, number, model, size, numbers
@@ -44,15 +38,13 @@ def colmap(root: Path) -> Found:
     Raises:
         UserError: A file is not what it should be, or images are distorted.
     """
-    files = [
-        f / f"cameras.{s}" for s in ("txt", "bin") for f in (root / "sparse/0", root / "sparse")
-    ]
-    table = next(file for file in files if file.is_file())
+    places = [f"{sparse}/cameras.{s}" for s in ("txt", "bin") for sparse in ("sparse/0", "sparse")]
+    table = next(root / place for place in places if (root / place).is_file())
     if table.suffix == ".txt":
         found, posed = _text_cameras(table), _text_images(table.with_name("images.txt"))
     else:
         found, posed = _binary_cameras(table), _binary_images(table.with_name("images.bin"))
-    cameras = {number: _camera(where, *facts) for where, number, *facts in found}
+    cameras = {camera[1]: _camera(*camera) for camera in found}
     images = root / "images" if (root / "images").is_dir() else root
     frames = []
     for where, (w, x, y, z, *shift), camera, name in posed:
@@ -64,14 +56,16 @@ def colmap(root: Path) -> Found:
         pose = np.linalg.inv(world2cam)
         stem = root / "depth" / Path(name).with_suffix("")
         there = [p for s in SUFFIXES if (p := stem.with_name(stem.name + s)).is_file()]
-        files = (images / name, there[0] if there else None)
+        files = images / name, there[0] if there else None
         frames.append(posed_frame(where, name, files, matrix, pose, size))
     return Found(sorted(frames, key=lambda frame: frame.name))
 
 
-def _camera(where: str, model: str, size: tuple[int, int], numbers: list[float]) -> Any:
+def _camera(
+    where: str, number: str, model: str, size: tuple[int, int], numbers: list[float]
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
     """Return the intrinsics, and height and width."""
-    _, focals, parameters = _MODELS.get(model, (None, 0, 0))
+    focals, parameters = _MODELS.get(model, (0, 0))
     if not focals or any(numbers[focals + 2 :]):
         raise UserError(f"{where}: {undistort_first(model)}")
     if len(numbers) < focals + 2:
@@ -131,11 +125,10 @@ def _binary_cameras(path: Path) -> Iterator[Camera]:
     with _Binary(path) as file:
         for i in range(file.take("<Q")[0]):
             camera, model, width, height = file.take("<IiQQ")
-            name, parameters = _NAMES.get(model, (f"model {model}", 0))
-            where = f"'{path}', camera {i + 1}"
-            if not parameters:
-                raise UserError(f"{where}: {undistort_first(name)}")
-            yield where, str(camera), name, (height, width), [*file.take(f"<{parameters}d")]
+            name = dict(enumerate(_MODELS)).get(model, f"model {model}")
+            _, parameters = _MODELS.get(name, (0, 0))
+            numbers = [*file.take(f"<{parameters}d")]
+            yield f"'{path}', camera {i + 1}", str(camera), name, (height, width), numbers
 
 
 def _binary_images(path: Path) -> Iterator[Image]:
