@@ -1,0 +1,156 @@
+"""Demonstrations of scripted experts, and what experts and random actions reach; kept in the cache.
+
+A folder of the cache holds a parquet file for each episode, its pictures as PNG: a collection that
+was killed goes on where it was, and one that is there is not collected again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from pixio_heads.policy.demonstrations import Demonstration, png_frame
+from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.play import Controller, Outcome, Trajectory
+from pixio_heads.policy.pool import Pool
+from pixio_lightning.data import digest_of
+from pixio_lightning.errors import UserError
+from pixio_lightning.files import default_cache, written_aside
+
+VERSION = 1  # of how demonstrations are collected
+# Experts that fail more often than this share are no experts.
+_FAILURES = 0.5
+
+
+def collect(
+    environment: Environment,
+    episodes: int,
+    *,
+    first_seed: int,
+    noise: float,
+    after_success: int,
+    processes: int,
+) -> tuple[list[Demonstration], str]:
+    """Return demonstrations of a task's expert, collected now where they are missing.
+
+    Seeds count up from `first_seed`; an episode in which the expert fails is left out.
+
+    Args:
+        environment: The task.
+        episodes: How many demonstrations.
+        first_seed: Seed of the first.
+        noise: Standard deviation of what is added to the executed actions; labels are without it.
+        after_success: Steps that are kept after success.
+        processes: Environments at once.
+
+    Returns:
+        The demonstrations in the order of their seeds, and a digest of them.
+
+    Raises:
+        UserError: The expert fails, or the task has none.
+    """
+    about = {"environment": environment.plain(), "noise": noise, "after": after_success}
+    digest = digest_of("demonstrations", VERSION, about)
+    folder = default_cache() / "demonstrations" / f"{environment.task}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "about.json").exists():
+        with written_aside(folder / "about.json") as aside:
+            aside.write_text(json.dumps(about, indent=1) + "\n")
+    found: list[Path] = []
+    with (
+        Pool(environment, processes) as pool,
+        tqdm(total=episodes, unit="demo", desc=environment.task, leave=False, delay=1) as bar,
+    ):
+        for start in count(first_seed, episodes):
+            seeds = range(start, start + episodes)
+            missing = [seed for seed in seeds if not _file(folder, seed).exists()]
+            bar.n = len(found)
+            for seed, trajectory in pool.play(
+                missing, "expert", noise=noise, after_success=after_success
+            ):
+                _write(_file(folder, seed), seed, trajectory)
+                bar.update(trajectory.outcome.success_any)
+            found += [_file(folder, seed) for seed in seeds if _succeeded(_file(folder, seed))]
+            if len(found) >= episodes:
+                break
+            if len(found) < _FAILURES * (start + episodes - first_seed):
+                raise UserError(
+                    f"the expert of {environment.task} succeeded in {len(found)} of "
+                    f"{start + episodes - first_seed} episodes: {_reason(folder, seeds)}"
+                )
+    demonstrations = [read(path) for path in found[:episodes]]
+    return demonstrations, digest_of(digest, [demo.name for demo in demonstrations])
+
+
+def _file(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:08d}.parquet"
+
+
+def _write(path: Path, seed: int, trajectory: Trajectory) -> None:
+    columns = {
+        "image": pa.array(trajectory.images, pa.binary()),
+        "proprio": pa.array(trajectory.proprio.tolist(), pa.list_(pa.float32())),
+        "action": pa.array(trajectory.actions.tolist(), pa.list_(pa.float32())),
+        "reward": trajectory.rewards,
+        "success": trajectory.successes,
+    }
+    outcome = json.dumps({"seed": seed, **asdict(trajectory.outcome)})
+    table = pa.table(columns).replace_schema_metadata({"outcome": outcome})
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="none")
+
+
+def _outcome(path: Path) -> dict[str, Any]:
+    return json.loads(pq.read_schema(path).metadata[b"outcome"])
+
+
+def _succeeded(path: Path) -> bool:
+    return _outcome(path)["success_any"]
+
+
+def _reason(folder: Path, seeds: Sequence[int]) -> str:
+    errors = [_outcome(_file(folder, seed))["error"] for seed in seeds]
+    return next((error for error in errors if error), "it did not reach the goal in time")
+
+
+def read(path: Path) -> Demonstration:
+    """Read a collected demonstration."""
+    table = pq.read_table(path)
+    rows = {
+        name: np.array(table[name].to_pylist(), np.float32).reshape(len(table), -1)
+        for name in ("proprio", "action")
+    }
+    frame = png_frame(table["image"].to_pylist())
+    return Demonstration(path.stem, rows["proprio"], rows["action"], frame, _outcome(path)["seed"])
+
+
+def references(
+    environment: Environment, seeds: Sequence[int], controller: Controller, *, processes: int
+) -> list[Outcome]:
+    """Return what a controller reaches in the episodes of these seeds, played once and kept."""
+    folder = default_cache() / "demonstrations"
+    name = digest_of("references", VERSION, environment.plain(), controller)
+    path = folder / f"{environment.task}-{controller}-{name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    missing = [seed for seed in seeds if str(seed) not in known]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            Pool(environment, processes, images=False) as pool,
+            tqdm(total=len(missing), unit="episode", desc=controller, leave=False, delay=1) as bar,
+        ):
+            for seed, trajectory in pool.play(missing, controller):
+                known[str(seed)] = asdict(trajectory.outcome)
+                bar.update()
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(known))
+    return [Outcome(**known[str(seed)]) for seed in seeds]

@@ -1,0 +1,206 @@
+"""PolicyData: demonstrations to learn from, and episodes of a simulator to be judged in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pixio_heads.policy import collect, cortexbench, lerobot
+from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples, of_actions
+from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.episodes import EpisodeSamples, Start
+from pixio_lightning.data import SampleData, Samples, digest_of, existing_folder
+from pixio_lightning.errors import UserError, nearest
+
+TABLETOP = {"reach": 40, "push": 80, "pick_place": 80}  # tasks, and steps of an episode
+METAWORLD = {
+    name: 500
+    for name in (
+        *("assembly-v3", "bin-picking-v3", "button-press-topdown-v3"),
+        *("drawer-open-v3", "hammer-v3"),
+    )
+}
+_SIMULATED = {"scenes": "tabletop", "metaworld": "metaworld", "gym": "gym"}
+# Seeds of demonstrations count up from here, and those of evaluations from there.
+_DEMONSTRATIONS = 10_000_000
+_EVALUATIONS = {"val": 20_000_000, "test": 30_000_000, "predict": 20_000_000}
+
+
+class PolicyData(SampleData):
+    """Demonstrations, and the episodes in which a policy that imitates them is judged.
+
+    A training sample is a history of frames, the robot's own state and the action that followed.
+    Demonstrations of a simulator's scripted expert are collected on first use and kept. Where the
+    demonstrations are files without a simulator, a tenth of them is held out, and the policy is
+    judged by the actions it would have taken.
+
+    Args:
+        source: `scenes`, the table top that is built in; `metaworld`; `gym`, any environment that
+            gymnasium knows by its id, with demonstrations at `path`; `lerobot`, a data set folder;
+            `cortexbench`, pickles of CortexBench.
+        path: Folder of the demonstrations, in the LeRobot layout, or file of CortexBench.
+        task: Of the table top `reach`, `push` or `pick_place`; of Meta-World as `drawer-open-v3`;
+            of gymnasium the environment's id.
+        options: What else the environment takes: `difficulty` of the table top; `camera` and
+            `shadows` of Meta-World; of gymnasium, whatever `gymnasium.make` takes.
+        demonstrations: How many to learn from.
+        noise: Standard deviation of what is added to the actions that an expert executes; labels
+            are without it.
+        after_success: Steps of a demonstration that are kept after the task is done.
+        history: Frames that the policy sees, the last one now.
+        image_size: Side of the pictures in pixels.
+        horizon: Steps after which an episode ends; None takes the task's own.
+        stop_at_success: Whether it ends when the task is done.
+        episodes: Evaluation episodes from starts of their own.
+        demonstration_starts: And from the starts of demonstrations, reported apart.
+        processes: Environments that run at once, each in a process of its own.
+        trust_pickle: Read the arrays in a pickle of `cortexbench`; nothing else in it is run.
+        loading: Of every data module: see `SampleData`.
+    """
+
+    sources = ("scenes", "metaworld", "gym", "lerobot", "cortexbench")
+
+    def __init__(
+        self,
+        source: str = "scenes",
+        path: str | None = None,
+        *,
+        task: str = "reach",
+        options: dict[str, Any] | None = None,
+        demonstrations: int = 25,
+        noise: float = 0.1,
+        after_success: int = 5,
+        history: int = 3,
+        image_size: int = 64,
+        horizon: int | None = None,
+        stop_at_success: bool = True,
+        episodes: int = 50,
+        demonstration_starts: int = 0,
+        processes: int = 4,
+        trust_pickle: bool = False,
+        **loading: Any,
+    ) -> None:
+        super().__init__(source, path, **loading)
+        counts = {
+            "demonstrations": (demonstrations, 1),
+            "history": (history, 1),
+            "image_size": (image_size, 1),
+            "episodes": (episodes, 1),
+            "processes": (processes, 1),
+            "demonstration_starts": (demonstration_starts, 0),
+            "after_success": (after_success, 0),
+        }
+        for name, (value, least) in counts.items():
+            if value < least:
+                raise UserError(f"data.{name} is {value}, but expected at least {least}")
+        if demonstration_starts > demonstrations:
+            raise UserError(
+                f"data.demonstration_starts is {demonstration_starts}, but there are only "
+                f"{demonstrations} data.demonstrations"
+            )
+        self.task, self.options = task, options or {}
+        self.noise, self.after_success = noise, after_success
+        self.demonstrations, self.history, self.image_size = demonstrations, history, image_size
+        self.episodes, self.demonstration_starts = episodes, demonstration_starts
+        self.processes, self.trust_pickle = processes, trust_pickle
+        known = {"scenes": TABLETOP, "metaworld": METAWORLD}.get(source, {})
+        if known and task not in known:
+            raise UserError(
+                f"data.task '{task}' is none of {', '.join(known)}{nearest(task, known)}"
+            )
+        steps = horizon or known.get(task, 1000)
+        self._environment = None
+        if source in _SIMULATED:
+            self._environment = Environment(
+                _SIMULATED[source], task, image_size, steps, stop_at_success, self.options
+            )
+        self._read: tuple[list[Demonstration], str] | None = None
+
+    # --- what a head is told ------------------------------------------------------------------
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where episodes are played, as plain data; empty without a simulator."""
+        return self._environment.plain() if self._environment else {}
+
+    @property
+    def proprio_dim(self) -> int:
+        """Numbers that the robot knows of itself."""
+        return self._demonstrations()[0][0].proprio.shape[1]
+
+    @property
+    def actions(self) -> dict[str, Any]:
+        """Mean and deviation of the demonstrated actions."""
+        return of_actions(self._demonstrations()[0])
+
+    @property
+    def dataset(self) -> str:
+        """What records call the data."""
+        count = f"{self.demonstrations} demonstrations"
+        if self._environment is None:
+            return f"{self.source} {self.path}, {count}"
+        where = self.path or f"noise {self.noise:g}"
+        return f"{self._environment}; {count}, {where}"
+
+    # --- samples ------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Collect what a simulator gives, once, in one process."""
+        if self._environment is not None:
+            self.samples_of("train")
+            self.samples_of("val")
+
+    def open(self, split: str) -> Samples:
+        """Return the steps of the demonstrations, or the episodes to evaluate in."""
+        demonstrations, digest = self._demonstrations()
+        if split == "train" or self._environment is None:
+            chosen = demonstrations
+            if self._environment is None:
+                held_out = max(1, len(demonstrations) // 10)
+                chosen = (
+                    demonstrations[:-held_out] if split == "train" else demonstrations[-held_out:]
+                )
+            return DemonstrationSamples(
+                chosen, history=self.history, size=self.image_size, digest=f"{digest}{split}"
+            )
+        first = _EVALUATIONS[split]
+        fresh = list(range(first, first + self.episodes))
+        known = [demo.seed for demo in demonstrations if demo.seed is not None]
+        again = known[: self.demonstration_starts]
+        outcomes = [self._references([*fresh, *again], name) for name in ("expert", "random")]
+        starts = [
+            Start(seed, i >= len(fresh), expert, random)
+            for i, (seed, expert, random) in enumerate(
+                zip([*fresh, *again], *outcomes, strict=True)
+            )
+        ]
+        return EpisodeSamples(starts, digest_of(self.environment))
+
+    def _references(self, seeds: list[int], controller: Any) -> list[Any]:
+        assert self._environment is not None
+        if controller == "expert" and self.source == "gym":
+            return [None] * len(seeds)
+        return collect.references(
+            self._environment, seeds, controller, processes=self.processes
+        )
+
+    def _demonstrations(self) -> tuple[list[Demonstration], str]:
+        if self._read is None:
+            self._read = self._open_demonstrations()
+        return self._read
+
+    def _open_demonstrations(self) -> tuple[list[Demonstration], str]:
+        if self._environment is not None and self.source != "gym":
+            return collect.collect(
+                self._environment,
+                self.demonstrations,
+                first_seed=_DEMONSTRATIONS,
+                noise=self.noise,
+                after_success=self.after_success,
+                processes=self.processes,
+            )
+        if self.source == "cortexbench":
+            file = Path(self.path or "")
+            return cortexbench.read(file, limit=self.demonstrations, trusted=self.trust_pickle)
+        folder = existing_folder(self.path or "")
+        return lerobot.read(folder, limit=self.demonstrations)

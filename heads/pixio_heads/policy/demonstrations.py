@@ -1,0 +1,132 @@
+"""Demonstrations: episodes to learn from, as samples of a history and the action that followed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixio_lightning.data import BadImage, Sample, decode_pixels, digest_of
+
+_KEPT = 1 << 30  # bytes of decoded frames that are kept, per process
+
+
+@dataclass
+class Demonstration:
+    """An episode of T steps.
+
+    Attributes:
+        name: Unique among those of a data set.
+        proprio: float32 `(T, P)`, what the robot knows of itself before each action.
+        actions: float32 `(T, A)`.
+        frame: Returns the picture before the action of a step, uint8 `(H, W, 3)`; raises BadImage.
+        seed: What a simulator draws the same start from; None where nobody knows.
+    """
+
+    name: str
+    proprio: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    frame: Callable[[int], NDArray[np.uint8]]
+    seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class DemonstrationSamples:
+    """Every step of every demonstration: the last V frames, the robot's state, the action.
+
+    Args:
+        demonstrations: The episodes.
+        history: Frames V of a sample; an episode's first frame stands for those before it.
+        size: Side of the pictures; others are scaled to it, cut to a square in the middle.
+        digest: Identifies the demonstrations.
+    """
+
+    def __init__(
+        self, demonstrations: Sequence[Demonstration], *, history: int, size: int, digest: str
+    ) -> None:
+        self.demonstrations, self.history, self.size = demonstrations, history, size
+        self._digest = digest
+        self._number = {demo.name: i for i, demo in enumerate(demonstrations)}
+        self._ends = np.cumsum([len(demo) for demo in demonstrations])
+        self._frames: dict[str, NDArray[np.uint8]] = {}
+        self._room = _KEPT
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def _locate(self, index: int) -> tuple[Demonstration, int]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        demonstration = self.demonstrations[which]
+        return demonstration, index - int(self._ends[which]) + len(demonstration)
+
+    def name(self, index: int) -> str:
+        demonstration, step = self._locate(index)
+        return f"{demonstration.name}/{step:05d}"
+
+    def frames(self, index: int) -> list[str]:
+        demonstration, step = self._locate(index)
+        steps = (max(step - back, 0) for back in range(self.history - 1, -1, -1))
+        return [f"{demonstration.name}/{at:05d}" for at in steps]
+
+    def frame(self, name: str) -> NDArray[np.uint8]:
+        if name not in self._frames:
+            episode, _, step = name.rpartition("/")
+            image = square(self.demonstrations[self._number[episode]].frame(int(step)), self.size)
+            if image.nbytes > self._room:
+                return image
+            self._room -= image.nbytes
+            self._frames[name] = image
+        return self._frames[name]
+
+    def load(self, index: int) -> Sample:
+        demonstration, step = self._locate(index)
+        found = {"proprio": demonstration.proprio[step], "action": demonstration.actions[step]}
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                raise BadImage(f"{name} is not finite")
+        return found
+
+    def digest(self) -> str:
+        return digest_of(self._digest, self.history, self.size)
+
+
+def square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Return the middle square of a picture, scaled to `(size, size, 3)`."""
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    scaled = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(scaled)
+
+
+def png_frame(files: Sequence[bytes]) -> Callable[[int], NDArray[np.uint8]]:
+    """Return what decodes the picture of a step from encoded ones."""
+    return lambda step: decode_pixels(files[step], max_megapixels=64.0)
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """Return a picture as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+def of_actions(demonstrations: Sequence[Demonstration]) -> dict[str, Any]:
+    """Return what a policy must know of its actions: how many, their mean and deviation."""
+    actions = np.concatenate([demo.actions for demo in demonstrations]).astype(np.float64)
+    deviation = actions.std(axis=0)
+    return {
+        "mean": actions.mean(axis=0).tolist(),
+        # A part that never changes is not scaled.
+        "std": np.where(deviation < 1e-6, 1.0, deviation).tolist(),
+    }

@@ -1,0 +1,88 @@
+"""Environments by name: what a process needs to make one, and what every one of them offers.
+
+An environment is a `gymnasium.Env` whose observation is `{"image": uint8 (H, W, 3), "proprio":
+float32 (P,)}`, whose `info` has `success` at every step, and whose `reset(seed=...)` draws all of
+an episode. Actions are float32 `(A,)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from pixio_lightning.errors import UserError, nearest
+
+KINDS = ("tabletop", "metaworld", "gym")
+
+
+class Expert(Protocol):
+    """A controller that knows the true state of its environment."""
+
+    def act(self, env: gymnasium.Env) -> NDArray[np.float32]:
+        """Return the action to take now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A task of a simulator, as plain data: it travels to processes, checkpoints and records.
+
+    Attributes:
+        kind: `tabletop` (built in), `metaworld` or `gym`.
+        task: Name of the task, or id of a gym environment.
+        size: Side of the pictures in pixels.
+        horizon: Steps after which an episode ends.
+        stop_at_success: Whether it ends when the task is done.
+        options: What else its constructor takes.
+    """
+
+    kind: str
+    task: str
+    size: int
+    horizon: int
+    stop_at_success: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, *, images: bool = True) -> gymnasium.Env:
+        """Make the environment; without images its observations hold empty ones.
+
+        Raises:
+            UserError: A package or library is missing, or the task is unknown.
+        """
+        return _module(self.kind).make(self.task, self.size, images=images, **self.options)
+
+    def expert(self) -> Expert:
+        """Make the scripted expert.
+
+        Raises:
+            UserError: The task has none.
+        """
+        return _module(self.kind).expert(self.task)
+
+    def plain(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line for records: whatever decides what an episode is."""
+        options = "".join(f", {name} {value}" for name, value in sorted(self.options.items()))
+        stop = "until success" if self.stop_at_success else "to the end"
+        steps = f"at most {self.horizon} steps, {stop}"
+        return f"{self.kind} {self.task}, {self.size} px{options}; {steps}"
+
+
+def _module(kind: str) -> Any:
+    """Return the module of a kind: it has `make` and `expert`."""
+    if kind == "tabletop":
+        from pixio_heads.policy.tabletop import env as module
+    elif kind == "metaworld":
+        from pixio_heads.policy import metaworld as module  # type: ignore[no-redef]
+    elif kind == "gym":
+        from pixio_heads.policy import gym as module  # type: ignore[no-redef]
+    else:
+        raise UserError(f"environment '{kind}' is none of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    return module

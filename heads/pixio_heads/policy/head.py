@@ -1,0 +1,305 @@
+"""Policy: imitate demonstrations from frozen or fine-tuned features, and be judged by acting.
+
+Shapes: B samples or episodes, V frames of a history, P numbers of proprioception, A parts of an
+action, N environments at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from pixio_heads.policy import picture
+from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.episode_log import EpisodeLog, Film
+from pixio_heads.policy.episodes import row
+from pixio_heads.policy.metrics import ActionError, EpisodeMetrics
+from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token
+from pixio_heads.policy.pool import Pool, Run
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.models import Backbone, Features, Reads
+from pixio_lightning.training import Batch, Head, Optim, Panel
+
+_READS: dict[str, Reads] = {"cls": "cls", "first_cls": "cls"}
+
+
+class Played(NamedTuple):
+    """What a policy reached in episodes.
+
+    Attributes:
+        outcomes: `(B, 5)`, see `episodes.row`.
+    """
+
+    outcomes: Tensor
+
+
+class Policy(Head):
+    """Behaviour cloning: a small network from features of the last frames to an action.
+
+    It is trained on demonstrations, and judged by the share of episodes of a simulator in which it
+    does the task, acting by itself; or, without a simulator, by the actions that it would have
+    taken in demonstrations it has not seen.
+
+    Args:
+        backbone: The encoder.
+        observe: What the policy looks at: the backbone's features; nothing but the robot's own
+            state (`blind`); or the pixels through a small convolution net that is trained with it
+            (`conv`). The last two are controls, which do not use the backbone.
+        token: What is read of the features of a frame: the mean class token (`cls`), the first one
+            (`first_cls`), the mean patch (`patches`), positions of learned maps (`keypoints`), or
+            what one learned query attends to (`attention`).
+        fusion: How frames are joined: differences and the last (`flare`), `concat`, or `last`.
+        proprio: Whether the robot's own state is read.
+        hidden: Width of the hidden layers.
+        depth: How many there are.
+        batch_norm: Whether the network's input is normalised by its batch.
+        normalize_actions: Whether actions are scaled by their mean and deviation in training.
+        videos: Episodes of each evaluation that are kept as videos.
+        timeout: Seconds a simulator may take for a step.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once for each frame.
+        seed: Seed of drop path.
+    """
+
+    data_attributes = ("history", "proprio_dim", "actions")
+    same_as_trained = ("history", "proprio_dim")
+    evaluation_attributes = ("environment", "processes")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        observe: Observe = "backbone",
+        token: Token = "cls",
+        fusion: Fusion = "flare",
+        proprio: bool = True,
+        hidden: int = 256,
+        depth: int = 3,
+        batch_norm: bool = True,
+        normalize_actions: bool = False,
+        videos: int = 4,
+        timeout: float = 60.0,
+        optim: Optim = Optim(  # noqa: B008 (frozen)
+            lr=1e-3, weight_decay=0.0, betas=(0.9, 0.999), warmup=0, schedule="constant"
+        ),
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optim=optim, cache=cache, seed=seed)
+        choices = {"observe": (observe, Observe), "token": (token, Token)}
+        for key, (value, known) in (choices | {"fusion": (fusion, Fusion)}).items():
+            if value not in get_args(known):
+                names = ", ".join(get_args(known))
+                raise UserError(
+                    f"model.{key} '{value}' is none of {names}{nearest(value, get_args(known))}"
+                )
+        if observe == "backbone" and token in _READS and not backbone.n_cls_tokens:
+            raise UserError(
+                f"model.token is {token}, but {backbone.name} has no class token: "
+                "set it to patches, keypoints or attention"
+            )
+        if observe == "blind" and not proprio:
+            raise UserError("a blind policy without model.proprio knows nothing: set it to true")
+        if observe != "backbone" and not backbone.frozen:
+            raise UserError(
+                f"model.observe is {observe}, which does not use the backbone: set "
+                "model.backbone.tune to frozen"
+            )
+        self.observe, self.token, self.fusion, self.proprio = observe, token, fusion, proprio
+        self.hidden, self.depth, self.batch_norm = hidden, depth, batch_norm
+        self.normalize_actions, self.videos, self.timeout = normalize_actions, videos, timeout
+        self.films: list[Film] = []
+        self._pool: Pool | None = None
+
+    # --- what depends on whether there is a simulator -----------------------------------------
+
+    @property
+    def acts(self) -> bool:
+        """Whether the policy is judged by acting."""
+        return bool(self.evaluation_info.get("environment"))
+
+    @property
+    def monitor(self) -> tuple[str, str]:
+        """What best.ckpt is chosen by."""
+        return ("val/success", "max") if self.acts else ("val/action_error", "min")
+
+    @property
+    def baseline_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What stands beside a result."""
+        if not self.acts:
+            return ("mean_action",)
+        has_expert = self.evaluation_info["environment"]["kind"] != "gym"
+        return ("expert", "random_actions") if has_expert else ("random_actions",)
+
+    def metrics(self) -> MetricCollection:
+        """Return rates of success, or the error of actions."""
+        return MetricCollection([EpisodeMetrics() if self.acts else ActionError()])
+
+    @property
+    def protocol(self) -> str:
+        """What an episode is, and how a policy is judged."""
+        if not self.acts:
+            return "error of actions in held-out demonstrations, in units of their deviation"
+        environment = Environment(**self.evaluation_info["environment"])
+        return f"closed loop, deterministic actions; {environment}; success at the last step"
+
+    # --- the network --------------------------------------------------------------------------
+
+    @property
+    def reads(self) -> Reads:
+        """The tokens that are read of the features."""
+        return _READS.get(self.token, "patches") if self.observe == "backbone" else "nothing"
+
+    def build(self, backbone: Backbone) -> PolicyNet:
+        """Return the network."""
+        info = self.data_info
+        proprio = info["proprio_dim"] if self.proprio else 0
+        if self.observe == "blind" and not proprio:
+            raise UserError("model.observe is blind, but the data knows nothing of the robot")
+        return PolicyNet(
+            backbone.embed_dim,
+            history=info["history"],
+            proprio=proprio,
+            actions=len(info["actions"]["mean"]),
+            observe=self.observe,
+            token=self.token,
+            fusion=self.fusion,
+            hidden=self.hidden,
+            depth=self.depth,
+            batch_norm=self.batch_norm,
+        )
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return actions `(B, A)`, normalised where training is."""
+        assert self.decoder is not None
+        images = batch["image"].flatten(0, 1) if self.observe == "conv" else None
+        return self.decoder(features, images, batch["proprio"])[0]
+
+    def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean squared error of the actions."""
+        return {"loss": F.mse_loss(prediction, self._target(batch, self.normalize_actions))}
+
+    def validation_loss(self, prediction: Any, batch: Batch) -> Tensor | None:
+        """Return the loss in demonstrations; episodes have none."""
+        return None if self.acts else super().validation_loss(prediction, batch)
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        actions = self.data_info["actions"]
+        return like.new_tensor(actions["mean"]), like.new_tensor(actions["std"])
+
+    def _target(self, batch: Batch, normalized: bool) -> Tensor:
+        mean, std = self._scale(batch["action"])
+        return (batch["action"] - mean) / std if normalized else batch["action"]
+
+    def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
+        """Return outcomes of episodes, or actions in units of their deviation."""
+        if self.acts:
+            return prediction.outcomes, batch["of_demonstration"].bool()
+        if not self.normalize_actions:
+            mean, std = self._scale(prediction)
+            prediction = (prediction - mean) / std
+        return prediction, self._target(batch, normalized=True)
+
+    def baselines(self, batch: Batch) -> dict[str, Any]:
+        """Return what the expert and random actions reach, or the mean action."""
+        if self.acts:
+            known = {"expert": "expert", "random_actions": "random"}
+            return {name: Played(batch[known[name]]) for name in self.baseline_names}
+        mean, _ = self._scale(batch["action"])
+        guess = torch.zeros_like(mean) if self.normalize_actions else mean
+        return {"mean_action": guess.expand_as(batch["action"])}
+
+    # --- acting -------------------------------------------------------------------------------
+
+    def predicted(self, batch: Batch) -> Any:
+        """Return actions for histories, or what comes of acting in episodes."""
+        if "seed" not in batch:
+            return super().predicted(batch)
+        weight = batch.get("weight", torch.ones(len(batch["seed"])))
+        real = [i for i, kept in enumerate(weight.tolist()) if kept > 0]
+        names = batch.get("name", [str(int(seed)) for seed in batch["seed"]])
+        room = max(0, self.videos - len(self.films))
+        runs = self.play([int(batch["seed"][i]) for i in real], keep_frames=min(room, len(real)))
+        outcomes = torch.zeros(len(weight), 5)
+        for i, run in zip(real, runs, strict=True):
+            outcomes[i] = torch.from_numpy(row(run.outcome))
+            frames = np.stack(run.frames) if run.frames else None
+            self.films.append(Film(names[i], run.outcome, frames))
+        return Played(outcomes.to(self.device))
+
+    def play(self, seeds: list[int], *, keep_frames: int = 0) -> list[Run]:
+        """Act in episodes that an environment draws from seeds; see `Pool.run`."""
+        if self._pool is None:
+            environment = Environment(**self.evaluation_info["environment"])
+            count = self.evaluation_info["processes"]
+            self._pool = Pool(environment, count, timeout=self.timeout)
+        past: Tensor | None = None
+
+        def act(
+            images: NDArray[np.uint8], proprio: NDArray[np.float32], fresh: NDArray[np.bool_]
+        ) -> NDArray[np.float32]:
+            nonlocal past
+            actions, past = self._act(images, proprio, fresh, past)
+            return actions
+
+        with torch.no_grad():
+            return self._pool.run(seeds, act, keep_frames=keep_frames)
+
+    def _act(
+        self,
+        images: NDArray[np.uint8],
+        proprio: NDArray[np.float32],
+        fresh: NDArray[np.bool_],
+        past: Tensor | None,
+    ) -> tuple[NDArray[np.float32], Tensor | None]:
+        """Return actions `(N, A)`, and the vectors of the history that the next step reads."""
+        assert self.decoder is not None
+        pictures = torch.from_numpy(images).movedim(-1, 1).contiguous().to(self.device)
+        state = torch.from_numpy(proprio).to(self.device)
+        reads = self.reads != "nothing"
+        features = self.encode_images(pictures) if reads else self.encode({})
+        if self.observe == "blind":
+            actions, vectors = self.decoder(features, pictures, state)
+        else:
+            # An episode's first frame stands for those before it.
+            begin = self.decoder.read(features, pictures)[:, None]
+            begin = begin.expand(-1, self.data_info["history"] - 1, -1)
+            first = torch.from_numpy(fresh).to(self.device)[:, None, None]
+            past = begin if past is None else torch.where(first, begin, past)
+            actions, vectors = self.decoder(features, pictures, state, past)
+        if self.normalize_actions:
+            mean, std = self._scale(actions)
+            actions = actions * std + mean
+        return actions.cpu().numpy(), None if vectors is None else vectors[:, 1:]
+
+    def teardown(self, stage: str) -> None:
+        """End the environments' processes."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    # --- what is kept of episodes -------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Keep a table and videos of the episodes of every evaluation."""
+        return [EpisodeLog()] if self.acts else []
+
+    def picture(self, batches: list[Batch], predictions: list[Any]) -> Panel | None:
+        """Draw episodes as rows of frames; without a simulator, nothing."""
+        films = [film for film in self.films if film.frames is not None]
+        self.films = []
+        return picture.sheet(films) if films else None
+
+    def write(self, prediction: Any, batch: Batch, folder: Path) -> None:
+        """Write the episodes' videos and table, or the actions of held-out demonstrations."""
+        if self.acts:
+            return  # EpisodeLog writes them
+        picture.write_actions(folder, batch["name"], prediction, self.global_rank)

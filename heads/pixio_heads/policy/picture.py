@@ -1,0 +1,88 @@
+"""Episodes to look at: contact sheets and videos; and tables of actions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.files import written_aside
+from pixio_lightning.training import Panel
+
+if TYPE_CHECKING:
+    from pixio_heads.policy.episode_log import Film
+
+_COLUMNS = 8
+_GREEN, _RED = (70, 150, 90), (190, 70, 60)
+_SHOWN = 256  # least side of a video, in pixels: many players show less badly
+_FPS = 10
+
+
+def sheet(films: Sequence[Film]) -> Panel:
+    """Draw each episode as a row of frames, evenly spread; success is framed green."""
+    rows = []
+    for film in films:
+        assert film.frames is not None
+        picked = np.linspace(0, len(film.frames) - 1, _COLUMNS).round().astype(int)
+        colour = _GREEN if film.outcome.success else _RED
+        rows.append([_framed(film.frames[i], colour) for i in picked])
+    steps = ", ".join(f"{film.name} {film.outcome.steps}" for film in films)
+    titles = ["first frame", *[""] * (_COLUMNS - 2), "last frame"]
+    return Panel(rows, titles, caption=f"success green, failure red; steps: {steps}")
+
+
+def _framed(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> Tensor:
+    border = max(1, len(image) // 32)
+    found = np.empty_like(image)
+    found[:] = colour
+    inner = slice(border, -border)
+    found[inner, inner] = image[inner, inner]
+    return torch.from_numpy(found).movedim(-1, 0)
+
+
+def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int = _FPS) -> None:
+    """Write frames `(T, H, W, 3)` as an mp4 file, small ones enlarged.
+
+    Raises:
+        UserError: PyAV is missing.
+    """
+    try:
+        import av
+    except ImportError:
+        raise UserError(
+            "videos of episodes need PyAV: pip install 'pixio-lightning[video]', or set "
+            "model.videos to 0"
+        ) from None
+    scale = -(-_SHOWN // min(frames.shape[1:3]))
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = (side - side % 2 for side in large.shape[1:3])  # H.264 halves the colours
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside, av.open(str(aside), "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in large:
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(frame[:height, :width]), format="rgb24"
+            )
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def write_actions(folder: Path, names: Sequence[str], actions: Tensor, rank: int) -> None:
+    """Add a row for each sample to actions.csv; every process but the first has its own table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ("actions.csv" if rank == 0 else f"actions-{rank}.csv")
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        table = csv.writer(file)
+        if new:
+            table.writerow(["name", *(f"action_{i}" for i in range(actions.shape[1]))])
+        for name, row in zip(names, actions.tolist(), strict=True):
+            table.writerow([name, *(f"{value:.6g}" for value in row)])

@@ -1,0 +1,62 @@
+"""What runs in the process of an environment; importing it imports no torch."""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.play import Episode, Trajectory, play
+from pixio_lightning.errors import UserError
+
+FIELDS = ("image", "proprio")
+
+
+def serve(connection: Connection, environment: Environment, images: bool) -> None:
+    """Answer commands until the other end is closed; what goes wrong is answered as a text."""
+    # Ctrl-C goes to the whole group: the parent saves its work, and then ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        try:
+            env = environment.make(images=images)
+        except UserError as error:
+            connection.send(f"UserError: {error}")
+            return
+        connection.send(None)
+        episode = None
+        while True:
+            command, *arguments = connection.recv()
+            try:
+                if command == "begin":
+                    episode = Episode(env, environment, arguments[0])
+                    connection.send((_seen(episode.observation), None))
+                elif command == "step":
+                    assert episode is not None
+                    episode.step(arguments[0])
+                    ended = episode.outcome if episode.ended else None
+                    connection.send((_seen(episode.observation), ended))
+                else:
+                    connection.send(_played(env, environment, *arguments))
+            except Exception as error:
+                text = str(error)
+                connection.send(text if text.startswith("step ") else f"{type(error).__name__}: {text}")
+    except (EOFError, ConnectionError):
+        pass
+    finally:
+        # Renderers that are left to the interpreter's exit print tracebacks.
+        if "env" in locals():
+            env.close()
+
+
+def _played(env: Any, environment: Environment, seed: int, controller: Any, how: Any) -> Trajectory:
+    return play(env, environment, seed, controller, **how)
+
+
+def _seen(observation: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "image": np.ascontiguousarray(observation["image"]),
+        "proprio": np.asarray(observation["proprio"], np.float32),
+    }
