@@ -1,4 +1,4 @@
-"""LeRobot folders: each version, written here by hand from the format, is read; ours is read back."""
+"""LeRobot folders: each version, written here by hand, is read; what we write is read back."""
 
 from __future__ import annotations
 

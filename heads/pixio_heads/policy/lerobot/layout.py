@@ -157,8 +157,8 @@ def read_layout(folder: Path) -> Layout:
     file = folder / "meta" / "info.json"
     if not file.is_file():
         raise UserError(
-            f"'{folder}' is no LeRobot data set: it has no meta/info.json; expected the folder that "
-            "holds data, meta and, if there are any, videos"
+            f"'{folder}' is no LeRobot data set: it has no meta/info.json; expected the folder "
+            "that holds data, meta and, if there are any, videos"
         )
     info = _json(_text(file), f"'{file}'")
     version, fps, features = (info.get(k) for k in ("codebase_version", "fps", "features"))

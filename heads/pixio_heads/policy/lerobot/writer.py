@@ -129,6 +129,7 @@ def _write(
     episodes: list[dict[str, Any]] = []
     stats: list[dict[str, Stats]] = []
     step = begun = files = 0
+    paths: list[Path] = []
     with ExitStack() as opened:
         for number, demo in enumerate(demonstrations):
             # Episodes of version 3.0 share a file until it is large.
