@@ -368,7 +368,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         lambda r: change_info(
             r, features=features(r, **{"action": {"dtype": "float32", "shape": [3]}})
         ),
-        r"action is list<element: float>, but .* says numbers of shape \[3\]",
+        r"action is list<element: float>, but meta/info.json says numbers of shape \[3\]",
     ),
     "words": (
         lambda r: rewrite(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,8 @@ ACTION, STATE = "action", "observation.state"
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")
 
 
-class Episode(NamedTuple):
+@dataclass(frozen=True)
+class Episode:
     """Where an episode lies.
 
     Attributes:

@@ -10,6 +10,7 @@ import hashlib
 import math
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +94,10 @@ def _of_file(
     marks += ["timestamp"] if layout.is_video(camera) else []
     pictures = [] if layout.is_video(camera) else [camera]
     table = read_table(file, [*names, *marks], unread=pictures)
-    values = {name: _numbers(table[name], name, file, layout) for name in names}
+    values = {
+        name: _numbers(table[name], file, name, layout.features[name].get("shape"))
+        for name in names
+    }
     numbers = table["episode_index"].to_numpy() if "episode_index" in marks else None
     found = []
     for episode in episodes:
@@ -110,7 +114,7 @@ def _of_file(
             raise UserError(f"'{file}': the rows of episode {episode.index} lie scattered")
         part = slice(first, first + len(rows))
         if episode.video:
-            times = table["timestamp"].to_numpy()[part].astype(np.float64)
+            times = _numbers(table["timestamp"], file, "timestamp", [1])[part, 0].astype(float)
             if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
                 raise UserError(f"'{file}': timestamps of episode {episode.index} do not rise")
             decode = from_video(episode.video, (episode.start + times).tolist(), layout.fps)
@@ -124,18 +128,17 @@ def _of_file(
     return found
 
 
-def _numbers(column: pa.ChunkedArray, name: str, file: Path, layout: Layout) -> NDArray[np.float32]:
+def _numbers(column: pa.ChunkedArray, file: Path, name: str, shape: Any) -> NDArray[np.float32]:
     """Return a column of numbers, or of lists of numbers, as `(T, n)`."""
-    shape = layout.features[name].get("shape")
     try:
-        width = math.prod(shape)
         flat = column.combine_chunks()
         while pa.types.is_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
             if len(pc.unique(pc.list_value_length(flat))) > 1:
                 raise ValueError
             flat = pc.list_flatten(flat)
-        return flat.cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(len(column), width)
+        numbers = flat.cast(pa.float32()).to_numpy(zero_copy_only=False)
+        return numbers.reshape(len(column), math.prod(shape))
     except (pa.ArrowException, TypeError, ValueError):
         raise UserError(
-            f"'{file}': {name} is {column.type}, but '{layout.file}' says numbers of shape {shape}"
+            f"'{file}': {name} is {column.type}, but meta/info.json says numbers of shape {shape}"
         ) from None

@@ -74,7 +74,7 @@ def write(
 
 def _features(demo: Demonstration, fps: float, *, video: bool) -> dict[str, dict[str, Any]]:
     height, width, _ = shape = demo.frame(0).shape
-    camera = {
+    camera: dict[str, Any] = {
         "dtype": "video" if video else "image",
         "shape": list(shape),
         "names": ["height", "width", "channels"],
