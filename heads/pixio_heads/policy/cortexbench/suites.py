@@ -102,7 +102,8 @@ def numbers(of: dict[Any, Any], key: str, what: str) -> NDArray[np.float32]:
     found = _array(of, key)
     if found is None or found.ndim != 2 or found.dtype.kind not in "biuf" or not found.shape[1]:
         raise _unexpected(of, key, "numbers (T, n)", what)
-    return found.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite numbers are bad samples, found when they are read
+        return found.astype(np.float32)
 
 
 def pictures(of: dict[Any, Any], key: str, what: str) -> NDArray[np.uint8]:

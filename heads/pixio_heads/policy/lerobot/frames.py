@@ -94,7 +94,7 @@ def _images(
         groups = [i for i, end in enumerate(ends) if end > first and end - sizes[i] < last]
         table = parquet.read_row_groups(groups, columns=[column])
         values = table[column].slice(first - int(ends[groups[0]]) + sizes[groups[0]], stop - start)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         yield from [f"{file.name} is damaged"] * (stop - start)
         return
     for value in values:
@@ -134,7 +134,10 @@ def check_video(file: Path, frames: int) -> None:
             streams = container.streams.video
             if not streams:
                 raise UserError(f"'{file}' holds no video")
-            width, height = streams[0].codec_context.width, streams[0].codec_context.height
+            codec = streams[0].codec_context
+            if codec is None:
+                raise UserError(f"'{file}' is a video of an unknown codec, or damaged")
+            width, height = codec.width, codec.height
             held = streams[0].frames  # 0 where the container does not say
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__

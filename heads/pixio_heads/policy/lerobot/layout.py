@@ -195,7 +195,9 @@ def read_table(file: Path, columns: list[str], *, unread: Sequence[str] = ()) ->
         return parquet.read(columns=columns)
     except FileNotFoundError:
         raise UserError(f"'{file}' does not exist, but the data set names it") from None
-    except (pa.ArrowException, OSError):
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError):  # the last of names that are no text
         raise UserError(f"'{file}' cannot be read as parquet: it is damaged or cut short") from None
 
 

@@ -23,11 +23,24 @@ def of_values(values: NDArray[Any]) -> Stats:
     }
 
 
-def of_frame(frame: NDArray[np.uint8]) -> Stats:
-    """Return those of a picture's channels, in `[0, 1]` and of shape `(3, 1, 1)`, counted once."""
-    found = of_values(frame.reshape(-1, 3) / 255)
-    channels = {name: values.reshape(3, 1, 1) for name, values in found.items() if name != "count"}
-    return channels | {"count": np.array([1])}
+def levels(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how many pixels of a picture have each level, by channel: `(3, 256)`."""
+    return np.stack([np.bincount(picture[..., c].ravel(), minlength=256) for c in range(3)])
+
+
+def of_levels(counts: NDArray[np.int64], pictures: int) -> Stats:
+    """Return the statistics of pictures out of their `levels`: in `[0, 1]`, each `(3, 1, 1)`."""
+    level = np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ level
+    found = {
+        "min": level[(counts > 0).argmax(axis=1)],
+        "max": level[255 - (counts[:, ::-1] > 0).argmax(axis=1)],
+        "mean": mean,
+        "std": np.sqrt((share * (level - mean[:, None]) ** 2).sum(axis=1)),
+    }
+    channels = {kind: values.reshape(3, 1, 1) for kind, values in found.items()}
+    return channels | {"count": np.array([pictures])}
 
 
 def pooled(parts: Sequence[Stats]) -> Stats:

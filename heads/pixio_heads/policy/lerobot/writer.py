@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pixio_heads.policy.demonstrations import Demonstration, encode_png
 from pixio_heads.policy.lerobot.frames import pyav
 from pixio_heads.policy.lerobot.layout import ACTION, STATE
-from pixio_heads.policy.lerobot.stats import Stats, of_frame, of_values, plain, pooled
+from pixio_heads.policy.lerobot.stats import Stats, levels, of_levels, of_values, plain, pooled
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 
@@ -148,12 +148,12 @@ def _write(
                     film = opened.enter_context(_film(paths[1], fps, shape))
                 begun, files = step, files + 1
             table, found = _columns(demo, number, step, fps)
-            pictures, of_pictures = [], []
+            pictures, counts = [], np.zeros((3, 256), np.int64)
             for i in range(len(demo)):
                 frame = demo.frame(i)
                 if list(frame.shape) != features[CAMERA]["shape"]:
                     raise UserError(f"{demo.name}: a picture of another size than the first one")
-                of_pictures.append(of_frame(frame))
+                counts += levels(frame)
                 if video:
                     film(frame)
                 else:
@@ -161,7 +161,7 @@ def _write(
             if not video:
                 table[CAMERA] = pictures
             rows.write_table(pa.table({name: table[name] for name in schema.names}, schema))
-            stats.append({CAMERA: pooled(of_pictures), **found})
+            stats.append({CAMERA: of_levels(counts, len(demo)), **found})
             about = {"episode_index": number, "tasks": [task], "length": len(demo)}
             if version == "v3.0":
                 about |= {f"data/{name}": value for name, value in part.items()}
