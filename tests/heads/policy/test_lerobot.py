@@ -392,6 +392,16 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         lambda r: (r / F0).write_bytes((r / F0).read_bytes()[:200]),
         "episode_000000.mp4' cannot be read as a video",
     ),
+    "no text in parquet": (
+        lambda r: (r / E0).write_bytes(
+            (r / E0).read_bytes().replace(b"frame_index", b"frame_inde\xff")
+        ),
+        "cannot be read as parquet",
+    ),
+    "codec": (
+        lambda r: (r / F0).write_bytes((r / F0).read_bytes().replace(b"avc1", b"none")),
+        "of an unknown codec",
+    ),
     "playlist": (
         lambda r: (r / F0).write_text("#EXTM3U\n/etc/passwd\n"),
         "cannot be read as a video",
@@ -463,6 +473,12 @@ def test_bad_pictures_are_bad_images(tmp_path: Path) -> None:
         assert off(demo.frame(step), picture(0, expected)) == 0
     with pytest.raises(BadImage):
         demo.frame(1)
+
+
+def test_odd_text_in_a_video_does_no_harm(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", True)
+    (root / F0).write_bytes((root / F0).read_bytes().replace(b"isom", b"iso\xff"))
+    check_equal(read(root, limit=None)[0], 3)
 
 
 def test_a_video_that_breaks_off_leaves_bad_images(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def check_video(file: Path, frames: int) -> None:
     if not file.is_file():
         raise UserError(f"'{file}' does not exist, but the data set names it")
     try:
-        with av.open(str(file), options=_OPTIONS) as container:
+        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
             streams = container.streams.video
             if not streams:
                 raise UserError(f"'{file}' holds no video")
@@ -155,7 +155,7 @@ def _frames(
     wanted, at = times[start:stop], 0
     av = pyav(file)
     try:
-        with av.open(str(file), options=_OPTIONS) as container:
+        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             earlier = max(0.0, wanted[0] - 2 * half * _REORDERED)
