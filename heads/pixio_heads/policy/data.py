@@ -57,6 +57,7 @@ class PolicyData(SampleData):
         episodes: Evaluation episodes from starts of their own.
         demonstration_starts: And from the starts of demonstrations, reported apart.
         processes: Environments that run at once, each in a process of its own.
+        camera: Of a LeRobot data set with several cameras, the one to look through.
         trust_pickle: Read the arrays in a pickle of `cortexbench`; nothing else in it is run.
         loading: Of every data module: see `SampleData`.
     """
@@ -80,6 +81,7 @@ class PolicyData(SampleData):
         episodes: int = 50,
         demonstration_starts: int = 0,
         processes: int = 4,
+        camera: str | None = None,
         trust_pickle: bool = False,
         **loading: Any,
     ) -> None:
@@ -105,7 +107,7 @@ class PolicyData(SampleData):
         self.noise, self.after_success = noise, after_success
         self.demonstrations, self.history, self.image_size = demonstrations, history, image_size
         self.episodes, self.demonstration_starts = episodes, demonstration_starts
-        self.processes, self.trust_pickle = processes, trust_pickle
+        self.processes, self.camera, self.trust_pickle = processes, camera, trust_pickle
         if source == "scenes" and task not in TABLETOP and _OTHERS.search(task):
             # An overlay puts the built-in world in place of a recipe's simulator.
             self.task = task = "reach"
@@ -163,6 +165,11 @@ class PolicyData(SampleData):
         if split == "train" or self._environment is None:
             chosen = demonstrations
             if self._environment is None:
+                if len(demonstrations) < 2:
+                    raise UserError(
+                        f"data.path '{self.path}' has one demonstration: expected two at least, "
+                        "one to learn from and one that is held out"
+                    )
                 held_out = max(1, len(demonstrations) // 10)
                 chosen = (
                     demonstrations[:-held_out] if split == "train" else demonstrations[-held_out:]
@@ -212,4 +219,6 @@ class PolicyData(SampleData):
         from pixio_heads.policy import lerobot
 
         folder = existing_folder(self.path or "", key="data.path")
-        return lerobot.read(folder, limit=self.demonstrations)
+        return lerobot.read(
+            folder, limit=self.demonstrations, camera=self.camera, size=self.image_size
+        )

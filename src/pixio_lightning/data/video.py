@@ -44,7 +44,7 @@ def video_frames(
     if not file.is_file():
         raise UserError(f"data.path '{file}' does not exist")
     try:
-        with av.open(str(file), options=_OPTIONS) as container:
+        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
             times, unit = _times(container, max_megapixels)
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
@@ -52,7 +52,7 @@ def video_frames(
     if not len(times):
         raise UserError(f"'{file}' is a video without frames")
     wanted = evenly(times * unit, every, limit)
-    with av.open(str(file), options=_OPTIONS) as container:
+    with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
         yield from zip(wanted, _frames(av, container, times[wanted].tolist()), strict=True)
 
 

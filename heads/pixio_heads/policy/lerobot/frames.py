@@ -1,0 +1,187 @@
+"""Pictures of a LeRobot episode, out of a column of parquet or a video.
+
+An episode is decoded in order when its first frame is asked for, and kept while there is room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pixio_heads.policy.demonstrations import square
+from pixio_heads.policy.lerobot.layout import inside
+from pixio_lightning.data import BadImage, decode_pixels, read_file
+from pixio_lightning.errors import UserError
+
+_KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
+_MEGAPIXELS = 64.0
+# A container of this kind alone: what FFmpeg takes for a playlist opens other files and addresses.
+_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
+# Frames that a decoder may need before the one it shows: the deepest reordering of H.264.
+_REORDERED = 16
+
+Frame = NDArray[np.uint8] | str  # or why there is none
+Decode = Callable[[int, int], Iterator[Frame]]  # of the steps from one up to another
+
+
+class Room:
+    """Bytes that are left for frames."""
+
+    def __init__(self) -> None:
+        self.left = _KEPT
+
+
+class EpisodeFrames:
+    """Returns the frame of a step, uint8 `(H, W, 3)`; raises BadImage.
+
+    Args:
+        length: Steps of the episode.
+        decode: Yields the frames of a range of steps.
+        size: Side of the square that frames are cut and scaled to, as they are kept; None keeps
+            them as they are.
+        room: What the episodes of a data set share.
+    """
+
+    def __init__(self, length: int, decode: Decode, *, size: int | None, room: Room) -> None:
+        self.length, self.decode, self.size, self.room = length, decode, size, room
+        self.kept: list[Frame] | None = None
+
+    def __call__(self, step: int) -> NDArray[np.uint8]:
+        if self.kept is None:
+            frame = next(self._scaled(step, step + 1))
+            if isinstance(frame, str):
+                raise BadImage(frame)
+            if self.length * frame.nbytes > self.room.left:
+                return frame
+            self.room.left -= self.length * frame.nbytes
+            self.kept = list(self._scaled(0, self.length))
+        frame = self.kept[step]
+        if isinstance(frame, str):
+            raise BadImage(frame)
+        return frame
+
+    def _scaled(self, start: int, stop: int) -> Iterator[Frame]:
+        for frame in self.decode(start, stop):
+            plain = isinstance(frame, str) or self.size is None
+            yield frame if plain else square(frame, self.size)  # type: ignore[arg-type]
+
+
+def from_parquet(file: Path, column: str, first_row: int, folder: Path) -> Decode:
+    """Return what decodes the pictures of a column from a row on."""
+    return partial(_images, file, column, first_row, folder)
+
+
+def from_video(file: Path, times: Sequence[float], fps: float) -> Decode:
+    """Return what decodes the frames of a video shown at `times`, in seconds and in order."""
+    return partial(_frames, file, times, 0.5 / fps)
+
+
+def _images(
+    file: Path, column: str, first_row: int, folder: Path, start: int, stop: int
+) -> Iterator[Frame]:
+    try:
+        parquet = pq.ParquetFile(file)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        ends = np.cumsum(sizes)
+        first, last = first_row + start, first_row + stop
+        groups = [i for i, end in enumerate(ends) if end > first and end - sizes[i] < last]
+        table = parquet.read_row_groups(groups, columns=[column])
+        values = table[column].slice(first - int(ends[groups[0]]) + sizes[groups[0]], stop - start)
+    except (pa.ArrowException, OSError, ValueError):
+        yield from [f"{file.name} is damaged"] * (stop - start)
+        return
+    for value in values:
+        try:
+            yield _image(value.as_py(), folder)
+        except (BadImage, UserError) as error:
+            yield str(error)
+        except OSError as error:
+            yield f"cannot be read ({error.strerror})"
+
+
+def _image(value: Any, folder: Path) -> NDArray[np.uint8]:
+    """Decode a cell: the file's bytes, or its path where they are not embedded."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if data is None and isinstance(value, dict) and isinstance(value.get("path"), str):
+        data = read_file(inside(folder, value["path"], "picture"))
+    if not isinstance(data, bytes):
+        raise BadImage("no picture")
+    return decode_pixels(data, max_megapixels=_MEGAPIXELS)
+
+
+def check_video(file: Path, frames: int) -> None:
+    """Refuse a video that cannot be read, or is shorter than its episodes; decodes nothing.
+
+    Args:
+        file: The video.
+        frames: Frames that it must have.
+
+    Raises:
+        UserError: It is refused, or PyAV is missing.
+    """
+    av = pyav(file)
+    if not file.is_file():
+        raise UserError(f"'{file}' does not exist, but the data set names it")
+    try:
+        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
+            streams = container.streams.video
+            if not streams:
+                raise UserError(f"'{file}' holds no video")
+            codec = streams[0].codec_context
+            if codec is None:
+                raise UserError(f"'{file}' is a video of an unknown codec, or damaged")
+            width, height = codec.width, codec.height
+            held = streams[0].frames  # 0 where the container does not say
+    except (av.error.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"'{file}' cannot be read as a video ({reason})") from None
+    if width * height > _MEGAPIXELS * 1e6:
+        raise UserError(f"'{file}' has frames over {_MEGAPIXELS:g} megapixels: scale it down")
+    if held and held < frames:
+        raise UserError(f"'{file}' has {held} frames, but its episodes have {frames} steps")
+
+
+def _frames(
+    file: Path, times: Sequence[float], half: float, start: int, stop: int
+) -> Iterator[Frame]:
+    """Yield the frames within half a step of `times[start:stop]`."""
+    wanted, at = times[start:stop], 0
+    av = pyav(file)
+    try:
+        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            earlier = max(0.0, wanted[0] - 2 * half * _REORDERED)
+            container.seek(int(earlier / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                if frame.time is None or frame.time < wanted[at] - half:
+                    continue
+                while at < len(wanted) and frame.time > wanted[at] + half:
+                    yield f"{file.name} has no frame at its time"
+                    at += 1
+                if at < len(wanted) and frame.time >= wanted[at] - half:
+                    yield frame.to_ndarray(format="rgb24")
+                    at += 1
+                if at == len(wanted):
+                    return
+    except (av.error.FFmpegError, OSError):
+        pass  # what has not come by now is damaged
+    yield from [f"{file.name} is damaged"] * (len(wanted) - at)
+
+
+def pyav(file: Path) -> Any:
+    """Return PyAV; raises UserError where it is missing."""
+    try:
+        import av
+    except ImportError:
+        raise UserError(
+            f"'{file}' is a video, which needs PyAV: pip install 'pixio-lightning[video]'"
+        ) from None
+    return av

@@ -1,0 +1,144 @@
+"""Demonstrations out of a LeRobot folder.
+
+The robot's state is `observation.state` (none where there is no such feature), the action is
+`action`, the pictures are those of one camera.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pixio_heads.policy.demonstrations import Demonstration
+from pixio_heads.policy.lerobot.frames import (
+    EpisodeFrames,
+    Room,
+    check_video,
+    from_parquet,
+    from_video,
+)
+from pixio_heads.policy.lerobot.layout import (
+    ACTION,
+    STATE,
+    Episode,
+    Layout,
+    read_layout,
+    read_table,
+)
+from pixio_lightning.data import digest_of
+from pixio_lightning.errors import UserError, nearest
+
+
+def read(
+    folder: Path, *, limit: int | None, camera: str | None = None, size: int | None = None
+) -> tuple[list[Demonstration], str]:
+    """Read the first episodes of a data set of version 2.0, 2.1 or 3.0.
+
+    Pictures are decoded when they are asked for.
+
+    Args:
+        folder: The data set: it holds `meta/info.json`.
+        limit: Episodes, at most; None for all.
+        camera: Feature of the pictures, or the last part of its name; None takes the only one.
+        size: Side of the square that pictures are cut and scaled to; None leaves them.
+
+    Returns:
+        The demonstrations in the order of their numbers, and a digest of them.
+
+    Raises:
+        UserError: The folder is no such data set, or it is damaged; the file is named.
+    """
+    layout = read_layout(folder)
+    if ACTION not in layout.features:
+        known = nearest(ACTION, layout.features)
+        raise UserError(f"'{layout.file}' has no feature '{ACTION}'{known}")
+    name = layout.camera(camera)
+    episodes = layout.episodes(name, limit)
+    if layout.is_video(name):
+        _check_videos(layout, episodes)
+    room = Room()
+    found: list[Demonstration] = []
+    for file, group in groupby(episodes, lambda episode: episode.data):
+        found += _of_file(layout, file, list(group), name, size, room)
+    content = hashlib.sha256()
+    for demo in found:
+        content.update(demo.name.encode() + demo.actions.tobytes() + demo.proprio.tobytes())
+    files = dict.fromkeys(file for e in episodes for file in (e.data, e.video) if file)
+    sizes = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+    return found, digest_of("lerobot", layout.version, name, size, sizes, content.hexdigest())
+
+
+def _check_videos(layout: Layout, episodes: list[Episode]) -> None:
+    needed: dict[Path, int] = {}
+    for episode in episodes:
+        assert episode.video
+        last = round(episode.start * layout.fps) + episode.length
+        needed[episode.video] = max(last, needed.get(episode.video, 0))
+    for file, frames in needed.items():
+        check_video(file, frames)
+
+
+def _of_file(
+    layout: Layout, file: Path, episodes: list[Episode], camera: str, size: int | None, room: Room
+) -> list[Demonstration]:
+    names = [name for name in (ACTION, STATE) if name in layout.features]
+    marks = ["episode_index"] if layout.version == "v3.0" else []
+    marks += ["timestamp"] if layout.is_video(camera) else []
+    pictures = [] if layout.is_video(camera) else [camera]
+    table = read_table(file, [*names, *marks], unread=pictures)
+    values = {
+        name: _numbers(table[name], file, name, layout.features[name].get("shape"))
+        for name in names
+    }
+    numbers = table["episode_index"].to_numpy() if "episode_index" in marks else None
+    found = []
+    for episode in episodes:
+        rows = (
+            np.arange(len(table)) if numbers is None else np.flatnonzero(numbers == episode.index)
+        )
+        if len(rows) != episode.length:
+            raise UserError(
+                f"'{file}' has {len(rows)} rows of episode {episode.index}, but its length is "
+                f"{episode.length} in the folder meta"
+            )
+        first = int(rows[0])
+        if rows[-1] - first + 1 != len(rows):
+            raise UserError(f"'{file}': the rows of episode {episode.index} lie scattered")
+        part = slice(first, first + len(rows))
+        if episode.video:
+            times = _numbers(table["timestamp"], file, "timestamp", [1])[part, 0].astype(float)
+            if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
+                raise UserError(f"'{file}': timestamps of episode {episode.index} do not rise")
+            decode = from_video(episode.video, (episode.start + times).tolist(), layout.fps)
+        else:
+            decode = from_parquet(file, camera, first, layout.folder)
+        state = values.get(STATE, np.empty((len(table), 0), np.float32))
+        frames = EpisodeFrames(episode.length, decode, size=size, room=room)
+        found.append(
+            Demonstration(f"episode_{episode.index:06d}", state[part], values[ACTION][part], frames)
+        )
+    return found
+
+
+def _numbers(column: pa.ChunkedArray, file: Path, name: str, shape: Any) -> NDArray[np.float32]:
+    """Return a column of numbers, or of lists of numbers, as `(T, n)`."""
+    try:
+        flat = column.combine_chunks()
+        while pa.types.is_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
+            if len(pc.unique(pc.list_value_length(flat))) > 1:
+                raise ValueError
+            flat = pc.list_flatten(flat)
+        numbers = flat.cast(pa.float32()).to_numpy(zero_copy_only=False)
+        return numbers.reshape(len(column), math.prod(shape))
+    except (pa.ArrowException, TypeError, ValueError):
+        raise UserError(
+            f"'{file}': {name} is {column.type}, but meta/info.json says numbers of shape {shape}"
+        ) from None

@@ -1,0 +1,494 @@
+"""LeRobot folders: each version, written here by hand, is read; what we write is read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import av
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples, encode_png
+from pixio_heads.policy.lerobot import frames, read, write
+from pixio_lightning.data import BadImage, load_or_name
+from pixio_lightning.errors import UserError
+
+FPS = 10
+LENGTHS = (7, 4, 5)
+CAMERA = "observation.images.top"
+V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+V2_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+
+
+def picture(episode: int, step: int) -> NDArray[np.uint8]:
+    """A ramp whose brightness says which step of which episode it is."""
+    ramp = np.linspace(0, 60, 32)[:, None, None] + np.array([0, 20, 40])
+    return np.broadcast_to(ramp + 60 * episode + 4 * step, (32, 48, 3)).astype(np.uint8)
+
+
+def episode(number: int) -> dict[str, Any]:
+    rng = np.random.default_rng(number)
+    length = LENGTHS[number]
+    return {
+        "pictures": [picture(number, step) for step in range(length)],
+        "observation.state": rng.normal(size=(length, 3)).astype(np.float32),
+        "action": rng.normal(size=(length, 2)).astype(np.float32),
+    }
+
+
+def encode_film(path: Path, pictures: list[NDArray[np.uint8]], gop: int) -> None:
+    """As other recorders do: any distance of key frames, B-frames between them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.options = {"g": str(gop), "bf": "2", "crf": "10"}
+        for pixels in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def rows(number: int, first: int, video: bool) -> dict[str, Any]:
+    content = episode(number)
+    length = LENGTHS[number]
+    columns = {
+        "observation.state": pa.array(
+            content["observation.state"].tolist(), pa.list_(pa.float32())
+        ),
+        "action": pa.array(content["action"].tolist(), pa.list_(pa.float32())),
+        "timestamp": pa.array(np.arange(length) / FPS, pa.float32()),
+        "frame_index": list(range(length)),
+        "episode_index": [number] * length,
+        "index": list(range(first, first + length)),
+        "task_index": [0] * length,
+    }
+    if not video:
+        columns[CAMERA] = [{"bytes": encode_png(p), "path": None} for p in content["pictures"]]
+    return columns
+
+
+def by_hand(root: Path, version: str, video: bool) -> Path:
+    """Write a data set of a version, as its format says."""
+    meta = root / "meta"
+    meta.mkdir(parents=True)
+    info = {
+        "codebase_version": version,
+        "fps": FPS,
+        "chunks_size": 2,
+        "total_episodes": len(LENGTHS),
+        "data_path": V3_DATA if version == "v3.0" else V2_DATA,
+        "video_path": V3_VIDEO if version == "v3.0" else V2_VIDEO,
+        "features": {
+            CAMERA: {"dtype": "video" if video else "image", "shape": [32, 48, 3]},
+            "observation.state": {"dtype": "float32", "shape": [3]},
+            "action": {"dtype": "float32", "shape": [2]},
+            "timestamp": {"dtype": "float32", "shape": [1]},
+        },
+    }
+    (meta / "info.json").write_text(json.dumps(info))
+    starts = np.cumsum([0, *LENGTHS]).tolist()
+    if version == "v3.0":
+        # Two files: the first two episodes in one, the third in another.
+        listed = []
+        for file, numbers in enumerate([(0, 1), (2,)]):
+            tables = [pa.table(rows(n, starts[n], video)) for n in numbers]
+            data = root / V3_DATA.format(chunk_index=0, file_index=file)
+            data.parent.mkdir(parents=True, exist_ok=True)
+            # Row groups of three rows cut across the episodes.
+            pq.write_table(pa.concat_tables(tables), data, row_group_size=3)
+            if video:
+                film = V3_VIDEO.format(video_key=CAMERA, chunk_index=0, file_index=file)
+                pictures = [p for n in numbers for p in episode(n)["pictures"]]
+                encode_film(root / film, pictures, gop=250)
+            for n in numbers:
+                start = (starts[n] - starts[numbers[0]]) / FPS
+                about = {
+                    "episode_index": n,
+                    "tasks": ["lift"],
+                    "length": LENGTHS[n],
+                    "data/chunk_index": 0,
+                    "data/file_index": file,
+                    "dataset_from_index": starts[n],
+                    "dataset_to_index": starts[n + 1],
+                }
+                if video:
+                    about |= {
+                        f"videos/{CAMERA}/chunk_index": 0,
+                        f"videos/{CAMERA}/file_index": file,
+                        f"videos/{CAMERA}/from_timestamp": start,
+                        f"videos/{CAMERA}/to_timestamp": start + LENGTHS[n] / FPS,
+                    }
+                listed.append(about)
+        path = meta / "episodes" / "chunk-000" / "file-000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(listed), path)
+        return root
+    lines = [{"episode_index": n, "tasks": ["lift"], "length": x} for n, x in enumerate(LENGTHS)]
+    (meta / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for n in range(len(LENGTHS)):
+        where = {"episode_chunk": n // 2, "episode_index": n}
+        data = root / V2_DATA.format(**where)
+        data.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(rows(n, starts[n], video)), data)
+        if video:
+            film = root / V2_VIDEO.format(video_key=CAMERA, **where)
+            encode_film(film, episode(n)["pictures"], gop=3)
+    return root
+
+
+def off(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
+    return int(np.abs(a.astype(int) - b).max())
+
+
+def check_equal(found: list[Demonstration], most_off: int) -> None:
+    for number, demo in enumerate(found):
+        content = episode(number)
+        assert np.array_equal(demo.proprio, content["observation.state"])
+        assert np.array_equal(demo.actions, content["action"])
+        assert demo.actions.dtype == demo.proprio.dtype == np.float32
+        for step, expected in enumerate(content["pictures"]):
+            assert off(demo.frame(step), expected) <= most_off, (number, step)
+
+
+@pytest.mark.parametrize("video", [False, True], ids=["png", "mp4"])
+@pytest.mark.parametrize("version", ["v2.0", "v2.1", "v3.0"])
+def test_each_version_is_read(tmp_path: Path, version: str, video: bool) -> None:
+    found, digest = read(by_hand(tmp_path / "set", version, video), limit=None)
+    assert [len(demo) for demo in found] == list(LENGTHS)
+    # A step changes brightness by 4, so a frame that is one off would fail.
+    check_equal(found, 3 if video else 0)
+    first, other = read(tmp_path / "set", limit=2)
+    assert [demo.name for demo in first] == ["episode_000000", "episode_000001"]
+    assert other != digest and read(tmp_path / "set", limit=None)[1] == digest
+
+
+@pytest.mark.parametrize("video", [False, True], ids=["png", "mp4"])
+def test_frames_without_room_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: bool
+) -> None:
+    """Each is then decoded by itself, in any order."""
+    root = by_hand(tmp_path / "set", "v3.0", video)
+    kept = [demo.frame(step) for demo in read(root, limit=None)[0] for step in range(len(demo))]
+    monkeypatch.setattr(frames, "_KEPT", 0)
+    found = read(root, limit=None)[0]
+    places = [(demo, step) for demo in found for step in range(len(demo))]
+    for i in reversed(range(len(places))):
+        demo, step = places[i]
+        assert np.array_equal(demo.frame(step), kept[i])
+        assert demo.frame.kept is None
+
+
+def test_frames_are_kept_at_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", True)
+    (scaled, *_), (whole, *_) = read(root, limit=1, size=16)[0], read(root, limit=1)[0]
+    samples = [
+        DemonstrationSamples([demo], history=2, size=16, digest="") for demo in (scaled, whole)
+    ]
+    assert scaled.frame(3).shape == (16, 16, 3)
+    one, other = (load_or_name(of, 5)["image"] for of in samples)
+    assert np.array_equal(one, other) and one.shape == (2, 16, 16, 3)
+
+
+@pytest.mark.parametrize("video", [False, True], ids=["png", "mp4"])
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_what_we_write_is_read_back(tmp_path: Path, version: str, video: bool) -> None:
+    ours = read(by_hand(tmp_path / "hand", "v2.1", False), limit=None)[0]
+    write(tmp_path / "ours", ours, fps=FPS, task="lift", version=version, video=video)
+    check_equal(read(tmp_path / "ours", limit=None)[0], 3 if video else 0)
+    assert not list(tmp_path.glob(".*"))
+    info = json.loads((tmp_path / "ours" / "meta" / "info.json").read_text())
+    required = {
+        *("codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks"),
+        *("chunks_size", "fps", "splits", "data_path", "video_path", "features"),
+        *(("total_videos", "total_chunks") if version == "v2.1" else ()),
+    }
+    assert required <= info.keys()
+    assert info["total_frames"] == sum(LENGTHS) and info["splits"] == {"train": "0:3"}
+    columns = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+    assert columns | {"action", "observation.state"} <= info["features"].keys()
+    tables = [pq.read_table(p) for p in sorted((tmp_path / "ours" / "data").rglob("*.parquet"))]
+    table = pa.concat_tables(tables)
+    assert table["index"].to_pylist() == list(range(sum(LENGTHS)))
+    assert len(tables) == (3 if version == "v2.1" else 1)
+
+
+def test_the_datasets_library_takes_our_columns(tmp_path: Path) -> None:
+    """LeRobot opens the data with it, and with these features."""
+    ours = read(by_hand(tmp_path / "hand", "v2.1", False), limit=None)[0]
+    write(tmp_path / "ours", ours, fps=FPS, task="lift")
+    numbers = datasets.Sequence(datasets.Value("float32"), length=2)
+    features = datasets.Features(
+        {
+            "observation.image": datasets.Image(),
+            "observation.state": datasets.Sequence(datasets.Value("float32"), length=3),
+            "action": numbers,
+            "timestamp": datasets.Value("float32"),
+            **{
+                name: datasets.Value("int64")
+                for name in ("frame_index", "episode_index", "index", "task_index")
+            },
+        }
+    )
+    file = str(tmp_path / "ours" / V3_DATA.format(chunk_index=0, file_index=0))
+    table = datasets.Dataset.from_parquet(
+        file, features=features, cache_dir=str(tmp_path / "cache")
+    )
+    assert np.array_equal(np.asarray(table[8]["observation.image"]), picture(1, 1))
+
+
+def test_statistics_are_those_of_the_values(tmp_path: Path) -> None:
+    ours = read(by_hand(tmp_path / "hand", "v2.1", False), limit=None)[0]
+    write(tmp_path / "v3", ours, fps=FPS, task="lift")
+    stats = json.loads((tmp_path / "v3" / "meta" / "stats.json").read_text())
+    actions = np.concatenate([episode(n)["action"] for n in range(3)]).astype(np.float64)
+    pictures = np.stack([p for n in range(3) for p in episode(n)["pictures"]]) / 255
+    for kind in ("min", "max", "mean", "std"):
+        assert np.allclose(stats["action"][kind], getattr(actions, kind)(axis=0))
+        channels = getattr(pictures, kind)(axis=(0, 1, 2)).reshape(3, 1, 1)
+        assert np.allclose(stats["observation.image"][kind], channels)
+    assert stats["action"]["count"] == [sum(LENGTHS)]
+    tasks = pd.read_parquet(tmp_path / "v3" / "meta" / "tasks.parquet")
+    assert tasks.loc["lift", "task_index"] == 0
+    listed = pq.read_table(tmp_path / "v3" / "meta" / "episodes")
+    second = listed.slice(1, 1).to_pylist()[0]
+    assert np.allclose(second["stats/action/mean"], episode(1)["action"].mean(axis=0))
+    assert second["dataset_from_index"] == LENGTHS[0]
+    write(tmp_path / "v2", ours, fps=FPS, task="lift", version="v2.1")
+    lines = (tmp_path / "v2" / "meta" / "episodes_stats.jsonl").read_text().splitlines()
+    last = json.loads(lines[2])
+    assert last["episode_index"] == 2 and last["stats"]["timestamp"]["count"] == [LENGTHS[2]]
+
+
+def test_version_3_begins_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixio_heads.policy.lerobot.writer._FILE", 0)
+    ours = read(by_hand(tmp_path / "hand", "v3.0", False), limit=None)[0]
+    write(tmp_path / "ours", ours, fps=FPS, task="lift", video=True)
+    assert len(list((tmp_path / "ours" / "videos").rglob("*.mp4"))) == 3
+    check_equal(read(tmp_path / "ours", limit=None)[0], 3)
+
+
+def test_one_action_and_no_state(tmp_path: Path) -> None:
+    steps = np.arange(4, dtype=np.float32)[:, None]
+    none = np.empty((4, 0), np.float32)
+    demo = Demonstration("a", none, steps, lambda step: picture(0, step))
+    write(tmp_path / "set", [demo], fps=2.5, task="lift")
+    (found,), _ = read(tmp_path / "set", limit=None)
+    assert np.array_equal(found.actions, steps) and found.proprio.shape == (4, 0)
+
+
+@pytest.mark.parametrize("what", ["folder", "version", "shape", "none"])
+def test_what_is_not_written(tmp_path: Path, what: str) -> None:
+    ours = read(by_hand(tmp_path / "hand", "v2.1", False), limit=None)[0]
+    settings = {"fps": FPS, "task": "lift", "version": "v4.0" if what == "version" else "v3.0"}
+    folder = tmp_path / ("hand" if what == "folder" else "new")
+    if what == "shape":
+        ours[1].actions = ours[1].actions[:, :1]
+    with pytest.raises(UserError, match="exists already|not written; expected v3.0|of one shape"):
+        write(folder, [] if what == "none" else ours, **settings)
+    assert not (tmp_path / "new").exists()
+
+
+def change_info(root: Path, **changes: Any) -> None:
+    file = root / "meta" / "info.json"
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps(info | changes))
+
+
+def features(root: Path, *, without: str = "", **more: Any) -> dict[str, Any]:
+    info = json.loads((root / "meta" / "info.json").read_text())
+    return {k: v for k, v in info["features"].items() if k != without} | more
+
+
+def rewrite(file: Path, change: Any) -> None:
+    pq.write_table(change(pq.read_table(file)), file)
+
+
+E0 = V2_DATA.format(episode_chunk=0, episode_index=0)
+F0 = V2_VIDEO.format(video_key=CAMERA, episode_chunk=0, episode_index=0)
+CAMERAS = {"observation.images.wrist": {"dtype": "video", "shape": [32, 48, 3]}}
+MISTAKES: dict[str, tuple[Any, str]] = {
+    "no info": (lambda r: (r / "meta" / "info.json").unlink(), "no LeRobot data set"),
+    "no json": (lambda r: (r / "meta" / "info.json").write_text("{"), "info.json' is no JSON"),
+    "version": (lambda r: change_info(r, codebase_version="v1.6"), "'v1.6', but expected v2.0"),
+    "fps": (lambda r: change_info(r, fps=0), "fps is 0"),
+    "no action": (
+        lambda r: change_info(r, features=features(r, without="action", actions={"dtype": "x"})),
+        "no feature 'action', did you mean 'actions'",
+    ),
+    "no camera": (
+        lambda r: change_info(r, features=features(r, without=CAMERA)),
+        "names no feature",
+    ),
+    "two cameras": (
+        lambda r: change_info(r, features=features(r, **CAMERAS)),
+        "data.camera one of observation.images.top, observation.images.wrist",
+    ),
+    "upwards": (lambda r: change_info(r, data_path="../{episode_index:06d}"), "leads out of"),
+    "absolute": (lambda r: change_info(r, video_path="/etc/passwd"), "leads out of"),
+    "field": (
+        lambda r: change_info(r, data_path="{episode_index.__class__}"),
+        "is not understood; expected fields of episode_chunk",
+    ),
+    "width": (lambda r: change_info(r, data_path="{episode_index:099999999d}"), "not understood"),
+    "no template": (lambda r: change_info(r, data_path=None), "has no data_path"),
+    "no list": (
+        lambda r: (r / "meta" / "episodes.jsonl").unlink(),
+        "episodes.jsonl' cannot be read",
+    ),
+    "empty list": (lambda r: (r / "meta" / "episodes.jsonl").write_text(""), "lists no episode"),
+    "list": (lambda r: (r / "meta" / "episodes.jsonl").write_text("[]"), "line 1 of"),
+    "length": (
+        lambda r: (r / "meta" / "episodes.jsonl").write_text('{"episode_index": 0, "length": 6}'),
+        "has 7 rows of episode 0, but its length is 6",
+    ),
+    "negative": (
+        lambda r: (r / "meta" / "episodes.jsonl").write_text('{"episode_index": -1, "length": 6}'),
+        "episode_index of an episode is -1",
+    ),
+    "no data": (lambda r: (r / E0).unlink(), "episode_000000.parquet' does not exist"),
+    "damaged data": (
+        lambda r: (r / E0).write_bytes((r / E0).read_bytes()[:-100]),
+        "episode_000000.parquet' cannot be read as parquet",
+    ),
+    "no column": (
+        lambda r: rewrite(r / E0, lambda t: t.drop_columns("observation.state")),
+        "has no column 'observation.state'",
+    ),
+    "shape": (
+        lambda r: change_info(
+            r, features=features(r, **{"action": {"dtype": "float32", "shape": [3]}})
+        ),
+        r"action is list<element: float>, but meta/info.json says numbers of shape \[3\]",
+    ),
+    "words": (
+        lambda r: rewrite(
+            r / E0, lambda t: t.set_column(1, "action", pa.array([["a", "b"]] * len(t)))
+        ),
+        "action is list<element: string>",
+    ),
+    "ragged": (
+        lambda r: rewrite(
+            r / E0,
+            lambda t: t.set_column(1, "action", pa.array([[1.0], [1.0, 2, 3], *[[1.0, 2]] * 5])),
+        ),
+        "action is list",
+    ),
+    "time": (
+        lambda r: rewrite(r / E0, lambda t: t.set_column(2, "timestamp", pa.array([0.0] * 7))),
+        "do not rise",
+    ),
+    "no video": (lambda r: (r / F0).unlink(), "episode_000000.mp4' does not exist"),
+    "damaged video": (
+        lambda r: (r / F0).write_bytes((r / F0).read_bytes()[:200]),
+        "episode_000000.mp4' cannot be read as a video",
+    ),
+    "no text in parquet": (
+        lambda r: (r / E0).write_bytes(
+            (r / E0).read_bytes().replace(b"frame_index", b"frame_inde\xff")
+        ),
+        "cannot be read as parquet",
+    ),
+    "codec": (
+        lambda r: (r / F0).write_bytes((r / F0).read_bytes().replace(b"avc1", b"none")),
+        "of an unknown codec",
+    ),
+    "playlist": (
+        lambda r: (r / F0).write_text("#EXTM3U\n/etc/passwd\n"),
+        "cannot be read as a video",
+    ),
+    "short video": (
+        lambda r: encode_film(r / F0, episode(0)["pictures"][:5], gop=3),
+        "has 5 frames, but its episodes have 7 steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_broken_data_set_is_one_line(tmp_path: Path, what: str) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", True)
+    read(root, limit=None)
+    spoil, message = MISTAKES[what]
+    spoil(root)
+    with pytest.raises(UserError, match=message) as error:
+        read(root, limit=None)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.slice(0, 10), "has 3 rows of episode 1, but its length is 4"),
+        (lambda t: pa.concat_tables([t.slice(1), t.slice(0, 1)]), "of episode 0 lie scattered"),
+        (lambda t: t.drop_columns(CAMERA), f"has no column '{CAMERA}'"),
+    ],
+)
+def test_broken_rows_of_version_3(tmp_path: Path, spoil: Any, message: str) -> None:
+    root = by_hand(tmp_path / "set", "v3.0", False)
+    rewrite(root / V3_DATA.format(chunk_index=0, file_index=0), spoil)
+    with pytest.raises(UserError, match=message):
+        read(root, limit=None)
+
+
+def test_a_camera_is_chosen_by_name(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", True)
+    change_info(root, features=features(root, **CAMERAS))
+    check_equal(read(root, limit=None, camera="top")[0], 3)
+    check_equal(read(root, limit=None, camera=CAMERA)[0], 3)
+    with pytest.raises(UserError, match="data.camera 'tob' is none of .*, did you mean 'top'"):
+        read(root, limit=None, camera="tob")
+
+
+def test_bad_pictures_are_bad_images(tmp_path: Path) -> None:
+    """They are counted one by one; all others stay usable."""
+    root = by_hand(tmp_path / "set", "v2.0", False)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encode_png(picture(0, 0)))
+    shutil.copy(secret, root / "inside.png")
+
+    def spoil(table: pa.Table) -> pa.Table:
+        cells = table[CAMERA].to_pylist()
+        cells[1] = {"bytes": b"no picture", "path": None}
+        cells[2] = {"bytes": None, "path": "../secret.png"}
+        cells[3] = {"bytes": None, "path": "inside.png"}
+        cells[4] = None
+        at = table.schema.get_field_index(CAMERA)
+        return table.set_column(at, CAMERA, pa.array(cells))
+
+    rewrite(root / E0, spoil)
+    (demo, *_), _ = read(root, limit=None)
+    for step, reason in ((1, "not a JPEG"), (2, "leads out of"), (4, "no picture")):
+        with pytest.raises(BadImage, match=reason):
+            demo.frame(step)
+    for step, expected in ((0, 0), (3, 0), (5, 5)):
+        assert off(demo.frame(step), picture(0, expected)) == 0
+    with pytest.raises(BadImage):
+        demo.frame(1)
+
+
+def test_odd_text_in_a_video_does_no_harm(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", True)
+    (root / F0).write_bytes((root / F0).read_bytes().replace(b"isom", b"iso\xff"))
+    check_equal(read(root, limit=None)[0], 3)
+
+
+def test_a_video_that_breaks_off_leaves_bad_images(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", True)
+    data = bytearray((root / F0).read_bytes())
+    begin = data.index(b"mdat") + 4
+    middle = (begin + len(data)) // 2
+    data[middle : data.index(b"moov") - 4] = bytes(data.index(b"moov") - 4 - middle)
+    (root / F0).write_bytes(data)
+    (demo, *_), _ = read(root, limit=None)
+    assert off(demo.frame(0), picture(0, 0)) <= 3
+    with pytest.raises(BadImage, match="episode_000000.mp4"):
+        demo.frame(LENGTHS[0] - 1)
