@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pixio_heads.policy import collect
-from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples, of_actions
-from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
+from pixio_heads.policy.environments import SHAPES, Environment
 from pixio_heads.policy.episodes import EpisodeSamples, Start
 from pixio_heads.policy.play import Outcome
 from pixio_lightning.data import SampleData, Samples, digest_of, existing_folder
@@ -63,6 +63,7 @@ class PolicyData(SampleData):
     """
 
     sources = ("scenes", "metaworld", "gym", "lerobot", "cortexbench")
+    incidental = ("processes", "episodes", "demonstration_starts", "trust_pickle")
 
     def __init__(
         self,
@@ -135,12 +136,19 @@ class PolicyData(SampleData):
     @property
     def proprio_dim(self) -> int:
         """Numbers that the robot knows of itself."""
-        return self._demonstrations()[0][0].proprio.shape[1]
+        return self._shape()[0]
 
     @property
-    def actions(self) -> dict[str, Any]:
-        """Mean and deviation of the demonstrated actions."""
-        return of_actions(self._demonstrations()[0])
+    def action_dim(self) -> int:
+        """Parts of an action."""
+        return self._shape()[1]
+
+    def _shape(self) -> tuple[int, int]:
+        # Known without a demonstration, so that a recipe is checked before any is collected.
+        if self._environment is not None and self._environment.kind in SHAPES:
+            return SHAPES[self._environment.kind]
+        first = self._demonstrations()[0][0]
+        return first.proprio.shape[1], first.actions.shape[1]
 
     @property
     def dataset(self) -> str:

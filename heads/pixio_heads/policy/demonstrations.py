@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,14 +118,3 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=3)
     return file.getvalue()
-
-
-def of_actions(demonstrations: Sequence[Demonstration]) -> dict[str, Any]:
-    """Return what a policy must know of its actions: how many, their mean and deviation."""
-    actions = np.concatenate([demo.actions for demo in demonstrations]).astype(np.float64)
-    deviation = actions.std(axis=0)
-    return {
-        "mean": actions.mean(axis=0).tolist(),
-        # A part that never changes is not scaled.
-        "std": np.where(deviation < 1e-6, 1.0, deviation).tolist(),
-    }

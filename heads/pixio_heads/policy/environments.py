@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from pixio_lightning.errors import UserError, nearest
 
 KINDS = ("tabletop", "metaworld", "gym")
+# Numbers of proprioception P and of an action A, where all tasks of a kind have as many.
+SHAPES = {"tabletop": (4, 4), "metaworld": (4, 4)}
 
 
 class Expert(Protocol):

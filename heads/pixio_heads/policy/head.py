@@ -69,8 +69,8 @@ class Policy(Head):
         seed: Seed of drop path.
     """
 
-    data_attributes = ("history", "proprio_dim", "actions")
-    same_as_trained = ("history", "proprio_dim")
+    data_attributes = ("history", "proprio_dim", "action_dim")
+    same_as_trained = ("history", "proprio_dim", "action_dim")
     evaluation_attributes = ("environment", "processes")
 
     def __init__(
@@ -168,7 +168,7 @@ class Policy(Head):
             backbone.embed_dim,
             history=info["history"],
             proprio=proprio,
-            actions=len(info["actions"]["mean"]),
+            actions=info["action_dim"],
             observe=self.observe,
             token=self.token,
             fusion=self.fusion,
@@ -191,21 +191,25 @@ class Policy(Head):
         """Return the loss in demonstrations; episodes have none."""
         return None if self.acts else super().validation_loss(prediction, batch)
 
-    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        actions = self.data_info["actions"]
-        return like.new_tensor(actions["mean"]), like.new_tensor(actions["std"])
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Return the mean and the deviation of the actions, each `(A,)`."""
+        actions = torch.cat([batch["action"][batch["weight"] > 0] for batch in loader])
+        std = actions.std(dim=0, correction=0)
+        # A part that never changes is not scaled.
+        return {"mean": actions.mean(dim=0), "std": torch.where(std < 1e-6, 1.0, std)}
 
     def _target(self, batch: Batch, normalized: bool) -> Tensor:
-        mean, std = self._scale(batch["action"])
-        return (batch["action"] - mean) / std if normalized else batch["action"]
+        action = batch["action"]
+        if not normalized:
+            return action
+        return (action - self.statistics["mean"]) / self.statistics["std"]
 
     def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
         """Return outcomes of episodes, or actions in units of their deviation."""
         if self.acts:
             return prediction.outcomes, batch["of_demonstration"].bool()
         if not self.normalize_actions:
-            mean, std = self._scale(prediction)
-            prediction = (prediction - mean) / std
+            prediction = (prediction - self.statistics["mean"]) / self.statistics["std"]
         return prediction, self._target(batch, normalized=True)
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
@@ -213,7 +217,7 @@ class Policy(Head):
         if self.acts:
             known = {"expert": "expert", "random_actions": "random"}
             return {name: Played(batch[known[name]]) for name in self.baseline_names}
-        mean, _ = self._scale(batch["action"])
+        mean = self.statistics["mean"]
         guess = torch.zeros_like(mean) if self.normalize_actions else mean
         return {"mean_action": guess.expand_as(batch["action"])}
 
@@ -270,14 +274,14 @@ class Policy(Head):
             actions, vectors = self.decoder(features, pictures, state)
         else:
             # An episode's first frame stands for those before it.
-            begin = self.decoder.read(features, pictures)[:, None]
+            begin = self.decoder.read(features, pictures)  # type: ignore[operator]
+            begin = begin[:, None]
             begin = begin.expand(-1, self.data_info["history"] - 1, -1)
             first = torch.from_numpy(fresh).to(self.device)[:, None, None]
             past = begin if past is None else torch.where(first, begin, past)
             actions, vectors = self.decoder(features, pictures, state, past)
         if self.normalize_actions:
-            mean, std = self._scale(actions)
-            actions = actions * std + mean
+            actions = actions * self.statistics["std"] + self.statistics["mean"]
         return actions.cpu().numpy(), None if vectors is None else vectors[:, 1:]
 
     def teardown(self, stage: str) -> None:

@@ -147,7 +147,7 @@ class PolicyNet(nn.Module):
         super().__init__()
         self.observe, self.fusion, self.history = observe, fusion, history
         self.proprio = proprio
-        self.reader: nn.Module | None = None
+        self.reader: Reader | ConvReader | None = None
         width = 0
         if observe != "blind":
             self.reader = ConvReader() if observe == "conv" else Reader(channels, token)

@@ -91,7 +91,7 @@ class Episode:
         clipped = np.clip(action, space.low, space.high).astype(space.dtype)
         observation, reward, terminated, truncated, info = self.env.step(clipped)
         self.observation = self._checked(observation)
-        if not np.isfinite(reward):
+        if not np.isfinite(float(reward)):
             raise BrokenEpisode(f"step {outcome.steps}: the reward is {reward}")
         done = bool(info.get("success", terminated))
         outcome.total += float(reward)

@@ -150,7 +150,7 @@ class Pool:
             # Where nothing comes for so long, `_receive` says so of each.
             ready = wait(list(busy), timeout=self.timeout * self.environment.horizon)
             for connection in ready or list(busy):
-                slot, seed = busy.pop(connection)  # type: ignore[index]
+                slot, seed = busy.pop(connection)  # type: ignore[call-overload]
                 answer = self._receive(slot)
                 idle.append(slot)
                 if isinstance(answer, str):

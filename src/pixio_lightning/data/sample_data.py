@@ -50,6 +50,8 @@ class SampleData(StreamData):
 
     # The sources a subclass reads; `scenes` is always among them.
     sources: tuple[str, ...] = ("scenes",)
+    # Attributes that change no sample: how many run at once, how many are evaluated.
+    incidental: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class SampleData(StreamData):
         return len(self.samples_of("train"))
 
     def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:
-        """Return training samples as they are evaluated, each once.
+        """Return training samples as they are evaluated, each once; without images of frames.
 
         Args:
             limit: At most so many, evenly spread; None for all.
@@ -157,9 +159,9 @@ class SampleData(StreamData):
         """
         samples = self.samples_of("train")
         indices = spread(len(samples), limit)
-        return self.evaluation_loader(
-            HeldOutSamples(samples, self.prepare, indices=indices), share=share
-        )
+        held_out = HeldOutSamples(samples, self.prepare, indices=indices)
+        held_out.frames = None
+        return self.evaluation_loader(held_out, share=share)
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation samples for pictures, as batches of one: sizes may differ."""
@@ -173,7 +175,7 @@ class SampleData(StreamData):
         plain = {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             for name, value in vars(self).items()
-            if not name.startswith("_") and name not in _FREE
+            if not name.startswith("_") and name not in {*_FREE, *self.incidental}
         }
         kinds = (str, int, float, bool, list, tuple, dict, type(None))
         kept = {name: value for name, value in plain.items() if isinstance(value, kinds)}
