@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 # Two test processes, each single-threaded: oversubscribed threads are many times slower.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo demo-policy test test-all lint format clean
 
 help:
 	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
+	@echo "make demo-policy  the same backbone as the eyes of a robot arm in Meta-World (more minutes)"
 	@echo "make test      the tests but the slow ones"
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff and mypy"
@@ -19,6 +20,11 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/pixio fit -c pretrain/demo
 	$(BIN)/pixio bench benchmarks/demo.yaml
+
+demo-policy: $(VENV)/.installed-policy
+	$(BIN)/pixio fit -c pretrain/demo
+	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml
+	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml --out runs/bench/policy_metaworld_hammer --data.task=hammer-v3
 
 test: $(VENV)/.installed-dev
 	$(TEST) -m "not slow"
@@ -43,6 +49,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# MuJoCo draws through a system library; with MUJOCO_GL set, through the one that is there.
+$(VENV)/.installed-policy: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[policy,video]'
+	@$(BIN)/python -c "from pixio_heads.policy.metaworld import opengl; opengl()" 2> /dev/null \
+	  || { if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
+	    $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends libosmesa6; } \
+	  || { echo "demo-policy draws through libosmesa6, which apt-get could not install: install it by hand, then make demo-policy"; exit 1; }
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

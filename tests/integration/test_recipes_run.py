@@ -38,6 +38,13 @@ SMALL = (
         if "DPTDecoder" in recipes.find(name).read_text()
     }
 )
+# On the table top, which the debug overlay's source is; and where the simulator itself is needed.
+_FEW = ["--data.demonstrations", "2", "--data.after_success", "1", "--data.image_size", "64"]
+SMALL |= {
+    name: ["--data.task", "reach", "--data.horizon", "40", "--data.episodes", "2", *_FEW]
+    for name in RUNS
+    if name.startswith("policy/metaworld_")
+}
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
 
@@ -118,7 +125,10 @@ def test_checks_without_memory(
     source = yaml.safe_load(recipes.find(name).read_text())["data"]["init_args"].get("source")
     for label in ("cat", "dog"):  # where classes are folders, they size the head
         (tmp_path / label).mkdir()
-    path = [] if source == "scenes" else ["--data.path", str(tmp_path)]
+    path = [] if source in ("scenes", "metaworld") else ["--data.path", str(tmp_path)]
+    if source == "metaworld":
+        pytest.importorskip("metaworld")
+        path = _FEW
     # Not their own, which are downloaded, or come from another run.
     given = ["--model.backbone.weights", "random"]
     if verb_of(name) == "predict":  # a checkpoint would say which it is

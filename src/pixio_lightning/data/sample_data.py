@@ -50,6 +50,8 @@ class SampleData(StreamData):
 
     # The sources a subclass reads; `scenes` is always among them.
     sources: tuple[str, ...] = ("scenes",)
+    # Those of them that are made here, and so have no path.
+    made: tuple[str, ...] = ("scenes",)
     # Attributes that change no sample: how many run at once, how many are evaluated.
     incidental: tuple[str, ...] = ()
 
@@ -70,12 +72,13 @@ class SampleData(StreamData):
             raise UserError(
                 f"data.source '{source}' is none of {known}{nearest(source, self.sources)}"
             )
-        if source == "scenes" and path is not None:
+        if source in self.made and path is not None:
+            files = ", ".join(name for name in self.sources if name not in self.made)
             raise UserError(
-                f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
-                f"set data.source to one of {', '.join(self.sources[1:]) or 'nothing else'}"
+                f"data.path '{path}' is given, but data.source is {source}, which is made here; "
+                f"set data.source to one of {files or 'nothing else'}"
             )
-        if source != "scenes" and path is None:
+        if source not in self.made and path is None:
             raise UserError(f"data.source is {source}: give data.path")
         for name, value in (("val_images", val_images), ("views", views)):
             if value is not None and value < 1:

@@ -1,0 +1,123 @@
+"""Any environment of gymnasium as a policy sees it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import point_worlds
+import pytest
+
+from pixio_heads.policy import gym
+from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.pool import Pool
+from pixio_lightning.errors import UserError
+
+
+def test_what_render_draws_is_scaled_to_a_square() -> None:
+    env = gym.make("point_worlds:Drawn-v0", 20)
+    seen, info = env.reset(seed=3)
+    assert seen["image"].shape == (20, 20, 3) and seen["image"].dtype == np.uint8
+    assert seen["proprio"].dtype == np.float32 and not info["success"]
+    assert env.observation_space.contains(seen)
+    # The whole picture is there: 40 x 80 pixels became 20 x 20, and the point is where it was.
+    rows, columns = np.nonzero(seen["image"][..., 0] > 127)
+    at = np.array([rows.mean(), columns.mean()]) / 19 * 2 - 1
+    np.testing.assert_allclose(at, seen["proprio"], atol=0.1)
+    env.close()
+
+
+def test_without_images_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(point_worlds.Drawn, "render", None)
+    env = gym.make("point_worlds:Drawn-v0", 20, images=False)
+    assert env.reset(seed=0)[0]["image"].shape == (0, 0, 3)
+    assert env.step(np.zeros(2, np.float32))[0]["image"].shape == (0, 0, 3)
+
+
+def test_observations_are_found_in_dictionaries_in_the_order_of_their_keys() -> None:
+    env = gym.make("point_worlds:Seen-v0", 40, image="top")
+    seen, _ = env.reset(seed=3)
+    at = env.unwrapped.at  # type: ignore[attr-defined]
+    np.testing.assert_allclose(seen["proprio"], [*at, 0.5], rtol=1e-6)
+    assert seen["image"].max() == 255 and seen["image"].shape == (40, 40, 3)
+    few = gym.make("point_worlds:Seen-v0", 8, image="wrist", proprio=["time"])
+    seen, _ = few.reset(seed=3)
+    assert seen["proprio"].tolist() == [0.5] and seen["image"].max() == 0
+
+
+def test_a_seed_draws_the_episode() -> None:
+    env = gym.make("point_worlds:Drawn-v0", 20)
+    (first, _), (other, _), (again, _) = (env.reset(seed=seed) for seed in (1, 2, 1))
+    for name in ("image", "proprio"):
+        np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name])
+
+
+@pytest.mark.parametrize(("world", "ends"), [("Drawn", True), ("Seen", False)])
+def test_success_is_what_info_says_or_an_end_with_a_reward(world: str, ends: bool) -> None:
+    env = gym.make(f"point_worlds:{world}-v0", 20, images=False)
+    seen, _ = env.reset(seed=3)
+    successes = []
+    while not (successes and successes[-1]) and len(successes) < 10:
+        action = np.clip(-seen["proprio"][:2], -0.5, 0.5)
+        seen, _, terminated, _, info = env.step(action)
+        successes.append(info["success"])
+    assert successes[-1] is True and successes[0] is False and terminated == ends
+
+
+def test_episodes_are_played_in_processes() -> None:
+    environment = Environment("gym", "point_worlds:Drawn-v0", 20, horizon=50)
+    with Pool(environment, 2) as pool:
+        toward = lambda images, proprio, fresh: np.clip(-proprio, -0.5, 0.5)  # noqa: E731
+        runs = pool.run([1, 2, 3], toward)
+        assert [run.outcome.success for run in runs] == [True] * 3
+        (_, played), *_ = pool.play([5], "random")
+    assert not played.outcome.error and 0 < played.outcome.steps <= 20  # the environment's own end
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "line"),
+    [
+        ("Nowhere-v0", {}, "gymnasium cannot make data.task Nowhere-v0"),
+        ("point_worlds:Drawm-v0", {}, "gymnasium cannot make data.task point_worlds:Drawm-v0"),
+        ("no_such_package:Any-v0", {}, "package no_such_package, which is missing"),
+        ("point_worlds:Drawn-v0", {"wind": 1}, "unexpected keyword argument 'wind'"),
+        ("point_worlds:Steered-v0", {}, "takes actions of Discrete"),
+        ("point_worlds:Unseen-v0", {}, "has no picture"),
+        ("point_worlds:Seen-v0", {}, "set data.options.image to top or wrist"),
+        ("point_worlds:Seen-v0", {"image": "tops"}, "did you mean 'top'?"),
+        ("point_worlds:Seen-v0", {"image": "top", "proprio": ["tim"]}, "did you mean 'time'?"),
+    ],
+)
+def test_mistakes_are_one_line(task: str, options: dict, line: str) -> None:
+    with pytest.raises(UserError) as told:
+        gym.make(task, 20, **options)
+    assert line in str(told.value) and "\n" not in str(told.value)
+
+
+def test_there_is_no_expert() -> None:
+    with pytest.raises(UserError, match="no scripted expert: give demonstrations"):
+        gym.expert("Drawn-v0")
+
+
+def test_a_process_of_an_environment_has_one_thread() -> None:
+    """Whatever the parent has, which is a process of its own here: the first pool decides."""
+    code = """
+import sys
+from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.pool import Pool
+sys.path.insert(0, sys.argv[1])
+seen = []
+def act(images, proprio, fresh):
+    seen.append(proprio.tolist())
+    return proprio[:, :2] * 0
+with Pool(Environment("gym", "point_worlds:Threads-v0", 20, horizon=1), 1, images=False) as pool:
+    pool.run([0], act)
+assert seen == [[[1, 1, 1]]], seen
+"""
+    env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "LP_NUM_THREADS"), "2")
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    subprocess.run(command, env=env, check=True, timeout=120)
