@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixio_heads.policy import metaworld
+from pixio_heads.policy import PolicyData, metaworld
 from pixio_heads.policy.environments import Environment
 from pixio_heads.policy.metaworld.env import MetaWorld
 from pixio_heads.policy.metaworld.rendering import is_noise, opengl
@@ -164,6 +164,15 @@ def test_mistakes_are_one_line(task: str, options: dict, line: str) -> None:
     with pytest.raises(UserError) as told:
         metaworld.make(task, 64, **options)
     assert line in str(told.value) and "\n" not in str(told.value)
+
+
+def test_its_demonstrations_have_no_path() -> None:
+    assert PolicyData("metaworld", task="hammer-v3").environment["task"] == "hammer-v3"
+    line = "source is metaworld, which is made here; set data.source to one of gym, lerobot"
+    with pytest.raises(UserError, match=line):
+        PolicyData("metaworld", "DIR", task="hammer-v3")
+    with pytest.raises(UserError, match=r"data.source is gym: give data.path"):
+        PolicyData("gym", task="Pendulum-v1")
 
 
 def in_a_process(code: str, **env: str) -> str:
