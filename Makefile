@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 demo-policy: $(VENV)/.installed-policy
 	$(BIN)/pixio fit -c pretrain/demo
 	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml
-	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml --out runs/bench/policy_metaworld_hammer --data.task=hammer-v3
+	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml --out runs/bench/policy_metaworld_bin_picking --data.task=bin-picking-v3
 
 test: $(VENV)/.installed-dev
 	$(TEST) -m "not slow"
