@@ -75,9 +75,19 @@ class TestReconstruction(HeadContract):
     )
 
 
+class TestPolicy(HeadContract):
+    """It is evaluated by acting in episodes of the table top, which are short here."""
+
+    recipe = "policy/demo"
+    overrides = (
+        *("--data.demonstrations", "2", "--data.episodes", "5", "--data.processes", "1"),
+        *("--data.horizon", "12", "--model.videos", "0"),
+    )
+
+
 def test_every_registered_head_is_here() -> None:
     built_in = {p.name for p in plugins.installed() if p.distribution == "pixio-lightning"}
     assert built_in == {
         *("depth", "relative_depth", "ordinal_depth", "segmentation"),
-        *("classification", "knn", "reconstruction"),
+        *("classification", "knn", "reconstruction", "policy"),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixio_lightning.models import Features, SyncedBatchNorm2d
@@ -23,19 +24,25 @@ _KEYPOINTS = 32
 class KeyPoints(nn.Module):
     """Where in an image each of K maps is strongest: spatial soft-max (Finn et al., 2016).
 
+    Every map is normalised over the image before. Tokens of one image differ by little, and by how
+    much depends on the backbone: without it all points would begin in the middle, closer together
+    than the statistics of a batch norm behind them can follow.
+
     Args:
         channels: Of the maps that are read.
         count: Maps K that a 1x1 convolution makes of them.
+        sharpness: Deviation of a map at the start, in nats.
     """
 
-    def __init__(self, channels: int, count: int = _KEYPOINTS) -> None:
+    def __init__(self, channels: int, count: int = _KEYPOINTS, sharpness: float = 3.0) -> None:
         super().__init__()
-        self.maps = nn.Conv2d(channels, count, 1)
+        self.maps = nn.Conv2d(channels, count, 1, bias=False)
+        self.sharpness = nn.Parameter(torch.full((count, 1, 1), sharpness))
         self.width = 2 * count
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the expected positions, `(M, 2K)` in [-1, 1], of maps `(M, C, h, w)`."""
-        maps = self.maps(x).float()
+        maps = F.instance_norm(self.maps(x).float()) * self.sharpness
         height, width = maps.shape[-2:]
         share = maps.flatten(2).softmax(dim=-1).view_as(maps)
         at_y = torch.linspace(-1, 1, height, device=x.device)
@@ -151,7 +158,8 @@ class PolicyNet(nn.Module):
         width = 0
         if observe != "blind":
             self.reader = ConvReader() if observe == "conv" else Reader(channels, token)
-            width = self.reader.width * (1 if fusion == "last" else history)
+            frames = 1 if fusion == "last" else history
+            width = int(self.reader.width) * frames
         width += proprio
         self.norm = SyncedBatchNorm2d(width) if batch_norm else nn.Identity()
         layers: list[nn.Module] = []

@@ -74,7 +74,7 @@ class Pool:
             process.terminate()
         for process, _ in self._slots:
             process.join(5)
-        self._slots = []
+        self._slots, self._ready = [], False
 
     # --- a policy in this process acts --------------------------------------------------------
 

@@ -1,0 +1,99 @@
+"""Episodes in processes of their own: what they give, and what breaks one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.play import Outcome
+from pixio_heads.policy.pool import Pool
+from pixio_lightning.errors import UserError
+
+SEEDS = [2, 3, 4, 6, 8]
+
+
+def environment(name: str, horizon: int = 10) -> Environment:
+    return Environment("gym", f"broken_worlds:{name}-v0", 16, horizon)
+
+
+def still(images: Any, proprio: Any, fresh: Any) -> Any:
+    return np.zeros((len(images), 2), np.float32)
+
+
+@pytest.fixture(scope="module")
+def sound() -> Iterator[Pool]:
+    with Pool(environment("Sound"), 2) as pool:
+        yield pool
+
+
+def test_every_episode_has_its_outcome_in_the_order_of_seeds(sound: Pool) -> None:
+    runs = sound.run(SEEDS, still, keep_frames=1)
+    assert [run.outcome for run in runs] == [Outcome(True, True, 3.0, 3)] * len(SEEDS)
+    assert [len(run.frames) for run in runs] == [4, 0, 0, 0, 0]
+    assert [int(frame.mean()) for frame in runs[0].frames] == [0, 10, 20, 30]
+
+
+def test_a_batch_has_a_row_for_each_environment_whatever_is_left_to_play(sound: Pool) -> None:
+    calls: list[tuple[int, list[float], list[bool]]] = []
+
+    def act(images: Any, proprio: Any, fresh: Any) -> Any:
+        calls.append((len(images), proprio[:, 0].tolist(), fresh.tolist()))
+        return still(images, proprio, fresh)
+
+    sound.run([2, 4, 6], act)
+    assert {rows for rows, _, _ in calls} == {2}
+    steps = [0.0, 1.0, 2.0]
+    # Two at once, then the third, beside what was seen last of the one that ended.
+    assert [seen for _, seen, _ in calls[:3]] == [[step, step] for step in steps]
+    assert [seen[0] for _, seen, _ in calls[3:]] == steps
+    assert [fresh for _, _, fresh in calls] == [
+        *[[True, True], [False, False], [False, False]],
+        *[[True, False], [False, False], [False, False]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "why", "step"),
+    [
+        ("Raises", "RuntimeError: the arm fell off", 2),
+        ("Dies", "its process ended with code -9", 2),
+        ("Hangs", "no answer in 3 s", 2),
+        ("Unseen", "proprio is not finite", 2),
+        ("Unpaid", "the reward is inf", 2),
+    ],
+)
+def test_a_broken_episode_is_named_and_the_others_stand(name: str, why: str, step: int) -> None:
+    with Pool(environment(name), 2, timeout=3.0 if name == "Hangs" else 60.0) as pool:
+        runs = pool.run(SEEDS, still)
+        outcomes = [run.outcome for run in runs]
+        assert outcomes[1].error == f"broken_worlds:{name}-v0, seed 3, step {step}: {why}"
+        assert not outcomes[1].success
+        sound = Outcome(True, True, 3.0, 3)
+        assert outcomes[:1] + outcomes[2:] == [sound] * (len(SEEDS) - 1)
+        # And so it is where the whole episode is played over there.
+        if name != "Hangs":
+            played = dict(pool.play(SEEDS, "random"))
+            assert why in played[3].outcome.error
+            assert [played[seed].outcome for seed in (2, 4, 6, 8)] == [sound] * 4
+
+
+def test_an_environment_that_cannot_be_made_is_one_line() -> None:
+    with (
+        Pool(environment("Sounds"), 1) as pool,
+        pytest.raises(UserError, match="Did you mean: `Sound`"),
+    ):
+        pool.run([1], still)
+
+
+def test_closing_ends_the_processes() -> None:
+    pool = Pool(environment("Sound"), 2)
+    pool.run([2], still)
+    processes = [process for process, _ in pool._slots]
+    pool.close()
+    assert [process.is_alive() for process in processes] == [False, False]
+    assert pool.run([4], still)[0].outcome.success  # and it starts again when it is asked to
+    pool.close()
