@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import yaml
 from running import pixio
 
+from pixio_heads.policy import lerobot
+from pixio_heads.policy.demonstrations import Demonstration
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.main import main
 from pixio_lightning.cli.options import folder_name
@@ -38,12 +41,15 @@ SMALL = (
         if "DPTDecoder" in recipes.find(name).read_text()
     }
 )
-# On the table top, which the debug overlay's source is; and where the simulator itself is needed.
-_FEW = ["--data.demonstrations", "2", "--data.after_success", "1", "--data.image_size", "64"]
+# On the table top, which the debug overlay's source is, from few and small demonstrations.
 SMALL |= {
-    name: ["--data.task", "reach", "--data.horizon", "40", "--data.episodes", "2", *_FEW]
+    name: [
+        *("--data.task", "reach", "--data.horizon", "40", "--data.image_size", "64"),
+        *("--data.demonstrations", "2", "--data.demonstration_starts", "1", "--data.episodes", "2"),
+        *("--data.processes", "1", "--data.after_success", "1"),
+    ]
     for name in RUNS
-    if name.startswith("policy/metaworld_")
+    if name.startswith("policy/")
 }
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
@@ -82,6 +88,8 @@ def test_prints_and_reloads_to_the_same(
 def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the recipe's own precision, and with its clipping and accumulation of gradients."""
     small = ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
+    if name.startswith("policy/"):
+        small = []
     line = ["-c", name, "-c", "with/debug", "--out", str(tmp_path / "run"), *small]
     if name == "pretrain/demo_curated":  # on scores that another recipe writes first
         scored = ["-c", "curation/demo", "-c", "with/debug", "--out", str(tmp_path / "scored")]
@@ -125,10 +133,19 @@ def test_checks_without_memory(
     source = yaml.safe_load(recipes.find(name).read_text())["data"]["init_args"].get("source")
     for label in ("cat", "dog"):  # where classes are folders, they size the head
         (tmp_path / label).mkdir()
+    if source in ("gym", "lerobot"):
+        demonstrations = [
+            Demonstration(
+                f"{i}",
+                np.zeros((2, 3), np.float32),
+                np.zeros((2, 4), np.float32),
+                lambda step: np.zeros((32, 32, 3), np.uint8),
+            )
+            for i in range(2)
+        ]
+        tmp_path /= "demonstrations"
+        lerobot.write(tmp_path, demonstrations, fps=10, task="none")
     path = [] if source in ("scenes", "metaworld") else ["--data.path", str(tmp_path)]
-    if source == "metaworld":
-        pytest.importorskip("metaworld")
-        path = _FEW
     # Not their own, which are downloaded, or come from another run.
     given = ["--model.backbone.weights", "random"]
     if verb_of(name) == "predict":  # a checkpoint would say which it is

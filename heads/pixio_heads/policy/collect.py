@@ -26,7 +26,7 @@ from pixio_lightning.data import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 
-VERSION = 1  # of how demonstrations are collected
+VERSION = 2  # of how demonstrations are collected
 # Experts that fail more often than this share are no experts.
 _FAILURES = 0.5
 
@@ -37,6 +37,7 @@ def collect(
     *,
     first_seed: int,
     noise: float,
+    disturbance: float,
     after_success: int,
     processes: int,
 ) -> tuple[list[Demonstration], str]:
@@ -49,6 +50,7 @@ def collect(
         episodes: How many demonstrations.
         first_seed: Seed of the first.
         noise: Standard deviation of what is added to the executed actions; labels are without it.
+        disturbance: Probability of random actions, see `play.play`.
         after_success: Steps that are kept after success.
         processes: Environments at once.
 
@@ -58,7 +60,8 @@ def collect(
     Raises:
         UserError: The expert fails, or the task has none.
     """
-    about = {"environment": environment.plain(), "noise": noise, "after": after_success}
+    how = {"noise": noise, "disturbance": disturbance, "after_success": after_success}
+    about = {"environment": environment.plain(), **how}
     digest = digest_of("demonstrations", VERSION, about)
     folder = default_cache() / "demonstrations" / f"{environment.task}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,9 +77,7 @@ def collect(
             seeds = range(start, start + episodes)
             missing = [seed for seed in seeds if not _file(folder, seed).exists()]
             bar.n = len(found)
-            for seed, trajectory in pool.play(
-                missing, "expert", noise=noise, after_success=after_success
-            ):
+            for seed, trajectory in pool.play(missing, "expert", **how):
                 _write(_file(folder, seed), seed, trajectory)
                 bar.update(trajectory.outcome.success_any)
             found += [_file(folder, seed) for seed in seeds if _succeeded(_file(folder, seed))]

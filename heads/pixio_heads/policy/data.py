@@ -49,6 +49,8 @@ class PolicyData(SampleData):
         demonstrations: How many to learn from.
         noise: Standard deviation of what is added to the actions that an expert executes; labels
             are without it.
+        disturbance: Probability, at every step of an expert, that a few random actions are executed
+            from there on, from which it recovers.
         after_success: Steps of a demonstration that are kept after the task is done.
         history: Frames that the policy sees, the last one now.
         image_size: Side of the pictures in pixels.
@@ -75,6 +77,7 @@ class PolicyData(SampleData):
         options: dict[str, Any] | None = None,
         demonstrations: int = 25,
         noise: float = 0.1,
+        disturbance: float = 0.0,
         after_success: int = 5,
         history: int = 3,
         image_size: int = 64,
@@ -106,7 +109,7 @@ class PolicyData(SampleData):
                 f"{demonstrations} data.demonstrations"
             )
         self.task, self.options = task, options or {}
-        self.noise, self.after_success = noise, after_success
+        self.noise, self.disturbance, self.after_success = noise, disturbance, after_success
         self.demonstrations, self.history, self.image_size = demonstrations, history, image_size
         self.episodes, self.demonstration_starts = episodes, demonstration_starts
         self.processes, self.camera, self.trust_pickle = processes, camera, trust_pickle
@@ -157,7 +160,7 @@ class PolicyData(SampleData):
         count = f"{self.demonstrations} demonstrations"
         if self._environment is None:
             return f"{self.source} {self.path}, {count}"
-        where = self.path or f"noise {self.noise:g}"
+        where = self.path or f"noise {self.noise:g}, disturbance {self.disturbance:g}"
         return f"{self._environment}; {count}, {where}"
 
     # --- samples ------------------------------------------------------------------------------
@@ -217,6 +220,7 @@ class PolicyData(SampleData):
                 self.demonstrations,
                 first_seed=_DEMONSTRATIONS,
                 noise=self.noise,
+                disturbance=self.disturbance,
                 after_success=self.after_success,
                 processes=self.processes,
             )

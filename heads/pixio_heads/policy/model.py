@@ -87,13 +87,13 @@ class Reader(nn.Module):
 
 
 class ConvReader(nn.Module):
-    """The same from pixels, without a backbone: four convolutions, then key points."""
+    """The same from pixels, without a backbone: three convolutions, then key points."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after, stride in ((3, 32, 2), (32, width, 2), (width, width, 1)):
-            layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.ReLU()]
+        for before, after in ((3, 16), (16, 32), (32, width)):
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.GroupNorm(8, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.points = KeyPoints(width)
         self.width = self.points.width
@@ -157,9 +157,10 @@ class PolicyNet(nn.Module):
         self.reader: Reader | ConvReader | None = None
         width = 0
         if observe != "blind":
-            self.reader = ConvReader() if observe == "conv" else Reader(channels, token)
-            frames = 1 if fusion == "last" else history
-            width = int(self.reader.width) * frames
+            reader: Reader | ConvReader
+            reader = ConvReader() if observe == "conv" else Reader(channels, token)
+            width = reader.width * (1 if fusion == "last" else history)
+            self.reader = reader
         width += proprio
         self.norm = SyncedBatchNorm2d(width) if batch_norm else nn.Identity()
         layers: list[nn.Module] = []

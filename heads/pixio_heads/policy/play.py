@@ -15,6 +15,8 @@ from pixio_heads.policy.environments import Environment
 
 Controller = Literal["expert", "random"]
 
+_DISTURBED = 5  # steps that a disturbance lasts, at most
+
 
 class BrokenEpisode(Exception):
     """The environment did what none should; the message says what, and at which step."""
@@ -114,6 +116,7 @@ def play(
     controller: Controller,
     *,
     noise: float = 0.0,
+    disturbance: float = 0.0,
     after_success: int | None = None,
 ) -> Trajectory:
     """Play a whole episode with a controller.
@@ -124,6 +127,8 @@ def play(
         seed: Of the episode, the noise and random actions.
         controller: `expert`, or `random` actions, uniform over all.
         noise: Standard deviation of what is added to the actions that are executed.
+        disturbance: Probability, at every step, that random actions are executed from here on, 1 to
+            `_DISTURBED` of them; so the expert is seen to come back from where it never goes.
         after_success: Steps played on after success; None ends where `about` says.
     """
     rng = np.random.Generator(np.random.Philox(key=(seed, 0x9E3779B9)))
@@ -131,6 +136,7 @@ def play(
     episode = Episode(env, about, seed)
     expert = about.expert() if controller == "expert" else None
     rows: list[tuple[Any, ...]] = []
+    disturbed, push = 0, np.zeros(space.shape)
     left = after_success
     if left is None:
         left = 0 if about.stop_at_success else about.horizon
@@ -139,7 +145,13 @@ def play(
         seen = episode.observation
         wanted = expert.act(env) if expert else rng.uniform(space.low, space.high)
         wanted = np.asarray(wanted, np.float32)
-        reward, done = episode.step(wanted + noise * rng.standard_normal(wanted.shape))
+        executed = wanted + noise * rng.standard_normal(wanted.shape)
+        if disturbed == 0 and disturbance and rng.random() < disturbance:
+            disturbed = int(rng.integers(1, _DISTURBED + 1))
+            push = rng.uniform(space.low, space.high)
+        if disturbed:
+            disturbed, executed = disturbed - 1, push
+        reward, done = episode.step(executed)
         rows.append((_png(seen["image"]), seen["proprio"], wanted, reward, done))
     images, proprio, actions, rewards, successes = zip(*rows, strict=True)
     return Trajectory(

@@ -94,7 +94,7 @@ def draw_episode(task: Task, seed: int, difficulty: float) -> Episode:
     colours = COLOURS[rng.permutation(len(COLOURS))] * (1 - 0.25 * difficulty * rng.random())
     spread = np.array([0.14, 0.10]) * (0.75 + 0.25 * difficulty)
     others = round(4 * difficulty) if task == "reach" else round(3 * difficulty)
-    while (placed := _place(rng, task, spread, max(others, task == "reach"))) is None:
+    while (placed := _place(rng, task, spread, others)) is None:
         pass
     forms, at, goal = placed
     things = [
