@@ -7,14 +7,19 @@ an episode. Actions are float32 `(A,)`.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from pixio_lightning.errors import UserError, nearest
+
+try:
+    import gymnasium
+except ModuleNotFoundError:
+    raise UserError("policies need gymnasium: pip install 'pixio-lightning[policy]'") from None
 
 KINDS = ("tabletop", "metaworld", "gym")
 # Numbers of proprioception P and of an action A, where all tasks of a kind have as many.
@@ -81,12 +86,6 @@ class Environment:
 
 def _module(kind: str) -> Any:
     """Return the module of a kind: it has `make` and `expert`."""
-    if kind == "tabletop":
-        from pixio_heads.policy import tabletop as module
-    elif kind == "metaworld":
-        from pixio_heads.policy import metaworld as module  # type: ignore[no-redef]
-    elif kind == "gym":
-        from pixio_heads.policy import gym as module  # type: ignore[no-redef]
-    else:
+    if kind not in KINDS:
         raise UserError(f"environment '{kind}' is none of {', '.join(KINDS)}{nearest(kind, KINDS)}")
-    return module
+    return importlib.import_module(f"pixio_heads.policy.{kind}")

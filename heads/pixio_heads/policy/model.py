@@ -170,7 +170,7 @@ class PolicyNet(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, actions))
         with torch.no_grad():  # the first actions are small, whatever is seen
             for parameter in self.layers[-1].parameters():
-                parameter *= 0.01
+                parameter.mul_(0.01)
 
     def read(self, features: Features, images: Tensor | None) -> Tensor | None:
         """Return a vector for each image, `(M, D)`; None for a policy that does not look."""

@@ -195,7 +195,7 @@ def test_frames_are_kept_at_the_size_that_is_asked_for(tmp_path: Path) -> None:
         DemonstrationSamples([demo], history=2, size=16, digest="") for demo in (scaled, whole)
     ]
     assert scaled.frame(3).shape == (16, 16, 3)
-    one, other = (load_or_name(of, 5)["image"] for of in samples)
+    one, other = (load_or_name(of, 5, of)["image"] for of in samples)
     assert np.array_equal(one, other) and one.shape == (2, 16, 16, 3)
 
 

@@ -205,7 +205,10 @@ def test_a_world_that_there_is_not_is_refused(keys: dict[str, Any]) -> None:
 def test_without_gymnasium_one_line_says_what_to_install() -> None:
     code = "import sys; sys.modules['gymnasium'] = None; import pixio_heads.policy.tabletop"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "needs gymnasium: pip install 'pixio-lightning[policy]'" in run.stderr.splitlines()[-1]
+    assert (
+        "policies need gymnasium: pip install 'pixio-lightning[policy]'"
+        in run.stderr.splitlines()[-1]
+    )
 
 
 def test_actions_are_clipped() -> None:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pixio_heads.policy.tabletop.draw import Picture
 from pixio_heads.policy.tabletop.episode import PLATFORM, TASKS, Task, draw_episode
 from pixio_heads.policy.tabletop.physics import OPENING, RATE, REACH, SPEED
 from pixio_lightning import UserError
-
-try:
-    import gymnasium
-    from gymnasium import spaces
-except ModuleNotFoundError:
-    raise UserError(
-        "the table-top world needs gymnasium: pip install 'pixio-lightning[policy]'"
-    ) from None
 
 Observation = dict[str, NDArray]
 _MAX_STEPS = {"reach": 30, "push": 60, "pick_place": 60}
