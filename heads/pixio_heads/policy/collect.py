@@ -77,7 +77,11 @@ def collect(
             seeds = range(start, start + episodes)
             missing = [seed for seed in seeds if not _file(folder, seed).exists()]
             bar.n = len(found)
+            broken = []
             for seed, trajectory in pool.play(missing, "expert", **how):
+                if trajectory.outcome.error:  # not the episode's fault: tried again another time
+                    broken.append(trajectory.outcome.error)
+                    continue
                 _write(_file(folder, seed), seed, trajectory)
                 bar.update(trajectory.outcome.success_any)
             found += [_file(folder, seed) for seed in seeds if _succeeded(_file(folder, seed))]
@@ -86,7 +90,8 @@ def collect(
             if len(found) < _FAILURES * (start + episodes - first_seed):
                 raise UserError(
                     f"the expert of {environment.task} succeeded in {len(found)} of "
-                    f"{start + episodes - first_seed} episodes: {_reason(folder, seeds)}"
+                    f"{start + episodes - first_seed} episodes: "
+                    + (broken[0] if broken else "it did not reach the goal in time")
                 )
     demonstrations = [read(path) for path in found[:episodes]]
     return demonstrations, digest_of(digest, [demo.name for demo in demonstrations])
@@ -115,12 +120,7 @@ def _outcome(path: Path) -> dict[str, Any]:
 
 
 def _succeeded(path: Path) -> bool:
-    return _outcome(path)["success_any"]
-
-
-def _reason(folder: Path, seeds: Sequence[int]) -> str:
-    errors = [_outcome(_file(folder, seed))["error"] for seed in seeds]
-    return next((error for error in errors if error), "it did not reach the goal in time")
+    return path.exists() and _outcome(path)["success_any"]
 
 
 def read(path: Path) -> Demonstration:
@@ -141,7 +141,8 @@ def references(
     folder = default_cache() / "demonstrations"
     name = digest_of("references", VERSION, environment.plain(), controller)
     path = folder / f"{environment.task}-{controller}-{name}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    known = dict(stored)
     missing = [seed for seed in seeds if str(seed) not in known]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,9 @@ def references(
         ):
             for seed, trajectory in pool.play(missing, controller):
                 known[str(seed)] = asdict(trajectory.outcome)
+                if not trajectory.outcome.error:  # or else it is played again another time
+                    stored[str(seed)] = known[str(seed)]
                 bar.update()
         with written_aside(path) as aside:
-            aside.write_text(json.dumps(known))
+            aside.write_text(json.dumps(stored))
     return [Outcome(**known[str(seed)]) for seed in seeds]

@@ -99,6 +99,7 @@ class PolicyData(SampleData):
             "processes": (processes, 1),
             "demonstration_starts": (demonstration_starts, 0),
             "after_success": (after_success, 0),
+            "horizon": (1 if horizon is None else horizon, 1),
         }
         for name, (value, least) in counts.items():
             if value < least:
@@ -115,6 +116,7 @@ class PolicyData(SampleData):
         self.processes, self.camera, self.trust_pickle = processes, camera, trust_pickle
         if source == "scenes" and task not in TABLETOP and _OTHERS.search(task):
             # An overlay puts the built-in world in place of a recipe's simulator.
+            print(f"data.source is scenes, which have no task {task}: taking reach", flush=True)
             self.task = task = "reach"
             self.options = {}
         known = {"scenes": TABLETOP, "metaworld": METAWORLD}.get(source, {})

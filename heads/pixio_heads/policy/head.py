@@ -185,11 +185,14 @@ class Policy(Head):
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the actions."""
-        return {"loss": F.mse_loss(prediction, self._target(batch, self.normalize_actions))}
+        action = batch["action"]
+        if self.normalize_actions:
+            action = self._normalized(action)
+        return {"loss": F.mse_loss(prediction, action)}
 
     def validation_loss(self, prediction: Any, batch: Batch) -> Tensor | None:
-        """Return the loss in demonstrations; episodes have none."""
-        return None if self.acts else super().validation_loss(prediction, batch)
+        """Return nothing: episodes have no loss, and the error of actions is a metric."""
+        return None
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return the mean and the deviation of the actions, each `(A,)`."""
@@ -198,39 +201,40 @@ class Policy(Head):
         # A part that never changes is not scaled.
         return {"mean": actions.mean(dim=0), "std": torch.where(std < 1e-6, 1.0, std)}
 
-    def _target(self, batch: Batch, normalized: bool) -> Tensor:
-        action = batch["action"]
-        if not normalized:
-            return action
-        return (action - self.statistics["mean"]) / self.statistics["std"]
+    def _normalized(self, actions: Tensor) -> Tensor:
+        """Return actions in units of their deviation among demonstrations."""
+        return (actions - self.statistics["mean"]) / self.statistics["std"]
+
+    def _unscaled(self, actions: Tensor) -> Tensor:
+        """Return what the network gives as the actions that are taken."""
+        if not self.normalize_actions:
+            return actions
+        return actions * self.statistics["std"] + self.statistics["mean"]
 
     def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
         """Return outcomes of episodes, or actions in units of their deviation."""
         if self.acts:
             return prediction.outcomes, batch["of_demonstration"].bool()
-        if not self.normalize_actions:
-            prediction = (prediction - self.statistics["mean"]) / self.statistics["std"]
-        return prediction, self._target(batch, normalized=True)
+        return self._normalized(prediction), self._normalized(batch["action"])
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
         """Return what the expert and random actions reach, or the mean action."""
         if self.acts:
             known = {"expert": "expert", "random_actions": "random"}
             return {name: Played(batch[known[name]]) for name in self.baseline_names}
-        mean = self.statistics["mean"]
-        guess = torch.zeros_like(mean) if self.normalize_actions else mean
-        return {"mean_action": guess.expand_as(batch["action"])}
+        return {"mean_action": self.statistics["mean"].expand_as(batch["action"])}
 
     # --- acting -------------------------------------------------------------------------------
 
     def predicted(self, batch: Batch) -> Any:
         """Return actions for histories, or what comes of acting in episodes."""
         if "seed" not in batch:
-            return super().predicted(batch)
+            return self._unscaled(super().predicted(batch))
         weight = batch.get("weight", torch.ones(len(batch["seed"])))
         real = [i for i, kept in enumerate(weight.tolist()) if kept > 0]
         names = batch.get("name", [str(int(seed)) for seed in batch["seed"]])
-        room = max(0, self.videos - len(self.films))
+        # Of all processes together no more than `videos` episodes.
+        room = max(0, -(-self.videos // self._world) - len(self.films))
         runs = self.play([int(batch["seed"][i]) for i in real], keep_frames=min(room, len(real)))
         outcomes = torch.zeros(len(weight), 5)
         for i, run in zip(real, runs, strict=True):
@@ -239,11 +243,16 @@ class Policy(Head):
             self.films.append(Film(names[i], run.outcome, frames))
         return Played(outcomes.to(self.device))
 
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.attached is not None else 1
+
     def play(self, seeds: list[int], *, keep_frames: int = 0) -> list[Run]:
         """Act in episodes that an environment draws from seeds; see `Pool.run`."""
-        if self._pool is None:
-            environment = Environment(**self.evaluation_info["environment"])
-            count = self.evaluation_info["processes"]
+        environment = Environment(**self.evaluation_info["environment"])
+        count = self.evaluation_info["processes"]
+        if self._pool is None or (self._pool.environment, self._pool.count) != (environment, count):
+            self._close()
             self._pool = Pool(environment, count, timeout=self.timeout)
         past: Tensor | None = None
 
@@ -280,12 +289,14 @@ class Policy(Head):
             first = torch.from_numpy(fresh).to(self.device)[:, None, None]
             past = begin if past is None else torch.where(first, begin, past)
             actions, vectors = self.decoder(features, pictures, state, past)
-        if self.normalize_actions:
-            actions = actions * self.statistics["std"] + self.statistics["mean"]
+        actions = self._unscaled(actions)
         return actions.cpu().numpy(), None if vectors is None else vectors[:, 1:]
 
     def teardown(self, stage: str) -> None:
         """End the environments' processes."""
+        self._close()
+
+    def _close(self) -> None:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -294,7 +305,7 @@ class Policy(Head):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Keep a table and videos of the episodes of every evaluation."""
-        return [EpisodeLog()] if self.acts else []
+        return [EpisodeLog()]
 
     def picture(self, batches: list[Batch], predictions: list[Any]) -> Panel | None:
         """Draw episodes as rows of frames; without a simulator, nothing."""

@@ -47,7 +47,9 @@ class KeyPoints(nn.Module):
         share = maps.flatten(2).softmax(dim=-1).view_as(maps)
         at_y = torch.linspace(-1, 1, height, device=x.device)
         at_x = torch.linspace(-1, 1, width, device=x.device)
-        return torch.cat([share.sum(dim=3) @ at_y, share.sum(dim=2) @ at_x], dim=1)
+        # Not as products of matrices, which autocast would round.
+        y, x = (share.sum(dim=3) * at_y).sum(dim=2), (share.sum(dim=2) * at_x).sum(dim=2)
+        return torch.cat([y, x], dim=1)
 
 
 class Reader(nn.Module):

@@ -90,6 +90,11 @@ class Episode:
         outcome = self.outcome
         outcome.steps += 1
         space: Any = self.env.action_space
+        if action.shape != space.shape:
+            raise BrokenEpisode(
+                f"step {outcome.steps}: an action has {action.size} parts, but the environment "
+                f"takes {space.shape[0]}: demonstrations of another robot?"
+            )
         clipped = np.clip(action, space.low, space.high).astype(space.dtype)
         observation, reward, terminated, truncated, info = self.env.step(clipped)
         self.observation = self._checked(observation)

@@ -25,6 +25,7 @@ from pixio_lightning.errors import UserError
 
 # One thread in each process, and the renderer's too; set before anything is imported there.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
+_GUARD = " (a script of your own needs `if __name__ == '__main__':` around what it runs)"
 _STARTUP = 120.0  # seconds until a process has imported its simulator and made the environment
 
 Act = Callable[[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
@@ -68,12 +69,12 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """End the processes."""
-        for process, connection in self._slots:
+        """End the processes, which see that nobody asks them any more."""
+        for _, connection in self._slots:
             connection.close()
-            process.terminate()
         for process, _ in self._slots:
             process.join(5)
+            process.kill()
         self._slots, self._ready = [], False
 
     # --- a policy in this process acts --------------------------------------------------------
@@ -92,6 +93,13 @@ class Pool:
             keep_frames: How many of the episodes, from the first, keep their pictures.
         """
         self._start()
+        try:
+            return self._run(seeds, act, keep_frames)
+        except BaseException:  # answers are still on their way: nothing may read them
+            self.close()
+            raise
+
+    def _run(self, seeds: Sequence[int], act: Act, keep_frames: int) -> list[Run]:
         runs: list[Run | None] = [None] * len(seeds)
         waiting = deque(enumerate(seeds))
         number: list[int | None] = [None] * self.count
@@ -138,7 +146,18 @@ class Pool:
         self, seeds: Sequence[int], controller: Controller, **how: Any
     ) -> Iterator[tuple[int, Trajectory]]:
         """Yield whole episodes with their seeds as they end, see `play.play`."""
+        if not seeds:
+            return
         self._start()
+        try:
+            yield from self._play(seeds, controller, how)
+        except BaseException:  # answers are still on their way: nothing may read them
+            self.close()
+            raise
+
+    def _play(
+        self, seeds: Sequence[int], controller: Controller, how: dict[str, Any]
+    ) -> Iterator[tuple[int, Trajectory]]:
         waiting = deque(seeds)
         busy: dict[Connection, tuple[int, int]] = {}
         idle = list(range(self.count))
@@ -216,7 +235,7 @@ class Pool:
             return f"no answer in {timeout:g} s"
         except (EOFError, OSError):
             process.join(5)
-            return f"its process ended with code {process.exitcode}"
+            return f"its process ended with code {process.exitcode}{_GUARD * (not self._ready)}"
 
     def _told(self, seed: int, why: str) -> str:
         return f"{self.environment.task}, seed {seed}, {why}"

@@ -17,8 +17,9 @@ FIELDS = ("image", "proprio")
 
 def serve(connection: Connection, environment: Environment, images: bool) -> None:
     """Answer commands until the other end is closed; what goes wrong is answered as a text."""
-    # Ctrl-C goes to the whole group: the parent saves its work, and then ends these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals go to the whole job: the parent saves its work, and then closes the other end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     try:
         try:
             env = environment.make(images=images)

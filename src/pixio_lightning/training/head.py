@@ -63,6 +63,7 @@ class Head(TaskModule):
         self.cache, self.seed = cache, seed
         self.provenance: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
+        self._evaluated: Any = None  # what was known of the data when it was built
         self.outcome: Outcome | None = None
 
     # --- for subclasses -----------------------------------------------------------------------
@@ -246,9 +247,10 @@ class Head(TaskModule):
 
     def configure_model(self) -> None:
         """Ask the data what the head must know, then load and build."""
-        if self.evaluation is None:
-            self.require_data_attributes()
-            self.evaluation = Evaluation(self.metrics, self.baseline_names)
+        self.require_data_attributes()
+        known = (dict(self.data_info), dict(self.evaluation_info))
+        if self.evaluation is None or known != self._evaluated:  # other data than before
+            self.evaluation, self._evaluated = Evaluation(self.metrics, self.baseline_names), known
         super().configure_model()
 
     def on_validation_epoch_end(self) -> None:

@@ -17,16 +17,17 @@ from pixio_heads.policy.pool import Pool
 from pixio_lightning.errors import UserError
 
 
-def test_what_render_draws_is_scaled_to_a_square() -> None:
+def test_of_what_render_draws_the_middle_square_is_scaled() -> None:
     env = gym.make("point_worlds:Drawn-v0", 20)
     seen, info = env.reset(seed=3)
     assert seen["image"].shape == (20, 20, 3) and seen["image"].dtype == np.uint8
     assert seen["proprio"].dtype == np.float32 and not info["success"]
     assert env.observation_space.contains(seen)
-    # The whole picture is there: 40 x 80 pixels became 20 x 20, and the point is where it was.
+    env.unwrapped.at = np.array([0.4, -0.25])  # in the middle half, which 40 of 80 columns show
+    seen = env.step(np.zeros(2, np.float32))[0]
     rows, columns = np.nonzero(seen["image"][..., 0] > 127)
     at = np.array([rows.mean(), columns.mean()]) / 19 * 2 - 1
-    np.testing.assert_allclose(at, seen["proprio"], atol=0.1)
+    np.testing.assert_allclose(at, seen["proprio"] * [1, 2], atol=0.1)
     env.close()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pixio_heads.policy.collect import references
 from pixio_heads.policy.environments import Environment
 from pixio_heads.policy.play import Outcome
 from pixio_heads.policy.pool import Pool
@@ -97,3 +100,31 @@ def test_closing_ends_the_processes() -> None:
     assert [process.is_alive() for process in processes] == [False, False]
     assert pool.run([4], still)[0].outcome.success  # and it starts again when it is asked to
     pool.close()
+
+
+def test_actions_of_another_robot_are_refused(sound: Pool) -> None:
+    runs = sound.run([2], lambda images, proprio, fresh: np.zeros((2, 1), np.float32))
+    assert "an action has 1 parts, but the environment takes 2" in runs[0].outcome.error
+
+
+def test_a_policy_that_raises_leaves_no_answers_behind(sound: Pool) -> None:
+    def fail(images: Any, proprio: Any, fresh: Any) -> Any:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError):
+        sound.run(SEEDS, fail)
+    assert [run.outcome for run in sound.run(SEEDS, still)] == [Outcome(True, True, 3.0, 3)] * 5
+
+
+def test_nothing_to_play_starts_nothing() -> None:
+    with Pool(environment("Sounds"), 2) as pool:  # which there is not
+        assert list(pool.play([], "random")) == []
+
+
+def test_what_broke_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    seeds = [2, 3]
+    first = references(environment("Raises"), seeds, "random", processes=1)
+    assert [bool(outcome.error) for outcome in first] == [False, True]
+    (file,) = (tmp_path / "demonstrations").glob("*.json")
+    assert list(json.loads(file.read_text())) == ["2"]

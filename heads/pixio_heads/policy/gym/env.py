@@ -10,16 +10,16 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from PIL import Image
 
+from pixio_heads.policy.demonstrations import square
 from pixio_lightning.errors import UserError, nearest
 
 
 class GymEnvironment(gymnasium.Wrapper):
     """An environment with other observations: `{"image": uint8 (size, size, 3), "proprio"}`.
 
-    The picture is the observation that is one, or else what `render` draws; it is scaled to a
-    square, whatever its sides were, so that nothing is cut off. Proprioception is all other
+    The picture is the observation that is one, or else what `render` draws; its middle
+    square is scaled, as that of demonstrations is. Proprioception is all other
     observations of floating point, flattened, in the order of their keys.
 
     An episode is a success where `info` has `success` or `is_success` and it is true; where it has
@@ -66,12 +66,7 @@ class GymEnvironment(gymnasium.Wrapper):
         picture = np.zeros((0, 0, 3), np.uint8)
         if self._images:
             drawn: Any = self.env.render() if self._image is None else leaves[self._image]
-            picture = np.asarray(drawn)
-            if picture.shape[:2] != (self._size, self._size):
-                sides = self._size, self._size
-                picture = np.asarray(
-                    Image.fromarray(picture).resize(sides, Image.Resampling.BICUBIC)
-                )
+            picture = square(np.asarray(drawn), self._size)
         parts = [np.asarray(leaves[key], np.float32).ravel() for key in self._keys]
         return {"image": picture, "proprio": np.concatenate([np.zeros(0, np.float32), *parts])}
 

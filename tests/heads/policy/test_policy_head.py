@@ -1,0 +1,83 @@
+"""The policy head: what it sees in rollouts, and actions in their own units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pixio_heads.policy import Policy
+from pixio_heads.policy.demonstrations import square
+from pixio_heads.policy.gym.env import GymEnvironment
+from pixio_heads.policy.gym.env import make as make_gym
+from pixio_lightning import Backbone
+
+SIZE = 32
+TINY = {"img_size": SIZE, "embed_dim": 24, "depth": 2, "num_heads": 2}
+
+
+def policy(**keys: Any) -> Policy:
+    backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+    head = Policy(backbone, **keys)
+    head.data_info = {"history": 3, "proprio_dim": 4, "action_dim": 2}
+    head.configure_model()
+    head.statistics = {"mean": torch.tensor([10.0, -1.0]), "std": torch.tensor([2.0, 0.5])}
+    assert head.decoder is not None
+    with torch.no_grad():
+        for parameter in head.decoder.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return head.eval()
+
+
+def frames(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("observe", ["backbone", "conv", "blind"])
+@pytest.mark.parametrize("token", ["cls", "keypoints"])
+def test_a_rollout_sees_what_training_sees(observe: str, token: str) -> None:
+    head = policy(observe=observe, token=token)
+    images, state = frames(4), np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
+    past = None
+    with torch.no_grad():
+        for now in range(4):
+            fresh = np.array([now == 0, now == 1])  # the second row's episode begins one later
+            pair = np.stack([images[now], images[max(now, 1)]])
+            acted, past = head._act(pair, np.stack([state[now]] * 2), fresh, past)
+            for row, first in enumerate((0, 1)):
+                if now < first:
+                    continue
+                steps = [max(first, now - back) for back in (2, 1, 0)]
+                history = torch.from_numpy(images[steps]).movedim(-1, 1)[None]
+                batch = {"image": history, "proprio": torch.from_numpy(state[now])[None]}
+                expected = head.predicted(batch)[0].numpy()
+                np.testing.assert_allclose(acted[row], expected, atol=1e-5)
+
+
+def test_normalised_actions_are_learned_and_real_ones_given() -> None:
+    head = policy(normalize_actions=True)
+    batch = {
+        "image": torch.from_numpy(frames(6)).movedim(-1, 1).unflatten(0, (2, 3)),
+        "proprio": torch.randn(2, 4),
+        "action": torch.tensor([[12.0, -1.0], [10.0, 0.0]]),
+    }
+    raw = head(head.encode(batch), batch)
+    given = head.predicted(batch)
+    torch.testing.assert_close(given, raw * torch.tensor([2.0, 0.5]) + torch.tensor([10.0, -1.0]))
+    target = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    torch.testing.assert_close(head.loss(raw, batch)["loss"], (raw - target).square().mean())
+    scored, truth = head.scored(given, batch)
+    torch.testing.assert_close(scored, raw)
+    torch.testing.assert_close(truth, target)
+    mean = head.scored(head.baselines(batch)["mean_action"], batch)[0]
+    torch.testing.assert_close(mean, torch.zeros(2, 2))
+
+
+def test_a_live_picture_is_cut_as_that_of_a_demonstration() -> None:
+    env: GymEnvironment = make_gym("point_worlds:Drawn-v0", 20)
+    seen = env.reset(seed=3)[0]["image"]
+    drawn: Any = env.unwrapped.render()
+    assert drawn.shape == (40, 80, 3)
+    assert np.array_equal(seen, square(drawn, 20))
