@@ -8,7 +8,7 @@ from typing import Any
 
 from pixio_heads.policy import collect
 from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
-from pixio_heads.policy.environments import SHAPES, Environment
+from pixio_heads.policy.environments import SHAPES, Environment, versions_of
 from pixio_heads.policy.episodes import EpisodeSamples, Start
 from pixio_heads.policy.play import Outcome
 from pixio_lightning.data import SampleData, Samples, digest_of, existing_folder
@@ -24,6 +24,10 @@ METAWORLD = {
 }
 _SIMULATED = {"scenes": "tabletop", "metaworld": "metaworld", "gym": "gym"}
 _OTHERS = re.compile(r"-v\d+$|^ID$")  # what the other simulators call a task
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "metaworld": {"camera": "corner2", "shadows": False},
+    "tabletop": {"difficulty": 0.5},
+}
 # Seeds of demonstrations count up from here, and those of evaluations from there.
 _DEMONSTRATIONS = 10_000_000
 _EVALUATIONS = {"val": 20_000_000, "test": 30_000_000, "predict": 20_000_000}
@@ -127,8 +131,11 @@ class PolicyData(SampleData):
         steps = horizon or known.get(task, 1000)
         self._environment = None
         if source in _SIMULATED:
+            kind = _SIMULATED[source]
+            # With the defaults, so that records say them.
+            options = _DEFAULTS.get(kind, {}) | self.options
             self._environment = Environment(
-                _SIMULATED[source], task, image_size, steps, stop_at_success, self.options
+                kind, task, image_size, steps, stop_at_success, options, versions_of(kind)
             )
         self._read: tuple[list[Demonstration], str] | None = None
 
@@ -178,7 +185,7 @@ class PolicyData(SampleData):
         demonstrations, digest = self._demonstrations()
         if split == "train" or self._environment is None:
             chosen = demonstrations
-            if self._environment is None:
+            if self._environment is None and split != "predict":
                 if len(demonstrations) < 2:
                     raise UserError(
                         f"data.path '{self.path}' has one demonstration: expected two at least, "

@@ -105,7 +105,7 @@ def square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     scaled = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(scaled)
+    return np.array(scaled)
 
 
 def png_frame(files: Sequence[bytes]) -> Callable[[int], NDArray[np.uint8]]:

@@ -8,7 +8,9 @@ an episode. Actions are float32 `(A,)`.
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +26,8 @@ except ModuleNotFoundError:
 KINDS = ("tabletop", "metaworld", "gym")
 # Numbers of proprioception P and of an action A, where all tasks of a kind have as many.
 SHAPES = {"tabletop": (4, 4), "metaworld": (4, 4)}
+# Packages whose version decides what an episode is and what it looks like.
+_PACKAGES = {"metaworld": ("metaworld", "mujoco"), "gym": ("gymnasium",)}
 
 
 class Expert(Protocol):
@@ -45,6 +49,7 @@ class Environment:
         horizon: Steps after which an episode ends.
         stop_at_success: Whether it ends when the task is done.
         options: What else its constructor takes.
+        versions: Of the simulator's packages, see `versions_of`.
     """
 
     kind: str
@@ -53,6 +58,7 @@ class Environment:
     horizon: int
     stop_at_success: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def make(self, *, images: bool = True) -> gymnasium.Env:
         """Make the environment; without images its observations hold empty ones.
@@ -81,7 +87,17 @@ class Environment:
         options = "".join(f", {name} {value}" for name, value in sorted(self.options.items()))
         stop = "until success" if self.stop_at_success else "to the end"
         steps = f"at most {self.horizon} steps, {stop}"
-        return f"{self.kind} {self.task}, {self.size} px{options}; {steps}"
+        versions = "".join(f", {name} {number}" for name, number in sorted(self.versions.items()))
+        return f"{self.kind} {self.task}, {self.size} px{options}{versions}; {steps}"
+
+
+def versions_of(kind: str) -> dict[str, str]:
+    """Return the versions of a kind's packages, of those that are installed."""
+    found = {}
+    for name in _PACKAGES.get(kind, ()):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _module(kind: str) -> Any:

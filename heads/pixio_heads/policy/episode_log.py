@@ -39,20 +39,23 @@ class EpisodeLog(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what the evaluation that ends has played."""
         module: Any = pl_module
-        films, module.films = _gathered(module.films), []
-        if trainer.sanity_checking or not trainer.is_global_zero or not films:
+        own, module.films = module.films, []
+        films = _gathered(own)
+        if trainer.sanity_checking or not films:
             return
         stage = "test" if trainer.testing else "predict" if trainer.predicting else "val"
         root = Path(trainer.default_root_dir)
         step = module.trained_steps
-        _add_rows(root / "episodes.csv", step, stage, films)
         folder = root / "episodes" / f"{stage}-{step:07d}"
-        kept = [film for film in films if film.frames is not None]
-        for film in kept:
+        kept = [film for film in own if film.frames is not None]
+        for film in kept:  # every process those it has played
             end = "broken" if film.outcome.error else "success" if film.outcome.success else "fail"
             path = output_path(folder, f"{film.name}-{end}", ".mp4")
             assert film.frames is not None
             picture.write_video(path, film.frames)
+        if not trainer.is_global_zero:
+            return
+        _add_rows(root / "episodes.csv", step, stage, films)
         if kept:
             visualize.write(folder / "episodes.png", picture.sheet(kept))
         for film in films:
@@ -64,7 +67,8 @@ class EpisodeLog(L.Callback):
 
 
 def _gathered(films: list[Film]) -> list[Film]:
-    """Return the episodes of all processes."""
+    """Return the episodes of all processes, without their frames."""
+    films = [Film(film.name, film.outcome) for film in films]
     if not (dist.is_available() and dist.is_initialized()):
         return films
     found: list[Any] = [None] * dist.get_world_size()

@@ -317,4 +317,19 @@ class Policy(Head):
         """Write the episodes' videos and table, or the actions of held-out demonstrations."""
         if self.acts:
             return  # EpisodeLog writes them
-        picture.write_actions(folder, batch["name"], prediction, self.global_rank)
+        actions = (prediction, batch["action"])
+        picture.write_actions(folder, batch["name"], *actions, self.global_rank)
+
+    def on_predict_start(self) -> None:
+        """Make room for the table of actions."""
+        folder = Path(self.trainer.default_root_dir) / "predictions"
+        if self.trainer.is_global_zero:
+            for left in folder.glob("actions*.csv"):
+                left.unlink()
+        self.trainer.strategy.barrier("actions")
+
+    def predictions_text(self, folder: Path) -> str:
+        """Return where the episodes are, or the actions."""
+        if self.acts:
+            return f"episodes: {folder / 'episodes.csv'} and {folder / 'episodes'}"
+        return super().predictions_text(folder)

@@ -75,14 +75,23 @@ def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int = _FPS) -> No
         container.mux(stream.encode())
 
 
-def write_actions(folder: Path, names: Sequence[str], actions: Tensor, rank: int) -> None:
-    """Add a row for each sample to actions.csv; every process but the first has its own table."""
+def write_actions(
+    folder: Path, names: Sequence[str], actions: Tensor, demonstrated: Tensor, rank: int
+) -> None:
+    """Add a row for each sample to actions.csv: what is predicted, beside what was done.
+
+    Every process but the first has a table of its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ("actions.csv" if rank == 0 else f"actions-{rank}.csv")
     new = not path.exists()
     with path.open("a", newline="") as file:
         table = csv.writer(file)
         if new:
-            table.writerow(["name", *(f"action_{i}" for i in range(actions.shape[1]))])
-        for name, row in zip(names, actions.tolist(), strict=True):
+            kinds = [
+                f"{k}_{i}" for k in ("action", "demonstrated") for i in range(actions.shape[1])
+            ]
+            table.writerow(["name", *kinds])
+        rows = torch.cat([actions, demonstrated], dim=1)
+        for name, row in zip(names, rows.tolist(), strict=True):
             table.writerow([name, *(f"{value:.6g}" for value in row)])

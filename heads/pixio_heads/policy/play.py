@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,6 +124,7 @@ def play(
     noise: float = 0.0,
     disturbance: float = 0.0,
     after_success: int | None = None,
+    before_step: Callable[[], Any] = lambda: None,
 ) -> Trajectory:
     """Play a whole episode with a controller.
 
@@ -135,6 +137,7 @@ def play(
         disturbance: Probability, at every step, that random actions are executed from here on, 1 to
             `_DISTURBED` of them; so the expert is seen to come back from where it never goes.
         after_success: Steps played on after success; None ends where `about` says.
+        before_step: Called before every step.
     """
     rng = np.random.Generator(np.random.Philox(key=(seed, 0x9E3779B9)))
     space: Any = env.action_space
@@ -146,6 +149,7 @@ def play(
     if left is None:
         left = 0 if about.stop_at_success else about.horizon
     while not episode.over and not (episode.outcome.success_any and left == 0):
+        before_step()
         left -= episode.outcome.success_any
         seen = episode.observation
         wanted = expert.act(env) if expert else rng.uniform(space.low, space.high)

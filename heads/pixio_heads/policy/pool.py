@@ -8,6 +8,7 @@ hangs costs its episode and no other.
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -166,9 +167,7 @@ class Pool:
                 slot, seed = idle.pop(), waiting.popleft()
                 self._send(slot, ("play", seed, controller, how))
                 busy[self._slots[slot][1]] = slot, seed
-            # Where nothing comes for so long, `_receive` says so of each.
-            ready = wait(list(busy), timeout=self.timeout * self.environment.horizon)
-            for connection in ready or list(busy):
+            for connection in wait(list(busy)):  # of a step that hangs, the process ends itself
                 slot, seed = busy.pop(connection)  # type: ignore[call-overload]
                 answer = self._receive(slot)
                 idle.append(slot)
@@ -192,7 +191,9 @@ class Pool:
         os.environ |= dict.fromkeys(_THREADS, "1")
         try:
             process = self._context.Process(
-                target=serving.serve, args=(there, self.environment, self.images), daemon=True
+                target=serving.serve,
+                args=(there, self.environment, self.images, self.timeout),
+                daemon=True,
             )
             process.start()
         finally:
@@ -235,6 +236,8 @@ class Pool:
             return f"no answer in {timeout:g} s"
         except (EOFError, OSError):
             process.join(5)
+            if process.exitcode == -signal.SIGALRM:
+                return f"no answer in {timeout:g} s"
             return f"its process ended with code {process.exitcode}{_GUARD * (not self._ready)}"
 
     def _told(self, seed: int, why: str) -> str:

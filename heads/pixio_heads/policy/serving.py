@@ -15,8 +15,11 @@ from pixio_lightning.errors import UserError
 FIELDS = ("image", "proprio")
 
 
-def serve(connection: Connection, environment: Environment, images: bool) -> None:
-    """Answer commands until the other end is closed; what goes wrong is answered as a text."""
+def serve(connection: Connection, environment: Environment, images: bool, timeout: float) -> None:
+    """Answer commands until the other end is closed; what goes wrong is answered as a text.
+
+    Where it plays by itself, and a step takes longer than `timeout` seconds, SIGALRM ends it.
+    """
     # Signals go to the whole job: the parent saves its work, and then closes the other end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -41,7 +44,7 @@ def serve(connection: Connection, environment: Environment, images: bool) -> Non
                     ended = episode.outcome if episode.ended else None
                     connection.send((_seen(episode.observation), ended))
                 else:
-                    connection.send(_played(env, environment, *arguments))
+                    connection.send(_played(env, environment, timeout, *arguments))
             except Exception as error:
                 text = str(error)
                 connection.send(
@@ -55,8 +58,16 @@ def serve(connection: Connection, environment: Environment, images: bool) -> Non
             env.close()
 
 
-def _played(env: Any, environment: Environment, seed: int, controller: Any, how: Any) -> Trajectory:
-    return play(env, environment, seed, controller, **how)
+def _played(
+    env: Any, environment: Environment, timeout: float, seed: int, controller: Any, how: Any
+) -> Trajectory:
+    def watch() -> None:
+        signal.setitimer(signal.ITIMER_REAL, timeout)
+
+    try:
+        return play(env, environment, seed, controller, before_step=watch, **how)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _seen(observation: dict[str, Any]) -> dict[str, Any]:

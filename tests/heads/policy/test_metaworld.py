@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -125,9 +126,12 @@ def test_shadows_are_part_of_the_protocol(env: MetaWorld) -> None:
     with_shadows, without = (e.reset(seed=0)[0]["image"].astype(int) for e in (dark, env))
     assert np.abs(with_shadows - without).mean() > 1
     dark.close()
-    told = metaworld.versions(shadows=True)
-    assert told["shadows"] == "true" and told["camera"] == "corner2"
-    assert told["opengl"] == os.environ["MUJOCO_GL"] and told["mujoco"][0].isdigit()
+
+
+def test_records_say_versions_and_what_is_seen() -> None:
+    data = PolicyData("metaworld", task="hammer-v3", options={"shadows": True})
+    found = [f"metaworld {version('metaworld')}", f"mujoco {version('mujoco')}", "camera corner2"]
+    assert all(f", {part}" in data.dataset for part in [*found, "shadows True"])
 
 
 @pytest.mark.parametrize("task", ["drawer-open-v3", "hammer-v3"])
@@ -187,7 +191,7 @@ def in_a_process(code: str, **env: str) -> str:
 
 MAKE = """
 import sys
-from pixio_heads.policy import metaworld
+from pixio_heads.policy import PolicyData, metaworld
 assert not {"mujoco", "metaworld"} & set(sys.modules)
 try:
     env = metaworld.make("drawer-open-v3", 64)

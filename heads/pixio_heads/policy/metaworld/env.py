@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -137,14 +136,6 @@ def expert(task: str) -> ScriptedExpert:
     # That steps are clipped, which is meant to be.
     warnings.filterwarnings("ignore", "Constant.* may be too high")
     return ScriptedExpert(controllers[task]())
-
-
-def versions(*, camera: str = "corner2", shadows: bool = False) -> dict[str, str]:
-    """Return what pictures and physics depend on, for records."""
-    return {
-        **{name: version(name) for name in ("metaworld", "mujoco")},
-        **{"opengl": opengl(), "camera": camera, "shadows": str(shadows).lower()},
-    }
 
 
 def _imported(name: str) -> ModuleType:

@@ -1,0 +1,90 @@
+"""Policies through the command line: what evaluations write, and what they do not depend on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fork_server
+import numpy as np
+import pytest
+
+from pixio_heads.policy import lerobot
+from pixio_heads.policy.demonstrations import Demonstration
+from pixio_lightning.cli.main import main
+
+TINY = "{img_size: 64, patch_size: 16, embed_dim: 24, depth: 1, num_heads: 2, n_cls_tokens: 2}"
+BACKBONE = (
+    *("--model.backbone.weights", "random:0", "--model.backbone.model_args", TINY),
+    *("--trainer.max_steps", "2", "--data.steps_per_epoch", "2", "--data.batch_size", "4"),
+    *("--data.num_workers", "0", "--trainer.log_every_n_steps", "1"),
+)
+EPISODES = (
+    *("--data.demonstrations", "2", "--data.episodes", "5", "--data.horizon", "12"),
+    *("--data.demonstration_starts", "1", "--data.processes", "2"),
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path_factory.getbasetemp() / "policy-cache"))
+
+
+def rows(folder: Path, stage: str) -> list[dict[str, str]]:
+    with (folder / "episodes.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["stage"] == stage]
+
+
+def test_episodes_are_the_same_again_and_in_two_processes(tmp_path: Path) -> None:
+    line = ["-c", "policy/demo", *BACKBONE, *EPISODES, "--out", str(tmp_path)]
+    assert main(["fit", *line]) == 0
+    trained = rows(tmp_path, "val")
+    names = [f"fresh/{20_000_000 + i:08d}" for i in range(5)]
+    assert sorted(row["episode"] for row in trained) == ["demonstration/10000000", *names]
+    folder = tmp_path / "episodes" / "val-0000002"
+    assert (folder / "episodes.png").is_file() and len(list(folder.glob("*/*.mp4"))) == 4
+    record = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
+    assert record["loss"] is None and record["baselines"]["expert"]["success"] == 1
+    for devices in (1, 2):
+        words = ["validate", *line, "--trainer.devices", str(devices)]
+        words += ["--trainer.strategy", "ddp"] if devices > 1 else []
+        done = subprocess.run(
+            [fork_server.python(), "-m", "pixio_lightning.cli.main", *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        again = rows(tmp_path, "val")
+        key = "episode"
+        assert sorted(again, key=lambda r: r[key]) == sorted(trained, key=lambda r: r[key])
+
+
+def demonstration(name: str, steps: int = 6) -> Demonstration:
+    rng = np.random.default_rng(int(name))
+    frames = rng.integers(0, 256, (steps, 64, 64, 3), dtype=np.uint8)
+    proprio, actions = rng.normal(size=(steps, 3)), 100 + 5 * rng.normal(size=(steps, 2))
+    kinds: Any = (proprio.astype(np.float32), actions.astype(np.float32))
+    return Demonstration(name, *kinds, lambda step: frames[step])
+
+
+def test_actions_of_a_robot_s_own_demonstrations(tmp_path: Path) -> None:
+    """Predicted twice: the table is written anew, of all demonstrations, in the robot's units."""
+    lerobot.write(tmp_path / "set", [demonstration(str(i)) for i in range(3)], fps=10, task="x")
+    line = ["-c", "policy/lerobot", *BACKBONE, "--data.image_size", "64", "--trainer.accelerator"]
+    line += ["cpu", "--data.path", str(tmp_path / "set"), "--out", str(tmp_path / "run")]
+    assert main(["fit", *line]) == 0
+    record = json.loads((tmp_path / "run" / "results.jsonl").read_text().splitlines()[0])
+    assert record["metrics"].keys() == record["baselines"]["mean_action"].keys()
+    for _ in range(2):
+        assert main(["predict", *line]) == 0
+    with (tmp_path / "run" / "predictions" / "actions.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 18
+    for name in ("action_0", "action_1", "demonstrated_0", "demonstrated_1"):
+        assert 80 < np.mean([float(row[name]) for row in table]) < 120
