@@ -114,7 +114,9 @@ def png_frame(files: Sequence[bytes]) -> Callable[[int], NDArray[np.uint8]]:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Return a picture as a PNG file."""
+    """Return a picture as a PNG file; of an empty one, nothing."""
+    if not image.size:
+        return b""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=3)
     return file.getvalue()

@@ -181,7 +181,7 @@ class Policy(Head):
         """Return actions `(B, A)`, normalised where training is."""
         assert self.decoder is not None
         images = batch["image"].flatten(0, 1) if self.observe == "conv" else None
-        return self.decoder(features, images, batch["proprio"])[0]
+        return self.decoder(features, images, batch["proprio"])
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the actions."""
@@ -279,17 +279,16 @@ class Policy(Head):
         state = torch.from_numpy(proprio).to(self.device)
         reads = self.reads != "nothing"
         features = self.encode_images(pictures) if reads else self.encode({})
-        if self.observe == "blind":
-            actions, vectors = self.decoder(features, pictures, state)
-        else:
+        net: Any = self.decoder
+        vectors = net.read(features, pictures)
+        if vectors is not None:
             # An episode's first frame stands for those before it.
-            begin = self.decoder.read(features, pictures)  # type: ignore[operator]
-            begin = begin[:, None]
-            begin = begin.expand(-1, self.data_info["history"] - 1, -1)
+            now = vectors[:, None]
+            begin = now.expand(-1, self.data_info["history"] - 1, -1)
             first = torch.from_numpy(fresh).to(self.device)[:, None, None]
             past = begin if past is None else torch.where(first, begin, past)
-            actions, vectors = self.decoder(features, pictures, state, past)
-        actions = self._unscaled(actions)
+            vectors = torch.cat([past, now], dim=1)
+        actions = self._unscaled(net.act(vectors, state))
         return actions.cpu().numpy(), None if vectors is None else vectors[:, 1:]
 
     def teardown(self, stage: str) -> None:

@@ -180,25 +180,28 @@ class PolicyNet(nn.Module):
             return None
         return self.reader(images if self.observe == "conv" else features).float()
 
-    def forward(
-        self, features: Features, images: Tensor | None, proprio: Tensor, past: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return actions `(B, A)`, float32, and the vectors of the history `(B, V, D)`.
+    def act(self, vectors: Tensor | None, proprio: Tensor) -> Tensor:
+        """Return actions `(B, A)`, float32.
 
         Args:
-            features: Of `B * V` images, or of the last ones where `past` is given.
-            images: uint8 `(M, 3, H, W)`, for a policy that reads pixels.
+            vectors: What is read of the history, `(B, V, D)`; None for a policy that does not look.
             proprio: `(B, P)`.
-            past: Vectors of the frames before, `(B, V - 1, D)`.
         """
-        vectors, parts = self.read(features, images), []
-        if vectors is not None:
-            if past is None:
-                vectors = vectors.unflatten(0, (-1, self.history))
-            else:
-                vectors = torch.cat([past, vectors[:, None]], dim=1)
-            parts.append(fused(vectors, self.fusion))
+        parts = [] if vectors is None else [fused(vectors, self.fusion)]
         if self.proprio:
             parts.append(proprio.float())
         x = self.norm(torch.cat(parts, dim=1)[..., None, None]).flatten(1)
-        return self.layers(x).float(), vectors
+        return self.layers(x).float()
+
+    def forward(self, features: Features, images: Tensor | None, proprio: Tensor) -> Tensor:
+        """Return actions `(B, A)`, float32.
+
+        Args:
+            features: Of `B * V` images.
+            images: uint8 `(B * V, 3, H, W)`, for a policy that reads pixels.
+            proprio: `(B, P)`.
+        """
+        vectors = self.read(features, images)
+        if vectors is not None:
+            vectors = vectors.unflatten(0, (-1, self.history))
+        return self.act(vectors, proprio)

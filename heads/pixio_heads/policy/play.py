@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,8 +9,8 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pixio_heads.policy.demonstrations import encode_png
 from pixio_heads.policy.environments import Environment
 
 Controller = Literal["expert", "random"]
@@ -161,7 +160,7 @@ def play(
         if disturbed:
             disturbed, executed = disturbed - 1, push
         reward, done = episode.step(executed)
-        rows.append((_png(seen["image"]), seen["proprio"], wanted, reward, done))
+        rows.append((encode_png(seen["image"]), seen["proprio"], wanted, reward, done))
     images, proprio, actions, rewards, successes = zip(*rows, strict=True)
     return Trajectory(
         episode.outcome,
@@ -171,11 +170,3 @@ def play(
         np.array(rewards, np.float32),
         np.array(successes),
     )
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    if not image.size:
-        return b""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=3)
-    return file.getvalue()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pixio_heads.policy.environments import Environment
-from pixio_heads.policy.play import Episode, Trajectory, play
+from pixio_heads.policy.play import BrokenEpisode, Episode, Trajectory, play
 from pixio_lightning.errors import UserError
 
 FIELDS = ("image", "proprio")
@@ -46,10 +46,8 @@ def serve(connection: Connection, environment: Environment, images: bool, timeou
                 else:
                     connection.send(_played(env, environment, timeout, *arguments))
             except Exception as error:
-                text = str(error)
-                connection.send(
-                    text if text.startswith("step ") else f"{type(error).__name__}: {text}"
-                )
+                known = isinstance(error, BrokenEpisode)
+                connection.send(str(error) if known else f"{type(error).__name__}: {error}")
     except (EOFError, ConnectionError):
         pass
     finally:

@@ -53,7 +53,7 @@ from pixio_lightning.data.sources import (
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_lightning.data.video import video_frames
+from pixio_lightning.data.video import pyav, video_frames
 
 __all__ = [
     "PairedFiles",
@@ -98,6 +98,7 @@ __all__ = [
     "load_or_name",
     "open_columns",
     "open_picture",
+    "pyav",
     "random_crop",
     "raycast",
     "read_depth",

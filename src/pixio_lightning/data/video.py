@@ -21,6 +21,17 @@ _OPTIONS = {
 }
 
 
+def pyav(file: Path) -> Any:
+    """Return PyAV, for a video; raises UserError where it is missing."""
+    try:
+        import av
+    except ImportError:
+        raise UserError(
+            f"'{file}' is a video, which needs PyAV: pip install 'pixio-lightning[video]'"
+        ) from None
+    return av
+
+
 def video_frames(
     file: Path, *, every: float, limit: int | None, max_megapixels: float
 ) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
@@ -35,12 +46,7 @@ def video_frames(
     Raises:
         UserError: PyAV is missing, or the file is no video, without frames, or too large.
     """
-    try:
-        import av
-    except ImportError:
-        raise UserError(
-            f"'{file}' is a video, which needs PyAV: pip install 'pixio-lightning[video]'"
-        ) from None
+    av = pyav(file)
     if not file.is_file():
         raise UserError(f"data.path '{file}' does not exist")
     try:

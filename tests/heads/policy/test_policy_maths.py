@@ -127,7 +127,7 @@ def net(**changes: object) -> PolicyNet:
 def test_every_parameter_learns(observe: str, token: str) -> None:
     model = net(observe=observe, token=token)
     images = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
-    actions, _ = model(features(12), images, torch.randn(4, 4))
+    actions = model(features(12), images, torch.randn(4, 4))
     assert actions.shape == (4, 2) and actions.abs().max() < 0.1  # small at the start
     (actions - 1).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -136,10 +136,14 @@ def test_every_parameter_learns(observe: str, token: str) -> None:
 def test_a_step_with_a_past_is_a_history_at_once() -> None:
     model = net().eval()
     given, proprio = features(6), torch.randn(2, 4)
-    whole, vectors = model(given, None, proprio)
-    assert vectors is not None and vectors.shape == (2, 3, C)
+    whole, read = model(given, None, proprio), model.read(given, None)
+    assert read is not None
+    vectors = read.unflatten(0, (2, 3))
+    assert vectors.shape == (2, 3, C)
     last = Features((given.layers[0]._replace(tokens=given.tokens[[2, 5]]),), False)
-    step, _ = model(last, None, proprio, vectors[:, :2])
+    now = model.read(last, None)
+    assert now is not None
+    step = model.act(torch.cat([vectors[:, :2], now[:, None]], dim=1), proprio)
     torch.testing.assert_close(step, whole)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pixio_heads.policy.demonstrations import square
 from pixio_heads.policy.lerobot.layout import inside
-from pixio_lightning.data import BadImage, decode_pixels, read_file
+from pixio_lightning.data import BadImage, decode_pixels, pyav, read_file
 from pixio_lightning.errors import UserError
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
@@ -174,14 +174,3 @@ def _frames(
     except (av.error.FFmpegError, OSError):
         pass  # what has not come by now is damaged
     yield from [f"{file.name} is damaged"] * (len(wanted) - at)
-
-
-def pyav(file: Path) -> Any:
-    """Return PyAV; raises UserError where it is missing."""
-    try:
-        import av
-    except ImportError:
-        raise UserError(
-            f"'{file}' is a video, which needs PyAV: pip install 'pixio-lightning[video]'"
-        ) from None
-    return av

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_heads.policy.demonstrations import Demonstration, encode_png
-from pixio_heads.policy.lerobot.frames import pyav
 from pixio_heads.policy.lerobot.layout import ACTION, STATE
 from pixio_heads.policy.lerobot.stats import Stats, levels, of_levels, of_values, plain, pooled
+from pixio_lightning.data import pyav
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 
