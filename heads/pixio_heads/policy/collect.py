@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pixio_lightning.files import default_cache, written_aside
 VERSION = 2  # of how demonstrations are collected
 # Experts that fail more often than this share are no experts.
 _FAILURES = 0.5
+_MORE = 1.05
 
 
 def collect(
@@ -73,8 +74,11 @@ def collect(
         Pool(environment, processes) as pool,
         tqdm(total=episodes, unit="demo", desc=environment.task, leave=False, delay=1) as bar,
     ):
-        for start in count(first_seed, episodes):
-            seeds = range(start, start + episodes)
+        end = first_seed
+        while len(found) < episodes:
+            # A few more than are missing, for the experts that fail.
+            seeds = range(end, end + ceil(_MORE * (episodes - len(found))))
+            end = seeds.stop
             missing = [seed for seed in seeds if not _file(folder, seed).exists()]
             bar.n = len(found)
             broken = []
@@ -85,12 +89,10 @@ def collect(
                 _write(_file(folder, seed), seed, trajectory)
                 bar.update(trajectory.outcome.success_any)
             found += [_file(folder, seed) for seed in seeds if _succeeded(_file(folder, seed))]
-            if len(found) >= episodes:
-                break
-            if len(found) < _FAILURES * (start + episodes - first_seed):
+            if len(found) < min(episodes, _FAILURES * (end - first_seed)):
                 raise UserError(
                     f"the expert of {environment.task} succeeded in {len(found)} of "
-                    f"{start + episodes - first_seed} episodes: "
+                    f"{end - first_seed} episodes: "
                     + (broken[0] if broken else "it did not reach the goal in time")
                 )
     demonstrations = [read(path) for path in found[:episodes]]

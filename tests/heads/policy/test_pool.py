@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixio_heads.policy.collect import references
+from pixio_heads.policy.collect import collect, references
 from pixio_heads.policy.environments import Environment
 from pixio_heads.policy.play import Outcome
 from pixio_heads.policy.pool import Pool
@@ -127,3 +127,19 @@ def test_what_broke_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [bool(outcome.error) for outcome in first] == [False, True]
     (file,) = (tmp_path / "demonstrations").glob("*.json")
     assert list(json.loads(file.read_text())) == ["2"]
+
+
+def test_only_the_episodes_that_are_missing_are_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    hurried = Environment("tabletop", "reach", 16, 8, True, {"difficulty": 0.0})
+    how = {"first_seed": 5, "noise": 0.0, "disturbance": 0.0, "after_success": 0, "processes": 2}
+    found, digest = collect(hurried, 20, **how)
+    (folder,) = (tmp_path / "demonstrations").iterdir()
+    played = sorted(int(path.stem) for path in folder.glob("*.parquet"))
+    # Some experts were too slow, so a few more were played, in the order of seeds.
+    assert played == list(range(5, 5 + len(played))) and 21 < len(played) < 40
+    assert [demo.seed for demo in found] == sorted(demo.seed for demo in found)
+    assert collect(hurried, 20, **how)[1] == digest
+    assert len(list(folder.glob("*.parquet"))) == len(played)
