@@ -290,7 +290,11 @@ def test_the_run_stops_above_max_bad(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- workers that die or hang ---------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_one_clear_line(index: ShardIndex) -> None:
+def test_a_killed_worker_is_one_clear_line(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For how long torch waits for a worker to end that it cannot tell to.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
     others = set(multiprocessing_children())
     loader = loader_of(index, workers=2)
     iterator = iter(loader)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_processes
 from torch import Tensor, nn
 
 from pixio_lightning.errors import UserError
@@ -149,7 +149,7 @@ def _shard(rank: int, folder: str, x: Tensor, weight: Tensor, sizes: list[int]) 
 
 def test_batch_norm_over_uneven_processes_equals_one(tmp_path: Path) -> None:
     x, weight = torch.randn(5, 3, 4, 4) * 2 + 30, torch.randn(5, 3, 4, 4)
-    mp.spawn(_shard, (str(tmp_path), x, weight, [2, 3]), nprocs=2)
+    in_processes(_shard, str(tmp_path), x, weight, [2, 3])
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     norm = nn.BatchNorm2d(3)
     whole = x.clone().requires_grad_()

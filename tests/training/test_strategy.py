@@ -1,12 +1,12 @@
 """Sharded modules: gathered in bfloat16, summed in float32, filled and clipped as whole ones."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import in_processes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -63,11 +63,6 @@ def start(rank: int, folder: str, check: Callable[[DeviceMesh], None]) -> None:
     check(init_device_mesh("cpu", (2,)))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def in_two_processes(check: Callable[[DeviceMesh], None], folder: Path) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.multiprocessing.spawn(start, args=(str(folder), check), nprocs=2)
 
 
 def whole() -> Model:
@@ -162,7 +157,7 @@ def builds_once(mesh: DeviceMesh) -> None:
 
 @pytest.mark.parametrize("check", [equals_the_whole, sums_in_float32, builds_once])
 def test_two_processes(check: Callable[[DeviceMesh], None], tmp_path: Path) -> None:
-    in_two_processes(check, tmp_path)
+    in_processes(start, str(tmp_path), check)
 
 
 def test_blocks_of_bfloat16_weights_compute_as_under_autocast_alone(monkeypatch) -> None:

@@ -1,7 +1,7 @@
 """`pixio doctor`: what this installation consists of, and what in it is broken.
 
 Everything is read from metadata, the environment and files. With `imports`, every plug-in is
-imported in a process of its own, so that one that crashes the interpreter is found too.
+imported in other processes, so that one that crashes the interpreter is found too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -166,12 +167,14 @@ def plug_ins(*, imports: bool) -> Iterator[Finding]:
     """Report every head and every folder of recipes that installed distributions declare."""
     heads = plugins.installed(plugins.HEADS)
     claims = Counter(head.name for head in heads)
-    for head in heads:
+    faults = [_fault(head, claims[head.name]) for head in heads]
+    if imports:
+        sound = [i for i, fault in enumerate(faults) if not fault]
+        found = import_faults([heads[i] for i in sound])
+        for i, fault in zip(sound, found, strict=True):
+            faults[i] = fault
+    for head, fault in zip(heads, faults, strict=True):
         described = f"{head.target} of {head.origin}"
-        if claims[head.name] > 1:
-            fault = "the name is claimed more than once; uninstall one of the distributions"
-        else:
-            fault = _fault(head, imports=imports)
         yield Finding(head.name, f"{described}: {fault}" if fault else described, bool(fault))
     if not heads:
         yield Finding("heads", "none installed")
@@ -180,33 +183,54 @@ def plug_ins(*, imports: bool) -> Iterator[Finding]:
         yield Finding("recipes", f"{root.path} of {root.origin}{missing}", bool(missing))
 
 
-def _fault(head: plugins.Plugin, *, imports: bool) -> str:
+def _fault(head: plugins.Plugin, claims: int) -> str:
+    if claims > 1:
+        return "the name is claimed more than once; uninstall one of the distributions"
     try:
         plugins.docstring(head)
     except UserError as error:
         return str(error)
-    return import_fault(head) if imports else ""
+    return ""
 
 
-def import_fault(plugin: plugins.Plugin) -> str:
-    """Import `plugin` in a process of its own; return the last line of its error, or ""."""
-    code = (
-        "import importlib, operator, sys\n"
-        "operator.attrgetter(sys.argv[2])(importlib.import_module(sys.argv[1]))"
-    )
-    try:
-        # -P: the current folder is no part of an installation.
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code, plugin.module, plugin.attribute],
-            capture_output=True,
-            text=True,
-            timeout=IMPORT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"does not finish importing in {IMPORT_SECONDS} s"
-    if done.returncode == 0:
-        return ""
-    return _last_line(done.stderr) or f"its import ends with exit code {done.returncode}"
+# Imports `module:attribute` after another, and writes a byte to an open file after each.
+_IMPORTS = """\
+import importlib, operator, os, sys
+for target in sys.argv[2:]:
+    module, _, attribute = target.partition(":")
+    operator.attrgetter(attribute)(importlib.import_module(module))
+    os.write(int(sys.argv[1]), b".")
+"""
+
+
+def import_faults(heads: Sequence[plugins.Plugin]) -> list[str]:
+    """Import plug-ins in a process of their own; return the last line of each one's error, or "".
+
+    Those after one that fails, or that ends the interpreter, are imported by another process.
+    """
+    faults: list[str] = []
+    while left := heads[len(faults) :]:
+        with tempfile.TemporaryFile() as imported:
+            number = imported.fileno()
+            targets = [f"{head.module}:{head.attribute}" for head in left]
+            # -P: the current folder is no part of an installation.
+            command = [sys.executable, "-P", "-c", _IMPORTS, str(number), *targets]
+            try:
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    timeout=IMPORT_SECONDS,
+                    pass_fds=[number],
+                )
+                fault = _last_line(done.stderr)
+                fault = fault or f"its import ends with exit code {done.returncode}"
+            except subprocess.TimeoutExpired:
+                fault = f"does not finish importing in {IMPORT_SECONDS} s"
+            faults += [""] * os.fstat(number).st_size
+        if len(faults) < len(heads):
+            faults.append(fault)
+    return faults
 
 
 def _last_line(text: str) -> str:

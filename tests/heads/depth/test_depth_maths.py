@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_processes
 from torch import Tensor
 from torchmetrics.functional.image import image_gradients
 
@@ -96,7 +96,7 @@ def _measure(rank: int, folder: str, data: tuple[Tensor, ...], sizes: list[int])
 
 def test_uneven_processes_measure_what_one_does(tmp_path: Path) -> None:
     data = scene(5)
-    mp.spawn(_measure, (str(tmp_path), data, [4, 1]), nprocs=2)
+    in_processes(_measure, str(tmp_path), data, [4, 1])
     metric = DepthMetrics()
     metric.update(*data)
     for rank in range(2):
