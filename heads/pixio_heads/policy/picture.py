@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.data import video_writer
 from pixio_lightning.files import written_aside
 from pixio_lightning.training import Panel
 
@@ -53,26 +53,16 @@ def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int = _FPS) -> No
     Raises:
         UserError: PyAV is missing.
     """
-    try:
-        import av
-    except ImportError:
-        raise UserError(
-            "videos of episodes need PyAV: pip install 'pixio-lightning[video]', or set "
-            "model.videos to 0"
-        ) from None
     scale = -(-_SHOWN // min(frames.shape[1:3]))
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = (side - side % 2 for side in large.shape[1:3])  # H.264 halves the colours
+    height, width = (side - side % 2 for side in large.shape[1:3])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside, av.open(str(aside), "w", format="mp4") as container:
-        stream = container.add_stream("h264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    with (
+        written_aside(path) as aside,
+        video_writer(aside, fps=fps, height=height, width=width) as add,
+    ):
         for frame in large:
-            picture = av.VideoFrame.from_ndarray(
-                np.ascontiguousarray(frame[:height, :width]), format="rgb24"
-            )
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+            add(np.ascontiguousarray(frame[:height, :width]))
 
 
 def write_actions(

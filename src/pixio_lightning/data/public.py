@@ -53,7 +53,7 @@ from pixio_lightning.data.sources import (
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_lightning.data.video import pyav, video_frames
+from pixio_lightning.data.video import pyav, video_frames, video_writer
 
 __all__ = [
     "PairedFiles",
@@ -112,4 +112,5 @@ __all__ = [
     "to_tensor",
     "unit_of",
     "video_frames",
+    "video_writer",
 ]

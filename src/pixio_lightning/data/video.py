@@ -1,8 +1,10 @@
-"""Frames of a video file, evenly spaced in time; PyAV decodes."""
+"""Frames of a video file, evenly spaced in time, and what writes one; by PyAV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,33 @@ def _frames(av: Any, container: Any, times: list[int]) -> Iterator[NDArray[np.ui
             yield np.ascontiguousarray(pixels)
             at += 1
     yield from [None] * (len(times) - at)
+
+
+@contextmanager
+def video_writer(
+    path: Path, *, fps: float, height: int, width: int, options: dict[str, str] | None = None
+) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+    """Give what adds a frame, uint8 `(height, width, 3)`, to an mp4 file (H.264).
+
+    Args:
+        path: The file; its folder is made.
+        fps: Frames a second.
+        height: Of the frames, an even number, since H.264 halves the colours.
+        width: Likewise.
+        options: Of the encoder.
+
+    Raises:
+        UserError: PyAV is missing.
+    """
+    av = pyav(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = options or {}
+
+        def add(frame: NDArray[np.uint8]) -> None:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+        yield add
+        container.mux(stream.encode())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from fractions import Fraction
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,14 @@ from numpy.typing import NDArray
 from pixio_heads.policy.demonstrations import Demonstration, encode_png
 from pixio_heads.policy.lerobot.layout import ACTION, STATE
 from pixio_heads.policy.lerobot.stats import Stats, levels, of_levels, of_values, plain, pooled
-from pixio_lightning.data import pyav
+from pixio_lightning.data import video_writer
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 
 CAMERA = "observation.image"
 _CHUNK = 1000  # files in a folder
+# Every other frame stands alone, so that any is found at once; none waits for later ones.
+_VIDEO = {"crf": "18", "g": "2", "bf": "0"}
 _FILE = 100  # MiB after which version 3.0 begins another file
 _PATHS = {  # of data, and of videos
     "v3.0": (
@@ -144,8 +145,11 @@ def _write(
                 paths[0].parent.mkdir(parents=True, exist_ok=True)
                 rows = opened.enter_context(pq.ParquetWriter(paths[0], schema))
                 if video:
-                    shape = features[CAMERA]["shape"]
-                    film = opened.enter_context(_film(paths[1], fps, shape))
+                    height, width, _ = features[CAMERA]["shape"]
+                    writer = video_writer(
+                        paths[1], fps=fps, height=height, width=width, options=_VIDEO
+                    )
+                    film = opened.enter_context(writer)
                 begun, files = step, files + 1
             table, found = _columns(demo, number, step, fps)
             pictures, counts = [], np.zeros((3, 256), np.int64)
@@ -258,26 +262,6 @@ def _info(
         "video_path": video_path if video else None,
         "features": features,
     }
-
-
-@contextmanager
-def _film(
-    path: Path, fps: float, shape: Sequence[int]
-) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-    """Give what adds a frame to a video."""
-    av = pyav(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "yuv420p"
-        # Every other frame stands alone, so that any is found at once; none waits for later ones.
-        stream.options = {"crf": "18", "g": "2", "bf": "0"}
-
-        def add(frame: NDArray[np.uint8]) -> None:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-
-        yield add
-        container.mux(stream.encode())
 
 
 def _size(path: Path) -> int:
