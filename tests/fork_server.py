@@ -1,10 +1,10 @@
-"""Start `python -m MODULE` by forking a process that has imported torch, Lightning and all of ours.
+"""Start `python -m MODULE` or `-c CODE` as a fork of a process that has imported torch and ours.
 
 `python()` returns a program that stands for the interpreter: importing torch and Lightning takes
 five seconds of a core, which every command line of a test would pay. What it runs is a process like
 any other, with its own arguments, environment, folder, output and exit code, in which the module
-named by `-m` is run as the main one; Lightning launches further processes by the same program. It
-passes anything else on to the real interpreter.
+named by `-m`, or the code, is run as the main one; Lightning launches further processes by the same
+program. It passes anything else on to the real interpreter.
 
 A program that is killed takes the process that stands behind it along, with SIGABRT, so that
 PYTHONFAULTHANDLER shows where it was. What depends on the process number, on being killed itself,
@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ from typing import Any
 _PROGRAM = """\
 #!{python} -IS
 import json, os, signal, socket, sys
-if sys.argv[1:2] != ["-m"]:
+if sys.argv[1:2] not in (["-m"], ["-c"]):
     os.execv("{python}", ["{python}", *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect("{address}")
-request = dict(argv=sys.argv[2:], environ=dict(os.environ), folder=os.getcwd(), program=sys.argv[0])
+request = dict(kind=sys.argv[1], argv=sys.argv[2:], environ=dict(os.environ), folder=os.getcwd())
+request["program"] = sys.argv[0]
 data = json.dumps(request).encode()
 socket.send_fds(server, [len(data).to_bytes(4, "big")], [0, 1, 2])
 server.sendall(data)
@@ -179,4 +181,9 @@ if __name__ == "__main__":
     os.write(1, b"ready\n")
     asked = _serve(listening)
     _become(asked)
-    runpy.run_module(asked["argv"][0], run_name="__main__", alter_sys=True)
+    if asked["kind"] == "-m":
+        runpy.run_module(asked["argv"][0], run_name="__main__", alter_sys=True)
+    else:
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        sys.argv[0] = "-c"
+        exec(compile(asked["argv"][0], "<string>", "exec"), main.__dict__)

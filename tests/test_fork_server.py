@@ -49,6 +49,16 @@ def test_it_is_as_the_interpreter(end: str, tmp_path: Path) -> None:
     assert ("RuntimeError: on purpose" in forked.stderr) == (end == "raise")
 
 
+def test_code_is_run_as_the_main_module(tmp_path: Path) -> None:
+    code = "import os, sys; print(__name__, sys.argv, os.getcwd()); sys.exit(4)"
+    real, forked = (
+        subprocess.run([python, "-c", code, "a b"], capture_output=True, text=True, cwd=tmp_path)
+        for python in (sys.executable, fork_server.python())
+    )
+    assert (real.returncode, real.stdout) == (forked.returncode, forked.stdout)
+    assert forked.returncode == 4 and forked.stdout.startswith("__main__ ['-c', 'a b']")
+
+
 def test_it_ends_with_the_program_and_says_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(
         "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import point_worlds
 import pytest
@@ -120,5 +120,5 @@ with Pool(Environment("gym", "point_worlds:Threads-v0", 20, horizon=1), 1, image
 assert seen == [[[1, 1, 1]]], seen
 """
     env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "LP_NUM_THREADS"), "2")
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    command = [fork_server.python(), "-c", code, str(Path(__file__).parent)]
     subprocess.run(command, env=env, check=True, timeout=120)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 
@@ -180,7 +180,7 @@ def test_its_demonstrations_have_no_path() -> None:
 
 
 def in_a_process(code: str, **env: str) -> str:
-    command = [sys.executable, "-c", code]
+    command = [fork_server.python(), "-c", code]
     done = subprocess.run(
         command, env=os.environ | env, capture_output=True, text=True, timeout=120
     )

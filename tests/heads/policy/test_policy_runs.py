@@ -17,7 +17,7 @@ from pixio_heads.policy import lerobot
 from pixio_heads.policy.demonstrations import Demonstration
 from pixio_lightning.cli.main import main
 
-TINY = "{img_size: 64, patch_size: 16, embed_dim: 24, depth: 1, num_heads: 2, n_cls_tokens: 2}"
+TINY = "{img_size: 32, patch_size: 16, embed_dim: 24, depth: 1, num_heads: 2, n_cls_tokens: 2}"
 BACKBONE = (
     *("--model.backbone.weights", "random:0", "--model.backbone.model_args", TINY),
     *("--trainer.max_steps", "2", "--data.steps_per_epoch", "2", "--data.batch_size", "4"),
@@ -25,7 +25,7 @@ BACKBONE = (
 )
 EPISODES = (
     *("--data.demonstrations", "2", "--data.episodes", "5", "--data.horizon", "12"),
-    *("--data.demonstration_starts", "1", "--data.processes", "2"),
+    *("--data.demonstration_starts", "1", "--data.processes", "2", "--data.image_size", "32"),
 )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -203,12 +203,15 @@ def test_a_world_that_there_is_not_is_refused(keys: dict[str, Any]) -> None:
 
 
 def test_without_gymnasium_one_line_says_what_to_install() -> None:
-    code = "import sys; sys.modules['gymnasium'] = None; import pixio_heads.policy.tabletop"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (
-        "policies need gymnasium: pip install 'pixio-lightning[policy]'"
-        in run.stderr.splitlines()[-1]
-    )
+    code = """
+import sys
+for name in [name for name in sys.modules if name.startswith("pixio_heads.policy")]:
+    del sys.modules[name]
+sys.modules["gymnasium"] = None
+import pixio_heads.policy.tabletop
+"""
+    run = subprocess.run([fork_server.python(), "-c", code], capture_output=True, text=True)
+    assert "policies need gymnasium: pip install 'pixio-lightning[policy]'" in run.stderr
 
 
 def test_actions_are_clipped() -> None:
