@@ -52,6 +52,10 @@ HEADS: dict[str, tuple[str, ...]] = {
         *("-c", "classification/demo", *_BACKBONE, *_SCENES, "--data.target", "objects"),
     ),
     "knn": ("-c", "classification/folder_knn", *_BACKBONE, *_SCENES),
+    "policy": (
+        *("-c", "policy/demo", *_BACKBONE, "--data.demonstrations", "2", "--data.episodes", "2"),
+        *("--data.horizon", "14", "--data.processes", "1"),
+    ),
     "reconstruction": (
         *("-c", "reconstruction/demo", "--data.scenes", _DEN),
         *("--model.sizes.pose_pool", "mean", "--model.weights.normal", "1.0"),
@@ -66,6 +70,9 @@ HEADS: dict[str, tuple[str, ...]] = {
         *("--trainer.callbacks+=OnlineProbe", "--trainer.callbacks.every_n_steps=1"),
     ),
 }
+
+# Those that differ from another one in few lines.
+_ALIKE = ("relative depth", "ordinal depth", "segmentation, tuned", "classification, several")
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +110,9 @@ def _interrupted_after(step: int, words: list[str], monkeypatch: pytest.MonkeyPa
         assert main(["fit", *words]) == 130
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _ALIKE else n for n in HEADS]
+)
 def test_a_run_goes_through_on_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +127,7 @@ def test_a_run_goes_through_on_the_device(
         for verb in ("validate", "test"):
             assert main([verb, *words]) == 0
         assert main(["predict", *words]) == 0
-    assert list((out / "predictions").rglob("*"))
+    assert list((out / ("episodes" if name == "policy" else "predictions")).rglob("*"))
     expected = _last(tmp_path / "cpu")
     for line in results.read(out):
         if line["split"] == "val" and line["checkpoint"] == "last":

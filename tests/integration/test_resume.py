@@ -21,7 +21,14 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 # Saves are at 4, 8, 12, 16 and an epoch has 5 steps: 4 and 12 are inside an epoch, and the last
 # pair interrupts twice. Steps of 5 put the save at the very end of an epoch.
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("killed", [["step 4"], ["step 12"], ["step 8", "step 12"]])
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(["step 4"], marks=pytest.mark.slow),
+        pytest.param(["step 12"], marks=pytest.mark.slow),
+        ["step 8", "step 12"],
+    ],
+)
 def test_resumes_bit_for_bit(
     recipe: Path, uninterrupted: Path, tmp_path: Path, workers: int, killed: list[str]
 ) -> None:

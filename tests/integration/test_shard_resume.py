@@ -82,7 +82,10 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     ("killed", "words"),
     [
         (["step 8"], ()),
-        (["step 12", "step 24"], ("--trainer.callbacks+=batch_log.AsksForLength",)),
+        pytest.param(
+            *(["step 12", "step 24"], ("--trainer.callbacks+=batch_log.AsksForLength",)),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_killed_rank_changes_nothing(
