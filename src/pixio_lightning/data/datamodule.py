@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
+from pixio_lightning.data.decode import STOPS
 from pixio_lightning.data.stream import Bad, EvenShare, Loader, Positions, StepLoader, collate
 from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
@@ -157,13 +158,17 @@ class StreamData(L.LightningDataModule):
         """Count bad samples by name, list new ones in bad_files.txt, stop above `max_bad`.
 
         Raises:
-            UserError: More than `max_bad` of the samples are unusable.
+            UserError: More than `max_bad` of the samples are unusable; or one is for a reason that
+                is hardly ever its alone: the rest may fit by chance and mean something else.
         """
         self._seen += seen
         new = {name: reason for name, reason in bad if name not in self.bad}
         self.bad |= new
         if new and self.trainer is not None:
             self._write(new)
+        for name, reason in new.items():
+            if reason.startswith(STOPS):
+                raise UserError(f"{name}: {reason.removeprefix(STOPS)}")
         if self.max_bad is None:
             return
         # Without new ones, too: in a small set all are found before it is time to judge.

@@ -2,8 +2,10 @@
 
 from pixio_lightning.data.decode import (
     FORMATS,
+    STOPS,
     BadImage,
     Crop,
+    Orientation,
     cut,
     decode_pixels,
     open_picture,
@@ -11,8 +13,8 @@ from pixio_lightning.data.decode import (
     read_file,
     to_tensor,
 )
+from pixio_lightning.data.depth import SUFFIXES as DEPTH_SUFFIXES
 from pixio_lightning.data.depth import (
-    OTHER_UNIT,
     encode_png,
     read_depth,
     read_npy,
@@ -20,9 +22,8 @@ from pixio_lightning.data.depth import (
     to_metres,
     unit_of,
 )
-from pixio_lightning.data.depth import SUFFIXES as DEPTH_SUFFIXES
 from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
-from pixio_lightning.data.pairs import PairedFiles, beside, folders_of_pairs
+from pixio_lightning.data.pairs import PairedFiles, Partners, folders_of_pairs
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -57,7 +58,7 @@ from pixio_lightning.data.video import pyav, video_frames
 
 __all__ = [
     "PairedFiles",
-    "beside",
+    "Partners",
     "folders_of_pairs",
     "Bad",
     "BadImage",
@@ -72,9 +73,10 @@ __all__ = [
     "Images",
     "IMAGE_SUFFIXES",
     "Loader",
-    "OTHER_UNIT",
     "Pixels",
+    "Orientation",
     "Positions",
+    "STOPS",
     "SCENE_CLASSES",
     "Sample",
     "SampleData",

@@ -98,7 +98,13 @@ def test_one_class_is_a_mistake(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty file", "truncated", "not a JPEG, PNG or WebP image", "in no folder of a class"]
+    "kind",
+    [
+        "empty file",
+        "truncated",
+        "no JPEG, PNG, WebP, TIFF or BMP",
+        "in no folder of a class",
+    ],
 )
 def test_a_broken_sample_is_counted_and_skipped(kind: str, folder: Path) -> None:
     path = folder / "cat/00.png"

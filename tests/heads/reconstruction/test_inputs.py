@@ -173,7 +173,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path) -> 
     assert pictures.names == ["0.png", "2.jpg", "3.jpg"] and len(pictures.load(0)["image"]) == 3
     assert pictures.bad == [
         ("1.jpg", "truncated"),
-        ("4.png", "not a JPEG, PNG or WebP image"),
+        ("4.png", "no JPEG, PNG, WebP, TIFF or BMP"),
     ]
     small = open_pictures(tmp_path, image_size=64, max_views=2, max_megapixels=0.3)
     assert small.names == ["0.png", "2.jpg"]

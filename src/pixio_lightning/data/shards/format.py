@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_lightning.data.shards.remote import file_system, join, parquet_file
-from pixio_lightning.data.sources import SUFFIXES
+from pixio_lightning.data.sources import is_picture
 from pixio_lightning.errors import UserError
 
 GROUP_ROWS = 100  # images in a group of a tar; what `pixio shard` writes to a row group
@@ -250,7 +250,7 @@ def images_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     try:
         for member in archive:
             plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-            if plain and member.name.lower().endswith(SUFFIXES):
+            if plain and is_picture(member.name.removeprefix("./")):
                 yield member
     except tarfile.ReadError:
         return  # what is missing is found by the count
