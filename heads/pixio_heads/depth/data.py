@@ -23,6 +23,7 @@ from pixio_lightning.data import (
     existing_folder,
     held_out,
     image_files,
+    part_of,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose
@@ -189,13 +190,12 @@ class DepthData(SampleData):
             images = image_files(root / "images" if (root / "images").is_dir() else root)
             pairs = [Pair(path, None) for path in images]
             return self._pairs(root, pairs, images_only=True)
-        if (root / "train").is_dir() and (root / "val").is_dir():
-            wanted = split if (root / split).is_dir() else "val"
-            return self._pairs(root / wanted, layouts.folder_pairs(root / wanted))
-        train, val = held_out(
-            layouts.folder_pairs(root), lambda pair: pair.image.relative_to(root).as_posix()
-        )
-        return self._pairs(root, train if split == "train" else val)
+        part = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
+        root, pairs = part.folder, layouts.folder_pairs(part.folder)
+        if not part.whole:
+            train, val = held_out(pairs, lambda pair: pair.image.relative_to(root).as_posix())
+            pairs = train if split == "train" else val
+        return self._pairs(root, pairs)
 
     def _pairs(self, root: Path, pairs: list[Pair], *, images_only: bool = False) -> PairSamples:
         return PairSamples(

@@ -22,6 +22,7 @@ from pixio_lightning.data import (
     existing_folder,
     held_out,
     image_files,
+    part_of,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose
@@ -164,13 +165,12 @@ class SegmentationData(SampleData):
         if split == "predict":
             images = image_files(root / "images" if (root / "images").is_dir() else root)
             return self._pairs(root, [Pair(path, None) for path in images], split)
-        if (root / "train").is_dir() and (root / "val").is_dir():
-            below = root / (split if (root / split).is_dir() else "val")
-            return self._pairs(below, layouts.folder_pairs(below), split)
-        train, val = held_out(
-            layouts.folder_pairs(root), lambda pair: pair.image.relative_to(root).as_posix()
-        )
-        return self._pairs(root, train if split == "train" else val, split)
+        part = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
+        root, pairs = part.folder, layouts.folder_pairs(part.folder)
+        if not part.whole:
+            train, val = held_out(pairs, lambda pair: pair.image.relative_to(root).as_posix())
+            pairs = train if split == "train" else val
+        return self._pairs(root, pairs, split)
 
     # --- views --------------------------------------------------------------------------------
 

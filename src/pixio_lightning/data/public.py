@@ -51,7 +51,9 @@ from pixio_lightning.data.sources import (
     held_out,
     hold_out,
     image_files,
+    is_hidden,
 )
+from pixio_lightning.data.splits import Part, part_of
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_lightning.data.video import pyav, video_frames
@@ -75,6 +77,7 @@ __all__ = [
     "Loader",
     "Pixels",
     "Orientation",
+    "Part",
     "Positions",
     "STOPS",
     "SCENE_CLASSES",
@@ -96,9 +99,11 @@ __all__ = [
     "held_out",
     "hold_out",
     "image_files",
+    "is_hidden",
     "known_places",
     "load_or_name",
     "open_columns",
+    "part_of",
     "open_picture",
     "pyav",
     "random_crop",
