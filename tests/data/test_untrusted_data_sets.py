@@ -235,7 +235,7 @@ def test_names_of_pictures_only_show(tmp_path: Path, capsys: pytest.CaptureFixtu
     words += ["--data.path", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
     assert main(["predict", *words]) == 0
     told = capsys.readouterr().out
-    assert "unusable: a?]0;owned??[2J?val loss  0.001.png (not a JPEG" in told
+    assert "unusable: a?]0;owned??[2J?val loss  0.001.png (no JPEG" in told
     assert all(line.isprintable() for line in told.splitlines())
     bad = (tmp_path / "out/bad_files.txt").read_bytes().splitlines()
     assert len(bad) == 1 and bad[0].endswith(

@@ -17,12 +17,15 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
 from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out
 from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import default_cache
 from pixio_lightning.keyed import RandomKey
 
 _MAX_BAD_OF_SHARDS = 0.001
@@ -36,11 +39,11 @@ class Pixels(StreamData):
             Hugging Face data set: hub id, or local parquet, arrow or image folder) or `shards`
             (parquet and tar files of any number, streamed).
         path: Folder, hub id, or address of the shards (`hf://`, `s3://`, ...); not for scenes.
-        split: Split of a hub data set to train on.
+        split: Split of a hub data set to train on, or of shards whose names tell theirs.
         val_path: Where the held-out images are; None holds out a tenth, at most `val_images`.
             Not read for scenes, as `val_split`.
-        val_split: Or the split of a hub data set that holds them.
-        column: Image column of a hub data set; None takes the first.
+        val_split: Or the split of a hub data set or of shards that holds them.
+        column: Image column of a hub data set or of parquet shards; None takes the first.
         image_size: Side of the crops in pixels.
         batch_size: Images per process and step.
         val_images: Held-out images, at most.
@@ -90,10 +93,10 @@ class Pixels(StreamData):
             val_path = val_split = None
             if curation.scores == INSIDE:
                 curation = Curation()
-        if val_split and (source != "hub" or val_path):
+        if val_split and (source == "folder" or (source == "hub" and val_path)):
             raise UserError(
                 f"data.val_split '{val_split}' names a split of data.path; it goes with "
-                "data.source hub, and without data.val_path"
+                "data.source hub or shards, and of hub without data.val_path"
             )
         if curation.scores is not None and source not in ("shards", "scenes"):
             raise UserError(
@@ -163,11 +166,19 @@ class Pixels(StreamData):
             return str(self.scenes.shards(split)[0].parent)
         return self.path or ""
 
+    def shard_index(self) -> ShardIndex:
+        """Return the index of the shards to train on or to score; made where there is none."""
+        path, cache = self.shard_path("train"), default_cache()
+        if self.source == "scenes":
+            return open_index(path, cache=cache)
+        return open_index(path, cache=cache, split=self.split, column=self.column)
+
     def _open_shards(self) -> ShardSet:
         val_path = self.shard_path("val") if self.source == "scenes" else self.val_path
         return ShardSet(
-            self.shard_path("train"),
+            self.shard_index(),
             val_path=val_path,
+            val_split=self.val_split,
             val_images=self.val_images,
             curation=self.curation,
             seed=self.seed,

@@ -86,7 +86,7 @@ def test_a_plain_folder_of_images_is_enough_to_predict(tmp_path: Path) -> None:
     data = ClassificationData("folder", str(tmp_path / "in"))
     samples = data.samples_of("predict")
     assert samples.name(0) == "b.jpg" and samples.load(0).keys() == {"image"}
-    with pytest.raises(UserError, match="images in no folder; expected a folder of images for each"):
+    with pytest.raises(UserError, match="images in no folder; expected a folder of images"):
         _ = data.class_names
 
 
