@@ -12,7 +12,7 @@ from PIL import Image
 from pixio_heads.depth.data import DepthData
 from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.segmentation.data import SegmentationData
-from pixio_lightning.data.pairs import Partners
+from pixio_lightning.data.listing.pairs import Partners
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.errors import UserError

@@ -82,16 +82,18 @@ CARDS = {
 }
 
 
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_names_nothing_elsewhere(
-    card: str, requests: tuple[str, list[str]], tmp_path: Path
+    card: str, file: str, requests: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     for name in ("set", "other"):
         (tmp_path / name).mkdir()
         pq.write_table(images(), tmp_path / name / "train.parquet")
     said = CARDS[card].replace("URL", requests[0]).replace("OTHER", str(tmp_path / "other"))
-    text = f"---\nconfigs:\n- config_name: default\n  {said}\n---\n# A set\n"
-    (tmp_path / "set/README.md").write_text(text)
+    configs = f"configs:\n- config_name: default\n  {said}\n"
+    text = f"---\n{configs}---\n# A set\n" if file == "README.md" else configs
+    (tmp_path / "set" / file).write_text(text)
     with pytest.raises(UserError, match="outside of its folder: refused") as refused:
         HubSource(tmp_path / "set", "train")
     assert str(refused.value).isprintable() and not requests[1]

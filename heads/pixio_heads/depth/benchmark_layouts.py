@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.depth.archive import Archive
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples, checked
 from pixio_lightning.data import (
+    Archive,
     BadImage,
     Orientation,
     Sample,

@@ -23,7 +23,9 @@ from pixio_lightning.data.depth import (
     unit_of,
 )
 from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
-from pixio_lightning.data.pairs import PairedFiles, Partners, folders_of_pairs
+from pixio_lightning.data.listing.archive import Archive
+from pixio_lightning.data.listing.pairs import PairedFiles, Partners, folders_of_pairs
+from pixio_lightning.data.listing.splits import Part, part_of
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -53,12 +55,12 @@ from pixio_lightning.data.sources import (
     image_files,
     is_hidden,
 )
-from pixio_lightning.data.splits import Part, part_of
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_lightning.data.video import pyav, video_frames
 
 __all__ = [
+    "Archive",
     "PairedFiles",
     "Partners",
     "folders_of_pairs",

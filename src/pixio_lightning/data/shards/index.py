@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pixio_lightning.data.listing.splits import of_split
 from pixio_lightning.data.shards.format import (
     GROUP_ROWS,
     MAX_MEMBER,
@@ -31,7 +32,6 @@ from pixio_lightning.data.shards.format import (
     short_reason,
 )
 from pixio_lightning.data.shards.remote import check_address, file_system, join
-from pixio_lightning.data.splits import of_split
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import written_aside
 
