@@ -17,7 +17,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 
 from pixio_heads.depth.data import DepthData
-from pixio_heads.reconstruction.views.inputs import _upright_size
+from pixio_heads.reconstruction.views.inputs import _header
 from pixio_heads.segmentation.data import SegmentationData
 from pixio_lightning.data.decode import BadImage, decode_pixels, open_picture, read_file
 from pixio_lightning.data.depth import read_depth
@@ -126,7 +126,7 @@ def test_postscript_starts_nothing(place: str, started: Path, tmp_path: Path) ->
 
 def test_the_header_of_a_picture_starts_nothing(started: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(POSTSCRIPT)
-    assert _upright_size(tmp_path / "a.png") is None and not started.exists()
+    assert _header(tmp_path / "a.png") is None and not started.exists()
 
 
 @everywhere

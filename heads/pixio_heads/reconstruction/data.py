@@ -235,7 +235,7 @@ class ReconstructionData(SampleData):
             max_views=self.predict_views,
             max_megapixels=self.max_megapixels,
             every=self.every,
-            frames=run / "predictions" / Path(self.path or "").stem if run else None,
+            frames=run / "predictions" if run else None,
         )
         self.report(pictures.bad, 0)
         return pictures
