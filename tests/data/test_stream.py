@@ -126,7 +126,7 @@ def test_an_image_is_cropped_anew_in_every_pass() -> None:
 def test_a_bad_image_is_replaced_by_the_next_of_the_stream() -> None:
     clean, source = training(Painted(9)), Painted(9, bad=(0, 7), lost=(3,))
     images = training(source)
-    reasons = {0: "no JPEG, PNG, WebP, TIFF or BMP", 7: "not a JPEG, PNG or WebP image"}
+    reasons = {0: "no JPEG, PNG, WebP, TIFF or BMP", 7: "no JPEG, PNG, WebP, TIFF or BMP"}
     reasons[3] = "cannot be read (No such file or directory)"
     for position in range(27):
         sample, skipped = images[position], []

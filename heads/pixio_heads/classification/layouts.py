@@ -6,6 +6,7 @@ of 0 and 1 where an image may be of several classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +110,11 @@ class FolderSamples(Images):
         super().__init__(source, max_megapixels=max_megapixels)
         self.root = root
         self.numbers = None if classes is None else {name: i for i, name in enumerate(classes)}
+
+    @property
+    def class_counts(self) -> Counter[str]:
+        """How many images lie in the folder of each class."""
+        return Counter(self.name(i).partition("/")[0] for i in range(len(self)))
 
     def load(self, index: int) -> Sample:
         target = {} if self.numbers is None else {"target": self._target(self.name(index))}

@@ -54,6 +54,7 @@ from pixio_lightning.data.sources import (
     hold_out,
     image_files,
     is_hidden,
+    listed,
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
@@ -103,6 +104,7 @@ __all__ = [
     "image_files",
     "is_hidden",
     "known_places",
+    "listed",
     "load_or_name",
     "open_columns",
     "part_of",

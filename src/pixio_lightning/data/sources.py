@@ -119,7 +119,7 @@ def is_hidden(name: str) -> bool:
 
 
 def listed(counts: Counter[str], *, limit: int = 4) -> str:
-    """Write counts as `12 .gif, 3 .heic`, the greatest first."""
+    """Write counts as `12 .gif, 3 .heic`, the greatest first, and the rest together."""
     parts = [f"{n:,} {name}" for name, n in counts.most_common(limit)]
     rest = counts.total() - sum(n for _, n in counts.most_common(limit))
     return ", ".join([*parts, *([f"{rest:,} others"] if rest else [])])

@@ -127,7 +127,7 @@ def _parts(
         n = len(files)
         order = [permuted(i, n, seed=0, step=0) if shuffled else i for i in range(n)]
         cut = [order[start : start + rows] for start in range(0, n, rows)]
-        skipped += [(f"*{suffix}", f"{n} of them") for suffix, n in files.skipped.items()]
+        skipped += [(f"*{suffix}", f"{n} of them") for suffix, n in files.skipped.most_common()]
         return [
             (_name_of(map(files.name, part)), partial(_files, files, part)) for part in cut
         ], skipped
