@@ -50,7 +50,7 @@ def test_photographs_pass_the_threshold_and_text_does_not() -> None:
 
 def test_what_cannot_be_decoded_is_described_with_its_reason() -> None:
     found = ScoredImages.describe(b"no picture", size=32, max_megapixels=64)
-    assert found["reason"] == "not a JPEG, PNG or WebP image" and found["image"].shape == (
+    assert found["reason"] == "no JPEG, PNG, WebP, TIFF or BMP" and found["image"].shape == (
         3,
         32,
         32,

@@ -14,6 +14,7 @@ from skimage import data as photographs
 from torchvision.transforms import RandomResizedCrop
 
 from pixio_lightning.data.decode import (
+    STOPS,
     BadImage,
     Crop,
     decode_pixels,
@@ -27,6 +28,10 @@ NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 # Smooth, so that a lossy format keeps the values.
 RAMP = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, axis=0)
 ORIENTATION = 0x0112
+FORMATS = ["JPEG", "PNG", "WEBP", "TIFF"]
+FRACTIONS = "values with a fraction; expected 8 or 16 bits"
+WIDE = "values beyond 16 bits; expected 8 or 16 bits"
+SHIFTED = "16 bits of which the highest 4 are never used: multiply the values by 16"
 
 
 def encode(image: Image.Image, form: str, **options: object) -> bytes:
@@ -53,21 +58,29 @@ def orientation(value: object) -> bytes:
     return exif.tobytes()
 
 
-def huge_png(side: int) -> bytes:
-    """A whole one-bit PNG; its pixels compress a thousandfold."""
-
+def whole_png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes(side * (1 + (side + 7) // 8)), 1)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def huge_png(side: int) -> bytes:
+    """A whole one-bit PNG; its pixels compress a thousandfold."""
+    return whole_png(side, side, 1, 0, bytes(side * (1 + (side + 7) // 8)))
+
+
+def deep_png(pixels: np.ndarray) -> bytes:
+    """RGB of 16 bits, which Pillow does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return whole_png(pixels.shape[1], pixels.shape[0], 16, 2, rows)
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "BMP"])
 def test_truncated_files_are_refused(form: str) -> None:
     whole = encode(Image.fromarray(NOISE), form)
     reasons = {refusal(whole[: len(whole) * part // 10]) for part in (3, 5, 9)}
@@ -78,9 +91,16 @@ def test_truncated_files_are_refused(form: str) -> None:
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"This is no picture, whatever its name says.\n" * 9, "not a JPEG, PNG or WebP image"),
-        (encode(Image.fromarray(NOISE), "GIF"), "not a JPEG, PNG or WebP image"),
-        (encode(Image.fromarray(NOISE), "TIFF"), "not a JPEG, PNG or WebP image"),
+        (
+            b"This is no picture, whatever its name says.\n" * 9,
+            "no JPEG, PNG, WebP, TIFF or BMP",
+        ),
+        (encode(Image.fromarray(NOISE), "GIF"), "no JPEG, PNG, WebP, TIFF or BMP"),
+        (encode(Image.fromarray(RAMP / 255), "TIFF"), FRACTIONS),
+        (encode(Image.fromarray(RAMP.astype(np.int32) << 16), "TIFF"), WIDE),
+        (encode(Image.fromarray(RAMP.astype(np.uint16) << 4), "TIFF"), SHIFTED),
+        (encode(Image.fromarray(RAMP.astype(np.uint16) << 4), "PNG"), SHIFTED),
+        (deep_png(NOISE.astype(np.uint16) << 4), SHIFTED),
         (encode(Image.new("RGB", (1, 1)), "PNG"), "a side under 16 pixels"),
         (encode(Image.new("RGB", (400, 15)), "JPEG"), "a side under 16 pixels"),
     ],
@@ -109,9 +129,10 @@ def test_the_limit_is_what_the_key_says() -> None:
 def test_damage_anywhere_gives_an_image_or_a_known_reason(recwarn: pytest.WarningsRecorder) -> None:
     """A single file must not end a run, whatever Pillow makes of it."""
     random_key, reasons = random.Random(0), set()
-    known = {"truncated", "corrupt data", "empty file", "not a JPEG, PNG or WebP image"}
+    known = {"truncated", "corrupt data", "empty file", "no JPEG, PNG, WebP, TIFF or BMP"}
     image, exif = Image.fromarray(NOISE), orientation(6)
-    wholes = [encode(image, form, exif=exif) for form in ("JPEG", "PNG", "WEBP")]
+    wholes = [encode(image, form, exif=exif) for form in FORMATS]
+    wholes += [encode(image, "TIFF", compression="tiff_lzw"), encode(image, "BMP")]
     wholes.append(encode(image.quantize(16), "PNG", transparency=3))
     for i in range(2000):
         damaged = bytearray(wholes[i % len(wholes)])
@@ -122,17 +143,25 @@ def test_damage_anywhere_gives_an_image_or_a_known_reason(recwarn: pytest.Warnin
             opened(bytes(damaged))
         except BadImage as error:
             reasons.add(str(error))
-    rest = {
-        r for r in reasons - known if not r.startswith(("corrupt header (", "over 64", "a side"))
-    }
-    assert not rest
+    begins = ("corrupt header (", "over 64", "a side", "a TIFF", "values beyond", "values with")
+    assert not {r for r in reasons - known if not r.startswith(begins)}
     assert not recwarn.list
 
 
 def test_grey_of_16_bits_is_scaled() -> None:
     grey = (RAMP.astype(np.uint16) << 8) + 77
-    decoded = opened(encode(Image.fromarray(grey), "PNG"))
-    assert np.array_equal(decoded, np.stack([RAMP] * 3, axis=-1))
+    for form in ("PNG", "TIFF"):
+        decoded = opened(encode(Image.fromarray(grey), form))
+        assert np.array_equal(decoded, np.stack([RAMP] * 3, axis=-1))
+    assert np.array_equal(opened(deep_png(NOISE.astype(np.uint16) << 8)), NOISE)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_tiff_and_bmp_are_pictures_too(compression: str | None) -> None:
+    smooth = np.stack([RAMP, RAMP[:, ::-1], RAMP], axis=-1)
+    assert np.array_equal(opened(encode(Image.fromarray(smooth), "BMP")), smooth)
+    decoded = opened(encode(Image.fromarray(smooth), "TIFF", compression=compression))
+    assert np.abs(decoded.astype(int) - smooth).max() < (9 if compression == "jpeg" else 1)
 
 
 def test_every_mode_becomes_rgb() -> None:
@@ -155,9 +184,9 @@ def test_every_mode_becomes_rgb() -> None:
     assert np.abs(printed - np.asarray(red)).mean() < 3
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("value", range(1, 9))
-def test_exif_orientation_is_applied(form: str, value: int) -> None:
+def test_exif_orientation_is_applied_where_it_is_to_be(form: str, value: int) -> None:
     upright = np.zeros((32, 48, 3), np.uint8)
     upright[:16, :16] = (255, 0, 0)  # the top left, red
     upright[:16, 32:] = (0, 255, 0)  # the top right, green
@@ -173,13 +202,21 @@ def test_exif_orientation_is_applied(form: str, value: int) -> None:
         7: turned[::-1, ::-1],
         8: turned[:, ::-1],
     }[value]
-    options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {"lossless": True}
+    options: dict[str, object] = {"quality": 100, "subsampling": 0} if form == "JPEG" else {}
+    options |= {"lossless": True} if form == "WEBP" else {}
     data = encode(
         Image.fromarray(np.ascontiguousarray(stored)), form, exif=orientation(value), **options
     )
     decoded = opened(data).astype(int)
     assert decoded.shape == upright.shape
     assert np.abs(decoded - upright).max() < 8
+    as_it_lies = decode_pixels(data, max_megapixels=64, orientation="stored").astype(int)
+    assert as_it_lies.shape == stored.shape and np.abs(as_it_lies - stored).max() < 8
+    if value == 1:
+        assert np.array_equal(decode_pixels(data, max_megapixels=64, orientation=None), decoded)
+    else:
+        with pytest.raises(BadImage, match=f"^{STOPS}.*data.orientation"):
+            decode_pixels(data, max_megapixels=64, orientation=None)
 
 
 def test_broken_metadata_does_not_cost_the_image() -> None:

@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.depth import (
-    OTHER_UNIT,
+    STOPS,
     SUFFIXES,
     encode_png,
     read_depth,
@@ -200,7 +200,7 @@ def test_what_is_written_is_read_back_to_half_a_unit(farthest: float) -> None:
     assert np.array_equal(
         read_depth(data, ".png", scale=unit, insist=True), read_depth(data, ".png", scale=9)
     )
-    with pytest.raises(BadImage, match=f"^{OTHER_UNIT}the file says"):
+    with pytest.raises(BadImage, match=f"^{STOPS}its depth file counts in"):
         read_depth(data, ".png", scale=0.5, insist=True)
 
 

@@ -102,7 +102,7 @@ def test_every_held_out_image_is_weighed_once(photos: Path) -> None:
     weighed = [n for n, w in zip(batch["name"], batch["weight"].tolist(), strict=True) if w == 1]
     assert len(batch["name"]) == 3  # another in its place, without a weight
     assert len(set(weighed)) == len(weighed) == batch["weight"].sum() == 2 and name not in weighed
-    assert data.bad == {name: "not a JPEG, PNG or WebP image"}
+    assert data.bad == {name: "no JPEG, PNG, WebP, TIFF or BMP"}
 
 
 def test_predict_covers_every_image_once(photos: Path) -> None:
@@ -149,7 +149,7 @@ def listed(photos: Path) -> list[str]:
 
 
 BAD = ["a/00.png", "b/01.png", "c/02.png", "a/03.png", "b/04.png"]
-LINES = sorted(f"{name}\tnot a JPEG, PNG or WebP image" for name in BAD)
+LINES = sorted(f"{name}\tno JPEG, PNG, WebP, TIFF or BMP" for name in BAD)
 
 
 def train_some(photos: Path) -> None:
@@ -172,7 +172,7 @@ def test_bad_images_are_listed_once(photos: Path) -> None:
     trained(data, 2 * N)
     list(data.val_dataloader())
     assert listed(photos) == LINES
-    assert data.bad_reasons == {"not a JPEG, PNG or WebP image": 5}
+    assert data.bad_reasons == {"no JPEG, PNG, WebP, TIFF or BMP": 5}
 
 
 def test_a_name_of_any_bytes_is_listed(photos: Path) -> None:
@@ -195,7 +195,7 @@ def test_too_many_bad_images_stop_the_run(photos: Path) -> None:
         trained(data, 4 * N)
     text = str(stopped.value)
     assert "of 27 images are unusable" in text and "data.max_bad 0.1" in text and "\n" not in text
-    assert "not a JPEG, PNG or WebP image" in text
+    assert "no JPEG, PNG, WebP, TIFF or BMP" in text
     assert len(listed(photos)) in (3, 4, 5)
 
 

@@ -183,7 +183,7 @@ def test_blocks_are_shuffled_even_where_there_are_few(index: ShardIndex) -> None
 def test_held_out_groups_are_never_trained_on(index: ShardIndex) -> None:
     chosen = held_out_groups(index, limit=15)
     assert len(chosen) == 2
-    shards = ShardSet(index.root, val_path=None, val_images=15, curation=Curation(), seed=0)
+    shards = ShardSet(index, val_path=None, val_images=15, curation=Curation(), seed=0)
     assert len(shards.held_out) == 15
     assert not set(chosen) & set(shards.order.groups) and len(shards.order.groups) == 22
     with pytest.raises(UserError, match="single group"):

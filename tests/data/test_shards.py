@@ -312,7 +312,7 @@ def test_bad_images_are_named_and_replaced(tmp_path: Path) -> None:
     assert [len(batch) for batch in batches] == [19, 19, 19]
     assert bad == {
         "0.tar:images/half.jpg": "truncated",
-        "0.tar:images/text.jpg": "not a JPEG, PNG or WebP image",
+        "0.tar:images/text.jpg": "no JPEG, PNG, WebP, TIFF or BMP",
         "0.tar:images/none.png": "empty file",
     }
 
@@ -352,7 +352,7 @@ def test_nothing_in_a_shard_runs_or_unpacks(tmp_path: Path) -> None:
     index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
     batches, bad = one_pass(index)
     assert len(bad) == 3 and len(batches) == 7
-    assert set(bad.values()) == {"not a JPEG, PNG or WebP image"}
+    assert set(bad.values()) == {"no JPEG, PNG, WebP, TIFF or BMP"}
     assert not canary.exists()
     after = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
     assert after == before

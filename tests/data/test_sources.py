@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.hub import HubSource
+from pixio_lightning.data.hub import content as content_of
 from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out
 from pixio_lightning.errors import UserError
 
@@ -166,6 +169,24 @@ def test_image_folder(tmp_path: Path) -> None:
     source = HubSource(tmp_path / "set", "train")
     assert [source.label(i) for i in range(3)] == ["cat", "dog", "dog"]
     assert source.read(2) == (tmp_path / "set" / "train" / "dog" / "2.png").read_bytes()
+
+
+def test_images_in_a_zip(tmp_path: Path) -> None:
+    contents = [paint(tmp_path / f"{i}.png", i).read_bytes() for i in range(3)]
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
+        for i, content in enumerate(contents):
+            archive.writestr(f"pictures/{i}.png", content)
+    source = HubSource(tmp_path / "set", "train")
+    assert [source.read(i) for i in range(3)] == contents
+    for path in ("zip://a.png::/nowhere.zip", f"zip://a.png::{tmp_path}/0.png"):
+        with pytest.raises(BadImage, match="its zip cannot be read"):
+            content_of({"bytes": None, "path": path})
+
+
+def test_a_folder_that_would_be_a_pattern_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "set [v1]" / "train" / "a.png")
+    assert "holds [ ], which" in refusal(HubSource, tmp_path / "set [v1]", "train")
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_an_image_is_cropped_anew_in_every_pass() -> None:
 def test_a_bad_image_is_replaced_by_the_next_of_the_stream() -> None:
     clean, source = training(Painted(9)), Painted(9, bad=(0, 7), lost=(3,))
     images = training(source)
-    reasons = {0: "not a JPEG, PNG or WebP image", 7: "not a JPEG, PNG or WebP image"}
+    reasons = {0: "no JPEG, PNG, WebP, TIFF or BMP", 7: "no JPEG, PNG, WebP, TIFF or BMP"}
     reasons[3] = "cannot be read (No such file or directory)"
     for position in range(27):
         sample, skipped = images[position], []
@@ -154,7 +154,7 @@ def test_when_all_images_are_bad_one_line_says_so(workers: int) -> None:
         loader(Painted(4, bad=(0, 1, 2, 3)), workers=workers), lambda bad, seen: found.extend(bad)
     )
     first = f"picture-{permuted(0, 4, seed=0, step=0)}"
-    text = f"none of 4 images can be used; the first, {first}: not a JPEG, PNG or WebP image"
+    text = f"none of 4 images can be used; the first, {first}: no JPEG, PNG, WebP, TIFF or BMP"
     assert refusal(stream) == text
     assert {name for name, _ in found} == {f"picture-{i}" for i in range(4)}
 
@@ -244,7 +244,7 @@ def test_held_out_images_are_centred_and_others_weigh_nothing_in_place_of_bad_on
     images = PaintedPixels(source, image_size=24).evaluated(source)
     batch = collate([images[i] for i in (0, 1, 2, -1)])
     assert batch["weight"].tolist() == [1, 0, 1, 0]
-    assert batch["bad"] == [("picture-1", "not a JPEG, PNG or WebP image")]
+    assert batch["bad"] == [("picture-1", "no JPEG, PNG, WebP, TIFF or BMP")]
     assert batch["name"] == [f"picture-{i}" for i in (0, 2, 2, 0)]
     assert batch["key"].tolist() == [key_of(name) for name in batch["name"]]
     for i in (0, 2):
@@ -258,4 +258,4 @@ def test_what_a_loader_reports() -> None:
     images = PaintedPixels(Painted(5, bad=(4,)), image_size=16).evaluation_set("predict")
     batches = list(Loader(DataLoader(images, batch_size=3, collate_fn=collate), report))
     assert [set(batch) for batch in batches] == [{"image", "size", "key", "weight", "name"}] * 2
-    assert reports == [([], 3), ([("picture-4", "not a JPEG, PNG or WebP image")], 2)]
+    assert reports == [([], 3), ([("picture-4", "no JPEG, PNG, WebP, TIFF or BMP")], 2)]

@@ -82,16 +82,18 @@ CARDS = {
 }
 
 
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_names_nothing_elsewhere(
-    card: str, requests: tuple[str, list[str]], tmp_path: Path
+    card: str, file: str, requests: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     for name in ("set", "other"):
         (tmp_path / name).mkdir()
         pq.write_table(images(), tmp_path / name / "train.parquet")
     said = CARDS[card].replace("URL", requests[0]).replace("OTHER", str(tmp_path / "other"))
-    text = f"---\nconfigs:\n- config_name: default\n  {said}\n---\n# A set\n"
-    (tmp_path / "set/README.md").write_text(text)
+    configs = f"configs:\n- config_name: default\n  {said}\n"
+    text = f"---\n{configs}---\n# A set\n" if file == "README.md" else configs
+    (tmp_path / "set" / file).write_text(text)
     with pytest.raises(UserError, match="outside of its folder: refused") as refused:
         HubSource(tmp_path / "set", "train")
     assert str(refused.value).isprintable() and not requests[1]
@@ -235,7 +237,9 @@ def test_names_of_pictures_only_show(tmp_path: Path, capsys: pytest.CaptureFixtu
     words += ["--data.path", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
     assert main(["predict", *words]) == 0
     told = capsys.readouterr().out
-    assert "unusable: a?]0;owned??[2J?val loss  0.001.png (not a JPEG" in told
+    assert "unusable: a?]0;owned??[2J?val loss  0.001.png (no JPEG" in told
     assert all(line.isprintable() for line in told.splitlines())
     bad = (tmp_path / "out/bad_files.txt").read_bytes().splitlines()
-    assert len(bad) == 1 and bad[0].endswith(b"?val loss  0.001.png\tnot a JPEG, PNG or WebP image")
+    assert len(bad) == 1 and bad[0].endswith(
+        b"?val loss  0.001.png\tno JPEG, PNG, WebP, TIFF or BMP"
+    )

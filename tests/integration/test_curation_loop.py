@@ -61,7 +61,7 @@ def predict(checkpoint: Path, shards: Path, out: Path, *words: object) -> str:
 def scores(checkpoint: Path, shards: Path) -> Path:
     out = shards.parent / "scored"
     text = predict(checkpoint, shards, out)
-    assert "unusable: 0000" in text and "broken.jpg (not a JPEG, PNG or WebP image)" in text
+    assert "unusable: 0000" in text and "broken.jpg (no JPEG, PNG, WebP, TIFF or BMP)" in text
     assert f"pixio curate {shards} --scores {out}/scores" in text
     return out / "scores"
 
@@ -133,7 +133,7 @@ def test_the_scorer_without_lightning_gives_the_same_scores(
         for column in want:
             np.testing.assert_allclose(got[column], want[column], rtol=1e-4)
             assert got[column].dtype == want[column].dtype
-        assert set(got["reason"]) <= {"", "not a JPEG, PNG or WebP image"}
+        assert set(got["reason"]) <= {"", "no JPEG, PNG, WebP, TIFF or BMP"}
 
 
 def test_a_noise_floor_lowers_what_flat_patches_cost(checkpoint: Path) -> None:

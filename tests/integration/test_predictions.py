@@ -86,7 +86,7 @@ def test_another_unit_than_the_files_say_stops_the_run(
     run = ["--panels.every_n_steps", "0", "--out", str(tmp_path / "run")]
     assert main(["fit", *DEPTH, *words, *run, "--data.depth_scale", "0.001"]) == 2
     error = capsys.readouterr().err
-    assert "the file says 0.00390625 m, not 0.001 of data.depth_scale" in error
+    assert "counts in 0.00390625 m, not in 0.001 m of data.depth_scale" in error
     assert error.count("\n") == 1
     assert main(["fit", *DEPTH, *words, *run, "--fresh"]) == 0
     (line,) = {json.dumps(line["baselines"]["constant"]) for line in results.read(tmp_path / "run")}

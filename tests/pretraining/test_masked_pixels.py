@@ -18,6 +18,7 @@ from pixio_lightning.models.masking import gather_tokens, patchify, unpatchify
 from pixio_lightning.pretraining.baselines import inverse_distance
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training.optim import Optim
+from pixio_lightning.training.run_folder import Metrics
 
 N_CLS, PATCH, SIDE = 3, 16, 4  # class tokens, pixels in a patch's side, patches in an image's
 N = SIDE * SIDE
@@ -318,6 +319,16 @@ def test_validation_beside_its_baselines(build, batch, norm_pix):
     for name, fill in fills.items():
         error = gather_tokens(fill - truth, result.mask.hide).square().mean().item()
         assert found[f"val/{name}"] == pytest.approx(error, rel=1e-3)
+
+
+def test_a_baseline_of_nothing_is_compared_with_nothing(build, tmp_path):
+    """Pictures of one colour are interpolated without a loss."""
+    table = tmp_path / "metrics.csv"
+    table.write_text("step,val/loss,val/zero,val/interpolated\n1,0.5,1.0,0.0\n")
+    said = build().report(Metrics(table))
+    assert sorted(said.values()) == ["0.000", "1.000 (the last loss is 50% below)"] + [
+        "first 0.500, last 0.500"
+    ]
 
 
 def test_baselines_are_computed_once_in_a_run(build, batch):

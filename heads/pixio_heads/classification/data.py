@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, get_args
 
 import numpy as np
 
 from pixio_heads.classification import layouts
-from pixio_heads.classification.layouts import LabelledScenes, RowSamples, Target
+from pixio_heads.classification.layouts import FolderSamples, LabelledScenes, RowSamples, Target
 from pixio_lightning.data import (
     Crop,
     RandomKey,
@@ -16,6 +17,7 @@ from pixio_lightning.data import (
     Samples,
     cut,
     existing_folder,
+    listed,
     open_columns,
     random_crop,
 )
@@ -115,6 +117,13 @@ class ClassificationData(SampleData):
         """What records call the data."""
         asked = f" ({self.target})" if self.source == "scenes" else ""
         return super().dataset + asked
+
+    def contents(self) -> dict[str, str]:
+        """Return what the data hold, and the classes; of a folder, how many images each has."""
+        train, names = self._opened.get("train"), self.class_names
+        counts = Counter(train.class_counts) if isinstance(train, FolderSamples) else None
+        what = listed(counts, limit=10) if counts else ", ".join(names[:10])
+        return super().contents() | {"classes": f"{len(names):,}: {what}"}
 
     def _found(self) -> tuple[list[str], bool]:
         if self._classes is None:

@@ -6,6 +6,7 @@ of 0 and 1 where an image may be of several classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +27,10 @@ from pixio_lightning.data import (
     decode_pixels,
     digest_of,
     hold_out,
+    is_hidden,
     known_places,
     open_columns,
+    part_of,
     rows_digest,
 )
 from pixio_lightning.errors import UserError
@@ -39,20 +42,30 @@ _SHOWN = 0.002  # share of a view that an object must cover: a few pixels would 
 # --- folders ----------------------------------------------------------------------------------
 
 
+def _has_folders(folder: Path) -> bool:
+    return any(p.is_dir() and not is_hidden(p.name) for p in folder.iterdir())
+
+
 def class_folders(root: Path) -> list[str]:
-    """Return the sorted names of the folders in `root`, or in its `train/`, which are the classes.
+    """Return the sorted names of the folders with images in `root`, or in its `train/`.
+
+    They are the classes; a folder without an image is none.
 
     Raises:
         UserError: There are fewer than two.
     """
-    below = root / "train" if (root / "train").is_dir() else root
-    found = sorted(p.name for p in below.iterdir() if p.is_dir() and not p.name.startswith("."))
+    below = part_of(root, "train", holds=_has_folders).folder
+    found = _classes_of(FolderSource(below))
     if len(found) < 2:
         raise UserError(
-            f"'{below}' holds {', '.join(found) or 'no folder'}; expected a folder of images for "
-            "each of two or more classes, in it or in its train/ and val/"
+            f"'{below}' holds images in {', '.join(found) or 'no folder'}; expected a folder of "
+            "images for each of two or more classes, in it or in its train/ and val/"
         )
     return found
+
+
+def _classes_of(source: FolderSource) -> list[str]:
+    return sorted({name.partition("/")[0] for name in source.names if "/" in name})
 
 
 def open_folder(root: Path, split: str, classes: Sequence[str], *, max_megapixels: float) -> Any:
@@ -63,32 +76,22 @@ def open_folder(root: Path, split: str, classes: Sequence[str], *, max_megapixel
     Raises:
         UserError: There is no image, or a folder that is no class of the training set.
     """
-    if (root / "train").is_dir():
-        whole = {"test"} if (root / "test").is_dir() else set()
-        whole |= {"train", "val"} if (root / "val").is_dir() else set()
-        name = "val" if split == "test" and "test" not in whole else split
-        if name in whole:
-            found = root / name
-            _check_classes(found, classes)
-            return FolderSamples(found, FolderSource(found), classes, max_megapixels=max_megapixels)
-        root = root / "train"
-    kept = hold_out(FolderSource(root))[0 if split == "train" else 1]
-    return FolderSamples(root, kept, classes, max_megapixels=max_megapixels)
-
-
-def open_plain(root: Path, *, max_megapixels: float) -> FolderSamples:
-    """Return images to predict: those of `test/`, else of `val/`, else all there are."""
-    found = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
-    return FolderSamples(found, FolderSource(found), None, max_megapixels=max_megapixels)
-
-
-def _check_classes(folder: Path, classes: Sequence[str]) -> None:
-    found = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    if unknown := sorted(found - set(classes)):
+    folder, whole = part_of(root, split, holds=_has_folders)
+    source = FolderSource(folder)
+    if unknown := [name for name in _classes_of(source) if name not in classes]:
         raise UserError(
             f"'{folder}' holds {', '.join(unknown[:3])}, but train/ has no such class: expected "
             "the same folders in both"
         )
+    chosen: Source = source if whole else hold_out(source)[0 if split == "train" else 1]
+    return FolderSamples(folder, chosen, classes, max_megapixels=max_megapixels)
+
+
+def open_plain(root: Path, *, max_megapixels: float) -> FolderSamples:
+    """Return images to predict: those to test or validate on, else all there are."""
+    part = part_of(root, "test", holds=lambda folder: True)
+    folder = part.folder if part.whole else root
+    return FolderSamples(folder, FolderSource(folder), None, max_megapixels=max_megapixels)
 
 
 class FolderSamples(Images):
@@ -107,6 +110,11 @@ class FolderSamples(Images):
         super().__init__(source, max_megapixels=max_megapixels)
         self.root = root
         self.numbers = None if classes is None else {name: i for i, name in enumerate(classes)}
+
+    @property
+    def class_counts(self) -> Counter[str]:
+        """How many images lie in the folder of each class."""
+        return Counter(self.name(i).partition("/")[0] for i in range(len(self)))
 
     def load(self, index: int) -> Sample:
         target = {} if self.numbers is None else {"target": self._target(self.name(index))}

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.depth.archive import Archive
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples, checked
-from pixio_lightning.data import BadImage, Sample, decode_pixels, digest_of, open_picture
+from pixio_lightning.data import (
+    Archive,
+    BadImage,
+    Orientation,
+    Sample,
+    decode_pixels,
+    digest_of,
+    open_picture,
+)
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import parse_json
 
@@ -92,14 +99,23 @@ class MogeSamples:
     Args:
         path: The zip or folder.
         max_megapixels: Larger images are bad.
+        orientation: How images are turned, see `decode_pixels`.
         domain: `indoor` or `outdoor`, of the zip of DIODE; None for all.
 
     Raises:
         UserError: There is no such sample.
     """
 
-    def __init__(self, path: str, *, max_megapixels: float, domain: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        max_megapixels: float,
+        orientation: Orientation | None = None,
+        domain: str | None = None,
+    ) -> None:
         self.archive, self.max_megapixels = Archive(path, "data.path"), max_megapixels
+        self.orientation = orientation
         self.folders = self._indexed()
         if domain:
             named = DOMAINS[domain]
@@ -126,7 +142,9 @@ class MogeSamples:
     def load(self, index: int) -> Sample:
         folder = self.folders[index]
         data = self.archive.read(f"{folder}/image.jpg")
-        image = decode_pixels(data, max_megapixels=self.max_megapixels)
+        image = decode_pixels(
+            data, max_megapixels=self.max_megapixels, orientation=self.orientation
+        )
         encoded = self.archive.read(f"{folder}/depth.png")
         sample = checked(image, read_log_depth(encoded, max_megapixels=self.max_megapixels))
         meta = self.archive.read(f"{folder}/meta.json")

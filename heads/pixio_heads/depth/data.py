@@ -13,9 +13,8 @@ from pixio_heads.depth.layouts import KittiBenchmarkSamples, Layout, Pair, PairS
 from pixio_heads.depth.synthetic_layouts import MixedSamples, mixed_sets
 from pixio_heads.depth.views import cropped, resized
 from pixio_lightning.data import (
-    OTHER_UNIT,
-    Bad,
     BadImage,
+    Orientation,
     RandomKey,
     Sample,
     SampleData,
@@ -24,6 +23,7 @@ from pixio_lightning.data import (
     existing_folder,
     held_out,
     image_files,
+    part_of,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose
@@ -48,6 +48,9 @@ class DepthData(SampleData):
         depth_scale: Metres per unit of an integer depth image; None takes what a file says itself,
             as those of `predict` do, or the layout's own, 0.001 for a folder or hub data set. A
             file that says another unit than is given stops the run.
+        orientation: How an image is turned that EXIF has viewers turn: `upright`, as they show it,
+            or `stored`, as it lies in the file. None stops at the first one beside a depth map,
+            which may lie either way; images alone are turned upright.
         image_size: Side of the training crops in pixels; None trains on whole images. Scenes are
             cropped to their own size, if that is smaller.
         short_side: Short side that training images are brought to before they are cropped; None
@@ -76,6 +79,7 @@ class DepthData(SampleData):
         image_column: str = "image",
         depth_column: str = "depth",
         depth_scale: float | None = None,
+        orientation: Orientation | None = None,
         image_size: int | None = 256,
         short_side: int | None = None,
         flip: bool = True,
@@ -104,7 +108,7 @@ class DepthData(SampleData):
         self.split, self.val_split = split, val_split
         self.image_column, self.depth_column = image_column, depth_column
         self.depth_scale = depth_scale or fixed or 1e-3
-        self.insist = depth_scale is not None
+        self.insist, self.orientation = depth_scale is not None, orientation
         if short_side is not None and image_size is not None and short_side < image_size:
             raise UserError(
                 f"data.short_side {short_side} is less than data.image_size {image_size}, which is "
@@ -133,12 +137,16 @@ class DepthData(SampleData):
                 scale=self.depth_scale,
                 insist=self.insist,
                 max_megapixels=self.max_megapixels,
+                orientation=self._turned(split),
                 images_only=predicting,
             )
         if self.source == "moge":
             benchmark_layouts.refuse_training("moge", split)
             return MogeSamples(
-                self.path or "", max_megapixels=self.max_megapixels, domain=self.domain
+                self.path or "",
+                max_megapixels=self.max_megapixels,
+                orientation=self.orientation,
+                domain=self.domain,
             )
         root = existing_folder(self.path or "", "data.path")
         if self.source == "folder":
@@ -163,6 +171,9 @@ class DepthData(SampleData):
         crop = "benchmark crop" if self.source == "kitti" and self.kb_crop else None
         return ", ".join(filter(None, (super().dataset, part, crop)))
 
+    def _turned(self, split: str) -> Orientation | None:
+        return self.orientation or ("upright" if split == "predict" else None)
+
     def _open_layout(self, root: Path, split: str, layout: Layout) -> PairSamples:
         return layout.kind(
             root,
@@ -170,6 +181,7 @@ class DepthData(SampleData):
             scale=layout.scale or self.depth_scale,
             insist=self.insist,
             max_megapixels=self.max_megapixels,
+            orientation=self._turned(split),
             intrinsics=layouts.read_intrinsics(root),
         )
 
@@ -178,13 +190,12 @@ class DepthData(SampleData):
             images = image_files(root / "images" if (root / "images").is_dir() else root)
             pairs = [Pair(path, None) for path in images]
             return self._pairs(root, pairs, images_only=True)
-        if (root / "train").is_dir() and (root / "val").is_dir():
-            wanted = split if (root / split).is_dir() else "val"
-            return self._pairs(root / wanted, layouts.folder_pairs(root / wanted))
-        train, val = held_out(
-            layouts.folder_pairs(root), lambda pair: pair.image.relative_to(root).as_posix()
-        )
-        return self._pairs(root, train if split == "train" else val)
+        part = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
+        root, pairs = part.folder, layouts.folder_pairs(part.folder)
+        if not part.whole:
+            train, val = held_out(pairs, lambda pair: pair.image.relative_to(root).as_posix())
+            pairs = train if split == "train" else val
+        return self._pairs(root, pairs)
 
     def _pairs(self, root: Path, pairs: list[Pair], *, images_only: bool = False) -> PairSamples:
         return PairSamples(
@@ -193,23 +204,10 @@ class DepthData(SampleData):
             scale=self.depth_scale,
             insist=self.insist,
             max_megapixels=self.max_megapixels,
+            orientation=self._turned("predict" if images_only else "val"),
             intrinsics=None if images_only else layouts.read_intrinsics(root),
             images_only=images_only,
         )
-
-    def report(self, bad: list[Bad], seen: int) -> None:
-        """Count bad samples; stop at the first whose depth file says another unit than is given.
-
-        Raises:
-            UserError: There is one; or more than `max_bad` of the samples are unusable.
-        """
-        super().report(bad, seen)
-        for name, reason in bad:
-            if reason.startswith(OTHER_UNIT):
-                raise UserError(
-                    f"depth of {name}: {reason.removeprefix(OTHER_UNIT)} of data.depth_scale; "
-                    "leave data.depth_scale out"
-                )
 
     # --- views --------------------------------------------------------------------------------
 

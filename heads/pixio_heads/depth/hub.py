@@ -8,6 +8,7 @@ from pixio_heads.depth.layouts import checked, read_mask
 from pixio_lightning.data import (
     BadImage,
     HubRows,
+    Orientation,
     Sample,
     content,
     decode_pixels,
@@ -28,6 +29,7 @@ class HubSamples(HubRows):
         scale: Metres per unit of an integer depth image.
         insist: Whether a depth image that says another unit is refused, see `read_depth`.
         max_megapixels: Larger images, depth maps and masks are bad.
+        orientation: How images are turned, see `decode_pixels`.
         images_only: Whether depth is not asked for.
 
     Raises:
@@ -42,10 +44,12 @@ class HubSamples(HubRows):
         columns: tuple[str, str],
         scale: float,
         max_megapixels: float,
+        orientation: Orientation | None = None,
         insist: bool = False,
         images_only: bool = False,
     ) -> None:
         self.split, self.scale, self.max_megapixels = split, scale, max_megapixels
+        self.orientation = orientation
         self.columns, self.images_only, self.insist = columns, images_only, insist
         needed = {"image_column": columns[0]}
         if not images_only:
@@ -56,7 +60,9 @@ class HubSamples(HubRows):
     def load(self, index: int) -> Sample:
         row = self.data[index]
         data = content(row[self.columns[0]])
-        image = decode_pixels(data, max_megapixels=self.max_megapixels)
+        image = decode_pixels(
+            data, max_megapixels=self.max_megapixels, orientation=self.orientation
+        )
         if self.images_only:
             return {"image": image}
         depth = row[self.columns[1]]

@@ -7,6 +7,7 @@ where there is none, `valid` bool (H, W), and `intrinsics` (3, 3) where they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.data import (
     BadImage,
+    FolderSource,
+    Orientation,
     PairedFiles,
+    Partners,
     Sample,
-    beside,
-    decode_pixels,
     digest_of,
     folders_of_pairs,
     image_files,
@@ -122,6 +124,7 @@ class PairSamples(PairedFiles):
         scale: Metres per unit of an integer depth image.
         insist: Whether a depth file that says another unit is refused, see `read_depth`.
         max_megapixels: Larger images, depth maps and masks are bad.
+        orientation: How images are turned, see `decode_pixels`.
         intrinsics: `(3, 3)` by the image's name, or one under "default".
         images_only: Whether depth is not asked for.
     """
@@ -133,29 +136,27 @@ class PairSamples(PairedFiles):
         *,
         scale: float,
         max_megapixels: float,
+        orientation: Orientation | None = None,
         insist: bool = False,
         intrinsics: dict[str, Any] | None = None,
         images_only: bool = False,
     ) -> None:
-        super().__init__(root, pairs)
-        self.scale = scale
-        self.max_megapixels, self.images_only = max_megapixels, images_only
-        self.insist = insist
+        super().__init__(root, pairs, max_megapixels=max_megapixels, orientation=orientation)
+        self.scale, self.insist, self.images_only = scale, insist, images_only
         self.intrinsics = intrinsics or {}
         for suffix in {pair.depth.suffix.lower() for pair in self.pairs if pair.depth}:
             require_reader(suffix)
 
     def load(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image = decode_pixels(read_file(pair.image), max_megapixels=self.max_megapixels)
+        image = self.picture(index)
         if self.images_only:
             return {"image": image}
-        if pair.depth is None or not pair.depth.is_file():
-            raise BadImage("no depth file")
+        depth = self.partner(index, "depth")
         mask = None
         if pair.mask is not None:
             mask = read_mask(read_file(pair.mask), max_megapixels=self.max_megapixels)
-        sample = checked(image, self.metres(pair.depth), mask)
+        sample = checked(image, self.metres(depth), mask)
         if self.intrinsics:
             matrix = self.intrinsics.get(self.name(index), self.intrinsics.get("default"))
             if matrix is None:
@@ -225,14 +226,10 @@ def folder_pairs(root: Path) -> list[Pair]:
     """
     expected = "16-bit PNG, npy, exr, pfm of the same names"
     images, depths = folders_of_pairs(root, "depth", expected=expected)
-    return [
-        Pair(
-            path,
-            beside(path, images, depths, SUFFIXES),
-            beside(path, images, root / "mask", [".png"]),
-        )
-        for path in image_files(images)
-    ]
+    partners, masks = Partners(depths, SUFFIXES), Partners(root / "mask", [".png"])
+    names = FolderSource(images).names
+    pairs = [(images / name, partners.of(name), masks.of(name)) for name in names]
+    return [Pair(image, depth, mask if isfile(mask) else None) for image, depth, mask in pairs]
 
 
 def read_intrinsics(root: Path) -> dict[str, Any]:

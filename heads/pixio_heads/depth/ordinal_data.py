@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.depth.archive import Archive
 from pixio_lightning.data import (
+    Archive,
     BadImage,
     RandomKey,
     Sample,

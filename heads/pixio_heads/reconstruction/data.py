@@ -10,7 +10,7 @@ from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.frames import FileScene, RenderedScene, Scene
 from pixio_heads.reconstruction.views.inputs import Pictures, Placed, open_pictures
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
-from pixio_heads.reconstruction.views.layouts import open_scenes, split_scenes
+from pixio_heads.reconstruction.views.layouts import is_scene, open_scenes, split_scenes
 from pixio_heads.reconstruction.views.mirror import mirrored
 from pixio_heads.reconstruction.views.sets import (
     SetPositions,
@@ -30,6 +30,7 @@ from pixio_lightning.data import (
     Scenes,
     SceneSamples,
     existing_folder,
+    part_of,
     spread,
 )
 from pixio_lightning.errors import UserError
@@ -209,10 +210,12 @@ class ReconstructionData(SampleData):
                 flags=Flags(self.metric, self.synthetic, self.sets),
             )
 
-        if (root / "train").is_dir() and (root / "val").is_dir():
-            return opened(root / (split if (root / split).is_dir() else "val"))
+        # A scene may be called train, as one of Tanks and Temples is.
+        part = part_of(root, split, holds=lambda folder: not is_scene(folder, self.source))
+        if part.whole:
+            return opened(part.folder)
         least = max(self.max_views, self.val_views)
-        train, held_out = split_scenes(opened(root), share=self.hold_out, least=least)
+        train, held_out = split_scenes(opened(part.folder), share=self.hold_out, least=least)
         if split == "train" and not train:
             raise UserError("data.hold_out is 1, so there is no scene to train on: set it lower")
         return train if split == "train" else held_out
@@ -232,7 +235,7 @@ class ReconstructionData(SampleData):
             max_views=self.predict_views,
             max_megapixels=self.max_megapixels,
             every=self.every,
-            frames=run / "predictions" / Path(self.path or "").stem if run else None,
+            frames=run / "predictions" if run else None,
         )
         self.report(pictures.bad, 0)
         return pictures

@@ -14,7 +14,7 @@ from pixio_heads.segmentation import layouts
 from pixio_heads.segmentation.layouts import HubSamples, Labels, Pair, PairSamples, SceneMasks
 from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data import (
-    Bad,
+    Orientation,
     RandomKey,
     Sample,
     SampleData,
@@ -22,6 +22,7 @@ from pixio_lightning.data import (
     existing_folder,
     held_out,
     image_files,
+    part_of,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose
@@ -50,6 +51,9 @@ class SegmentationData(SampleData):
             stored for no class and the first class is 1. None takes the layout's own: -1 for
             ADE20K and LoveDA, as they are distributed, else 0. Give 0 for copies of those that
             were shifted before; a mask that contradicts stops the run.
+        orientation: How an image is turned that EXIF has viewers turn: `upright`, as they show it,
+            or `stored`, as it lies in the file. None stops at the first one beside a mask, which
+            may have been drawn on either; images alone are turned upright.
         image_size: Side of the training crops in pixels; None trains on whole images. Scenes are
             cropped to their own size, if that is smaller.
         scale: Range of the random factor on the size of an image before it is cropped.
@@ -75,6 +79,7 @@ class SegmentationData(SampleData):
         num_classes: int | None = None,
         classes: list[str] | None = None,
         label_shift: Literal[-1, 0] | None = None,
+        orientation: Orientation | None = None,
         image_size: int | None = 256,
         scale: tuple[float, float] = (0.5, 2.0),
         flip: bool = True,
@@ -94,6 +99,7 @@ class SegmentationData(SampleData):
         if source == "voc" and label_shift == -1:
             raise UserError("data.label_shift is -1, but voc stores classes from 0; leave it out")
         self.label_shift = _SHIFTS.get(source, 0) if label_shift is None else label_shift
+        self.orientation = orientation
         self.image_size, self.scale, self.flip = image_size, scale, flip
         if source == "scenes" and image_size is not None:
             self.image_size = min(image_size, self.scenes.size)
@@ -131,6 +137,7 @@ class SegmentationData(SampleData):
                 columns=(self.image_column, self.mask_column),
                 labels=self._labels(split),
                 max_megapixels=self.max_megapixels,
+                orientation=self._turned(split),
             )
         root = existing_folder(self.path or "", "data.path")
         if self.source == "folder":
@@ -142,39 +149,28 @@ class SegmentationData(SampleData):
     def _labels(self, split: str) -> Labels | None:
         return None if split == "predict" else Labels(self.num_classes, self.label_shift)
 
+    def _turned(self, split: str) -> Orientation | None:
+        return self.orientation or ("upright" if split == "predict" else None)
+
     def _pairs(self, root: Path, pairs: list[Pair], split: str) -> PairSamples:
         return PairSamples(
             root,
             pairs,
             labels=self._labels(split),
             max_megapixels=self.max_megapixels,
+            orientation=self._turned(split),
         )
 
     def _open_folder(self, root: Path, split: str) -> PairSamples:
         if split == "predict":
             images = image_files(root / "images" if (root / "images").is_dir() else root)
             return self._pairs(root, [Pair(path, None) for path in images], split)
-        if (root / "train").is_dir() and (root / "val").is_dir():
-            below = root / (split if (root / split).is_dir() else "val")
-            return self._pairs(below, layouts.folder_pairs(below), split)
-        train, val = held_out(
-            layouts.folder_pairs(root), lambda pair: pair.image.relative_to(root).as_posix()
-        )
-        return self._pairs(root, train if split == "train" else val, split)
-
-    def report(self, bad: list[Bad], seen: int) -> None:
-        """Count bad samples; stop at the first with labels that are not these classes.
-
-        A recipe that names other classes, or another shift, may fit most masks by chance: skipping
-        the rest would train and score on classes that mean something else.
-
-        Raises:
-            UserError: There is one; or more than `max_bad` of the samples are unusable.
-        """
-        super().report(bad, seen)
-        for name, reason in bad:
-            if reason.startswith(layouts.WRONG):
-                raise UserError(f"mask of {name}: {reason.removeprefix(layouts.WRONG)}")
+        part = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
+        root, pairs = part.folder, layouts.folder_pairs(part.folder)
+        if not part.whole:
+            train, val = held_out(pairs, lambda pair: pair.image.relative_to(root).as_posix())
+            pairs = train if split == "train" else val
+        return self._pairs(root, pairs, split)
 
     # --- views --------------------------------------------------------------------------------
 

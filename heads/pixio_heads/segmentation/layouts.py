@@ -8,7 +8,6 @@ memory, so none can happen twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +16,20 @@ from numpy.typing import NDArray
 
 from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data import (
+    STOPS,
     BadImage,
+    FolderSource,
     HubRows,
+    Orientation,
     PairedFiles,
+    Partners,
     Sample,
     Scenes,
     SceneSamples,
-    beside,
     content,
     decode_pixels,
     digest_of,
     folders_of_pairs,
-    image_files,
     open_columns,
     open_picture,
     read_file,
@@ -36,10 +37,6 @@ from pixio_lightning.data import (
 )
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import read_text
-
-# How the reason of a mask begins whose labels mean something else than the recipe says. It is
-# hardly ever one file, so it is no sample to skip.
-WRONG = "wrong labels: "
 
 
 class Pair(NamedTuple):
@@ -65,7 +62,7 @@ class Labels(NamedTuple):
 
         Raises:
             BadImage: The file is damaged or too large; or its labels are not these classes, and
-                the reason then begins with `WRONG`.
+                the reason then begins with `STOPS`.
         """
         try:
             picture = open_picture(data, max_megapixels=max_megapixels, formats=("PNG",))
@@ -76,7 +73,7 @@ class Labels(NamedTuple):
             raise BadImage("mask cannot be read") from None
         if array.ndim != 2:
             raise BadImage(
-                f"{WRONG}the mask has {array.shape[-1]} channels; expected one, the class's index"
+                f"{STOPS}its mask has {array.shape[-1]} channels; expected one, the class's index"
             )
         return self.checked(array)
 
@@ -90,13 +87,14 @@ class Labels(NamedTuple):
         none = stored == (0 if self.shift else IGNORED)
         if self.shift and (stored == IGNORED).any():
             raise BadImage(
-                f"{WRONG}255 is stored, but with data.label_shift {self.shift} the stored 0 is no "
-                "class: the masks were shifted already, or count from 0; set data.label_shift to 0"
+                f"{STOPS}its mask stores 255, but with data.label_shift {self.shift} the stored "
+                "0 is no class: the masks were shifted already, or count from 0; set "
+                "data.label_shift to 0"
             )
         if len(beyond := stored[(stored > greatest) & ~none]):
             expected = f"1 to {greatest}, or 0" if self.shift else f"0 to {greatest}, or 255"
             raise BadImage(
-                f"{WRONG}{beyond.max()} is stored; expected {expected} for no class: check "
+                f"{STOPS}its mask stores {beyond.max()}; expected {expected} for no class: check "
                 "data.num_classes and data.label_shift"
             )
         return np.where(none, IGNORED, stored.astype(np.int32) + self.shift).astype(np.uint8)
@@ -124,6 +122,7 @@ class PairSamples(PairedFiles):
         pairs: The files.
         labels: What the masks mean; None loads images alone.
         max_megapixels: Larger images are bad.
+        orientation: How images are turned, see `decode_pixels`.
     """
 
     def __init__(
@@ -133,18 +132,17 @@ class PairSamples(PairedFiles):
         *,
         labels: Labels | None,
         max_megapixels: float,
+        orientation: Orientation | None = None,
     ) -> None:
-        super().__init__(root, pairs)
-        self.labels, self.max_megapixels = labels, max_megapixels
+        super().__init__(root, pairs, max_megapixels=max_megapixels, orientation=orientation)
+        self.labels = labels
 
     def load(self, index: int) -> Sample:
-        pair = self.pairs[index]
-        image = decode_pixels(read_file(pair.image), max_megapixels=self.max_megapixels)
+        image = self.picture(index)
         if self.labels is None:
             return {"image": image}
-        if pair.mask is None or not isfile(pair.mask):
-            raise BadImage("no mask")
-        labels = self.labels.read(read_file(pair.mask), max_megapixels=self.max_megapixels)
+        mask = read_file(self.partner(index, "mask"))
+        labels = self.labels.read(mask, max_megapixels=self.max_megapixels)
         return checked(image, labels)
 
     def digest(self) -> str:
@@ -160,6 +158,7 @@ class HubSamples(HubRows):
         columns: Names of the image and the mask column.
         labels: What the masks mean; None loads images alone.
         max_megapixels: Larger images are bad.
+        orientation: How images are turned, see `decode_pixels`.
 
     Raises:
         UserError: The data set or a column does not exist.
@@ -173,9 +172,10 @@ class HubSamples(HubRows):
         columns: tuple[str, str],
         labels: Labels | None,
         max_megapixels: float,
+        orientation: Orientation | None = None,
     ) -> None:
         self.split, self.columns, self.labels = split, columns, labels
-        self.max_megapixels = max_megapixels
+        self.max_megapixels, self.orientation = max_megapixels, orientation
         wanted = {"image_column": columns[0], "mask_column": columns[1]}
         if labels is None:
             del wanted["mask_column"]
@@ -184,7 +184,9 @@ class HubSamples(HubRows):
     def load(self, index: int) -> Sample:
         row = self.data[index]
         data = content(row[self.columns[0]])
-        image = decode_pixels(data, max_megapixels=self.max_megapixels)
+        image = decode_pixels(
+            data, max_megapixels=self.max_megapixels, orientation=self.orientation
+        )
         if self.labels is None:
             return {"image": image}
         mask = row[self.columns[1]]
@@ -292,7 +294,9 @@ def loveda_pairs(root: Path, training: bool) -> list[Pair]:
 
 
 def _paired(images: Path, masks: Path) -> list[Pair]:
-    return [Pair(path, beside(path, images, masks, [".png"])) for path in image_files(images)]
+    partners = Partners(masks, [".png"])
+    names = FolderSource(images).names
+    return [Pair(images / name, partners.of(name)) for name in names]
 
 
 # How the sources with a fixed layout list their files: by root, and whether for training.

@@ -23,7 +23,7 @@ from pixio_lightning import __version__, plugins
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, RUN_PAGE, VERBS
 from pixio_lightning.cli.options import parse_options
-from pixio_lightning.errors import UserError, nearest, visible_lines
+from pixio_lightning.errors import UserError, nearest, visible, visible_lines
 from pixio_lightning.files import expanded
 
 
@@ -248,12 +248,13 @@ def shard(argv: list[str]) -> int:
     parser.add_argument(
         "source",
         type=expanded,
-        help="folder of JPEG, PNG, WebP at any depth, or of tar shards",
+        help="folder of JPEG, PNG, WebP, TIFF, BMP at any depth, or of parquet or tar shards",
     )
     parser.add_argument("out", type=expanded, help="folder for the shards")
     parser.add_argument("--rows", type=int, default=10_000, help="images of a shard (%(default)s)")
     parser.add_argument("--group", type=int, default=100, help="of a row group (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
+    parser.add_argument("--split", help="which shards, where their names tell, such as train")
     parser.add_argument("--in-order", action="store_true", help="keep a folder's order")
     options = parser.parse_args(argv)
     from pixio_lightning.data.shards.pack import pack
@@ -261,6 +262,7 @@ def shard(argv: list[str]) -> int:
     index = pack(
         options.source,
         Path(options.out),
+        split=options.split,
         rows=options.rows,
         group=options.group,
         shuffled=not options.in_order,
@@ -268,6 +270,8 @@ def shard(argv: list[str]) -> int:
     )
     size = sum(entry.size for entry in index.shards) / 1e6
     print(f"{index.rows} images in {len(index.shards)} shards, {size:.1f} MB, in {options.out}")
+    for name, reason in index.skipped:
+        print(visible(f"skipped {name}: {reason}"))
     bad = Path(options.out) / "bad_files.txt"
     if bad.exists():
         print(f"{len(bad.read_text().splitlines())} files were left out, listed in {bad}")

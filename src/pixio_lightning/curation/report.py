@@ -60,6 +60,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument(
         "--scores", default=INSIDE, type=expanded, help="folder of scores; default: in the shards"
     )
+    parser.add_argument("--split", help="which shards, where their names tell, such as train")
     parser.add_argument("--fraction", type=float, help="share to keep; default: the paper's rule")
     parser.add_argument("--gamma", type=float, default=1.0, help="exponent of the loss (1)")
     parser.add_argument("--min-entropy", type=float, default=4.5, help="bits, exclusive (4.5)")
@@ -81,7 +82,13 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         min_side=options.min_side,
         floor=options.floor,
     )
-    index = open_index(options.shards, cache=default_cache(), key="the shards")
+    index = open_index(
+        options.shards,
+        cache=default_cache(),
+        split=options.split,
+        key="the shards",
+        split_key="--split",
+    )
     made = {} if options.scores == INSIDE else check_scores(index, options.scores)
     losses = histogram_of(index, curation)
     if not losses.counts.any():

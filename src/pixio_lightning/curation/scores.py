@@ -13,12 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pixio_lightning.data.decode import BadImage, centre_crop, decode_pixels, to_tensor
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards.format import ShardIndex
-from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import score_file
 from pixio_lightning.data.shards.set import ShardSource
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache
 from pixio_lightning.keyed import key_of
 
 ENTROPY = "256 bins a channel, mean of three, bits"  # kept with the scores
@@ -134,12 +132,12 @@ class ImagesToScore(Pixels):
         """Open the index."""
         if stage != "predict":
             raise UserError("scores are written by `pixio predict -c curation/score`")
-        self.index: ShardIndex = open_index(self.shard_path("train"), cache=default_cache())
+        self.index: ShardIndex = self.shard_index()
         self.report(self.index.damaged, 0)
 
     def prepare_data(self) -> None:
         """Build the index once."""
-        open_index(self.shard_path("train"), cache=default_cache())
+        self.shard_index()
 
     def training_size(self) -> int:
         """Return the number of images to score, by which bad ones are judged."""

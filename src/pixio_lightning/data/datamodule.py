@@ -15,6 +15,8 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
+from pixio_lightning.data.decode import STOPS
+from pixio_lightning.data.sources import listed
 from pixio_lightning.data.stream import Bad, EvenShare, Loader, Positions, StepLoader, collate
 from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
@@ -157,13 +159,17 @@ class StreamData(L.LightningDataModule):
         """Count bad samples by name, list new ones in bad_files.txt, stop above `max_bad`.
 
         Raises:
-            UserError: More than `max_bad` of the samples are unusable.
+            UserError: More than `max_bad` of the samples are unusable; or one is for a reason that
+                is hardly ever its alone: the rest may fit by chance and mean something else.
         """
         self._seen += seen
         new = {name: reason for name, reason in bad if name not in self.bad}
         self.bad |= new
         if new and self.trainer is not None:
             self._write(new)
+        for name, reason in new.items():
+            if reason.startswith(STOPS):
+                raise UserError(f"{name}: {reason.removeprefix(STOPS)}")
         if self.max_bad is None:
             return
         # Without new ones, too: in a small set all are found before it is time to judge.
@@ -171,7 +177,7 @@ class StreamData(L.LightningDataModule):
         if self._seen < min(_JUDGED_AFTER, total):
             return
         if len(self.bad) > self.max_bad * min(self._seen, total):
-            reasons = ", ".join(f"{n} {r}" for r, n in self.bad_reasons.most_common())
+            reasons = listed(self.bad_reasons)
             raise UserError(
                 f"{len(self.bad)} of {min(self._seen, total)} images are unusable ({reasons}), "
                 f"more than data.max_bad {self.max_bad}; see bad_files.txt in the run folder"
@@ -188,6 +194,12 @@ class StreamData(L.LightningDataModule):
             listed = set(file.read().splitlines())
             lines = [f"{name}\t{reason}".replace("\n", "?") for name, reason in new.items()]
             file.writelines(f"{line}\n" for line in lines if line not in listed)
+
+    # --- what is said of the data -------------------------------------------------------------
+
+    def contents(self) -> dict[str, str]:
+        """Return what a run's card says of the data, by name: how many there are, and where."""
+        return {"images": f"{self.training_size():,} to train on"}
 
     @property
     def bad_reasons(self) -> Counter[str]:

@@ -8,14 +8,22 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from torch import Tensor
 
 from pixio_lightning.files.text import open_regular
@@ -28,12 +36,22 @@ _DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], Image.Image
     "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
     "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
     "WEBP": (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    "TIFF": (re.compile(rb"II\*\0|MM\0\*"), TiffImagePlugin.TiffImageFile),
+    "BMP": (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
 }
+# How an image is turned that says by EXIF how it is to be shown: as viewers do, or not at all.
+Orientation = Literal["upright", "stored"]
 FORMATS = tuple(_DECODERS)
 _MAX_BYTES = 1 << 30
 _MAX_SCANS = 100  # encoders write about ten
 _MIN_SIDE = 16  # a thinner image has no content at any crop size
+_LEAST_OF_16_BITS = 16  # high bytes of a picture of 12 bits are below: 16 levels of brightness
+_BACK = {6: 8, 8: 6}  # orientations that undo another one than themselves
 _CUT = re.compile("truncated|[Pp]remature end")  # as Pillow and libjpeg say it
+
+
+# How a reason begins that is hardly ever one file's, so the run stops and skips no sample.
+STOPS = "stops the run: "
 
 
 class BadImage(Exception):
@@ -74,18 +92,25 @@ def read_file(path: str | os.PathLike) -> bytes:
         return file.read()
 
 
-def decode_pixels(data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:
-    """Decode an image, upright and in RGB: `(H, W, 3)`.
+def decode_pixels(
+    data: bytes, *, max_megapixels: float, orientation: Orientation | None = "upright"
+) -> NDArray[np.uint8]:
+    """Decode an image in RGB: `(H, W, 3)`.
 
     JPEGs are decoded by libjpeg-turbo through simplejpeg, to the same pixels as by Pillow in two
     thirds of the time; all others by Pillow.
 
     Args:
-        data: Content of a JPEG, PNG or WebP file.
+        data: Content of a JPEG, PNG, WebP, TIFF or BMP file, of 8 or 16 bits.
         max_megapixels: Larger images are refused by their header, before any pixel is allocated.
+        orientation: `upright`, as EXIF says and viewers show it, for an image alone; `stored`,
+            as it lies in the file, beside a camera that was found for these pixels. None, for an
+            image with a map that may have been drawn on either, refuses one that is to be turned.
 
     Raises:
-        BadImage: The file is empty, truncated, corrupt, of another format, too small or too large.
+        BadImage: The file is empty, truncated, corrupt, of another format, too small or too large,
+            or has values that are no brightness of 8 or 16 bits; or it is to be turned and nothing
+            says whether, and the reason then begins with `STOPS`.
     """
     if not data:
         raise BadImage("empty file")
@@ -95,14 +120,27 @@ def decode_pixels(data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:
         image = open_picture(data, max_megapixels=max_megapixels)
         if min(image.size) < _MIN_SIDE:
             raise BadImage(f"a side under {_MIN_SIDE} pixels")
+        is_tiff = image.format == "TIFF"  # Pillow turns these as they are decoded, and forgets it
+        turn = _orientation(image) if is_tiff else 1
         try:
             if image.format == "JPEG" and image.mode in ("L", "RGB"):
-                return _turned(simplejpeg.decode_jpeg(data, "RGB"), _orientation(image))
-            image.load()
-            return _turned(np.asarray(_to_rgb(image)), _orientation(image))
+                pixels = simplejpeg.decode_jpeg(data, "RGB")
+            else:
+                pixels = np.asarray(_to_rgb(image))
+            turn = turn if is_tiff else _orientation(image)
+        except BadImage:
+            raise
         except Exception as error:  # decoders raise whatever the damaged bytes lead them to
             reason = "truncated" if _CUT.search(str(error)) else "corrupt data"
             raise BadImage(reason) from None
+    if turn != 1 and orientation is None:
+        raise BadImage(
+            f"{STOPS}EXIF has viewers turn the image (orientation {turn}), and what belongs to it "
+            "may lie as they show it or as it is stored: set data.orientation to upright or stored"
+        )
+    if is_tiff:
+        return _turned(pixels, 1 if orientation == "upright" else _BACK.get(turn, turn))
+    return _turned(pixels, turn if orientation == "upright" else 1)
 
 
 def open_picture(
@@ -120,7 +158,7 @@ def open_picture(
     """
     decoder = next((_DECODERS[f][1] for f in formats if _DECODERS[f][0].match(data)), None)
     names = [{"WEBP": "WebP"}.get(name, name) for name in formats]
-    other = f"not a {', '.join(names[:-1])}{' or ' * (len(names) > 1)}{names[-1]} image"
+    other = f"no {', '.join(names[:-1])}{' or ' * (len(names) > 1)}{names[-1]}"
     if decoder is None:
         raise BadImage(other)
     # Each passes over all pixels, however little of the file it takes.
@@ -129,6 +167,8 @@ def open_picture(
     try:
         image = decoder(io.BytesIO(data))
     except SyntaxError:  # what Pillow's decoders say to a file of another format
+        if decoder is TiffImagePlugin.TiffImageFile:
+            other = "a TIFF of other samples than grey or RGB of 8 or 16 bits"
         raise BadImage(other) from None
     except Exception as error:
         raise BadImage(f"corrupt header ({type(error).__name__})") from None
@@ -158,9 +198,25 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decode to 8 bits in RGB.
+
+    Raises:
+        BadImage: The values are no brightness of 8 or 16 bits; or of 16 only the lowest 12 are
+            used, of which 8 would keep 16 levels.
+    """
+    deep = ";16" in str(getattr(image, "tile", ""))  # of RGB Pillow keeps the high bytes
+    image.load()
+    if image.mode == "F":
+        raise BadImage("values with a fraction; expected 8 or 16 bits")
     if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >> 16:
+            raise BadImage("values beyond 16 bits; expected 8 or 16 bits")
+        deep = True
         # Pillow clips 16-bit grey at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if deep and np.asarray(image).max() < _LEAST_OF_16_BITS:
+        raise BadImage("16 bits of which the highest 4 are never used: multiply the values by 16")
     if image.mode == "P":
         image = image.convert("RGBA")
     return image.convert("RGB")

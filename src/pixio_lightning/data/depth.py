@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from pixio_lightning.data.decode import BadImage, open_picture
+from pixio_lightning.data.decode import STOPS, BadImage, open_picture
 from pixio_lightning.errors import UserError
 
 # Packages that some suffixes need, all in the extra `formats`.
@@ -27,9 +27,6 @@ _DPT_TAG = 202021.25
 # The text field of our own PNG that says what one of its integers stands for.
 _UNIT_FIELD = "metres_per_unit"
 _GREATEST = (1 << 16) - 1
-# How the reason of a depth map begins whose file and the configuration disagree about its unit. It
-# is hardly ever one file, so it is no sample to skip.
-OTHER_UNIT = "another unit: "
 
 
 def read_depth(
@@ -54,7 +51,7 @@ def read_depth(
 
     Raises:
         BadImage: The file is damaged, too large, has another form, or only 8 bits; or it says
-            another unit, and the reason then begins with `OTHER_UNIT`.
+            another unit, and the reason then begins with `STOPS`.
         UserError: Nothing reads the suffix, or a package for it is not installed.
     """
     require_reader(suffix)
@@ -62,7 +59,10 @@ def read_depth(
         if suffix == ".png":
             array, stated = _read_png(data, max_megapixels)
             if insist and stated not in (None, scale):
-                raise BadImage(f"{OTHER_UNIT}the file says {stated:g} m, not {scale:g}")
+                raise BadImage(
+                    f"{STOPS}its depth file counts in {stated:g} m, not in {scale:g} m of "
+                    "data.depth_scale; leave data.depth_scale out"
+                )
             scale = stated or scale
         else:
             array = _READERS[suffix](data, max_megapixels)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pixio_lightning.data.decode import read_file
+from pixio_lightning.data.decode import BadImage, read_file
+from pixio_lightning.data.listing.archive import Archive
 from pixio_lightning.data.samples import digest_of
 from pixio_lightning.data.sources import existing_folder
 from pixio_lightning.errors import UserError, nearest
@@ -27,6 +29,11 @@ def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
         existing_folder(path, key)
     if local.is_dir():
         _refuse_elsewhere(local, key)
+        if special := sorted(set("*?[]") & set(str(local.resolve()))):
+            raise UserError(
+                f"{key} '{path}' holds {' '.join(special)}, which the library of the data sets "
+                "takes for a pattern: rename the folder"
+            )
     try:
         if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
             loaded = datasets.load_from_disk(str(local))
@@ -43,18 +50,22 @@ def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
 
 
 def _refuse_elsewhere(folder: Path, key: str) -> None:
-    """Refuse a folder whose README.md has the library read something else, from any address.
+    """Refuse a folder whose card has the library read something else, from any address.
 
     Raises:
         UserError: It names files outside of the folder.
     """
-    card = folder / "README.md"
-    if not card.is_file():
-        return
+    for name in ("README.md", ".huggingface.yaml"):
+        if (folder / name).is_file():
+            _check_card(folder / name, key)
+
+
+def _check_card(card: Path, key: str) -> None:
     text = read_text(card)
-    _, _, rest = text.partition("---")
+    if card.suffix == ".md":
+        text = text.partition("---")[2].partition("\n---")[0] if text.startswith("---") else ""
     try:
-        about = parse_yaml(rest.partition("\n---")[0]) if text.startswith("---") else None
+        about = parse_yaml(text)
     except ValueError as error:
         raise UserError(f"{key}: the heading of '{card}' is no YAML ({error}); remove it") from None
     configs = about.get("configs") if isinstance(about, dict) else None
@@ -110,9 +121,25 @@ def content(value: Any) -> bytes:
     """Return the bytes of an encoded image or array; empty where the row has none."""
     if isinstance(value, dict):
         if value["bytes"] is None and value.get("path"):
-            return read_file(value["path"])
+            return _read(value["path"])
         value = value["bytes"]
     return value or b""
+
+
+def _read(path: str) -> bytes:
+    """Read a file of a data set, on disk or inside a zip: `zip://a/b.jpg::/folder/train.zip`."""
+    if not path.startswith("zip://"):
+        return read_file(path)
+    member, _, archive = path.removeprefix("zip://").partition("::")
+    try:
+        return _opened_zip(archive).read(member)
+    except UserError:
+        raise BadImage("its zip cannot be read") from None
+
+
+@lru_cache(maxsize=8)
+def _opened_zip(path: str) -> Archive:
+    return Archive(path, "data.path")
 
 
 def rows_digest(data: Any, *facts: Any) -> str:

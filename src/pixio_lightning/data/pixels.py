@@ -17,12 +17,15 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
-from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out
-from pixio_lightning.data.stream import Bad, collate
+from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out, listed
+from pixio_lightning.data.stream import Bad, collate, none_usable
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import default_cache
 from pixio_lightning.keyed import RandomKey
 
 _MAX_BAD_OF_SHARDS = 0.001
@@ -32,15 +35,15 @@ class Pixels(StreamData):
     """Images to pretrain on: `{"image": uint8 (B, 3, S, S), "key": int64 (B,)}`.
 
     Args:
-        source: `scenes` (rendered on first use), `folder` (nested JPEG, PNG, WebP), `hub` (a
-            Hugging Face data set: hub id, or local parquet, arrow or image folder) or `shards`
-            (parquet and tar files of any number, streamed).
+        source: `scenes` (rendered on first use), `folder` (nested JPEG, PNG, WebP, TIFF, BMP),
+            `hub` (a Hugging Face data set: hub id, or local parquet, arrow or image folder) or
+            `shards` (parquet and tar files of any number, streamed).
         path: Folder, hub id, or address of the shards (`hf://`, `s3://`, ...); not for scenes.
-        split: Split of a hub data set to train on.
+        split: Split of a hub data set to train on, or of shards whose names tell theirs.
         val_path: Where the held-out images are; None holds out a tenth, at most `val_images`.
             Not read for scenes, as `val_split`.
-        val_split: Or the split of a hub data set that holds them.
-        column: Image column of a hub data set; None takes the first.
+        val_split: Or the split of a hub data set or of shards that holds them.
+        column: Image column of a hub data set or of parquet shards; None takes the first.
         image_size: Side of the crops in pixels.
         batch_size: Images per process and step.
         val_images: Held-out images, at most.
@@ -90,10 +93,10 @@ class Pixels(StreamData):
             val_path = val_split = None
             if curation.scores == INSIDE:
                 curation = Curation()
-        if val_split and (source != "hub" or val_path):
+        if val_split and (source == "folder" or (source == "hub" and val_path)):
             raise UserError(
                 f"data.val_split '{val_split}' names a split of data.path; it goes with "
-                "data.source hub, and without data.val_path"
+                "data.source hub or shards, and of hub without data.val_path"
             )
         if curation.scores is not None and source not in ("shards", "scenes"):
             raise UserError(
@@ -117,6 +120,7 @@ class Pixels(StreamData):
         self._stored: dict[str, Any] | None = None
         self._train: Source | None = None
         self._held_out: Source | None = None
+        self._skipped: list[str] = []
 
     def prepare_data(self) -> None:
         """Render the scenes, or index the shards, once, in one process."""
@@ -133,6 +137,7 @@ class Pixels(StreamData):
         if self.streamed:
             self._shards = self._open_shards()
             self._held_out = self._shards.held_out
+            self._skipped = [": ".join(entry) for entry in self._shards.index.skipped]
             self.report(self._shards.index.damaged, 0)
             return
         if self.source == "scenes":
@@ -163,11 +168,19 @@ class Pixels(StreamData):
             return str(self.scenes.shards(split)[0].parent)
         return self.path or ""
 
+    def shard_index(self) -> ShardIndex:
+        """Return the index of the shards to train on or to score; made where there is none."""
+        path, cache = self.shard_path("train"), default_cache()
+        if self.source == "scenes":
+            return open_index(path, cache=cache)
+        return open_index(path, cache=cache, split=self.split, column=self.column)
+
     def _open_shards(self) -> ShardSet:
         val_path = self.shard_path("val") if self.source == "scenes" else self.val_path
         return ShardSet(
-            self.shard_path("train"),
+            self.shard_index(),
             val_path=val_path,
+            val_split=self.val_split,
             val_images=self.val_images,
             curation=self.curation,
             seed=self.seed,
@@ -181,7 +194,10 @@ class Pixels(StreamData):
 
     def _open(self, path: str | None, split: str, *, key: str = "data.path") -> Source:
         if self.source == "folder":
-            return FolderSource(path or "", key=key)
+            source = FolderSource(path or "", key=key)
+            if source.skipped:
+                self._skipped.append(f"of other formats {listed(source.skipped)}")
+            return source
         return HubSource(path or "", split, column=self.column, key=key)
 
     @property
@@ -197,7 +213,9 @@ class Pixels(StreamData):
         assert source is not None
         images = self.evaluated(source, spread(len(source), n))
         batch = collate([images[i] for i in range(len(images))])
-        del batch["bad"]
+        bad = batch.pop("bad")
+        if not batch:
+            raise none_usable(bad)
         return batch
 
     # --- shards -------------------------------------------------------------------------------
@@ -275,6 +293,16 @@ class Pixels(StreamData):
         source = self._train if whole else self._held_out
         assert source is not None
         return self.evaluated(source)
+
+    def contents(self) -> dict[str, str]:
+        """Return how many images there are to train on and held out, and what is none."""
+        split = f" of {self.split}" if self.source == "hub" else ""
+        held_out = len(self._held_out) if self._held_out is not None else 0
+        skipped = f"; skipped {', '.join(self._skipped[:3])}" if self._skipped else ""
+        if len(self._skipped) > 3:
+            skipped += f" and {len(self._skipped) - 3} more"
+        images = f"{self.training_size():,}{split} to train on, {held_out:,} held out{skipped}"
+        return {"images": images}
 
     def training_size(self) -> int:
         """Return the number of training images."""

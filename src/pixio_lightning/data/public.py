@@ -2,8 +2,10 @@
 
 from pixio_lightning.data.decode import (
     FORMATS,
+    STOPS,
     BadImage,
     Crop,
+    Orientation,
     cut,
     decode_pixels,
     open_picture,
@@ -11,8 +13,8 @@ from pixio_lightning.data.decode import (
     read_file,
     to_tensor,
 )
+from pixio_lightning.data.depth import SUFFIXES as DEPTH_SUFFIXES
 from pixio_lightning.data.depth import (
-    OTHER_UNIT,
     encode_png,
     read_depth,
     read_npy,
@@ -20,9 +22,10 @@ from pixio_lightning.data.depth import (
     to_metres,
     unit_of,
 )
-from pixio_lightning.data.depth import SUFFIXES as DEPTH_SUFFIXES
 from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
-from pixio_lightning.data.pairs import PairedFiles, beside, folders_of_pairs
+from pixio_lightning.data.listing.archive import Archive
+from pixio_lightning.data.listing.pairs import PairedFiles, Partners, folders_of_pairs
+from pixio_lightning.data.listing.splits import Part, part_of
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -50,14 +53,17 @@ from pixio_lightning.data.sources import (
     held_out,
     hold_out,
     image_files,
+    is_hidden,
+    listed,
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_lightning.data.video import pyav, video_frames, video_writer
 
 __all__ = [
+    "Archive",
     "PairedFiles",
-    "beside",
+    "Partners",
     "folders_of_pairs",
     "Bad",
     "BadImage",
@@ -72,9 +78,11 @@ __all__ = [
     "Images",
     "IMAGE_SUFFIXES",
     "Loader",
-    "OTHER_UNIT",
     "Pixels",
+    "Orientation",
+    "Part",
     "Positions",
+    "STOPS",
     "SCENE_CLASSES",
     "Sample",
     "SampleData",
@@ -94,9 +102,12 @@ __all__ = [
     "held_out",
     "hold_out",
     "image_files",
+    "is_hidden",
     "known_places",
+    "listed",
     "load_or_name",
     "open_columns",
+    "part_of",
     "open_picture",
     "pyav",
     "random_crop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from pixio_lightning.data.datamodule import StreamData
@@ -18,6 +19,7 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.sources import FolderSource, listed
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError, nearest
 
@@ -165,6 +167,19 @@ class SampleData(StreamData):
         held_out = HeldOutSamples(samples, self.prepare, indices=indices)
         held_out.frames = None
         return self.evaluation_loader(held_out, share=share)
+
+    def contents(self) -> dict[str, str]:
+        """Return how many samples each split that was opened has, and where; and what is none."""
+        root = Path(self.path or "").expanduser()
+        parts = []
+        for split, samples in self._opened.items():
+            below = getattr(samples, "root", root)
+            inside = below != root and below.is_relative_to(root)
+            where = f" in {below.relative_to(root).as_posix()}/" if inside else ""
+            parts.append(f"{len(samples):,} {split}{where}")
+        if self.source == "folder" and (skipped := FolderSource(root).skipped):
+            parts.append(f"skipped of other formats {listed(skipped)}")
+        return {"samples": ", ".join(parts)} if parts else {}
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation samples for pictures, as batches of one: sizes may differ."""

@@ -6,8 +6,9 @@ A source is a numbered list of encoded images with stable keys; decoding is done
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 from pixio_lightning.data.decode import read_file
@@ -15,7 +16,12 @@ from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import key_of
 
 T = TypeVar("T")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp")
+# Of pictures that are not read; how many lie beside those that are is said.
+_OTHER_PICTURES = (
+    *(".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".ico", ".tga"),
+    *(".ppm", ".pgm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".dcm"),
+)
 
 
 class Source(Protocol):
@@ -37,11 +43,15 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """All JPEG, PNG and WebP files below a folder; the parent folder is an image's class.
+    """All pictures below a folder; the parent folder is an image's class.
 
     Args:
         path: The folder.
         key: What a mistake is blamed on.
+
+    Attributes:
+        names: Their paths below the folder, sorted.
+        skipped: How many pictures of other formats lie there, by suffix.
 
     Raises:
         UserError: The folder does not exist, cannot be read or holds no image.
@@ -50,10 +60,19 @@ class FolderSource:
     def __init__(self, path: str | Path, *, key: str = "data.path") -> None:
         self.root = existing_folder(path, key)
         # Plain strings: a million Path objects would cost most of a gigabyte in every worker.
-        self.names = sorted(_walk(self.root, key))
+        self.names: list[str] = []
+        self.skipped: Counter[str] = Counter()
+        for name in files_below(self.root, key=key):
+            if is_picture(name):
+                self.names.append(name)
+            elif (suffix := PurePosixPath(name).suffix.lower()) in _OTHER_PICTURES:
+                self.skipped[suffix] += 1
+        self.names.sort()
         if not self.names:
+            others = f", but {listed(self.skipped)}" if self.skipped else ""
             raise UserError(
-                f"{key} '{path}' holds no image; expected {', '.join(SUFFIXES)} at any depth"
+                f"{key} '{path}' holds no image{others}; expected {', '.join(SUFFIXES)} at any "
+                "depth"
             )
 
     def __len__(self) -> int:
@@ -83,17 +102,39 @@ def image_files(root: Path) -> list[Path]:
     Raises:
         UserError: There is none.
     """
-    found = sorted(root / name for name in _walk(root, "data.path"))
-    if not found:
-        raise UserError(f"'{root}' holds no image; expected {', '.join(SUFFIXES)} at any depth")
-    return found
+    return [root / name for name in FolderSource(root).names]
 
 
-def _walk(root: Path, key: str) -> list[str]:
+def is_picture(name: str) -> bool:
+    """Whether a file of a folder or an archive is taken for a picture, by its path.
+
+    Hidden files and folders are not, nor what macOS adds to archives.
+    """
+    return name.lower().endswith(SUFFIXES) and not any(map(is_hidden, name.split("/")))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's: hidden, or added by macOS to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def listed(counts: Counter[str], *, limit: int = 4) -> str:
+    """Write counts as `12 .gif, 3 .heic`, the greatest first, and the rest together."""
+    parts = [f"{n:,} {name}" for name, n in counts.most_common(limit)]
+    rest = counts.total() - sum(n for _, n in counts.most_common(limit))
+    return ", ".join([*parts, *([f"{rest:,} others"] if rest else [])])
+
+
+def files_below(root: Path, *, key: str = "data.path") -> Iterator[str]:
+    """Yield all files below a folder, by their paths there; no hidden ones, and links once.
+
+    Raises:
+        UserError: A folder cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise UserError(f"{key}: folder '{error.filename}' cannot be read ({error.strerror})")
 
-    found: list[str] = []
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
@@ -102,11 +143,11 @@ def _walk(root: Path, key: str) -> list[str]:
             continue
         seen.add(real)
         # In order, so that a folder with two names always goes by the same one.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
         for file in files:
-            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
-                found.append(os.path.relpath(os.path.join(folder, file), root).replace(os.sep, "/"))
-    return found
+            if not is_hidden(file):
+                yield file if below == "." else f"{below}/{file}"
 
 
 class Subset:

@@ -36,13 +36,22 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
             other = [value.shape for value in values if value.shape != first.shape]
             if other:
                 sizes = f"{field} of {tuple(first.shape)} beside {tuple(other[0])}"
-                return {"bad": [(samples[0]["name"], f"{sizes}: set data.val_batch_size to 1")]}
+                # Samples that are evaluated have a weight each.
+                key = "val_batch_size" if "weight" in samples[0] else "batch_size"
+                also = " or data.image_size to a number" if key == "batch_size" else ""
+                return {"bad": [(samples[0]["name"], f"{sizes}: set data.{key} to 1{also}")]}
             batch[field] = torch.stack(values)
         elif isinstance(first, (int, float)):
             batch[field] = torch.tensor(values)
         elif field != "bad":
             batch[field] = values if isinstance(first, str) else first
     return batch
+
+
+def none_usable(bad: list[Bad]) -> UserError:
+    """Return what to raise where no image of a batch can be used."""
+    name, reason = bad[0]
+    return UserError(f"none of {len(set(bad))} images can be used; the first, {name}: {reason}")
 
 
 class Positions(Sampler[list[int]]):
@@ -95,8 +104,7 @@ class Loader:
             self.report(bad, len(batch.get("key", ())))
             if not batch:
                 # Here, because an error in a worker arrives with its traceback for a text.
-                (name, reason), count = bad[0], len(set(bad))
-                raise UserError(f"none of {count} images can be used; the first, {name}: {reason}")
+                raise none_usable(bad)
             yield batch
 
 

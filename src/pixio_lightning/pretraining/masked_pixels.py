@@ -268,10 +268,13 @@ class PixelPretraining(BackboneModule):
         facts = {"held-out loss": f"first {loss[0]:.3f}, last {loss[1]:.3f}"}
         for name, title in _BASELINES.items():
             baseline = found[name]
-            if baseline is not None:
+            if baseline is None:
+                continue
+            facts[title] = f"{baseline[1]:.3f}"
+            if baseline[1]:  # of images of one colour nothing need be learned
                 gap = 1 - loss[1] / baseline[1]
                 side = "below" if gap >= 0 else "above"
-                facts[title] = f"{baseline[1]:.3f} (the last loss is {abs(gap):.0%} {side})"
+                facts[title] += f" (the last loss is {abs(gap):.0%} {side})"
         return facts
 
     def _to_uint8(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:

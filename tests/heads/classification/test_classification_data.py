@@ -86,19 +86,25 @@ def test_a_plain_folder_of_images_is_enough_to_predict(tmp_path: Path) -> None:
     data = ClassificationData("folder", str(tmp_path / "in"))
     samples = data.samples_of("predict")
     assert samples.name(0) == "b.jpg" and samples.load(0).keys() == {"image"}
-    with pytest.raises(UserError, match="holds no folder; expected a folder of images for each"):
+    with pytest.raises(UserError, match="images in no folder; expected a folder of images"):
         _ = data.class_names
 
 
 def test_one_class_is_a_mistake(folder: Path) -> None:
-    with pytest.raises(UserError, match="holds barn; expected a folder"):
+    with pytest.raises(UserError, match="images in barn; expected a folder"):
         _ = ClassificationData("folder", str(folder / "owl")).num_classes
     with pytest.raises(UserError, match="did you mean 'animals'"):
         _ = ClassificationData("folder", str(folder.parent / "animlas")).num_classes
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty file", "truncated", "not a JPEG, PNG or WebP image", "in no folder of a class"]
+    "kind",
+    [
+        "empty file",
+        "truncated",
+        "no JPEG, PNG, WebP, TIFF or BMP",
+        "in no folder of a class",
+    ],
 )
 def test_a_broken_sample_is_counted_and_skipped(kind: str, folder: Path) -> None:
     path = folder / "cat/00.png"

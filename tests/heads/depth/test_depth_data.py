@@ -65,7 +65,7 @@ def test_a_plain_folder_of_images_is_enough_to_predict(tmp_path: Path) -> None:
 
 def _spoil(kind: str, root: Path) -> None:
     image, depth = root / "images/room/00.png", root / "depth/room/00.png"
-    if kind == "no depth file":
+    if kind == "no depth: depth/room/NAME.png is not there":
         depth.unlink()
     elif kind == "depth of 10x10 for an image of 56x40":
         depth_png(depth, millimetres((10, 10)))
@@ -89,7 +89,11 @@ def _spoil(kind: str, root: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("no depth file", "depth of 10x10 for an image of 56x40", "no valid depth"),
+        *(
+            "no depth: depth/room/NAME.png is not there",
+            "depth of 10x10 for an image of 56x40",
+            "no valid depth",
+        ),
         *("8-bit depth", "depth cannot be read", "empty file", "depth of shape", "pickled"),
     ],
 )
@@ -157,7 +161,7 @@ def test_kitti_in_its_layout(tmp_path: Path) -> None:
     sample = data.samples_of("train").load(0)
     assert np.allclose(sample["depth"], units / 256) and sample["image"].shape == (375, 1242, 3)
     assert not sample["valid"][:100].any() and sample["valid"][100:].all()
-    with pytest.raises(BadImage, match="no depth file"):
+    with pytest.raises(BadImage, match="no depth is listed"):
         data.samples_of("test").load(1)
 
 

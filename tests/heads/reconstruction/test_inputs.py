@@ -173,7 +173,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path) -> 
     assert pictures.names == ["0.png", "2.jpg", "3.jpg"] and len(pictures.load(0)["image"]) == 3
     assert pictures.bad == [
         ("1.jpg", "truncated"),
-        ("4.png", "not a JPEG, PNG or WebP image"),
+        ("4.png", "no JPEG, PNG, WebP, TIFF or BMP"),
     ]
     small = open_pictures(tmp_path, image_size=64, max_views=2, max_megapixels=0.3)
     assert small.names == ["0.png", "2.jpg"]
@@ -254,13 +254,32 @@ def test_frames_of_a_video_are_evenly_spaced_in_time(name: str, tmp_path: Path) 
     assert few.names == [f"frame_{number:06d}.png" for number in (0, 10, 20)]
 
 
+def test_turned_photographs_are_kept_as_they_are_seen(
+    folder: Path, originals: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Other programs read what is stored, which exported cameras would not fit."""
+    pictures = open_pictures(folder, image_size=64, frames=tmp_path)
+    sizes = pictures.load(0)["original_size"]
+    for name, size in zip(pictures.names, sizes.tolist(), strict=True):
+        kept = Image.open(tmp_path / folder.name / name)
+        assert kept.getexif().get(0x0112, 1) == 1 and [kept.height, kept.width] == size
+        close = np.abs(np.asarray(kept).astype(int) - originals[name]).mean()
+        assert close < (0.1 if name.endswith(".png") else 6), name
+    same = "a/astronaut.png"
+    assert (tmp_path / folder.name / same).read_bytes() == (folder / same).read_bytes()
+    for name in pictures.names:
+        save(tmp_path / "upright" / name, originals[name])
+    open_pictures(tmp_path / "upright", image_size=64, frames=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_frames_of_a_video_can_be_kept(tmp_path: Path) -> None:
     film(tmp_path / "a.mp4", size=(64, 96))
     pictures = open_pictures(
         tmp_path / "a.mp4", image_size=32, every=1.0, frames=tmp_path / "frames"
     )
-    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == pictures.names
-    kept = np.asarray(Image.open(tmp_path / "frames" / pictures.names[2]))
+    assert sorted(path.name for path in (tmp_path / "frames/a").iterdir()) == pictures.names
+    kept = np.asarray(Image.open(tmp_path / "frames/a" / pictures.names[2]))
     assert kept.shape == (64, 96, 3) and abs(float(kept[-8:, -8:, 1].mean()) - 160) < 5
 
 

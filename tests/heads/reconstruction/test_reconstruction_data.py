@@ -316,7 +316,7 @@ def test_a_broken_frame_is_counted_and_its_set_replaced(folder: Path) -> None:
     assert all(len(batch["key"]) == 5 for batch in batches(data, 30))
     assert data.bad == {
         "room1/images/002.png": "truncated",
-        "room2/images/001.png": "depth: not a PNG image",
+        "room2/images/001.png": "depth: no PNG",
     }
     listed = (folder / "bad_files.txt").read_text()
     assert "room1/images/002.png\ttruncated" in listed

@@ -152,7 +152,7 @@ def _in_train_and_val(root: Path) -> None:
 
 def _spoil(kind: str, root: Path) -> None:
     image, stored = root / "images/room/00.png", root / "masks/room/00.png"
-    if kind == "no mask":
+    if kind == "no mask: masks/room/NAME.png is not there":
         stored.unlink()
     elif kind == "mask of 10x10 for an image of 56x40":
         mask(stored, labels(0, 3, (10, 10)))
@@ -168,7 +168,11 @@ def _spoil(kind: str, root: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("no mask", "mask of 10x10 for an image of 56x40", "no pixel with a class"),
+        *(
+            "no mask: masks/room/NAME.png is not there",
+            "mask of 10x10 for an image of 56x40",
+            "no pixel with a class",
+        ),
         *("mask cannot be read", "empty file"),
     ],
 )
@@ -189,8 +193,12 @@ def test_a_broken_sample_is_counted_and_skipped(kind: str, folder: Path) -> None
 @pytest.mark.parametrize(
     ("stored", "keys", "message"),
     [
-        (labels(0, 4), {}, "room/00.png: 4 is stored; expected 0 to 3, or 255 for no class"),
-        (labels(0, 5), {"label_shift": -1}, "5 is stored; expected 1 to 4, or 0 for no class"),
+        (labels(0, 4), {}, "room/00.png: its mask stores 4; expected 0 to 3, or 255 for no class"),
+        (
+            labels(0, 5),
+            {"label_shift": -1},
+            "its mask stores 5; expected 1 to 4, or 0 for no class",
+        ),
         (
             np.where(labels(0, 3) == 3, 255, 2).astype(np.uint8),
             {"label_shift": -1},
@@ -234,7 +242,7 @@ def test_ade20k_in_its_layout(tmp_path: Path) -> None:
     assert np.array_equal(again.samples_of("val").load(0)["target"], expected)
     # And that key on the masks as they are distributed is refused too.
     mask(tmp_path / "annotations/validation/ADE_val_00000001.png", stored)
-    with pytest.raises(UserError, match="150 is stored; expected 0 to 149"):
+    with pytest.raises(UserError, match="its mask stores 150; expected 0 to 149"):
         read_all(SegmentationData("ade20k", str(tmp_path), label_shift=0, num_workers=0))
     with pytest.raises(UserError, match="has no annotations/training/"):
         (tmp_path / "annotations/training").rename(tmp_path / "elsewhere")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views.frames import Found, camera_matrix, posed_frame
 from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
+from pixio_lightning.data import Partners
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import open_regular, read_text
 
@@ -46,6 +48,7 @@ def colmap(root: Path) -> Found:
         found, posed = _binary_cameras(table), _binary_images(table.with_name("images.bin"))
     cameras = {camera[1]: _camera(*camera) for camera in found}
     images = root / "images" if (root / "images").is_dir() else root
+    depths = Partners(root / "depth", SUFFIXES)
     frames = []
     for where, (w, x, y, z, *shift), camera, name in posed:
         if camera not in cameras:
@@ -54,9 +57,8 @@ def colmap(root: Path) -> Found:
         world2cam = np.eye(4)
         world2cam[:3, :3], world2cam[:3, 3] = _rotation(w, x, y, z), shift
         pose = np.linalg.inv(world2cam)
-        stem = root / "depth" / Path(name).with_suffix("")
-        there = [p for s in SUFFIXES if (p := stem.with_name(stem.name + s)).is_file()]
-        files = images / name, there[0] if there else None
+        depth = depths.of(name)
+        files = images / name, depth if isfile(depth) else None
         frames.append(posed_frame(where, name, files, matrix, pose, size))
     return Found(sorted(frames, key=lambda frame: frame.name))
 

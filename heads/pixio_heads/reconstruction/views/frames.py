@@ -186,7 +186,10 @@ class FileScene:
     def load(self, index: int) -> Shot:
         frame = self.frames[index]
         try:
-            image = decode_pixels(read_file(frame.image), max_megapixels=self.max_megapixels)
+            # As stored: its camera was found for these pixels.
+            image = decode_pixels(
+                read_file(frame.image), max_megapixels=self.max_megapixels, orientation="stored"
+            )
             size = image.shape[:2]
             if frame.size not in (None, size):
                 raise BadImage(f"{_wide(size)} pixels, but its camera is for {_wide(frame.size)}")
@@ -205,7 +208,12 @@ class FileScene:
         """Read the depth; where there is no file, it is 0 at the given size."""
         if frame.depth is None:
             return np.zeros(size, dtype=np.float32)
-        return read_depth(read_file(frame.depth), frame.depth.suffix.lower(), scale=self.scale)
+        return read_depth(
+            read_file(frame.depth),
+            frame.depth.suffix.lower(),
+            scale=self.scale,
+            max_megapixels=self.max_megapixels,
+        )
 
     def scores(self) -> NDArray[np.float32]:
         if self._scores is None:

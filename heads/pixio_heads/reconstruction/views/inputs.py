@@ -6,6 +6,7 @@ its `placement`, so that cameras and depth can be given for the originals.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from pixio_lightning.data import (
 )
 from pixio_lightning.data import IMAGE_SUFFIXES as SUFFIXES
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import write_bytes
 from pixio_lightning.training import visualize
 
 _STEP = 16  # sides of what a model sees are multiples of it
@@ -110,8 +112,9 @@ def open_pictures(
         max_views: Views at most, evenly spread over the sorted names or the video; None for all.
         max_megapixels: Larger pictures are bad.
         every: Seconds between the frames that are taken of a video.
-        frames: Folder to write these frames to, as they are: a video has no other pictures that
-            exported cameras could be used with.
+        frames: Folder for the sets' own pictures, where exported cameras would have none to go
+            with: to `frames/STEM` the frames of a video; to `frames/FOLDER` all photographs, if
+            EXIF turns any, as they are seen here, since other programs read what is stored.
 
     Raises:
         UserError: A key has no meaning, or there are not two pictures that can be used.
@@ -130,10 +133,12 @@ def open_pictures(
     file = Path(path).expanduser()
     if file.suffix.lower() in VIDEO_SUFFIXES and not file.is_dir():
         chosen = video_frames(file, every=every, limit=max_views, max_megapixels=max_megapixels)
-        return _of_video(file, chosen, image_size=image_size, every=every, frames=frames)
+        own = frames / file.stem if frames else None
+        return _of_video(file, chosen, image_size=image_size, every=every, frames=own)
     if file.is_file():
         raise UserError(_no_video(file))
-    return _open_folder(existing_folder(file, "data.path"), image_size, max_views, max_megapixels)
+    root = existing_folder(file, "data.path")
+    return _open_folder(root, image_size, max_views, max_megapixels, frames)
 
 
 def _no_video(file: Path) -> str:
@@ -144,19 +149,26 @@ def _no_video(file: Path) -> str:
 
 
 def _open_folder(
-    root: Path, image_size: int, max_views: int | None, max_megapixels: float
+    root: Path,
+    image_size: int,
+    max_views: int | None,
+    max_megapixels: float,
+    frames: Path | None,
 ) -> Pictures:
     title = root.resolve().name
     root = root / "images" if (root / "images").is_dir() else root
     files = image_files(root)
     files = [files[i] for i in spread(len(files), max_views)]
-    shapes = [shape for file in files if (shape := _upright_size(file)) is not None]
+    headers = {file: found for file in files if (found := _header(file)) is not None}
+    shapes = [header.size for header in headers.values()]
     size = common_size(shapes, image_size) if shapes else (image_size, image_size)
+    own = frames / title if frames and any(h.turned for h in headers.values()) else None
     names, placed, bad = [], [], []
     for file in files:
         name = file.relative_to(root).as_posix()
         try:
-            pixels = decode_pixels(read_file(file), max_megapixels=max_megapixels)
+            data = read_file(file)
+            pixels = decode_pixels(data, max_megapixels=max_megapixels)
         except BadImage as error:
             bad.append((name, str(error)))
         except OSError as error:
@@ -164,6 +176,8 @@ def _open_folder(
         else:
             names.append(name)
             placed.append(place(pixels, size))
+            if own is not None:
+                write_bytes(own / name, _as_seen(data, pixels, headers.get(file)))
     if len(placed) < 2:
         why = f"; {bad[0][0]}: {bad[0][1]}" if bad else ""
         raise UserError(
@@ -206,14 +220,34 @@ def _of_video(
     return Pictures(file.stem, names, placed, bad=bad, facts=facts)
 
 
-def _upright_size(file: Path) -> tuple[int, int] | None:
-    """Return height and width by a picture's header; None where it cannot be read."""
+class _Header(NamedTuple):
+    """Height and width of a picture as it is seen, its format, and whether EXIF turns it."""
+
+    size: tuple[int, int]
+    form: str
+    turned: bool
+
+
+def _header(file: Path) -> _Header | None:
+    """Read a picture's header; None where it cannot be read."""
     try:
         with Image.open(file, formats=FORMATS) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            # Pillow exchanges the sides of a TIFF itself.
+            exchanged = orientation in (5, 6, 7, 8) and image.format != "TIFF"
+            size = (image.width, image.height) if exchanged else (image.height, image.width)
+            return _Header(size, image.format or "", orientation in range(2, 9))
     except Exception:  # Pillow raises whatever the bytes lead it to; decoding says what is wrong
         return None
+
+
+def _as_seen(data: bytes, pixels: NDArray[np.uint8], header: _Header | None) -> bytes:
+    """Return a picture's file, or one of its pixels where EXIF turns it."""
+    if header is None or not header.turned:
+        return data
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, header.form, quality=95)
+    return buffer.getvalue()
 
 
 def common_size(sizes: Sequence[tuple[int, ...]], long_side: int) -> tuple[int, int]:

@@ -181,6 +181,11 @@ _READERS: dict[str, tuple[tuple[tuple[str, Reader], ...], str]] = {
 }
 
 
+def is_scene(folder: Path, source: str) -> bool:
+    """Whether a folder is a scene itself, in the layout of a source."""
+    return any((folder / marker).exists() for marker, _ in _READERS[source][0])
+
+
 def open_scenes(
     root: Path,
     source: str,

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_lightning.data.shards.remote import file_system, join, parquet_file
-from pixio_lightning.data.sources import SUFFIXES
-from pixio_lightning.errors import UserError
+from pixio_lightning.data.sources import is_picture
+from pixio_lightning.errors import UserError, printable
 
 GROUP_ROWS = 100  # images in a group of a tar; what `pixio shard` writes to a row group
 MAX_MEMBER = 32 << 20  # bytes of one image
@@ -79,12 +79,21 @@ class ShardIndex:
         root: Folder or address of the shards.
         shards: The files, in order.
         damaged: What could not be indexed, name and reason.
+        skipped: What lies beside the shards and is none, name and reason.
+        column: Column of the images in parquet files; None finds it.
     """
 
     def __init__(
-        self, root: str, shards: list[Shard], damaged: list[tuple[str, str]] | None = None
+        self,
+        root: str,
+        shards: list[Shard],
+        damaged: list[tuple[str, str]] | None = None,
+        *,
+        skipped: list[tuple[str, str]] | None = None,
+        column: str | None = None,
     ) -> None:
         self.root, self.shards, self.damaged = root, shards, damaged or []
+        self.skipped, self.column = skipped or [], column
         counts = [len(shard.group_rows) for shard in shards]
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         # Once: with millions of groups, nothing may go through them for every batch.
@@ -136,15 +145,43 @@ def read_group(index: ShardIndex, group: int) -> list[Encoded]:
             found = _read_tar_group(index.root, shard, local)
         else:
             file = parquet_file(index.root, shard.path)
-            columns = [name for name in ("key", "image") if name in file.schema_arrow.names]
-            table = _rows(file, local, columns)
-            found = _rows_of_table(table, f"{shard.path}#{local}")
+            column = column_of_images(file.schema_arrow, index.column)
+            keys = ["key"] if "key" in file.schema_arrow.names and column != "key" else []
+            table = _rows(file, local, [*keys, column])
+            found = _rows_of_table(table, column, f"{shard.path}#{local}")
     except Exception as error:  # what readers raise of damaged bytes has no common class
         return _lost(shard, local, range(expected), short_reason(error))
     if len(found) < expected:
         rest = range(len(found), expected)
         found += _lost(shard, local, rest, "missing from its shard, which is damaged")
     return found[:expected]
+
+
+class NoImages(UserError):
+    """A parquet file without a column of images."""
+
+
+def column_of_images(schema: pa.Schema, wanted: str | None) -> str:
+    """Return the name of the column of encoded images: `image`, or the first that holds bytes.
+
+    Args:
+        schema: Of a parquet file.
+        wanted: The only column that will do.
+
+    Raises:
+        NoImages: There is none.
+    """
+
+    def holds_bytes(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind) and (at := kind.get_field_index("bytes")) >= 0:
+            kind = kind.field(at).type
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    found = [field.name for field in schema if holds_bytes(field.type)]
+    if wanted in found or (wanted is None and found):
+        return wanted or ("image" if "image" in found else found[0])
+    what = "images" if wanted is None else f"images '{wanted}'"
+    raise NoImages(f"no column of {what}, but {printable(', '.join(schema.names))}")
 
 
 def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -200,6 +237,8 @@ def _lost(shard: Shard, group: int, rows: range, reason: str) -> list[Encoded]:
 
 def short_reason(error: Exception) -> str:
     """Say in a few words why a shard cannot be read."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, _TooLarge):
         return f"a row group over {MAX_GROUP >> 30} GiB or {MAX_ROWS:,} rows"
     if isinstance(error, FileNotFoundError):
@@ -209,8 +248,8 @@ def short_reason(error: Exception) -> str:
     return f"shard cannot be read ({type(error).__name__})"
 
 
-def _rows_of_table(table: pa.Table, place: str) -> list[Encoded]:
-    image = table["image"].combine_chunks()
+def _rows_of_table(table: pa.Table, column: str, place: str) -> list[Encoded]:
+    image = table[column].combine_chunks()
     if pa.types.is_struct(image.type):
         image = image.field("bytes")
     keys = (
@@ -250,7 +289,7 @@ def images_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     try:
         for member in archive:
             plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-            if plain and member.name.lower().endswith(SUFFIXES):
+            if plain and is_picture(member.name.removeprefix("./")):
                 yield member
     except tarfile.ReadError:
         return  # what is missing is found by the count

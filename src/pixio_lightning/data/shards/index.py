@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pixio_lightning.data.listing.splits import of_split
 from pixio_lightning.data.shards.format import (
     GROUP_ROWS,
     MAX_MEMBER,
     MAX_RANGE,
     MAX_ROWS,
     UNSORTED,
+    NoImages,
     Shard,
     ShardIndex,
+    column_of_images,
     images_of,
     is_tar,
     short_reason,
@@ -33,6 +37,8 @@ from pixio_lightning.files import written_aside
 
 INDEX = "index.parquet"
 _ENDINGS = (".parquet", ".tar")
+_PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
+_NOTES = (b"damaged", b"skipped")
 _MAX_INDEX = 4 << 30  # bytes, unpacked: ten times what two billion images need
 _NO_GROUPS = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64), UNSORTED)
 _INDEX_SCHEMA = pa.schema(
@@ -50,21 +56,32 @@ _INDEX_SCHEMA = pa.schema(
 
 
 def open_index(
-    path: str, *, cache: Path, key: str = "data.path", progress: bool = True
+    path: str,
+    *,
+    cache: Path,
+    split: str | None = None,
+    column: str | None = None,
+    key: str = "data.path",
+    split_key: str = "data.split",
+    progress: bool = True,
 ) -> ShardIndex:
     """Return the index of a folder, an address or a single shard.
 
-    A folder without an index file is indexed now, and the index is kept in the cache.
+    A folder without an index file is indexed now, and the index is kept in the cache. Parquet
+    files without images, such as img2dataset writes beside its tars, are skipped.
 
     Args:
         path: Folder of parquet and tar files at any depth, one such file, or an address such as
             `hf://datasets/ORG/NAME` or `s3://BUCKET/FOLDER`.
         cache: Folder for indices of data that bring none.
+        split: Which of them are meant where names tell, see `of_split`.
+        column: Column of the images in parquet files; None finds it.
         key: What a mistake is blamed on.
+        split_key: What a mistake in the split is.
         progress: Whether to show a bar.
 
     Raises:
-        UserError: There is nothing there, or no shard in it.
+        UserError: There is nothing there, or no shard in it, or none of the split.
     """
     files, protocol = check_address(path, key)
     try:
@@ -78,33 +95,61 @@ def open_index(
         raise UserError(f"{key} '{path}' does not exist{nearest(Path(path).name, siblings)}")
     root = str(PurePosixPath(path).parent) if single and protocol == "file" else path
     if not single and files.exists(join(path, INDEX)):
-        return read_index(path, key=key)
-    names = [PurePosixPath(path).name] if single else sorted(_shard_names(files, path))
+        index = read_index(path, key=key)
+        index.column = column
+        names = [shard.path for shard in index.shards]
+        chosen = set(of_split(names, split, split_key, path))
+        if len(chosen) < len(names):
+            shards = [shard for shard in index.shards if shard.path in chosen]
+            index = ShardIndex(index.root, shards, index.damaged, column=column)
+        return index
+    found = [PurePosixPath(path).name] if single else sorted(_files_below(files, path))
+    names = [name for name in found if is_shard(name)]
+    packed = [name for name in found if _PACKED.search(name)]
     if single and protocol != "file":
         root = path.rpartition("/")[0]
     if not names:
-        raise UserError(f"{key} '{path}' holds no shard: expected .parquet or .tar files")
+        inside = f", but {len(packed)} compressed, such as {packed[0]}" if packed else ""
+        what = "is no shard" if single else f"holds no shard{inside}"
+        raise UserError(
+            f"{key} '{path}' {what}: expected .parquet or .tar files"
+            + ("; unpack what is compressed, in which no place can be gone to" if packed else "")
+        )
+    names = of_split(names, split, split_key, path)
     sizes = [files.info(join(root, name)) for name in names]
-    facts = [
+    facts = ["3", column or ""] + [
         f"{n} {i['size']} {i.get('mtime')} {i.get('etag')}"
         for n, i in zip(names, sizes, strict=True)
     ]
     digest = hashlib.blake2b("\n".join([root, *facts]).encode(), digest_size=8).hexdigest()
     kept = cache / f"index-{digest}"
     if (kept / INDEX).exists():
-        return read_index(str(kept), root=root)
-    index = build_index(root, names, progress=progress)
+        index = read_index(str(kept), root=root)
+        index.column = column
+        return index
+    index = build_index(root, names, column=column, progress=progress)
+    index.skipped += [(name, "compressed") for name in packed]
+    if not index.shards and index.skipped:
+        raise UserError(f"{key} '{path}' holds no shard of images: {': '.join(index.skipped[0])}")
     write_index(index, kept / INDEX)
     return index
 
 
-def build_index(root: str, names: list[str], *, progress: bool) -> ShardIndex:
+def build_index(
+    root: str, names: list[str], *, column: str | None = None, progress: bool
+) -> ShardIndex:
     """Look into shards: the footers of parquet files, the headers of tars."""
+    skipped: list[tuple[str, str]] = []
 
     def look(name: str) -> tuple[Shard | None, str]:
         try:
             size = file_system(root).size(join(root, name))
-            return (_index_tar if is_tar(name) else _index_parquet)(root, name, size)
+            if is_tar(name):
+                return _index_tar(root, name, size)
+            return _index_parquet(root, name, size, column)
+        except NoImages as error:
+            skipped.append((name, str(error)))
+            return None, ""
         except Exception as error:
             return None, short_reason(error)
 
@@ -112,7 +157,8 @@ def build_index(root: str, names: list[str], *, progress: bool) -> ShardIndex:
         hide = None if progress else True
         found = list(tqdm(pool.map(look, names), "indexing shards", len(names), disable=hide))
     damaged = [(name, reason) for name, (_, reason) in zip(names, found, strict=True) if reason]
-    return ShardIndex(root, [shard for shard, _ in found if shard is not None], damaged)
+    shards = [shard for shard, _ in found if shard is not None]
+    return ShardIndex(root, shards, damaged, skipped=sorted(skipped), column=column)
 
 
 def read_index(folder: str, *, root: str | None = None, key: str = "data.path") -> ShardIndex:
@@ -129,7 +175,8 @@ def read_index(folder: str, *, root: str | None = None, key: str = "data.path") 
                 raise OSError("it is larger than any index")
             table = pq.read_table(file)
         rows = table.select(_INDEX_SCHEMA.names).to_pylist()
-        notes = (table.schema.metadata or {}).get(b"damaged", b"").decode().splitlines()
+        about = table.schema.metadata or {}
+        notes = [about.get(name, b"").decode().splitlines() for name in _NOTES]
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: '{join(folder, INDEX)}' is no index of shards: {reason}") from None
@@ -155,8 +202,11 @@ def read_index(folder: str, *, root: str | None = None, key: str = "data.path") 
                 np.array(row["group_max_loss"], np.float32),
             )
         )
-    damaged = [(name, reason) for name, _, reason in (note.partition("\t") for note in notes)]
-    return ShardIndex(root or folder, shards, damaged)
+    damaged, skipped = (
+        [(name, reason) for name, _, reason in (note.partition("\t") for note in lines)]
+        for lines in notes
+    )
+    return ShardIndex(root or folder, shards, damaged, skipped=skipped)
 
 
 def _wrong(row: dict[str, Any]) -> str:
@@ -185,17 +235,19 @@ def write_index(index: ShardIndex, path: Path) -> None:
     """Write the index file aside and put it in place."""
     rows = [{**shard._asdict(), "rows": shard.rows} for shard in index.shards]
     table = pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA)
-    notes = "\n".join(f"{name}\t{reason}" for name, reason in index.damaged)
-    table = table.replace_schema_metadata({"damaged": notes})
+    notes = {
+        what: "\n".join(f"{name}\t{reason}" for name, reason in lines)
+        for what, lines in zip(_NOTES, (index.damaged, index.skipped), strict=True)
+    }
+    table = table.replace_schema_metadata(notes)
     with written_aside(path) as aside:
         pq.write_table(table, aside, compression="zstd")
 
 
-def _index_parquet(root: str, name: str, size: int) -> tuple[Shard, str]:
+def _index_parquet(root: str, name: str, size: int, column: str | None) -> tuple[Shard, str]:
     with file_system(root).open(join(root, name), "rb") as file:
         about = pq.read_metadata(file)
-    if "image" not in {about.schema.column(i).path.split(".")[0] for i in range(about.num_columns)}:
-        raise UserError(f"shard '{name}' has no column 'image'")
+    column_of_images(about.schema.to_arrow_schema(), column)
     counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
     if max(counts, default=0) > MAX_ROWS:
         return Shard(name, size, "", *_NO_GROUPS), f"a row group over {MAX_ROWS:,} rows"
@@ -235,10 +287,14 @@ def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
     return Shard(name, size, "", np.array(counts, np.int32), *bounds, UNSORTED), reason
 
 
-def _shard_names(files: Any, path: str) -> Iterator[str]:
+def is_shard(name: str) -> bool:
+    """Whether a file is taken for a shard, by its path: an index is none, nor what is hidden."""
+    *folders, last = name.split("/")
+    hidden = any(part.startswith((".", "_")) for part in (*folders, last))
+    return last.endswith(_ENDINGS) and not hidden and last != INDEX
+
+
+def _files_below(files: Any, path: str) -> Iterator[str]:
     base = fsspec.core.strip_protocol(path).rstrip("/")
     for found in files.find(path):
-        name = found[len(base) + 1 :]
-        hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
-        if name.endswith(_ENDINGS) and not hidden and name != INDEX:
-            yield name
+        yield found[len(base) + 1 :]

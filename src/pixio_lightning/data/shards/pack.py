@@ -25,12 +25,15 @@ from pixio_lightning.data.shards.format import (
     MAX_MEMBER,
     UNSORTED,
     Encoded,
+    NoImages,
     Shard,
     ShardIndex,
+    column_of_images,
+    is_tar,
     read_group,
 )
-from pixio_lightning.data.shards.index import INDEX, open_index, write_index
-from pixio_lightning.data.sources import FolderSource
+from pixio_lightning.data.shards.index import INDEX, is_shard, open_index, write_index
+from pixio_lightning.data.sources import FolderSource, files_below, is_picture
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.keyed import key_of, permuted
@@ -47,12 +50,22 @@ class Packed:
     left_out: list[tuple[str, str]]
 
 
-def pack(source: str, out: Path, *, rows: int, group: int, shuffled: bool, jobs: int) -> ShardIndex:
+def pack(
+    source: str,
+    out: Path,
+    *,
+    split: str | None = None,
+    rows: int,
+    group: int,
+    shuffled: bool,
+    jobs: int,
+) -> ShardIndex:
     """Pack images into parquet shards.
 
     Args:
-        source: Folder of JPEG, PNG and WebP files at any depth, or folder or address of shards.
+        source: Folder of pictures at any depth, or folder or address of shards.
         out: Folder to write to.
+        split: Which shards are packed anew, where their names tell.
         rows: Images of a shard; shards that are packed anew keep theirs.
         group: Images of a row group, which are read together.
         shuffled: Whether to put the files of a folder into a random order, always the same.
@@ -62,11 +75,11 @@ def pack(source: str, out: Path, *, rows: int, group: int, shuffled: bool, jobs:
         The index, which is written beside the shards.
 
     Raises:
-        UserError: There is nothing to pack, or `out` cannot be written.
+        UserError: There is nothing to pack, or pictures and shards; or `out` cannot be written.
     """
     if rows < 1 or group < 1 or jobs < 1:
         raise UserError(f"--rows {rows}, --group {group}, --jobs {jobs}: expected at least 1")
-    parts = _parts(source, rows=rows, shuffled=shuffled)
+    parts, skipped = _parts(source, out, split=split, rows=rows, shuffled=shuffled)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,27 +96,44 @@ def pack(source: str, out: Path, *, rows: int, group: int, shuffled: bool, jobs:
     with ThreadPoolExecutor(jobs) as pool:
         running = pool.map(lambda task: task(), tasks)
         packed = list(tqdm(running, "packing shards", len(tasks), disable=None))
-    index = ShardIndex(str(out), [entry.shard for entry in packed])
+    index = ShardIndex(str(out), [entry.shard for entry in packed], skipped=skipped)
     write_index(index, out / INDEX)
     left_out = [bad for entry in packed for bad in entry.left_out]
     if left_out:
-        (out / "bad_files.txt").write_text("".join(f"{n}\t{r}\n" for n, r in left_out))
+        text = "".join(f"{n}\t{r}\n" for n, r in left_out)
+        (out / "bad_files.txt").write_bytes(text.encode(errors="surrogateescape"))
     return index
 
 
 Read = Callable[[], Iterator[Encoded]]
 
 
-def _parts(source: str, *, rows: int, shuffled: bool) -> list[tuple[str, Read]]:
-    """Return, for each shard to write, what tells it apart and how to read its images."""
+def _parts(
+    source: str, out: Path, *, split: str | None, rows: int, shuffled: bool
+) -> tuple[list[tuple[str, Read]], list[tuple[str, str]]]:
+    """Return, for each shard to write, what tells it apart and how to read its images.
+
+    And the files beside them that are no shards, with the reason.
+    """
     local = Path(source).expanduser()
-    if local.is_dir() and not any(local.rglob("*.tar")) and not any(local.rglob("*.parquet")):
+    pictures, shards, skipped = _contents(local, out) if local.is_dir() else (0, [], [])
+    if pictures and shards:
+        raise UserError(
+            f"'{source}' holds {pictures:,} pictures and {len(shards):,} shards, such as "
+            f"{shards[0]}, so it is not clear what to pack: move either somewhere else"
+        )
+    if local.is_dir() and not shards:
         files = FolderSource(local, key="the source")
         n = len(files)
         order = [permuted(i, n, seed=0, step=0) if shuffled else i for i in range(n)]
         cut = [order[start : start + rows] for start in range(0, n, rows)]
-        return [(_name_of(map(files.name, part)), partial(_files, files, part)) for part in cut]
-    index = open_index(source, cache=default_cache(), key="the source")
+        skipped += [(f"*{suffix}", f"{n} of them") for suffix, n in files.skipped.most_common()]
+        return [
+            (_name_of(map(files.name, part)), partial(_files, files, part)) for part in cut
+        ], skipped
+    index = open_index(
+        source, cache=default_cache(), split=split, key="the source", split_key="--split"
+    )
     if index.damaged:
         reasons = "; ".join(": ".join(bad) for bad in index.damaged[:5])
         raise UserError(f"{len(index.damaged)} shards of '{source}' are damaged ({reasons})")
@@ -111,7 +141,29 @@ def _parts(source: str, *, rows: int, shuffled: bool) -> list[tuple[str, Read]]:
     return [
         (f"{entry.path} {entry.size} {index.digest}", partial(_groups, index, number))
         for number, entry in entries
-    ]
+    ], index.skipped
+
+
+def _contents(folder: Path, out: Path) -> tuple[int, list[str], list[tuple[str, str]]]:
+    """Count the pictures below a folder, and list shards, and parquet files that are none.
+
+    What was packed before into a folder inside of it is passed over.
+    """
+    pictures, shards, skipped = 0, [], []
+    for name in files_below(folder, key="the source"):
+        pictures += is_picture(name)
+        if is_shard(name) and not (folder / name).resolve().is_relative_to(out.resolve()):
+            shards.append(name)
+    for name in shards if pictures else ():  # a table of captions beside them is no shard
+        if not is_tar(name):
+            try:
+                column_of_images(pq.read_schema(folder / name), None)
+            except NoImages as error:
+                skipped.append((name, str(error)))
+            except (pa.ArrowException, OSError):
+                pass  # damaged, and so perhaps a shard
+    none = {name for name, _ in skipped}
+    return pictures, sorted(name for name in shards if name not in none), skipped
 
 
 def _name_of(names: Any) -> str:
@@ -209,9 +261,12 @@ def shard_schema(columns: dict[str, pa.Array], *, about: dict[str, str]) -> pa.S
 
 def table_of(images: list[Encoded], columns: dict[str, pa.Array], schema: pa.Schema) -> pa.Table:
     """Return images and further columns as one row group."""
+    # A name need not be UTF-8, but a column of text must.
+    encoded = [image.key.encode(errors="surrogateescape") for image in images]
+    keys = [key.decode(errors="backslashreplace") for key in encoded]
     base = {
-        "key": [image.key for image in images],
-        "hash": [key_of(image.key) for image in images],
+        "key": keys,
+        "hash": [key_of(key) for key in keys],
         "image": [{"bytes": image.data, "path": None} for image in images],
     }
     return pa.Table.from_pydict(base | columns, schema=schema)

@@ -88,8 +88,10 @@ class ShardSet:
     """The shards a run trains on.
 
     Args:
-        path: Where they are.
-        val_path: Shards to validate on; None holds out groups of the others.
+        index: Those to train on.
+        val_path: Shards to validate on; None takes those of `val_split` beside the others, or holds
+            out groups.
+        val_split: Which of them to validate on, where their names tell.
         val_images: Held-out images, at most.
         curation: Which images to train on.
         seed: Seed of the order and of what is kept.
@@ -99,16 +101,30 @@ class ShardSet:
     """
 
     def __init__(
-        self, path: str, *, val_path: str | None, val_images: int, curation: Curation, seed: int
+        self,
+        index: ShardIndex,
+        *,
+        val_path: str | None,
+        val_split: str | None = None,
+        val_images: int,
+        curation: Curation,
+        seed: int,
     ) -> None:
-        self.index = open_index(path, cache=default_cache())
+        self.index = index
         if not self.index.n_groups:
-            reasons = "; ".join(": ".join(bad) for bad in self.index.damaged[:3])
-            raise UserError(f"data.path '{path}' holds no image ({reasons or 'empty shards'})")
+            reasons = "; ".join(": ".join(bad) for bad in index.damaged[:3]) or "empty shards"
+            raise UserError(f"data.path '{index.root}' holds no image ({reasons})")
         self.curation, self.seed = curation, seed
         every = np.arange(self.index.n_groups)
-        if val_path is not None:
-            apart = open_index(val_path, cache=default_cache(), key="data.val_path")
+        if val_path is not None or val_split is not None:
+            apart = open_index(
+                val_path or index.root,
+                cache=default_cache(),
+                split=val_split,
+                column=index.column,
+                key="data.val_path" if val_path else "data.path",
+                split_key="data.val_split",
+            )
             self.held_out = ShardSource(apart, np.arange(apart.n_groups), limit=val_images)
             train = every
         else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning as L
 
+from pixio_lightning.data.sources import listed
 from pixio_lightning.errors import visible
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training import optim as optimisation
@@ -75,6 +76,7 @@ class RunCard(L.Callback):
             steps=trainer.max_steps,
         )
         device = trainer.strategy.root_device.type
+        facts |= trainer.datamodule.contents()
         facts["precision"] = f"{trainer.precision} on {trainer.world_size} x {device}"
         facts["run folder"] = str(self.folder)
         if trainer.global_step:
@@ -92,7 +94,7 @@ class RunCard(L.Callback):
             facts = {}
         bad = getattr(trainer.datamodule, "bad", {})
         if bad:
-            reasons = ", ".join(f"{n} {r}" for r, n in trainer.datamodule.bad_reasons.most_common())
+            reasons = listed(trainer.datamodule.bad_reasons)
             facts["unusable images"] = f"{len(bad)} ({reasons}), listed in bad_files.txt"
         say(block(f"step {trainer.global_step}", outcome(pl_module, self.folder) | facts))
 
