@@ -23,7 +23,7 @@ from pixio_heads.classification.metrics import (
 from pixio_heads.classification.picture import bars, shown
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
-from pixio_lightning.training import Batch, Head, Optim, visualize
+from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
 
 
 class _ClassHead(Head):
@@ -163,6 +163,7 @@ class Classification(_ClassHead):
             hot = target if target.ndim == 2 else F.one_hot(target, len(count))
             count += (hot * weight[:, None]).sum(dim=0)
             seen += float(weight.sum())
+        self.note(absent_classes(count.tolist(), self.data_info["class_names"], samples=int(seen)))
         return {"frequency": count / seen}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
@@ -268,7 +269,10 @@ class KNN(_ClassHead):
                 found = knn.feature(self.encode(batch)).half()
                 rows.append((found, batch["target"], batch["weight"]))
         bank, labels, weight = (self._gathered(torch.cat(part)) for part in zip(*rows, strict=True))
-        return {"bank": bank[weight > 0], "labels": labels[weight > 0]}
+        bank, labels, names = bank[weight > 0], labels[weight > 0], self.data_info["class_names"]
+        counts = labels.bincount(minlength=len(names))
+        self.note(absent_classes(counts.tolist(), names, samples=len(labels)))
+        return {"bank": bank, "labels": labels}
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes in the order of the data, of which each has every n-th.

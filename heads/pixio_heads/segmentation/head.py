@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
+from pixio_lightning.errors import UserError
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
-from pixio_lightning.training import Batch, DenseHead, Optim, visualize
+from pixio_lightning.training import Batch, DenseHead, Optim, absent_classes, visualize
 
 _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
 
@@ -109,15 +110,35 @@ class Segmentation(DenseHead):
         num_classes = self.data_info["num_classes"]
         # One row more, for pixels without a class.
         counts = torch.zeros(num_classes + 1, _THUMBNAIL[0] * _THUMBNAIL[1], dtype=torch.long)
+        pixels, samples = torch.zeros(IGNORED + 1, dtype=torch.long), 0
         for batch in loader:
+            pixels += batch["target"].flatten().long().bincount(minlength=IGNORED + 1)
+            samples += len(batch["target"])
             # As float, in which labels are exact: torch resizes no integers beyond bytes.
             labels = batch["target"].float()[:, None]
             small = F.interpolate(labels, _THUMBNAIL, mode="nearest-exact").long().flatten(1)
             counts.scatter_add_(0, small.clamp_max(num_classes), torch.ones_like(small))
+        self._look_at(pixels, samples)
         counts = counts[:-1]
         majority = counts.sum(1).argmax()
         majority_map = torch.where(counts.sum(0) > 0, counts.argmax(0), majority)
         return {"majority": majority, "majority_map": majority_map.view(_THUMBNAIL)}
+
+    def _look_at(self, pixels: Tensor, samples: int) -> None:
+        """Name classes without a pixel; of a single one, say what else the masks hold.
+
+        Raises:
+            UserError: Fewer than two classes occur.
+        """
+        counts, names = pixels[: self.data_info["num_classes"]], self.data_info["class_names"]
+        if int((counts > 0).sum()) == 1 and pixels[IGNORED]:
+            raise UserError(
+                f"the masks of {samples} training samples hold no class but "
+                f"{names[int(counts.argmax())]}; all else in them is for no class: {IGNORED}, or 0 "
+                "with data.label_shift -1. Is that the foreground? Store the index of its class "
+                "instead, or leave data.label_shift out"
+            )
+        self.note(absent_classes(counts.tolist(), names, samples=samples))
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Return both as class indices `(B, H, W)`."""

@@ -101,6 +101,8 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
                 if _is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
                 verb = next(verb for verb in _VERBS if verb in about)
+                if verb == "validate":
+                    options += ["--ckpt_path", "none"]
                 runs.main(verb, ["-c", about[verb], "--out", str(out), *options, *words])
             line = _last(out)
             lines.append((name, line))

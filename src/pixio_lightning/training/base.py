@@ -54,6 +54,11 @@ class BackboneModule(L.LightningModule):
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return True
+
     def build(self, backbone: Backbone) -> nn.Module | None:
         """Return the module to train beside the backbone, sized by it; None for none."""
         raise NotImplementedError

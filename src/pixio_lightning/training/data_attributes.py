@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pixio_lightning.errors import UserError
@@ -44,6 +44,31 @@ def refuse_other(
 def unnamed(count: int) -> list[str]:
     """Return names for classes of which only the number is known."""
     return [f"class {i}" for i in range(count)]
+
+
+def absent_classes(counts: Sequence[float], names: Sequence[str], *, samples: int) -> str:
+    """Return which classes no training sample shows, in a line to print; empty if there is none.
+
+    Args:
+        counts: How often each class was seen.
+        names: Of the classes, in the same order.
+        samples: How many samples were looked at.
+
+    Raises:
+        UserError: Fewer than two classes occur: every figure would be perfect, and say nothing.
+    """
+    absent = [name for name, count in zip(names, counts, strict=True) if not count]
+    if len(names) - len(absent) < 2:
+        only = ", ".join(name for name in names if name not in absent) or "none"
+        raise UserError(
+            f"of {len(names)} classes, {samples} training samples show {only}, so nothing would be "
+            "told apart; expected two at least: check the labels, and what the data counts as a "
+            "class"
+        )
+    if not absent:
+        return ""
+    listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+    return f"{len(absent)} of {len(names)} classes are in none of {samples} training samples: {listed}"
 
 
 def _plain(value: Any) -> Any:

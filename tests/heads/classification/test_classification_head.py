@@ -138,6 +138,22 @@ def test_one_recipe_over_four_backbones_gives_lines_that_may_be_compared(tmp_pat
     assert "0.25 of the short side" in results.read(tmp_path / name)[-1]["protocol"]
 
 
+@pytest.mark.parametrize("task", ["folder_linear", "folder_knn"])
+def test_a_folder_without_images_is_named_and_one_alone_refused(
+    task: str, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Archives of Macs leave a `__MACOSX`: a class that nothing shows, and that counts in top-1."""
+    (colours / "grey").mkdir()
+    line = words(f"classification/{task}", colours, tmp_path / "run", "--trainer.max_steps=1")
+    assert main(["fit", *line]) == 0
+    assert "1 of 4 classes are in none of 54 training samples: grey" in capsys.readouterr().out
+    for name in ("blue", "green"):
+        for path in (colours / name).iterdir():
+            path.unlink()
+    assert main(["fit", *line, "--fresh"]) == 2
+    assert "training samples show red, so nothing would be told apart" in capsys.readouterr().err
+
+
 def test_what_is_pooled() -> None:
     backbone = Backbone("pixio_vitt16", weights="random:0", model_args=SMALL)
     with torch.no_grad():
