@@ -18,6 +18,7 @@ from pixio_lightning.cli.main import main
 from pixio_lightning.training import results
 
 DEPTH = ("-c", "depth/demo", "--model.backbone.weights", "random:0", "--model.cache", "false")
+UNTRAINED = ("--ckpt_path", "none")
 NAMES = [
     *("a.jpg", "a.jpg.png", "a.png", "room/a.jpg", "back\\..\\slash.jpg", "a_colour.jpg"),
     *("new\nline.jpg", "x" * 251 + ".jpg", "é" * 125 + ".jpg", os.fsdecode(b"\xff.jpg")),
@@ -53,7 +54,7 @@ def test_depth_of_a_folder(tmp_path: Path) -> None:
     run, source = tmp_path / "run", folder(tmp_path / "in")
     words = ["--data.source", "folder", "--data.path", str(source), "--data.max_depth", "80"]
     words += ["--data.val_batch_size", "5", "--out", str(run)]
-    assert main(["predict", *DEPTH, *words]) == 0
+    assert main(["predict", *DEPTH, *UNTRAINED, *words]) == 0
     files = written(run, tmp_path)
     colours = [p for p in files if p.name.endswith("_colour.png")]
     maps = [p for p in files if p not in colours]
@@ -99,10 +100,10 @@ def test_depth_that_no_16_bits_hold_is_refused(
     picture(tmp_path / "in/a.jpg", 0)
     words = ["--data.source", "folder", "--data.path", str(tmp_path / "in"), "--data.max_depth"]
     words += ["350", "--out", str(tmp_path / "run")]
-    assert main(["predict", *DEPTH, *words]) == 2
+    assert main(["predict", *DEPTH, *UNTRAINED, *words]) == 2
     assert "depth to 350 m does not fit into a 16-bit PNG" in capsys.readouterr().err
     assert not written(tmp_path / "run", tmp_path)
-    assert main(["predict", *DEPTH, *words, "--model.files", "npy"]) == 0
+    assert main(["predict", *DEPTH, *UNTRAINED, *words, "--model.files", "npy"]) == 0
     depth = np.load(tmp_path / "run/predictions/a.jpg.npy")
     assert depth.shape == (64, 64) and (depth > 0).all()
 
@@ -127,7 +128,7 @@ def test_members_of_a_zip_stay_in_the_folder(tmp_path: Path) -> None:
             file.writestr(f"{name}/meta.json", meta)
     run = tmp_path / "deep/down/run"
     words = ["--data.source", "moge", "--data.path", str(tmp_path / "in/set.zip")]
-    assert main(["predict", *DEPTH, *words, "--out", str(run)]) == 0
+    assert main(["predict", *DEPTH, *UNTRAINED, *words, "--out", str(run)]) == 0
     files = written(run, tmp_path)
     assert len(files) == 2 * len(names) and not outside.exists()
     assert run / "predictions/room/image.jpg.png" in files
@@ -136,6 +137,7 @@ def test_members_of_a_zip_stay_in_the_folder(tmp_path: Path) -> None:
 def test_pictures_of_pretraining(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run, source = tmp_path / "run", folder(tmp_path / "in")
     words = ["-c", str(write_recipe(source, source)), "--out", str(run)]
+    words += UNTRAINED
     assert main(["predict", *words]) == 0
     assert len(written(run, tmp_path)) == len(NAMES)
     elsewhere = tmp_path / "elsewhere"

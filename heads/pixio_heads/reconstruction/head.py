@@ -162,10 +162,13 @@ class Reconstruction(Head):
         """Write every set to a folder of its name: clouds, cameras and arrays, see `Export`."""
         for row, name in enumerate(batch["name"]):
             one = Prediction(*(part[row : row + 1].float().cpu() for part in prediction))
-            pictures = self.trainer.datamodule.samples_of("predict").picture_names(row)
-            found = reconstructed(one, batch["image"][row].cpu(), names=pictures)
+            pictures = self.trainer.datamodule.samples_of("predict")
+            names = pictures.picture_names(row)
+            found = reconstructed(one, batch["image"][row].cpu(), names=names)
+            files = pictures.root and [pictures.root / name for name in names]
             about = {key: batch[key][row].cpu().numpy() for key in ("original_size", "placement")}
-            for path in export(found._replace(**about), output_path(folder, name), self.export):
+            found, out = found._replace(**about), output_path(folder, name)
+            for path in export(found, out, self.export, pictures=files):
                 print(path, flush=True)
 
 

@@ -129,7 +129,6 @@ class Backbone(nn.Module):
                     f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
                     f"images of {in_chans} channels"
                 )
-            # As stated, whatever the buffers are cast to.
             self._statistics[key] = value
             values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
@@ -269,7 +268,11 @@ class Backbone(nn.Module):
         self.load()
         if self.frozen and fn(torch.empty(0, device="cpu")).dtype != torch.float32:
             self._keep_digest()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        for key, value in self._statistics.items():  # as stated, whatever the weights are cast to
+            buffer = getattr(self, key)
+            setattr(self, key, torch.tensor(value).view(1, -1, 1, 1).to(buffer.device))
+        return self
 
     # --- forward ------------------------------------------------------------------------------
 
@@ -331,6 +334,7 @@ class Backbone(nn.Module):
         factors = self._draw_drop_paths(random_key)
         if not resized:
             images = self.resize(images)
+        images = images.to(self.vit.patch_embed.proj.weight.dtype)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         x, rope = self._embed(images, grid, keep)
         layers = []

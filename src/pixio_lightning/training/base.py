@@ -100,6 +100,19 @@ class BackboneModule(L.LightningModule):
             for module in (self.backbone, self.decoder):
                 sharding.distribute(module, mesh, policy=policy, device=strategy.root_device)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move the module.
+
+        Raises:
+            UserError: It would be cast: metres and labels of a batch would lose their digits too.
+        """
+        if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+            raise UserError(
+                f"{type(self).__name__} keeps its weights in float32, not {dtype}: half precision "
+                "is trainer.precision bf16-mixed, or torch.autocast around `predict`"
+            )
+        return super()._apply(fn, recurse)
+
     def _build(self, *, empty: bool = False) -> None:
         """Load the backbone and build the decoder; empty: without values, on the meta device."""
         # Not on the device: one seed is the same start on all of them, sharded or not.
