@@ -72,6 +72,45 @@ def test_depth_of_a_folder(tmp_path: Path) -> None:
     assert np.allclose(samples.load(index)["depth"], stored / 256)
 
 
+@pytest.mark.parametrize("task", ["depth", "segmentation"])
+def test_photographs_of_any_size(task: str, tmp_path: Path) -> None:
+    """Seen at a size that the windows suit, written at their own, and shown on one sheet."""
+    sizes = {"large.jpg": (900, 700), "small.jpg": (70, 40), "long.jpg": (1200, 90)}
+    for i, (name, size) in enumerate(sizes.items()):
+        array = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / "in" / name)
+    words = ["-c", f"{task}/demo", *DEPTH[2:], *UNTRAINED, "--data.source", "folder"]
+    words += ["--data.path", str(tmp_path / "in"), "--out", str(tmp_path / "run")]
+    words += ["--data.num_classes", "3"] if task == "segmentation" else []
+    assert main(["predict", *words]) == 0
+    for name, size in sizes.items():
+        with Image.open(tmp_path / f"run/predictions/{name}.png") as found:
+            assert found.size == size
+        with Image.open(tmp_path / f"run/predictions/{name}_colour.png") as drawn:
+            assert max(drawn.size) < 1200
+    with Image.open(tmp_path / "run/predictions.png") as sheet:
+        assert np.asarray(sheet).std() > 0 and max(sheet.size) < 2400
+
+
+def test_a_head_that_nothing_trained_predicts_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also one whose classes a checkpoint alone would know, and pretraining."""
+    picture(tmp_path / "in/a.jpg", 0)
+    words = ["--data.source", "folder", "--data.path", str(tmp_path / "in")]
+    words += ["--model.backbone.weights", "random:0", "--out", str(tmp_path / "run")]
+    for task in ("depth/demo", "segmentation/demo", "pretrain/demo"):
+        for verb in ("predict", "validate"):
+            assert main([verb, "-c", task, *words]) == 2
+            error = capsys.readouterr().err
+            assert "is not trained" in error and "--ckpt_path none" in error
+            assert error.count("\n") == 1
+    assert not (tmp_path / "run/predictions").exists()
+    assert main(["fit", *DEPTH, *words, *UNTRAINED]) == 2
+    assert "leave it out" in capsys.readouterr().err
+
+
 def test_another_unit_than_the_files_say_stops_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

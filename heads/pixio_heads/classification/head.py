@@ -8,12 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from pixio_heads.classification import knn, predictions
+from pixio_heads.classification.data import centre
 from pixio_heads.classification.linear import LinearClassifier, Pool
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
@@ -31,12 +34,23 @@ class _ClassHead(Head):
 
     data_attributes = ("num_classes", "class_names", "multilabel")
     same_as_trained = ("multilabel", "class_names", "num_classes")
-    evaluation_attributes = ("seen",)
+    evaluation_attributes = ("centre_crop",)
     baseline_names = ("majority",)
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)` in [0, 1]."""
         raise NotImplementedError
+
+    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the centre that evaluation sees; of an earlier version's checkpoint, all."""
+        crop = self.evaluation_info.get("centre_crop")
+        return pixels if crop is None else centre(pixels, *crop)
+
+    @property
+    def seen(self) -> str:
+        """Return what evaluation sees of an image."""
+        side, share = self.evaluation_info["centre_crop"]
+        return f"centre crop of {side} px" + (f", {share:g} of the short side" if share < 1 else "")
 
     def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw images in a row, and below each what it is taken for, the truth in green."""
@@ -149,7 +163,7 @@ class Classification(_ClassHead):
     def protocol(self) -> str:
         """How classes are told and what is seen of an image."""
         many = "any number of" if self.data_info["multilabel"] else "one of"
-        return f"{many} {self.data_info['num_classes']} classes; {self.evaluation_info['seen']}"
+        return f"{many} {self.data_info['num_classes']} classes; {self.seen}"
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)`, which add up to 1 unless an image may be of several classes."""
@@ -247,7 +261,7 @@ class KNN(_ClassHead):
         return (
             f"k-NN by cosine, T {self.temperature:g}, mean raw class token (patch where there is "
             f"none), among {bank} training images; one of {self.data_info['num_classes']} classes; "
-            f"{self.evaluation_info['seen']}"
+            f"{self.seen}"
         )
 
     def probabilities(self, prediction: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pixio_lightning.data import (
     OTHER_UNIT,
     Bad,
     BadImage,
+    Loader,
     RandomKey,
     Sample,
     SampleData,
@@ -210,6 +211,10 @@ class DepthData(SampleData):
                     f"depth of {name}: {reason.removeprefix(OTHER_UNIT)} of data.depth_scale; "
                     "leave data.depth_scale out"
                 )
+
+    def predict_dataloader(self) -> Loader:
+        """Return every image to predict once, one at a time: they are of any size."""
+        return self.evaluation_loader(self.evaluation_set("predict"), batch_size=1)
 
     # --- views --------------------------------------------------------------------------------
 

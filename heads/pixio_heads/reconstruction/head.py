@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixio_heads.reconstruction import losses
@@ -92,6 +94,17 @@ class Reconstruction(Head):
         sets = len(batch["image"] if "image" in batch else batch["key"])
         views = len(features.tokens) // sets
         return self.decoder(features, views, batch["size"])
+
+    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Refuse a single picture.
+
+        Raises:
+            UserError: Always: several views make a set.
+        """
+        raise UserError(
+            "a reconstruction needs several views: give a tensor (B, V, 3, H, W), or run `pixio "
+            "predict` on a folder of pictures or a video"
+        )
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Return the factored loss and its terms."""

@@ -15,6 +15,7 @@ from pixio_heads.segmentation.layouts import HubSamples, Labels, Pair, PairSampl
 from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data import (
     Bad,
+    Loader,
     RandomKey,
     Sample,
     SampleData,
@@ -175,6 +176,10 @@ class SegmentationData(SampleData):
         for name, reason in bad:
             if reason.startswith(layouts.WRONG):
                 raise UserError(f"mask of {name}: {reason.removeprefix(layouts.WRONG)}")
+
+    def predict_dataloader(self) -> Loader:
+        """Return every image to predict once, one at a time: they are of any size."""
+        return self.evaluation_loader(self.evaluation_set("predict"), batch_size=1)
 
     # --- views --------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ Shapes: B batch, M images the backbone sees for a batch, K classes, H x W pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ class Segmentation(DenseHead):
         stride: Distance between their origins; None takes two thirds of the window.
         windows_per_chunk: Windows that are evaluated at once, which bounds memory and changes
             nothing else.
+        predict_side: Short side that larger images are brought to for `predict`, in pixels; None
+            takes twice the window. Files have the size of the image all the same.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
         seed: Seed of drop path.
@@ -59,6 +61,7 @@ class Segmentation(DenseHead):
         window: int = 256,
         stride: int | None = None,
         windows_per_chunk: int = 16,
+        predict_side: int | None = None,
         optim: Optim = Optim(  # noqa: B008 (frozen)
             lr=2e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.0, schedule="poly"
         ),
@@ -68,7 +71,7 @@ class Segmentation(DenseHead):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         self.make_decoder: Any = decoder
         self.reduction: Literal["image", "batch"] = reduction
-        self.set_windows(window, stride, windows_per_chunk)
+        self.set_windows(window, stride, windows_per_chunk, predict_side)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel for each class."""
@@ -189,7 +192,7 @@ class Segmentation(DenseHead):
         """Write NAME.png, class indices with a palette, and NAME_colour.png, over the image."""
         colours = visualize.class_colours(self.data_info["num_classes"])
         for name, image, scores in zip(batch["name"], batch["image"], prediction, strict=True):
-            labels = scores.argmax(0).cpu()
+            labels = _labels(scores, image.shape[-2:]).cpu()
             indexed = Image.fromarray(labels.to(torch.uint8).numpy())
             indexed.putpalette(colours.flatten().tolist())
             visualize.save(output_path(folder, name, ".png"), indexed)
@@ -200,3 +203,19 @@ class Segmentation(DenseHead):
                 swatches=self._swatches(labels),
             )
             visualize.write(output_path(folder, name, "_colour.png"), drawn)
+
+
+def _labels(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the likeliest classes `(H, W)` at the size of an image, of scores `(K, h, w)`.
+
+    One class at a time: the scores of 150 for a photograph would fill the memory.
+    """
+    if scores.shape[-2:] == tuple(size):
+        return scores.argmax(0)
+    best = scores.new_full(tuple(size), -torch.inf)
+    labels = torch.zeros(tuple(size), dtype=torch.long, device=scores.device)
+    for index, score in enumerate(scores):
+        large = F.interpolate(score[None, None], tuple(size), mode="bilinear")[0, 0]
+        labels = torch.where(large > best, index, labels)
+        best = large.maximum(best)
+    return labels

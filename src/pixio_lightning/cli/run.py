@@ -212,6 +212,10 @@ def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
 def _introduce(cli: PixioCLI) -> None:
     """Tell the model where it comes from, for its checkpoints and records."""
     config = cli.config_dict()
+    around = config["model"]["init_args"].get("backbone", {})
+    backbone = around.get("init_args", around)
+    if Path(backbone.get("weights") or "").exists():  # a checkpoint is loaded from anywhere
+        backbone["weights"] = str(Path(backbone["weights"]).resolve())
     cli.model.config = config["model"]
     if isinstance(cli.model, Head):
         cli.model.provenance = {

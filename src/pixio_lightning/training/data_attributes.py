@@ -68,7 +68,9 @@ def absent_classes(counts: Sequence[float], names: Sequence[str], *, samples: in
     if not absent:
         return ""
     listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-    return f"{len(absent)} of {len(names)} classes are in none of {samples} training samples: {listed}"
+    return (
+        f"{len(absent)} of {len(names)} classes are in none of {samples} training samples: {listed}"
+    )
 
 
 def _plain(value: Any) -> Any:

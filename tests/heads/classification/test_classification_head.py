@@ -25,7 +25,7 @@ from pixio_lightning.training.checkpoints import checkpoint_io
 SCENES = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}"]
 
 
-SHORT = ["--trainer.max_steps=40", "--data.steps_per_epoch=20", "--data.batch_size=16"]
+SHORT = ["--trainer.max_steps=40", "--data.steps_per_epoch=15", "--data.batch_size=16"]
 SHORT += ["--model.optim.lr=1e-2", "--panels.every_n_steps=0", "--data.val_batch_size=4"]
 
 

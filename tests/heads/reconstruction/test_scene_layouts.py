@@ -191,7 +191,7 @@ def test_integer_depth_counts_in_the_scale(tmp_path: Path) -> None:
 
 
 def test_the_unit_that_a_file_says_counts(tmp_path: Path) -> None:
-    """Of integers and of floats, as Nerfstudio multiplies both; a key that contradicts is refused."""
+    """Of integers and of floats, as Nerfstudio has it; a key that contradicts is refused."""
     views = rendered()
     content = scene_folders.nerfstudio(tmp_path / "a", views, depth_unit_scale_factor=5e-3)
     scene_folders.save_npy(tmp_path / "a/depth/000.npy", views[0].depth)
@@ -210,7 +210,9 @@ def test_images_without_lines_of_points_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a/sparse/0/images.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if line.endswith((".png", "list"))) + "\n")
-    with pytest.raises(UserError, match="images.txt', line 3: expected the points of the image abo"):
+    with pytest.raises(
+        UserError, match="images.txt', line 3: expected the points of the image abo"
+    ):
         opened(tmp_path)
 
 
