@@ -140,7 +140,10 @@ def principal_components(features: Tensor, shape: Sequence[int]) -> Tensor:
     tokens = tokens - tokens.mean(dim=0)
     # Exact and deterministic, unlike torch.pca_lowrank, and small: C x C.
     _, directions = torch.linalg.eigh(tokens.T @ tokens)
-    components = tokens @ directions[:, -3:].flip(1)
+    directions = directions[:, -3:].flip(1)
+    # An eigenvector may point either way: its largest entry up, or colours flip from run to run.
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    components = tokens @ (directions * largest.sign())
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     components = ((components - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     maps = components.view(len(features), *features.shape[-2:], 3).permute(0, 3, 1, 2)
