@@ -103,6 +103,19 @@ class Segmentation(DenseHead):
         """Return mean intersection over union and pixel accuracy."""
         return SegmentationMetrics(self.data_info["num_classes"])
 
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics; say so where nothing could be told apart."""
+        super().on_validation_epoch_end()
+        assert self.evaluation is not None
+        count: Any = self.evaluation.meters["model"].occurring
+        if count < 2:
+            self.note(
+                f"{count} of {self.data_info['num_classes']} classes occur in what was evaluated: "
+                "the figures say nothing; check the masks"
+            )
+
+    on_test_epoch_end = on_validation_epoch_end
+
     @property
     def protocol(self) -> str:
         """Classes, pooling, and how images are seen."""
