@@ -123,13 +123,12 @@ class Backbone(nn.Module):
         self._statistics: dict[str, list[float]] = {}
         in_chans = self.vit.patch_embed.proj.in_channels
         for key in ("mean", "std"):
-            value = list(statistics.get(key, config[key]))
+            value = self._statistics[key] = list(statistics.get(key, config[key]))
             if key in statistics and len(value) not in (1, in_chans):
                 raise UserError(
                     f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
                     f"images of {in_chans} channels"
                 )
-            self._statistics[key] = value
             values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
 
@@ -270,8 +269,8 @@ class Backbone(nn.Module):
             self._keep_digest()
         super()._apply(fn, recurse)
         for key, value in self._statistics.items():  # as stated, whatever the weights are cast to
-            buffer = getattr(self, key)
-            setattr(self, key, torch.tensor(value).view(1, -1, 1, 1).to(buffer.device))
+            stated = torch.tensor(value, dtype=torch.float32, device=self.mean.device)
+            setattr(self, key, stated.view(1, -1, 1, 1))
         return self
 
     # --- forward ------------------------------------------------------------------------------

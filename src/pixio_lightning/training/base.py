@@ -106,7 +106,7 @@ class BackboneModule(L.LightningModule):
         Raises:
             UserError: It would be cast: metres and labels of a batch would lose their digits too.
         """
-        if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+        if (dtype := fn(torch.empty(0, dtype=torch.float32, device="cpu")).dtype) != torch.float32:
             raise UserError(
                 f"{type(self).__name__} keeps its weights in float32, not {dtype}: half precision "
                 "is trainer.precision bf16-mixed, or torch.autocast around `predict`"

@@ -12,6 +12,7 @@ import yaml
 from class_runs import SMALL, words
 from PIL import Image
 
+import pixio_lightning
 from pixio_heads.classification.head import Classification
 from pixio_heads.classification.linear import LinearClassifier, pooled
 from pixio_heads.classification.picture import SIDE, bars
@@ -51,6 +52,9 @@ def test_a_folder_is_learned_and_a_table_of_other_images_is_written(
     assert table[0] == ["name", "label", "probability"]
     assert [row[:2] for row in table[1:]] == [["a, b.png", "green"], ["sub/ü.png", "red"]]
     assert all(1 / 3 < float(row[2]) <= 1 for row in table[1:])
+    # In Python a picture is prepared alike: the centre of it, at the size of training.
+    logits = pixio_lightning.load(tmp_path / "run").predict(tmp_path / "in/a, b.png")
+    assert float(logits.softmax(1).max()) == pytest.approx(float(table[1][2]), abs=1e-4)
 
 
 def test_neighbours_know_a_folder_and_leave_no_checkpoint(colours: Path, tmp_path: Path) -> None:
