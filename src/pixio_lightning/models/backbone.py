@@ -263,8 +263,7 @@ class Backbone(nn.Module):
         return super().train(mode and not self.frozen)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
-        # Moving or casting a model on the meta device needs its values.
-        self.load()
+        self.load()  # moving or casting a model on the meta device needs its values
         if self.frozen and fn(torch.empty(0, device="cpu")).dtype != torch.float32:
             self._keep_digest()
         super()._apply(fn, recurse)
