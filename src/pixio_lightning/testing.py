@@ -220,8 +220,9 @@ class HeadContract:
 
     def test_two_processes_measure_what_one_does(self, tmp_path: Path) -> None:
         """With a number of samples that two processes cannot share evenly."""
-        one = self.run("validate", tmp_path / "one", data__val_images=5)
-        words = self.words(tmp_path / "two", data__val_images=5, trainer__devices=2)
+        keys: dict[str, Any] = {"data__val_images": 5, "ckpt_path": "none"}
+        one = self.run("validate", tmp_path / "one", **keys)
+        words = self.words(tmp_path / "two", trainer__devices=2, **keys)
         command = [self.python, "-m", "pixio_lightning.cli.main", "validate", *words]
         done = subprocess.run(
             [*command, "--trainer.strategy", "ddp"],

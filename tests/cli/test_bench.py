@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_a_suite_runs_once_and_prints_its_table(
     assert main(words) == 0
     table = (tmp_path / "out/table.md").read_text()
     assert "| random |" in table and "+-" in table and "| constant |" in table
+    assert "Evaluated on val of scenes 2x2 views of studio, 64 px, 4 samples; depth 0" in table
     assert table in capsys.readouterr().out
     assert main(words) == 0
     assert "step 2/2" not in capsys.readouterr().out
@@ -55,6 +57,7 @@ def test_a_suite_runs_once_and_prints_its_table(
         ({"rows": {"a": {"recipe": "x"}}}, "row a: there is no key recipe"),
         ({"rows": {"a": {}}}, "give fit"),
         ({"rows": None}, "has no rows"),
+        ({"metrics": {"abs_rel": "less"}}, "metric abs_rel is 'less'; expected min, max or null"),
     ],
 )
 def test_mistakes(changes: dict, message: str, tmp_path: Path) -> None:
@@ -71,6 +74,43 @@ def test_a_misspelt_suite(tmp_path: Path) -> None:
 def test_the_spread_is_the_standard_deviation() -> None:
     text = bench.table([bench.Row("a", {"x": [1.0, 3.0]}), bench.Row("b", {"x": [2.0]})])
     assert "| a | 2.0000 +- 1.4142 | 2 |" in text and "| b | 2.0000 | 1 |" in text
+
+
+BETTER = {"x": "min", "y": None}
+
+
+def test_the_best_is_bold_and_each_end_is_shown() -> None:
+    rows = [bench.Row("a_b", {"x": [1.0, 3.0], "y": [5.0]}), bench.Row("c", {"x": [1.5]})]
+    text = bench.table(rows, BETTER)
+    assert text.splitlines()[0] == "| | x ↓ | y | seeds |"
+    assert "| **1.5000** |" in text and "| 2.0000 +- 1.4142 | 5.0000 |" in text
+    tex = bench.latex(rows, BETTER)
+    assert r"a\_b & 2.0000 $\pm$ 1.4142 & 5.0000 & 2 \\" in tex
+    assert r" & x $\downarrow$ & y & seeds \\" in tex and r"\textbf{1.5000}" in tex
+    assert bench.as_csv(rows).splitlines()[:2] == ["row,metric,seed,value", "a_b,x,0,1.0"]
+
+
+def test_a_difference_stands_beside_what_seeds_do(tmp_path: Path) -> None:
+    for name, values in (("a", [1.0, 1.2]), ("b", [1.1, 1.4]), ("c", [0.5, 0.6])):
+        table = {"better": BETTER, "rows": {"row": {"x": values}}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.json").write_text(json.dumps(table))
+    chance, clear = (bench.compare(tmp_path / "a", tmp_path / name) for name in "bc")
+    assert chance == (
+        "row, x: 1.1000 -> 1.2500 (worse; 0.8 standard errors over seeds, may be chance)"
+    )
+    assert clear == "row, x: 1.1000 -> 0.5500 (better; 4.9 standard errors over seeds)"
+
+
+def test_all_rows_are_planned_before_the_first_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    rows = SUITE["rows"] | {"wrong": {"fit": "depth/demo", "set": {"model.pool": "cls"}}}
+    suite = bench.read_suite(write(tmp_path, rows=rows))
+    with pytest.raises(UserError, match="row wrong: .*pool"):
+        bench.run(suite, tmp_path / "out", words=TINY)
+    assert not (tmp_path / "out").exists()
 
 
 def line(**changes: object) -> dict:
@@ -121,7 +161,7 @@ def test_a_row_may_be_evaluated_untrained(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
     row = {"validate": "depth/demo", "set": {"model.backbone.weights": "random"}}
     path = write(tmp_path, rows={"untrained": row})
-    rows, _ = bench.run(bench.read_suite(path), tmp_path / "runs", words=TINY)
+    rows, _, _ = bench.run(bench.read_suite(path), tmp_path / "runs", words=TINY)
     assert [row.name for row in rows] == ["constant", "untrained"]
     (line,) = results.read(tmp_path / "runs" / "untrained-0")
     assert line["checkpoint"] == "untrained" and line["steps"] == 0

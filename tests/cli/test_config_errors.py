@@ -1,14 +1,17 @@
 """A mistake is one line that names the key and the nearest valid name, through the real parser."""
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from pixio_lightning.cli import config_errors
 from pixio_lightning.cli import main as cli
+from pixio_lightning.cli.lightning_cli import quieten
 from pixio_lightning.errors import UserError
 
 GONE = object()
@@ -250,3 +253,11 @@ def test_the_cause_is_found_behind_other_exceptions() -> None:
     except RuntimeError as error:
         assert config_errors.cause(error) is mistake
     assert config_errors.cause(RuntimeError("a real fault")) is None
+
+
+def test_torch_s_advice_on_workers_reaches_no_one() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        quieten()
+        DataLoader(range(3), num_workers=1000)
+    assert not [str(warning.message) for warning in told]

@@ -125,6 +125,9 @@ def test_thresholds_are_strict_and_missing_scores_are_never_kept() -> None:
     assert paper.eligible(scores).tolist() == [False, True, False, False, False, False, False]
     found = Histogram.empty().plus(scores, paper)
     assert (found.counts.sum(), found.unscored, found.dropped) == (1, 3, 3)
+    assert found.reasons == (
+        "3 dropped, 1 of them by min_entropy and 2 by min_side, 3 without a score"
+    )
     assert KeepRule(paper, 1.0, 0).probability(scores).tolist() == [0, 0.9, 0, 0, 0, 0, 0]
 
 
@@ -367,7 +370,7 @@ def test_curate_reports_calibrates_and_draws(
         (["shards"], "has no column 'loss'"),
         (["shards", "--scores", "scorez"], "is not a folder"),
         (["shards", "--fraction", "2"], "fraction is 2.0"),
-        (["shards", "--scores", "scores", "--min-side", "5000"], "no image passes"),
+        (["shards", "--scores", "scores", "--min-side", "5000"], "and 30 by min_side"),
     ],
 )
 def test_mistakes_of_curate_are_one_line(

@@ -53,6 +53,7 @@ def test_what_is_written_is_computed_in_full_precision(name: str, tmp_path: Path
     words = HEADS[name]().words(tmp_path / "run", trainer__precision="bf16-mixed")
     words += ["--data.source", "folder", "--data.path", str(tmp_path / "photos")]
     words += ["--data.image_size", "[48, 48]"] if name == "TestReconstruction" else []
+    words += ["--ckpt_path", "none"]
     log = "--trainer.callbacks+=precision_log.PrecisionLog"
     assert main(["predict", *words, log]) == 0
     assert {"backbone", "write"} == {name for name, *_ in precision_log.calls}

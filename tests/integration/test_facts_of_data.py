@@ -210,6 +210,18 @@ def test_classes_without_names_contradict_none(
     assert [line["n"] for line in results.read(tmp_path)] == [2, 2]
 
 
+def test_masks_of_a_single_class_are_no_evaluation(
+    coast: list[str], of_a_number: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 0 and 255, say: all that is scored is 0, and 0 everywhere is perfect."""
+    mask = np.full((64, 64), 255, np.uint8)
+    mask[:20] = 0
+    data = pairs(tmp_path / "set", "masks", mask)
+    words = ["--data.num_classes=3", f"--data.path={data}", f"--ckpt_path={of_a_number}"]
+    assert main(["validate", *coast, *words, f"--out={tmp_path}/run"]) == 0
+    assert "1 of 3 classes occur in what was evaluated" in capsys.readouterr().out
+
+
 def test_a_sharded_checkpoint_knows_its_classes(coast: list[str], tmp_path: Path) -> None:
     """Where a folder of images says nothing of them."""
     images = tmp_path / "in"

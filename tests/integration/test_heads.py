@@ -219,7 +219,7 @@ def test_predictions_of_a_folder_are_written(tmp_path: Path) -> None:
     Image.fromarray(data.chelsea()).save(tmp_path / "in/cats/chelsea.jpg")
     words = ["-c", "depth/demo", *RANDOM, "--data.source", "folder", "--data.path"]
     words += [str(tmp_path / "in"), "--data.num_workers", "0", "--out", str(tmp_path / "run")]
-    assert main(["predict", *words]) == 0
+    assert main(["predict", *words, "--ckpt_path", "none"]) == 0
     folder = tmp_path / "run/predictions/cats"
     depth = Image.open(folder / "chelsea.jpg.png")
     assert np.asarray(depth).dtype == np.uint16 and depth.size == data.chelsea().shape[1::-1]

@@ -18,6 +18,7 @@ from pixio_lightning.cli.main import main
 from pixio_lightning.training import results
 
 DEPTH = ("-c", "depth/demo", "--model.backbone.weights", "random:0", "--model.cache", "false")
+UNTRAINED = ("--ckpt_path", "none")
 NAMES = [
     *("a.jpg", "a.jpg.png", "a.png", "room/a.jpg", "back\\..\\slash.jpg", "a_colour.jpg"),
     *("new\nline.jpg", "x" * 251 + ".jpg", "é" * 125 + ".jpg", os.fsdecode(b"\xff.jpg")),
@@ -53,7 +54,7 @@ def test_depth_of_a_folder(tmp_path: Path) -> None:
     run, source = tmp_path / "run", folder(tmp_path / "in")
     words = ["--data.source", "folder", "--data.path", str(source), "--data.max_depth", "80"]
     words += ["--data.val_batch_size", "5", "--out", str(run)]
-    assert main(["predict", *DEPTH, *words]) == 0
+    assert main(["predict", *DEPTH, *UNTRAINED, *words]) == 0
     files = written(run, tmp_path)
     colours = [p for p in files if p.name.endswith("_colour.png")]
     maps = [p for p in files if p not in colours]
@@ -69,6 +70,45 @@ def test_depth_of_a_folder(tmp_path: Path) -> None:
     stored = np.asarray(Image.open(run / "predictions/room/a.jpg.png")).astype(np.float32)
     index = [samples.name(i) for i in range(len(samples))].index("images/room/a.jpg")
     assert np.allclose(samples.load(index)["depth"], stored / 256)
+
+
+@pytest.mark.parametrize("task", ["depth", "segmentation"])
+def test_photographs_of_any_size(task: str, tmp_path: Path) -> None:
+    """Seen at a size that the windows suit, written at their own, and shown on one sheet."""
+    sizes = {"large.jpg": (900, 700), "small.jpg": (70, 40), "long.jpg": (1200, 90)}
+    for i, (name, size) in enumerate(sizes.items()):
+        array = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / "in" / name)
+    words = ["-c", f"{task}/demo", *DEPTH[2:], *UNTRAINED, "--data.source", "folder"]
+    words += ["--data.path", str(tmp_path / "in"), "--out", str(tmp_path / "run")]
+    words += ["--data.num_classes", "3"] if task == "segmentation" else []
+    assert main(["predict", *words]) == 0
+    for name, size in sizes.items():
+        with Image.open(tmp_path / f"run/predictions/{name}.png") as found:
+            assert found.size == size
+        with Image.open(tmp_path / f"run/predictions/{name}_colour.png") as drawn:
+            assert max(drawn.size) < 1200
+    with Image.open(tmp_path / "run/predictions.png") as sheet:
+        assert np.asarray(sheet).std() > 0 and max(sheet.size) < 2400
+
+
+def test_a_head_that_nothing_trained_predicts_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also one whose classes a checkpoint alone would know, and pretraining."""
+    picture(tmp_path / "in/a.jpg", 0)
+    words = ["--data.source", "folder", "--data.path", str(tmp_path / "in")]
+    words += ["--model.backbone.weights", "random:0", "--out", str(tmp_path / "run")]
+    for task in ("depth/demo", "segmentation/demo", "pretrain/demo"):
+        for verb in ("predict", "validate"):
+            assert main([verb, "-c", task, *words]) == 2
+            error = capsys.readouterr().err
+            assert "is not trained" in error and "--ckpt_path none" in error
+            assert error.count("\n") == 1
+    assert not (tmp_path / "run/predictions").exists()
+    assert main(["fit", *DEPTH, *words, *UNTRAINED]) == 2
+    assert "leave it out" in capsys.readouterr().err
 
 
 def test_another_unit_than_the_files_say_stops_the_run(
@@ -99,10 +139,10 @@ def test_depth_that_no_16_bits_hold_is_refused(
     picture(tmp_path / "in/a.jpg", 0)
     words = ["--data.source", "folder", "--data.path", str(tmp_path / "in"), "--data.max_depth"]
     words += ["350", "--out", str(tmp_path / "run")]
-    assert main(["predict", *DEPTH, *words]) == 2
+    assert main(["predict", *DEPTH, *UNTRAINED, *words]) == 2
     assert "depth to 350 m does not fit into a 16-bit PNG" in capsys.readouterr().err
     assert not written(tmp_path / "run", tmp_path)
-    assert main(["predict", *DEPTH, *words, "--model.files", "npy"]) == 0
+    assert main(["predict", *DEPTH, *UNTRAINED, *words, "--model.files", "npy"]) == 0
     depth = np.load(tmp_path / "run/predictions/a.jpg.npy")
     assert depth.shape == (64, 64) and (depth > 0).all()
 
@@ -127,7 +167,7 @@ def test_members_of_a_zip_stay_in_the_folder(tmp_path: Path) -> None:
             file.writestr(f"{name}/meta.json", meta)
     run = tmp_path / "deep/down/run"
     words = ["--data.source", "moge", "--data.path", str(tmp_path / "in/set.zip")]
-    assert main(["predict", *DEPTH, *words, "--out", str(run)]) == 0
+    assert main(["predict", *DEPTH, *UNTRAINED, *words, "--out", str(run)]) == 0
     files = written(run, tmp_path)
     assert len(files) == 2 * len(names) and not outside.exists()
     assert run / "predictions/room/image.jpg.png" in files
@@ -136,6 +176,7 @@ def test_members_of_a_zip_stay_in_the_folder(tmp_path: Path) -> None:
 def test_pictures_of_pretraining(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run, source = tmp_path / "run", folder(tmp_path / "in")
     words = ["-c", str(write_recipe(source, source)), "--out", str(run)]
+    words += UNTRAINED
     assert main(["predict", *words]) == 0
     assert len(written(run, tmp_path)) == len(NAMES)
     elsewhere = tmp_path / "elsewhere"

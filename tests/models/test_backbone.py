@@ -486,6 +486,10 @@ def test_the_digest_is_of_the_weights_as_read(weights, file):
     for cast in (cast_after, cast_unloaded, cast_before):
         assert {p.dtype for p in cast.vit.parameters()} < {torch.bfloat16, torch.float16}
         assert cast.digest == expected and cast.identity == read.identity
+        with torch.no_grad():
+            found = cast(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)).tokens
+        assert found.dtype == cast.vit.patch_embed.proj.weight.dtype
+        assert cast.mean.dtype == torch.float32 and torch.equal(cast.mean, read.mean)
     # What is trained is hashed as it is.
     tuned = Backbone(**arguments, tune="full").load()
     with torch.no_grad():

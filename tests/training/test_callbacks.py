@@ -173,6 +173,15 @@ def test_a_first_validation_without_a_number_is_no_best(recipe: Path, tmp_path: 
     assert read(tmp_path / "best.ckpt")["global_step"] == best + 1
 
 
+def test_the_last_step_is_evaluated_whatever_the_epochs(recipe: Path, tmp_path: Path) -> None:
+    """Ten steps of epochs of four: what is called the last is of step 10, not of 8, nor of 0."""
+    assert fit(recipe, tmp_path, "--trainer.max_steps=10") == 0
+    rows = [row for row in table(tmp_path) if "val/loss" in row]
+    assert [row["step"] for row in rows] == [3, 7, 10]
+    value = read(tmp_path / "last.ckpt")["callbacks"]["Checkpoints"]["best_value"]
+    assert value == pytest.approx(min(row["val/loss"] for row in rows), rel=1e-6)
+
+
 def test_saving_every_0_steps_saves_at_the_end(recipe: Path, tmp_path: Path, capsys) -> None:
     assert fit(recipe, tmp_path / "run", "--checkpoint.every_n_steps=0") == 0
     saved = [line for line in capsys.readouterr().out.splitlines() if "saved last.ckpt" in line]

@@ -64,6 +64,24 @@ def test_the_border_is_zero_and_overlaps_are_averaged() -> None:
     assert merged[0, 0, 0, 0] == 0 and merged[0, 0, 199, 299] == 2 and merged[0, 0, 199, 200] == 1.5
 
 
+def test_blended_windows_leave_no_seam() -> None:
+    """Windows that each see something else: a mean has steps at their borders, a blend none."""
+    size, window, stride = (64, 200), 64, 42
+    steps = []
+    for blend in (False, True):
+        mean = sliding_window.Mean(1, size, window=window, stride=stride, blend=blend)
+        count = len(sliding_window.corners(size, window=window, stride=stride))
+        values = torch.arange(count).remainder(2).float()
+        mean.add(values[:, None, None, None].expand(count, 1, window, window))
+        found = mean.result()
+        assert found.min() >= 0 and found.max() <= 1
+        steps.append(float(found.diff(dim=-1).abs().max()))
+    assert steps[1] < 0.1 < 0.4 < steps[0]
+    same = sliding_window.Mean(1, size, window=window, stride=stride, blend=True)
+    same.add(torch.full((count, 1, window, window), 3.0))
+    assert torch.allclose(same.result(), torch.full((1, 1, *size), 3.0))
+
+
 def test_a_stride_beyond_the_window_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves pixels out"):
         sliding_window.origins(100, window=16, stride=17)

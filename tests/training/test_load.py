@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import pixio_lightning
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 
 
@@ -58,6 +64,7 @@ def test_a_foreign_class_in_the_configuration_is_refused(trained: Path, tmp_path
 
 EVIL = """
 from pathlib import Path
+from typing import Any
 from torch import nn
 Path(__file__).with_name("sung").touch()
 class Decoder(nn.Module): ...
@@ -208,3 +215,88 @@ def test_checkpoints_name_classes_by_where_they_were(
     assert type(head.decoder).__name__ == "LinearDecoder"
     images = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(head.predict(images), pixio_lightning.load(trained).predict(images))
+
+
+# --- from anywhere, on anything ------------------------------------------------------------------
+
+
+def test_a_run_folder_is_its_best_checkpoint(trained: Path) -> None:
+    best = torch.load(trained.with_name("best.ckpt"), weights_only=True)["state_dict"]
+    state = pixio_lightning.load(trained.parent).state_dict()
+    assert best and all(torch.equal(state[name], best[name]) for name in best)
+
+
+def test_a_head_is_loaded_elsewhere_than_it_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On frozen weights in a file, named as they lay there."""
+    small = {"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64}
+    backbone = Backbone("pixio_vitt16", weights="random:3", model_args=small).load()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    meta = {"name": backbone.name, "model_args": small}
+    save_file(backbone.vit.state_dict(), "small.safetensors", {"pixio": json.dumps(meta)})
+    words = ["-c", "depth/demo", "-c", "with/debug"]
+    # What the recipe says of its own backbone gives way to what this one says.
+    words += ["--model.backbone.weights", "small.safetensors"]
+    words += ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
+    assert main(["fit", *words, "--out", "run"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert pixio_lightning.load("there/run").backbone.embed_dim == 32
+    (tmp_path / "there").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"which are not there from here: .* load\(..., weights="):
+        pixio_lightning.load("moved/run")
+    assert pixio_lightning.load("moved/run", weights="moved/small.safetensors")
+
+
+def test_a_picture_is_given_in_any_way(trained: Path, tmp_path: Path) -> None:
+    head: Any = pixio_lightning.load(trained)
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a.png")
+    expected = head.predict(picture)
+    assert expected.shape == (1, 48, 64)
+    opaque = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=2)
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), pixels, opaque, pixels / 255):
+        assert torch.equal(head.predict(given), expected)
+    both = head.predict([picture, pixels[:32]])
+    assert torch.equal(both[0], expected) and both[1].shape == (1, 32, 64)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    assert torch.equal(head.predict(tensor / 255), head.predict(tensor))
+    assert head.predict(pixels[..., 0]).shape == (1, 48, 64)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 64, 64, dtype=torch.uint8), r"\(3, 64, 64\) .* give image\[None\]"),
+        (torch.zeros(2, 1, 64, 64, dtype=torch.uint8), r"expected \(B, 3, H, W\)"),
+        (torch.full((1, 3, 64, 64), 2.0), "floats of 2 to 2; expected 0 to 1"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), "images are torch.int64; expected uint8"),
+        (np.zeros((3, 64, 64), np.uint8), "channels last"),
+        (np.full((64, 64, 3), np.nan), "expected 0 to 1"),
+        ({1, 2}, "set is no picture; expected a path"),
+        ("nowhere.png", "picture 'nowhere.png' cannot be read: No such file"),
+        (__file__, "is no|not a"),
+    ],
+)
+def test_what_is_no_picture_is_one_line(trained: Path, images: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        pixio_lightning.load(trained).predict(images)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_head_keeps_float32(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    """Cast, a truth of 9.99 m would be 10 and a digest another: autocast does it right."""
+    head = pixio_lightning.load(trained)
+    for cast in (head.half, head.bfloat16, head.double):
+        with pytest.raises(UserError, match="keeps its weights in float32.*bf16-mixed"):
+            cast()
+    images = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head.predict(images).dtype == torch.float32
+    words = ["-c", "depth/demo", "-c", "with/debug", "--out", str(trained.parent)]
+    words += ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
+    assert main(["validate", *words, "--trainer.precision", "bf16-true"]) == 2
+    assert "trainer.precision bf16-mixed" in capsys.readouterr().err

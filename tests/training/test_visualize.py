@@ -40,6 +40,19 @@ def test_large_pictures_take_no_more_room_than_small_ones(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_colours_of_components_do_not_flip(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(2, 5, 4, 4)
+    expected = visualize.principal_components(features, (2, 3, 8, 8))
+    eigh = torch.linalg.eigh
+
+    def flipped(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, vectors = eigh(matrix)
+        return values, -vectors  # as right as the other
+
+    monkeypatch.setattr(torch.linalg, "eigh", flipped)
+    assert torch.equal(visualize.principal_components(features, (2, 3, 8, 8)), expected)
+
+
 def test_a_quantile_of_more_numbers_than_torch_takes() -> None:
     values = torch.arange(1 << 25, dtype=torch.float32).view(1 << 12, -1)
     assert visualize.quantile(values, 0.5) == pytest.approx(1 << 24, rel=1e-4)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixio_heads.classification import layouts
 from pixio_heads.classification.layouts import FolderSamples, LabelledScenes, RowSamples, Target
@@ -107,10 +108,9 @@ class ClassificationData(SampleData):
         return self._found()[1]
 
     @property
-    def seen(self) -> str:
-        """Return what evaluation sees of an image."""
-        share = "" if self.crop_pct == 1 else f", {self.crop_pct:g} of the short side"
-        return f"centre crop of {self.image_size} px{share}"
+    def centre_crop(self) -> tuple[int, float]:
+        """Return what evaluation sees of an image: its side, and its share of the short side."""
+        return self.image_size, self.crop_pct
 
     @property
     def dataset(self) -> str:
@@ -170,14 +170,13 @@ class ClassificationData(SampleData):
 
     def prepare(self, sample: Sample) -> Sample:
         """Return the centre of the image: what a resize of its short side and a crop leave."""
-        image = sample["image"]
-        return sample | {"image": cut(image, self._centre(image), self.image_size)}
+        return sample | {"image": centre(sample["image"], *self.centre_crop)}
 
     def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a random resized crop, mirrored half of the time."""
         image = sample["image"]
         height, width = image.shape[:2]
-        crop = self._centre(image)
+        crop = _centre(image, self.crop_pct)
         if self.crop_scale is not None:
             scale, ratio = self.crop_scale, self.crop_ratio
             crop = random_crop(width, height, random_key, scale=scale, ratio=ratio)
@@ -186,7 +185,13 @@ class ClassificationData(SampleData):
             view = view[:, ::-1]
         return sample | {"image": view}
 
-    def _centre(self, image: np.ndarray) -> Crop:
-        height, width = image.shape[:2]
-        side = max(1, round(min(height, width) * self.crop_pct))
-        return Crop((width - side) // 2, (height - side) // 2, side, side)
+
+def centre(image: NDArray[np.uint8], side: int, share: float) -> NDArray[np.uint8]:
+    """Return the centre of an image `(H, W, 3)`, a share of its short side, at a size."""
+    return cut(image, _centre(image, share), side)
+
+
+def _centre(image: NDArray[np.uint8], share: float) -> Crop:
+    height, width = image.shape[:2]
+    side = max(1, round(min(height, width) * share))
+    return Crop((width - side) // 2, (height - side) // 2, side, side)

@@ -8,12 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from pixio_heads.classification import knn, predictions
+from pixio_heads.classification.data import centre
 from pixio_heads.classification.linear import LinearClassifier, Pool
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
@@ -23,7 +26,7 @@ from pixio_heads.classification.metrics import (
 from pixio_heads.classification.picture import bars, shown
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
-from pixio_lightning.training import Batch, Head, Optim, visualize
+from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
 
 
 class _ClassHead(Head):
@@ -31,12 +34,23 @@ class _ClassHead(Head):
 
     data_attributes = ("num_classes", "class_names", "multilabel")
     same_as_trained = ("multilabel", "class_names", "num_classes")
-    evaluation_attributes = ("seen",)
+    evaluation_attributes = ("centre_crop",)
     baseline_names = ("majority",)
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)` in [0, 1]."""
         raise NotImplementedError
+
+    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the centre that evaluation sees; of an earlier version's checkpoint, all."""
+        crop = self.evaluation_info.get("centre_crop")
+        return pixels if crop is None else centre(pixels, *crop)
+
+    @property
+    def seen(self) -> str:
+        """Return what evaluation sees of an image."""
+        side, share = self.evaluation_info["centre_crop"]
+        return f"centre crop of {side} px" + (f", {share:g} of the short side" if share < 1 else "")
 
     def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
         """Draw images in a row, and below each what it is taken for, the truth in green."""
@@ -149,7 +163,7 @@ class Classification(_ClassHead):
     def protocol(self) -> str:
         """How classes are told and what is seen of an image."""
         many = "any number of" if self.data_info["multilabel"] else "one of"
-        return f"{many} {self.data_info['num_classes']} classes; {self.evaluation_info['seen']}"
+        return f"{many} {self.data_info['num_classes']} classes; {self.seen}"
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)`, which add up to 1 unless an image may be of several classes."""
@@ -163,6 +177,7 @@ class Classification(_ClassHead):
             hot = target if target.ndim == 2 else F.one_hot(target, len(count))
             count += (hot * weight[:, None]).sum(dim=0)
             seen += float(weight.sum())
+        self.note(absent_classes(count.tolist(), self.data_info["class_names"], samples=int(seen)))
         return {"frequency": count / seen}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
@@ -246,7 +261,7 @@ class KNN(_ClassHead):
         return (
             f"k-NN by cosine, T {self.temperature:g}, mean raw class token (patch where there is "
             f"none), among {bank} training images; one of {self.data_info['num_classes']} classes; "
-            f"{self.evaluation_info['seen']}"
+            f"{self.seen}"
         )
 
     def probabilities(self, prediction: Tensor) -> Tensor:
@@ -268,7 +283,10 @@ class KNN(_ClassHead):
                 found = knn.feature(self.encode(batch)).half()
                 rows.append((found, batch["target"], batch["weight"]))
         bank, labels, weight = (self._gathered(torch.cat(part)) for part in zip(*rows, strict=True))
-        return {"bank": bank[weight > 0], "labels": labels[weight > 0]}
+        bank, labels, names = bank[weight > 0], labels[weight > 0], self.data_info["class_names"]
+        counts = labels.bincount(minlength=len(names))
+        self.note(absent_classes(counts.tolist(), names, samples=len(labels)))
+        return {"bank": bank, "labels": labels}
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes in the order of the data, of which each has every n-th.

@@ -14,6 +14,7 @@ from pixio_heads.depth.synthetic_layouts import MixedSamples, mixed_sets
 from pixio_heads.depth.views import cropped, resized
 from pixio_lightning.data import (
     BadImage,
+    Loader,
     Orientation,
     RandomKey,
     Sample,
@@ -208,6 +209,10 @@ class DepthData(SampleData):
             intrinsics=None if images_only else layouts.read_intrinsics(root),
             images_only=images_only,
         )
+
+    def predict_dataloader(self) -> Loader:
+        """Return every image to predict once, one at a time: they are of any size."""
+        return self.evaluation_loader(self.evaluation_set("predict"), batch_size=1)
 
     # --- views --------------------------------------------------------------------------------
 

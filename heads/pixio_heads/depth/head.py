@@ -5,7 +5,7 @@ Shapes: B batch, M images the backbone sees for a batch, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +96,8 @@ class Depth(DenseHead, _DepthHead):
         stride: Distance between their origins; None takes two thirds of the window.
         windows_per_chunk: Windows that are evaluated at once, which bounds memory and changes
             nothing else.
+        predict_side: Short side that larger images are brought to for `predict`, in pixels; None
+            takes twice the window. Files have the size of the image all the same.
         eval_crop: Part of the image that is scored.
         min_depth: Least depth that counts, metres; the greatest is the data's `max_depth`.
         files: What `predict` writes: 16-bit PNG or float32 npy, beside a picture.
@@ -117,6 +119,7 @@ class Depth(DenseHead, _DepthHead):
         window: int = 256,
         stride: int | None = None,
         windows_per_chunk: int = 16,
+        predict_side: int | None = None,
         eval_crop: EvalCrop = "none",
         min_depth: float = 1e-3,
         files: Literal["png", "npy"] = "png",
@@ -127,7 +130,7 @@ class Depth(DenseHead, _DepthHead):
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
         self.eval_crop = eval_crop
-        self.set_windows(window, stride, windows_per_chunk)
+        self.set_windows(window, stride, windows_per_chunk, predict_side)
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -210,6 +213,7 @@ class Depth(DenseHead, _DepthHead):
         """
         unit = unit_of(self.data_info["max_depth"]) if self.files == "png" else None
         for name, image, depth in zip(batch["name"], batch["image"], prediction, strict=True):
+            depth = _enlarged(depth, image.shape[-2:])
             write_map(output_path(folder, name, f".{self.files}"), depth, unit=unit)
             high = visualize.quantile(depth, 0.98)
             drawn = visualize.Panel(
@@ -218,6 +222,13 @@ class Depth(DenseHead, _DepthHead):
                 legends=(visualize.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth"),),
             )
             visualize.write(output_path(folder, name, "_colour.png"), drawn)
+
+
+def _enlarged(depth: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a map `(H, W)` at the size of its image."""
+    if depth.shape == tuple(size):
+        return depth
+    return F.interpolate(depth[None, None], tuple(size), mode="bilinear")[0, 0]
 
 
 def write_map(path: Path, depth: Tensor, *, unit: float | None = None) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixio_heads.reconstruction import losses
@@ -93,6 +95,17 @@ class Reconstruction(Head):
         views = len(features.tokens) // sets
         return self.decoder(features, views, batch["size"])
 
+    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Refuse a single picture.
+
+        Raises:
+            UserError: Always: several views make a set.
+        """
+        raise UserError(
+            "a reconstruction needs several views: give a tensor (B, V, 3, H, W), or run `pixio "
+            "predict` on a folder of pictures or a video"
+        )
+
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Return the factored loss and its terms."""
         return losses.factored_loss(prediction, batch, weights=self.weights, training=self.training)
@@ -162,10 +175,13 @@ class Reconstruction(Head):
         """Write every set to a folder of its name: clouds, cameras and arrays, see `Export`."""
         for row, name in enumerate(batch["name"]):
             one = Prediction(*(part[row : row + 1].float().cpu() for part in prediction))
-            pictures = self.trainer.datamodule.samples_of("predict").picture_names(row)
-            found = reconstructed(one, batch["image"][row].cpu(), names=pictures)
+            pictures = self.trainer.datamodule.samples_of("predict")
+            names = pictures.picture_names(row)
+            found = reconstructed(one, batch["image"][row].cpu(), names=names)
+            files = pictures.root and [pictures.root / name for name in names]
             about = {key: batch[key][row].cpu().numpy() for key in ("original_size", "placement")}
-            for path in export(found._replace(**about), output_path(folder, name), self.export):
+            found, out = found._replace(**about), output_path(folder, name)
+            for path in export(found, out, self.export, pictures=files):
                 print(path, flush=True)
 
 

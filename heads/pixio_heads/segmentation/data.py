@@ -14,6 +14,7 @@ from pixio_heads.segmentation import layouts
 from pixio_heads.segmentation.layouts import HubSamples, Labels, Pair, PairSamples, SceneMasks
 from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data import (
+    Loader,
     Orientation,
     RandomKey,
     Sample,
@@ -171,6 +172,10 @@ class SegmentationData(SampleData):
             train, val = held_out(pairs, lambda pair: pair.image.relative_to(root).as_posix())
             pairs = train if split == "train" else val
         return self._pairs(root, pairs, split)
+
+    def predict_dataloader(self) -> Loader:
+        """Return every image to predict once, one at a time: they are of any size."""
+        return self.evaluation_loader(self.evaluation_set("predict"), batch_size=1)
 
     # --- views --------------------------------------------------------------------------------
 

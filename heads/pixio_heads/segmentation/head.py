@@ -5,7 +5,7 @@ Shapes: B batch, M images the backbone sees for a batch, K classes, H x W pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
+from pixio_lightning.errors import UserError
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
-from pixio_lightning.training import Batch, DenseHead, Optim, visualize
+from pixio_lightning.training import Batch, DenseHead, Optim, absent_classes, visualize
 
 _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
 
@@ -39,6 +40,8 @@ class Segmentation(DenseHead):
         stride: Distance between their origins; None takes two thirds of the window.
         windows_per_chunk: Windows that are evaluated at once, which bounds memory and changes
             nothing else.
+        predict_side: Short side that larger images are brought to for `predict`, in pixels; None
+            takes twice the window. Files have the size of the image all the same.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
         seed: Seed of drop path.
@@ -58,6 +61,7 @@ class Segmentation(DenseHead):
         window: int = 256,
         stride: int | None = None,
         windows_per_chunk: int = 16,
+        predict_side: int | None = None,
         optim: Optim = Optim(  # noqa: B008 (frozen)
             lr=2e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.0, schedule="poly"
         ),
@@ -67,7 +71,7 @@ class Segmentation(DenseHead):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         self.make_decoder: Any = decoder
         self.reduction: Literal["image", "batch"] = reduction
-        self.set_windows(window, stride, windows_per_chunk)
+        self.set_windows(window, stride, windows_per_chunk, predict_side)
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel for each class."""
@@ -99,6 +103,19 @@ class Segmentation(DenseHead):
         """Return mean intersection over union and pixel accuracy."""
         return SegmentationMetrics(self.data_info["num_classes"])
 
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics; say so where nothing could be told apart."""
+        super().on_validation_epoch_end()
+        assert self.evaluation is not None
+        count: Any = self.evaluation.meters["model"].occurring
+        if count < 2:
+            self.note(
+                f"{count} of {self.data_info['num_classes']} classes occur in what was evaluated: "
+                "the figures say nothing; check the masks"
+            )
+
+    on_test_epoch_end = on_validation_epoch_end
+
     @property
     def protocol(self) -> str:
         """Classes, pooling, and how images are seen."""
@@ -109,15 +126,35 @@ class Segmentation(DenseHead):
         num_classes = self.data_info["num_classes"]
         # One row more, for pixels without a class.
         counts = torch.zeros(num_classes + 1, _THUMBNAIL[0] * _THUMBNAIL[1], dtype=torch.long)
+        pixels, samples = torch.zeros(IGNORED + 1, dtype=torch.long), 0
         for batch in loader:
+            pixels += batch["target"].flatten().long().bincount(minlength=IGNORED + 1)
+            samples += len(batch["target"])
             # As float, in which labels are exact: torch resizes no integers beyond bytes.
             labels = batch["target"].float()[:, None]
             small = F.interpolate(labels, _THUMBNAIL, mode="nearest-exact").long().flatten(1)
             counts.scatter_add_(0, small.clamp_max(num_classes), torch.ones_like(small))
+        self._look_at(pixels, samples)
         counts = counts[:-1]
         majority = counts.sum(1).argmax()
         majority_map = torch.where(counts.sum(0) > 0, counts.argmax(0), majority)
         return {"majority": majority, "majority_map": majority_map.view(_THUMBNAIL)}
+
+    def _look_at(self, pixels: Tensor, samples: int) -> None:
+        """Name classes without a pixel; of a single one, say what else the masks hold.
+
+        Raises:
+            UserError: Fewer than two classes occur.
+        """
+        counts, names = pixels[: self.data_info["num_classes"]], self.data_info["class_names"]
+        if int((counts > 0).sum()) == 1 and pixels[IGNORED]:
+            raise UserError(
+                f"the masks of {samples} training samples hold no class but "
+                f"{names[int(counts.argmax())]}; all else in them is for no class: {IGNORED}, or 0 "
+                "with data.label_shift -1. Is that the foreground? Store the index of its class "
+                "instead, or leave data.label_shift out"
+            )
+        self.note(absent_classes(counts.tolist(), names, samples=samples))
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Return both as class indices `(B, H, W)`."""
@@ -168,7 +205,7 @@ class Segmentation(DenseHead):
         """Write NAME.png, class indices with a palette, and NAME_colour.png, over the image."""
         colours = visualize.class_colours(self.data_info["num_classes"])
         for name, image, scores in zip(batch["name"], batch["image"], prediction, strict=True):
-            labels = scores.argmax(0).cpu()
+            labels = _labels(scores, image.shape[-2:]).cpu()
             indexed = Image.fromarray(labels.to(torch.uint8).numpy())
             indexed.putpalette(colours.flatten().tolist())
             visualize.save(output_path(folder, name, ".png"), indexed)
@@ -179,3 +216,19 @@ class Segmentation(DenseHead):
                 swatches=self._swatches(labels),
             )
             visualize.write(output_path(folder, name, "_colour.png"), drawn)
+
+
+def _labels(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the likeliest classes `(H, W)` at the size of an image, of scores `(K, h, w)`.
+
+    One class at a time: the scores of 150 for a photograph would fill the memory.
+    """
+    if scores.shape[-2:] == tuple(size):
+        return scores.argmax(0)
+    best = scores.new_full(tuple(size), -torch.inf)
+    labels = torch.zeros(tuple(size), dtype=torch.long, device=scores.device)
+    for index, score in enumerate(scores):
+        large = F.interpolate(score[None, None], tuple(size), mode="bilinear")[0, 0]
+        labels = torch.where(large > best, index, labels)
+        best = large.maximum(best)
+    return labels

@@ -22,7 +22,12 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
 
     Args:
         num_classes: Number of classes K.
+
+    Attributes:
+        occurring: How many classes the labels held that `compute` last saw.
     """
+
+    occurring = 0
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         # Labels are checked where they are read, image by image.
@@ -40,6 +45,7 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
         union = matrix.sum(0) + matrix.sum(1) - correct
         iou = correct / union
         total = matrix.sum()
+        self.occurring = int((matrix.sum(1) > 0).sum())
         return {
             "miou": iou.nanmean(),
             "miou_all": torch.where(total > 0, iou.nan_to_num(0).mean(), torch.nan),

@@ -3,7 +3,8 @@
 A suite is a YAML file:
 
     title: What the table is called.
-    metrics: [abs_rel, delta1]          # columns; a row without one of them leaves it empty
+    metrics: {abs_rel: min, delta1: max}  # columns, and which end is better (null: neither); a row
+                                        # without one of them leaves it empty
     baselines: [constant, median_map]   # rows of what predicts without looking
     rows:
       random-init backbone:
@@ -12,15 +13,20 @@ A suite is a YAML file:
         seeds: [0, 1, 2]
 
 A row's seeds set `seed_everything`, `data.seed` and `model.seed`, and stand for `{seed}` in what it
-sets. Finished runs are not run again. The result is that of the last step, never the best; below
-the table stands which rows of a column may not be compared, if any.
+sets. All rows are parsed and planned before the first is run; finished runs are not run again. The
+result is that of the last step, never the best. Below the table stands what was evaluated and how,
+and which rows of a column may not be compared, if any; beside it lie CSV and LaTeX.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +65,22 @@ def read_suite(path: Path) -> dict[str, Any]:
     if not isinstance(suite, dict) or not isinstance(suite.get("rows"), dict):
         raise UserError(f"suite '{path}' has no rows; expected {', '.join(sorted(_KEYS))}")
     _check(suite, _KEYS, str(path))
+    for metric, end in _better(suite).items():
+        if end not in ("min", "max", None):
+            raise UserError(
+                f"suite '{path}': metric {metric} is {end!r}; expected min, max or null"
+            )
     for name, row in suite["rows"].items():
         _check(row, _ROW_KEYS, f"{path}, row {name}")
         if len([verb for verb in _VERBS if verb in row]) != 1:
             raise UserError(f"suite '{path}', row {name}: give fit or validate, a recipe")
     return suite
+
+
+def _better(suite: dict[str, Any]) -> dict[str, str | None]:
+    """Return the columns of a suite, each with the end that is better, where it says so."""
+    found = suite.get("metrics") or {}
+    return found if isinstance(found, dict) else dict.fromkeys(found)
 
 
 def _check(values: dict[str, Any], known: set[str], where: str) -> None:
@@ -72,7 +89,41 @@ def _check(values: dict[str, Any], known: set[str], where: str) -> None:
             raise UserError(f"suite {where}: there is no key {key}{nearest(key, known)}")
 
 
-def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[Row], list[str]]:
+def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> list[str]:
+    """Return the command line of a row with one of its seeds, without the verb."""
+    options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
+    options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
+    recipe = next(about[verb] for verb in _VERBS if verb in about)
+    return ["-c", recipe, "--out", str(out), *options, *words]
+
+
+def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
+    """Plan every row that has not run, so that a mistake in the last shows before the first trains.
+
+    Raises:
+        UserError: A row has one; it is named.
+    """
+    from pixio_lightning.cli import run as runs
+
+    for name, about in suite["rows"].items():
+        seed = about.get("seeds", [0])[0]
+        out = _folder(folder, name, seed)
+        if _has_run(out):
+            continue
+        try:
+            with redirect_stdout(io.StringIO()):
+                runs.main("check", _words(about, seed, out, words))
+        except UserError as error:
+            raise UserError(f"row {name}: {error}") from error
+
+
+def _folder(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name.replace(' ', '-')}-{seed}"
+
+
+def run(
+    suite: dict[str, Any], folder: Path, *, words: list[str]
+) -> tuple[list[Row], list[str], list[str]]:
     """Run every row of a suite that has not finished, below `folder`.
 
     Args:
@@ -81,32 +132,32 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
         words: Options added to every run.
 
     Returns:
-        The table, and what forbids to compare its rows.
+        The table, what was evaluated, and what forbids to compare its rows.
 
     Raises:
         UserError: A run has a mistake, or recorded nothing.
     """
     from pixio_lightning.cli import run as runs
 
+    check(suite, folder, words=words)
     rows: list[Row] = []
     baselines: dict[str, dict[str, float]] = {}
     lines: list[tuple[str, dict[str, Any]]] = []
     for name, about in suite["rows"].items():
         found: dict[str, list[float]] = {}
         for seed in about.get("seeds", [0]):
-            out = folder / f"{name.replace(' ', '-')}-{seed}"
-            options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
-            options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
+            out = _folder(folder, name, seed)
             if not _has_run(out):
                 if _is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
                 verb = next(verb for verb in _VERBS if verb in about)
-                runs.main(verb, ["-c", about[verb], "--out", str(out), *options, *words])
+                untrained = ["--ckpt_path", "none"] if verb == "validate" else []
+                runs.main(verb, [*_words(about, seed, out, words), *untrained])
             line = _last(out)
             lines.append((name, line))
             for baseline, values in line["baselines"].items():
                 baselines[baseline] = baselines.get(baseline, {}) | values
-            for metric in suite.get("metrics") or line["metrics"]:
+            for metric in _better(suite) or line["metrics"]:
                 if metric in line["metrics"]:
                     found.setdefault(metric, []).append(line["metrics"][metric])
         if not found:
@@ -114,11 +165,11 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
             raise UserError(f"row {name} has none of the suite's metrics; it has {others}")
         rows.append(Row(name, found))
     measured = list(dict.fromkeys(metric for row in rows for metric in row.values))
-    for metric in suite.get("metrics") or []:
+    for metric in _better(suite):
         if metric not in measured:
             known = {name for _, line in lines for name in line["metrics"]}
             raise UserError(f"no row has a metric {metric}{nearest(metric, known)}")
-    measured = suite.get("metrics") or measured
+    measured = list(_better(suite)) or measured
     for name in suite.get("baselines", []):
         if name not in baselines:
             raise UserError(f"there is no baseline {name}{nearest(name, baselines)}")
@@ -129,7 +180,13 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> tuple[list[
         )
         for name in suite.get("baselines", [])
     ]
-    return [*baseline_rows, *rows], incomparable(lines, measured)
+    columns = [line for _, line in lines if any(metric in line["metrics"] for metric in measured)]
+    about = [
+        f"{line['split']} of {line['dataset']}, {line['n']} samples"
+        + (f"; {line['protocol']}" if line["protocol"] else "")
+        for line in columns
+    ]
+    return [*baseline_rows, *rows], list(dict.fromkeys(about)), incomparable(lines, measured)
 
 
 def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]) -> list[str]:
@@ -162,28 +219,73 @@ def _word(value: Any, seed: int) -> str:
 def _last(folder: Path) -> dict[str, Any]:
     lines = [line for line in results.read(folder) if line["checkpoint"] in ("last", "untrained")]
     if not lines:
-        raise UserError(
-            f"{folder} holds no result of its last step: data.steps_per_epoch must divide "
-            "trainer.max_steps"
-        )
+        raise UserError(f"{folder} holds no result of its last step: run it to its end")
     return lines[-1]
 
 
-def table(rows: list[Row]) -> str:
-    """Lay rows out as Markdown: the mean over seeds, and their standard deviation."""
+def _cells(
+    rows: list[Row], better: Mapping[str, str | None], bold: str = "**{}**"
+) -> list[list[str]]:
+    """Return the cells of each row: mean over seeds and standard deviation, the best in bold."""
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.values))
-    lines = ["| | " + " | ".join(metrics) + " | seeds |", "|---|" + "---|" * (len(metrics) + 1)]
+    best = {}
+    for metric in metrics:
+        means = [statistics.mean(row.values[metric]) for row in rows if metric in row.values]
+        means = [mean for mean in means if math.isfinite(mean)]
+        if better.get(metric) and len(means) > 1:
+            best[metric] = min(means) if better[metric] == "min" else max(means)
+    found = []
     for row in rows:
-        cells = []
-        for values in map(row.values.get, metrics):
+        cells = [row.name]
+        for metric in metrics:
+            values = row.values.get(metric)
             if values is None:
                 cells.append("")
                 continue
+            mean = statistics.mean(values)
             spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.4f}{spread}")
-        count = len(next(iter(row.values.values())))
-        lines.append(f"| {row.name} | " + " | ".join(cells) + f" | {count} |")
-    return "\n".join(lines)
+            cell = f"{mean:.4f}{spread}"
+            cells.append(bold.format(cell) if mean == best.get(metric) else cell)
+        found.append([*cells, str(len(next(iter(row.values.values()))))])
+    arrows = {"min": " ↓", "max": " ↑", None: ""}
+    return [["", *(m + arrows[better.get(m)] for m in metrics), "seeds"], *found]
+
+
+def table(rows: list[Row], better: Mapping[str, str | None] = {}) -> str:  # noqa: B006 (read only)
+    """Lay rows out as Markdown: the mean over seeds, and their standard deviation."""
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in _cells(rows, better)]
+    head = head.replace("|  |", "| |", 1)
+    return "\n".join([head, "|---" * len(_cells(rows, better)[0]) + "|", *body])
+
+
+def latex(rows: list[Row], better: Mapping[str, str | None]) -> str:
+    """Lay rows out for the package booktabs."""
+    signs = {"+-": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$"}
+    signs |= {c: f"\\{c}" for c in "_%&#"}
+    lines = []
+    for cells in _cells(rows, better, bold="\\textbf{{{}}}"):
+        text = " & ".join(_replaced(cell, signs) for cell in cells)
+        lines.append(f"{text} \\\\")
+    columns = "l" + "r" * (len(_cells(rows, better)[0]) - 1)
+    body = "\n".join([lines[0], "\\midrule", *lines[1:]])
+    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+
+
+def _replaced(text: str, signs: Mapping[str, str]) -> str:
+    for sign, written in signs.items():
+        text = text.replace(sign, written)
+    return text
+
+
+def as_csv(rows: list[Row]) -> str:
+    """Return a line for each value: row, metric, number of the seed in the suite, value."""
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["row", "metric", "seed", "value"])
+    for row in rows:
+        for metric, values in row.values.items():
+            lines.writerows([row.name, metric, i, repr(value)] for i, value in enumerate(values))
+    return file.getvalue()
 
 
 def _is_first() -> bool:
@@ -198,27 +300,34 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
     path = Path(suite)
     content = read_suite(path)
     folder = Path(out) if out else Path("runs") / "bench" / path.stem
-    rows, warnings = run(content, folder, words=words)
+    rows, about, warnings = run(content, folder, words=words)
     if not _is_first():
         return 0
-    text = f"{content.get('title', path.stem)}\n\n{table(rows)}\n"
+    better = _better(content)
+    text = f"{content.get('title', path.stem)}\n\n{table(rows, better)}\n"
+    text += "".join(f"\nEvaluated on {line}\n" for line in about)
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
     print(visible_lines("\n" + text))
     write_text(folder / "table.md", text)
     values = {row.name: row.values for row in rows}
-    write_text(folder / "table.json", json.dumps(values, indent=1) + "\n")
+    stored = {"better": better, "rows": values}
+    write_text(folder / "table.json", json.dumps(stored, indent=1) + "\n")
+    write_text(folder / "table.csv", as_csv(rows))
+    write_text(folder / "table.tex", latex(rows, better))
     print(f"written: {folder / 'table.md'}")
     return 0
 
 
-def _read_table(folder: Path) -> dict[str, dict[str, list[float]]]:
+def _read_table(folder: Path) -> tuple[dict[str, dict[str, list[float]]], dict[str, str | None]]:
     path = folder / "table.json" if folder.is_dir() else folder
     if not path.is_file():
         raise UserError(
             f"'{folder}' holds no table.json; give the folders of two suites, or of two runs"
         )
     try:
-        found = parse_json(read_text(path))
+        found, better = parse_json(read_text(path)), {}
+        if found.keys() == {"better", "rows"}:  # earlier versions wrote the rows alone
+            found, better = found["rows"], dict(found["better"])
         for row in found.values():
             for values in row.values():
                 statistics.mean(values)
@@ -227,11 +336,27 @@ def _read_table(folder: Path) -> dict[str, dict[str, list[float]]]:
             f"'{path}' is no table of a suite: expected numbers by row and metric, as "
             "`pixio bench` writes them"
         ) from None
-    return found
+    return found, better
+
+
+def _verdict(before: list[float], after: list[float], end: str | None) -> str:
+    """Say which is better, and how far they are apart beside what seeds alone do."""
+    difference = statistics.mean(after) - statistics.mean(before)
+    words = []
+    if end is not None:
+        words.append("better" if (difference < 0) == (end == "min") else "worse")
+    if len(before) > 1 and len(after) > 1:
+        error = math.sqrt(sum(statistics.variance(v) / len(v) for v in (before, after)))
+        if error:
+            count = abs(difference) / error
+            words.append(f"{count:.1f} standard errors over seeds{', may be chance' * (count < 2)}")
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def compare(first: Path, second: Path) -> str:
     """Return what differs between two tables, row by row, or between two runs.
+
+    Of tables, also which is better, and by how many standard errors over the seeds.
 
     Raises:
         UserError: One of them is no folder of a suite or a run, or the runs may not be compared.
@@ -241,8 +366,9 @@ def compare(first: Path, second: Path) -> str:
         if why := results.differences(evaluations):
             raise UserError(f"{first} and {second} may not be compared: {'; '.join(why)}")
         a, b = ({"last": {k: [v] for k, v in e["metrics"].items()}} for e in evaluations)
+        better: dict[str, str | None] = {}
     else:
-        a, b = _read_table(first), _read_table(second)
+        (a, _), (b, better) = _read_table(first), _read_table(second)
     lines = []
     for name in [*a, *(n for n in b if n not in a)]:
         if name not in a or name not in b:
@@ -251,5 +377,6 @@ def compare(first: Path, second: Path) -> str:
         for metric in (metric for metric in a[name] if metric in b[name]):
             before, after = statistics.mean(a[name][metric]), statistics.mean(b[name][metric])
             if before != after:
-                lines.append(f"{name}, {metric}: {before:.4f} -> {after:.4f}")
+                verdict = _verdict(a[name][metric], b[name][metric], better.get(metric))
+                lines.append(f"{name}, {metric}: {before:.4f} -> {after:.4f}{verdict}")
     return "\n".join(lines) or "no difference"

@@ -41,7 +41,7 @@ usage: pixio {verb} -c RECIPE [-c OVERLAY ...] [options]
   -c, --config NAME            a recipe by name or a YAML file; repeatable, the later wins
   --out DIR                    the run folder; default runs/RECIPE
   --fresh                      fit: start anew in a folder that holds a run
-  --ckpt_path PATH             resume from, or evaluate, this checkpoint
+  --ckpt_path PATH             resume from, or evaluate, this one; none: evaluate untrained
   --print_config               print the complete configuration and exit
   --model.backbone.name N      pixio_vit{{t,s,b,l,h,1b,5b}}16 or the name of a timm ViT
   --model.backbone.weights W   a path, hf:ORG/NAME, timm, random or random:SEED

@@ -19,6 +19,8 @@ from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
 from pixio_lightning.cli.options import Options
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
+from pixio_lightning.models.build import is_generated, resolve_architecture
+from pixio_lightning.models.weights.read import read
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks import (
     Checkpoints,
@@ -82,11 +84,32 @@ class PixioCLI(LightningCLI):
             raise UserError(config_errors.explain(str(error), TOP_KEYS)) from None
         for key, value in list(self.config.items()):
             self.config[key] = expanded(value)
+        self._take_architecture()
         for key, values in self.config_dict().items():
             if key in config_errors.GROUPS:
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
             elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
                 config_errors.check_values(values["init_args"], chosen, key)
+
+    def _take_architecture(self) -> None:
+        """Let weights of the command line say which model they are, not the recipe.
+
+        Where the command line names the model too, the two must agree.
+        """
+        given = {word.partition("=")[0] for word in self.options.rest}
+        names = {f"--model.backbone{key}" for key in ("", ".name", ".model_args")}
+        if "--model.backbone.weights" not in given or names & given:
+            return
+        around = self.config["model"]["init_args"]["backbone"]
+        backbone = around.get("init_args", around)
+        weights = backbone["weights"]
+        if is_generated(weights):
+            return
+        try:
+            resolve_architecture(None, weights, read(weights), {})
+        except UserError:  # it does not say, or cannot be read: the recipe's name is tried
+            return
+        backbone["name"], backbone["model_args"] = None, None
 
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data."""
@@ -164,6 +187,8 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # torch counts the cores, but not what a worker of ours waits for.
+    warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")

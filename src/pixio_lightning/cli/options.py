@@ -19,6 +19,7 @@ class Options(NamedTuple):
         out: Run folder.
         fresh: Whether to start anew.
         ckpt_path: Checkpoint to resume from or to evaluate, or None.
+        untrained: Whether the model is to be evaluated as it is initialised, `--ckpt_path none`.
         run: Whether `check` runs two steps.
         rest: What LightningCLI parses.
     """
@@ -27,6 +28,7 @@ class Options(NamedTuple):
     out: Path
     fresh: bool
     ckpt_path: str | None
+    untrained: bool
     run: bool
     rest: list[str]
 
@@ -50,7 +52,9 @@ def parse_options(argv: list[str]) -> Options:
         raise UserError(str(error)) from None
     rest = ["--help" if word == "--help-all" else word for word in rest]
     out = Path(known.out) if known.out else Path("runs") / folder_name(known.config)
-    return Options(known.config, out, known.fresh, known.ckpt_path, known.run, rest)
+    untrained = known.ckpt_path == "none"
+    ckpt_path = None if untrained else known.ckpt_path
+    return Options(known.config, out, known.fresh, ckpt_path, untrained, known.run, rest)
 
 
 def folder_name(configs: list[str]) -> str:

@@ -39,6 +39,11 @@ def main(verb: str, argv: list[str]) -> int:
         names = [p.name for p in folder.glob("*.ckpt")]
         hint = nearest(Path(options.ckpt_path).name, names)
         raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
+    if options.untrained and verb in ("fit", "check"):
+        raise UserError(
+            "--ckpt_path none evaluates a model as it is initialised; a training starts from there "
+            "by itself: leave it out, or give --fresh where a run is in the folder"
+        )
     asked = Path(options.ckpt_path or ".")
     if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
         raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
@@ -207,6 +212,10 @@ def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
 def _introduce(cli: PixioCLI) -> None:
     """Tell the model where it comes from, for its checkpoints and records."""
     config = cli.config_dict()
+    around = config["model"]["init_args"].get("backbone", {})
+    backbone = around.get("init_args", around)
+    if Path(backbone.get("weights") or "").exists():  # a checkpoint is loaded from anywhere
+        backbone["weights"] = str(Path(backbone["weights"]).resolve())
     cli.model.config = config["model"]
     if isinstance(cli.model, Head):
         cli.model.provenance = {
@@ -237,9 +246,12 @@ def evaluate(cli: PixioCLI) -> int:
     folder, ckpt_path = cli.options.out, cli.options.ckpt_path
     if ckpt_path is None and cli.model.resumes:
         found = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists()]
+        found = [] if cli.options.untrained else found
         ckpt_path = str(found[0]) if found else None
+        if ckpt_path is None and not cli.options.untrained:
+            _refuse_untrained(cli)
         if cli.trainer.is_global_zero:
-            say(f"checkpoint: {ckpt_path or f'none in {folder}, the model as it is initialised'}")
+            say(f"checkpoint: {ckpt_path or 'none, the model as it is initialised'}")
     _introduce(cli)
     _recall(cli, ckpt_path)
     logged = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
@@ -255,6 +267,26 @@ def evaluate(cli: PixioCLI) -> int:
         for name, reason in getattr(cli.datamodule, "bad", {}).items():
             say(f"unusable: {visible(name)} ({reason})")
     return 0
+
+
+def _refuse_untrained(cli: PixioCLI) -> None:
+    """Refuse to evaluate or predict with weights that nothing has trained yet.
+
+    Raises:
+        UserError: The model would be trained, and there is no checkpoint of it.
+    """
+    try:
+        if isinstance(cli.model, Head):
+            cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
+        trains = cli.model.trains
+    except UserError:  # a checkpoint would know what the data does not say
+        trains = True
+    if trains:
+        raise UserError(
+            f"{type(cli.model).__name__} is not trained: {cli.options.out} holds no checkpoint; "
+            f"train it (pixio fit), name one (--ckpt_path), or {cli.verb} it as it is initialised "
+            "(--ckpt_path none)"
+        )
 
 
 def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:

@@ -93,8 +93,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     losses = histogram_of(index, curation)
     if not losses.counts.any():
         raise UserError(
-            f"no image passes the thresholds ({losses.dropped} dropped, {losses.unscored} without "
-            "a score): lower --min-entropy or --min-side"
+            f"no image passes the thresholds ({losses.reasons}): lower --min-entropy or --min-side"
         )
     rule = KeepRule(curation, calibrate(losses, curation), options.seed)
     survey = _survey(index, rule, losses)
@@ -152,6 +151,8 @@ def _facts(index: ShardIndex, rule: KeepRule, survey: Survey) -> dict[str, Any]:
         "shards": len(index.shards),
         "without a score": survey.losses.unscored,
         "under a threshold": survey.losses.dropped,
+        "  min entropy": survey.losses.plain,
+        "  min side": survey.losses.small,
         "eligible": eligible,
         "rule": rule_is,
         "c": float(rule.c),

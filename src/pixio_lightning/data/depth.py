@@ -35,6 +35,7 @@ def read_depth(
     *,
     scale: float,
     insist: bool = False,
+    float_scale: float = 1.0,
     max_megapixels: float = 64.0,
 ) -> NDArray[np.float32]:
     """Decode a depth file to metres.
@@ -47,6 +48,7 @@ def read_depth(
             `encode_png` do.
         insist: Whether a PNG that says another unit than `scale` is refused; otherwise its own
             counts.
+        float_scale: Metres per unit of a float.
         max_megapixels: Larger maps are refused, before they are decoded.
 
     Raises:
@@ -70,7 +72,8 @@ def read_depth(
         raise
     except Exception:  # the libraries raise whatever the damaged bytes lead them to
         raise BadImage("depth cannot be read") from None
-    return to_metres(array, scale=scale)
+    metres = to_metres(array, scale=scale)
+    return metres * np.float32(float_scale) if np.issubdtype(array.dtype, np.floating) else metres
 
 
 def unit_of(max_depth: float) -> float:

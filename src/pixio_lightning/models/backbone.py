@@ -123,14 +123,12 @@ class Backbone(nn.Module):
         self._statistics: dict[str, list[float]] = {}
         in_chans = self.vit.patch_embed.proj.in_channels
         for key in ("mean", "std"):
-            value = list(statistics.get(key, config[key]))
+            value = self._statistics[key] = list(statistics.get(key, config[key]))
             if key in statistics and len(value) not in (1, in_chans):
                 raise UserError(
                     f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
                     f"images of {in_chans} channels"
                 )
-            # As stated, whatever the buffers are cast to.
-            self._statistics[key] = value
             values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
 
@@ -265,11 +263,14 @@ class Backbone(nn.Module):
         return super().train(mode and not self.frozen)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
-        # Moving or casting a model on the meta device needs its values.
-        self.load()
+        self.load()  # moving or casting a model on the meta device needs its values
         if self.frozen and fn(torch.empty(0, device="cpu")).dtype != torch.float32:
             self._keep_digest()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        for key, value in self._statistics.items():  # as stated, whatever the weights are cast to
+            stated = torch.tensor(value, dtype=torch.float32, device=self.mean.device)
+            setattr(self, key, stated.view(1, -1, 1, 1))
+        return self
 
     # --- forward ------------------------------------------------------------------------------
 
@@ -331,6 +332,7 @@ class Backbone(nn.Module):
         factors = self._draw_drop_paths(random_key)
         if not resized:
             images = self.resize(images)
+        images = images.to(self.vit.patch_embed.proj.weight.dtype)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         x, rope = self._embed(images, grid, keep)
         layers = []

@@ -73,12 +73,24 @@ class Mean:
         size: Their height and width.
         window: Side of a window in pixels.
         stride: Distance between origins.
+        blend: Whether a window counts less towards its border, so that no seam is seen there.
     """
 
-    def __init__(self, images: int, size: tuple[int, int], *, window: int, stride: int) -> None:
+    def __init__(
+        self,
+        images: int,
+        size: tuple[int, int],
+        *,
+        window: int,
+        stride: int,
+        blend: bool = False,
+    ) -> None:
         self.images, self.size, self.window, self.stride = images, size, window, stride
         self._places = corners(size, window=window, stride=stride)
-        self._added = 0
+        rising = torch.arange(1.0, window + 1)
+        # Along a side; of a pixel, the product of the two.
+        self._weights = rising.minimum(rising.flip(0)) if blend else torch.ones(window)
+        self._blend, self._added = blend, 0
         self._total: Tensor | None = None
 
     def add(self, predictions: Tensor) -> None:
@@ -95,7 +107,11 @@ class Mean:
                 min(self.window, self.size[1] - left),
             )
             part = self._total[image, :, top : top + height, left : left + width]
-            part += prediction[:, :height, :width]
+            seen = prediction[:, :height, :width]
+            if self._blend:
+                weights = self._weights.to(seen)
+                seen = seen * (weights[:height, None] * weights[:width])
+            part += seen
             self._added += 1
 
     def result(self) -> Tensor:
@@ -105,7 +121,9 @@ class Mean:
         return self._total.div_((rows[:, None] * columns).to(self._total))
 
     def _counts(self, length: int) -> Tensor:
-        """Return how many windows cover each pixel along a side."""
-        starts = torch.tensor(origins(length, window=self.window, stride=self.stride))
-        at = torch.arange(length)[:, None]
-        return ((starts <= at) & (at < starts + self.window)).sum(1)
+        """Return how many windows cover each pixel along a side, by their weights."""
+        found = torch.zeros(length)
+        for start in origins(length, window=self.window, stride=self.stride):
+            weights = self._weights[: length - start]
+            found[start : start + len(weights)] += weights
+        return found

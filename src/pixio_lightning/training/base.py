@@ -54,6 +54,11 @@ class BackboneModule(L.LightningModule):
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return True
+
     def build(self, backbone: Backbone) -> nn.Module | None:
         """Return the module to train beside the backbone, sized by it; None for none."""
         raise NotImplementedError
@@ -94,6 +99,19 @@ class BackboneModule(L.LightningModule):
             policy = sharding.mixed_precision(self.trainer.precision, mesh.device_type)
             for module in (self.backbone, self.decoder):
                 sharding.distribute(module, mesh, policy=policy, device=strategy.root_device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move the module.
+
+        Raises:
+            UserError: It would be cast: metres and labels of a batch would lose their digits too.
+        """
+        if (dtype := fn(torch.empty(0, dtype=torch.float32, device="cpu")).dtype) != torch.float32:
+            raise UserError(
+                f"{type(self).__name__} keeps its weights in float32, not {dtype}: half precision "
+                "is trainer.precision bf16-mixed, or torch.autocast around `predict`"
+            )
+        return super()._apply(fn, recurse)
 
     def _build(self, *, empty: bool = False) -> None:
         """Load the backbone and build the decoder; empty: without values, on the meta device."""

@@ -6,14 +6,18 @@ Shapes: B images, M windows of them, K channels of a prediction, S side of a win
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import output_path
 from pixio_lightning.models import sliding_window
 from pixio_lightning.models.features import Features, joined
+from pixio_lightning.training import visualize
 from pixio_lightning.training.head import Batch, Head
 
 
@@ -27,14 +31,19 @@ class DenseHead(Head):
     `windows_per_chunk` of them are encoded and decoded at once, so that memory grows with the image
     by its prediction alone.
 
+    What is predicted to be looked at (`pixio predict`, pictures given to `predict`) is never
+    scored: windows are blended there, and a photograph is brought to a size that they suit.
+
     A subclass implements `decode_crop`, `decode_window` and `from_mean`, and calls `set_windows`.
 
     Attributes:
         window: Side of the windows in pixels.
         stride: Distance between their origins.
         windows_per_chunk: How many are encoded and decoded at once.
+        predict_side: Short side that larger images are brought to where they are predicted.
     """
 
+    predict_side: int
     window: int
     stride: int
     windows_per_chunk: int
@@ -53,8 +62,14 @@ class DenseHead(Head):
         """Return the prediction for images from the mean `(B, K, H, W)`, which may be changed."""
         raise NotImplementedError
 
-    def set_windows(self, window: int, stride: int | None, windows_per_chunk: int) -> None:
-        """Set the windows; a stride of None is two thirds of the window.
+    def set_windows(
+        self,
+        window: int,
+        stride: int | None,
+        windows_per_chunk: int,
+        predict_side: int | None = None,
+    ) -> None:
+        """Set the windows; a stride of None is two thirds, a predict_side of None twice a window.
 
         Raises:
             UserError: Windows of this size or at this distance cannot be.
@@ -74,6 +89,9 @@ class DenseHead(Head):
             )
         if windows_per_chunk < 1:
             raise UserError(f"model.windows_per_chunk is {windows_per_chunk}; expected 1 or more")
+        self.predict_side = 2 * window if predict_side is None else predict_side
+        if self.predict_side < 1:
+            raise UserError(f"model.predict_side is {predict_side}; expected pixels, 1 or more")
 
     # --- the way of a batch -------------------------------------------------------------------
 
@@ -98,7 +116,40 @@ class DenseHead(Head):
         """Return the prediction for images, with the features of no more than a chunk at a time."""
         if self.training or "features" in batch:
             return super().predicted(batch)
-        mean = self._mean(len(batch["image"]), tuple(batch["image"].shape[-2:]))
+        return self._through_windows(batch)
+
+    def predicted_to_show(self, batch: Batch) -> Tensor:
+        """Return the prediction for images at their working size, without seams."""
+        image = batch["image"]
+        size = list(image.shape[-2:])
+        if (short := min(size)) > self.predict_side:
+            size = [max(1, round(n * self.predict_side / short)) for n in size]
+            scaled = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
+            image = scaled.round().clamp(0, 255).to(torch.uint8)
+        return self._through_windows(batch | {"image": image}, blend=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """Write the predictions of a batch, and keep where their pictures are."""
+        super().predict_step(batch, batch_idx)
+        folder = Path(self.trainer.default_root_dir) / "predictions"
+        kept = [n for n, w in zip(batch["name"], batch["weight"].tolist(), strict=True) if w > 0]
+        self._drawn += [output_path(folder, name, "_colour.png") for name in kept]
+
+    def on_predict_start(self) -> None:
+        """Begin a contact sheet."""
+        self._drawn: list[Path] = []
+
+    def on_predict_end(self) -> None:
+        """Show the first pictures on one sheet, `predictions.png` in the run folder."""
+        drawn = [path for path in self._drawn[: visualize.ON_A_SHEET] if path.is_file()]
+        if len(drawn) > 1 and self.trainer.is_global_zero:
+            path = Path(self.trainer.default_root_dir) / "predictions.png"
+            visualize.save(path, visualize.contact_sheet(drawn))
+            self.note(f"the first {len(drawn)} on one sheet: {path}")
+
+    def _through_windows(self, batch: Batch, *, blend: bool = False) -> Tensor:
+        images, size = len(batch["image"]), tuple(batch["image"].shape[-2:])
+        mean = self._mean(images, (size[0], size[1]), blend=blend)
         for piece, counts in self._pieces(batch["image"]):
             found = self.decode_window(self.backbone(piece, normalized=True))
             if counts:
@@ -110,8 +161,12 @@ class DenseHead(Head):
         """Return what decides how images are cut."""
         return {"window": self.window, "stride": self.stride}
 
-    def _mean(self, images: int, size: tuple[int, int]) -> sliding_window.Mean:
-        return sliding_window.Mean(images, size, window=self.window, stride=self.stride)
+    def _mean(
+        self, images: int, size: tuple[int, int], *, blend: bool = False
+    ) -> sliding_window.Mean:
+        return sliding_window.Mean(
+            images, size, window=self.window, stride=self.stride, blend=blend
+        )
 
     def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Yield chunks of normalised windows, and whether they count.

@@ -10,8 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -21,6 +23,7 @@ from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Features, Reads, joined
 from pixio_lightning.training import results, visualize
 from pixio_lightning.training.evaluation_metrics import Evaluation, Outcome, without_padding
+from pixio_lightning.training.given_pictures import images_of, pixels_of
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.precision import full_precision, to_float32
 from pixio_lightning.training.run_folder import Metrics
@@ -174,19 +177,44 @@ class Head(TaskModule):
         """Return the prediction that is scored or written."""
         return self(self.encode(batch), batch)
 
-    def predict(self, batch: Tensor | Batch) -> Any:
-        """Return the prediction for a batch, outside of any trainer.
+    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return what evaluation sees of a picture `(H, W, 3)`, where that is not all of it."""
+        return pixels
+
+    def predicted_to_show(self, batch: Batch) -> Any:
+        """Return the prediction for images of any size, which is written; it is never scored."""
+        return self.predicted(batch)
+
+    def predict(self, images: Any) -> Any:
+        """Return the prediction for images, outside of any trainer.
 
         Args:
-            batch: As a loader gives it; or uint8 images alone, `(B, 3, H, W)`, or
-                `(B, V, 3, H, W)` for a head that looks at several views.
+            images: A picture, which is prepared as evaluation does: a path, a PIL image, or an
+                array `(H, W, 3)`; the prediction then has one row, and of a dense head the size
+                that was looked at. Or a list of pictures, for a list of predictions. Or a tensor,
+                seen as it is: `(B, 3, H, W)`, or `(B, V, 3, H, W)` for a head that looks at V
+                views. Bytes, or floats of 0 to 1. Or a batch as a loader gives it.
+
+        Raises:
+            UserError: It is none of these.
         """
-        if isinstance(batch, Tensor):
-            batch = {"image": batch, "size": tuple(batch.shape[-2:])}
+        if isinstance(images, (list, tuple)) or (
+            isinstance(images, np.ndarray) and images.ndim == 4
+        ):
+            return [self.predict(picture) for picture in images]
+        channels = self.backbone.vit.patch_embed.proj.in_channels
+        predicted, batch = self.predicted, images
+        if not isinstance(images, (dict, Tensor)):
+            pixels = self.prepared(pixels_of(images, channels=channels))
+            images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+            predicted = self.predicted_to_show
+        if isinstance(images, Tensor):
+            images = images_of(images, channels=channels)
+            batch = {"image": images, "size": tuple(images.shape[-2:])}
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            prediction = self.predicted(move_data_to_device(batch, self.device))
+            prediction = predicted(move_data_to_device(batch, self.device))
         self.train(was_training)
         return prediction
 
@@ -218,7 +246,7 @@ class Head(TaskModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         """Write the predictions of a batch."""
-        batch, prediction = without_padding(batch, self.predicted(batch))
+        batch, prediction = without_padding(batch, self.predicted_to_show(batch))
         if len(batch["key"]):
             with full_precision(self.device):
                 folder = Path(self.trainer.default_root_dir) / "predictions"

@@ -17,6 +17,7 @@ from pixio_lightning.files import written_aside
 
 _SIDE = 192  # smallest side a picture is shown at, in pixels
 _MOST = 512  # greatest side
+ON_A_SHEET = 24  # pictures on a contact sheet, at most
 _SAMPLED = 1 << 20  # values that a quantile is taken of, at most; torch refuses 16 million
 _GAP = 6
 _HEAD = 24
@@ -139,7 +140,10 @@ def principal_components(features: Tensor, shape: Sequence[int]) -> Tensor:
     tokens = tokens - tokens.mean(dim=0)
     # Exact and deterministic, unlike torch.pca_lowrank, and small: C x C.
     _, directions = torch.linalg.eigh(tokens.T @ tokens)
-    components = tokens @ directions[:, -3:].flip(1)
+    directions = directions[:, -3:].flip(1)
+    # An eigenvector may point either way: its largest entry up, or colours flip from run to run.
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    components = tokens @ (directions * largest.sign())
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     components = ((components - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     maps = components.view(len(features), *features.shape[-2:], 3).permute(0, 3, 1, 2)
@@ -225,6 +229,20 @@ def _wrapped(swatches: Sequence[Swatch], width: int, font: Any) -> list[list[tup
         lines[-1].append((left, swatch))
         left += length
     return lines
+
+
+def contact_sheet(pictures: Sequence[Path]) -> Image.Image:
+    """Lay pictures in files out in rows of up to four, each in a cell of one size."""
+    columns = min(4, len(pictures))
+    cell = (_MOST, _SIDE + 3 * _HEAD)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (cell[0] + _GAP), rows * (cell[1] + _GAP)), "white")
+    for index, path in enumerate(pictures):
+        row, column = divmod(index, columns)
+        with Image.open(path) as picture:
+            picture.thumbnail(cell)
+            sheet.paste(picture, (column * (cell[0] + _GAP), row * (cell[1] + _GAP)))
+    return sheet
 
 
 def write(path: Path, panel: Panel) -> Image.Image:

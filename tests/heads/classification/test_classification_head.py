@@ -12,6 +12,7 @@ import yaml
 from class_runs import SMALL, words
 from PIL import Image
 
+import pixio_lightning
 from pixio_heads.classification.head import Classification
 from pixio_heads.classification.linear import LinearClassifier, pooled
 from pixio_heads.classification.picture import SIDE, bars
@@ -25,7 +26,7 @@ from pixio_lightning.training.checkpoints import checkpoint_io
 SCENES = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 64}"]
 
 
-SHORT = ["--trainer.max_steps=40", "--data.steps_per_epoch=20", "--data.batch_size=16"]
+SHORT = ["--trainer.max_steps=40", "--data.steps_per_epoch=15", "--data.batch_size=16"]
 SHORT += ["--model.optim.lr=1e-2", "--panels.every_n_steps=0", "--data.val_batch_size=4"]
 
 
@@ -51,6 +52,9 @@ def test_a_folder_is_learned_and_a_table_of_other_images_is_written(
     assert table[0] == ["name", "label", "probability"]
     assert [row[:2] for row in table[1:]] == [["a, b.png", "green"], ["sub/ü.png", "red"]]
     assert all(1 / 3 < float(row[2]) <= 1 for row in table[1:])
+    # In Python a picture is prepared alike: the centre of it, at the size of training.
+    logits = pixio_lightning.load(tmp_path / "run").predict(tmp_path / "in/a, b.png")
+    assert float(logits.softmax(1).max()) == pytest.approx(float(table[1][2]), abs=1e-4)
 
 
 def test_neighbours_know_a_folder_and_leave_no_checkpoint(colours: Path, tmp_path: Path) -> None:
@@ -136,6 +140,22 @@ def test_one_recipe_over_four_backbones_gives_lines_that_may_be_compared(tmp_pat
     assert "0.5 of the short side" in why[1]
     assert main(["validate", *line, "--data.crop_pct=0.25"]) == 0
     assert "0.25 of the short side" in results.read(tmp_path / name)[-1]["protocol"]
+
+
+@pytest.mark.parametrize("task", ["folder_linear", "folder_knn"])
+def test_a_folder_without_images_is_named_and_one_alone_refused(
+    task: str, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Archives of Macs leave a `__MACOSX`: a class that nothing shows, and that counts in top-1."""
+    (colours / "grey").mkdir()
+    line = words(f"classification/{task}", colours, tmp_path / "run", "--trainer.max_steps=1")
+    assert main(["fit", *line]) == 0
+    assert "1 of 4 classes are in none of 54 training samples: grey" in capsys.readouterr().out
+    for name in ("blue", "green"):
+        for path in (colours / name).iterdir():
+            path.unlink()
+    assert main(["fit", *line, "--fresh"]) == 2
+    assert "training samples show red, so nothing would be told apart" in capsys.readouterr().err
 
 
 def test_what_is_pooled() -> None:

@@ -238,13 +238,27 @@ def test_an_export_beside_its_pictures_is_a_scene_to_train_on(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((160, 192, 3), np.uint8)).save(tmp_path / name)
     export(found, tmp_path, replace(ALL, formats=(form, "depth")))
-    (scene,) = open_scenes(tmp_path, "folder", scale=1e-3, max_megapixels=64)
+    (scene,) = open_scenes(tmp_path, "folder", max_megapixels=64)
     assert [frame.name for frame in scene.frames] == found.names
     for view, frame in enumerate(scene.frames):
         assert frame.size == (160, 192)
         assert np.allclose(frame.cam2world, found.cam2world[view], atol=1e-6)
         assert np.allclose(frame.intrinsics, original_intrinsics(found)[view], atol=1e-6)
         assert np.array_equal(scene.load(view).depth, original_depth(found, view))
+
+
+def test_transforms_elsewhere_name_the_pictures_where_they_are(
+    found: Reconstructed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in found.names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((160, 192, 3), np.uint8)).save(tmp_path / "photos" / name)
+    monkeypatch.chdir(tmp_path)
+    files = [Path("photos") / name for name in found.names]
+    export(found, tmp_path / "out", replace(ALL, formats=("transforms", "depth")), pictures=files)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    (scene,) = open_scenes(tmp_path / "moved", "folder", max_megapixels=64)
+    assert all(scene.load(view).image.shape == (160, 192, 3) for view in range(len(scene)))
 
 
 # --- arrays -----------------------------------------------------------------------------------

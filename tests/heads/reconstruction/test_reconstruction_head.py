@@ -119,6 +119,7 @@ def test_photographs_become_a_scene(
     assert found.depth.shape == (3, 48, 48) and np.isfinite(found.points).all()
     frames = json.loads((out / "transforms.json").read_text())["frames"]
     assert len(frames) == 3
+    assert all(Path(frame["file_path"]).is_file() for frame in frames)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
 
 
-def opened(root: Path, source: str = "folder", scale: float = 1e-3) -> list[FileScene]:
+def opened(root: Path, source: str = "folder", scale: float | None = None) -> list[FileScene]:
     return open_scenes(root, source, scale=scale, max_megapixels=64)
 
 
@@ -190,6 +190,43 @@ def test_integer_depth_counts_in_the_scale(tmp_path: Path) -> None:
     assert np.allclose(scene.load(0).depth, 2 * views[0].depth, atol=2e-3)
 
 
+def test_the_unit_that_a_file_says_counts(tmp_path: Path) -> None:
+    """Of integers and of floats, as Nerfstudio has it; a key that contradicts is refused."""
+    views = rendered()
+    content = scene_folders.nerfstudio(tmp_path / "a", views, depth_unit_scale_factor=5e-3)
+    scene_folders.save_npy(tmp_path / "a/depth/000.npy", views[0].depth)
+    content["frames"][0]["depth_file_path"] = "depth/000.npy"
+    (tmp_path / "a/transforms.json").write_text(json.dumps(content))
+    (scene,) = opened(tmp_path)
+    assert np.allclose(scene.load(0).depth, 5e-3 * views[0].depth)
+    assert np.allclose(scene.load(1).depth, 5 * views[1].depth, atol=5e-3)
+    with pytest.raises(UserError, match="depth_unit_scale_factor 0.005, but data.depth_scale is 1"):
+        opened(tmp_path, scale=1.0)
+
+
+def test_images_without_lines_of_points_are_refused(tmp_path: Path) -> None:
+    """Half of them would be taken for the points of the others."""
+    scene_folders.colmap(tmp_path / "a", rendered())
+    path = tmp_path / "a/sparse/0/images.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if line.endswith((".png", "list"))) + "\n")
+    with pytest.raises(
+        UserError, match="images.txt', line 3: expected the points of the image abo"
+    ):
+        opened(tmp_path)
+
+
+def test_a_camera_may_be_a_field_of_view(tmp_path: Path) -> None:
+    content = scene_folders.nerfstudio(tmp_path / "a", rendered(), camera_angle_x=np.pi / 2)
+    for frame in content["frames"]:
+        for key in ("fl_x", "fl_y", "cx", "cy"):
+            del frame[key]
+    (tmp_path / "a/transforms.json").write_text(json.dumps(content))
+    (scene,) = opened(tmp_path)
+    expected = [[24, 0, 23.5], [0, 24, 23.5], [0, 0, 1]]
+    assert np.allclose(scene.load(0).intrinsics, expected)
+
+
 @pytest.mark.parametrize("model", ["SIMPLE_PINHOLE", "SIMPLE_RADIAL", "OPENCV"])
 def test_colmap_s_models_without_distortion(model: str, tmp_path: Path) -> None:
     views = rendered()
@@ -213,6 +250,8 @@ def test_distorted_images_are_refused(model: str, rest: str, tmp_path: Path) -> 
     [
         ({"k1": 0.1}, "frame 0: the camera is OPENCV with distortion.*undistort them first"),
         ({"camera_model": "OPENCV_FISHEYE"}, "the camera is OPENCV_FISHEYE"),
+        ({"is_fisheye": True}, "the camera is a fisheye with distortion.*undistort"),
+        ({"depth_unit_scale_factor": 0}, "depth_unit_scale_factor is 0; expected metres"),
         ({"camera_convention": "maya"}, "camera_convention 'maya'; expected opengl or opencv"),
         ({"frames": {}}, "has no list of frames"),
         ({"frames": [3]}, "frame 0: "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning.cli.main import main
+from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Features, Layer
 from pixio_lightning.training import visualize
@@ -104,6 +106,27 @@ def test_majorities_are_those_of_the_labels(head: Segmentation) -> None:
     assert guesses["majority_map"].shape == (2, 32, 48)
     assert (guesses["majority_map"][:, :, :24] == 1).all()
     assert (guesses["majority_map"][:, :, 24:] == 3).all()
+
+
+def test_classes_that_never_occur_are_named(
+    head: Segmentation, capsys: pytest.CaptureFixture
+) -> None:
+    """Also one that a map of 64 pixels would miss."""
+    target = torch.zeros(2, 256, 256, dtype=torch.uint8)
+    target[:, 100:] = 3
+    target[1, 1, 1] = 4
+    head.fit_statistics([{"target": target}])
+    said = capsys.readouterr().out
+    assert said == "2 of 5 classes are in none of 2 training samples: sea, sand\n"
+
+
+@pytest.mark.parametrize(("other", "said"), [(0, "show sky"), (255, "Is that the foreground?")])
+def test_masks_of_a_single_class_are_refused(other: int, said: str, head: Segmentation) -> None:
+    """255 is ignored: every figure would be 1, of the model and of what never looks."""
+    target = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    target[:, :32] = other
+    with pytest.raises(UserError, match=re.escape(said)):
+        head.fit_statistics([{"target": target}])
 
 
 def test_pictures_show_classes_and_name_those_that_occur(head: Segmentation) -> None:

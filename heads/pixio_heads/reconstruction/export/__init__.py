@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -78,13 +78,20 @@ class Export:
             )
 
 
-def export(found: Reconstructed, folder: Path, options: Export = Export()) -> list[Path]:  # noqa: B008
+def export(
+    found: Reconstructed,
+    folder: Path,
+    options: Export = Export(),  # noqa: B008 (frozen)
+    *,
+    pictures: Sequence[Path] | None = None,
+) -> list[Path]:
     """Write a reconstruction to a folder, each file whole or not at all.
 
     Args:
         found: The reconstruction; it stays as it is.
         folder: Made where it is missing; files of the same names are replaced.
         options: What to export.
+        pictures: The original pictures, if they are files elsewhere than in `folder`.
 
     Returns:
         The files written.
@@ -116,6 +123,7 @@ def export(found: Reconstructed, folder: Path, options: Export = Export()) -> li
     if "transforms" in formats:
         files["transforms.json"] = lambda: transforms(
             found,
+            files=pictures,
             depths=depths if "depth" in formats else None,
             cloud="points.ply" if "ply" in formats else None,
         )

@@ -7,7 +7,8 @@ first pixel at (0.5, 0.5): half a pixel more than here, where it is at (0, 0).
 from __future__ import annotations
 
 import json
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,19 @@ _ABOUT = (
 _TO_OPENGL = np.diag([1.0, -1, -1, 1])
 
 
-def transforms(found: Reconstructed, *, depths: list[str] | None, cloud: str | None) -> bytes:
-    """Return transforms.json in Nerfstudio's form, for the folder that holds the pictures.
+def transforms(
+    found: Reconstructed,
+    *,
+    files: Sequence[Path] | None = None,
+    depths: list[str] | None,
+    cloud: str | None,
+) -> bytes:
+    """Return transforms.json in Nerfstudio's form.
 
     Args:
         found: The reconstruction.
+        files: The pictures, which are named by their whole paths, so that the file may lie
+            anywhere; None names them as `found` does, for the folder that holds them.
         depths: Files of depth in metres at the original resolution, if they are exported.
         cloud: File of the points, if it is exported.
     """
@@ -34,7 +43,7 @@ def transforms(found: Reconstructed, *, depths: list[str] | None, cloud: str | N
     for view, matrix in enumerate(original_intrinsics(found)):
         height, width = found.original_size[view].tolist()
         frame = {
-            "file_path": found.names[view],
+            "file_path": str(files[view].resolve()) if files else found.names[view],
             "fl_x": matrix[0, 0],
             "fl_y": matrix[1, 1],
             "cx": matrix[0, 2] + 0.5,

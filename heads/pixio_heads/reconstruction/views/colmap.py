@@ -93,7 +93,15 @@ def _text_cameras(path: Path) -> Iterator[Camera]:
 
 def _text_images(path: Path) -> Iterator[Image]:
     # Every other line holds the points of an image, and may be empty.
-    for number, line in list(_content_lines(path))[::2]:
+    lines = list(_content_lines(path))
+    for number, line in lines[1::2]:
+        words = line.split()
+        if len(words) % 3 or not all(map(_is_number, words)):
+            raise UserError(
+                f"'{path}', line {number}: expected the points of the image above, X Y POINT3D_ID "
+                "each: put an empty line below every image that has none"
+            )
+    for number, line in lines[::2]:
         where = f"'{path}', line {number}"
         words = line.split(maxsplit=9)
         try:
@@ -103,6 +111,14 @@ def _text_images(path: Path) -> Iterator[Image]:
                 f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, and a line of "
                 "points after it"
             ) from None
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _content_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -203,5 +219,5 @@ def _rotation(w: float, x: float, y: float, z: float) -> NDArray[np.float64]:
 def undistort_first(model: str) -> str:
     return (
         f"the camera is {model} with distortion, but only pinhole images are read; undistort "
-        "them first (colmap image_undistorter)"
+        "them first (colmap image_undistorter, or pycolmap.undistort_images)"
     )

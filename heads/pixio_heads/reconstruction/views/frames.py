@@ -34,6 +34,7 @@ class Frame(NamedTuple):
         intrinsics: `(3, 3)`.
         cam2world: `(4, 4)`.
         size: Height and width of the image the intrinsics are for; None if the layout has none.
+        unit: Metres per unit of its depth, where the layout says it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Frame(NamedTuple):
     intrinsics: NDArray[np.float64]
     cam2world: NDArray[np.float64]
     size: tuple[int, int] | None
+    unit: float | None = None
 
 
 class Found(NamedTuple):
@@ -148,7 +150,7 @@ class FileScene:
         frames: Its frames.
         metric: Whether its lengths are metres.
         synthetic: Whether its images are rendered.
-        scale: Metres per unit of an integer depth image.
+        scale: Metres per unit of an integer depth image, where a frame does not say it.
         max_megapixels: Larger images are bad.
         given: A matrix of scores that comes with the data, `(N, N)` npy; None computes it.
     """
@@ -211,7 +213,9 @@ class FileScene:
         return read_depth(
             read_file(frame.depth),
             frame.depth.suffix.lower(),
-            scale=self.scale,
+            scale=frame.unit or self.scale,
+            insist=frame.unit is not None,
+            float_scale=frame.unit or 1.0,
             max_megapixels=self.max_megapixels,
         )
 
@@ -257,7 +261,10 @@ class FileScene:
     def facts(self) -> Any:
         files = [path for f in self.frames for path in (f.image, f.depth) if path is not None]
         stats = [(str(path), path.stat()) for path in files if path.exists()]
-        cameras = [(f.intrinsics.tolist(), f.cam2world.tolist(), f.size) for f in self.frames]
+        cameras = [
+            (f.intrinsics.tolist(), f.cam2world.tolist(), f.size, *([f.unit] if f.unit else []))
+            for f in self.frames
+        ]
         given = [(str(self.given), self.given.stat().st_mtime_ns)] if self.given else None
         return [(name, s.st_size, s.st_mtime_ns) for name, s in stats], cameras, self.scale, given
 

@@ -60,6 +60,7 @@ class Pictures:
         placed: The pictures, all of one size.
         bad: Pictures that cannot be used, and why.
         facts: What identifies the files they come from.
+        root: The folder that names are relative to; None where they are no files of their own.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Pictures:
         *,
         bad: Sequence[Bad],
         facts: str,
+        root: Path | None = None,
     ) -> None:
         self.title, self.names, self.placed = title, list(names), list(placed)
-        self.bad, self.data_info = list(bad), facts
+        self.bad, self.data_info, self.root = list(bad), facts, root
 
     def __len__(self) -> int:
         return 1
@@ -186,7 +188,8 @@ def _open_folder(
         )
     stats = [(str(file), file.stat()) for file in files]
     facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return Pictures(title, names, placed, bad=bad, facts=digest_of("pictures", facts, size))
+    digest = digest_of("pictures", facts, size)
+    return Pictures(title, names, placed, bad=bad, facts=digest, root=root)
 
 
 def _of_video(

@@ -7,6 +7,7 @@ their principal points are moved by half a pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import parse_json, read_text
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z backward, as in Nerfstudio
+_UNIT = "depth_unit_scale_factor"  # of Nerfstudio, which reads it of its own configuration
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 _PINHOLE = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
 
@@ -94,6 +96,7 @@ def _frames(
         try:
             about = {k: v for k, v in content.items() if k != "frames"} | entry
             name = Path(about["file_path"]).as_posix()
+            about = _of_angle(about) | about
             fx = float(about["fl_x"])
             matrix = camera_matrix(
                 fx,
@@ -103,14 +106,19 @@ def _frames(
             )
             size = int(about["h"]), int(about["w"])
             pose = np.asarray(about["transform_matrix"], dtype=np.float64)
+            unit = float(about[_UNIT]) if _UNIT in about else None
+            if unit is not None and not 0 < unit < math.inf:
+                raise ValueError(f"{_UNIT} is {unit:g}; expected metres per unit of depth, over 0")
         except KeyError as error:
             raise UserError(
                 f"{where} has no {error}; expected file_path, transform_matrix, fl_x, cx, cy, w "
-                "and h, of the frame or of all"
+                "and h, of the frame or of all; of an ideal camera camera_angle_x, w and h do"
             ) from None
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: {error}") from None
         model = about.get("camera_model", "PINHOLE")
+        if about.get("is_fisheye"):
+            model = "a fisheye"
         if model not in _PINHOLE or any(about.get(key) for key in _DISTORTION):
             raise UserError(f"{where}: {undistort_first(model)}")
         axes = about.get("camera_convention", convention)
@@ -120,8 +128,18 @@ def _frames(
             pose = pose @ _OPENGL
         named = [about[key] for key in depth_keys if about.get(key)]
         depth = path.parent / named[0] if named else None
-        frames.append(posed_frame(where, name, (path.parent / name, depth), matrix, pose, size))
+        files = path.parent / name, depth
+        frames.append(posed_frame(where, name, files, matrix, pose, size)._replace(unit=unit))
     return frames
+
+
+def _of_angle(about: dict[str, Any]) -> dict[str, float]:
+    """Return the intrinsics that follow from the field of view, as instant-ngp writes it."""
+    if "camera_angle_x" not in about:
+        return {}
+    width, height = float(about["w"]), float(about["h"])
+    focal = width / 2 / math.tan(float(about["camera_angle_x"]) / 2)
+    return {"fl_x": focal, "fl_y": about.get("fl_x", focal), "cx": width / 2, "cy": height / 2}
 
 
 def _check_matrix(path: Path, n: int) -> None:
@@ -190,7 +208,7 @@ def open_scenes(
     root: Path,
     source: str,
     *,
-    scale: float,
+    scale: float | None = None,
     max_megapixels: float,
     flags: Flags = Flags(),  # noqa: B008 (frozen)
 ) -> list[FileScene]:
@@ -199,13 +217,13 @@ def open_scenes(
     Args:
         root: The folder.
         source: `folder`, `wai` or `blendedmvs`.
-        scale: Metres per unit of an integer depth image.
+        scale: Metres per unit of an integer depth image; None takes what the layout says, or 0.001.
         max_megapixels: Larger images are bad.
         flags: Which lengths are metres and which images are rendered.
 
     Raises:
-        UserError: There is no scene, a scene has no depth, or its cameras cannot be read; or a set
-            is unknown.
+        UserError: There is no scene, a scene has no depth, or its cameras cannot be read; a set is
+            unknown; or a file says another unit of depth than `scale`.
     """
     readers, expected = _READERS[source]
     places = _places(root, readers, sets=source == "wai")
@@ -227,6 +245,12 @@ def open_scenes(
                 f"scene '{folder}' has {len(found.frames)} frames and no depth: training and "
                 "evaluation need it for some of them at least"
             )
+        units = {frame.unit for frame in found.frames if frame.unit is not None}
+        if scale is not None and units - {scale}:
+            raise UserError(
+                f"scene '{folder}' says {_UNIT} {min(units - {scale}):g}, but data.depth_scale is "
+                f"{scale:g}: leave data.depth_scale out"
+            )
         for suffix in {path.suffix.lower() for path in depths}:
             require_reader(suffix)
         metric = found.metric if flags.metric is None else flags.metric
@@ -237,7 +261,7 @@ def open_scenes(
                 found.frames,
                 metric=about.metric,
                 synthetic=about.synthetic,
-                scale=scale,
+                scale=scale or 1e-3,
                 max_megapixels=max_megapixels,
                 given=found.given,
             )

@@ -55,7 +55,10 @@ class SceneSamples:
     Args:
         split: `train`, `val` or `test`; no scene is in two of them.
         scenes: How many scenes and views.
-        fields: What to load of each `scenes.View`, and of its scene (`room_type`).
+        fields: What to load of each view: `image`; `depth`, metres along the optical axis; `valid`;
+            `normal`, unit vectors `(H, W, 3)` in the camera's OpenCV axes (x right, y down, z
+            forward), facing it, 0 in the sky; `class_id`; `intrinsics`, `cam2world`;
+            `camera_pitch`, degrees; and of its scene, `room_type` and `outdoor`.
     """
 
     def __init__(self, split: str, scenes: Scenes, fields: tuple[str, ...]) -> None:

@@ -103,12 +103,24 @@ class Histogram(NamedTuple):
     Attributes:
         counts: int64 `(BINS,)` over [0, MAX_LOSS].
         unscored: Images without a finite, non-negative score.
-        dropped: Images under a threshold.
+        dropped: Images under a threshold, or under both.
+        plain: Those up to `min_entropy`.
+        small: Those under `min_side`.
     """
 
     counts: NDArray[np.int64]
     unscored: int = 0
     dropped: int = 0
+    plain: int = 0
+    small: int = 0
+
+    @property
+    def reasons(self) -> str:
+        """Return how many were dropped, by what, and how many have no score."""
+        return (
+            f"{self.dropped} dropped, {self.plain} of them by min_entropy and {self.small} by "
+            f"min_side, {self.unscored} without a score"
+        )
 
     @classmethod
     def empty(cls) -> Histogram:
@@ -124,6 +136,9 @@ class Histogram(NamedTuple):
             self.counts + np.bincount(bins, minlength=BINS),
             self.unscored + int((~known).sum()),
             self.dropped + int((known & ~eligible).sum()),
+            self.plain + int((known & (scores.entropy <= curation.min_entropy)).sum()),
+            self.small
+            + int((known & (np.minimum(scores.width, scores.height) < curation.min_side)).sum()),
         )
 
     def keep_rate(self, curation: Curation, c: float) -> float:
@@ -143,8 +158,8 @@ def calibrate(histogram: Histogram, curation: Curation) -> float:
         return 1.0
     if not histogram.counts.any():
         raise UserError(
-            f"no image passes data.curation's thresholds ({histogram.dropped} dropped, "
-            f"{histogram.unscored} without a score): lower min_entropy or min_side"
+            f"no image passes data.curation's thresholds ({histogram.reasons}): lower min_entropy "
+            "or min_side"
         )
     low, high = 0.0, 1e9
     if histogram.keep_rate(curation, high) < curation.fraction:

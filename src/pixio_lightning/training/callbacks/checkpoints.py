@@ -93,6 +93,9 @@ class Checkpoints(Checkpoint):
             self.save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        ended = results.at_last_step(trainer) and trainer.global_step != self._saved_step
+        if ended and trainer.enable_validation and self._validated_step != trainer.global_step:
+            _validate(trainer)  # the steps of an epoch need not divide those of the run
         self.save_last(trainer)
         if trainer.is_global_zero:
             finished = results.at_last_step(trainer)

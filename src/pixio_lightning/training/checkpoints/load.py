@@ -6,12 +6,14 @@ import importlib
 import os
 import warnings
 from argparse import ArgumentError
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
 from pixio_lightning.models.weights.read import refuse_non_finite
 from pixio_lightning.training.base import BackboneModule
@@ -25,7 +27,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     Nothing the file names is imported but installed heads and what they import themselves.
 
     Args:
-        path: A checkpoint file.
+        path: A checkpoint, or a run folder, of which the best one is taken, else the last.
         weights: Where the weights of a frozen backbone are now; None takes the file they were
             read from. Those of a hub have to be named, as nothing is fetched that you did not name.
 
@@ -33,6 +35,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         UserError: The file is missing, damaged or of something else; its head is not installed;
             the backbone is another; or a tensor is missing or unexpected.
     """
+    path = next((p for n in ("best.ckpt", "last.ckpt") if (p := Path(path) / n).exists()), path)
     stored = checkpoint_io.read(path)
     about = stored.get("pixio")
     config = about.get("config") if isinstance(about, dict) else None
@@ -61,6 +64,12 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     named = arguments | {"backbone": [around | {"init_args": None}, backbone | {"weights": None}]}
     ours = {name.partition(".")[0] for name in (__name__, cls.__module__)}
     refuse_foreign(named, ours=ours, path=path)
+    where = str(backbone.get("weights"))
+    if not is_generated(where) and not where.startswith("hf:") and not Path(where).exists():
+        raise UserError(
+            f"checkpoint '{path}' was trained on the frozen weights {shown(where)}, which are not "
+            "there from here: say where they are now, load(..., weights=PATH)"
+        )
     parser = ArgumentParser(exit_on_error=False)
     # As an argument of its own, no string in it is taken for the path of a further configuration.
     parser.add_argument("--model", type=BackboneModule)

@@ -17,6 +17,8 @@ from pixio_lightning.data import (
     SceneSamples,
     decode_pixels,
     digest_of,
+    existing_folder,
+    image_files,
     read_file,
 )
 
@@ -26,13 +28,18 @@ class TableSamples:
 
     Args:
         folder: Where the table and the images are.
+        predicting: Whether all images of the folder are taken instead, without targets.
 
     Raises:
-        UserError: There is no such table.
+        UserError: There is no such table, or no image.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, predicting: bool = False) -> None:
         self.folder, table = folder, folder / "targets.csv"
+        self.rows: list[tuple[str, float | None]]
+        if predicting:
+            self.rows = [(p.relative_to(folder).as_posix(), None) for p in image_files(folder)]
+            return
         if not table.is_file():
             raise UserError(f"{table} does not exist; expected the columns file,target")
         with table.open(newline="") as file:
@@ -47,7 +54,7 @@ class TableSamples:
     def load(self, index: int) -> Sample:
         name, target = self.rows[index]
         image = decode_pixels(read_file(self.folder / name), max_megapixels=64)
-        return {"image": image, "target": np.float32(target)}
+        return {"image": image} | ({} if target is None else {"target": np.float32(target)})
 
     def digest(self) -> str:
         files = [(self.folder / name) for name, _ in self.rows]
@@ -59,7 +66,8 @@ class ExampleData(SampleData):
 
     Args:
         source: `scenes`, or `folder` with a table.
-        path: The folder; with sub-folders `train` and `val`.
+        path: The folder, with `train/` and `val/`, each with images and their table; to predict,
+            any folder of images.
         image_size: Side that images are scaled to.
         num_workers: Processes that decode, per training process.
         steps_per_epoch: Training batches between two validations.
@@ -88,14 +96,18 @@ class ExampleData(SampleData):
         if self.source == "scenes":
             split = "val" if split in ("test", "predict") else split
             return SceneSamples(split, self.scenes, ("image", "camera_pitch"))
-        folder = Path(self.path or "")
+        folder = existing_folder(self.path or "", "data.path")
+        if split == "predict":
+            return TableSamples(folder, predicting=True)
         return TableSamples(folder / ("train" if split == "train" else "val"))
 
     def prepare(self, sample: Sample) -> Sample:
         """Scale the image; a random `augment` may stand beside this for training."""
-        target = np.float32(sample.get("camera_pitch", sample.get("target")))
-        if not np.isfinite(target):
-            raise BadImage("the target is no number")
         image = Image.fromarray(sample["image"])
         scaled = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        return {"image": np.array(scaled), "target": target}
+        target = sample.get("camera_pitch", sample.get("target"))
+        if target is None:  # an image to predict
+            return {"image": np.array(scaled)}
+        if not np.isfinite(target):
+            raise BadImage("the target is no number")
+        return {"image": np.array(scaled), "target": np.float32(target)}
