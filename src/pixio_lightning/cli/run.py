@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
+from pixio_lightning.training.callbacks.preemption import is_preempted
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
@@ -104,6 +106,12 @@ def _fit(cli: PixioCLI) -> int:
     folder, primary = options.out, cli.trainer.is_global_zero
     ckpt_path = options.ckpt_path
     batch = _batch(cli)
+    steps = cli.trainer.max_steps
+    if ckpt_path and 0 < steps <= (at := _step_of(ckpt_path)):
+        raise UserError(
+            f"--ckpt_path '{ckpt_path}' is at step {at} and trainer.max_steps is {steps}: there "
+            "is nothing to train; raise trainer.max_steps, or leave --ckpt_path out"
+        )
     # All processes decide alike, though they start one after the other and the first one writes:
     # no checkpoint is saved before all of them are here, and config.yaml says nothing before that
     # any of them would refuse.
@@ -144,10 +152,8 @@ def _fit(cli: PixioCLI) -> int:
         if ckpt_path is None and isinstance(logger, MetricsLog) and primary:
             logger.metrics.rewind(-1)
     _call(cli, cli.trainer.fit, ckpt_path)
-    for callback in cli.trainer.callbacks:
-        if isinstance(callback, Preemption) and callback.stopping and primary:
-            return 128 + (callback.signal or 0)
-    return 0
+    stopped = [c for c in cli.trainer.callbacks if isinstance(c, Preemption) and c.stopping]
+    return 128 + (stopped[0].signal or 0) if stopped and primary else 0
 
 
 def _finished_step(cli: PixioCLI, last: Path) -> int:
@@ -160,12 +166,17 @@ def _finished_step(cli: PixioCLI, last: Path) -> int:
     state = run_folder.read_state(folder)
     if state.get("finished"):
         return state["step"]
-    step = read_plain(last)["global_step"] if last.exists() else 0
+    step = _step_of(last) if last.exists() else 0
     if not 0 < cli.trainer.max_steps <= step:
         return 0
     if cli.trainer.is_global_zero:
         run_folder.write_state(folder, step=step, finished=True)
     return step
+
+
+def _step_of(path: str | Path) -> int:
+    """Return the step of a checkpoint; 0 where it does not say."""
+    return read_plain(local_path(path)).get("global_step", 0)
 
 
 def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, found: Path) -> None:
@@ -295,8 +306,13 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
             f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
             f"({type(error).__name__}: {text})"
         ) from error
-    except SystemExit:
-        if cli.trainer.interrupted:  # Lightning ends an interrupted run as a failed one
+    except SystemExit:  # how Lightning ends an interrupted run
+        if is_preempted(cli.trainer):
+            end_workers()
+            return None
+        if cli.trainer.received_sigterm:  # before the first step
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if cli.trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
     finally:
