@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from pixio_lightning.cli import main as cli
 from pixio_lightning.errors import UserError
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
-from pixio_lightning.training.callbacks import OnlineProbe, Preemption
+from pixio_lightning.training.callbacks import OnlineProbe, Preemption, progress
 from pixio_lightning.training.callbacks.online_probe import knn_accuracy, ridge_accuracy
 from pixio_lightning.training.checkpoints.checkpoint_io import read
 
@@ -253,6 +253,15 @@ def test_a_terminal_shows_a_bar_until_it_is_interrupted(recipe: Path, tmp_path: 
     assert os.waitstatus_to_exitcode(status) == 130
     (step,) = re.findall(r"interrupted at step (\d+): saved; the same line goes on", text)
     assert read(tmp_path / "last.ckpt")["global_step"] == int(step) >= 9
+
+
+def test_a_terminal_without_rows_has_no_bar() -> None:
+    _, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        termios.tcsetwinsize(terminal, (40, 150))
+        assert progress._shows_a_bar(stream)
+        termios.tcsetwinsize(terminal, (0, 0))
+        assert not progress._shows_a_bar(stream)
 
 
 @pytest.mark.parametrize(

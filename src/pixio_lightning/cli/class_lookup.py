@@ -32,10 +32,13 @@ def import_named(configs: list[str], words: list[str]) -> None:
         UserError: A short class name is neither ours nor an installed head's.
     """
     asked = {"model": "", "data": ""}
+    early: dict[str, str] = {}  # recipes that change a part before its class is chosen
     for name in configs:
         path = recipes.find(name)
         try:
             content = yaml.safe_load(path.read_text())
+        except RecursionError:
+            raise UserError(f"recipe '{path}' is nested too deeply") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = " ".join(str(error).split())
             raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
@@ -43,6 +46,13 @@ def import_named(configs: list[str], words: list[str]) -> None:
         for key in asked:
             section = content.get(key, {})
             chosen = section if isinstance(section, str) else section.get("class_path")
+            if chosen and key in early:
+                raise UserError(
+                    f"-c {early[key]} changes keys of {key}, but stands before -c {name}, which "
+                    f"chooses its class: put it behind, -c {name} -c {early[key]}"
+                )
+            if section and not chosen and not asked[key]:
+                early[key] = name
             asked[key] = str(chosen or asked[key])
     for key in asked:
         for word, value in pairwise([*words, ""]):
@@ -51,7 +61,12 @@ def import_named(configs: list[str], words: list[str]) -> None:
                 asked[key] = joined or value
     for key, name in asked.items():
         if not name and "--help" not in words:
-            raise UserError(f"{key}.class_path is missing; {_there_are(key)}")
+            hint = ""
+            if all(given.startswith(recipes.OVERLAYS) for given in configs):
+                hint = (
+                    ": give a recipe first, as in `-c pretrain/demo` (`pixio recipes` lists them)"
+                )
+            raise UserError(f"{key}.class_path is missing{hint}; {_there_are(key)}")
         if name and "." not in name and "/" not in name:
             _import_short(key, name, model=asked["model"])
 

@@ -87,6 +87,8 @@ class PixioCLI(LightningCLI):
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
             elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
                 config_errors.check_values(values["init_args"], chosen, key)
+        for key, value in resume.flatten(self.config_dict()):
+            config_errors.check_leaf(key, value)
 
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import traceback
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
-from pixio_lightning.errors import UserError, nearest, visible
+from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
@@ -62,6 +63,13 @@ def _check_environment() -> None:
     Raises:
         UserError: The variable is named.
     """
+    tasks, per_node = (os.environ.get(f"SLURM_NTASKS{end}") for end in ("", "_PER_NODE"))
+    named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    if tasks not in (None, "1") and not per_node and named:
+        raise UserError(
+            f"SLURM gives {tasks} tasks by --ntasks, which Lightning does not divide among nodes: "
+            "ask for #SBATCH --ntasks-per-node=N instead, with trainer.devices N, and start by srun"
+        )
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"):
         value = os.environ.get(name, "0")
         if not re.fullmatch("[0-9]{1,9}", value):
@@ -301,7 +309,7 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         end_workers()
         text = " ".join(str(error).split())
         if "Error(s) in loading state_dict" in text:
-            raise UserError(f"checkpoint '{ckpt_path}' does not fit the model: {text}") from None
+            raise UserError(_misfit(cli, ckpt_path, text)) from None
         raise UserError(
             f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
             f"({type(error).__name__}: {text})"
@@ -320,6 +328,18 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         cli.datamodule.teardown(cli.verb)
 
 
+def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
+    """Say why a checkpoint does not fit: another model's, or which of its tensors."""
+    about = read_plain(local_path(ckpt_path)).get("pixio", {})
+    wrote, own = str(about.get("class", "")).rpartition(":")[2], type(cli.model).__name__
+    if wrote in ("", own):
+        return f"checkpoint '{ckpt_path}' does not fit the model: {printable(text, limit=600)}"
+    return (
+        f"checkpoint '{ckpt_path}' is one of {wrote}, but the recipe trains {own}: to start from "
+        f"its backbone, give --model.backbone.weights {shlex.quote(ckpt_path)} in its place"
+    )
+
+
 def _while_restoring(error: BaseException) -> bool:
     """Whether an exception comes out of what Lightning does with a checkpoint that it has read."""
     codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -332,8 +352,7 @@ def _while_restoring(error: BaseException) -> bool:
 def check(cli: PixioCLI) -> int:
     """Print the plan of a run without allocating it; `--run` also takes two steps."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
-    if isinstance(cli.model, Head):
-        cli.model.read_data_attributes(data)
+    cli.model.read_data_attributes(data)
     with torch.device("meta"):
         cli.model.decoder = cli.model.build(cli.model.backbone)
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1

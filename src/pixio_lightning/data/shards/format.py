@@ -77,7 +77,7 @@ class ShardIndex:
 
     Args:
         root: Folder or address of the shards.
-        shards: The files, in order.
+        shards: The files, in order; those without an image count for nothing.
         damaged: What could not be indexed, name and reason.
     """
 
@@ -85,6 +85,7 @@ class ShardIndex:
         self, root: str, shards: list[Shard], damaged: list[tuple[str, str]] | None = None
     ) -> None:
         self.root, self.shards, self.damaged = root, shards, damaged or []
+        shards = self.shards = [shard for shard in shards if shard.rows]
         counts = [len(shard.group_rows) for shard in shards]
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         # Once: with millions of groups, nothing may go through them for every batch.

@@ -201,7 +201,7 @@ def _index_parquet(root: str, name: str, size: int) -> tuple[Shard, str]:
         return Shard(name, size, "", *_NO_GROUPS), f"a row group over {MAX_ROWS:,} rows"
     nowhere = np.zeros(0, np.int64)
     shard = Shard(name, size, "", np.array(counts, np.int32), nowhere, nowhere, UNSORTED)
-    return shard, "" if shard.rows else "empty shard"
+    return shard, ""
 
 
 def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
@@ -225,7 +225,7 @@ def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
         last = archive.offset  # where the next header was expected
         file.seek(last)
         tail = file.read(2 * tarfile.BLOCKSIZE)
-    reason = "" if counts else "empty shard"
+    reason = ""
     # An archive ends with a block of zeros; one that is cut between two members does not.
     if max(ends, default=0) > size or not tail:
         reason = f"truncated after {sum(counts)} images"
