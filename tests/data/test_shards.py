@@ -252,6 +252,16 @@ def test_an_index_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> 
         open_index(str(tmp_path / "shards"), cache=tmp_path / "cache")
 
 
+def test_a_shard_that_was_rewritten_is_noticed_where_its_size_changed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 20)
+    packing = {"rows": 10, "group": 5, "shuffled": True, "jobs": 1}
+    index = pack_folder(str(tmp_path / "in"), tmp_path / "out", **packing)
+    path = tmp_path / "out" / index.shards[0].path
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UserError, match="remove 'index.parquet', and the shards are indexed anew"):
+        open_index(str(tmp_path / "out"), cache=tmp_path / "cache")
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 

@@ -127,6 +127,7 @@ class PixioCLI(LightningCLI):
         config, out = self.config_init["trainer"], self.options.out
         callbacks = self.trainer_defaults["callbacks"] = [
             resume.Accumulation(),
+            resume.SameSamples(),
             FeatureCache(),
             EvaluationLog(),  # before Checkpoints: a record, then the checkpoint it tells of
         ]

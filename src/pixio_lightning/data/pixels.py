@@ -276,6 +276,10 @@ class Pixels(StreamData):
         assert source is not None
         return self.evaluated(source)
 
+    def training_names(self) -> Source | None:
+        """Return the training images; a place in shards says itself which they are."""
+        return self._train
+
     def training_size(self) -> int:
         """Return the number of training images."""
         if self._shards is not None:

@@ -46,8 +46,8 @@ def count_blocks(grid: tuple[int, int], block: int, ratio: float) -> tuple[int, 
     visible = int(total * (1 - ratio) + 1e-6)
     if not 0 < visible < total:
         raise UserError(
-            f"model.mask_ratio {ratio} keeps {visible} of {total} blocks of {block} x {block} patches; "
-            "at least one must stay visible and one be hidden"
+            f"model.mask_ratio {ratio} keeps {visible} of {total} blocks of {block} x {block} "
+            "patches; at least one must stay visible and one be hidden"
         )
     return total, visible
 

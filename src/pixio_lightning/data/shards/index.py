@@ -78,7 +78,9 @@ def open_index(
         raise UserError(f"{key} '{path}' does not exist{nearest(Path(path).name, siblings)}")
     root = str(PurePosixPath(path).parent) if single and protocol == "file" else path
     if not single and files.exists(join(path, INDEX)):
-        return read_index(path, key=key)
+        index = read_index(path, key=key)
+        _refuse_rewritten(index)
+        return index
     names = [PurePosixPath(path).name] if single else sorted(_shard_names(files, path))
     if single and protocol != "file":
         root = path.rpartition("/")[0]
@@ -96,6 +98,21 @@ def open_index(
     index = build_index(root, names, progress=progress)
     write_index(index, kept / INDEX)
     return index
+
+
+def _refuse_rewritten(index: ShardIndex) -> None:
+    """Refuse shards of another size than the index beside them says, where looking is cheap.
+
+    Raises:
+        UserError: One of them is.
+    """
+    for shard in index.shards:
+        path = Path(index.root, shard.path)
+        if path.is_file() and path.stat().st_size != shard.size:
+            raise UserError(
+                f"'{path}' has {path.stat().st_size:,} bytes, but '{INDEX}' beside it was made "
+                f"of one of {shard.size:,}: remove '{INDEX}', and the shards are indexed anew"
+            )
 
 
 def build_index(root: str, names: list[str], *, progress: bool) -> ShardIndex:
