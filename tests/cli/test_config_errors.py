@@ -243,6 +243,29 @@ def test_the_grid_that_is_masked_is_that_of_the_images(recipe: dict, tmp_path: P
     assert run(recipe, tmp_path) == run(recipe, tmp_path, verb="fit") == 0
 
 
+def test_every_key_of_a_recipe_is_listed(recipe: dict, tmp_path: Path, capsys) -> None:
+    assert run(recipe, tmp_path, "--help-all") == 0
+    shown = capsys.readouterr().out
+    for key in ("trainer.max_steps", "checkpoint.best", "model.mask_ratio", "data.crop_scale"):
+        assert f"--{key}" in shown
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--model.help", "PixelPretraining"])
+    assert "--model.mask_ratio" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_model_is_told_by_its_name(
+    recipe: dict, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    assert run(recipe, tmp_path, verb="fit") == 0
+    words = ["validate", "-c", "depth/demo", "-c", "with/debug", "--out", str(tmp_path / "depth")]
+    words += ["--data.scenes", "{train: 2, held_out: 2, views: 1, size: 64}"]
+    assert cli.main([*words, "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("pixio: error")]
+    assert "is one of PixelPretraining, but the recipe trains Depth: " in line
+    assert "give --model.backbone.weights" in line
+
+
 def test_every_bound_is_that_of_a_key(recipe: dict, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run(recipe, tmp_path, "--print_config")

@@ -21,8 +21,11 @@ CORE_CLASSES: dict[str, list[type]] = {
 TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")
 
 
-def import_named(configs: list[str], words: list[str]) -> None:
+def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
     """Import the plug-ins that the recipes or the command line name, and no others.
+
+    Returns:
+        The class of `model` and of `data`, as it is named; empty where only help is asked for.
 
     Args:
         configs: Recipes by name or path.
@@ -57,10 +60,10 @@ def import_named(configs: list[str], words: list[str]) -> None:
     for key in asked:
         for word, value in pairwise([*words, ""]):
             option, _, joined = word.partition("=")
-            if option in (f"--{key}", f"--{key}.class_path"):
+            if option in (f"--{key}", f"--{key}.class_path", f"--{key}.help"):
                 asked[key] = joined or value
     for key, name in asked.items():
-        if not name and "--help" not in words:
+        if not name and not {"--help", "--model.help", "--data.help"} & {*map(_option, words)}:
             hint = ""
             if all(given.startswith(recipes.OVERLAYS) for given in configs):
                 hint = (
@@ -69,6 +72,11 @@ def import_named(configs: list[str], words: list[str]) -> None:
             raise UserError(f"{key}.class_path is missing{hint}; {_there_are(key)}")
         if name and "." not in name and "/" not in name:
             _import_short(key, name, model=asked["model"])
+    return asked
+
+
+def _option(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def _there_are(key: str) -> str:

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from pixio_lightning import __version__, plugins
 from pixio_lightning.cli import recipes
-from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, RUN_PAGE, VERBS
+from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, VERBS, run_page
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest, visible_lines
 from pixio_lightning.files import expanded
@@ -124,8 +124,7 @@ def _dispatch(argv: list[str]) -> int:
         return light[verb](rest)
     if {"-h", "--help"} & set(rest):
         pages = {"check": CHECK_PAGE, "export": EXPORT_PAGE}
-        sentence = VERBS[verb].capitalize()
-        print(pages.get(verb, RUN_PAGE).format(verb=verb, sentence=sentence), end="")
+        print(pages.get(verb) or run_page(verb), end="")
         return 0
     if verb == "export":
         from pixio_lightning.cli import export

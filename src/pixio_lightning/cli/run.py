@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
-from pixio_lightning.cli.options import parse_options
+from pixio_lightning.cli.options import Options, parse_options
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
@@ -49,12 +49,25 @@ def main(verb: str, argv: list[str]) -> int:
     run_folder.check_files(options.out)
     if verb == "fit" and not options.fresh:
         run_folder.check_ours(options.out, fresh=False)
-    import_named(options.configs, options.rest)
+    chosen = import_named(options.configs, options.rest)
     quieten()
+    if "--help" in options.rest:
+        return _print_keys(options, verb, chosen)
     cli = PixioCLI(options, verb)
     if verb == "check":
         return check(cli)
     return fit(cli) if verb == "fit" else evaluate(cli)
+
+
+def _print_keys(options: Options, verb: str, chosen: dict[str, str]) -> int:
+    """Print every key of a recipe: those that all have, and those of its model and its data."""
+    parts = [[f"--{key}.help", name] for key, name in chosen.items() if name]
+    for words in (["--help"], *parts):
+        with suppress(SystemExit):  # how a parser ends that has printed help
+            PixioCLI(options._replace(configs=[], rest=words), verb)
+    if not parts:
+        say("with a recipe, as in `--help-all -c depth/demo`, those of its model and data are here")
+    return 0
 
 
 def _check_environment() -> None:
