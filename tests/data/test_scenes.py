@@ -308,9 +308,9 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
 def test_no_renderer_outlives_its_parent(tmp_path: Path) -> None:
     script = tmp_path / "render.py"
     script.write_text(
-        "from pixio_lightning.data.scenes.store import scenes\n"
+        "from pathlib import Path\nfrom pixio_lightning.data.scenes.store import scenes\n"
         "if __name__ == '__main__':\n"
-        f"    scenes('train', scenes=10_000, workers=2, folder={str(tmp_path / 'cache')!r})\n"
+        f"    scenes('train', scenes=10_000, workers=2, folder=Path({str(tmp_path / 'cache')!r}))\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
     table = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
