@@ -103,6 +103,7 @@ def _frames(
             )
             size = int(about["h"]), int(about["w"])
             pose = np.asarray(about["transform_matrix"], dtype=np.float64)
+            named = [Path(about[key]) for key in depth_keys if about.get(key)]
         except KeyError as error:
             raise UserError(
                 f"{where} has no {error}; expected file_path, transform_matrix, fl_x, cx, cy, w "
