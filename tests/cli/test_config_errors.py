@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pixio_lightning.cli import config_errors
+from pixio_lightning.cli import config_errors, resume
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli.lightning_cli import quieten
 from pixio_lightning.errors import UserError
@@ -112,6 +112,21 @@ WRONG_VALUES = [
     ("data/batch_size", "eight", "data.batch_size is 'eight', but expected int", None),
     ("data/batch_size", None, "data.batch_size is null, but expected int", None),
     ("data/batch_size", 0, "data.batch_size is 0, but expected at least 1", None),
+    ("data/num_workers", -1, "data.num_workers is -1, but expected at least 0", None),
+    ("data/crop_scale", [-1, 1], "expected more than 0 and at most 1", None),
+    ("data/crop_ratio", [0, 1], "data.crop_ratio is [0.0, 1.0], but expected more than 0", None),
+    ("data/max_bad", -1, "data.max_bad is -1.0, but expected at least 0 and at most 1", None),
+    ("data/path", "${HOME}/photos", "${HOME} is expanded by a shell only", None),
+    ("model/optim.betas", [2, 0], "expected at least 0 and less than 1", None),
+    ("model/optim.lr", -1, "model.optim.lr is -1.0, but expected at least 0", None),
+    ("model/optim.warmup", float("nan"), "model.optim.warmup is nan, but expected a number", None),
+    ("data/crop_scale", [float("nan"), 1], "but expected a number", None),
+    ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val is -1, but expected", None),
+    ("trainer.accumulate_grad_batches", 0, "is 0, but expected at least 1", None),
+    ("seed_everything", -1, "expected at least 0 and at most 4294967295", None),
+    ("data/image_size", 36, "data.image_size is 36, but expected a multiple of 8", None),
+    ("data/image_size", 40, "model.mask_grid 2 does not divide the 5 x 5 grid of patches", None),
+    ("data/image_size", 16, "model.mask_ratio 0.75 keeps 0 of 1 blocks", None),
     ("data/steps_per_epoch", -1, "data.steps_per_epoch is -1, but expected at least 1", None),
     ("data/crop_scale", 0.2, "data.crop_scale is '0.2', but expected tuple", None),
     ("data/source", "foldr", "data.source is 'foldr', but expected one of", "folder"),
@@ -203,6 +218,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
         ("model:\n\t- 1", "is not valid YAML"),
         ("- 1\n- 2", "holds no keys; expected checkpoint, data, model"),
         ("# a comment alone\n", "holds no keys"),
+        ("model: " + "[" * 5000, "is nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_one_line(
@@ -222,6 +238,59 @@ def test_missing_files_are_one_line(recipe: dict, tmp_path: Path, capsys) -> Non
     assert "no recipe or file 'pretrain/dem'" in told(
         capsys, cli.main(["fit", "-c", "pretrain/dem"])
     )
+
+
+def test_the_grid_that_is_masked_is_that_of_the_images(recipe: dict, tmp_path: Path) -> None:
+    """Weights of 5 x 5 patches, which no block of 2 divides, are trained on 4 x 4."""
+    recipe = changed(recipe, "model/backbone.model_args", TINY | {"img_size": 40})
+    assert run(recipe, tmp_path) == run(recipe, tmp_path, verb="fit") == 0
+
+
+def test_every_key_of_a_recipe_is_listed(recipe: dict, tmp_path: Path, capsys) -> None:
+    assert run(recipe, tmp_path, "--help-all") == 0
+    shown = capsys.readouterr().out
+    for key in ("trainer.max_steps", "checkpoint.best", "model.mask_ratio", "data.crop_scale"):
+        assert f"--{key}" in shown
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--model.help", "PixelPretraining"])
+    assert "--model.mask_ratio" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_model_is_told_by_its_name(
+    recipe: dict, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    assert run(recipe, tmp_path, verb="fit") == 0
+    words = ["validate", "-c", "depth/demo", "-c", "with/debug", "--out", str(tmp_path / "depth")]
+    words += ["--data.scenes", "{train: 2, held_out: 2, views: 1, size: 64}"]
+    assert cli.main([*words, "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("pixio: error")]
+    assert "is one of PixelPretraining, but the recipe trains Depth: " in line
+    assert "give --model.backbone.weights" in line
+
+
+def test_every_bound_is_that_of_a_key(recipe: dict, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run(recipe, tmp_path, "--print_config")
+    configuration = yaml.safe_load(capsys.readouterr().out)
+    assert config_errors.BOUNDS.keys() <= dict(resume.flatten(configuration)).keys()
+
+
+def test_a_recipe_comes_before_what_changes_it(capsys) -> None:
+    words = ["check", "-c", "with/finetune"]
+    line = told(capsys, cli.main([*words, "-c", "depth/demo"]))
+    assert line.endswith("put it behind, -c depth/demo -c with/finetune")
+    line = told(capsys, cli.main(words))
+    assert line.startswith("model.class_path is missing: give a recipe first, as in `-c pretrain")
+    line = told(capsys, cli.main(["check", "--data.path", "photos"]))
+    assert line.startswith("model.class_path is missing: give a recipe first, as in `-c pretrain")
+
+
+def test_tasks_that_lightning_does_not_divide(recipe: dict, tmp_path: Path, capsys, monkeypatch):
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert "SLURM gives 4 tasks by --ntasks" in told(capsys, run(recipe, tmp_path, verb="fit"))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def pixio(*words: str, site: Path | None = None, **environment: str) -> subproce
         ("doctor", None, "CC-BY-NC-4.0"),  # its code depends on what is installed here
         ("fit --help", 0, "usage: pixio fit -c RECIPE"),
         ("validate -c fit -h", 0, "usage: pixio validate -c RECIPE"),
+        ("predict --help", 0, "predictions/ in the run folder"),
+        ("fit --help", 0, "--model.help CLASS"),
         ("check --help", 0, "--run"),
         ("export --help", 0, "--to safetensors|transformers|timm"),
     ],

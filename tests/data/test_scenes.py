@@ -1,5 +1,6 @@
 """The embedded scenes: exact geometry, overlapping views, and a store that survives anything."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -302,6 +303,30 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
         *(Path(p).name for p in printed[0]),
     }
     assert sum(pq.read_metadata(path).num_rows for path in printed[0]) == 6
+
+
+def test_no_renderer_outlives_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "render.py"
+    script.write_text(
+        "from pathlib import Path\nfrom pixio_lightning.data.scenes.store import scenes\n"
+        "if __name__ == '__main__':\n"
+        f"    scenes('train', scenes=10_000, workers=2, folder=Path({str(tmp_path / 'cache')!r}))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    table = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    try:
+        while not list(tmp_path.glob("cache/*/.*.tmp")):  # a worker is at its first scene
+            assert parent.poll() is None
+            time.sleep(0.01)
+        workers = [int(word) for word in table.read_text().split()]
+    finally:
+        parent.kill()
+        parent.wait()
+    assert len(workers) >= 2
+    with contextlib.suppress(ProcessLookupError):  # the whole group is gone
+        while True:
+            os.killpg(parent.pid, 0)
+            time.sleep(0.01)
 
 
 def test_a_killed_build_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from shard_files import empty_parquet, images, jpeg, keys, pack, write_tar
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards import format as shards
 from pixio_lightning.data.shards import index as shard_index
 from pixio_lightning.data.shards import remote
 from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
+from pixio_lightning.data.shards.keep_rule import INSIDE, all_scores
 from pixio_lightning.data.shards.pack import pack as pack_folder
 from pixio_lightning.data.shards.stream import BlockOrder, Cursor, ShardImages
 from pixio_lightning.errors import UserError
@@ -126,6 +129,42 @@ def test_tar_shards_are_packed_one_to_one(tmp_path: Path) -> None:
     assert [shard.rows for shard in packed.shards] == [shard.rows for shard in tars.shards]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_shard_without_an_image_counts_for_nothing(kind: str, tmp_path: Path) -> None:
+    whole = pack(tmp_path / "shards", 30, kind=kind)
+    for name in ("shards", "empty"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        empty = tmp_path / name / f"1a.{kind}"
+        empty_parquet(empty) if kind == "parquet" else write_tar(empty, [])
+    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    assert [shard.path for shard in index.shards] == [shard.path for shard in whole.shards]
+    assert not index.damaged
+    packing = {"rows": 1, "group": 7, "shuffled": True, "jobs": 1}
+    packed = pack_folder(str(tmp_path / "shards"), tmp_path / "out", **packing)
+    assert everything(packed) == everything(whole)
+    with pytest.raises(UserError, match="holds no image: its shards are empty"):
+        pack_folder(str(tmp_path / "empty"), tmp_path / "none", **packing)
+    data = Pixels("shards", str(tmp_path / "shards"), val_path=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="data.val_path .* holds no image to validate on"):
+        data.setup("fit")
+
+
+def test_scores_of_a_shard_without_an_image_are_not_missed(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "shards", 30)
+    scores = dict.fromkeys(("loss", "entropy"), pa.float32())
+    scores |= dict.fromkeys(("width", "height"), pa.int32())
+    empty = pa.schema([("hash", pa.int64()), ("image", pa.binary()), *scores.items()])
+    pq.write_table(empty.empty_table(), tmp_path / "shards" / "1a.parquet")
+    for name in (s.path for s in whole.shards):
+        path = tmp_path / "shards" / name
+        table = pq.read_table(path)
+        for column, kind in scores.items():
+            table = table.append_column(column, pa.array([1] * len(table), kind))
+        pq.write_table(table, path)
+    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    assert [number for number, _, _ in all_scores(index, INSIDE)] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -213,6 +252,16 @@ def test_an_index_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> 
         open_index(str(tmp_path / "shards"), cache=tmp_path / "cache")
 
 
+def test_a_shard_that_was_rewritten_is_noticed_where_its_size_changed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 20)
+    packing = {"rows": 10, "group": 5, "shuffled": True, "jobs": 1}
+    index = pack_folder(str(tmp_path / "in"), tmp_path / "out", **packing)
+    path = tmp_path / "out" / index.shards[0].path
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UserError, match="remove 'index.parquet', and the shards are indexed anew"):
+        open_index(str(tmp_path / "out"), cache=tmp_path / "cache")
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 
@@ -288,7 +337,7 @@ def test_damage_that_is_there_when_the_index_is_built(
     )
     index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
     assert index.rows == 200
-    assert index.damaged == [(f"{number}.{kind}", "shard is damaged"), (f"9.{kind}", "empty shard")]
+    assert index.damaged == [(f"{number}.{kind}", "shard is damaged")]
     assert len(everything(index)) == 200
     if kind == "tar":  # what lies before the damage can be used
         for damage, word in ((rot, "damaged"), (cut, "truncated")):

@@ -7,7 +7,9 @@ it was killed. First in one process, at every moment that matters; then with rea
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,55 @@ def test_a_power_cut_around_a_validation_changes_nothing(
     assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
     tables = [(run / "metrics.csv").read_text() for run in (uninterrupted, tmp_path / "run")]
     assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "save_every"),
+    [(8, signal.SIGTERM, 3), (8, signal.SIGINT, 4), (10, signal.SIGINT, 3)],
+)
+def test_a_signal_saves_in_the_middle_of_a_validation_or_an_epoch(
+    step: int,
+    number: signal.Signals,
+    save_every: int,
+    tiny: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+) -> None:
+    """Nothing is lost, nothing more is evaluated, and the same line ends as if there were none."""
+    words = _words(tiny, tmp_path / "run", save_every)
+    evaluated = []
+
+    def seen(self: Head, batch: Any, index: int) -> bool:
+        evaluated.append((self.global_step, index))
+        return self.global_step == step and index == 0 and not self.trainer.training
+
+    with pytest.MonkeyPatch.context() as patch:
+        _signal(patch, Head, "validation_step", seen, number)
+        _signal(
+            patch, Head, "training_step", lambda s, b, i: s.global_step == step - 1 == 9, number
+        )
+        assert main(["fit", *words]) == 128 + number
+    assert evaluated[-1] == (8, 0 if step == 8 else 3)
+    assert checkpoint_io.read(tmp_path / "run" / "last.ckpt")["global_step"] == step
+    assert main(["fit", *words]) == 0
+    if save_every == 3:
+        _assert_same_outcome(uninterrupted, tmp_path / "run")
+    else:
+        assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
+
+
+def _signal(
+    patch: pytest.MonkeyPatch, owner: type, name: str, when: Any, number: signal.Signals
+) -> None:
+    """Send this process a signal when `owner.name` is called and `when(self, *arguments)` holds."""
+    original = getattr(owner, name)
+
+    def send(self: Any, *args: Any) -> Any:
+        if when(self, *args):
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    patch.setattr(owner, name, send)
 
 
 def test_the_best_is_never_replaced_by_a_worse_one(

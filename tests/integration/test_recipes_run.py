@@ -199,6 +199,14 @@ def _letters(text: str) -> str:
     return re.sub("[^a-z0-9]", "", text.lower())
 
 
+def test_debugging_renders_a_handful_of_scenes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "depth/demo", "-c", "with/debug", "--print_config"])
+    scenes = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["scenes"]
+    few = {"train": 4, "held_out": 4, "views": 2}
+    assert scenes == few | {"size": 64, "places": ["studio"]}, "size and places are the recipe's"
+
+
 def test_a_run_folder_goes_by_the_recipe_and_then_by_what_changes_it() -> None:
     names = ["backbone/mae_l", "depth/nyuv2_linear", "with/frozen"]
     assert folder_name(names) == "depth/nyuv2_linear+mae_l+frozen"

@@ -163,3 +163,10 @@ def test_batch_norm_over_uneven_processes_equals_one(tmp_path: Path) -> None:
     for part in parts:
         assert torch.allclose(part["mean"], norm.running_mean, atol=1e-5)
         assert torch.allclose(part["var"], norm.running_var, atol=1e-5)
+
+
+def test_batch_norm_of_a_single_value_is_refused_in_training_alone() -> None:
+    norm = SyncedBatchNorm2d(3)
+    with pytest.raises(UserError, match="set data.batch_size to at least 2"):
+        norm(torch.randn(1, 3, 1, 1))
+    norm.eval()(torch.randn(1, 3, 1, 1))

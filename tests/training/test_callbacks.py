@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from pixio_lightning.cli import main as cli
 from pixio_lightning.errors import UserError
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
-from pixio_lightning.training.callbacks import OnlineProbe
+from pixio_lightning.training.callbacks import OnlineProbe, Preemption, progress
 from pixio_lightning.training.callbacks.online_probe import knn_accuracy, ridge_accuracy
 from pixio_lightning.training.checkpoints.checkpoint_io import read
 
@@ -260,7 +260,17 @@ def test_a_terminal_shows_a_bar_until_it_is_interrupted(recipe: Path, tmp_path: 
     assert any("img/s=" in bar and "loss=" in bar and "/1000000 [" in bar for bar in bars)
     assert "step 5/" not in text and "Traceback" not in text
     assert os.waitstatus_to_exitcode(status) == 130
-    assert read(tmp_path / "last.ckpt")["global_step"] >= 9
+    (step,) = re.findall(r"interrupted at step (\d+): saved; the same line goes on", text)
+    assert read(tmp_path / "last.ckpt")["global_step"] == int(step) >= 9
+
+
+def test_a_terminal_without_rows_has_no_bar() -> None:
+    _, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        termios.tcsetwinsize(terminal, (40, 150))
+        assert progress._shows_a_bar(stream)
+        termios.tcsetwinsize(terminal, (0, 0))
+        assert not progress._shows_a_bar(stream)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +310,34 @@ def test_a_signal_saves_and_stops(
     assert step >= 10 and "Traceback" not in err
     state = yaml.safe_load((tmp_path / "state.json").read_text())
     assert (state["step"], state["finished"]) == (step, False)
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    callback = Preemption()
+    callback._received(signal.SIGINT, None)
+    assert callback.signal == signal.SIGINT and not callback.stopping
+    with pytest.raises(KeyboardInterrupt):
+        callback._received(signal.SIGINT, None)
+
+
+# --- runs without a step ----------------------------------------------------------------------
+
+
+def test_a_checkpoint_at_the_last_step_leaves_nothing_to_train(
+    recipe: Path, tmp_path: Path, capsys
+) -> None:
+    assert fit(recipe, tmp_path / "a", "--trainer.max_steps=1") == 0
+    last = tmp_path / "a" / "last.ckpt"
+    assert fit(recipe, tmp_path / "b", "--trainer.max_steps=1", f"--ckpt_path={last}") == 2
+    assert "is at step 1 and trainer.max_steps is 1: there is nothing" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [".lock"]
+
+
+def test_a_run_whose_time_has_passed_says_so(recipe: Path, tmp_path: Path, capsys) -> None:
+    assert fit(recipe, tmp_path, "--trainer.max_time=00:00:00:00") == 0
+    text = capsys.readouterr().out
+    assert "step 0: no step was taken, as trainer.max_time has passed" in text
+    assert "last.ckpt" not in text and "img/s" not in text
 
 
 # --- the probe --------------------------------------------------------------------------------

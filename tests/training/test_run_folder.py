@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import write_text
+from pixio_lightning.files import write_text, written_aside
+from pixio_lightning.files.atomic import aside_of
 from pixio_lightning.training import run_folder
 from pixio_lightning.training.run_folder import Metrics
 
@@ -92,6 +93,31 @@ def test_what_the_system_does_not_rename_stays(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to("/proc")
     with pytest.raises(UserError, match="cannot rename '/proc'"):
         run_folder.set_aside(tmp_path / "run")
+
+
+def test_what_killed_processes_left_is_removed_before_anything_is_written(tmp_path: Path) -> None:
+    for name in ("last.ckpt", "config.yaml"):
+        aside_of(tmp_path / name).write_bytes(b"half")
+    sharded = tmp_path / ".best.ckpt.tmp"
+    sharded.mkdir()
+    (sharded / "part-0").touch()
+    (tmp_path / ".notes.tmp").touch()
+    (tmp_path / "last.ckpt").touch()
+    with run_folder.held(tmp_path):
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".lock", ".notes.tmp", "last.ckpt"}
+
+
+def test_a_full_disk_leaves_nothing_and_is_named(tmp_path: Path) -> None:
+    target = tmp_path / "last.ckpt"
+    with (
+        pytest.raises(OSError, match="No space left on device: '.*/last.ckpt'"),
+        written_aside(target) as aside,
+    ):
+        aside.touch()
+        with open("/dev/full", "w") as full:
+            full.write("x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_held_by_one_process_and_released_by_its_death(tmp_path: Path) -> None:

@@ -21,8 +21,11 @@ CORE_CLASSES: dict[str, list[type]] = {
 TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")
 
 
-def import_named(configs: list[str], words: list[str]) -> None:
+def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
     """Import the plug-ins that the recipes or the command line name, and no others.
+
+    Returns:
+        The class of `model` and of `data`, as it is named; empty where only help is asked for.
 
     Args:
         configs: Recipes by name or path.
@@ -32,10 +35,13 @@ def import_named(configs: list[str], words: list[str]) -> None:
         UserError: A short class name is neither ours nor an installed head's.
     """
     asked = {"model": "", "data": ""}
+    early: dict[str, str] = {}  # recipes that change a part before its class is chosen
     for name in configs:
         path = recipes.find(name)
         try:
             content = yaml.safe_load(path.read_text())
+        except RecursionError:
+            raise UserError(f"recipe '{path}' is nested too deeply") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = " ".join(str(error).split())
             raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
@@ -43,17 +49,34 @@ def import_named(configs: list[str], words: list[str]) -> None:
         for key in asked:
             section = content.get(key, {})
             chosen = section if isinstance(section, str) else section.get("class_path")
+            if chosen and key in early:
+                raise UserError(
+                    f"-c {early[key]} changes keys of {key}, but stands before -c {name}, which "
+                    f"chooses its class: put it behind, -c {name} -c {early[key]}"
+                )
+            if section and not chosen and not asked[key]:
+                early[key] = name
             asked[key] = str(chosen or asked[key])
     for key in asked:
         for word, value in pairwise([*words, ""]):
             option, _, joined = word.partition("=")
-            if option in (f"--{key}", f"--{key}.class_path"):
+            if option in (f"--{key}", f"--{key}.class_path", f"--{key}.help"):
                 asked[key] = joined or value
     for key, name in asked.items():
-        if not name and "--help" not in words:
-            raise UserError(f"{key}.class_path is missing; {_there_are(key)}")
+        if not name and not {"--help", "--model.help", "--data.help"} & {*map(_option, words)}:
+            hint = ""
+            if all(given.startswith(recipes.OVERLAYS) for given in configs):
+                hint = (
+                    ": give a recipe first, as in `-c pretrain/demo` (`pixio recipes` lists them)"
+                )
+            raise UserError(f"{key}.class_path is missing{hint}; {_there_are(key)}")
         if name and "." not in name and "/" not in name:
             _import_short(key, name, model=asked["model"])
+    return asked
+
+
+def _option(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def _there_are(key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,34 @@ GROUPS: dict[str, type] = {
     "checkpoint": Checkpoints,
     "panels": Pictures,
     "preemption": Preemption,
+}
+
+# Least and most of numbers that their types let pass, and that would fail later or train on
+# nonsense without a word: a negative clip turns gradients around. None: no bound.
+_ABOVE_0, _BELOW_1 = math.ulp(0.0), math.nextafter(1.0, 0.0)
+BOUNDS: dict[str, tuple[float, float | None]] = {
+    "seed_everything": (0, 2**32 - 1),
+    "data.num_workers": (0, None),
+    "data.val_batch_size": (1, None),
+    "data.timeout": (0, None),
+    "data.max_bad": (0, 1),
+    "data.max_megapixels": (_ABOVE_0, None),
+    "data.crop_scale": (_ABOVE_0, 1),
+    "data.crop_ratio": (_ABOVE_0, None),
+    "model.optim.lr": (0, None),
+    "model.optim.blr": (0, None),
+    "model.optim.weight_decay": (0, None),
+    "model.optim.betas": (0, _BELOW_1),
+    "model.optim.warmup": (0, None),
+    "model.optim.min_lr": (0, 1),
+    "model.optim.layer_decay": (_ABOVE_0, None),
+    "model.optim.backbone_lr_scale": (0, None),
+    "panels.every_n_steps": (0, None),
+    "panels.images": (1, None),
+    "trainer.accumulate_grad_batches": (1, None),
+    "trainer.gradient_clip_val": (0, None),
+    "trainer.log_every_n_steps": (0, None),
+    "trainer.num_nodes": (1, None),
 }
 
 # The begin of a line of a message, and lines that frame it or say what the innermost says better.
@@ -95,6 +124,38 @@ def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
             check_values(value.get("init_args", value), hint, key)
         elif value is None and hint not in (None, Any) and type(None) not in typing.get_args(hint):
             raise UserError(f"{key} is null, but expected {_readable(str(hint))}")
+
+
+def check_leaf(key: str, value: Any) -> None:
+    """Refuse what nothing can be done with: numbers out of bounds, and variables of a shell.
+
+    Args:
+        key: The dotted key, without `init_args`.
+        value: A value without keys below it.
+
+    Raises:
+        UserError: It is such a value.
+    """
+    least, most = BOUNDS.get(key, (None, None))
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, str) and (found := re.search(r"\$\{\w+\}", part)):
+            raise UserError(
+                f"{key} is '{part}', but {found[0]} is expanded by a shell only: give the key on "
+                "the command line, or write the path out"
+            )
+        if isinstance(part, bool) or not isinstance(part, int | float):
+            continue
+        if math.isnan(part):
+            raise UserError(f"{key} is {value}, but expected a number")
+        if (least is not None and part < least) or (most is not None and part > most):
+            raise UserError(f"{key} is {value}, but expected {_interval(least or 0, most)}")
+
+
+def _interval(least: float, most: float | None) -> str:
+    low = "more than 0" if least == _ABOVE_0 else f"at least {least}"
+    if most is None:
+        return low
+    return f"{low} and " + ("less than 1" if most == _BELOW_1 else f"at most {most}")
 
 
 def check_recipe(content: Any, path: Path, top: Iterable[str]) -> dict[str, Any]:

@@ -33,29 +33,60 @@ Try first:
 Verbs (pixio VERB --help says more):
 """
 
-RUN_PAGE = """\
-usage: pixio {verb} -c RECIPE [-c OVERLAY ...] [options]
+_WHAT = {
+    "fit": """\
+Train, and keep in the run folder: last.ckpt and best.ckpt, metrics.csv, panels/ (pictures),
+results.jsonl (evaluations), config.yaml. The same line again goes on where the run stopped, also
+after Ctrl-C, and says so where it has finished.
+""",
+    "validate": """\
+Evaluate best.ckpt of the run folder, or --ckpt_path, on the validation split; a head adds a line to
+results.jsonl there.
+""",
+    "test": """\
+Evaluate best.ckpt of the run folder, or --ckpt_path, on the test split; a head adds a line to
+results.jsonl there.
+""",
+    "predict": """\
+Write what best.ckpt of the run folder, or --ckpt_path, makes of every image of --data.path, into
+predictions/ in the run folder (scores/ for curation/score), under the name of the image.
+""",
+}
+# An option, what it does, and the verbs that have it; None: all.
+_OPTIONS: tuple[tuple[str, str, str | None], ...] = (
+    ("-c, --config NAME", "a recipe by name or a YAML file; repeatable, the later wins", None),
+    ("--out DIR", "the run folder; default runs/RECIPE", None),
+    ("--fresh", "start anew in a folder that holds a run, which is kept under another name", "fit"),
+    ("--ckpt_path PATH", "go on from this checkpoint, in a folder of its own", "fit"),
+    (
+        "--ckpt_path PATH",
+        "this one; none: the model as initialised",
+        "validate test predict",
+    ),
+    ("--model.backbone.name N", "pixio_vit{t,s,b,l,h,1b,5b}16 or the name of a timm ViT", None),
+    ("--model.backbone.weights W", "a path, hf:ORG/NAME, timm, random or random:SEED", None),
+    ("--data.path P", "the data", None),
+    ("--data.batch_size N", "images per device and step", "fit"),
+    ("--data.val_batch_size N", "images per device and batch", "validate test predict"),
+    ("--trainer.max_steps N", "length of the training in optimiser steps", "fit"),
+    ("--trainer.devices N", "GPUs, or CPU processes", None),
+    ("--print_config", "print the complete configuration and exit", None),
+    ("--help-all", "every key; with -c RECIPE, those of its model and data too", None),
+    ("--model.help CLASS", "the keys of a class, as Depth; data: --data.help", None),
+)
 
-{sentence}.
 
-  -c, --config NAME            a recipe by name or a YAML file; repeatable, the later wins
-  --out DIR                    the run folder; default runs/RECIPE
-  --fresh                      fit: start anew in a folder that holds a run
-  --ckpt_path PATH             resume from, or evaluate, this one; none: evaluate untrained
-  --print_config               print the complete configuration and exit
-  --model.backbone.name N      pixio_vit{{t,s,b,l,h,1b,5b}}16 or the name of a timm ViT
-  --model.backbone.weights W   a path, hf:ORG/NAME, timm, random or random:SEED
-  --data.path P                the data
-  --data.batch_size N          images per device and step
-  --trainer.max_steps N        fit: length of the training in optimiser steps
-  --trainer.devices N          GPUs, or CPU processes
-  --help-all                   every key of every part, with its default
+def run_page(verb: str) -> str:
+    """Return what `pixio VERB --help` prints for a verb that runs a recipe."""
+    options = "".join(
+        f"  {name:<28} {what}\n" for name, what, verbs in _OPTIONS if verb in (verbs or verb)
+    )
+    return (
+        f"usage: pixio {verb} -c RECIPE [-c OVERLAY ...] [options]\n\n{_WHAT[verb]}\n{options}\n"
+        f"Examples:\n  pixio {verb} -c pretrain/demo\n  pixio {verb} -c pretrain/folder "
+        f"--data.path DIR\n  pixio {verb} -c my.yaml -c with/debug\n"
+    )
 
-Examples:
-  pixio {verb} -c pretrain/demo
-  pixio {verb} -c pretrain/folder --data.path DIR
-  pixio {verb} -c my.yaml -c with/debug
-"""
 
 CHECK_PAGE = """\
 usage: pixio check -c RECIPE [-c OVERLAY ...] [--run] [options of fit]

@@ -90,6 +90,8 @@ class PixioCLI(LightningCLI):
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
             elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
                 config_errors.check_values(values["init_args"], chosen, key)
+        for key, value in resume.flatten(self.config_dict()):
+            config_errors.check_leaf(key, value)
 
     def _take_architecture(self) -> None:
         """Let weights of the command line say which model they are, not the recipe.
@@ -148,6 +150,7 @@ class PixioCLI(LightningCLI):
         config, out = self.config_init["trainer"], self.options.out
         callbacks = self.trainer_defaults["callbacks"] = [
             resume.Accumulation(),
+            resume.SameSamples(),
             FeatureCache(),
             EvaluationLog(),  # before Checkpoints: a record, then the checkpoint it tells of
         ]

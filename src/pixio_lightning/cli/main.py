@@ -16,12 +16,13 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
 from pixio_lightning import __version__, plugins
 from pixio_lightning.cli import recipes
-from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, RUN_PAGE, VERBS
+from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, VERBS, run_page
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest, visible, visible_lines
 from pixio_lightning.files import expanded
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:  # of a library, for which it need not be about a file
             raise
-        return _failed(_refusal(error))
+        return _failed(_refusal(error, argv or sys.argv[1:]))
 
 
 def _failed(message: str) -> int:
@@ -75,13 +76,13 @@ def _failed(message: str) -> int:
     return 2
 
 
-def _refusal(error: OSError) -> str:
+def _refusal(error: OSError, argv: list[str]) -> str:
     """Say which file the system refused, and why."""
     reason = error.strerror or str(error)
     where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
     advice = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = ", ".join(f"'{place}'" for place in _full_places())
+        full = ", ".join(f"'{place}'" for place in _full_places(argv))
         where = where or (f"{full}: " if full else "")
         advice = "; free some, then run the same line again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -89,9 +90,12 @@ def _refusal(error: OSError) -> str:
     return f"{where}{reason}{advice}"
 
 
-def _full_places() -> list[str]:
-    """Return which of the usual places have no space left: the system does not say."""
-    places = [".", "runs", os.environ.get("PIXIO_CACHE", ""), tempfile.gettempdir()]
+def _full_places(argv: list[str]) -> list[str]:
+    """Return which of the places written to have no space left: the system does not say."""
+    out = [value for word, value in pairwise(argv) if word == "--out"]
+    out += [word.removeprefix("--out=") for word in argv if word.startswith("--out=")]
+    places = [*map(expanded, out), ".", "runs", os.environ.get("PIXIO_CACHE", "")]
+    places.append(tempfile.gettempdir())
     found = [place for place in places if place and Path(place).is_dir()]
     return [place for place in found if shutil.disk_usage(place).free < 1_000_000]
 
@@ -120,8 +124,7 @@ def _dispatch(argv: list[str]) -> int:
         return light[verb](rest)
     if {"-h", "--help"} & set(rest):
         pages = {"check": CHECK_PAGE, "export": EXPORT_PAGE}
-        sentence = VERBS[verb].capitalize()
-        print(pages.get(verb, RUN_PAGE).format(verb=verb, sentence=sentence), end="")
+        print(pages.get(verb) or run_page(verb), end="")
         return 0
     if verb == "export":
         from pixio_lightning.cli import export

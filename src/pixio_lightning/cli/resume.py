@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from pixio_lightning.cli.config_errors import class_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
+from pixio_lightning.training import run_folder
 
 # Keys, with all below them, that change nothing that is learned.
 FREE = (
@@ -224,6 +225,33 @@ class Takeover(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self.write()
+
+
+class SameSamples(L.Callback):
+    """Stop where a run would go on with other training samples than it began with.
+
+    Their order follows from how many there are: some would come twice in a pass, others never.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare with what the run folder says; note it in a new one.
+
+        Raises:
+            UserError: In all processes, when the samples are others.
+        """
+        folder, data, text = Path(trainer.default_root_dir), trainer.datamodule, ""
+        if trainer.is_global_zero and (now := getattr(data, "listing", str)()):
+            before = run_folder.read_state(folder).get("samples", now)
+            if trainer.global_step and before != now:
+                text = (
+                    f"{folder} holds a run on other training samples than there are now: put them "
+                    "back as they were, or go on with these in another folder, "
+                    f"--ckpt_path {folder / 'last.ckpt'} --out DIR"
+                )
+            else:
+                run_folder.write_state(folder, samples=now)
+        if text := trainer.strategy.broadcast(text):
+            raise UserError(text)
 
 
 class Accumulation(L.Callback):

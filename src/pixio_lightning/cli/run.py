@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import signal
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
-from pixio_lightning.cli.options import parse_options
+from pixio_lightning.cli.options import Options, parse_options
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
-from pixio_lightning.errors import UserError, nearest, visible
+from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
+from pixio_lightning.training.callbacks.preemption import is_preempted
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
@@ -51,12 +54,25 @@ def main(verb: str, argv: list[str]) -> int:
     run_folder.check_files(options.out)
     if verb == "fit" and not options.fresh:
         run_folder.check_ours(options.out, fresh=False)
-    import_named(options.configs, options.rest)
+    chosen = import_named(options.configs, options.rest)
     quieten()
+    if "--help" in options.rest:
+        return _print_keys(options, verb, chosen)
     cli = PixioCLI(options, verb)
     if verb == "check":
         return check(cli)
     return fit(cli) if verb == "fit" else evaluate(cli)
+
+
+def _print_keys(options: Options, verb: str, chosen: dict[str, str]) -> int:
+    """Print every key of a recipe: those that all have, and those of its model and its data."""
+    parts = [[f"--{key}.help", name] for key, name in chosen.items() if name]
+    for words in (["--help"], *parts):
+        with suppress(SystemExit):  # how a parser ends that has printed help
+            PixioCLI(options._replace(configs=[], rest=words), verb)
+    if not parts:
+        say("with a recipe, as in `--help-all -c depth/demo`, those of its model and data are here")
+    return 0
 
 
 def _check_environment() -> None:
@@ -65,6 +81,13 @@ def _check_environment() -> None:
     Raises:
         UserError: The variable is named.
     """
+    tasks, per_node = (os.environ.get(f"SLURM_NTASKS{end}") for end in ("", "_PER_NODE"))
+    named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    if tasks not in (None, "1") and not per_node and named:
+        raise UserError(
+            f"SLURM gives {tasks} tasks by --ntasks, which Lightning does not divide among nodes: "
+            "ask for #SBATCH --ntasks-per-node=N instead, with trainer.devices N, and start by srun"
+        )
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"):
         value = os.environ.get(name, "0")
         if not re.fullmatch("[0-9]{1,9}", value):
@@ -109,6 +132,12 @@ def _fit(cli: PixioCLI) -> int:
     folder, primary = options.out, cli.trainer.is_global_zero
     ckpt_path = options.ckpt_path
     batch = _batch(cli)
+    steps = cli.trainer.max_steps
+    if ckpt_path and 0 < steps <= (at := _step_of(ckpt_path)):
+        raise UserError(
+            f"--ckpt_path '{ckpt_path}' is at step {at} and trainer.max_steps is {steps}: there "
+            "is nothing to train; raise trainer.max_steps, or leave --ckpt_path out"
+        )
     # All processes decide alike, though they start one after the other and the first one writes:
     # no checkpoint is saved before all of them are here, and config.yaml says nothing before that
     # any of them would refuse.
@@ -149,10 +178,8 @@ def _fit(cli: PixioCLI) -> int:
         if ckpt_path is None and isinstance(logger, MetricsLog) and primary:
             logger.metrics.rewind(-1)
     _call(cli, cli.trainer.fit, ckpt_path)
-    for callback in cli.trainer.callbacks:
-        if isinstance(callback, Preemption) and callback.stopping and primary:
-            return 128 + (callback.signal or 0)
-    return 0
+    stopped = [c for c in cli.trainer.callbacks if isinstance(c, Preemption) and c.stopping]
+    return 128 + (stopped[0].signal or 0) if stopped and primary else 0
 
 
 def _finished_step(cli: PixioCLI, last: Path) -> int:
@@ -165,12 +192,17 @@ def _finished_step(cli: PixioCLI, last: Path) -> int:
     state = run_folder.read_state(folder)
     if state.get("finished"):
         return state["step"]
-    step = read_plain(last)["global_step"] if last.exists() else 0
+    step = _step_of(last) if last.exists() else 0
     if not 0 < cli.trainer.max_steps <= step:
         return 0
     if cli.trainer.is_global_zero:
         run_folder.write_state(folder, step=step, finished=True)
     return step
+
+
+def _step_of(path: str | Path) -> int:
+    """Return the step of a checkpoint; 0 where it does not say."""
+    return read_plain(local_path(path)).get("global_step", 0)
 
 
 def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, found: Path) -> None:
@@ -322,18 +354,35 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         end_workers()
         text = " ".join(str(error).split())
         if "Error(s) in loading state_dict" in text:
-            raise UserError(f"checkpoint '{ckpt_path}' does not fit the model: {text}") from None
+            raise UserError(_misfit(cli, ckpt_path, text)) from None
         raise UserError(
             f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
             f"({type(error).__name__}: {text})"
         ) from error
-    except SystemExit:
-        if cli.trainer.interrupted:  # Lightning ends an interrupted run as a failed one
+    except SystemExit:  # how Lightning ends an interrupted run
+        if is_preempted(cli.trainer):
+            end_workers()
+            return None
+        if cli.trainer.received_sigterm:  # before the first step
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if cli.trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
     finally:
         # Lightning skips this after an exception, and workers would outlive their use.
         cli.datamodule.teardown(cli.verb)
+
+
+def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
+    """Say why a checkpoint does not fit: another model's, or which of its tensors."""
+    about = read_plain(local_path(ckpt_path)).get("pixio", {})
+    wrote, own = str(about.get("class", "")).rpartition(":")[2], type(cli.model).__name__
+    if wrote in ("", own):
+        return f"checkpoint '{ckpt_path}' does not fit the model: {printable(text, limit=600)}"
+    return (
+        f"checkpoint '{ckpt_path}' is one of {wrote}, but the recipe trains {own}: to start from "
+        f"its backbone, give --model.backbone.weights {shlex.quote(ckpt_path)} in its place"
+    )
 
 
 def _while_restoring(error: BaseException) -> bool:
@@ -348,8 +397,7 @@ def _while_restoring(error: BaseException) -> bool:
 def check(cli: PixioCLI) -> int:
     """Print the plan of a run without allocating it; `--run` also takes two steps."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
-    if isinstance(cli.model, Head):
-        cli.model.read_data_attributes(data)
+    cli.model.read_data_attributes(data)
     with torch.device("meta"):
         cli.model.decoder = cli.model.build(cli.model.backbone)
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1

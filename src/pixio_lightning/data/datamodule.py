@@ -16,6 +16,7 @@ import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
 from pixio_lightning.data.decode import STOPS
+from pixio_lightning.data.samples import digest_of
 from pixio_lightning.data.sources import listed
 from pixio_lightning.data.stream import Bad, EvenShare, Loader, Positions, StepLoader, collate
 from pixio_lightning.data.workers import WorkerContext, start_worker
@@ -23,6 +24,7 @@ from pixio_lightning.errors import UserError
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.
 _JUDGED_AFTER = 10_000
+_NAMES = 1_000_000  # that are hashed at most, in half a second
 
 
 class StreamData(L.LightningDataModule):
@@ -77,6 +79,19 @@ class StreamData(L.LightningDataModule):
     def training_size(self) -> int:
         """Return the number of samples in one pass over the training set."""
         raise NotImplementedError
+
+    def training_names(self) -> Any:
+        """Return what has the names of the training samples, by `name(i)`; None if nothing has."""
+        return None
+
+    def listing(self) -> str:
+        """Return a hash of which samples there are to train on, and in which order; or nothing."""
+        samples = self.training_names()
+        if samples is None:
+            return ""
+        # Of a very large set a part: with what was added or removed, the names move.
+        chosen = range(0, len(samples), -(-len(samples) // _NAMES))
+        return digest_of(len(samples), [samples.name(i) for i in chosen])
 
     # --- loaders ------------------------------------------------------------------------------
 

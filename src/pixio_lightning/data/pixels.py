@@ -304,6 +304,10 @@ class Pixels(StreamData):
         images = f"{self.training_size():,}{split} to train on, {held_out:,} held out{skipped}"
         return {"images": images}
 
+    def training_names(self) -> Source | None:
+        """Return the training images; a place in shards says itself which they are."""
+        return self._train
+
     def training_size(self) -> int:
         """Return the number of training images."""
         if self._shards is not None:

@@ -151,6 +151,10 @@ class SampleData(StreamData):
         store = self.stores.get(stage)
         return HeldOutSamples(samples, self.prepare, indices=indices, store=store)
 
+    def training_names(self) -> Samples:
+        """Return the training samples."""
+        return self.samples_of("train")
+
     def training_size(self) -> int:
         """Return the number of training samples."""
         return len(self.samples_of("train"))

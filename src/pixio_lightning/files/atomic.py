@@ -6,12 +6,14 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_ASIDE = re.compile(r"(\.\d+-[0-9a-f]{8}|\.ckpt)\.tmp\Z")  # or a sharded checkpoint's folder
 _NAME_BYTES = 100  # of a name that its temporary one repeats; file systems take 255
 
 
@@ -55,6 +57,10 @@ def written_aside(target: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield aside
         put_in_place(aside, target, durable=durable)
+    except OSError as error:
+        if error.errno and error.filename is None:  # of a full disk the system does not say which
+            error.filename = str(target)
+        raise
     finally:
         if aside.is_dir():
             shutil.rmtree(aside)
@@ -62,8 +68,8 @@ def written_aside(target: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a small text file, whole or not at all."""
-    with written_aside(target) as aside:
+    """Write a small text file, whole or not at all, also where the power is cut."""
+    with written_aside(target, durable=True) as aside:
         aside.write_text(text)
 
 
@@ -75,9 +81,21 @@ def write_bytes(target: Path, data: bytes) -> None:
 
 def remove_leftovers(target: Path) -> None:
     """Remove temporary files beside `target`, of processes that were killed while they wrote."""
-    start = _stem_aside(target)
-    for path in target.parent.iterdir():
-        if path.name.startswith(start) and path.suffix == ".tmp" and path.is_file():
+    _remove_asides(target.parent, _stem_aside(target))
+
+
+def sweep(folder: Path) -> None:
+    """Remove all that killed processes left half written in a folder that nobody else writes to."""
+    _remove_asides(folder, "")
+
+
+def _remove_asides(folder: Path, start: str) -> None:
+    for path in folder.iterdir():
+        if not path.name.startswith(start) or not _ASIDE.search(path.name) or path.is_symlink():
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink(missing_ok=True)
 
 

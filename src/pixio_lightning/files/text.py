@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -36,6 +37,8 @@ def open_regular(path: str | os.PathLike) -> tuple[BinaryIO, int | None]:
     Raises:
         OSError: It is not there, or cannot be read.
     """
+    if "\0" in os.fsdecode(path):  # for which Python has another kind of exception
+        raise FileNotFoundError(errno.ENOENT, "no file has such a name", os.fsdecode(path))
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     about = os.fstat(file.fileno())
     return file, about.st_size if stat.S_ISREG(about.st_mode) else None

@@ -42,8 +42,17 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(B, C, h, w)`, in training by the statistics of the global batch."""
+        """Normalise `(B, C, h, w)`, in training by the statistics of the global batch.
+
+        Raises:
+            UserError: In training there is one value per channel, of which there is no variance.
+        """
         synced = self.training and dist.is_initialized() and dist.get_world_size() > 1
+        if self.training and not synced and x.numel() == x.shape[1]:
+            raise UserError(
+                "batch norm cannot train on a single value per channel: set data.batch_size to at "
+                "least 2"
+            )
         if not synced:
             return super().forward(x)
         values = x.float()

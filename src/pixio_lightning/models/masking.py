@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixio_lightning.errors import UserError
+
 
 class Mask(NamedTuple):
     """Indices into the row-major grid of patches, each row in ascending order.
@@ -30,22 +32,22 @@ def count_blocks(grid: tuple[int, int], block: int, ratio: float) -> tuple[int, 
     """Return how many blocks the grid has and how many of them stay visible.
 
     Raises:
-        ValueError: The block does not divide the grid, or nothing or everything would be hidden.
+        UserError: The block does not divide the grid, or nothing or everything would be hidden.
     """
     height, width = grid
     if block < 1 or height % block or width % block:
         divisors = [str(g) for g in range(1, min(grid) + 1) if height % g == width % g == 0]
-        raise ValueError(
-            f"mask_grid {block} does not divide the {height} x {width} grid of patches; "
+        raise UserError(
+            f"model.mask_grid {block} does not divide the {height} x {width} grid of patches; "
             f"use one of {', '.join(divisors)}"
         )
     total = (height // block) * (width // block)
     # The small term undoes floating point: 10 * (1 - 0.9) is 0.9999999999999998.
     visible = int(total * (1 - ratio) + 1e-6)
     if not 0 < visible < total:
-        raise ValueError(
-            f"mask_ratio {ratio} keeps {visible} of {total} blocks of {block} x {block} patches; "
-            "at least one must stay visible and one be hidden"
+        raise UserError(
+            f"model.mask_ratio {ratio} keeps {visible} of {total} blocks of {block} x {block} "
+            "patches; at least one must stay visible and one be hidden"
         )
     return total, visible
 

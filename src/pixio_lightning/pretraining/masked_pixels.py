@@ -78,7 +78,7 @@ class PixelPretraining(BackboneModule):
         seed: Seed of masks and drop path.
 
     Raises:
-        UserError: The backbone is frozen, has no class token, or the mask does not fit its grid.
+        UserError: The backbone is frozen, or has no class token.
     """
 
     def __init__(
@@ -95,10 +95,6 @@ class PixelPretraining(BackboneModule):
         super().__init__(backbone, optim=optim)
         if backbone.frozen:
             raise UserError("pretraining trains its backbone: set model.backbone.tune to full")
-        try:
-            count_blocks(backbone.grid, mask_grid, mask_ratio)
-        except ValueError as error:
-            raise UserError(f"model.{error}") from None
         self.mask_ratio, self.mask_grid, self.norm_pix = mask_ratio, mask_grid, norm_pix
         self.decoder_size, self.seed = decoder, seed
         # Of the batches that were evaluated, by what they hold.
@@ -106,6 +102,27 @@ class PixelPretraining(BackboneModule):
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         names = ("loss", *_BASELINES, "weight")
         self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
+
+    def setup(self, stage: str) -> None:
+        """Look at the data before anything is loaded."""
+        if self.attached is not None:
+            self.read_data_attributes(self.attached.datamodule)
+
+    def read_data_attributes(self, data: Any) -> None:
+        """Refuse images that the mask does not fit: their grid is masked, not that of the weights.
+
+        Raises:
+            UserError: The images are not whole tokens, or the tokens not whole blocks.
+        """
+        size, stride = getattr(data, "image_size", None), self.backbone.stride
+        if not isinstance(size, int):
+            return
+        if size % stride:
+            raise UserError(
+                f"data.image_size is {size}, but expected a multiple of {stride}, the side of a "
+                f"token of {self.backbone.name}"
+            )
+        count_blocks((size // stride, size // stride), self.mask_grid, self.mask_ratio)
 
     def build(self, backbone: Backbone) -> MaeDecoder:
         """Return the decoder, sized by the backbone."""

@@ -66,6 +66,9 @@ class BackboneModule(L.LightningModule):
     def remember(self, about: dict[str, Any]) -> None:
         """Take from the `pixio` entry of a checkpoint what must be known before building."""
 
+    def read_data_attributes(self, data: Any) -> None:
+        """Take from a data module what must be known of it, or refuse it."""
+
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return what to say of a finished run, by name."""
         return {}

@@ -22,7 +22,7 @@ from typing import Any
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import move, write_text
-from pixio_lightning.files.atomic import previous_folder
+from pixio_lightning.files.atomic import previous_folder, sweep
 from pixio_lightning.files.text import is_regular, parse_json, parse_yaml, read_text
 
 LOCK = ".lock"
@@ -65,6 +65,7 @@ def held(folder: Path) -> Iterator[None]:
             )
             yield
             return
+        sweep(folder)  # first: it may be what fills the disk
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

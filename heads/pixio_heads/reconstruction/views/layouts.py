@@ -109,6 +109,7 @@ def _frames(
             unit = float(about[_UNIT]) if _UNIT in about else None
             if unit is not None and not 0 < unit < math.inf:
                 raise ValueError(f"{_UNIT} is {unit:g}; expected metres per unit of depth, over 0")
+            named = [Path(about[key]) for key in depth_keys if about.get(key)]
         except KeyError as error:
             raise UserError(
                 f"{where} has no {error}; expected file_path, transform_matrix, fl_x, cx, cy, w "

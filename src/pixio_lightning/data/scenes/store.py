@@ -15,8 +15,10 @@ import io
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,18 @@ def scenes(
     return list(shards)
 
 
+def _end_with_parent() -> None:
+    """Let this process end when its parent does, however that ends: it would render for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _render(
     missing: dict[Path, range],
     split: str,
@@ -257,7 +271,7 @@ def _render(
             return
         # Spawned, not forked: a fork would inherit the locks of torch's and arrow's threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
             tasks = [
                 pool.submit(_write_shard, path, split, indices, **looks)
                 for path, indices in missing.items()

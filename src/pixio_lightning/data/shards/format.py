@@ -77,7 +77,7 @@ class ShardIndex:
 
     Args:
         root: Folder or address of the shards.
-        shards: The files, in order.
+        shards: The files, in order; those without an image count for nothing.
         damaged: What could not be indexed, name and reason.
         skipped: What lies beside the shards and is none, name and reason.
         column: Column of the images in parquet files; None finds it.
@@ -94,6 +94,7 @@ class ShardIndex:
     ) -> None:
         self.root, self.shards, self.damaged = root, shards, damaged or []
         self.skipped, self.column = skipped or [], column
+        shards = self.shards = [shard for shard in shards if shard.rows]
         counts = [len(shard.group_rows) for shard in shards]
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         # Once: with millions of groups, nothing may go through them for every batch.

@@ -97,6 +97,7 @@ def open_index(
     if not single and files.exists(join(path, INDEX)):
         index = read_index(path, key=key)
         index.column = column
+        _refuse_rewritten(index)
         names = [shard.path for shard in index.shards]
         chosen = set(of_split(names, split, split_key, path))
         if len(chosen) < len(names):
@@ -133,6 +134,21 @@ def open_index(
         raise UserError(f"{key} '{path}' holds no shard of images: {': '.join(index.skipped[0])}")
     write_index(index, kept / INDEX)
     return index
+
+
+def _refuse_rewritten(index: ShardIndex) -> None:
+    """Refuse shards of another size than the index beside them says, where looking is cheap.
+
+    Raises:
+        UserError: One of them is.
+    """
+    for shard in index.shards:
+        path = Path(index.root, shard.path)
+        if path.is_file() and path.stat().st_size != shard.size:
+            raise UserError(
+                f"'{path}' has {path.stat().st_size:,} bytes, but '{INDEX}' beside it was made "
+                f"of one of {shard.size:,}: remove '{INDEX}', and the shards are indexed anew"
+            )
 
 
 def build_index(
@@ -253,7 +269,7 @@ def _index_parquet(root: str, name: str, size: int, column: str | None) -> tuple
         return Shard(name, size, "", *_NO_GROUPS), f"a row group over {MAX_ROWS:,} rows"
     nowhere = np.zeros(0, np.int64)
     shard = Shard(name, size, "", np.array(counts, np.int32), nowhere, nowhere, UNSORTED)
-    return shard, "" if shard.rows else "empty shard"
+    return shard, ""
 
 
 def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
@@ -277,7 +293,7 @@ def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
         last = archive.offset  # where the next header was expected
         file.seek(last)
         tail = file.read(2 * tarfile.BLOCKSIZE)
-    reason = "" if counts else "empty shard"
+    reason = ""
     # An archive ends with a block of zeros; one that is cut between two members does not.
     if max(ends, default=0) > size or not tail:
         reason = f"truncated after {sum(counts)} images"

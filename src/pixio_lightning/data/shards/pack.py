@@ -137,6 +137,8 @@ def _parts(
     if index.damaged:
         reasons = "; ".join(": ".join(bad) for bad in index.damaged[:5])
         raise UserError(f"{len(index.damaged)} shards of '{source}' are damaged ({reasons})")
+    if not index.rows:
+        raise UserError(f"the source '{source}' holds no image: its shards are empty")
     entries = enumerate(index.shards)
     return [
         (f"{entry.path} {entry.size} {index.digest}", partial(_groups, index, number))

@@ -131,6 +131,8 @@ class ShardSet:
             chosen = held_out_groups(self.index, limit=val_images)
             self.held_out = ShardSource(self.index, chosen, limit=val_images)
             train = np.setdiff1d(every, chosen)
+        if not len(self.held_out):
+            raise UserError(f"data.val_path '{val_path}' holds no image to validate on")
         self.rows = int(self.index.group_rows[train].sum(dtype=np.int64))  # in a pass
         self.order = BlockOrder.of(self.index, train, rows=BLOCK_ROWS, seed=seed)
         self.rule: KeepRule | None = None

@@ -53,6 +53,22 @@ class Checkpoints(Checkpoint):
         self.best_value = state_dict["best_value"]
         self._validation_to_come = state_dict.get("validation_to_come", False)
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let what is saved in the middle of a validation read as if it were saved before it.
+
+        Lightning takes up a validation where it was, but not what it had measured.
+        """
+        if not (self._validation_to_come and trainer.validating):
+            return
+        counts = checkpoint["loops"]["fit_loop"]
+        for part in ("total", "current"):
+            counts["epoch_loop.batch_progress"][part]["completed"] -= 1
+            counts["epoch_loop.val_loop.batch_progress"][part] = dict.fromkeys(
+                counts["epoch_loop.val_loop.batch_progress"][part], 0
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the folder tell of no more than the step that the run goes on from."""
         folder = Path(trainer.default_root_dir)
@@ -119,7 +135,9 @@ class Checkpoints(Checkpoint):
             return
         self._saved_step = trainer.global_step
         validated = self._validated_step == trainer.global_step
-        self._validation_to_come = not validated and _validation_follows(trainer)
+        self._validation_to_come = trainer.validating or (
+            not validated and _validation_follows(trainer)
+        )
         start = time.perf_counter()
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
         if trainer.is_global_zero:

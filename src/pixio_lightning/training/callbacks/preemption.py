@@ -1,4 +1,4 @@
-"""Save and stop when the machine is about to be taken away."""
+"""Save and stop when the machine is about to be taken away, or at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 
+from pixio_lightning.training import results
 from pixio_lightning.training.callbacks.checkpoints import Checkpoints
 from pixio_lightning.training.callbacks.progress import say
 
@@ -24,10 +25,13 @@ def is_preempted(trainer: L.Trainer) -> bool:
 
 
 class Preemption(L.Callback):
-    """On SIGTERM or SIGUSR1 finish the step, save `last.ckpt` and stop.
+    """On SIGTERM, SIGUSR1 or Ctrl-C finish the step, save `last.ckpt` and stop.
+
+    A validation is left after the batch it is at, and run again when the run goes on. A second
+    Ctrl-C stops at once.
 
     Args:
-        requeue: Ask SLURM to queue the job again (`scontrol requeue`).
+        requeue: Ask SLURM to queue the job again (`scontrol requeue`), unless it was Ctrl-C.
 
     Attributes:
         signal: The signal that was received, or None.
@@ -44,34 +48,61 @@ class Preemption(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         # In place of Lightning's own handlers, which train on after SIGUSR1 and exit 0 on SIGTERM.
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # as a shell asks for what it starts in the background
             self._handlers[number] = signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.signal == number:
+                raise KeyboardInterrupt
+            # Not by `print`, which the signal may have interrupted.
+            os.write(2, b"\ninterrupted: the step is finished and saved; again to stop at once\n")
         self.signal = number
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self._step:
             return  # a batch of several that make a step: half of one cannot be resumed
         self._step = trainer.global_step
+        if trainer.should_stop or not self._agreed(trainer, trainer.global_step):
+            return
+        self._save(trainer)
+        trainer.should_stop = True
+        # Lightning would validate before it ends, which may take longer than there is left.
+        trainer.limit_val_batches = 0
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if trainer.state.fn == "fit" and self._agreed(trainer, batch_idx + 1):
+            self._save(trainer)
+            raise KeyboardInterrupt  # the one way to leave a validation that Lightning has
+
+    def _agreed(self, trainer: L.Trainer, count: int) -> bool:
+        """Whether any process was told to stop, as far as all of them are asked at this count."""
+        if results.at_last_step(trainer):
+            return False  # what is left is to evaluate and save it, which ends the run
         stop = self.signal is not None
         if trainer.world_size > 1:
-            if trainer.global_step % _AGREE_EVERY:
-                return
+            if count % _AGREE_EVERY:
+                return False
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if not stop or trainer.should_stop:
-            return
+        return stop
+
+    def _save(self, trainer: L.Trainer) -> None:
         self.signal, self.stopping = self.signal or signal.SIGTERM, True
         for callback in trainer.callbacks:
             if isinstance(callback, Checkpoints):
                 callback.save_last(trainer)
-        trainer.should_stop = True
-        # Lightning would validate before it ends, which may take longer than there is left.
-        trainer.limit_val_batches = 0
-        if trainer.is_global_zero:
-            name = signal.Signals(self.signal).name
-            say(f"{name} at step {trainer.global_step}: saved last.ckpt, stopping")
-            self._requeue()
+        if not trainer.is_global_zero:
+            return
+        if self.signal == signal.SIGINT:
+            say(f"interrupted at step {trainer.global_step}: saved; the same line goes on")
+            return
+        name = signal.Signals(self.signal).name
+        say(f"{name} at step {trainer.global_step}: saved last.ckpt, stopping")
+        self._requeue()
 
     def _requeue(self) -> None:
         job = os.environ.get("SLURM_JOB_ID")

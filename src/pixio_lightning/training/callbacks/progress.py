@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
@@ -42,7 +43,7 @@ class Progress(ProgressBar):
         self._on = True
 
     def _open(self, total: float, unit: str, description: str, start: int = 0) -> None:
-        if self._on and sys.stderr.isatty():
+        if self._on and _shows_a_bar(sys.stderr):
             count = int(total) if 0 < total < float("inf") else None
             self._bar = tqdm(total=count, initial=start, unit=unit, desc=description, leave=False)
 
@@ -133,6 +134,11 @@ class Progress(ProgressBar):
         self._close()
 
     on_predict_end = on_test_end
+
+
+def _shows_a_bar(stream: TextIO) -> bool:
+    """Whether a stream is a terminal with room: that of many a container has no rows."""
+    return stream.isatty() and all(os.get_terminal_size(stream.fileno()))
 
 
 def duration(seconds: float) -> str:

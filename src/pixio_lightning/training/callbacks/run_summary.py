@@ -60,7 +60,7 @@ class RunCard(L.Callback):
 
     def __init__(self, recipe: str, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
-        self._start = (0.0, 0)
+        self._start: tuple[float, int] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
         self._start = (time.perf_counter(), trainer.global_step)
@@ -85,6 +85,15 @@ class RunCard(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
         if not trainer.is_global_zero:
+            return
+        if self._start is None:
+            why = "trainer.max_epochs or trainer.limit_train_batches leaves none"
+            if trainer.should_stop:
+                why = (
+                    "trainer.max_time has passed, in which earlier starts of the run count: the "
+                    "same line with a longer one goes on"
+                )
+            say(f"step {trainer.global_step}: no step was taken, as {why}")
             return
         seconds = time.perf_counter() - self._start[0]
         steps = trainer.global_step - self._start[1]
