@@ -23,6 +23,9 @@ FIGURE = re.compile(r"\d*\.\d+|\d[\d,]*")
 ROWS = {
     "classification/demo": ("pretrained, linear, place", "random-init, linear, place", "majority"),
     "depth/demo": ("pretrained backbone", "random-init backbone", "median map"),
+    "policy/demo": (
+        *("pretrained, key points", "random-init, key points", "blind (own state only)"),
+    ),
     "reconstruction/demo": ("trained", "best constant"),
     "segmentation/demo": ("pretrained backbone", "random-init backbone", "majority map"),
 }
