@@ -120,7 +120,7 @@ class ClassificationData(SampleData):
 
     def contents(self) -> dict[str, str]:
         """Return what the data hold, and the classes; of a folder, how many images each has."""
-        train, names = self._opened.get("train"), self.class_names
+        train, names = self.samples_of("train"), self.class_names
         counts = Counter(train.class_counts) if isinstance(train, FolderSamples) else None
         what = listed(counts, limit=10) if counts else ", ".join(names[:10])
         return super().contents() | {"classes": f"{len(names):,}: {what}"}

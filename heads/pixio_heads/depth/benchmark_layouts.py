@@ -18,6 +18,7 @@ from pixio_lightning.data import (
     decode_pixels,
     digest_of,
     open_picture,
+    visible_files,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import parse_json
@@ -49,7 +50,9 @@ def diode_pairs(root: Path, split: str, *, domain: str | None = None) -> list[Pa
     part = "train" if split == "train" else "val"
     wanted = [DOMAINS[domain]] if domain else list(DOMAINS.values())
     images = [
-        p for name in wanted for p in sorted((root / part / name).glob("scene_*/scan_*/*.png"))
+        path
+        for name in wanted
+        for path in visible_files(root / part / name, "scene_*/scan_*/*.png")
     ]
     if not images:
         where = " or ".join(f"{part}/{name}" for name in wanted)
@@ -74,7 +77,7 @@ def sintel_pairs(root: Path, split: str) -> list[Pair]:
     """
     refuse_training("sintel", split)
     root = root / "training" if (root / "training").is_dir() else root
-    images = sorted((root / "final").glob("*/frame_*.png"))
+    images = visible_files(root / "final", "*/frame_*.png")
     if not images or not (root / "depth").is_dir():
         raise UserError(
             f"data.path '{root}' lacks final/SCENE/frame_0001.png or depth/SCENE/frame_0001.dpt; "

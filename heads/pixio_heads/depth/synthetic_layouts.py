@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.depth.layouts import Layout, Pair, PairSamples
-from pixio_lightning.data import Sample, Samples, digest_of, held_out
+from pixio_lightning.data import Sample, Samples, digest_of, held_out, is_hidden, visible_files
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import read_text
 
@@ -161,7 +161,7 @@ def blendedmvs_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def _paired(root: Path, pattern: str, depth: Callable[[Path], Path]) -> list[Pair]:
-    images = sorted(root.glob(pattern))
+    images = visible_files(root, pattern)
     if not images:
         raise UserError(f"data.path '{root}' holds no {pattern}, as the set is laid out")
     return [Pair(image, depth(image)) for image in images]
@@ -233,7 +233,7 @@ def mixed_sets(root: Path) -> list[str]:
     Raises:
         UserError: There is none, or a folder of another name.
     """
-    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
     for name in found:
         if name not in LAYOUTS:
             raise UserError(

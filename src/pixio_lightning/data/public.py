@@ -55,6 +55,7 @@ from pixio_lightning.data.sources import (
     image_files,
     is_hidden,
     listed,
+    visible_files,
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
@@ -124,4 +125,5 @@ __all__ = [
     "unit_of",
     "video_frames",
     "video_writer",
+    "visible_files",
 ]

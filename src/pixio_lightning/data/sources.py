@@ -118,6 +118,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def visible_files(root: Path, pattern: str) -> list[Path]:
+    """List the files of a pattern below a folder, sorted, without what is hidden."""
+    found = root.glob(pattern)
+    return sorted(p for p in found if not any(map(is_hidden, p.relative_to(root).parts)))
+
+
 def listed(counts: Counter[str], *, limit: int = 4) -> str:
     """Write counts as `12 .gif, 3 .heic`, the greatest first, and the rest together."""
     parts = [f"{n:,} {name}" for name, n in counts.most_common(limit)]

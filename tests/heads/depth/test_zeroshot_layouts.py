@@ -132,6 +132,18 @@ def test_one_scene_is_held_out_and_no_other_camera_is_read(source: str, tmp_path
 
 
 @every_set
+def test_the_files_of_macs_and_hidden_folders_are_no_samples(source: str, tmp_path: Path) -> None:
+    a_set(tmp_path, source)
+    before = [names(load(source, tmp_path, split)) for split in ("train", "val")]
+    for path in [p for p in tmp_path.rglob("*") if p.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+        again = tmp_path / "__MACOSX" / path.relative_to(tmp_path)
+        again.parent.mkdir(parents=True, exist_ok=True)
+        again.write_bytes(path.read_bytes())
+    assert [names(load(source, tmp_path, split)) for split in ("train", "val")] == before
+
+
+@every_set
 def test_depth_is_in_metres(source: str, tmp_path: Path) -> None:
     a_set(tmp_path, source)
     sample = load(source, tmp_path).load(0)

@@ -24,7 +24,7 @@ from pixio_heads.reconstruction.views.frames import (
     posed_frame,
 )
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
-from pixio_lightning.data import held_out, require_reader
+from pixio_lightning.data import held_out, is_hidden, require_reader
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import parse_json, read_text
 
@@ -279,7 +279,7 @@ def _places(
         return next((read for marker, read in readers if (folder / marker).exists()), None)
 
     def below(folder: Path) -> list[Path]:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
     read = reader(root)
     if read is not None:
