@@ -132,12 +132,6 @@ def _fit(cli: PixioCLI) -> int:
     folder, primary = options.out, cli.trainer.is_global_zero
     ckpt_path = options.ckpt_path
     batch = _batch(cli)
-    steps = cli.trainer.max_steps
-    if ckpt_path and 0 < steps <= (at := _step_of(ckpt_path)):
-        raise UserError(
-            f"--ckpt_path '{ckpt_path}' is at step {at} and trainer.max_steps is {steps}: there "
-            "is nothing to train; raise trainer.max_steps, or leave --ckpt_path out"
-        )
     # All processes decide alike, though they start one after the other and the first one writes:
     # no checkpoint is saved before all of them are here, and config.yaml says nothing before that
     # any of them would refuse.
@@ -156,6 +150,13 @@ def _fit(cli: PixioCLI) -> int:
         if primary:
             for path in found:
                 recover_folder(path)
+
+    steps = cli.trainer.max_steps
+    if (asked := options.ckpt_path) and 0 < steps <= (at := _step_of(asked)):
+        raise UserError(
+            f"--ckpt_path '{asked}' is at step {at} and trainer.max_steps is {steps}: there "
+            "is nothing to train; raise trainer.max_steps, or leave --ckpt_path out"
+        )
 
     def write() -> None:
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
