@@ -189,7 +189,9 @@ def _open_folder(
     stats = [(str(file), file.stat()) for file in files]
     facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     digest = digest_of("pictures", facts, size)
-    return Pictures(title, names, placed, bad=bad, facts=digest, root=root)
+    # Beside the export, and not where they lie turned, if they were kept.
+    lying = root if own is None else None
+    return Pictures(title, names, placed, bad=bad, facts=digest, root=lying)
 
 
 def _of_video(
