@@ -26,6 +26,9 @@ ROWS = {
     "policy/demo": (
         *("pretrained, key points", "random-init, key points", "blind (own state only)"),
     ),
+    "policy/metaworld_demo": (
+        *("pretrained backbone, drawer", "random-init backbone, drawer", "blind, drawer"),
+    ),
     "reconstruction/demo": ("trained", "best constant"),
     "segmentation/demo": ("pretrained backbone", "random-init backbone", "majority map"),
 }
