@@ -78,7 +78,7 @@ def test_it_ends_with_the_program_and_says_where_it_was(tmp_path: Path) -> None:
     assert "waiting.py" in told and behind != program.pid
 
 
-def test_what_is_no_module_runs_in_the_real_interpreter() -> None:
+def test_with_other_options_it_is_the_real_interpreter() -> None:
     code = "import sys; print(sys.executable, 'torch' in sys.modules)"
-    done = subprocess.run([fork_server.python(), "-c", code], capture_output=True, text=True)
+    done = subprocess.run([fork_server.python(), "-P", "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == [sys.executable, "False"]

@@ -323,7 +323,7 @@ def test_materializing_goes_on_after_a_kill(
     rule = KeepRule(Curation(scores="inside"), 1.0, seed=0)
     whole = materialize(index, rule, tmp_path / "out")
     (tmp_path / "out" / ".00001.done").unlink()
-    (tmp_path / "out" / ".00001-03.parquet.99-0.tmp").write_bytes(b"half")
+    (tmp_path / "out" / ".00001-03.parquet.99-0123abcd.tmp").write_bytes(b"half")
     again = materialize(index, rule, tmp_path / "out", jobs=2)
     assert again.digest == whole.digest
     assert not list((tmp_path / "out").glob(".00001-*"))

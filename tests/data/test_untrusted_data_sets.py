@@ -235,6 +235,7 @@ def test_names_of_pictures_only_show(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "set/a\x1b]0;owned\x07\x1b[2J\nval loss  0.001.png").write_bytes(b"x")
     words = ["-c", "pretrain/demo", "-c", "with/debug", "--data.source=folder"]
     words += ["--data.path", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    words += ["--ckpt_path", "none"]
     assert main(["predict", *words]) == 0
     told = capsys.readouterr().out
     assert "unusable: a?]0;owned??[2J?val loss  0.001.png (no JPEG" in told

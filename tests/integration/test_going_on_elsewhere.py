@@ -112,10 +112,14 @@ def test_sharded_processes_go_on_as_fewer(recipe: Path, tmp_path: Path) -> None:
     assert kill_when("step 3: saved last.ckpt", *fsdp, *two, "--out", tmp_path / "run")
     assert "at step 3" in pixio(*fsdp, *one, "--out", tmp_path / "run")
     first, second = (
-        [row["train/loss"] for row in Metrics(tmp_path / run / "metrics.csv").rows if row["step"]]
+        [
+            row["train/loss"]
+            for row in Metrics(tmp_path / run / "metrics.csv").rows
+            if row["step"] and "train/loss" in row
+        ]
         for run in ("whole", "run")
     )
-    assert first == pytest.approx(second, abs=1e-5)
+    assert len(first) > 3 and first == pytest.approx(second, abs=1e-5)
 
 
 def test_shards_go_on_with_other_workers_where_that_is_asked_for(

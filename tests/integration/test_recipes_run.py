@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import yaml
+from PIL import Image
 from running import pixio
 
 from pixio_heads.policy import lerobot
@@ -134,6 +135,7 @@ def test_checks_without_memory(
     source = yaml.safe_load(recipes.find(name).read_text())["data"]["init_args"].get("source")
     for label in ("cat", "dog"):  # where classes are folders, they size the head
         (tmp_path / label).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / label / "0.png")
     if source in ("gym", "lerobot"):
         demonstrations = [
             Demonstration(

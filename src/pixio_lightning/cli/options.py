@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,3 +65,25 @@ def folder_name(configs: list[str]) -> str:
     first = [name for name in names if not name.startswith(recipes.OVERLAYS)][:1] or ["run"]
     overlays = [name.split("/")[-1] for name in names if name != first[0]]
     return "+".join([first[0], *overlays])
+
+
+def check_environment() -> None:
+    """Refuse what launchers say of a process's place where it is no number.
+
+    Raises:
+        UserError: The variable is named.
+    """
+    tasks, per_node = (os.environ.get(f"SLURM_NTASKS{end}") for end in ("", "_PER_NODE"))
+    named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    if tasks not in (None, "1") and not per_node and named:
+        raise UserError(
+            f"SLURM gives {tasks} tasks by --ntasks, which Lightning does not divide among nodes: "
+            "ask for #SBATCH --ntasks-per-node=N instead, with trainer.devices N, and start by srun"
+        )
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        value = os.environ.get(name, "0")
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise UserError(
+                f"the environment variable {name} is {value!r:.40}, but expected a number: unset "
+                "it, or start the run by torchrun or srun, which set it"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
-from pixio_lightning.cli.options import Options, parse_options
+from pixio_lightning.cli.options import Options, check_environment, parse_options
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
@@ -50,7 +49,7 @@ def main(verb: str, argv: list[str]) -> int:
     asked = Path(options.ckpt_path or ".")
     if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
         raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
-    _check_environment()
+    check_environment()
     run_folder.check_files(options.out)
     if verb == "fit" and not options.fresh:
         run_folder.check_ours(options.out, fresh=False)
@@ -73,28 +72,6 @@ def _print_keys(options: Options, verb: str, chosen: dict[str, str]) -> int:
     if not parts:
         say("with a recipe, as in `--help-all -c depth/demo`, those of its model and data are here")
     return 0
-
-
-def _check_environment() -> None:
-    """Refuse what launchers say of a process's place where it is no number.
-
-    Raises:
-        UserError: The variable is named.
-    """
-    tasks, per_node = (os.environ.get(f"SLURM_NTASKS{end}") for end in ("", "_PER_NODE"))
-    named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    if tasks not in (None, "1") and not per_node and named:
-        raise UserError(
-            f"SLURM gives {tasks} tasks by --ntasks, which Lightning does not divide among nodes: "
-            "ask for #SBATCH --ntasks-per-node=N instead, with trainer.devices N, and start by srun"
-        )
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"):
-        value = os.environ.get(name, "0")
-        if not re.fullmatch("[0-9]{1,9}", value):
-            raise UserError(
-                f"the environment variable {name} is {value!r:.40}, but expected a number: unset "
-                "it, or start the run by torchrun or srun, which set it"
-            )
 
 
 def fit(cli: PixioCLI) -> int:

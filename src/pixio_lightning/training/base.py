@@ -107,9 +107,11 @@ class BackboneModule(L.LightningModule):
         """Move the module.
 
         Raises:
-            UserError: It would be cast: metres and labels of a batch would lose their digits too.
+            UserError: It would be cast to half precision: metres and labels of a batch would lose
+                their digits too.
         """
-        if (dtype := fn(torch.empty(0, dtype=torch.float32, device="cpu")).dtype) != torch.float32:
+        dtype = fn(torch.empty(0, dtype=torch.float32, device="cpu")).dtype
+        if dtype.itemsize < torch.float32.itemsize:
             raise UserError(
                 f"{type(self).__name__} keeps its weights in float32, not {dtype}: half precision "
                 "is trainer.precision bf16-mixed, or torch.autocast around `predict`"

@@ -239,7 +239,7 @@ def contact_sheet(pictures: Sequence[Path]) -> Image.Image:
     sheet = Image.new("RGB", (columns * (cell[0] + _GAP), rows * (cell[1] + _GAP)), "white")
     for index, path in enumerate(pictures):
         row, column = divmod(index, columns)
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             picture.thumbnail(cell)
             sheet.paste(picture, (column * (cell[0] + _GAP), row * (cell[1] + _GAP)))
     return sheet
