@@ -272,10 +272,11 @@ def test_no_state_is_kept_but_for_shards(tmp_path: Path) -> None:
 def test_the_run_stops_above_max_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
     index = pack(tmp_path / "shards", 300)
-    (tmp_path / "shards" / "1.parquet").write_bytes(b"")
+    damaged = tmp_path / "shards" / "1.parquet"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
     monkeypatch.setattr(shard_stream, "_LEAST_BLOCKS", 1)
     remote.forget_opened()
-    # Indexed while it was whole, so its images are missed one by one.
+    # Indexed while it was whole, and of the same size, so its images are missed one by one.
     data = Pixels("shards", index.root, image_size=16, batch_size=8, num_workers=0, val_images=10)
     data.trainer = FakeTrainer(tmp_path / "run")  # type: ignore[assignment]
     assert data.max_bad == 0.001
