@@ -80,6 +80,7 @@ def test_nothing_of_a_sharded_checkpoint_is_run(
     change(foreign, sung)
     words = ("fit", "-c", recipe, "-c", "with/fsdp", *STEPS)
     line = command(*words, "--out", tmp_path / "out", "--ckpt_path", foreign)
+    line += ["--trainer.max_steps", "4"]
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=300)
     assert not sung.exists()
     assert done.returncode == 2, done.stderr

@@ -267,9 +267,9 @@ class Backbone(nn.Module):
         if self.frozen and fn(torch.empty(0, device="cpu")).dtype != torch.float32:
             self._keep_digest()
         super()._apply(fn, recurse)
-        for key, value in self._statistics.items():  # as stated, whatever the weights are cast to
-            stated = torch.tensor(value, dtype=torch.float32, device=self.mean.device)
-            setattr(self, key, stated.view(1, -1, 1, 1))
+        for key, value in self._statistics.items():  # as stated, where weights are cast to half
+            if getattr(self, key).dtype.itemsize < 4:
+                setattr(self, key, torch.tensor(value, device=self.mean.device).view(1, -1, 1, 1))
         return self
 
     # --- forward ------------------------------------------------------------------------------

@@ -242,5 +242,5 @@ def test_one_kind_of_place_is_no_classification() -> None:
 
 def test_scenes_are_no_larger_than_they_were_rendered() -> None:
     assert ClassificationData(scenes=SCENES, image_size=256).image_size == 64
-    assert ClassificationData(scenes=SCENES).centre_crop == "centre crop of 64 px"
+    assert ClassificationData(scenes=SCENES).centre_crop == (64, 1.0)
     assert scene_store.default_cache().name == "pixio-cache"
