@@ -59,7 +59,7 @@ def test_a_stuck_fork_is_made_again(hanging: int, marks: Path) -> None:
 def test_it_gives_up_in_the_end(marks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         (marks / str(number)).touch()
-    monkeypatch.setattr(worker_process, "PATIENCE", 0.1)
+    monkeypatch.setattr(worker_process, "PATIENCE", 0.6)
     process = WorkerContext().Process(target=print, daemon=True)
     process.start()
     assert len(list(marks.iterdir())) == 20 - 5

@@ -118,8 +118,10 @@ def test_photographs_become_a_scene(
     assert found.original_size[1].tolist() == [width, height]  # turned
     assert found.depth.shape == (3, 48, 48) and np.isfinite(found.points).all()
     frames = json.loads((out / "transforms.json").read_text())["frames"]
-    assert len(frames) == 3
-    assert all(Path(frame["file_path"]).is_file() for frame in frames)
+    # One is turned, so all lie beside the file as they are seen.
+    assert [frame["file_path"] for frame in frames] == found.names
+    with Image.open(out / "1.jpg") as picture:
+        assert picture.size == (frames[1]["w"], frames[1]["h"]) == (height, width)
 
 
 @pytest.mark.parametrize(
