@@ -14,7 +14,6 @@ from pixio_heads.depth.synthetic_layouts import MixedSamples, mixed_sets
 from pixio_heads.depth.views import cropped, resized
 from pixio_lightning.data import (
     BadImage,
-    Loader,
     Orientation,
     RandomKey,
     Sample,
@@ -22,9 +21,8 @@ from pixio_lightning.data import (
     Samples,
     SceneSamples,
     existing_folder,
-    held_out,
     image_files,
-    part_of,
+    pairs_of_split,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose
@@ -69,6 +67,7 @@ class DepthData(SampleData):
     """
 
     sources = ("scenes", "folder", "hub", *_LAYOUTS, "mix", "moge")
+    predict_batch_size = 1  # pictures are of any size
 
     def __init__(
         self,
@@ -191,12 +190,7 @@ class DepthData(SampleData):
             images = image_files(root / "images" if (root / "images").is_dir() else root)
             pairs = [Pair(path, None) for path in images]
             return self._pairs(root, pairs, images_only=True)
-        part = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
-        root, pairs = part.folder, layouts.folder_pairs(part.folder)
-        if not part.whole:
-            train, val = held_out(pairs, lambda pair: pair.image.relative_to(root).as_posix())
-            pairs = train if split == "train" else val
-        return self._pairs(root, pairs)
+        return self._pairs(*pairs_of_split(root, split, layouts.folder_pairs))
 
     def _pairs(self, root: Path, pairs: list[Pair], *, images_only: bool = False) -> PairSamples:
         return PairSamples(
@@ -209,10 +203,6 @@ class DepthData(SampleData):
             intrinsics=None if images_only else layouts.read_intrinsics(root),
             images_only=images_only,
         )
-
-    def predict_dataloader(self) -> Loader:
-        """Return every image to predict once, one at a time: they are of any size."""
-        return self.evaluation_loader(self.evaluation_set("predict"), batch_size=1)
 
     # --- views --------------------------------------------------------------------------------
 

@@ -14,16 +14,14 @@ from pixio_heads.segmentation import layouts
 from pixio_heads.segmentation.layouts import HubSamples, Labels, Pair, PairSamples, SceneMasks
 from pixio_heads.segmentation.metrics import IGNORED
 from pixio_lightning.data import (
-    Loader,
     Orientation,
     RandomKey,
     Sample,
     SampleData,
     Samples,
     existing_folder,
-    held_out,
     image_files,
-    part_of,
+    pairs_of_split,
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose
@@ -67,6 +65,7 @@ class SegmentationData(SampleData):
     """
 
     sources = ("scenes", "folder", "hub", "ade20k", "voc", "loveda")
+    predict_batch_size = 1  # pictures are of any size
 
     def __init__(
         self,
@@ -166,16 +165,7 @@ class SegmentationData(SampleData):
         if split == "predict":
             images = image_files(root / "images" if (root / "images").is_dir() else root)
             return self._pairs(root, [Pair(path, None) for path in images], split)
-        part = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
-        root, pairs = part.folder, layouts.folder_pairs(part.folder)
-        if not part.whole:
-            train, val = held_out(pairs, lambda pair: pair.image.relative_to(root).as_posix())
-            pairs = train if split == "train" else val
-        return self._pairs(root, pairs, split)
-
-    def predict_dataloader(self) -> Loader:
-        """Return every image to predict once, one at a time: they are of any size."""
-        return self.evaluation_loader(self.evaluation_set("predict"), batch_size=1)
+        return self._pairs(*pairs_of_split(root, split, layouts.folder_pairs), split)
 
     # --- views --------------------------------------------------------------------------------
 

@@ -253,20 +253,20 @@ def _cells(
 
 def table(rows: list[Row], better: Mapping[str, str | None] = {}) -> str:  # noqa: B006 (read only)
     """Lay rows out as Markdown: the mean over seeds, and their standard deviation."""
-    head, *body = ["| " + " | ".join(cells) + " |" for cells in _cells(rows, better)]
+    found = _cells(rows, better)
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in found]
     head = head.replace("|  |", "| |", 1)
-    return "\n".join([head, "|---" * len(_cells(rows, better)[0]) + "|", *body])
+    return "\n".join([head, "|---" * len(found[0]) + "|", *body])
 
 
 def latex(rows: list[Row], better: Mapping[str, str | None]) -> str:
     """Lay rows out for the package booktabs."""
     signs = {"+-": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$"}
     signs |= {c: f"\\{c}" for c in "_%&#"}
-    lines = []
-    for cells in _cells(rows, better, bold="\\textbf{{{}}}"):
-        text = " & ".join(_replaced(cell, signs) for cell in cells)
-        lines.append(f"{text} \\\\")
-    columns = "l" + "r" * (len(_cells(rows, better)[0]) - 1)
+    found = _cells(rows, better, bold="\\textbf{{{}}}")
+    texts = [" & ".join(_replaced(cell, signs) for cell in cells) for cells in found]
+    lines = [f"{text} \\\\" for text in texts]
+    columns = "l" + "r" * (len(found[0]) - 1)
     body = "\n".join([lines[0], "\\midrule", *lines[1:]])
     return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
 

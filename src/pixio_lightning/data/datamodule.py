@@ -44,6 +44,9 @@ class StreamData(L.LightningDataModule):
         timeout: Seconds to wait for a batch of the workers before giving up.
     """
 
+    # Samples per process and step of predicting; None takes `val_batch_size`.
+    predict_batch_size: int | None = None
+
     def __init__(
         self,
         *,
@@ -134,7 +137,8 @@ class StreamData(L.LightningDataModule):
 
     def predict_dataloader(self) -> Loader:
         """Return every sample to predict once."""
-        return self.evaluation_loader(self.evaluation_set("predict"))
+        samples = self.evaluation_set("predict")
+        return self.evaluation_loader(samples, batch_size=self.predict_batch_size)
 
     def evaluation_loader(
         self, samples: Any, *, batch_size: int | None = None, share: bool = True

@@ -24,7 +24,12 @@ from pixio_lightning.data.depth import (
 )
 from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
 from pixio_lightning.data.listing.archive import Archive
-from pixio_lightning.data.listing.pairs import PairedFiles, Partners, folders_of_pairs
+from pixio_lightning.data.listing.pairs import (
+    PairedFiles,
+    Partners,
+    folders_of_pairs,
+    pairs_of_split,
+)
 from pixio_lightning.data.listing.splits import Part, part_of
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
@@ -65,6 +70,7 @@ __all__ = [
     "Archive",
     "PairedFiles",
     "Partners",
+    "pairs_of_split",
     "folders_of_pairs",
     "Bad",
     "BadImage",

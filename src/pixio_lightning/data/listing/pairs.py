@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os.path import isfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_lightning.data.decode import BadImage, Orientation, decode_pixels, read_file
-from pixio_lightning.data.sources import files_below
+from pixio_lightning.data.listing.splits import part_of
+from pixio_lightning.data.sources import files_below, held_out
 from pixio_lightning.errors import UserError
 
 
@@ -93,6 +94,27 @@ def folders_of_pairs(root: Path, folder: str, *, expected: str) -> tuple[Path, P
             f"{folder}/ ({expected}), in it or in train/ and val/"
         )
     return images, others
+
+
+def pairs_of_split(
+    root: Path, split: str, pairs_in: Callable[[Path], list[Any]]
+) -> tuple[Path, list[Any]]:
+    """Return where the pairs of a split are, and the pairs.
+
+    Args:
+        root: The folder of the data; a share of it is held out where no folder in it is for that.
+        split: `train`, `val` or `test`.
+        pairs_in: Lists the pairs of a folder with `images/`, as tuples with an `image`.
+
+    Raises:
+        UserError: Of `part_of` and of `pairs_in`.
+    """
+    folder, whole = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
+    pairs = pairs_in(folder)
+    if not whole:
+        train, val = held_out(pairs, lambda pair: pair.image.relative_to(folder).as_posix())
+        pairs = train if split == "train" else val
+    return folder, pairs
 
 
 class Partners:

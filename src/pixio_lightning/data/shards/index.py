@@ -95,14 +95,15 @@ def open_index(
         raise UserError(f"{key} '{path}' does not exist{nearest(Path(path).name, siblings)}")
     root = str(PurePosixPath(path).parent) if single and protocol == "file" else path
     if not single and files.exists(join(path, INDEX)):
-        index = read_index(path, key=key)
-        index.column = column
+        index = read_index(path, column=column, key=key)
         _refuse_rewritten(index)
         names = [shard.path for shard in index.shards]
         chosen = set(of_split(names, split, split_key, path))
         if len(chosen) < len(names):
             shards = [shard for shard in index.shards if shard.path in chosen]
-            index = ShardIndex(index.root, shards, index.damaged, column=column)
+            index = ShardIndex(
+                index.root, shards, index.damaged, skipped=index.skipped, column=column
+            )
         return index
     found = [PurePosixPath(path).name] if single else sorted(_files_below(files, path))
     names = [name for name in found if is_shard(name)]
@@ -125,9 +126,7 @@ def open_index(
     digest = hashlib.blake2b("\n".join([root, *facts]).encode(), digest_size=8).hexdigest()
     kept = cache / f"index-{digest}"
     if (kept / INDEX).exists():
-        index = read_index(str(kept), root=root)
-        index.column = column
-        return index
+        return read_index(str(kept), root=root, column=column)
     index = build_index(root, names, column=column, progress=progress)
     index.skipped += [(name, "compressed") for name in packed]
     if not index.shards and index.skipped:
@@ -144,9 +143,10 @@ def _refuse_rewritten(index: ShardIndex) -> None:
     """
     for shard in index.shards:
         path = Path(index.root, shard.path)
-        if path.is_file() and path.stat().st_size != shard.size:
+        size = path.stat().st_size if path.is_file() else shard.size
+        if size != shard.size:
             raise UserError(
-                f"'{path}' has {path.stat().st_size:,} bytes, but '{INDEX}' beside it was made "
+                f"'{path}' has {size:,} bytes, but '{INDEX}' beside it was made "
                 f"of one of {shard.size:,}: remove '{INDEX}', and the shards are indexed anew"
             )
 
@@ -177,7 +177,9 @@ def build_index(
     return ShardIndex(root, shards, damaged, skipped=sorted(skipped), column=column)
 
 
-def read_index(folder: str, *, root: str | None = None, key: str = "data.path") -> ShardIndex:
+def read_index(
+    folder: str, *, root: str | None = None, column: str | None = None, key: str = "data.path"
+) -> ShardIndex:
     """Read an index file; `root` is where its shards are, by default beside it.
 
     Raises:
@@ -222,7 +224,7 @@ def read_index(folder: str, *, root: str | None = None, key: str = "data.path") 
         [(name, reason) for name, _, reason in (note.partition("\t") for note in lines)]
         for lines in notes
     )
-    return ShardIndex(root or folder, shards, damaged, skipped=skipped)
+    return ShardIndex(root or folder, shards, damaged, skipped=skipped, column=column)
 
 
 def _wrong(row: dict[str, Any]) -> str:
