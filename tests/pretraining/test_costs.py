@@ -64,9 +64,11 @@ def kept_by(model: PixelPretraining, half: bool) -> float:
             kept[StorageWeakRef(storage)] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = step(model, 64)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        loss = step(model, 64)
     assert loss.requires_grad
     return sum(kept.values()) / 64
 

@@ -54,9 +54,9 @@ def costs_of(model: PixelPretraining, image_size: int, *, precision: str = "32-t
         precision: The trainer's.
     """
     in_chans = model.backbone.vit.patch_embed.proj.in_channels
-    meta = {"device": "meta"}
-    images = torch.empty(1, in_chans, image_size, image_size, dtype=torch.uint8, **meta)
-    key = RandomKey(torch.empty(1, dtype=torch.int64, **meta), 0, 0)
+    shape = (1, in_chans, image_size, image_size)
+    images = torch.empty(shape, dtype=torch.uint8, device="meta")
+    key = RandomKey(torch.empty(1, dtype=torch.int64, device="meta"), 0, 0)
     model.to("meta")
     with FlopCounterMode(display=False) as counted:
         result = model(images, key)
