@@ -1,4 +1,4 @@
-"""`-c with/slurm` under a real SLURM: a job that is stopped or killed ends as if never disturbed."""
+"""`-c with/slurm` under a real SLURM: a job that is stopped or killed ends as if never touched."""
 
 from __future__ import annotations
 
