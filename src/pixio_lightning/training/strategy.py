@@ -2,7 +2,7 @@
 
 The first process builds the model on its CPU, as a run without sharding does; the others know its
 shapes alone. Then every tensor is cut and sent, one after the other, so that a device never holds
-more than its shards and one whole tensor.
+more than its shards and one whole tensor. And what is said when one of the processes is lost.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from pixio_lightning.models.blocks import blocks_of
 from pixio_lightning.training.checkpoints import sharded_parts
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path
 from pixio_lightning.training.checkpoints.form import check_form
+
+# gloo raises plain RuntimeErrors that begin with a file of its own, NCCL what it calls the cause.
+_LOST = ("gloo/transport/", "Gloo connectFullMesh", "remote process exited")
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -172,3 +175,20 @@ def distribute(
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return list(chain(module.named_parameters(), module.named_buffers()))
+
+
+def lost_process(error: Exception) -> UserError | None:
+    """Return what to say of an error that the loss of another process caused; None for any other.
+
+    A process that was killed is noticed at once, a machine that no longer answers when the timeout
+    of the process group has passed.
+    """
+    text = " ".join(str(error).split())
+    lost = isinstance(error, RuntimeError) and any(known in text for known in _LOST)
+    if not lost and not isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+        return None
+    return UserError(
+        f"another process of this run was lost or does not answer ({text[:200]}): see what it said "
+        "last, then run the same line again to go on; without its machine, with as large a global "
+        "batch on fewer trainer.devices or trainer.num_nodes"
+    )
