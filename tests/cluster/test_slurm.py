@@ -118,10 +118,11 @@ def test_a_node_that_is_lost_costs_the_job_nothing_but_time(
 ) -> None:
     number = cluster.submit(job.script)
     job.reached(20)
-    for process in processes(job.run):
-        with suppress(ProcessLookupError):  # workers end with their parents
-            os.kill(process, signal.SIGKILL)
+    # Before its tasks end, which would be a failure of the job's own.
     cluster("scontrol", "update", "nodename=localhost", "state=down", "reason=lost")
+    for process in processes(job.run):
+        with suppress(ProcessLookupError):  # SLURM ends them, too, if it can
+            os.kill(process, signal.SIGKILL)
     wait_for("the job in the queue", lambda: cluster.job(number)["JobState"] == "PENDING")
     cluster("scontrol", "update", "nodename=localhost", "state=resume")
     assert cluster.ended(number, "COMPLETED")["Restarts"] == "1"
