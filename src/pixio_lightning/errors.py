@@ -17,9 +17,10 @@ class UserError(ValueError):
         super().__init__(printable(str(message), limit=4000))
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def nearest(word: object, choices: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the closest of `choices`, or an empty string."""
-    found = difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
+    # The comparison takes the square of the length; names of files may be no text.
+    found = difflib.get_close_matches(str(word)[:200], sorted(choices), n=1, cutoff=0.6)
     return f", did you mean '{found[0]}'?" if found else ""
 
 

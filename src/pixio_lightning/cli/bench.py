@@ -64,17 +64,34 @@ def read_suite(path: Path) -> dict[str, Any]:
         raise UserError(f"suite '{path}' is not valid YAML: {error}") from None
     if not isinstance(suite, dict) or not isinstance(suite.get("rows"), dict):
         raise UserError(f"suite '{path}' has no rows; expected {', '.join(sorted(_KEYS))}")
-    _check(suite, _KEYS, str(path))
+    _check(suite, _KEYS, f"suite '{path}'")
+    named = suite.get("baselines") or [], suite.get("metrics") or []
+    if not all(isinstance(names, dict | list) for names in named) or not all(
+        isinstance(name, str) for names in named for name in names
+    ):
+        raise UserError(f"suite '{path}': metrics and baselines are no lists of names")
     for metric, end in _better(suite).items():
-        if end not in ("min", "max", None):
+        if end is not None and (not isinstance(end, str) or end not in ("min", "max")):
             raise UserError(
                 f"suite '{path}': metric {metric} is {end!r}; expected min, max or null"
             )
     for name, row in suite["rows"].items():
-        _check(row, _ROW_KEYS, f"{path}, row {name}")
-        if len([verb for verb in _VERBS if verb in row]) != 1:
-            raise UserError(f"suite '{path}', row {name}: give fit or validate, a recipe")
+        _check_row(row, name, f"suite '{path}', row {name}")
     return suite
+
+
+def _check_row(row: Any, name: Any, where: str) -> None:
+    if not isinstance(name, str) or not isinstance(row, dict):
+        raise UserError(f"{where}: expected a name, and below it {', '.join(sorted(_ROW_KEYS))}")
+    _check(row, _ROW_KEYS, where)
+    recipes = [row[verb] for verb in _VERBS if verb in row]
+    if len(recipes) != 1 or not isinstance(recipes[0], str):
+        raise UserError(f"{where}: give fit or validate, a recipe")
+    if not isinstance(row.get("set", {}), dict):
+        raise UserError(f"{where}: set is no table of keys with their values")
+    seeds = row.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"{where}: seeds is no list of whole numbers, such as [0, 1, 2]")
 
 
 def _better(suite: dict[str, Any]) -> dict[str, str | None]:
@@ -86,7 +103,7 @@ def _better(suite: dict[str, Any]) -> dict[str, str | None]:
 def _check(values: dict[str, Any], known: set[str], where: str) -> None:
     for key in values:
         if key not in known:
-            raise UserError(f"suite {where}: there is no key {key}{nearest(key, known)}")
+            raise UserError(f"{where}: there is no key {key}{nearest(key, known)}")
 
 
 def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> list[str]:
@@ -331,7 +348,7 @@ def _read_table(folder: Path) -> tuple[dict[str, dict[str, list[float]]], dict[s
         for row in found.values():
             for values in row.values():
                 statistics.mean(values)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError):
         raise UserError(
             f"'{path}' is no table of a suite: expected numbers by row and metric, as "
             "`pixio bench` writes them"

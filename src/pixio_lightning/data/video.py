@@ -70,6 +70,8 @@ def _times(container: Any, max_megapixels: float) -> tuple[NDArray[np.int64], fl
     if not container.streams.video:
         return none, 1.0
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise UserError("the video is of an unknown codec, or damaged")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > max_megapixels * 1e6:
         raise UserError(
