@@ -121,13 +121,13 @@ class Backbone(nn.Module):
         self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
         self.licence = self._licence(config)
         self._statistics: dict[str, list[float]] = {}
-        in_chans = self.vit.patch_embed.proj.in_channels
+        self.channels: int = self.vit.patch_embed.proj.in_channels
         for key in ("mean", "std"):
             value = self._statistics[key] = list(statistics.get(key, config[key]))
-            if key in statistics and len(value) not in (1, in_chans):
+            if len(value) not in ((1, self.channels) if key in statistics else (self.channels,)):
                 raise UserError(
                     f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
-                    f"images of {in_chans} channels"
+                    f"images of {self.channels} channels (in_chans): give mean and std of each"
                 )
             values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
@@ -275,9 +275,18 @@ class Backbone(nn.Module):
     # --- forward ------------------------------------------------------------------------------
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation."""
+        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation.
+
+        Raises:
+            UserError: The images have other channels than the model takes (`in_chans`).
+        """
         if images.dtype != torch.uint8:
             raise TypeError(f"normalize takes uint8 images, got {images.dtype}")
+        if images.shape[-3] != self.channels:
+            raise UserError(
+                f"images of {images.shape[-3]} channels, but {self.name} takes {self.channels} "
+                "(backbone.model_args.in_chans, or what its weights are made for)"
+            )
         return (images.float() / 255 - self.mean) / self.std
 
     def resize(self, images: Tensor) -> Tensor:
