@@ -24,6 +24,23 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     return f", did you mean '{found[0]}'?" if found else ""
 
 
+def one_of(key: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of some.
+
+    Args:
+        key: What the value is called.
+        value: It.
+        choices: What it may be.
+
+    Raises:
+        UserError: It is none of them; they are listed, with the nearest.
+    """
+    choices = list(choices)
+    if value not in choices:
+        known = ", ".join(choices) or "none"
+        raise UserError(f"{key} '{value}' is none of {known}{nearest(value, choices)}")
+
+
 def visible(text: str) -> str:
     """Return text as one line that a terminal only shows, and otherwise as it is.
 
