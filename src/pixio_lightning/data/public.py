@@ -31,6 +31,7 @@ from pixio_lightning.data.listing.pairs import (
     pairs_of_split,
 )
 from pixio_lightning.data.listing.splits import Part, part_of
+from pixio_lightning.data.parquet import TooLarge, read_groups
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -97,6 +98,7 @@ __all__ = [
     "SceneSamples",
     "Scenes",
     "Source",
+    "TooLarge",
     "TrainingSamples",
     "VIDEO_SUFFIXES",
     "View",
@@ -121,6 +123,7 @@ __all__ = [
     "raycast",
     "read_depth",
     "read_file",
+    "read_groups",
     "read_npy",
     "require_reader",
     "rows_digest",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pixio_heads.policy.demonstrations import square
 from pixio_heads.policy.lerobot.layout import inside
-from pixio_lightning.data import BadImage, decode_pixels, pyav, read_file
+from pixio_lightning.data import BadImage, decode_pixels, pyav, read_file, read_groups
 from pixio_lightning.errors import UserError
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
@@ -92,7 +92,7 @@ def _images(
         ends = np.cumsum(sizes)
         first, last = first_row + start, first_row + stop
         groups = [i for i, end in enumerate(ends) if end > first and end - sizes[i] < last]
-        table = parquet.read_row_groups(groups, columns=[column])
+        table = read_groups(parquet, groups, [column])
         values = table[column].slice(first - int(ends[groups[0]]) + sizes[groups[0]], stop - start)
     except (pa.ArrowException, OSError, ValueError):
         yield from [f"{file.name} is damaged"] * (stop - start)
