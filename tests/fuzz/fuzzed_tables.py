@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import shard_files
 from kind import Kind, Make
 
+from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.shards.format import read_group
 from pixio_lightning.data.shards.index import open_index, write_index
 from pixio_lightning.data.shards.keep_rule import (
@@ -94,9 +95,17 @@ def _scores(folder: Path) -> None:
         scores_of(index, index.shards[0], group, str(folder / "scores"))
 
 
+def _rows(folder: Path) -> None:
+    source = HubSource(folder, "train")
+    for row in range(min(len(source), 20)):
+        source.read(row)
+        source.label(row)
+
+
 KINDS = {
     "tar": Kind([shards("tar")], _groups, sums_repaired),
     "parquet": Kind([shards("parquet"), _of_a_hub], _groups),
     "shard_index": Kind([_indexed("parquet"), _indexed("tar")], _groups),
+    "hub": Kind([_of_a_hub], _rows),
     "scores": Kind([_scored], _scores),
 }

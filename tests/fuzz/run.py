@@ -59,7 +59,8 @@ def _in_child(name: str, kind: Kind, first: int, count: int) -> int:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with tempfile.TemporaryDirectory() as work:
-        os.environ["PIXIO_CACHE"] = os.environ["HF_HOME"] = f"{work}/cache"
+        for variable in ("PIXIO_CACHE", "HF_HOME", "HF_DATASETS_CACHE"):
+            os.environ[variable] = f"{work}/cache"
         try:
             return _run(name, kind, first, count, Path(work), told)
         except Exception:

@@ -49,7 +49,7 @@ class Archive:
                 f"{key} '{path}' is no zip, or only part of one; give the zip or its unpacked "
                 "folder"
             ) from None
-        self.names = sorted(info.filename for info in infos if not info.is_dir())
+        self.names = sorted(i.filename for i in infos if i.filename and not i.is_dir())
         self._known = frozenset(self.names)
 
     def read(self, name: str) -> bytes:
