@@ -119,7 +119,7 @@ class Backbone(nn.Module):
             dense_cls = self.n_cls_tokens > 0 and "dinov3" not in self.name
         self.dense_cls = dense_cls
         self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
-        self.licence = self._licence(config)
+        self.licence = architecture.licence(self.name, self.weights, self._file, config)
         self._statistics: dict[str, list[float]] = {}
         self.channels: int = self.vit.patch_embed.proj.in_channels
         for key in ("mean", "std"):
@@ -131,13 +131,6 @@ class Backbone(nn.Module):
                 )
             values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
-
-    def _licence(self, config: dict[str, Any]) -> str:
-        if self.weights == "timm":
-            return config.get("license") or f"as timm states for {self.name}"
-        if self._file is None:
-            return "none (random initialisation)"
-        return weight_files.licence_of(self.weights, self._file.meta)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -275,11 +268,7 @@ class Backbone(nn.Module):
     # --- forward ------------------------------------------------------------------------------
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation.
-
-        Raises:
-            UserError: The images have other channels than the model takes (`in_chans`).
-        """
+        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation."""
         if images.dtype != torch.uint8:
             raise TypeError(f"normalize takes uint8 images, got {images.dtype}")
         if images.shape[-3] != self.channels:
