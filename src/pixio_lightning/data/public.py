@@ -65,7 +65,7 @@ from pixio_lightning.data.sources import (
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_lightning.data.video import pyav, video_frames, video_writer
+from pixio_lightning.data.video import frames_at, opened_video, video_frames, video_writer
 
 __all__ = [
     "Archive",
@@ -108,6 +108,7 @@ __all__ = [
     "digest_of",
     "encode_png",
     "existing_folder",
+    "frames_at",
     "held_out",
     "hold_out",
     "image_files",
@@ -118,7 +119,7 @@ __all__ = [
     "open_columns",
     "part_of",
     "open_picture",
-    "pyav",
+    "opened_video",
     "random_crop",
     "raycast",
     "read_depth",
