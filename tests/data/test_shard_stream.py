@@ -23,7 +23,7 @@ from pixio_lightning.data.shards.format import ShardIndex
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
 from pixio_lightning.data.shards.pack import write_shard
-from pixio_lightning.data.shards.set import ShardSet, held_out_groups, next_pass
+from pixio_lightning.data.shards.set import ShardSet, calibrated, held_out_groups, next_pass
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages, ShardLoader
 from pixio_lightning.data.workers import start_worker
 from pixio_lightning.errors import UserError
@@ -270,6 +270,13 @@ def test_what_was_kept_is_counted_on_after_a_stop(
     state, part, _ = counted({}, 12)
     assert rate is not None and 0.3 < rate < 0.8 and part != rate
     assert counted(state, 8)[1:] == (rate, table)
+    # What was counted for a share to keep is counted again where it is no number.
+    halved = Curation(scores="inside", fraction=0.5)
+    constant = calibrated(index, halved)
+    (stored,) = (tmp_path / "cache").glob("calibrated-*.json")
+    for text in ("", "[", '{"c": "x"}', '{"c": NaN}', '{"c": -1}', "[5]", "\x80"):
+        stored.write_text(text)
+        assert calibrated(index, halved) == constant
     # Of shards that are others now, or damaged, none of the counts are taken.
     for wrong in (torch.ones(2, 2, dtype=torch.int64), torch.full((3, 2), -1), "x", None):
         assert counted(state | {"tally": wrong}, 8)[1] not in (rate, None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from pixio_lightning.data.shards.stream import (
 )
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, write_text
+from pixio_lightning.files import default_cache, parse_json, read_text, write_text
 from pixio_lightning.keyed import permuted
 
 
@@ -270,11 +272,13 @@ def calibrated(index: ShardIndex, curation: Curation) -> float:
     if curation.fraction is None:
         return 1.0
     kept = default_cache() / f"calibrated-{digest_of_scores(index, curation)}.json"
-    if not kept.exists():
-        c = calibrate(histogram_of(index, curation), curation)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text(kept, json.dumps({"c": c}))
-    return float(json.loads(kept.read_text())["c"])
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        if 0 < (c := float(parse_json(read_text(kept))["c"])) < math.inf:
+            return c
+    c = calibrate(histogram_of(index, curation), curation)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_text(kept, json.dumps({"c": c}))
+    return c
 
 
 def _check_place(stored: Any) -> None:
