@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ import torch
 from PIL import Image
 from running import pixio, write_recipe
 
+from pixio_lightning.data.workers import available_cores
 from pixio_lightning.training.run_folder import Metrics
 
+PYTHON = (sys.executable, "-m")  # of which no fork has set the threads
 STEPS = ("--trainer.max_steps", 60, "--data.steps_per_epoch", 30, "--trainer.log_every_n_steps", 30)
 
 
@@ -22,6 +26,37 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     panels = ("--panels.every_n_steps", 60, "--panels.images", 4)
     pixio("fit", "-c", recipe, "--out", folder, *STEPS, *panels)
     return folder
+
+
+def test_a_run_says_how_many_threads_it_has(recipe: Path, tmp_path: Path) -> None:
+    """As many as the user asks for, or else the cores that its data workers leave."""
+    cores = available_cores()
+    line = ("fit", "-c", recipe, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+    line += ("--data.num_workers", cores)
+    for asked, threads in ((str(cores), cores), ("", max(1, cores // 2))):
+        out = ("--out", tmp_path / f"asked{asked}")
+        printed = pixio(*line, *out, launcher=PYTHON, OMP_NUM_THREADS=asked)
+        assert re.search(rf"32-true on 1 x cpu, {threads} threads? each", printed)
+
+
+def test_a_profile_says_where_the_time_goes(recipe: Path, tmp_path: Path) -> None:
+    """It is written beside a run that ends as it would without it."""
+    line = ("fit", "-c", recipe, "--trainer.max_steps", 8)
+    pixio(*line, "--out", tmp_path / "plain")
+    (tmp_path / "soon.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: Profile, init_args: {first_step: 2, steps: 4}}]}"
+    )
+    printed = pixio(*line, "-c", tmp_path / "soon.yaml", "--out", tmp_path / "run")
+    summary = (tmp_path / "run" / "profile" / "summary.txt").read_text()
+    assert summary in printed and "aten::mm" in summary
+    parts = re.findall(r"^  (\D+?) +[\d.]+ ms +(\d+)%$", summary, re.MULTILINE)
+    names = ["data wait", "encoder", "decoder", "loss and rest", "backward", "optimiser"]
+    assert [name for name, _ in parts] == names
+    shares = [int(share) for _, share in parts]
+    assert abs(sum(shares) - 100) <= 3 and min(shares[1], shares[2], shares[4]) > 0
+    trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())
+    assert any(event["name"] == "aten::mm" for event in trace["traceEvents"])
+    assert last_loss(tmp_path / "run") == last_loss(tmp_path / "plain")
 
 
 def last_loss(folder: Path) -> float:
