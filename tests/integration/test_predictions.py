@@ -72,6 +72,25 @@ def test_depth_of_a_folder(tmp_path: Path) -> None:
     assert np.allclose(samples.load(index)["depth"], stored / 256)
 
 
+@pytest.mark.parametrize(
+    ("task", "words", "files"),
+    [
+        ("segmentation", ["--model.cache", "false", "--data.num_classes", "3"], 2 * len(NAMES)),
+        ("reconstruction", [], 7),  # of all pictures together
+    ],
+)
+def test_other_heads_take_names_of_any_kind(
+    task: str, words: list[str], files: int, tmp_path: Path
+) -> None:
+    run, source = tmp_path / "run", folder(tmp_path / "in")
+    words = [*DEPTH[2:4], *words, "--data.source", "folder", "--data.path", str(source)]
+    words += ["-c", f"{task}/demo", "--out", str(run), *UNTRAINED]
+    assert main(["predict", *words]) == 0
+    found = [p for p in tmp_path.rglob("*") if p.is_file() and source not in p.parents]
+    assert all(run in p.parents for p in found)
+    assert len([p for p in found if run / "predictions" in p.parents]) == files
+
+
 @pytest.mark.parametrize("task", ["depth", "segmentation"])
 def test_photographs_of_any_size(task: str, tmp_path: Path) -> None:
     """Seen at a size that the windows suit, written at their own, and shown on one sheet."""

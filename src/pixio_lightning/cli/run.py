@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import signal
 import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -337,12 +336,12 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
             f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
             f"({type(error).__name__}: {text})"
         ) from error
-    except SystemExit:  # how Lightning ends an interrupted run
+    except SystemExit as ended:  # how Lightning ends an interrupted run
         if is_preempted(cli.trainer):
             end_workers()
             return None
-        if cli.trainer.received_sigterm:  # before the first step
-            raise SystemExit(128 + signal.SIGTERM) from None
+        if isinstance(ended.code, int) and ended.code > 128:  # of Preemption, before the first step
+            raise
         if cli.trainer.interrupted:
             raise KeyboardInterrupt from None
         raise

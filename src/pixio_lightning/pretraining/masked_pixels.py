@@ -114,6 +114,7 @@ class PixelPretraining(BackboneModule):
         Raises:
             UserError: The images are not whole tokens, or the tokens not whole blocks.
         """
+        super().read_data_attributes(data)
         size, stride = getattr(data, "image_size", None), self.backbone.stride
         if not isinstance(size, int):
             return

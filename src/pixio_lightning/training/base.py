@@ -67,7 +67,18 @@ class BackboneModule(L.LightningModule):
         """Take from the `pixio` entry of a checkpoint what must be known before building."""
 
     def read_data_attributes(self, data: Any) -> None:
-        """Take from a data module what must be known of it, or refuse it."""
+        """Take from a data module what must be known of it, or refuse it.
+
+        Raises:
+            UserError: Its images have other channels than the backbone takes.
+        """
+        given, taken = getattr(data, "channels", None), self.backbone.channels
+        if given not in (None, taken):
+            raise UserError(
+                f"the backbone takes images of {taken} channels (backbone.model_args.in_chans, or "
+                f"what its weights are made for), but {type(data).__name__} gives {given}: leave "
+                "in_chans out, or give data of your own that says channels"
+            )
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return what to say of a finished run, by name."""

@@ -75,6 +75,7 @@ class TaskModule(BackboneModule):
         What an evaluation depends on is taken whatever was known; what the weights are made for
         only where nothing is known yet.
         """
+        super().read_data_attributes(data)
         for name in self.data_attributes:
             if name not in self.data_info and (value := getattr(data, name, None)) is not None:
                 self.data_info[name] = value

@@ -140,7 +140,8 @@ class Partners:
 
         Where there is none, it is the path that was looked for first.
         """
-        stem = str(PurePosixPath(image).with_suffix(""))
+        named = PurePosixPath(image)
+        stem = str(named.with_suffix("")) if named.name else image  # of nothing, or of a folder
         for name in (image, stem):
             for suffix in self.suffixes:
                 if path := self.files.get(f"{name}{suffix}"):
