@@ -275,9 +275,19 @@ class Backbone(nn.Module):
     # --- forward ------------------------------------------------------------------------------
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation."""
+        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation.
+
+        Raises:
+            UserError: They have another number of channels than the model takes.
+        """
         if images.dtype != torch.uint8:
             raise TypeError(f"normalize takes uint8 images, got {images.dtype}")
+        if images.shape[-3] != (expected := self.vit.patch_embed.proj.in_channels):
+            raise UserError(
+                f"images have {images.shape[-3]} channels, but {self.name} takes {expected}: set "
+                f"model.backbone.model_args.in_chans to {images.shape[-3]}, or give data of "
+                f"{expected}"
+            )
         return (images.float() / 255 - self.mean) / self.std
 
     def resize(self, images: Tensor) -> Tensor:
