@@ -49,8 +49,7 @@ class Backbone(nn.Module):
         checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
         compile: Compile every block with torch.compile, in place.
         model_args: Further arguments of the model: `n_cls_tokens`, `patch_size`, `img_size`,
-            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input; all of them
-            are listed in `self_description.ARGUMENTS`.
+            `in_chans`, `pos_init`, ..., `mean` and `std` of the input; see `settings.ARGUMENTS`.
 
     Raises:
         UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
@@ -81,9 +80,7 @@ class Backbone(nn.Module):
         self.name, model_args = architecture.resolve_architecture(
             name, weights, self._file, model_args or {}
         )
-        statistics: dict[str, Any] = {
-            key: model_args.pop(key) for key in ("mean", "std") if key in model_args
-        }
+        statistics = {k: model_args.pop(k) for k in ("mean", "std") if k in model_args}
         self.model_args = model_args
         with torch.device("meta"):
             self.vit = architecture.build(self.name, model_args)
@@ -275,19 +272,12 @@ class Backbone(nn.Module):
     # --- forward ------------------------------------------------------------------------------
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation.
-
-        Raises:
-            UserError: They have another number of channels than the model takes.
-        """
+        """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation."""
         if images.dtype != torch.uint8:
             raise TypeError(f"normalize takes uint8 images, got {images.dtype}")
-        if images.shape[-3] != (expected := self.vit.patch_embed.proj.in_channels):
-            raise UserError(
-                f"images have {images.shape[-3]} channels, but {self.name} takes {expected}: set "
-                f"model.backbone.model_args.in_chans to {images.shape[-3]}, or give data of "
-                f"{expected}"
-            )
+        if images.shape[-3] != (takes := self.vit.patch_embed.proj.in_channels):
+            has = images.shape[-3]
+            raise UserError(f"images have {has} channels, but {self.name} takes {takes} (in_chans)")
         return (images.float() / 255 - self.mean) / self.std
 
     def resize(self, images: Tensor) -> Tensor:
