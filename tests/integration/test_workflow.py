@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from running import pixio, write_recipe
 
+from pixio_lightning.data.workers import available_cores
 from pixio_lightning.training.run_folder import Metrics
 
+PYTHON = (sys.executable, "-m")  # of which no fork has set the threads
 STEPS = ("--trainer.max_steps", 60, "--data.steps_per_epoch", 30, "--trainer.log_every_n_steps", 30)
 
 
@@ -22,6 +25,17 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     panels = ("--panels.every_n_steps", 60, "--panels.images", 4)
     pixio("fit", "-c", recipe, "--out", folder, *STEPS, *panels)
     return folder
+
+
+def test_a_run_says_how_many_threads_it_has(recipe: Path, tmp_path: Path) -> None:
+    """As many as the user asks for, or else the cores that its data workers leave."""
+    cores = available_cores()
+    line = ("fit", "-c", recipe, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+    line += ("--data.num_workers", cores)
+    for asked, threads in ((str(cores), cores), ("", max(1, cores // 2))):
+        out = ("--out", tmp_path / f"asked{asked}")
+        printed = pixio(*line, *out, launcher=PYTHON, OMP_NUM_THREADS=asked)
+        assert re.search(rf"32-true on 1 x cpu, {threads} threads? each", printed)
 
 
 def last_loss(folder: Path) -> float:

@@ -123,7 +123,7 @@ def machine() -> Iterator[Finding]:
     yield Finding("memory", f"{memory / 2**30:.1f} GiB")
     yield from gpus()
     threads = os.environ.get("OMP_NUM_THREADS")
-    unset = f"unset: every process starts {cores} threads; set it to cores per process"
+    unset = "unset: on the CPU, a run computes with the cores that its data workers leave"
     yield Finding("OMP_NUM_THREADS", threads or unset)
 
 

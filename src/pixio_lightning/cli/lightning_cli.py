@@ -31,6 +31,7 @@ from pixio_lightning.training.callbacks import (
     Preemption,
     Progress,
     RunCard,
+    Threads,
 )
 from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO
 
@@ -149,6 +150,7 @@ class PixioCLI(LightningCLI):
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
         callbacks = self.trainer_defaults["callbacks"] = [
+            Threads(),  # before whatever computes
             resume.Accumulation(),
             resume.SameSamples(),
             FeatureCache(),

@@ -33,6 +33,11 @@ _GRACE = 20  # seconds a worker lives on after SIGTERM
 _REAPED = 5  # seconds to wait for one that was killed
 
 
+def available_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 class WorkerProcess(ForkProcess):
     """A forked process that tells its parent when it runs, and is forked again if it never does."""
 

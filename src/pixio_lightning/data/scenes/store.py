@@ -32,6 +32,7 @@ from tqdm import tqdm
 from pixio_lightning.data.decode import open_picture
 from pixio_lightning.data.scenes.render import CLASSES, MAX_DEPTH, View, render_scene
 from pixio_lightning.data.scenes.worlds import known_places
+from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import default_cache, locked, written_aside
 
@@ -260,7 +261,7 @@ def _render(
     progress: bool,
 ) -> None:
     """Write the missing shards, in this process if it is one, else in a pool."""
-    workers = min(workers or os.cpu_count() or 1, len(missing))
+    workers = min(workers or available_cores(), len(missing))
     total = sum(map(len, missing.values()))
     label = f"rendering {split} scenes, {looks['size']} px"
     if progress and not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Lightning callbacks: bar, summary, pictures, checkpoints, pre-emption, online probe."""
+"""Lightning callbacks: threads, bar, summary, pictures, checkpoints, pre-emption, online probe."""
 
 from pixio_lightning.training.callbacks.checkpoints import Checkpoints
 from pixio_lightning.training.callbacks.csv_logger import MetricsLog
@@ -9,6 +9,7 @@ from pixio_lightning.training.callbacks.panels import Pictures
 from pixio_lightning.training.callbacks.preemption import Preemption
 from pixio_lightning.training.callbacks.progress import Progress
 from pixio_lightning.training.callbacks.run_summary import RunCard
+from pixio_lightning.training.callbacks.threads import Threads
 
 __all__ = [
     "Checkpoints",
@@ -20,4 +21,5 @@ __all__ = [
     "Preemption",
     "Progress",
     "RunCard",
+    "Threads",
 ]

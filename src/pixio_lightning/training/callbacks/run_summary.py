@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import lightning as L
+import torch
 
 from pixio_lightning.data.sources import listed
 from pixio_lightning.errors import visible
@@ -78,6 +79,9 @@ class RunCard(L.Callback):
         device = trainer.strategy.root_device.type
         facts |= trainer.datamodule.contents()
         facts["precision"] = f"{trainer.precision} on {trainer.world_size} x {device}"
+        if device == "cpu":
+            threads = torch.get_num_threads()
+            facts["precision"] += f", {threads} thread{'s' * (threads > 1)} each"
         facts["run folder"] = str(self.folder)
         if trainer.global_step:
             facts["resumed"] = f"at step {trainer.global_step}"

@@ -1,0 +1,45 @@
+"""How many threads a process on the CPU computes with.
+
+torch takes every core for itself, in each process, and the data workers have to share them. The
+threads of one operation wait for one another: if a single one has no core, all stand still, and
+two threads beside a busy process are several times slower than one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import lightning as L
+import torch
+
+from pixio_lightning.data.workers import available_cores
+
+_TORCHS = torch.get_num_threads()  # as it starts: no more than there are physical cores
+
+
+def threads_for(cores: int, *, processes: int, workers: int) -> int:
+    """Return how many of a machine's cores one process computes with.
+
+    Each data worker has a core to itself, as far as half of the process's cores goes.
+
+    Args:
+        cores: Cores that this job may use on the machine.
+        processes: Training processes on the machine.
+        workers: Data workers of each process.
+    """
+    share = cores // processes
+    return max(1, share - workers, share // 2)
+
+
+class Threads(L.Callback):
+    """Compute with the cores that data workers leave, where `OMP_NUM_THREADS` does not say."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.strategy.root_device.type != "cpu" or os.environ.get("OMP_NUM_THREADS"):
+            return
+        threads = threads_for(
+            min(available_cores(), _TORCHS),
+            processes=max(1, trainer.world_size // trainer.num_nodes),
+            workers=getattr(trainer.datamodule, "num_workers", 0),
+        )
+        torch.set_num_threads(threads)
