@@ -440,3 +440,16 @@ def test_a_row_group_survives_the_loss_of_its_neighbour(tmp_path: Path) -> None:
     remote.forget_opened()
     reasons = [read_group(index, group)[0].reason for group in range(10)]
     assert [bool(reason) for reason in reasons] == [group == 4 for group in range(10)]
+
+
+@pytest.mark.parametrize(("n", "groups"), [(1, 1), (7, 7), (42, 11), (100, 10), (101, 2)])
+def test_a_small_folder_makes_groups_of_which_one_can_be_held_out(
+    n: int, groups: int, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(n):
+        (tmp_path / f"in/{i}.jpg").write_bytes(jpeg(i))
+    index = pack_folder(
+        str(tmp_path / "in"), tmp_path / "out", rows=1000, group=100, shuffled=False, jobs=1
+    )
+    assert index.rows == n and index.n_groups == groups
