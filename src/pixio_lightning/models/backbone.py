@@ -80,11 +80,11 @@ class Backbone(nn.Module):
         self.name, model_args = architecture.resolve_architecture(
             name, weights, self._file, model_args or {}
         )
-        statistics = {k: model_args.pop(k) for k in ("mean", "std") if k in model_args}
+        stated: dict[str, Any] = {k: model_args.pop(k) for k in ("mean", "std") if k in model_args}
         self.model_args = model_args
         with torch.device("meta"):
             self.vit = architecture.build(self.name, model_args)
-        self._describe(statistics, dense_cls)
+        self._describe(stated, dense_cls)
         self._digest = ""
         if tune not in ("frozen", "full", *range(self.depth + 1)):
             raise UserError(

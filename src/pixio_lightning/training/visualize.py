@@ -257,10 +257,10 @@ def contact_sheet(pictures: Mapping[str, Path]) -> Image.Image:
     sheet = Image.new("RGB", (columns * (_CELL + _GAP), sum(heights)), "white")
     draw, top = ImageDraw.Draw(sheet), 0
     for row, height in zip(rows, heights, strict=True):
-        for column, (label, picture) in enumerate(row):
+        for column, (label, cell) in enumerate(row):
             left = column * (_CELL + _GAP)
             draw.text((left + _GAP, top + 4), visible(label), "black", font)
-            sheet.paste(picture, (left, top + _HEAD))
+            sheet.paste(cell, (left, top + _HEAD))
         top += height
     return sheet
 
