@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -36,6 +37,26 @@ def test_a_run_says_how_many_threads_it_has(recipe: Path, tmp_path: Path) -> Non
         out = ("--out", tmp_path / f"asked{asked}")
         printed = pixio(*line, *out, launcher=PYTHON, OMP_NUM_THREADS=asked)
         assert re.search(rf"32-true on 1 x cpu, {threads} threads? each", printed)
+
+
+def test_a_profile_says_where_the_time_goes(recipe: Path, tmp_path: Path) -> None:
+    """It is written beside a run that ends as it would without it."""
+    line = ("fit", "-c", recipe, "--trainer.max_steps", 8)
+    pixio(*line, "--out", tmp_path / "plain")
+    (tmp_path / "soon.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: Profile, init_args: {first_step: 2, steps: 4}}]}"
+    )
+    printed = pixio(*line, "-c", tmp_path / "soon.yaml", "--out", tmp_path / "run")
+    summary = (tmp_path / "run" / "profile" / "summary.txt").read_text()
+    assert summary in printed and "aten::mm" in summary
+    parts = re.findall(r"^  (\D+?) +[\d.]+ ms +(\d+)%$", summary, re.MULTILINE)
+    names = ["data wait", "encoder", "decoder", "loss and rest", "backward", "optimiser"]
+    assert [name for name, _ in parts] == names
+    shares = [int(share) for _, share in parts]
+    assert abs(sum(shares) - 100) <= 3 and min(shares[1], shares[2], shares[4]) > 0
+    trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())
+    assert any(event["name"] == "aten::mm" for event in trace["traceEvents"])
+    assert last_loss(tmp_path / "run") == last_loss(tmp_path / "plain")
 
 
 def last_loss(folder: Path) -> float:

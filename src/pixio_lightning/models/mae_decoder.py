@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pixio_lightning.models.blocks import Attention
 from pixio_lightning.models.masking import gather_tokens
 from pixio_lightning.models.vit import init_linear, resize_positions, sincos_positions
 
@@ -69,7 +70,8 @@ class MaeDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, size.dim))
         self.pos_embed = nn.Parameter(torch.empty(1, n_cls_tokens + n_patches, size.dim))
         self.blocks = nn.ModuleList(
-            Block(size.dim, size.heads, qkv_bias=True) for _ in range(size.depth)
+            Block(size.dim, size.heads, qkv_bias=True, attn_layer=Attention)
+            for _ in range(size.depth)
         )
         self.norm = nn.LayerNorm(size.dim, eps=1e-6)
         self.pred = nn.Linear(size.dim, patch_values)

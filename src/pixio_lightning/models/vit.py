@@ -18,6 +18,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from pixio_lightning.models.blocks import Attention
+
 
 class Size(NamedTuple):
     """Width, depth and attention heads of one member of the family."""
@@ -127,7 +129,7 @@ class PixioViT(VisionTransformer):
             raise ValueError(f"n_cls_tokens must be 1 or more, got {n_cls_tokens}")
         if pos_init not in ("trunc_normal", "sincos"):
             raise ValueError(f"pos_init must be 'trunc_normal' or 'sincos', got {pos_init!r}")
-        kwargs = {"num_classes": 0, "img_size": 256} | kwargs
+        kwargs = {"num_classes": 0, "img_size": 256, "attn_layer": Attention} | kwargs
         super().__init__(weight_init="skip", dynamic_img_size=True, **kwargs)
         self.num_prefix_tokens = n_cls_tokens
         device = self.patch_embed.proj.weight.device

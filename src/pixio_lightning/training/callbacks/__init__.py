@@ -7,6 +7,7 @@ from pixio_lightning.training.callbacks.feature_cache import FeatureCache
 from pixio_lightning.training.callbacks.online_probe import OnlineProbe
 from pixio_lightning.training.callbacks.panels import Pictures
 from pixio_lightning.training.callbacks.preemption import Preemption
+from pixio_lightning.training.callbacks.profile import Profile
 from pixio_lightning.training.callbacks.progress import Progress
 from pixio_lightning.training.callbacks.run_summary import RunCard
 from pixio_lightning.training.callbacks.threads import Threads
@@ -19,6 +20,7 @@ __all__ = [
     "OnlineProbe",
     "Pictures",
     "Preemption",
+    "Profile",
     "Progress",
     "RunCard",
     "Threads",

@@ -1,0 +1,276 @@
+"""Cost of a training step of masked pixel pretraining, ours beside other libraries'.
+
+Every form trains the same sizes on the same random images: forward, backward, optimiser. They take
+turns, one step each, in every round, so that a machine that slows down slows all of them; a ratio
+is the median over rounds of another form's time over ours. On the CPU the time is the process's
+CPU time, on one thread unless told otherwise; on a GPU, the time between two events.
+
+Every other form is as its authors' own example has it, in float32 and with their optimiser. Each is
+divided by ours of equal work: lightly's by Pixio with eight class tokens, the MAE forms, which have
+one, by PixelPretraining with one (stable-pretraining's decoder does without even that).
+
+Run: python benchmarks/pretrain_step.py [--sizes demo tiny base] [--rounds N] [--out FILE.json]
+Forms whose library is not installed (pip install lightly transformers stable-pretraining) are left
+out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pixio_lightning import Backbone, PixelPretraining, __version__
+from pixio_lightning.keyed import RandomKey
+from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
+
+Step = Callable[[], float]  # one step; returns its loss
+
+
+class Size(NamedTuple):
+    """Images, encoder and decoder of one comparison."""
+
+    image: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    decoder: DecoderSize
+    block: int  # side of a mask block in patches
+    batch: int
+
+
+SIZES = {
+    "demo": Size(64, 8, 128, 4, 4, DecoderSize(64, 4, 4), 2, 32),
+    "tiny": Size(256, 16, 192, 12, 3, DecoderSize(512, 4, 16), 4, 4),
+    "base": Size(256, 16, 768, 12, 12, DecoderSize(512, 8, 16), 4, 4),
+}
+CLS = 8  # class tokens of Pixio
+
+
+def images_of(size: Size, device: str) -> Tensor:
+    """Return random images, uint8 `(B, 3, H, W)`."""
+    shape = (size.batch, 3, size.image, size.image)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+
+def step_of(
+    model: nn.Module, loss_of: Callable[[], Tensor], *, fused: bool, half: bool, device: str
+) -> Step:
+    """Return a training step: forward, backward, AdamW."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {}))
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = loss_of()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def ours(size: Size, device: str, *, cls: int = CLS, half: bool = False) -> Step:
+    """PixelPretraining; it takes uint8 and normalises on the device."""
+    args = {"img_size": size.image, "patch_size": size.patch, "embed_dim": size.width}
+    args |= {"depth": size.depth, "num_heads": size.heads, "n_cls_tokens": cls}
+    backbone = Backbone("pixio_vitt16", weights="random", tune="full", model_args=args)
+    model = PixelPretraining(backbone, mask_grid=size.block, decoder=size.decoder)
+    model.configure_model()
+    model.to(device)
+    images, keys = images_of(size, device), torch.arange(size.batch, device=device)
+
+    def loss_of() -> Tensor:
+        result = model(images, RandomKey(keys, 0, 0))
+        return pixel_loss(result.prediction, result.target).mean()
+
+    return step_of(model, loss_of, fused=True, half=half, device=device)
+
+
+def lightly(size: Size, device: str) -> Step:
+    """The Pixio of lightly's examples (its masks, its encoder and decoder)."""
+    from lightly.models import utils
+    from lightly.models.modules import MaskedVisionTransformerTIMM, PixioDecoderTIMM
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = VisionTransformer(
+        img_size=size.image,
+        patch_size=size.patch,
+        embed_dim=size.width,
+        depth=size.depth,
+        num_heads=size.heads,
+        reg_tokens=CLS - 1,
+        num_classes=0,
+    )
+    encoder = MaskedVisionTransformerTIMM(vit=vit)
+    decoder = PixioDecoderTIMM(
+        num_patches=vit.patch_embed.num_patches,
+        patch_size=size.patch,
+        embed_dim=size.width,
+        decoder_embed_dim=size.decoder.dim,
+        decoder_depth=size.decoder.depth,
+        decoder_num_heads=size.decoder.heads,
+        num_prefix_tokens=CLS,
+    )
+    images = images_of(size, device).float() / 255
+    model = nn.ModuleList([encoder, decoder]).to(device)
+    tokens = (size.batch, encoder.sequence_length)
+
+    def loss_of() -> Tensor:
+        keep, hide = utils.random_grid_token_mask(
+            tokens, 0.75, size.block, num_prefix_tokens=CLS, device=device
+        )
+        embedded = decoder.embed(encoder.encode(images=images, idx_keep=keep))
+        x = utils.repeat_token(decoder.mask_token, tokens)
+        x = decoder.decode(utils.set_at_index(x, keep, embedded.type_as(x)))
+        prediction = decoder.predict(utils.get_at_index(x, hide))
+        target = utils.get_at_index(utils.patchify(images, size.patch), hide - CLS)
+        return nn.functional.mse_loss(prediction, utils.normalize_mean_var(target))
+
+    return step_of(model, loss_of, fused=False, half=False, device=device)
+
+
+def transformers(size: Size, device: str) -> Step:
+    """ViTMAE of transformers."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config = ViTMAEConfig(
+        image_size=size.image,
+        patch_size=size.patch,
+        hidden_size=size.width,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.heads,
+        intermediate_size=4 * size.width,
+        decoder_hidden_size=size.decoder.dim,
+        decoder_num_hidden_layers=size.decoder.depth,
+        decoder_num_attention_heads=size.decoder.heads,
+        decoder_intermediate_size=4 * size.decoder.dim,
+        norm_pix_loss=True,
+    )
+    model = ViTMAEForPreTraining(config).to(device).train()
+    images = images_of(size, device).float() / 255
+    return step_of(
+        model, lambda: model(pixel_values=images).loss, fused=False, half=False, device=device
+    )
+
+
+def stable_pretraining(size: Size, device: str) -> Step:
+    """MAE of stable-pretraining, with block masks."""
+    from stable_pretraining.methods.mae import MAE
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = VisionTransformer(
+        img_size=size.image,
+        patch_size=size.patch,
+        embed_dim=size.width,
+        depth=size.depth,
+        num_heads=size.heads,
+        num_classes=0,
+    )
+    model = MAE(
+        vit,
+        decoder_embed_dim=size.decoder.dim,
+        decoder_depth=size.decoder.depth,
+        decoder_num_heads=size.decoder.heads,
+        block_size=size.block,
+    ).to(device)
+    model.train()
+    images = images_of(size, device).float() / 255
+    return step_of(model, lambda: model(images).loss, fused=False, half=False, device=device)
+
+
+FORMS: dict[str, tuple[Callable[[Size, str], Step], str]] = {  # and the one it is divided by
+    "ours": (ours, "ours"),
+    "ours, bf16": (partial(ours, half=True), "ours"),
+    "lightly Pixio": (lightly, "ours"),
+    "ours, one class token": (partial(ours, cls=1), "ours, one class token"),
+    "ours, one class token, bf16": (partial(ours, cls=1, half=True), "ours, one class token"),
+    "transformers ViTMAE": (transformers, "ours, one class token"),
+    "stable-pretraining MAE": (stable_pretraining, "ours, one class token"),
+}
+
+
+def seconds(step: Step, device: str) -> float:
+    """Return what one step takes, in seconds."""
+    if device == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    step()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def compare(name: str, rounds: int, device: str) -> dict[str, Any]:
+    """Measure all forms at one size."""
+    torch.manual_seed(0)
+    steps, missing = {}, {}
+    for form, (build, _) in FORMS.items():
+        try:
+            steps[form] = build(SIZES[name], device)
+        except ImportError as error:
+            missing[form] = str(error)
+    for step in steps.values():
+        for _ in range(2):
+            step()
+    times: dict[str, list[float]] = {form: [] for form in steps}
+    for _ in range(rounds):
+        for form, step in steps.items():
+            times[form].append(seconds(step, device))
+    result = {}
+    for form, taken in times.items():
+        own = FORMS[form][1]
+        ratios = sorted(a / b for a, b in zip(taken, times[own], strict=True))
+        low, _, high = quantiles(ratios, n=4)
+        result[form] = {
+            "milliseconds": 1e3 * median(taken),
+            "of": own,
+            "ratio": median(ratios),
+            "quartiles": [low, high],
+        }
+    return {"size": SIZES[name]._asdict(), "forms": result, "not installed": missing}
+
+
+def main() -> None:
+    """Print a table for each size, and write all figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figures = {"version": __version__, "torch": torch.__version__, "device": options.device}
+    for name in options.sizes:
+        figures[name] = compare(name, options.rounds, options.device)
+        size = SIZES[name]
+        print(f"\n{name}: encoder {size.width} x {size.depth}, decoder {size.decoder.dim} x "
+              f"{size.decoder.depth}, {size.image} px, batch {size.batch}")  # fmt: skip
+        for form, row in figures[name]["forms"].items():
+            low, high = row["quartiles"]
+            print(
+                f"  {form:<28}{row['milliseconds']:9.1f} ms   {row['ratio']:.2f} "
+                f"[{low:.2f}, {high:.2f}] x {row['of']}"
+            )
+        for form, reason in figures[name]["not installed"].items():
+            print(f"  {form:<28} not installed: {reason}")
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The plan of a run: its figures are those of real steps."""
+
+from __future__ import annotations
+
+import pytest
+import timm.layers
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pixio_lightning import Backbone, PixelPretraining
+from pixio_lightning.keyed import RandomKey
+from pixio_lightning.models.blocks import Attention
+from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
+from pixio_lightning.pretraining.costs import activations, costs_of, plan
+
+
+def model_of(checkpointing: bool = False, **args: int) -> PixelPretraining:
+    args = {"img_size": 64, "patch_size": 8, "embed_dim": 64, "depth": 6, "num_heads": 2} | args
+    backbone = Backbone(
+        "pixio_vitt16",
+        weights="random",
+        tune="full",
+        checkpointing=checkpointing,
+        model_args=args | {"n_cls_tokens": 4},
+    )
+    return PixelPretraining(backbone, mask_grid=2, decoder=DecoderSize(32, 6, 2))
+
+
+def on_meta(model: PixelPretraining) -> PixelPretraining:
+    with torch.device("meta"):
+        model.decoder = model.build(model.backbone)
+    return model
+
+
+def step(model: PixelPretraining, batch: int) -> torch.Tensor:
+    images = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8)
+    result = model(images, RandomKey(torch.arange(batch), 0, 0))
+    return pixel_loss(result.prediction, result.target).mean()
+
+
+def test_operations_are_those_of_a_real_step():
+    model = model_of()
+    model.configure_model()
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        step(model, 4).backward()
+    costs = costs_of(on_meta(model_of()), 64)
+    assert 4 * (costs.encoder + costs.decoder) == counted.get_total_flops()
+    # 24 N D^2 + 4 N^2 D for a block, three times that with the backward pass.
+    blocks = 6 * (24 * 20 * 64**2 + 4 * 20**2 * 64) * 3
+    assert costs.encoder == pytest.approx(blocks, rel=0.1)
+
+
+def kept_by(model: PixelPretraining, half: bool) -> float:
+    """Bytes that a real forward pass keeps for the backward pass, for each image."""
+    model.configure_model()
+    weights = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
+    kept: dict[StorageWeakRef, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if StorageWeakRef(storage) not in weights:
+            kept[StorageWeakRef(storage)] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        loss = step(model, 64)
+    assert loss.requires_grad
+    return sum(kept.values()) / 64
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_a_real_step_keeps(precision, checkpointing, monkeypatch):
+    """Of six more blocks, so that what is kept beside the blocks does not count."""
+    # On a GPU, attention is not widened to float32.
+    monkeypatch.setattr(Attention, "forward", timm.layers.Attention.forward)
+    models = [model_of(checkpointing, depth=depth) for depth in (12, 6)]
+    deep, shallow = (activations(model, 64, precision) for model in models)
+    measured = [kept_by(model, precision == "bf16-mixed") for model in models]
+    assert deep - shallow == pytest.approx(measured[0] - measured[1], rel=0.1)
+
+
+def test_the_paper_size_plan():
+    """Figures of docs/scale.md, which were counted by hand."""
+    backbone = Backbone("pixio_vitb16", weights="random", tune="full")
+    model = on_meta(PixelPretraining(backbone))
+    facts = plan(
+        model,
+        256,
+        precision="bf16-mixed",
+        batch=512,
+        devices=8,
+        steps=125_000,
+        global_batch=4096,
+    )
+    assert facts["compute"].startswith("211 GFLOP an image and step, 82%")
+    assert "2.8 GiB for weights, gradients and AdamW, 171 MiB an image" in facts["memory"]
+    assert facts["on an H100"].startswith("1,873 img/s at 40% of 989 TFLOP/s: 0.4 days on 8")
