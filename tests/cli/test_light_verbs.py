@@ -211,3 +211,13 @@ def test_doctor_finds_what_is_broken(site):
     assert [line for line in broken if "crash" in line and line.endswith(": no renderer")]
     assert "   gpu 0              NVIDIA H200, 143771 MiB, driver 570.86.15" in lines
     assert [line for line in lines if f"{site}/a/b, " in line and "GiB free" in line]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pixio_lightning", "recipes", "depth/demo"],
+        env=os.environ | {"PYTHONPATH": str(SOURCES)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("depth/demo")
