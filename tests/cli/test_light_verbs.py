@@ -169,9 +169,10 @@ def test_a_full_disk_is_one_line():
     assert re.fullmatch("pixio: error: .*No space left on device; free some.*\n", done.stderr)
 
 
-def test_the_package_runs_as_a_module():
+@pytest.mark.parametrize("module", ["pixio_lightning", "pixio_lightning.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pixio_lightning.cli", "--version"],
+        [sys.executable, "-m", module, "--version"],
         env=os.environ | {"PYTHONPATH": str(SOURCES)},
         capture_output=True,
         text=True,
@@ -211,13 +212,3 @@ def test_doctor_finds_what_is_broken(site):
     assert [line for line in broken if "crash" in line and line.endswith(": no renderer")]
     assert "   gpu 0              NVIDIA H200, 143771 MiB, driver 570.86.15" in lines
     assert [line for line in lines if f"{site}/a/b, " in line and "GiB free" in line]
-
-
-def test_the_package_runs_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pixio_lightning", "recipes", "depth/demo"],
-        env=os.environ | {"PYTHONPATH": str(SOURCES)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and done.stdout.startswith("depth/demo")
