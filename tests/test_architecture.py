@@ -37,7 +37,7 @@ LAYERS = [
     {"training"},
     {"pretraining"},
     {"curation"},
-    {"cli"},
+    {"cli", "__main__"},
     {"testing"},
 ]
 FACADES = {"data", "models", "training", "files", "keyed", "errors", "testing"}

@@ -468,3 +468,16 @@ def test_shards_that_are_not_what_their_index_says(
     assert "2 of 3" in said and "bytes instead of" in said and f"{second.name} is missing" in said
     assert main(["shard", str(tmp_path), "--verify"]) == 2
     assert "has no index.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n", "groups"), [(1, 1), (7, 7), (42, 11), (100, 10), (101, 2)])
+def test_a_small_folder_makes_groups_of_which_one_can_be_held_out(
+    n: int, groups: int, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(n):
+        (tmp_path / f"in/{i}.jpg").write_bytes(jpeg(i))
+    index = pack_folder(
+        str(tmp_path / "in"), tmp_path / "out", rows=1000, group=100, shuffled=False, jobs=1
+    )
+    assert index.rows == n and index.n_groups == groups

@@ -170,6 +170,14 @@ def test_floats_are_refused_with_both_ways_out(build, images):
         backbone.normalize(images.float())
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_refused(build, images, channels):
+    """Also of one channel, which would be spread over all in silence."""
+    backbone = build()
+    with pytest.raises(UserError, match=rf"have {channels} channels, but pixio_vits16 takes 3"):
+        backbone(images[:, :1].repeat(1, channels, 1, 1))
+
+
 # --- what is trained ------------------------------------------------------------------------------
 
 

@@ -89,15 +89,8 @@ def test_the_paper_size_plan():
     """Figures of docs/scale.md, which were counted by hand."""
     backbone = Backbone("pixio_vitb16", weights="random", tune="full")
     model = on_meta(PixelPretraining(backbone))
-    facts = plan(
-        model,
-        256,
-        precision="bf16-mixed",
-        batch=512,
-        devices=8,
-        steps=125_000,
-        global_batch=4096,
-    )
+    run = {"precision": "bf16-mixed", "batch": 512, "devices": 8, "steps": 125_000}
+    facts = plan(model, 256, **run)
     assert facts["compute"].startswith("211 GFLOP an image and step, 82%")
     assert "2.8 GiB for weights, gradients and AdamW, 171 MiB an image" in facts["memory"]
     assert facts["on an H100"].startswith("1,873 img/s at 40% of 989 TFLOP/s: 0.4 days on 8")

@@ -201,6 +201,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", "predict returned None.*")
+    warnings.filterwarnings("ignore", "Total length of .* is zero")  # all was done before
     # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
     # DDP does not expect; nothing is copied for it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from pixio_lightning.cli.options import Options, check_environment, parse_option
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
+from pixio_lightning.pretraining import PixelPretraining, costs
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
 from pixio_lightning.training.callbacks.preemption import is_preempted
@@ -27,9 +26,6 @@ from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.head import Head
-
-# Functions of Lightning and torch that take up what a checkpoint holds.
-_RESTORES = re.compile("load_(combined_loader_)?state|setstate")
 
 
 def main(verb: str, argv: list[str]) -> int:
@@ -326,7 +322,7 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         if failure := worker_failure(error):
             end_workers()
             raise failure from error
-        if not ckpt_path or not _while_restoring(error):
+        if not ckpt_path or not resume.while_restoring(error):
             raise
         end_workers()
         text = " ".join(str(error).split())
@@ -362,15 +358,6 @@ def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
     )
 
 
-def _while_restoring(error: BaseException) -> bool:
-    """Whether an exception comes out of what Lightning does with a checkpoint that it has read."""
-    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(
-        Path(code.co_filename).stem == "checkpoint_connector" or _RESTORES.search(code.co_name)
-        for code in codes
-    )
-
-
 def check(cli: PixioCLI) -> int:
     """Print the plan of a run without allocating it; `--run` also takes two steps."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
@@ -387,6 +374,16 @@ def check(cli: PixioCLI) -> int:
         batch=batch,
         steps=trainer["max_steps"],
     )
+    if isinstance(cli.model, PixelPretraining):
+        facts |= costs.plan(
+            cli.model,
+            data.image_size,
+            precision=str(trainer["precision"]),
+            batch=data.batch_size,
+            devices=world,
+            steps=trainer["max_steps"],
+            accumulate=accumulate,
+        )
     say(block("plan", facts | {"run folder": str(cli.options.out)}))
     if not cli.options.run:
         return 0

@@ -49,8 +49,7 @@ class Backbone(nn.Module):
         checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
         compile: Compile every block with torch.compile, in place.
         model_args: Further arguments of the model: `n_cls_tokens`, `patch_size`, `img_size`,
-            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input; all of them
-            are listed in `self_description.ARGUMENTS`.
+            `in_chans`, `pos_init`, ..., `mean` and `std` of the input; see `settings.ARGUMENTS`.
 
     Raises:
         UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
@@ -81,13 +80,11 @@ class Backbone(nn.Module):
         self.name, model_args = architecture.resolve_architecture(
             name, weights, self._file, model_args or {}
         )
-        statistics: dict[str, Any] = {
-            key: model_args.pop(key) for key in ("mean", "std") if key in model_args
-        }
+        stated: dict[str, Any] = {k: model_args.pop(k) for k in ("mean", "std") if k in model_args}
         self.model_args = model_args
         with torch.device("meta"):
             self.vit = architecture.build(self.name, model_args)
-        self._describe(statistics, dense_cls)
+        self._describe(stated, dense_cls)
         self._digest = ""
         if tune not in ("frozen", "full", *range(self.depth + 1)):
             raise UserError(

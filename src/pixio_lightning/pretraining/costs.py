@@ -96,7 +96,7 @@ def plan(
     batch: int,
     devices: int,
     steps: int,
-    global_batch: int,
+    accumulate: int = 1,
 ) -> dict[str, str]:
     """Say what a run costs, by name.
 
@@ -106,15 +106,16 @@ def plan(
         precision: The trainer's.
         batch: Images that a device has at once.
         devices: How many there are.
-        steps: Optimiser steps of the run.
-        global_batch: Images of a step over all devices.
+        steps: Optimiser steps of the run; -1 is no end.
+        accumulate: Batches of a step.
     """
     costs = costs_of(model, image_size, precision=precision)
     flops = costs.encoder + costs.decoder
     states = STATE_BYTES * _count(model)
     name, peak = next(iter(PEAKS.items()))
     rate = UTILISATION * peak / flops
-    days = steps * global_batch / (rate * devices) / 86_400
+    days = steps * batch * accumulate / rate / 86_400
+    duration = f"{days:.1f} days on {devices}, and " if steps > 0 else ""
     return {
         "compute": f"{flops / 1e9:.3g} GFLOP an image and step, {costs.decoder / flops:.0%} of it "
         "in the decoder",
@@ -122,7 +123,7 @@ def plan(
         f"an image for the backward pass: {_bytes(states + batch * costs.activations)} "
         f"with {batch} on a device, sharding apart",
         "on an " + name: f"{rate:,.0f} img/s at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s: "
-        f"{days:.1f} days on {devices}, and {rate / LOADED:.1f} cores a device to load JPEGs",
+        f"{duration}{rate / LOADED:.1f} cores a device to load JPEGs",
     }
 
 

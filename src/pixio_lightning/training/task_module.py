@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pixio_lightning.errors import UserError, visible_lines
+from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
@@ -108,11 +108,6 @@ class TaskModule(BackboneModule):
         # Checkpoints of before there were two kinds hold all of them in one place.
         facts = facts | about.get("evaluation_facts", {})
         self.evaluation_info = {n: facts[n] for n in self.evaluation_attributes if n in facts}
-
-    def note(self, text: str) -> None:
-        """Print a line, once for all processes; nothing where it is empty."""
-        if text and (self.attached is None or self.trainer.is_global_zero):
-            print(visible_lines(text), flush=True)
 
     @property
     def statistics(self) -> dict[str, Tensor]:
