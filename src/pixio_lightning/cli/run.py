@@ -18,7 +18,8 @@ from pixio_lightning.cli.options import Options, check_environment, parse_option
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
-from pixio_lightning.pretraining import PixelPretraining, costs
+from pixio_lightning.pretraining import costs
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
 from pixio_lightning.training.callbacks.preemption import is_preempted
