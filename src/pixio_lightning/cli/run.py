@@ -384,6 +384,7 @@ def check(cli: PixioCLI) -> int:
             devices=world,
             steps=trainer["max_steps"],
             accumulate=accumulate,
+            on_gpu=trainer["accelerator"] != "cpu",
         )
     say(block("plan", facts | {"run folder": str(cli.options.out)}))
     if not cli.options.run:
