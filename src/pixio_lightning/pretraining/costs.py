@@ -117,8 +117,8 @@ def plan(
     flops = costs.encoder + costs.decoder
     states = STATE_BYTES * _count(model)
     facts = {
-        "compute": f"{_digits(flops / 1e9)} GFLOP an image and step, {costs.decoder / flops:.0%} of it "
-        "in the decoder",
+        "compute": f"{_digits(flops / 1e9)} GFLOP an image and step, "
+        f"{costs.decoder / flops:.0%} of it in the decoder",
         "memory": f"{_bytes(states)} for weights, gradients and AdamW, {_bytes(costs.activations)} "
         f"an image for the backward pass: {_bytes(states + batch * costs.activations)} with "
         f"{batch} on a device (sharding divides the first, torch.compile makes less of the second)",
