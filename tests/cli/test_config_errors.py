@@ -338,3 +338,14 @@ def test_torch_s_advice_on_workers_reaches_no_one() -> None:
         quieten()
         DataLoader(range(3), num_workers=1000)
     assert not [str(warning.message) for warning in told]
+
+
+def test_a_verb_that_the_model_has_no_step_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model.backbone.weights", "random", "--model.backbone.name", "pixio_vitt16"]
+    words = ["-c", "curation/demo", *model, "--out", str(tmp_path)]
+    for verb in ("fit", "validate"):
+        assert f"{verb} is nothing for Scoring: it is for predict" in told(
+            capsys, cli.main([verb, *words])
+        )
