@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 # Two test processes, each single-threaded: oversubscribed threads are many times slower.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: help demo demo-policy test test-all lint format clean
+.PHONY: help demo demo-policy test test-all test-cluster lint format clean
 
 help:
 	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
 	@echo "make demo-policy  the same backbone as the eyes of a robot arm in Meta-World (more minutes)"
 	@echo "make test      the tests but the slow ones"
 	@echo "make test-all  all tests"
+	@echo "make test-cluster  those on a real SLURM, on two hosts and on Ray, which it installs (root, Debian)"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff rewrite the code"
 
@@ -31,6 +32,10 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(TEST)
+
+# One process: they share the machine's two cores and one SLURM.
+test-cluster: $(VENV)/.installed-cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -62,4 +67,11 @@ $(VENV)/.installed-policy: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-cluster: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'ray[data]>=2.40'
+	@if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
+	  { $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2; } \
+	  || echo "apt-get could not install slurmctld slurmd slurm-client munge iproute2: tests that need them are skipped"
 	touch $@

@@ -83,6 +83,12 @@ def test_what_changes_nothing_is_noted(leaves: dict[str, Any], note: str) -> Non
     assert check(**leaves) == note
 
 
+def test_how_long_processes_wait_for_each_other_may_change() -> None:
+    given = {"timeout": "0:05:00", "ddp_comm_hook": None, "model_averaging_period": None}
+    ddp = {"class_path": DDP, "init_args": given}
+    assert "trainer.strategy.timeout: None -> 0:05:00" in check(trainer__strategy=ddp)
+
+
 def test_where_the_processes_are_told_of_may_change_and_what_they_compute_may_not() -> None:
     slurm = [{"class_path": SLURM, "init_args": {"auto_requeue": False}}]
     assert "trainer.plugins: None -> " in check(trainer__plugins=slurm)
@@ -95,7 +101,10 @@ def test_where_the_processes_are_told_of_may_change_and_what_they_compute_may_no
     [
         ({"trainer__max_steps": 20}, "trainer.max_steps: 10 -> 20"),
         ({"trainer__precision": "bf16-mixed"}, "trainer.precision: None -> bf16-mixed"),
-        ({"trainer__strategy": {"class_path": DDP}}, "trainer.strategy.class_path: None -> "),
+        (
+            {"trainer__strategy": {"class_path": DDP, "init_args": {"ddp_comm_hook": "fp16"}}},
+            "trainer.strategy.ddp_comm_hook: None -> fp16",
+        ),
         ({"trainer__strategy": "fsdp"}, "trainer.strategy: ddp -> fsdp"),
         ({"data__init_args__path": "photos"}, "data.path: None -> photos"),
         ({"model__init_args__layers": [1]}, "model.layers: [1, 2] -> [1]"),

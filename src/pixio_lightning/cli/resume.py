@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from pixio_lightning.cli.config_errors import class_of
 from pixio_lightning.errors import UserError
@@ -158,13 +159,22 @@ def check_changes(
 def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     if key.startswith("trainer.strategy"):
         # One process, or copies of the model: their checkpoints are one file, whatever their kind.
-        names = [str(config["trainer"].get("strategy")) for config in (old, new)]
+        names = [_strategy(config["trainer"].get("strategy")) for config in (old, new)]
         return all(n in ("auto", "single_device") or n.startswith("ddp") for n in names)
     if key == "trainer.plugins":
         first, second = (_plugins(config["trainer"].get("plugins")) for config in (old, new))
         others = [p for p in first + second if p not in first or p not in second]
         return all(_is_environment(plugin) for plugin in others)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _strategy(value: Any) -> str:
+    """Return the name of a strategy; DDP with a timeout, say, is DDP, with hooks of its own not."""
+    if isinstance(value, dict) and class_of(value.get("class_path", "")) is DDPStrategy:
+        given = value.get("init_args", {})
+        if not any(given.get(name) for name in given if name.startswith(("ddp_comm", "model_"))):
+            return "ddp"
+    return str(value)
 
 
 def _plugins(value: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
+from pixio_lightning.cli.lost_process import lost_process
 from pixio_lightning.cli.options import Options, check_environment, parse_options
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, printable, visible
@@ -320,7 +321,7 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except Exception as error:
-        if failure := worker_failure(error):
+        if failure := lost_process(error) or worker_failure(error):
             end_workers()
             raise failure from error
         if not ckpt_path or not resume.while_restoring(error):

@@ -1,0 +1,77 @@
+"""The pipeline of docs/curation.md on a real Ray gives the scores of `predict -c curation/score`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from running import TINY, pixio
+
+from pixio_lightning.cli.main import main
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: make test-cluster installs it")
+
+DOCS = Path(__file__).parents[2] / "docs" / "curation.md"
+
+
+@pytest.fixture(scope="module")
+def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ray") / "shards"
+    own = shutil.copytree(pictures, folder.parent / "pictures")
+    (own / "broken.jpg").write_bytes(b"no picture")
+    assert main(["shard", str(own), str(folder), "--rows", "10", "--group", "5"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: Path) -> Path:
+    """A few steps of the tiny recipe on the shards."""
+    recipe = yaml.safe_load(yaml.safe_dump(TINY))
+    recipe["data"]["init_args"] |= {"source": "shards", "path": str(shards), "max_bad": 0.1}
+    path = shards.parent / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    pixio("fit", "-c", path, "--out", shards.parent / "run")
+    return shards.parent / "run" / "last.ckpt"
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    """Return the scores of a folder, sorted by image."""
+    table = pq.read_table(sorted(folder.glob("*.parquet"))).sort_by("hash")
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def test_the_documented_pipeline_gives_the_scores_of_predict(
+    shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    pixio(
+        *("predict", "-c", "curation/score", "--data.path", shards, "--out", tmp_path),
+        *("--model.backbone.weights", checkpoint, "--data.max_bad", 0.1, "--data.num_workers", 0),
+        *("--trainer.accelerator", "cpu"),
+    )
+    code = re.findall(r"```python\n([^`]*import ray\n[^`]*)```", DOCS.read_text())[0]
+    for text, here in {
+        '"SHARDS/': f'"{shards}/',
+        ").map_batches(": ").repartition(4).map_batches(",  # something for each worker
+        '"SCORES"': repr(str(tmp_path / "ray")),
+        '"last.ckpt"': repr(str(checkpoint)),
+        "num_gpus=1, concurrency=8, batch_size=256": "concurrency=2, batch_size=10",
+    }.items():
+        assert text in code
+        code = code.replace(text, here)
+    # Two workers of a core each, and cores to read and write by.
+    ray.init(num_cpus=4, include_dashboard=False)
+    try:
+        exec(code, {})
+    finally:
+        ray.shutdown()
+
+    ours, rays = read(tmp_path / "scores"), read(tmp_path / "ray")
+    assert len(ours["hash"]) == 41 and np.isnan(ours["loss"]).sum() == 1
+    for name in ("hash", "entropy", "width", "height"):
+        np.testing.assert_array_equal(rays[name], ours[name])
+    np.testing.assert_allclose(rays["loss"], ours["loss"], rtol=1e-6)
