@@ -1,4 +1,4 @@
-"""The pipeline of docs/curation.md on a real Ray gives the scores of `predict -c curation/score`."""
+"""The pipeline of docs/curation.md on a real Ray gives the scores of `pixio predict`."""
 
 from __future__ import annotations
 

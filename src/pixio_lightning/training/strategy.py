@@ -1,4 +1,6 @@
-"""Sharding over processes (FSDP2): each holds its part of every parameter, and none the whole.
+"""Processes of a run: parameters sharded over them (FSDP2), and what to say when one is lost.
+
+Sharded, each holds its part of every parameter, and none the whole.
 
 The first process builds the model on its CPU, as a run without sharding does; the others know its
 shapes alone. Then every tensor is cut and sent, one after the other, so that a device never holds
@@ -17,6 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -27,6 +30,9 @@ from pixio_lightning.models.blocks import blocks_of
 from pixio_lightning.training.checkpoints import sharded_parts
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path
 from pixio_lightning.training.checkpoints.form import check_form
+
+# gloo raises plain RuntimeErrors that begin with a file of its own, NCCL what it calls the cause.
+_LOST = ("gloo/transport/", "Gloo connectFullMesh", "remote process exited")
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -172,3 +178,20 @@ def distribute(
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return list(chain(module.named_parameters(), module.named_buffers()))
+
+
+def lost_process(error: Exception) -> UserError | None:
+    """Return what to say of an error that the loss of another process caused; None for any other.
+
+    A process that was killed is noticed at once, a machine that no longer answers when the timeout
+    of the process group has passed.
+    """
+    text = " ".join(str(error).split())
+    lost = isinstance(error, RuntimeError) and any(known in text for known in _LOST)
+    if not lost and not isinstance(error, (DistNetworkError, DistStoreError)):
+        return None
+    return UserError(
+        f"another process of this run was lost or does not answer ({text[:200]}): see what it said "
+        "last, then run the same line again to go on; without its machine, with as large a global "
+        "batch on fewer trainer.devices or trainer.num_nodes"
+    )

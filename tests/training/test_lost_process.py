@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from torch.distributed import DistNetworkError, DistStoreError, TCPStore
 
-from pixio_lightning.cli.lost_process import lost_process
 from pixio_lightning.data.workers import worker_failure
+from pixio_lightning.training.strategy import lost_process
 
 SECOND = timedelta(seconds=1)
 
