@@ -174,7 +174,9 @@ def test_floats_are_refused_with_both_ways_out(build, images):
 def test_images_of_other_channels_are_refused(build, images, channels):
     """Also of one channel, which would be spread over all in silence."""
     backbone = build()
-    with pytest.raises(UserError, match=rf"have {channels} channels, but pixio_vits16 takes 3"):
+    with pytest.raises(
+        UserError, match=rf"images of {channels} channels, but pixio_vits16 takes 3"
+    ):
         backbone(images[:, :1].repeat(1, channels, 1, 1))
 
 
