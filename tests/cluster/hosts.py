@@ -82,8 +82,8 @@ class Host:
 def two_hosts() -> tuple[Host, Host]:
     """Return two hosts, each of which is to be removed."""
     first, second = Host(1), Host(2)
-    ends = (("name", h.link, "netns", h.name) for h in (first, second))
-    _ip("link", "add", *next(ends)[1:], "type", "veth", "peer", *next(ends))
+    peer = ("type", "veth", "peer", "name", second.link, "netns", second.name)
+    _ip("link", "add", first.link, "netns", first.name, *peer)
     for host in (first, second):
         host.plug_in()
     return first, second

@@ -1,4 +1,4 @@
-"""The pipeline of docs/curation.md on a real Ray gives the scores of `pixio predict`."""
+"""The pipeline of docs/curation.md on a real Ray gives the scores that `pixio predict` gives."""
 
 from __future__ import annotations
 
