@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 torch.set_num_threads(1)
@@ -27,7 +28,7 @@ _LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZ
 
 @pytest.fixture(autouse=True)
 def launch() -> Iterator[None]:
-    """Let no test's launch be taken for the next one's, and give each a port of its own.
+    """Let no test's launch or group be taken for the next one's, and give each a port of its own.
 
     Ports lie below those the system hands out.
     """
@@ -36,6 +37,8 @@ def launch() -> Iterator[None]:
     yield
     for name in _LAUNCHED:
         os.environ.pop(name, None)
+    if dist.is_initialized():  # of Lightning, which leaves it to the end of the process
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,28 @@ class UserError(ValueError):
         super().__init__(printable(str(message), limit=4000))
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def nearest(word: object, choices: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the closest of `choices`, or an empty string."""
-    found = difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
+    # The comparison takes the square of the length; names of files may be no text.
+    found = difflib.get_close_matches(str(word)[:200], sorted(choices), n=1, cutoff=0.6)
     return f", did you mean '{found[0]}'?" if found else ""
+
+
+def one_of(key: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of some.
+
+    Args:
+        key: What the value is called.
+        value: It.
+        choices: What it may be.
+
+    Raises:
+        UserError: It is none of them; they are listed, with the nearest.
+    """
+    choices = list(choices)
+    if value not in choices:
+        known = ", ".join(choices) or "none"
+        raise UserError(f"{key} '{value}' is none of {known}{nearest(value, choices)}")
 
 
 def visible(text: str) -> str:

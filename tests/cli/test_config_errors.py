@@ -127,6 +127,14 @@ WRONG_VALUES = [
     ("data/image_size", 36, "data.image_size is 36, but expected a multiple of 8", None),
     ("data/image_size", 40, "model.mask_grid 2 does not divide the 5 x 5 grid of patches", None),
     ("data/image_size", 16, "model.mask_ratio 0.75 keeps 0 of 1 blocks", None),
+    ("model/backbone.model_args.in_chans", 1, "images of 1 channels (in_chans): give mean", None),
+    (
+        "model/backbone.model_args",
+        TINY | {"in_chans": 4, "mean": [0.5], "std": [0.2]},
+        "the backbone takes images of 4 channels (backbone.model_args.in_chans, or what its "
+        "weights are made for), but Pixels gives 3: leave in_chans out",
+        None,
+    ),
     ("data/steps_per_epoch", -1, "data.steps_per_epoch is -1, but expected at least 1", None),
     ("data/crop_scale", 0.2, "data.crop_scale is '0.2', but expected tuple", None),
     ("data/source", "foldr", "data.source is 'foldr', but expected one of", "folder"),
@@ -330,3 +338,14 @@ def test_torch_s_advice_on_workers_reaches_no_one() -> None:
         quieten()
         DataLoader(range(3), num_workers=1000)
     assert not [str(warning.message) for warning in told]
+
+
+def test_a_verb_that_the_model_has_no_step_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model.backbone.weights", "random", "--model.backbone.name", "pixio_vitt16"]
+    words = ["-c", "curation/demo", *model, "--out", str(tmp_path)]
+    for verb in ("fit", "validate"):
+        assert f"{verb} is nothing for Scoring: it is for predict" in told(
+            capsys, cli.main([verb, *words])
+        )

@@ -159,7 +159,7 @@ def test_lost_reader_is_quiet():
 def test_a_full_disk_is_one_line():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "pixio_lightning.cli", "recipes"],
+            [sys.executable, "-m", "pixio_lightning", "recipes"],
             env=os.environ | {"PYTHONPATH": str(SOURCES)},
             stdout=full,
             stderr=subprocess.PIPE,
@@ -171,7 +171,7 @@ def test_a_full_disk_is_one_line():
 
 def test_the_package_runs_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-m", "pixio_lightning.cli", "--version"],
+        [sys.executable, "-m", "pixio_lightning", "--version"],
         env=os.environ | {"PYTHONPATH": str(SOURCES)},
         capture_output=True,
         text=True,

@@ -107,11 +107,15 @@ def test_what_was_looked_for_is_said_and_counted(task: str, tmp_path: Path) -> N
         photograph(tmp_path / f"val/images/{name}.webp")
         photograph(tmp_path / f"train/images/{name}.webp")
     write_map(tmp_path / f"val/{task}/a.png")
+    (tmp_path / f"val/{task}/b.tiff").write_bytes(b"a form that is not read")
     (tmp_path / f"train/{task}").mkdir()
     data = data_of(task, tmp_path)
     list(data.val_dataloader())
-    what = task.removesuffix("s")
-    assert data.bad_reasons == {f"no {what}: {task}/NAME.png is not there": 5}
+    missing = f"no {task.removesuffix('s')}: {task}/NAME.png is not there"
+    assert data.bad_reasons == {
+        missing: 4,
+        f"{missing}, but NAME.tiff is, which is not read": 1,
+    }
 
 
 def test_partners_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shard_files import keys, pack
+from shard_files import images, keys, pack
 
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards import remote
 from pixio_lightning.data.shards import stream as shard_stream
 from pixio_lightning.data.shards.format import ShardIndex
-from pixio_lightning.data.shards.index import INDEX, write_index
+from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
-from pixio_lightning.data.shards.set import ShardSet, held_out_groups, next_pass
+from pixio_lightning.data.shards.pack import write_shard
+from pixio_lightning.data.shards.set import ShardSet, calibrated, held_out_groups, next_pass
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages, ShardLoader
 from pixio_lightning.data.workers import start_worker
 from pixio_lightning.errors import UserError
@@ -238,6 +239,47 @@ def test_another_layout_is_refused_or_begins_the_next_pass(
     assert [tuple(cursor) for cursor in loader.cursors] == [(blocks, 0), (blocks + 1, 0)]
     assert next_pass([{"cursors": [[5, 1], [16, 0]]}], blocks_per_pass=8) == 24
     free.teardown("fit")
+
+
+def test_what_was_kept_is_counted_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    columns: dict[str, Any] = {
+        "loss": np.linspace(0.1, 1, 240, dtype=np.float32),
+        "entropy": np.full(240, 7, np.float32),
+        "width": np.full(240, 400, np.int32),
+        "height": np.full(240, 400, np.int32),
+    }
+    for part in range(3):
+        rows = slice(80 * part, 80 * part + 80)
+        scores = {name: values[rows] for name, values in columns.items()}
+        write_shard(tmp_path / f"{part}.parquet", images(240)[rows], scores, group=10, about={})
+    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+
+    def counted(before: dict[str, Any], batches: int) -> tuple[dict[str, Any], float | None, str]:
+        data = pixels(index, tmp_path, curation=Curation(scores="inside"))
+        if before:
+            data.load_state_dict(before)
+        take(data.train_dataloader(), batches)
+        state = data.state_dict()
+        assert data._shards is not None
+        return state, data._shards.keep_rate, (tmp_path / "keep_rates.csv").read_text()
+
+    _, rate, table = counted({}, 20)
+    state, part, _ = counted({}, 12)
+    assert rate is not None and 0.3 < rate < 0.8 and part != rate
+    assert counted(state, 8)[1:] == (rate, table)
+    # What was counted for a share to keep is counted again where it is no number.
+    halved = Curation(scores="inside", fraction=0.5)
+    constant = calibrated(index, halved)
+    (stored,) = (tmp_path / "cache").glob("calibrated-*.json")
+    for text in ("", "[", '{"c": "x"}', '{"c": NaN}', '{"c": -1}', "[5]", "\x80"):
+        stored.write_text(text)
+        assert calibrated(index, halved) == constant
+    # Of shards that are others now, or damaged, none of the counts are taken.
+    for wrong in (torch.ones(2, 2, dtype=torch.int64), torch.full((3, 2), -1), "x", None):
+        assert counted(state | {"tally": wrong}, 8)[1] not in (rate, None)
 
 
 PLACES: list[Any] = [

@@ -170,7 +170,8 @@ def test_scores_of_a_shard_without_an_image_are_not_missed(tmp_path: Path) -> No
     [
         (["nowhere", "out"], "does not exist"),
         (["in", "out", "--rows", "0"], "expected at least 1"),
-        (["in"], "required: out"),
+        (["in"], "expected SOURCE and OUT, or shards and --verify"),
+        (["in", "out", "--verify"], "expected SOURCE and OUT, or shards and --verify"),
     ],
 )
 def test_mistakes_of_pixio_shard_are_one_line(
@@ -440,3 +441,43 @@ def test_a_row_group_survives_the_loss_of_its_neighbour(tmp_path: Path) -> None:
     remote.forget_opened()
     reasons = [read_group(index, group)[0].reason for group in range(10)]
     assert [bool(reason) for reason in reasons] == [group == 4 for group in range(10)]
+
+
+def test_shards_that_are_not_what_their_index_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "shards"
+    (tmp_path / "photos").mkdir()
+    for i in range(30):
+        (tmp_path / f"photos/{i:02d}.jpg").write_bytes(jpeg(i))
+    assert main(["shard", str(tmp_path / "photos"), str(shards), "--rows", "10"]) == 0
+    line = ["shard", str(shards), "--verify"]
+    assert main(line) == 0
+    assert "3 shards are what the index says; it has the digests of 3" in capsys.readouterr().out
+    _, first, second = sorted(shards.glob("0*.parquet"))
+    data = bytearray(first.read_bytes())
+    data[100] ^= 1  # of the same size
+    first.write_bytes(data)
+    assert main(line) == 2
+    assert "1 of 3 shards" in (said := capsys.readouterr().err)
+    assert f"{first.name} has another sha256; fetch" in said
+    first.write_bytes(data[:-1])
+    second.unlink()
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "2 of 3" in said and "bytes instead of" in said and f"{second.name} is missing" in said
+    assert main(["shard", str(tmp_path), "--verify"]) == 2
+    assert "has no index.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n", "groups"), [(1, 1), (7, 7), (42, 11), (100, 10), (101, 2)])
+def test_a_small_folder_makes_groups_of_which_one_can_be_held_out(
+    n: int, groups: int, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(n):
+        (tmp_path / f"in/{i}.jpg").write_bytes(jpeg(i))
+    index = pack_folder(
+        str(tmp_path / "in"), tmp_path / "out", rows=1000, group=100, shuffled=False, jobs=1
+    )
+    assert index.rows == n and index.n_groups == groups

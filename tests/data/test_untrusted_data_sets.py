@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.data import parquet
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.hub import HubSource
-from pixio_lightning.data.shards import format as shards
 from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, open_index, read_index, write_index
 from pixio_lightning.errors import UserError
@@ -198,14 +198,19 @@ PACKED: dict[str, dict[str, Any]] = {
 def test_a_group_that_unpacks_to_far_more_than_its_size_is_bad(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "MAX_GROUP", 1 << 26, raising=False)  # a sixteenth of what it is
+    monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 26)  # a sixteenth of what it is
+    (folder := tmp_path / "set").mkdir()
     zeros = pa.table({"image": pa.array([bytes(1_000_000)] * 100)})
-    pq.write_table(zeros, tmp_path / "a.parquet", compression="zstd", **PACKED[how])
-    pq.write_table(images(), tmp_path / "b.parquet")
-    assert (tmp_path / "a.parquet").stat().st_size < 50_000
-    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    pq.write_table(zeros, folder / "a.parquet", compression="zstd", **PACKED[how])
+    pq.write_table(images(), folder / "b.parquet")
+    assert (folder / "a.parquet").stat().st_size < 50_000
+    index = open_index(str(folder), cache=tmp_path / "cache", progress=False)
     large, small = ({image.reason for image in read_group(index, group)} for group in range(2))
     assert small == {""} and len(large) == 1 and large.pop().startswith("a row group over")
+    with pytest.raises(UserError, match="a.parquet', of .* bytes, unpacks to a row group over"):
+        HubSource(folder, "train")
+    (folder / "a.parquet").unlink()
+    assert len(HubSource(folder, "train")) == 3
 
 
 def test_a_shard_that_claims_more_rows_than_a_group_has_is_left_out(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_two_processes_equal_one(recipe: Path, tmp_path: Path) -> None:
     assert (weights(tmp_path / "one") - weights(tmp_path / "two")).abs().max() < 1e-5
 
 
+@pytest.mark.slow  # as on the two hosts of tests/cluster
 def test_torchrun_equals_our_own_launch(recipe: Path, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m")
     pixio("fit", "-c", recipe, "--out", tmp_path / "own", *DDP)

@@ -197,16 +197,38 @@ def test_a_signal_saves_in_the_middle_of_a_validation_or_an_epoch(
         assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", ["setup", "on_fit_start"])
+def test_a_signal_before_the_first_step_is_one_line(
+    moment: str,
+    number: signal.Signals,
+    tiny: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = _words(tiny, tmp_path / "run", 3)
+    before = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        _signal(patch, Head, moment, lambda self, *_: True, number)
+        main(["fit", *words])
+    assert ended.value.code == 128 + number
+    said = capfd.readouterr().err
+    assert f"\n{number.name} before the first step: nothing to save; the same line" in said
+    assert "Traceback" not in said and not (tmp_path / "run/last.ckpt").exists()
+    signal.signal(number, before)
+    assert main(["fit", *words]) == 0
+
+
 def _signal(
     patch: pytest.MonkeyPatch, owner: type, name: str, when: Any, number: signal.Signals
 ) -> None:
     """Send this process a signal when `owner.name` is called and `when(self, *arguments)` holds."""
     original = getattr(owner, name)
 
-    def send(self: Any, *args: Any) -> Any:
+    def send(self: Any, *args: Any, **kwargs: Any) -> Any:
         if when(self, *args):
             os.kill(os.getpid(), number)
-        return original(self, *args)
+        return original(self, *args, **kwargs)
 
     patch.setattr(owner, name, send)
 

@@ -72,21 +72,44 @@ def test_depth_of_a_folder(tmp_path: Path) -> None:
     assert np.allclose(samples.load(index)["depth"], stored / 256)
 
 
-@pytest.mark.parametrize("task", ["depth", "segmentation"])
-def test_photographs_of_any_size(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "words", "files"),
+    [
+        ("segmentation", ["--model.cache", "false", "--data.num_classes", "3"], 2 * len(NAMES)),
+        ("reconstruction", [], 7),  # of all pictures together
+    ],
+)
+def test_other_heads_take_names_of_any_kind(
+    task: str, words: list[str], files: int, tmp_path: Path
+) -> None:
+    run, source = tmp_path / "run", folder(tmp_path / "in")
+    words = [*DEPTH[2:4], *words, "--data.source", "folder", "--data.path", str(source)]
+    words += ["-c", f"{task}/demo", "--out", str(run), *UNTRAINED]
+    assert main(["predict", *words]) == 0
+    found = [p for p in tmp_path.rglob("*") if p.is_file() and source not in p.parents]
+    assert all(run in p.parents for p in found)
+    assert len([p for p in found if run / "predictions" in p.parents]) == files
+
+
+@pytest.mark.parametrize("task", ["depth", "segmentation", "pretrain"])
+def test_photographs_of_any_size(task: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Seen at a size that the windows suit, written at their own, and shown on one sheet."""
     sizes = {"large.jpg": (900, 700), "small.jpg": (70, 40), "long.jpg": (1200, 90)}
     for i, (name, size) in enumerate(sizes.items()):
         array = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(array).save(tmp_path / "in" / name)
-    words = ["-c", f"{task}/demo", *DEPTH[2:], *UNTRAINED, "--data.source", "folder"]
+    words = ["-c", f"{task}/demo", *DEPTH[2:4], *UNTRAINED, "--data.source", "folder"]
     words += ["--data.path", str(tmp_path / "in"), "--out", str(tmp_path / "run")]
+    words += ["--model.cache", "false"] if task != "pretrain" else []
     words += ["--data.num_classes", "3"] if task == "segmentation" else []
     assert main(["predict", *words]) == 0
+    assert "the first 3 on one sheet: " in capsys.readouterr().out
     for name, size in sizes.items():
         with Image.open(tmp_path / f"run/predictions/{name}.png") as found:
-            assert found.size == size
+            assert found.size == size or task == "pretrain"  # which sees a square of each
+        if task == "pretrain":
+            continue
         with Image.open(tmp_path / f"run/predictions/{name}_colour.png") as drawn:
             assert max(drawn.size) < 1200
     with Image.open(tmp_path / "run/predictions.png") as sheet:

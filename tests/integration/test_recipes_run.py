@@ -120,7 +120,14 @@ def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         assert key not in DEBUG["trainer"]
 
 
-@pytest.mark.parametrize("name", ["pretrain/demo", "pretrain/folder", "pretrain/mae_vith14"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pretrain/demo",
+        pytest.param("pretrain/folder", marks=pytest.mark.slow),
+        pytest.param("pretrain/mae_vith14", marks=pytest.mark.slow),
+    ],
+)
 def test_runs_two_steps_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     small = ("--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}")
     out = pixio("fit", "-c", name, "-c", "with/debug", "--out", tmp_path / "run", *small)

@@ -170,6 +170,16 @@ def test_floats_are_refused_with_both_ways_out(build, images):
         backbone.normalize(images.float())
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_refused(build, images, channels):
+    """Also of one channel, which would be spread over all in silence."""
+    backbone = build()
+    with pytest.raises(
+        UserError, match=rf"images of {channels} channels, but pixio_vits16 takes 3"
+    ):
+        backbone(images[:, :1].repeat(1, channels, 1, 1))
+
+
 # --- what is trained ------------------------------------------------------------------------------
 
 
@@ -529,3 +539,16 @@ def test_the_digest_is_of_the_weights_as_read(weights, file):
 def test_mistakes(arguments, message):
     with pytest.raises(UserError, match=message):
         Backbone(**({"name": "pixio_vitt16", "weights": "random"} | arguments))
+
+
+def test_images_have_as_many_channels_as_the_model_takes(build):
+    given = {"in_chans": 4, "mean": [0.1, 0.2, 0.3, 0.4], "std": [0.5]}
+    images = torch.randint(0, 256, (2, 4, 32, 32), dtype=torch.uint8)
+    backbone = build(model_args=given)
+    expected = (images[:, 3].float() / 255 - 0.4) / 0.5
+    torch.testing.assert_close(backbone.normalize(images)[:, 3], expected)
+    assert backbone(images).layers[-1].patches.shape == (2, 96, 2, 2)
+    with pytest.raises(UserError, match="images of 3 channels, but pixio_vits16 takes 4"):
+        backbone(images[:, :3])
+    with pytest.raises(UserError, match="mean has 3 values, .* 4 channels .*: give mean and std"):
+        build(model_args={"in_chans": 4})

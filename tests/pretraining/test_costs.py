@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import timm.layers
 import torch
@@ -89,15 +91,17 @@ def test_the_paper_size_plan():
     """Figures of docs/scale.md, which were counted by hand."""
     backbone = Backbone("pixio_vitb16", weights="random", tune="full")
     model = on_meta(PixelPretraining(backbone))
-    facts = plan(
-        model,
-        256,
-        precision="bf16-mixed",
-        batch=512,
-        devices=8,
-        steps=125_000,
-        global_batch=4096,
-    )
+    run = {"precision": "bf16-mixed", "batch": 512, "devices": 8, "steps": 125_000}
+    facts = plan(model, 256, **run)
     assert facts["compute"].startswith("211 GFLOP an image and step, 82%")
     assert "2.8 GiB for weights, gradients and AdamW, 171 MiB an image" in facts["memory"]
     assert facts["on an H100"].startswith("1,873 img/s at 40% of 989 TFLOP/s: 0.4 days on 8")
+
+
+def test_the_largest_model_is_planned_without_its_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = on_meta(PixelPretraining(Backbone("pixio_vit5b16", weights="random", tune="full")))
+    facts = plan(model, 256, precision="bf16-mixed", batch=64, devices=256, steps=1_284_000)
+    assert facts["compute"].startswith("2,532 GFLOP") and "82.6 GiB" in facts["memory"]
+    assert facts["on an H100"].startswith("156 img/s at 40% of 989 TFLOP/s: 6.1 days on 256")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20  # KiB of 20 GiB

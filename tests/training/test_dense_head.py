@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,7 +72,8 @@ def test_blended_windows_leave_no_seam() -> None:
     steps = []
     for blend in (False, True):
         mean = sliding_window.Mean(1, size, window=window, stride=stride, blend=blend)
-        count = len(sliding_window.corners(size, window=window, stride=stride))
+        layout = {"window": window, "stride": stride, "inside": blend}
+        count = len(sliding_window.corners(size, **layout))
         values = torch.arange(count).remainder(2).float()
         mean.add(values[:, None, None, None].expand(count, 1, window, window))
         found = mean.result()
@@ -80,6 +83,14 @@ def test_blended_windows_leave_no_seam() -> None:
     same = sliding_window.Mean(1, size, window=window, stride=stride, blend=True)
     same.add(torch.full((count, 1, window, window), 3.0))
     assert torch.allclose(same.result(), torch.full((1, 1, *size), 3.0))
+
+
+@pytest.mark.parametrize("length", [10, 64, 65, 96, 128, 200, 1111])
+def test_windows_that_are_blended_lie_inside(length: int) -> None:
+    """Over the border is nothing but zeros: what a window says there is of another picture."""
+    starts = sliding_window.origins(length, window=64, stride=32, inside=True)
+    assert starts[0] == 0 and starts[-1] == max(0, length - 64)
+    assert all(0 < b - a <= 32 for a, b in pairwise(starts))
 
 
 def test_a_stride_beyond_the_window_is_refused() -> None:
@@ -152,6 +163,18 @@ def test_an_image_as_large_as_a_window_is_seen_through_four(kind: type[DenseHead
         once, shown = once.softmax(1), shown.softmax(1)
     assert torch.allclose(shown, once, atol=1e-6)
     assert not torch.allclose(four.predict(images), one.predict(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(24, 16), (32, 48), (64, 64), (300, 200)])
+def test_what_is_shown_has_no_seam(size: tuple[int, int]) -> None:
+    """Also where evaluation lays windows side by side, and of images smaller than a window."""
+    depth = head(Depth, stride=32)
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    with torch.no_grad():
+        shown = depth.predict(picture)
+    assert min(shown.shape[-2:]) in (32, 48, 64)  # a window, or up to two of them
+    # Of 10 metres; windows side by side leave steps of 8 and more.
+    assert max(float(shown.diff(dim=dim).abs().max()) for dim in (-1, -2)) < 2
 
 
 @pytest.mark.parametrize(

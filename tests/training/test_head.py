@@ -13,6 +13,7 @@ from torchmetrics import MeanSquaredError
 
 from pixio_lightning import Backbone, Features, Head, SampleData
 from pixio_lightning.data import BadImage, Sample, Samples
+from pixio_lightning.errors import UserError
 from pixio_lightning.models import Reads
 from pixio_lightning.training.callbacks.feature_cache import FeatureCache
 from pixio_lightning.training.callbacks.feature_store import Store
@@ -220,3 +221,16 @@ def test_samples_without_image_are_evaluated_without_a_loss(tmp_path: Path) -> N
     assert model.outcome is not None
     assert (model.outcome.n, model.outcome.loss) == (3, None)
     assert model.outcome.metrics == {"score": pytest.approx(1.0)}
+
+
+def test_a_backbone_of_other_channels_than_the_data_is_refused() -> None:
+    given = TINY | {"in_chans": 4, "mean": [0.5], "std": [0.5]}
+    backbone = Backbone("pixio_vitt16", weights="random", model_args=given)
+    head = Head(backbone)
+    with pytest.raises(UserError, match="takes images of 4 channels .* SampleData gives 3"):
+        head.read_data_attributes(SampleData())
+
+    class Satellites(SampleData):
+        channels = 4
+
+    head.read_data_attributes(Satellites())

@@ -250,21 +250,23 @@ def test_a_head_is_loaded_elsewhere_than_it_was_trained(
     assert pixio_lightning.load("moved/run", weights="moved/small.safetensors")
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_a_picture_is_given_in_any_way(trained: Path, tmp_path: Path) -> None:
     head: Any = pixio_lightning.load(trained)
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "a.png")
     expected = head.predict(picture)
-    assert expected.shape == (1, 48, 64)
+    assert expected.shape == (1, 64, 85)  # as it was looked at: a window high
     opaque = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=2)
+    pixels.setflags(write=False)  # as np.asarray of a PIL image is
     for given in (tmp_path / "a.png", str(tmp_path / "a.png"), pixels, opaque, pixels / 255):
         assert torch.equal(head.predict(given), expected)
     both = head.predict([picture, pixels[:32]])
-    assert torch.equal(both[0], expected) and both[1].shape == (1, 32, 64)
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    assert torch.equal(both[0], expected) and both[1].shape == (1, 64, 128)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     assert torch.equal(head.predict(tensor / 255), head.predict(tensor))
-    assert head.predict(pixels[..., 0]).shape == (1, 48, 64)
+    assert head.predict(pixels[..., 0]).shape == (1, 64, 85)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pixio_lightning.data import (
     open_columns,
     random_crop,
 )
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.keyed import Purpose
 
 
@@ -71,11 +71,7 @@ class ClassificationData(SampleData):
         **loading: Any,
     ) -> None:
         super().__init__(source, path, **loading)
-        if target not in get_args(Target):
-            known = ", ".join(get_args(Target))
-            raise UserError(
-                f"data.target '{target}' is none of {known}{nearest(target, get_args(Target))}"
-            )
+        one_of("data.target", target, get_args(Target))
         if not 0 < crop_pct <= 1:
             raise UserError(f"data.crop_pct is {crop_pct}, but expected a share, 0 to 1")
         if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:

@@ -24,7 +24,7 @@ from pixio_heads.classification.metrics import (
     neighbour_accuracies,
 )
 from pixio_heads.classification.picture import bars, shown
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
 
@@ -113,11 +113,7 @@ class Classification(_ClassHead):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
-        if pool not in get_args(Pool):
-            known = ", ".join(get_args(Pool))
-            raise UserError(
-                f"model.pool '{pool}' is none of {known}{nearest(pool, get_args(Pool))}"
-            )
+        one_of("model.pool", pool, get_args(Pool))
         if pool != "patches" and not backbone.n_cls_tokens:
             raise UserError(
                 f"model.pool is {pool}, but {backbone.name} has no class token: set it to patches"

@@ -213,15 +213,14 @@ class Depth(DenseHead, _DepthHead):
         """
         unit = unit_of(self.data_info["max_depth"]) if self.files == "png" else None
         for name, image, depth in zip(batch["name"], batch["image"], prediction, strict=True):
-            depth = _enlarged(depth, image.shape[-2:])
-            write_map(output_path(folder, name, f".{self.files}"), depth, unit=unit)
+            large = _enlarged(depth, image.shape[-2:])
+            write_map(output_path(folder, name, f".{self.files}"), large, unit=unit)
             high = visualize.quantile(depth, 0.98)
-            drawn = visualize.Panel(
-                [[image, visualize.colour(depth / high, "depth")]],
-                ["image", "depth"],
-                legends=(visualize.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth"),),
-            )
-            visualize.write(output_path(folder, name, "_colour.png"), drawn)
+            picture = visualize.as_shown(image)
+            shown = visualize.colour(_enlarged(depth, picture.shape[-2:]) / high, "depth")
+            legend = visualize.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth")
+            panel = visualize.Panel([[picture, shown]], ["image", "depth"], legends=(legend,))
+            self.show(folder, name, panel)
 
 
 def _enlarged(depth: Tensor, size: Sequence[int]) -> Tensor:
@@ -357,8 +356,9 @@ class RelativeDepth(_DepthHead):
         for name, image, disparity in zip(batch["name"], batch["image"], prediction, strict=True):
             write_map(output_path(folder, name, ".npy"), disparity)
             low, high = disparity.min(), disparity.max()
-            shown = visualize.colour(1 - (disparity - low) / (high - low).clamp_min(1e-6), "depth")
-            visualize.write(
-                output_path(folder, name, "_colour.png"),
-                visualize.Panel([[image, shown]], ["image", "disparity"]),
+            picture = visualize.as_shown(image)
+            shown = _enlarged(
+                1 - (disparity - low) / (high - low).clamp_min(1e-6), picture.shape[-2:]
             )
+            row = [picture, visualize.colour(shown, "depth")]
+            self.show(folder, name, visualize.Panel([row], ["image", "disparity"]))

@@ -157,7 +157,9 @@ class Da2kSamples:
         try:
             annotations = parse_json(self.archive.read(tables[0]).decode())
             self.images = {name: _pairs(found) for name, found in annotations.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, BadImage):
+            if not self.images:
+                raise ValueError("no image")
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, BadImage):
             raise UserError(
                 f"{tables[0]} of '{path}' is not DA-2K's: expected, by image, a list of point1, "
                 "point2 and closer_point, which names one of them"

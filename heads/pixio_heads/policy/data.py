@@ -12,7 +12,7 @@ from pixio_heads.policy.environments import SHAPES, Environment, versions_of
 from pixio_heads.policy.episodes import EpisodeSamples, Start
 from pixio_heads.policy.play import Outcome
 from pixio_lightning.data import SampleData, Samples, digest_of, existing_folder
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 
 TABLETOP = {"reach": 40, "push": 80, "pick_place": 80}  # tasks, and steps of an episode
 METAWORLD = {
@@ -124,10 +124,8 @@ class PolicyData(SampleData):
             self.task = task = "reach"
             self.options = {}
         known = {"scenes": TABLETOP, "metaworld": METAWORLD}.get(source, {})
-        if known and task not in known:
-            raise UserError(
-                f"data.task '{task}' is none of {', '.join(known)}{nearest(task, known)}"
-            )
+        if known:
+            one_of("data.task", task, known)
         steps = horizon or known.get(task, 1000)
         self._environment = None
         if source in _SIMULATED:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 
 try:
     import gymnasium
@@ -102,6 +102,5 @@ def versions_of(kind: str) -> dict[str, str]:
 
 def _module(kind: str) -> Any:
     """Return the module of a kind: it has `make` and `expert`."""
-    if kind not in KINDS:
-        raise UserError(f"environment '{kind}' is none of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    one_of("environment", kind, KINDS)
     return importlib.import_module(f"pixio_heads.policy.{kind}")

@@ -24,7 +24,7 @@ from pixio_heads.policy.episodes import row
 from pixio_heads.policy.metrics import ActionError, EpisodeMetrics
 from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token
 from pixio_heads.policy.pool import Pool, Run
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel
 
@@ -96,11 +96,7 @@ class Policy(Head):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         choices = {"observe": (observe, Observe), "token": (token, Token)}
         for key, (value, known) in (choices | {"fusion": (fusion, Fusion)}).items():
-            if value not in get_args(known):
-                names = ", ".join(get_args(known))
-                raise UserError(
-                    f"model.{key} '{value}' is none of {names}{nearest(value, get_args(known))}"
-                )
+            one_of(f"model.{key}", value, get_args(known))
         if observe == "backbone" and token in _READS and not backbone.n_cls_tokens:
             raise UserError(
                 f"model.token is {token}, but {backbone.name} has no class token: "

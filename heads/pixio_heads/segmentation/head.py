@@ -209,13 +209,13 @@ class Segmentation(DenseHead):
             indexed = Image.fromarray(labels.to(torch.uint8).numpy())
             indexed.putpalette(colours.flatten().tolist())
             visualize.save(output_path(folder, name, ".png"), indexed)
-            laid = image.cpu() // 2 + visualize.paint(labels, colours) // 2
-            drawn = visualize.Panel(
-                [[image, laid]],
-                ["image", "classes"],
-                swatches=self._swatches(labels),
+            picture = visualize.as_shown(image)
+            labels = _labels(scores, picture.shape[-2:]).cpu()
+            laid = picture // 2 + visualize.paint(labels, colours) // 2
+            panel = visualize.Panel(
+                [[picture, laid]], ["image", "classes"], swatches=self._swatches(labels)
             )
-            visualize.write(output_path(folder, name, "_colour.png"), drawn)
+            self.show(folder, name, panel)
 
 
 def _labels(scores: Tensor, size: Sequence[int]) -> Tensor:
@@ -226,7 +226,7 @@ def _labels(scores: Tensor, size: Sequence[int]) -> Tensor:
     if scores.shape[-2:] == tuple(size):
         return scores.argmax(0)
     best = scores.new_full(tuple(size), -torch.inf)
-    labels = torch.zeros(tuple(size), dtype=torch.long, device=scores.device)
+    labels = torch.zeros(tuple(size), dtype=torch.int16, device=scores.device)
     for index, score in enumerate(scores):
         large = F.interpolate(score[None, None], tuple(size), mode="bilinear")[0, 0]
         labels = torch.where(large > best, index, labels)

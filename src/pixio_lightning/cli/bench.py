@@ -20,16 +20,17 @@ and which rows of a column may not be compared, if any; beside it lie CSV and La
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+import warnings
+from collections.abc import Iterable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from pixio_lightning.cli.tables import Row, as_csv, latex, table
 from pixio_lightning.errors import UserError, nearest, visible_lines
 from pixio_lightning.files import write_text
 from pixio_lightning.files.text import parse_json, parse_yaml, read_text
@@ -39,13 +40,6 @@ from pixio_lightning.training.run_folder import read_state
 _KEYS = {"title", "metrics", "baselines", "rows"}
 _VERBS = ("fit", "validate")
 _ROW_KEYS = {*_VERBS, "set", "seeds"}
-
-
-class Row(NamedTuple):
-    """A line of the table: what was run, and the metrics of each of its seeds."""
-
-    name: str
-    values: dict[str, list[float]]
 
 
 def read_suite(path: Path) -> dict[str, Any]:
@@ -64,17 +58,34 @@ def read_suite(path: Path) -> dict[str, Any]:
         raise UserError(f"suite '{path}' is not valid YAML: {error}") from None
     if not isinstance(suite, dict) or not isinstance(suite.get("rows"), dict):
         raise UserError(f"suite '{path}' has no rows; expected {', '.join(sorted(_KEYS))}")
-    _check(suite, _KEYS, str(path))
+    _check(suite, _KEYS, f"suite '{path}'")
+    named = suite.get("baselines") or [], suite.get("metrics") or []
+    if not all(isinstance(names, dict | list) for names in named) or not all(
+        isinstance(name, str) for names in named for name in names
+    ):
+        raise UserError(f"suite '{path}': metrics and baselines are no lists of names")
     for metric, end in _better(suite).items():
-        if end not in ("min", "max", None):
+        if end is not None and (not isinstance(end, str) or end not in ("min", "max")):
             raise UserError(
                 f"suite '{path}': metric {metric} is {end!r}; expected min, max or null"
             )
     for name, row in suite["rows"].items():
-        _check(row, _ROW_KEYS, f"{path}, row {name}")
-        if len([verb for verb in _VERBS if verb in row]) != 1:
-            raise UserError(f"suite '{path}', row {name}: give fit or validate, a recipe")
+        _check_row(row, name, f"suite '{path}', row {name}")
     return suite
+
+
+def _check_row(row: Any, name: Any, where: str) -> None:
+    if not isinstance(name, str) or not isinstance(row, dict):
+        raise UserError(f"{where}: expected a name, and below it {', '.join(sorted(_ROW_KEYS))}")
+    _check(row, _ROW_KEYS, where)
+    recipes = [row[verb] for verb in _VERBS if verb in row]
+    if len(recipes) != 1 or not isinstance(recipes[0], str):
+        raise UserError(f"{where}: give fit or validate, a recipe")
+    if not isinstance(row.get("set", {}), dict):
+        raise UserError(f"{where}: set is no table of keys with their values")
+    seeds = row.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"{where}: seeds is no list of whole numbers, such as [0, 1, 2]")
 
 
 def _better(suite: dict[str, Any]) -> dict[str, str | None]:
@@ -86,7 +97,7 @@ def _better(suite: dict[str, Any]) -> dict[str, str | None]:
 def _check(values: dict[str, Any], known: set[str], where: str) -> None:
     for key in values:
         if key not in known:
-            raise UserError(f"suite {where}: there is no key {key}{nearest(key, known)}")
+            raise UserError(f"{where}: there is no key {key}{nearest(key, known)}")
 
 
 def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> list[str]:
@@ -101,20 +112,47 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     """Plan every row that has not run, so that a mistake in the last shows before the first trains.
 
     Raises:
-        UserError: A row has one; it is named.
+        UserError: A row has one, and is named; or none has one of the suite's metrics.
     """
-    from pixio_lightning.cli import run as runs
-
+    known: dict[str, set[str]] = {}
     for name, about in suite["rows"].items():
         seed = about.get("seeds", [0])[0]
         out = _folder(folder, name, seed)
-        if _has_run(out):
-            continue
         try:
-            with redirect_stdout(io.StringIO()):
-                runs.main("check", _words(about, seed, out, words))
+            known[name] = (
+                set(_last(out)["metrics"]) if _has_run(out) else _planned(about, out, words)
+            )
         except UserError as error:
             raise UserError(f"row {name}: {error}") from error
+    wanted = list(_better(suite))
+    for name, names in known.items():
+        if wanted and names and not names & set(wanted):
+            raise UserError(
+                f"row {name} has none of the suite's metrics {', '.join(wanted)}"
+                f"{nearest(wanted[0], names)}; it has {', '.join(sorted(names))}"
+            )
+    every = set().union(*known.values())
+    for metric in wanted if all(known.values()) else []:
+        if metric not in every:
+            raise UserError(f"no row has a metric {metric}{nearest(metric, every)}")
+
+
+def _planned(about: dict[str, Any], out: Path, words: list[str]) -> set[str]:
+    """Plan a row; returns the names of its metrics, or none where they show by measuring alone."""
+    from pixio_lightning.cli import run as runs
+    from pixio_lightning.cli.class_lookup import import_named
+    from pixio_lightning.cli.lightning_cli import PixioCLI
+    from pixio_lightning.cli.options import parse_options
+
+    options = parse_options(_words(about, about.get("seeds", [0])[0], out, words))
+    import_named(options.configs, options.rest)
+    with redirect_stdout(io.StringIO()):
+        cli = PixioCLI(options, "check")
+        runs.check(cli)
+    with warnings.catch_warnings(), suppress(Exception):  # of what has not seen a sample
+        warnings.simplefilter("ignore")
+        return set(cli.model.metrics().compute())
+    return set()
 
 
 def _folder(folder: Path, name: str, seed: int) -> Path:
@@ -223,71 +261,6 @@ def _last(folder: Path) -> dict[str, Any]:
     return lines[-1]
 
 
-def _cells(
-    rows: list[Row], better: Mapping[str, str | None], bold: str = "**{}**"
-) -> list[list[str]]:
-    """Return the cells of each row: mean over seeds and standard deviation, the best in bold."""
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.values))
-    best = {}
-    for metric in metrics:
-        means = [statistics.mean(row.values[metric]) for row in rows if metric in row.values]
-        means = [mean for mean in means if math.isfinite(mean)]
-        if better.get(metric) and len(means) > 1:
-            best[metric] = min(means) if better[metric] == "min" else max(means)
-    found = []
-    for row in rows:
-        cells = [row.name]
-        for metric in metrics:
-            values = row.values.get(metric)
-            if values is None:
-                cells.append("")
-                continue
-            mean = statistics.mean(values)
-            spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cell = f"{mean:.4f}{spread}"
-            cells.append(bold.format(cell) if mean == best.get(metric) else cell)
-        found.append([*cells, str(len(next(iter(row.values.values()))))])
-    arrows = {"min": " ↓", "max": " ↑", None: ""}
-    return [["", *(m + arrows[better.get(m)] for m in metrics), "seeds"], *found]
-
-
-def table(rows: list[Row], better: Mapping[str, str | None] = {}) -> str:  # noqa: B006 (read only)
-    """Lay rows out as Markdown: the mean over seeds, and their standard deviation."""
-    found = _cells(rows, better)
-    head, *body = ["| " + " | ".join(cells) + " |" for cells in found]
-    head = head.replace("|  |", "| |", 1)
-    return "\n".join([head, "|---" * len(found[0]) + "|", *body])
-
-
-def latex(rows: list[Row], better: Mapping[str, str | None]) -> str:
-    """Lay rows out for the package booktabs."""
-    signs = {"+-": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$"}
-    signs |= {c: f"\\{c}" for c in "_%&#"}
-    found = _cells(rows, better, bold="\\textbf{{{}}}")
-    texts = [" & ".join(_replaced(cell, signs) for cell in cells) for cells in found]
-    lines = [f"{text} \\\\" for text in texts]
-    columns = "l" + "r" * (len(found[0]) - 1)
-    body = "\n".join([lines[0], "\\midrule", *lines[1:]])
-    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
-
-
-def _replaced(text: str, signs: Mapping[str, str]) -> str:
-    for sign, written in signs.items():
-        text = text.replace(sign, written)
-    return text
-
-
-def as_csv(rows: list[Row]) -> str:
-    """Return a line for each value: row, metric, number of the seed in the suite, value."""
-    file = io.StringIO()
-    lines = csv.writer(file, lineterminator="\n")
-    lines.writerow(["row", "metric", "seed", "value"])
-    for row in rows:
-        for metric, values in row.values.items():
-            lines.writerows([row.name, metric, i, repr(value)] for i, value in enumerate(values))
-    return file.getvalue()
-
-
 def _is_first() -> bool:
     """Whether this is the first process: all those of a run go through the whole suite."""
     from lightning.pytorch.utilities import rank_zero_only  # slow: after a suite's mistakes
@@ -331,7 +304,7 @@ def _read_table(folder: Path) -> tuple[dict[str, dict[str, list[float]]], dict[s
         for row in found.values():
             for values in row.values():
                 statistics.mean(values)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError):
         raise UserError(
             f"'{path}' is no table of a suite: expected numbers by row and metric, as "
             "`pixio bench` writes them"

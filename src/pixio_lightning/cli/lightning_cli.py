@@ -35,6 +35,10 @@ from pixio_lightning.training.callbacks import (
 )
 from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO
 
+_STEPS = {verb: f"{verb}_step" for verb in ("validate", "test", "predict")}
+_STEPS |= {"fit": "training_step", "validate": "validation_step"}
+_NO = {step: getattr(L.LightningModule, step) for step in _STEPS.values()}
+
 
 class PixioCLI(LightningCLI):
     """LightningCLI over any model around a Backbone; the verb is called by `main`.
@@ -143,6 +147,18 @@ class PixioCLI(LightningCLI):
         ) as error:
             mistake = config_errors.cause(error)
             raise mistake or UserError(config_errors.explain(str(error), TOP_KEYS)) from error
+        self._check_verb()
+
+    def _check_verb(self) -> None:
+        """Refuse a verb that the model has no step for, such as to train what only scores images.
+
+        Raises:
+            UserError: The verbs that it has are named.
+        """
+        has = [v for v, step in _STEPS.items() if getattr(type(self.model), step) is not _NO[step]]
+        if self.verb in _STEPS and self.verb not in has:
+            name = type(self.model).__name__
+            raise UserError(f"{self.verb} is nothing for {name}: it is for {' and '.join(has)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""
@@ -201,6 +217,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", "predict returned None.*")
+    warnings.filterwarnings("ignore", "The `srun` command is available on your system.*")
+    warnings.filterwarnings("ignore", "Total length of .* is zero")  # all was done before
     # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
     # DDP does not expect; nothing is copied for it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")

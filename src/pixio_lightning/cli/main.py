@@ -246,23 +246,34 @@ def bench(argv: list[str]) -> int:
 
 
 def shard(argv: list[str]) -> int:
-    """`pixio shard SOURCE OUT`: pack images into parquet shards with an index."""
+    """`pixio shard SOURCE OUT`: pack images into parquet shards with an index; or `--verify`."""
     parser = LightParser(
         "pixio shard",
         description="Pack images into parquet shards with an index; the same line again goes on.",
+        usage="pixio shard SOURCE OUT [options] | pixio shard SHARDS --verify",
     )
     parser.add_argument(
         "source",
         type=expanded,
         help="folder of JPEG, PNG, WebP, TIFF, BMP at any depth, or of parquet or tar shards",
     )
-    parser.add_argument("out", type=expanded, help="folder for the shards")
+    parser.add_argument("out", type=expanded, nargs="?", help="folder for the shards")
     parser.add_argument("--rows", type=int, default=10_000, help="images of a shard (%(default)s)")
     parser.add_argument("--group", type=int, default=100, help="of a row group (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
     parser.add_argument("--split", help="which shards, where their names tell, such as train")
     parser.add_argument("--in-order", action="store_true", help="keep a folder's order")
+    about = "read all shards of SOURCE, and compare them with the sizes and digests of its index"
+    parser.add_argument("--verify", action="store_true", help=about)
     options = parser.parse_args(argv)
+    if options.verify == (options.out is not None):
+        parser.error("expected SOURCE and OUT, or shards and --verify")
+    if options.verify:
+        from pixio_lightning.data.shards.verify import verify
+
+        shards, digests = verify(options.source, jobs=options.jobs)
+        print(f"{shards} shards are what the index says; it has the digests of {digests}")
+        return 0
     from pixio_lightning.data.shards.pack import pack
 
     index = pack(

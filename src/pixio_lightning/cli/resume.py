@@ -7,6 +7,8 @@ key that is not named here counts as learned, those of plug-ins too.
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,9 @@ from pixio_lightning.cli.config_errors import class_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
 from pixio_lightning.training import run_folder
+
+# Functions of Lightning and torch that take up what a checkpoint holds.
+_RESTORES = re.compile("load_(combined_loader_)?state|setstate")
 
 # Keys, with all below them, that change nothing that is learned.
 FREE = (
@@ -293,3 +298,12 @@ class Accumulation(L.Callback):
             # A save after the last batch of a step comes before that batch counts as completed.
             behind = {name: counts["ready"] - count for name, count in counts.items()}
             counts.update({name: ready - gap for name, gap in behind.items()})
+
+
+def while_restoring(error: BaseException) -> bool:
+    """Whether an exception comes out of what Lightning does with a checkpoint that it has read."""
+    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        Path(code.co_filename).stem == "checkpoint_connector" or _RESTORES.search(code.co_name)
+        for code in codes
+    )

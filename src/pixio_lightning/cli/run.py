@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import signal
-import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ from pixio_lightning.cli.options import Options, check_environment, parse_option
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
+from pixio_lightning.pretraining import costs
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
 from pixio_lightning.training.callbacks.preemption import is_preempted
@@ -29,9 +28,6 @@ from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.head import Head
 from pixio_lightning.training.strategy import lost_process
-
-# Functions of Lightning and torch that take up what a checkpoint holds.
-_RESTORES = re.compile("load_(combined_loader_)?state|setstate")
 
 
 def main(verb: str, argv: list[str]) -> int:
@@ -328,7 +324,7 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         if failure := lost_process(error) or worker_failure(error):
             end_workers()
             raise failure from error
-        if not ckpt_path or not _while_restoring(error):
+        if not ckpt_path or not resume.while_restoring(error):
             raise
         end_workers()
         text = " ".join(str(error).split())
@@ -338,12 +334,12 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
             f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
             f"({type(error).__name__}: {text})"
         ) from error
-    except SystemExit:  # how Lightning ends an interrupted run
+    except SystemExit as ended:  # how Lightning ends an interrupted run
         if is_preempted(cli.trainer):
             end_workers()
             return None
-        if cli.trainer.received_sigterm:  # before the first step
-            raise SystemExit(128 + signal.SIGTERM) from None
+        if isinstance(ended.code, int) and ended.code > 128:  # of Preemption, before the first step
+            raise
         if cli.trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
@@ -364,15 +360,6 @@ def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
     )
 
 
-def _while_restoring(error: BaseException) -> bool:
-    """Whether an exception comes out of what Lightning does with a checkpoint that it has read."""
-    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(
-        Path(code.co_filename).stem == "checkpoint_connector" or _RESTORES.search(code.co_name)
-        for code in codes
-    )
-
-
 def check(cli: PixioCLI) -> int:
     """Print the plan of a run without allocating it; `--run` also takes two steps."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
@@ -389,6 +376,17 @@ def check(cli: PixioCLI) -> int:
         batch=batch,
         steps=trainer["max_steps"],
     )
+    if isinstance(cli.model, PixelPretraining):
+        facts |= costs.plan(
+            cli.model,
+            data.image_size,
+            precision=str(trainer["precision"]),
+            batch=data.batch_size,
+            devices=world,
+            steps=trainer["max_steps"],
+            accumulate=accumulate,
+            on_gpu=trainer["accelerator"] != "cpu",
+        )
     say(block("plan", facts | {"run folder": str(cli.options.out)}))
     if not cli.options.run:
         return 0

@@ -44,6 +44,8 @@ class StreamData(L.LightningDataModule):
         timeout: Seconds to wait for a batch of the workers before giving up.
     """
 
+    # Of its images: what is decoded here is RGB. Data of your own may give others.
+    channels: int = 3
     # Samples per process and step of predicting; None takes `val_batch_size`.
     predict_batch_size: int | None = None
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from pixio_lightning.data.decode import BadImage, read_file
 from pixio_lightning.data.listing.archive import Archive
+from pixio_lightning.data.parquet import TooLarge, check_unpacked
 from pixio_lightning.data.samples import digest_of
-from pixio_lightning.data.sources import existing_folder
+from pixio_lightning.data.sources import existing_folder, files_below
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files.text import parse_yaml, read_text, unfolded
 
@@ -29,6 +30,7 @@ def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
         existing_folder(path, key)
     if local.is_dir():
         _refuse_elsewhere(local, key)
+        _refuse_bombs(local, key)
         if special := sorted(set("*?[]") & set(str(local.resolve()))):
             raise UserError(
                 f"{key} '{path}' holds {' '.join(special)}, which the library of the data sets "
@@ -58,6 +60,25 @@ def _refuse_elsewhere(folder: Path, key: str) -> None:
     for name in ("README.md", ".huggingface.yaml"):
         if (folder / name).is_file():
             _check_card(folder / name, key)
+
+
+def _refuse_bombs(folder: Path, key: str) -> None:
+    """Refuse parquet that fills the memory while the library reads a group of it.
+
+    Raises:
+        UserError: A group is larger than one of our own may be.
+    """
+    for name in files_below(folder, key=key):
+        if name.endswith(".parquet"):
+            try:
+                check_unpacked(folder / name)
+            except TooLarge as error:
+                size = (folder / name).stat().st_size
+                raise UserError(
+                    f"{key}: '{folder / name}', of {size:,} bytes, unpacks to {error}: refused"
+                ) from None
+            except Exception:  # damaged, which the library says as well
+                continue
 
 
 def _check_card(card: Path, key: str) -> None:

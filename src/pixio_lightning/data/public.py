@@ -31,6 +31,7 @@ from pixio_lightning.data.listing.pairs import (
     pairs_of_split,
 )
 from pixio_lightning.data.listing.splits import Part, part_of
+from pixio_lightning.data.parquet import TooLarge, read_groups
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -64,7 +65,7 @@ from pixio_lightning.data.sources import (
 )
 from pixio_lightning.data.stream import Bad, Loader, Positions
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_lightning.data.video import pyav, video_frames, video_writer
+from pixio_lightning.data.video import frames_at, opened_video, video_frames, video_writer
 
 __all__ = [
     "Archive",
@@ -97,6 +98,7 @@ __all__ = [
     "SceneSamples",
     "Scenes",
     "Source",
+    "TooLarge",
     "TrainingSamples",
     "VIDEO_SUFFIXES",
     "View",
@@ -106,6 +108,7 @@ __all__ = [
     "digest_of",
     "encode_png",
     "existing_folder",
+    "frames_at",
     "held_out",
     "hold_out",
     "image_files",
@@ -116,11 +119,12 @@ __all__ = [
     "open_columns",
     "part_of",
     "open_picture",
-    "pyav",
+    "opened_video",
     "random_crop",
     "raycast",
     "read_depth",
     "read_file",
+    "read_groups",
     "read_npy",
     "require_reader",
     "rows_digest",

@@ -21,7 +21,7 @@ from pixio_lightning.data.samples import (
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import FolderSource, listed
 from pixio_lightning.data.stream import Loader, collate
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 
 # What changes no sample, only how fast or in what portions it is read.
 _FREE = {
@@ -69,11 +69,7 @@ class SampleData(StreamData):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        if source not in self.sources:
-            known = ", ".join(self.sources)
-            raise UserError(
-                f"data.source '{source}' is none of {known}{nearest(source, self.sources)}"
-            )
+        one_of("data.source", source, self.sources)
         if source in self.made and path is not None:
             files = ", ".join(name for name in self.sources if name not in self.made)
             raise UserError(

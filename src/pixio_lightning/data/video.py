@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,8 @@ _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts",
     "protocol_whitelist": "file",
 }
+# Frames that a decoder may need before the one it shows: the deepest reordering of H.264.
+_REORDERED = 16
 
 
 def pyav(file: Path) -> Any:
@@ -48,38 +51,55 @@ def video_frames(
     Raises:
         UserError: PyAV is missing, or the file is no video, without frames, or too large.
     """
+    with opened_video(file, max_megapixels=max_megapixels) as container:
+        times = _times(container)
+    if not len(times):
+        raise UserError(f"'{file}' is a video without frames")
+    wanted = evenly(times, every, limit)
+    # Of a frame that is damaged the next one stands in its place, if it is not wanted itself.
+    found = frames_at(file, times[wanted].tolist(), early=1e-6, late=math.inf)
+    yield from zip(wanted, found, strict=True)
+
+
+@contextmanager
+def opened_video(file: Path, *, max_megapixels: float) -> Iterator[Any]:
+    """Give the container of a video with a stream of pictures; nothing is decoded.
+
+    Args:
+        file: The video.
+        max_megapixels: Larger frames are refused.
+
+    Raises:
+        UserError: PyAV is missing, or the file is no video, without frames, or too large.
+    """
     av = pyav(file)
     if not file.is_file():
-        raise UserError(f"data.path '{file}' does not exist")
+        raise UserError(f"the video '{file}' does not exist")
     try:
         with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
-            times, unit = _times(container, max_megapixels)
+            if not container.streams.video:
+                raise UserError(f"'{file}' is a video without frames")
+            codec = container.streams.video[0].codec_context
+            if codec is None:
+                raise UserError(f"'{file}' is a video of an unknown codec, or damaged")
+            if codec.width * codec.height > max_megapixels * 1e6:
+                raise UserError(
+                    f"'{file}' has frames of {codec.width}x{codec.height} pixels, over "
+                    f"{max_megapixels:g} megapixels: scale it down, or raise the limit"
+                )
+            yield container
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise UserError(f"'{file}' cannot be read as a video ({reason})") from None
-    if not len(times):
-        raise UserError(f"'{file}' is a video without frames")
-    wanted = evenly(times * unit, every, limit)
-    with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
-        yield from zip(wanted, _frames(av, container, times[wanted].tolist()), strict=True)
 
 
-def _times(container: Any, max_megapixels: float) -> tuple[NDArray[np.int64], float]:
-    """Return when the frames are shown, in order, and the unit in seconds; decodes nothing."""
-    none = np.empty(0, np.int64)
-    if not container.streams.video:
-        return none, 1.0
+def _times(container: Any) -> NDArray[np.float64]:
+    """Return when the frames are shown, in seconds and in order; decodes nothing."""
     stream = container.streams.video[0]
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > max_megapixels * 1e6:
-        raise UserError(
-            f"the video has frames of {width}x{height} pixels, over {max_megapixels:g} megapixels: "
-            "scale it down, or raise data.max_megapixels"
-        )
     packets = [packet for packet in container.demux(stream) if packet.size]
     stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
     times = sorted({stamp for stamp in stamps if stamp is not None})
-    return np.array(times, np.int64) if times else none, float(stream.time_base)
+    return np.array(times, np.float64) * float(stream.time_base or 1)
 
 
 def evenly(times: NDArray[np.floating], every: float, limit: int | None) -> list[int]:
@@ -96,27 +116,45 @@ def evenly(times: NDArray[np.floating], every: float, limit: int | None) -> list
     return [int(numbers[i]) for i in spread(len(numbers), limit)]
 
 
-def _frames(av: Any, container: Any, times: list[int]) -> Iterator[NDArray[np.uint8] | None]:
-    """Yield the frames shown at `times`, in rising order; None for all that do not come."""
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    frames = container.decode(stream)
-    at = 0
-    while at < len(times):
-        try:
-            frame = next(frames, None)
-        except av.error.FFmpegError:
-            frame = None
-        if frame is None:
-            break
-        # By time, not by count, because a decoder drops what it cannot decode.
-        while at + 1 < len(times) and frame.pts is not None and frame.pts >= times[at + 1]:
-            yield None
-            at += 1
-        if frame.pts is not None and frame.pts >= times[at]:
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            yield np.ascontiguousarray(pixels)
-            at += 1
+def frames_at(
+    file: Path, times: Sequence[float], *, early: float, late: float
+) -> Iterator[NDArray[np.uint8] | None]:
+    """Yield the frames shown at some times, upright, uint8 `(h, w, 3)`; None for each without one.
+
+    By time, not by count, because a decoder drops what it cannot decode.
+
+    Args:
+        file: A video that `opened_video` takes.
+        times: Seconds, in rising order.
+        early: Seconds by which a frame may be shown before its time.
+        late: Likewise, after it, but not at the next one.
+    """
+    av, at = pyav(file), 0
+    try:
+        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            before = early + _REORDERED / float(stream.average_rate or 1)
+            first = int((times[0] - before) / stream.time_base)
+            if first > (stream.start_time or 0):
+                container.seek(first, stream=stream)
+            for frame in container.decode(stream):
+                if frame.time is None:
+                    continue
+                while at < len(times) and (
+                    frame.time > times[at] + late
+                    or (at + 1 < len(times) and frame.time >= times[at + 1] - early)
+                ):
+                    yield None
+                    at += 1
+                if at == len(times):
+                    return
+                if frame.time >= times[at] - early:
+                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                    yield np.ascontiguousarray(pixels)
+                    at += 1
+    except (av.error.FFmpegError, OSError, ArithmeticError):
+        pass  # what has not come by now is damaged
     yield from [None] * (len(times) - at)
 
 

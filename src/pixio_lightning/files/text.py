@@ -18,6 +18,7 @@ from pixio_lightning.errors import UserError
 MAX_BYTES = 64 << 20
 MAX_YAML = 4 << 20  # the parser takes a second for every fifth of a megabyte
 MAX_VALUES = 100_000
+_MOST_DIGITS = 20  # of a whole number of 64 bits
 
 
 def is_regular(path: Path) -> bool:
@@ -72,12 +73,19 @@ def parse_json(text: str) -> Any:
     """Return what JSON says.
 
     Raises:
-        ValueError: It is none, or nested without end.
+        ValueError: It is none, nested without end, or has a whole number beyond 64 bits, for which
+            arrays and floats have no place.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) <= _MOST_DIGITS and -(1 << 63) <= (number := int(digits)) < 1 << 64:
+        return number
+    raise ValueError("a whole number beyond 64 bits")
 
 
 def parse_yaml(text: str) -> Any:
@@ -94,9 +102,11 @@ def parse_yaml(text: str) -> Any:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
-    for number, _ in enumerate(unfolded(content)):
+    for number, value in enumerate(unfolded(content)):
         if number > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES:,} values")
+        if isinstance(value, int) and abs(value) >> 64:
+            raise ValueError("a whole number beyond 64 bits")
     return content
 
 

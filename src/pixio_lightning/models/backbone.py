@@ -49,8 +49,7 @@ class Backbone(nn.Module):
         checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
         compile: Compile every block with torch.compile, in place.
         model_args: Further arguments of the model: `n_cls_tokens`, `patch_size`, `img_size`,
-            `in_chans`, `pos_init`, `embed_dim`, ..., and `mean` and `std` of the input; all of them
-            are listed in `self_description.ARGUMENTS`.
+            `in_chans`, `pos_init`, ..., `mean` and `std` of the input; see `settings.ARGUMENTS`.
 
     Raises:
         UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
@@ -81,13 +80,11 @@ class Backbone(nn.Module):
         self.name, model_args = architecture.resolve_architecture(
             name, weights, self._file, model_args or {}
         )
-        statistics: dict[str, Any] = {
-            key: model_args.pop(key) for key in ("mean", "std") if key in model_args
-        }
+        stated: dict[str, Any] = {k: model_args.pop(k) for k in ("mean", "std") if k in model_args}
         self.model_args = model_args
         with torch.device("meta"):
             self.vit = architecture.build(self.name, model_args)
-        self._describe(statistics, dense_cls)
+        self._describe(stated, dense_cls)
         self._digest = ""
         if tune not in ("frozen", "full", *range(self.depth + 1)):
             raise UserError(
@@ -119,25 +116,18 @@ class Backbone(nn.Module):
             dense_cls = self.n_cls_tokens > 0 and "dinov3" not in self.name
         self.dense_cls = dense_cls
         self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
-        self.licence = self._licence(config)
+        self.licence = architecture.licence(self.name, self.weights, self._file, config)
         self._statistics: dict[str, list[float]] = {}
-        in_chans = self.vit.patch_embed.proj.in_channels
+        self.channels: int = self.vit.patch_embed.proj.in_channels
         for key in ("mean", "std"):
             value = self._statistics[key] = list(statistics.get(key, config[key]))
-            if key in statistics and len(value) not in (1, in_chans):
+            if len(value) not in ((1, self.channels) if key in statistics else (self.channels,)):
                 raise UserError(
                     f"backbone.model_args.{key} has {len(value)} values, but {self.name} takes "
-                    f"images of {in_chans} channels"
+                    f"images of {self.channels} channels (in_chans): give mean and std of each"
                 )
             values = torch.tensor(value, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
             self.register_buffer(key, values, persistent=False)
-
-    def _licence(self, config: dict[str, Any]) -> str:
-        if self.weights == "timm":
-            return config.get("license") or f"as timm states for {self.name}"
-        if self._file is None:
-            return "none (random initialisation)"
-        return weight_files.licence_of(self.weights, self._file.meta)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -278,6 +268,11 @@ class Backbone(nn.Module):
         """Turn uint8 `(B, 3, H, W)` into floats with the model's own mean and deviation."""
         if images.dtype != torch.uint8:
             raise TypeError(f"normalize takes uint8 images, got {images.dtype}")
+        if images.shape[-3] != self.channels:
+            raise UserError(
+                f"images of {images.shape[-3]} channels, but {self.name} takes {self.channels} "
+                "(backbone.model_args.in_chans, or what its weights are made for)"
+            )
         return (images.float() / 255 - self.mean) / self.std
 
     def resize(self, images: Tensor) -> Tensor:

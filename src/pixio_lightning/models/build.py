@@ -15,7 +15,7 @@ from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.models import vit  # vit registers the Pixio names with timm
 from pixio_lightning.models.settings import check_arguments, is_known, shown
 from pixio_lightning.models.weights import key_names as spellings
-from pixio_lightning.models.weights.read import Weights
+from pixio_lightning.models.weights.read import Weights, licence_of
 
 
 def is_generated(weights: str) -> bool:
@@ -195,3 +195,10 @@ def _is_plain(model: nn.Module) -> bool:
         and isinstance(getattr(model, "patch_embed", None), PatchEmbed)
         and not getattr(model, "rope_mixed", False)
     )
+
+
+def licence(name: str, weights: str, file: Weights | None, config: Mapping[str, Any]) -> str:
+    """Return the licence of weights: timm's own, those of a file, or random ones, of none."""
+    if weights == "timm":
+        return config.get("license") or f"as timm states for {name}"
+    return "none (random initialisation)" if file is None else licence_of(weights, file.meta)

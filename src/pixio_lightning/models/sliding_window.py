@@ -13,23 +13,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def origins(length: int, *, window: int, stride: int) -> list[int]:
+def origins(length: int, *, window: int, stride: int, inside: bool = False) -> list[int]:
     """Return where windows start along a side: 0, `stride`, 2 `stride`, ... while inside.
 
     The last ones may reach over the border. A side as long as a window has a second one, unless
     the stride is as long, too; a shorter side may have only the first.
+
+    Args:
+        length: Of the side.
+        window: Side of a window.
+        stride: Distance between origins.
+        inside: No window reaches over the border instead: they are spread evenly, no more than
+            `stride` apart. A side shorter than a window has one.
 
     Raises:
         ValueError: The stride would leave pixels out.
     """
     if not 0 < stride <= window:
         raise ValueError(f"a stride of {stride} with windows of {window} leaves pixels out")
-    return list(range(0, length, stride))
+    if not inside:
+        return list(range(0, length, stride))
+    room = max(0, length - window)
+    steps = -(-room // stride)
+    return [room * step // max(1, steps) for step in range(steps + 1)]
 
 
-def corners(size: tuple[int, int], *, window: int, stride: int) -> list[tuple[int, int]]:
+def corners(
+    size: tuple[int, int], *, window: int, stride: int, inside: bool = False
+) -> list[tuple[int, int]]:
     """Return the top and left of every window over an image `(H, W)`, row by row."""
-    rows, columns = (origins(n, window=window, stride=stride) for n in size)
+    rows, columns = (origins(n, window=window, stride=stride, inside=inside) for n in size)
     return [(top, left) for top in rows for left in columns]
 
 
@@ -39,6 +52,7 @@ def cut(
     window: int,
     stride: int,
     at_once: int,
+    inside: bool = False,
     prepare: Callable[[Tensor], Tensor] = lambda piece: piece,
 ) -> Iterator[Tensor]:
     """Cut images into windows, the windows of an image after each other, row by row.
@@ -48,13 +62,15 @@ def cut(
         window: Side of a window in pixels.
         stride: Distance between origins.
         at_once: Windows in a tensor, at most.
+        inside: As in `origins`.
         prepare: Normalises a piece `(1, C, h, w)`; what is beyond the right and bottom border is 0
             afterwards.
 
     Yields:
         `(m, C, S, S)`.
     """
-    places = corners((images.shape[-2], images.shape[-1]), window=window, stride=stride)
+    size = (images.shape[-2], images.shape[-1])
+    places = corners(size, window=window, stride=stride, inside=inside)
     everywhere = [(image, *place) for image in range(len(images)) for place in places]
     for start in range(0, len(everywhere), at_once):
         pieces = []
@@ -73,7 +89,8 @@ class Mean:
         size: Their height and width.
         window: Side of a window in pixels.
         stride: Distance between origins.
-        blend: Whether a window counts less towards its border, so that no seam is seen there.
+        blend: Whether windows lie inside, see `origins`, and count less towards their borders, so
+            that no seam is seen there.
     """
 
     def __init__(
@@ -86,7 +103,7 @@ class Mean:
         blend: bool = False,
     ) -> None:
         self.images, self.size, self.window, self.stride = images, size, window, stride
-        self._places = corners(size, window=window, stride=stride)
+        self._places = corners(size, window=window, stride=stride, inside=blend)
         rising = torch.arange(1.0, window + 1)
         # Along a side; of a pixel, the product of the two.
         self._weights = rising.minimum(rising.flip(0)) if blend else torch.ones(window)
@@ -123,7 +140,7 @@ class Mean:
     def _counts(self, length: int) -> Tensor:
         """Return how many windows cover each pixel along a side, by their weights."""
         found = torch.zeros(length)
-        for start in origins(length, window=self.window, stride=self.stride):
+        for start in origins(length, window=self.window, stride=self.stride, inside=self._blend):
             weights = self._weights[: length - start]
             found[start : start + len(weights)] += weights
         return found

@@ -49,7 +49,7 @@ def costs_of(model: PixelPretraining, image_size: int, *, precision: str = "32-t
     """Count what a model costs.
 
     Args:
-        model: With its decoder built; it is moved to the meta device.
+        model: With its decoder built; its values are given up.
         image_size: Side of the images in pixels.
         precision: The trainer's.
     """
@@ -57,6 +57,8 @@ def costs_of(model: PixelPretraining, image_size: int, *, precision: str = "32-t
     shape = (1, in_chans, image_size, image_size)
     images = torch.empty(shape, dtype=torch.uint8, device="meta")
     key = RandomKey(torch.empty(1, dtype=torch.int64, device="meta"), 0, 0)
+    model.backbone.compile_blocks = False
+    model.backbone.load_empty()
     model.to("meta")
     with FlopCounterMode(display=False) as counted:
         result = model(images, key)
@@ -96,7 +98,8 @@ def plan(
     batch: int,
     devices: int,
     steps: int,
-    global_batch: int,
+    accumulate: int = 1,
+    on_gpu: bool = True,
 ) -> dict[str, str]:
     """Say what a run costs, by name.
 
@@ -106,24 +109,29 @@ def plan(
         precision: The trainer's.
         batch: Images that a device has at once.
         devices: How many there are.
-        steps: Optimiser steps of the run.
-        global_batch: Images of a step over all devices.
+        steps: Optimiser steps of the run; -1 is no end.
+        accumulate: Batches of a step.
+        on_gpu: Whether to say how long it takes.
     """
     costs = costs_of(model, image_size, precision=precision)
     flops = costs.encoder + costs.decoder
     states = STATE_BYTES * _count(model)
-    name, peak = next(iter(PEAKS.items()))
-    rate = UTILISATION * peak / flops
-    days = steps * global_batch / (rate * devices) / 86_400
-    return {
-        "compute": f"{flops / 1e9:.3g} GFLOP an image and step, {costs.decoder / flops:.0%} of it "
-        "in the decoder",
+    facts = {
+        "compute": f"{_digits(flops / 1e9)} GFLOP an image and step, "
+        f"{costs.decoder / flops:.0%} of it in the decoder",
         "memory": f"{_bytes(states)} for weights, gradients and AdamW, {_bytes(costs.activations)} "
-        f"an image for the backward pass: {_bytes(states + batch * costs.activations)} "
-        f"with {batch} on a device, sharding apart",
-        "on an " + name: f"{rate:,.0f} img/s at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s: "
-        f"{days:.1f} days on {devices}, and {rate / LOADED:.1f} cores a device to load JPEGs",
+        f"an image for the backward pass: {_bytes(states + batch * costs.activations)} with "
+        f"{batch} on a device (sharding divides the first, torch.compile makes less of the second)",
     }
+    for name, peak in PEAKS.items() if on_gpu else ():
+        rate = UTILISATION * peak / flops
+        days = steps * batch * accumulate / rate / 86_400
+        duration = f"{days:.1f} days on {devices}, and " if steps > 0 else ""
+        facts[f"on an {name}"] = (
+            f"{rate:,.0f} img/s at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s: "
+            f"{duration}{rate / LOADED:.1f} cores a device to load JPEGs"
+        )
+    return facts
 
 
 def _count(model: nn.Module) -> int:
@@ -132,3 +140,8 @@ def _count(model: nn.Module) -> int:
 
 def _bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _digits(value: float) -> str:
+    """Write a number with three digits or more, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

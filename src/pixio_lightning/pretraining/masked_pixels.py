@@ -13,7 +13,6 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.naming import output_path
 from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import (
@@ -114,6 +113,7 @@ class PixelPretraining(BackboneModule):
         Raises:
             UserError: The images are not whole tokens, or the tokens not whole blocks.
         """
+        super().read_data_attributes(data)
         size, stride = getattr(data, "image_size", None), self.backbone.stride
         if not isinstance(size, int):
             return
@@ -214,13 +214,15 @@ class PixelPretraining(BackboneModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Write one picture for each image: masked input, reconstruction, truth."""
+        """Write one picture for each image: masked input, reconstruction, truth, and its loss."""
         folder = Path(self.trainer.default_root_dir) / "predictions"
-        panel = self.pictures(batch)
-        for name, row, weight in zip(batch["name"], panel.rows, batch["weight"], strict=True):
-            if weight == 0:  # padding, or an unreadable image
+        panel, losses = self._drawn(batch)
+        for index, (name, row) in enumerate(zip(batch["name"], panel.rows, strict=True)):
+            if batch["weight"][index] == 0:  # padding, or an unreadable image
                 continue
-            visualize.write(output_path(folder, name, ".png"), panel._replace(rows=[row]))
+            loss = f"loss {float(losses[index]):.3f}"
+            one = panel._replace(rows=[row], caption="; ".join(filter(None, (loss, panel.caption))))
+            self.show(folder, name, one, suffix=".png", label=f"{name}: {loss}")
 
     def _fixed_draw(self, batch: dict[str, Any]) -> RandomKey:
         return RandomKey(batch["key"], self.seed, _FIXED_STEP)
@@ -251,9 +253,13 @@ class PixelPretraining(BackboneModule):
         shape = filled - mean
         return shape / contrast, shape / torch.maximum(contrast, own_contrast)
 
-    @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
         """Draw what the model sees, its reconstruction and the truth, in a row for each image."""
+        return self._drawn(batch)[0]
+
+    @torch.no_grad()
+    def _drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, Tensor]:
+        """Return the same, and the loss of each image `(B,)`."""
         images = batch["image"]
         result = self(images, self._fixed_draw(batch))
         painted = result.prediction.float()
@@ -274,7 +280,8 @@ class PixelPretraining(BackboneModule):
         caption = (
             "* hidden patches with the true mean and contrast of each" if self.norm_pix else ""
         )
-        return visualize.Panel(rows, titles, caption)
+        panel = visualize.Panel(rows, titles, caption)
+        return panel, pixel_loss(result.prediction, result.target)
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss at the start and the end, beside what needs no learning."""

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, visible_lines
+from pixio_lightning.files import output_path
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import blocks_of, compile_blocks
 from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training import strategy as sharding
+from pixio_lightning.training import visualize
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.checkpoints.finite import first_not_finite
 from pixio_lightning.training.optim import Optim
@@ -50,6 +52,7 @@ class BackboneModule(L.LightningModule):
         self.config: dict[str, Any] = {}
         self._configured = False
         self._settings: list[dict[str, Any]] = []
+        self._shown: dict[str, Path] = {}  # pictures of predictions by their labels
         self._finite_steps = 0  # up to which step every loss was seen to be finite
         # "disable": looking for NaN in every step would wait for the device.
         self._train_loss = MeanMetric(nan_strategy="disable")
@@ -67,7 +70,18 @@ class BackboneModule(L.LightningModule):
         """Take from the `pixio` entry of a checkpoint what must be known before building."""
 
     def read_data_attributes(self, data: Any) -> None:
-        """Take from a data module what must be known of it, or refuse it."""
+        """Take from a data module what must be known of it, or refuse it.
+
+        Raises:
+            UserError: Its images have other channels than the backbone takes.
+        """
+        given, taken = getattr(data, "channels", None), self.backbone.channels
+        if given not in (None, taken):
+            raise UserError(
+                f"the backbone takes images of {taken} channels (backbone.model_args.in_chans, or "
+                f"what its weights are made for), but {type(data).__name__} gives {given}: leave "
+                "in_chans out, or give data of your own that says channels"
+            )
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return what to say of a finished run, by name."""
@@ -76,6 +90,45 @@ class BackboneModule(L.LightningModule):
     def predictions_text(self, folder: Path) -> str:
         """Return what to say once `predict` has written its files."""
         return f"predictions: {folder / 'predictions'}"
+
+    def note(self, text: str) -> None:
+        """Print a line, once for all processes; nothing where it is empty."""
+        if text and (self.attached is None or self.trainer.is_global_zero):
+            print(visible_lines(text), flush=True)
+
+    def show(
+        self,
+        folder: Path,
+        name: str,
+        panel: visualize.Panel,
+        *,
+        suffix: str = "_colour.png",
+        label: str = "",
+    ) -> None:
+        """Write the picture of a prediction, which is also shown on the contact sheet.
+
+        Args:
+            folder: Where predictions go.
+            name: Of the sample.
+            panel: The picture.
+            suffix: What is put behind the name.
+            label: What stands above it on the sheet; the name by default.
+        """
+        path = output_path(folder, name, suffix)
+        visualize.write(path, panel)
+        if len(self._shown) < visualize.ON_A_SHEET:
+            self._shown[label or name] = path
+
+    def on_predict_start(self) -> None:
+        """Begin a contact sheet."""
+        self._shown = {}
+
+    def on_predict_end(self) -> None:
+        """Show the first pictures on one sheet, `predictions.png` in the run folder."""
+        if len(self._shown) > 1 and self.trainer.is_global_zero:
+            path = Path(self.trainer.default_root_dir) / "predictions.png"
+            visualize.save(path, visualize.contact_sheet(self._shown))
+            self.note(f"the first {len(self._shown)} on one sheet: {path}")
 
     def configure_model(self) -> None:
         """Load the backbone and build the decoder, once; shard both where the strategy asks.

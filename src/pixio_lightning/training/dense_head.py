@@ -6,7 +6,6 @@ Shapes: B images, M windows of them, K channels of a prediction, S side of a win
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import output_path
 from pixio_lightning.models import sliding_window
 from pixio_lightning.models.features import Features, joined
-from pixio_lightning.training import visualize
 from pixio_lightning.training.head import Batch, Head
 
 
@@ -32,7 +29,8 @@ class DenseHead(Head):
     by its prediction alone.
 
     What is predicted to be looked at (`pixio predict`, pictures given to `predict`) is never
-    scored: windows are blended there, and a photograph is brought to a size that they suit.
+    scored: a photograph is brought to a size that windows suit, and they lie inside of it, half a
+    window apart at most, and are blended.
 
     A subclass implements `decode_crop`, `decode_window` and `from_mean`, and calls `set_windows`.
 
@@ -40,7 +38,8 @@ class DenseHead(Head):
         window: Side of the windows in pixels.
         stride: Distance between their origins.
         windows_per_chunk: How many are encoded and decoded at once.
-        predict_side: Short side that larger images are brought to where they are predicted.
+        predict_side: Short side that larger images are brought to where they are predicted;
+            smaller ones are brought to a window, but no more than four times as large.
     """
 
     predict_side: int
@@ -122,35 +121,19 @@ class DenseHead(Head):
         """Return the prediction for images at their working size, without seams."""
         image = batch["image"]
         size = list(image.shape[-2:])
-        if (short := min(size)) > self.predict_side:
-            size = [max(1, round(n * self.predict_side / short)) for n in size]
+        short = min(size)
+        # A strip would become endless if it were brought to the side of a window.
+        side = min(max(short, min(self.window, 4 * short)), self.predict_side)
+        if side != short:
+            size = [max(1, round(n * side / short)) for n in size]
             scaled = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
             image = scaled.round().clamp(0, 255).to(torch.uint8)
         return self._through_windows(batch | {"image": image}, blend=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """Write the predictions of a batch, and keep where their pictures are."""
-        super().predict_step(batch, batch_idx)
-        folder = Path(self.trainer.default_root_dir) / "predictions"
-        kept = [n for n, w in zip(batch["name"], batch["weight"].tolist(), strict=True) if w > 0]
-        self._drawn += [output_path(folder, name, "_colour.png") for name in kept]
-
-    def on_predict_start(self) -> None:
-        """Begin a contact sheet."""
-        self._drawn: list[Path] = []
-
-    def on_predict_end(self) -> None:
-        """Show the first pictures on one sheet, `predictions.png` in the run folder."""
-        drawn = [path for path in self._drawn[: visualize.ON_A_SHEET] if path.is_file()]
-        if len(drawn) > 1 and self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "predictions.png"
-            visualize.save(path, visualize.contact_sheet(drawn))
-            self.note(f"the first {len(drawn)} on one sheet: {path}")
-
     def _through_windows(self, batch: Batch, *, blend: bool = False) -> Tensor:
         images, size = len(batch["image"]), tuple(batch["image"].shape[-2:])
         mean = self._mean(images, (size[0], size[1]), blend=blend)
-        for piece, counts in self._pieces(batch["image"]):
+        for piece, counts in self._pieces(batch["image"], blend=blend):
             found = self.decode_window(self.backbone(piece, normalized=True))
             if counts:
                 mean.add(found)
@@ -161,34 +144,35 @@ class DenseHead(Head):
         """Return what decides how images are cut."""
         return {"window": self.window, "stride": self.stride}
 
+    def _stride(self, blend: bool) -> int:
+        return min(self.stride, self.window // 2) if blend else self.stride
+
     def _mean(
         self, images: int, size: tuple[int, int], *, blend: bool = False
     ) -> sliding_window.Mean:
         return sliding_window.Mean(
-            images, size, window=self.window, stride=self.stride, blend=blend
+            images, size, window=self.window, stride=self._stride(blend), blend=blend
         )
 
-    def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, bool]]:
+    def _pieces(self, images: Tensor, *, blend: bool = False) -> Iterator[tuple[Tensor, bool]]:
         """Yield chunks of normalised windows, and whether they count.
 
         A sharded model runs only where all processes call it equally often: the one with a smaller
         image repeats its last chunk.
         """
         size = (images.shape[-2], images.shape[-1])
-        count = len(images) * len(
-            sliding_window.corners(size, window=self.window, stride=self.stride)
-        )
+        layout: dict[str, Any] = {
+            "window": self.window,
+            "stride": self._stride(blend),
+            "inside": blend,
+        }
+        count = len(images) * len(sliding_window.corners(size, **layout))
         own = most = -(-count // self.windows_per_chunk)
         if self.device_mesh is not None:  # asked first: the chunks are exchanges, too
             most = int(self.all_gather(torch.tensor(own, device=self.device)).max())
         piece = images
-        for piece in sliding_window.cut(
-            images,
-            window=self.window,
-            stride=self.stride,
-            at_once=self.windows_per_chunk,
-            prepare=self.inputs,
-        ):
+        chunk = self.windows_per_chunk
+        for piece in sliding_window.cut(images, **layout, at_once=chunk, prepare=self.inputs):
             yield piece, True
         for _ in range(own, most):
             yield piece, False

@@ -60,7 +60,7 @@ def pixels_of(picture: Any, *, channels: int = 3) -> NDArray[np.uint8]:
             f"an array of shape {picture.shape} is no picture; expected (H, W, {channels}), "
             "channels last, or (H, W)"
         )
-    return bytes_of(torch.from_numpy(np.ascontiguousarray(array))).numpy()
+    return bytes_of(torch.from_numpy(np.array(array, order="C"))).numpy()
 
 
 def images_of(images: Tensor, *, channels: int = 3) -> Tensor:

@@ -1,8 +1,10 @@
-"""Sharding over processes (FSDP2): each holds its part of every parameter, and none the whole.
+"""Processes of a run: parameters sharded over them (FSDP2), and what to say when one is lost.
+
+Sharded, each holds its part of every parameter, and none the whole.
 
 The first process builds the model on its CPU, as a run without sharding does; the others know its
 shapes alone. Then every tensor is cut and sent, one after the other, so that a device never holds
-more than its shards and one whole tensor. And what is said when one of the processes is lost.
+more than its shards and one whole tensor.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -185,7 +188,7 @@ def lost_process(error: Exception) -> UserError | None:
     """
     text = " ".join(str(error).split())
     lost = isinstance(error, RuntimeError) and any(known in text for known in _LOST)
-    if not lost and not isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+    if not lost and not isinstance(error, (DistNetworkError, DistStoreError)):
         return None
     return UserError(
         f"another process of this run was lost or does not answer ({text[:200]}): see what it said "

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pixio_lightning.errors import UserError, visible_lines
+from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
@@ -75,6 +75,7 @@ class TaskModule(BackboneModule):
         What an evaluation depends on is taken whatever was known; what the weights are made for
         only where nothing is known yet.
         """
+        super().read_data_attributes(data)
         for name in self.data_attributes:
             if name not in self.data_info and (value := getattr(data, name, None)) is not None:
                 self.data_info[name] = value
@@ -107,11 +108,6 @@ class TaskModule(BackboneModule):
         # Checkpoints of before there were two kinds hold all of them in one place.
         facts = facts | about.get("evaluation_facts", {})
         self.evaluation_info = {n: facts[n] for n in self.evaluation_attributes if n in facts}
-
-    def note(self, text: str) -> None:
-        """Print a line, once for all processes; nothing where it is empty."""
-        if text and (self.attached is None or self.trainer.is_global_zero):
-            print(visible_lines(text), flush=True)
 
     @property
     def statistics(self) -> dict[str, Tensor]:

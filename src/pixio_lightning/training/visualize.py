@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from pixio_lightning.errors import visible
 from pixio_lightning.files import written_aside
 
 _SIDE = 192  # smallest side a picture is shown at, in pixels
@@ -22,6 +23,7 @@ _SAMPLED = 1 << 20  # values that a quantile is taken of, at most; torch refuses
 _GAP = 6
 _HEAD = 24
 _BAR = 120  # length of a colour scale
+_CELL = 704  # width of a picture on a contact sheet
 _SWATCH = 12  # side of a colour beside its name
 
 # Colours from low to high, even steps apart; lightness rises or falls throughout, so that the
@@ -163,6 +165,17 @@ def shown_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def as_shown(picture: Tensor) -> Tensor:
+    """Return a picture uint8 `(3, H, W)` on the CPU, a large one at the size that is drawn.
+
+    What is laid over a photograph of 24 megapixels would otherwise take gigabytes.
+    """
+    size = shown_size(*picture.shape[-2:])
+    if size[0] >= picture.shape[-2]:
+        return picture.cpu()
+    return F.interpolate(picture[None].cpu(), size, mode="bilinear", antialias=True)[0]
+
+
 def compose(panel: Panel) -> Image.Image:
     """Lay pictures out in a grid; each row has the height of its first picture."""
     sizes = [shown_size(*row[0].shape[-2:]) for row in panel.rows]
@@ -231,17 +244,24 @@ def _wrapped(swatches: Sequence[Swatch], width: int, font: Any) -> list[list[tup
     return lines
 
 
-def contact_sheet(pictures: Sequence[Path]) -> Image.Image:
-    """Lay pictures in files out in rows of up to four, each in a cell of one size."""
-    columns = min(4, len(pictures))
-    cell = (_MOST, _SIDE + 3 * _HEAD)
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (cell[0] + _GAP), rows * (cell[1] + _GAP)), "white")
-    for index, path in enumerate(pictures):
-        row, column = divmod(index, columns)
+def contact_sheet(pictures: Mapping[str, Path]) -> Image.Image:
+    """Lay pictures in files out in rows of up to three, each below its label."""
+    columns, font = min(3, len(pictures)), ImageFont.load_default(13)
+    cells = []
+    for label, path in pictures.items():
         with Image.open(path, formats=("PNG",)) as picture:
-            picture.thumbnail(cell)
-            sheet.paste(picture, (column * (cell[0] + _GAP), row * (cell[1] + _GAP)))
+            picture.thumbnail((_CELL, 2 * _SIDE))
+            cells.append((label, picture.copy()))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [_HEAD + _GAP + max(picture.height for _, picture in row) for row in rows]
+    sheet = Image.new("RGB", (columns * (_CELL + _GAP), sum(heights)), "white")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, (label, cell) in enumerate(row):
+            left = column * (_CELL + _GAP)
+            draw.text((left + _GAP, top + 4), visible(label), "black", font)
+            sheet.paste(cell, (left, top + _HEAD))
+        top += height
     return sheet
 
 

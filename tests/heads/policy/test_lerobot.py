@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples, encode_png
 from pixio_heads.policy.lerobot import frames, read, write
-from pixio_lightning.data import BadImage, load_or_name
+from pixio_lightning.data import BadImage, load_or_name, parquet
 from pixio_lightning.errors import UserError
 
 FPS = 10
@@ -492,3 +492,16 @@ def test_a_video_that_breaks_off_leaves_bad_images(tmp_path: Path) -> None:
     assert off(demo.frame(0), picture(0, 0)) <= 3
     with pytest.raises(BadImage, match="episode_000000.mp4"):
         demo.frame(LENGTHS[0] - 1)
+
+
+@pytest.mark.parametrize("file", ["data", "meta/episodes"])
+def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = by_hand(tmp_path, "v3.0", False)
+    monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 20)
+    assert len(read(folder, limit=None)[0]) == len(LENGTHS)
+    (path, *_) = sorted((folder / file).glob("**/*.parquet"))
+    pq.write_table(pa.concat_tables([pq.read_table(path)] * 100_000), path, row_group_size=1 << 20)
+    with pytest.raises(UserError, match=f"{path.name}' unpacks to a row group over"):
+        read(folder, limit=None)

@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 
 from pixio_heads.policy.demonstrations import square
 from pixio_heads.policy.lerobot.layout import inside
-from pixio_lightning.data import BadImage, decode_pixels, pyav, read_file
+from pixio_lightning.data import (
+    BadImage,
+    decode_pixels,
+    frames_at,
+    opened_video,
+    read_file,
+    read_groups,
+)
 from pixio_lightning.errors import UserError
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
 _MEGAPIXELS = 64.0
-# A container of this kind alone: what FFmpeg takes for a playlist opens other files and addresses.
-_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
-# Frames that a decoder may need before the one it shows: the deepest reordering of H.264.
-_REORDERED = 16
 
 Frame = NDArray[np.uint8] | str  # or why there is none
 Decode = Callable[[int, int], Iterator[Frame]]  # of the steps from one up to another
@@ -92,7 +95,7 @@ def _images(
         ends = np.cumsum(sizes)
         first, last = first_row + start, first_row + stop
         groups = [i for i, end in enumerate(ends) if end > first and end - sizes[i] < last]
-        table = parquet.read_row_groups(groups, columns=[column])
+        table = read_groups(parquet, groups, [column])
         values = table[column].slice(first - int(ends[groups[0]]) + sizes[groups[0]], stop - start)
     except (pa.ArrowException, OSError, ValueError):
         yield from [f"{file.name} is damaged"] * (stop - start)
@@ -126,24 +129,8 @@ def check_video(file: Path, frames: int) -> None:
     Raises:
         UserError: It is refused, or PyAV is missing.
     """
-    av = pyav(file)
-    if not file.is_file():
-        raise UserError(f"'{file}' does not exist, but the data set names it")
-    try:
-        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
-            streams = container.streams.video
-            if not streams:
-                raise UserError(f"'{file}' holds no video")
-            codec = streams[0].codec_context
-            if codec is None:
-                raise UserError(f"'{file}' is a video of an unknown codec, or damaged")
-            width, height = codec.width, codec.height
-            held = streams[0].frames  # 0 where the container does not say
-    except (av.error.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"'{file}' cannot be read as a video ({reason})") from None
-    if width * height > _MEGAPIXELS * 1e6:
-        raise UserError(f"'{file}' has frames over {_MEGAPIXELS:g} megapixels: scale it down")
+    with opened_video(file, max_megapixels=_MEGAPIXELS) as container:
+        held = container.streams.video[0].frames  # 0 where the container does not say
     if held and held < frames:
         raise UserError(f"'{file}' has {held} frames, but its episodes have {frames} steps")
 
@@ -152,25 +139,5 @@ def _frames(
     file: Path, times: Sequence[float], half: float, start: int, stop: int
 ) -> Iterator[Frame]:
     """Yield the frames within half a step of `times[start:stop]`."""
-    wanted, at = times[start:stop], 0
-    av = pyav(file)
-    try:
-        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            earlier = max(0.0, wanted[0] - 2 * half * _REORDERED)
-            container.seek(int(earlier / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                if frame.time is None or frame.time < wanted[at] - half:
-                    continue
-                while at < len(wanted) and frame.time > wanted[at] + half:
-                    yield f"{file.name} has no frame at its time"
-                    at += 1
-                if at < len(wanted) and frame.time >= wanted[at] - half:
-                    yield frame.to_ndarray(format="rgb24")
-                    at += 1
-                if at == len(wanted):
-                    return
-    except (av.error.FFmpegError, OSError):
-        pass  # what has not come by now is damaged
-    yield from [f"{file.name} is damaged"] * (len(wanted) - at)
+    for frame in frames_at(file, times[start:stop], early=half, late=half):
+        yield f"{file.name} has no frame at its time, or is damaged" if frame is None else frame

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pixio_lightning.data import TooLarge, read_groups
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import parse_json, read_text
 
@@ -192,11 +193,13 @@ def read_table(file: Path, columns: list[str], *, unread: Sequence[str] = ()) ->
             if name not in parquet.schema_arrow.names:
                 known = nearest(name, parquet.schema_arrow.names)
                 raise UserError(f"'{file}' has no column '{name}'{known}")
-        return parquet.read(columns=columns)
+        return read_groups(parquet, range(parquet.num_row_groups), columns)
     except FileNotFoundError:
         raise UserError(f"'{file}' does not exist, but the data set names it") from None
     except UserError:
         raise
+    except TooLarge as error:
+        raise UserError(f"'{file}' unpacks to {error}: refused") from None
     except (pa.ArrowException, OSError, ValueError):  # the last of names that are no text
         raise UserError(f"'{file}' cannot be read as parquet: it is damaged or cut short") from None
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.policy.metaworld.rendering import Renderer, opengl
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 
 HORIZON = 500  # steps after which Meta-World goes no further
 _PROPRIO = 4  # position of the hand in metres, and how far the gripper is open
@@ -43,14 +43,14 @@ class MetaWorld(gymnasium.Env):
         if images:  # before mujoco is imported, which chooses then
             opengl()
         tasks = _imported("metaworld.env_dict").ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
-        _known("data.task", task, [name.removesuffix("-goal-observable") for name in tasks])
+        one_of("data.task", task, [name.removesuffix("-goal-observable") for name in tasks])
         self.inner: Any = tasks[f"{task}-goal-observable"](seed=0)
         # Or every reset would be the first again; no public name draws anew.
         setattr(self.inner, "_freeze_rand_vec", False)  # noqa: B010
         self.inner.seeded_rand_vec = True  # or it would draw from numpy's global generator
         self.action_space = self.inner.action_space
         model = self.inner.model
-        _known("data.options.camera", camera, [model.camera(i).name for i in range(model.ncam)])
+        one_of("data.options.camera", camera, [model.camera(i).name for i in range(model.ncam)])
         shape = (size, size, 3) if images else (0, 0, 3)
         self.observation_space = gymnasium.spaces.Dict(
             image=gymnasium.spaces.Box(0, 255, shape, np.uint8),
@@ -119,7 +119,7 @@ def make(
 ) -> MetaWorld:
     """Make the environment of a task, see `MetaWorld`."""
     for name in unknown:
-        _known("data.options", name, ["camera", "shadows"])
+        one_of("data.options", name, ["camera", "shadows"])
     if horizon and horizon > HORIZON:
         raise UserError(f"data.horizon is {horizon}, but Meta-World ends after {HORIZON} steps")
     return MetaWorld(task, size, images=images, camera=camera, shadows=shadows)
@@ -132,7 +132,7 @@ def expert(task: str) -> ScriptedExpert:
         UserError: It has none.
     """
     controllers = _imported("metaworld.policies").ENV_POLICY_MAP
-    _known("data.task", task, controllers)
+    one_of("data.task", task, controllers)
     # That steps are clipped, which is meant to be.
     warnings.filterwarnings("ignore", "Constant.* may be too high")
     return ScriptedExpert(controllers[task]())
@@ -146,8 +146,3 @@ def _imported(name: str) -> ModuleType:
             f"the environments of Meta-World need the package {error.name}: "
             "pip install 'pixio-lightning[policy]'"
         ) from error
-
-
-def _known(key: str, name: str, names: Any) -> None:
-    if name not in names:
-        raise UserError(f"{key} '{name}' is none of {', '.join(names)}{nearest(name, names)}")

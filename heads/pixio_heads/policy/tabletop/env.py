@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pixio_heads.policy.tabletop.draw import Picture
 from pixio_heads.policy.tabletop.episode import PLATFORM, TASKS, Task, draw_episode
 from pixio_heads.policy.tabletop.physics import OPENING, RATE, REACH, SPEED
-from pixio_lightning import UserError
+from pixio_lightning.errors import UserError, one_of
 
 Observation = dict[str, NDArray]
 _MAX_STEPS = {"reach": 30, "push": 60, "pick_place": 60}
@@ -59,8 +59,7 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
         max_steps: int | None = None,
         images: bool = True,
     ) -> None:
-        if task not in TASKS:
-            raise UserError(f"no task '{task}': expected one of {', '.join(TASKS)}")
+        one_of("task", task, TASKS)
         if size < 16 or not 0 <= difficulty <= 1:
             raise UserError(
                 f"a picture of {size} px at difficulty {difficulty}: expected a size of 16 or "

@@ -33,7 +33,7 @@ from pixio_heads.reconstruction.reconstructed import (
     original_depth,
     original_intrinsics,
 )
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.files import write_bytes
 
 Format = Literal["ply", "glb", "colmap", "transforms", "npz", "depth"]
@@ -59,13 +59,8 @@ class Export:
     edge_mask: bool = True
 
     def __post_init__(self) -> None:
-        known = get_args(Format)
         for form in self.formats:
-            if form not in known:
-                raise UserError(
-                    f"model.export.formats holds '{form}', but expected {', '.join(known)}"
-                    f"{nearest(form, known)}"
-                )
+            one_of("model.export.formats", form, get_args(Format))
         for name, limit in (("max_points", self.max_points), ("voxel_size", self.voxel_size)):
             if limit is not None and limit <= 0:
                 raise UserError(

@@ -74,8 +74,10 @@ def posed_frame(
         size: Height and width, or None.
 
     Raises:
-        UserError: The pose is not rigid, or the intrinsics are none.
+        UserError: The image has no name, the pose is not rigid, or the intrinsics are none.
     """
+    if not Path(name).name:
+        raise UserError(f"{where}: its image is '{name}', which is no name of a file")
     matrix, pose = np.asarray(matrix, np.float64), np.asarray(pose, np.float64)
     turn = pose[:3, :3] if pose.shape == (4, 4) else np.zeros((3, 3))
     rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3 and np.linalg.det(turn) > 0

@@ -115,7 +115,7 @@ def _frames(
                 f"{where} has no {error}; expected file_path, transform_matrix, fl_x, cx, cy, w "
                 "and h, of the frame or of all; of an ideal camera camera_angle_x, w and h do"
             ) from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"{where}: {error}") from None
         model = about.get("camera_model", "PINHOLE")
         if about.get("is_fisheye"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zipfile
 import zlib
@@ -43,12 +44,12 @@ class Archive:
             )
         try:
             infos = self._opened().infolist()
-        except (zipfile.BadZipFile, OSError):
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
             raise UserError(
                 f"{key} '{path}' is no zip, or only part of one; give the zip or its unpacked "
                 "folder"
             ) from None
-        self.names = sorted(info.filename for info in infos if not info.is_dir())
+        self.names = sorted(i.filename for i in infos if i.filename and not i.is_dir())
         self._known = frozenset(self.names)
 
     def read(self, name: str) -> bytes:
@@ -66,7 +67,11 @@ class Archive:
             if opened.getinfo(name).file_size > _MOST_BYTES:  # zeros pack a thousandfold
                 raise BadImage(f"over {_MOST_BYTES >> 20} MiB in the zip")
             return opened.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError):
+            raise BadImage("damaged in the zip") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of a place before the file's beginning
+                raise
             raise BadImage("damaged in the zip") from None
 
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from glob import escape
 from os.path import isfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -65,7 +66,9 @@ class PairedFiles:
         if not isfile(path):  # of `os.path`, to which a name that is too long is no file
             sought = path.with_name(path.name.replace(image.stem, "NAME"))
             sought = sought.relative_to(self.root) if sought.is_relative_to(self.root) else sought
-            raise BadImage(f"no {field}: {sought.as_posix()} is not there")
+            others = sorted({p.suffix for p in path.parent.glob(f"{escape(path.stem)}.*")})
+            instead = f", but NAME{others[0]} is, which is not read" if others else ""
+            raise BadImage(f"no {field}: {sought.as_posix()} is not there{instead}")
         return path
 
     def file_facts(self) -> list[tuple[str, int, int]]:
@@ -140,7 +143,8 @@ class Partners:
 
         Where there is none, it is the path that was looked for first.
         """
-        stem = str(PurePosixPath(image).with_suffix(""))
+        named = PurePosixPath(image)
+        stem = str(named.with_suffix("")) if named.name else image  # of nothing, or of a folder
         for name in (image, stem):
             for suffix in self.suffixes:
                 if path := self.files.get(f"{name}{suffix}"):

@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pixio_lightning.data.parquet import TooLarge, read_rows
 from pixio_lightning.data.shards.remote import file_system, join, parquet_file
 from pixio_lightning.data.sources import is_picture
 from pixio_lightning.errors import UserError, printable
@@ -29,9 +29,6 @@ from pixio_lightning.errors import UserError, printable
 GROUP_ROWS = 100  # images in a group of a tar; what `pixio shard` writes to a row group
 MAX_MEMBER = 32 << 20  # bytes of one image
 MAX_RANGE = 64 << 20  # bytes of one group of a tar
-MAX_GROUP = 1 << 30  # bytes of one group of a parquet file, unpacked
-MAX_ROWS = 1 << 20  # images in a group
-_ROWS_AT_ONCE = 4
 
 UNSORTED = np.zeros(0, np.float32)
 SCORE_COLUMNS = ("loss", "entropy", "width", "height")
@@ -148,7 +145,7 @@ def read_group(index: ShardIndex, group: int) -> list[Encoded]:
             file = parquet_file(index.root, shard.path)
             column = column_of_images(file.schema_arrow, index.column)
             keys = ["key"] if "key" in file.schema_arrow.names and column != "key" else []
-            table = _rows(file, local, [*keys, column])
+            table = read_rows(file, local, [*keys, column])
             found = _rows_of_table(table, column, f"{shard.path}#{local}")
     except Exception as error:  # what readers raise of damaged bytes has no common class
         return _lost(shard, local, range(expected), short_reason(error))
@@ -198,37 +195,8 @@ def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> 
             f"'{join(root, path)}' has no column '{missing[0]}': give a folder of scores, written "
             "by `pixio predict -c curation/score`"
         )
-    table = _rows(file, group, columns)
+    table = read_rows(file, group, columns)
     return {name: table[name].to_numpy() for name in columns}
-
-
-class _TooLarge(ValueError):
-    """A group that would fill the memory."""
-
-
-def _rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
-    """Read a row group, however little it takes in its file, only if it is no larger than it may.
-
-    The footer says how large it is unpacked, but a value that a dictionary holds once may stand in
-    every row: so rows come a few at a time, and are counted.
-
-    Raises:
-        _TooLarge: It is larger, or has more rows.
-    """
-    about = file.metadata.row_group(group)
-    parts = [about.column(i) for i in range(about.num_columns)]
-    wanted = [p for p in parts if p.path_in_schema.partition(".")[0] in columns]
-    if about.num_rows > MAX_ROWS or sum(p.total_uncompressed_size for p in wanted) > MAX_GROUP:
-        raise _TooLarge
-    found, size = [], 0
-    for batch in file.iter_batches(
-        batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=list(columns), use_threads=False
-    ):
-        size += batch.nbytes
-        if size > MAX_GROUP:
-            raise _TooLarge
-        found.append(batch)
-    return pa.Table.from_batches(found, schema=None if found else pa.schema([]))
 
 
 def _lost(shard: Shard, group: int, rows: range, reason: str) -> list[Encoded]:
@@ -240,8 +208,8 @@ def short_reason(error: Exception) -> str:
     """Say in a few words why a shard cannot be read."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, _TooLarge):
-        return f"a row group over {MAX_GROUP >> 30} GiB or {MAX_ROWS:,} rows"
+    if isinstance(error, TooLarge):
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return "shard is missing"
     if isinstance(error, (pa.ArrowException, tarfile.TarError, OSError, EOFError, ValueError)):

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pixio_lightning.data.listing.splits import of_split
+from pixio_lightning.data.parquet import MAX_ROWS
 from pixio_lightning.data.shards.format import (
     GROUP_ROWS,
     MAX_MEMBER,
     MAX_RANGE,
-    MAX_ROWS,
     UNSORTED,
     NoImages,
     Shard,

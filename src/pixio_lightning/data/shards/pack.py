@@ -67,7 +67,8 @@ def pack(
         out: Folder to write to.
         split: Which shards are packed anew, where their names tell.
         rows: Images of a shard; shards that are packed anew keep theirs.
-        group: Images of a row group, which are read together.
+        group: Images of a row group, which are read together; all there are make ten groups at
+            least, so that some can be held out.
         shuffled: Whether to put the files of a folder into a random order, always the same.
         jobs: Shards packed at a time.
 
@@ -91,7 +92,8 @@ def pack(
     if stray:
         raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
     tasks = [
-        partial(_pack_one, out / name, read, group) for name, read in zip(names, parts, strict=True)
+        partial(_pack_one, out / name, read, group, alone=len(parts) == 1)
+        for name, read in zip(names, parts, strict=True)
     ]
     with ThreadPoolExecutor(jobs) as pool:
         running = pool.map(lambda task: task(), tasks)
@@ -190,7 +192,7 @@ def _groups(index: ShardIndex, number: int) -> Iterator[Encoded]:
         yield from read_group(index, group)
 
 
-def _pack_one(path: Path, part: tuple[str, Read], group: int) -> Packed:
+def _pack_one(path: Path, part: tuple[str, Read], group: int, *, alone: bool) -> Packed:
     content, read = part
     done = f"{content} {group}"
     if (
@@ -208,6 +210,8 @@ def _pack_one(path: Path, part: tuple[str, Read], group: int) -> Packed:
         else:
             images.append(image)
     about = {"pixio_source": done, "pixio_left_out": json.dumps(left_out)}
+    if alone and len(images) <= group:
+        group = max(1, len(images) // 10)
     write_shard(path, images, {}, group=group, about=about)
     return Packed(entry_of(path), left_out)
 

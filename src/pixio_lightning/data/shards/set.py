@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
@@ -34,7 +36,7 @@ from pixio_lightning.data.shards.stream import (
 )
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, write_text
+from pixio_lightning.files import default_cache, parse_json, read_text, write_text
 from pixio_lightning.keyed import permuted
 
 
@@ -139,8 +141,8 @@ class ShardSet:
         self.loader: ShardLoader | None = None
         self.stored: dict[str, Any] | None = None
         self.live: dict[str, Any] = {}
-        self.drawn: Counter[str] = Counter()
-        self.kept: Counter[str] = Counter()
+        # Of every shard, how many of its images this process met, and how many of them it kept.
+        self.tally = np.zeros((len(index.shards), 2), np.int64)
         if curation.scores is not None:
             if curation.scores != INSIDE:
                 check_scores(self.index, curation.scores)
@@ -173,6 +175,7 @@ class ShardSet:
         self.live = live = self.layout(images["world_size"], loader.readers)
         if self.stored is not None:
             _check_place(self.stored)
+            self._go_on_counting(self.stored.get("tally"))
             states = self.stored["states"]
             if self.stored["layout"] == live:
                 loader.go_to(states[images["rank"]])
@@ -197,29 +200,39 @@ class ShardSet:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return where the readers of all processes stand; every process must call it."""
+        """Return where the readers of all processes stand; every process must call it.
+
+        With a rule also what this process has met and kept: the first one's is what is saved, and
+        it alone reports it.
+        """
         assert self.loader is not None
         own = self.loader.state()
         states: list[Any] = [own]
         if dist.is_available() and dist.is_initialized():
             states = [None] * dist.get_world_size()
             dist.all_gather_object(states, own)
-        return {"layout": self.live, "states": states}
+        tally = {} if self.rule is None else {"tally": torch.from_numpy(self.tally.copy())}
+        return {"layout": self.live, "states": states} | tally
 
     # --- the keep rate ------------------------------------------------------------------------
 
     def count(self, tallies: list[Tally]) -> None:
-        """Add up what was drawn and kept, by shard."""
+        """Add up what was met and kept, by shard."""
         for tally in tallies:
-            self.drawn[tally.shard] += tally.drawn
-            self.kept[tally.shard] += tally.kept
+            self.tally[tally.shard] += tally.drawn, tally.kept
+
+    def _go_on_counting(self, stored: Any) -> None:
+        """Take the counts of a checkpoint; of other shards, or where it has none, begin anew."""
+        if isinstance(stored, torch.Tensor) and stored.dtype == torch.int64:
+            found = stored.cpu().numpy()
+            if found.shape == self.tally.shape and (found >= 0).all():
+                self.tally = found.copy()
 
     @property
     def keep_rate(self) -> float | None:
         """Share of the images met so far that was kept; None without a rule."""
-        if self.rule is None or not self.drawn:
-            return None
-        return self.kept.total() / self.drawn.total()
+        met, kept = self.tally.sum(0).tolist()
+        return None if self.rule is None or not met else kept / met
 
     def write_keep_rates(self, folder: Path) -> None:
         """Write the keep rate of every shard met so far."""
@@ -228,8 +241,9 @@ class ShardSet:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["shard", "met", "kept", "rate"])
-        for shard, met in sorted(self.drawn.items()):
-            table.writerow([shard, met, self.kept[shard], f"{self.kept[shard] / max(1, met):.4f}"])
+        for shard, (met, kept) in zip(self.index.shards, self.tally.tolist(), strict=True):
+            if met:
+                table.writerow([shard.path, met, kept, f"{kept / met:.4f}"])
         write_text(folder / "keep_rates.csv", text.getvalue())
 
 
@@ -258,11 +272,13 @@ def calibrated(index: ShardIndex, curation: Curation) -> float:
     if curation.fraction is None:
         return 1.0
     kept = default_cache() / f"calibrated-{digest_of_scores(index, curation)}.json"
-    if not kept.exists():
-        c = calibrate(histogram_of(index, curation), curation)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text(kept, json.dumps({"c": c}))
-    return float(json.loads(kept.read_text())["c"])
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        if 0 < (c := float(parse_json(read_text(kept))["c"])) < math.inf:
+            return c
+    c = calibrate(histogram_of(index, curation), curation)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_text(kept, json.dumps({"c": c}))
+    return c
 
 
 def _check_place(stored: Any) -> None:

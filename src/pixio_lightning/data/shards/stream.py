@@ -44,9 +44,9 @@ class Cursor(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What the keep rule did to one group."""
+    """What the keep rule did to one group of a shard, which goes by its number."""
 
-    shard: str
+    shard: int
     drawn: int
     kept: int
 
@@ -205,17 +205,18 @@ class ShardImages(IterableDataset):
         names: list[str] = []
         tallies: list[Tally] = []
         for group in self.order.groups_of(block):
-            path = self.index.shards[self.index.locate(group)[0]].path
+            shard, _ = self.index.locate(group)
+            path = self.index.shards[shard].path
             rows = self.index.rows_of(group)
             if self.rule and not self.rule.takes_group(self.index, group, epoch=epoch):
-                tallies.append(Tally(path, rows, 0))
+                tallies.append(Tally(shard, rows, 0))
                 continue
             read = read_group(self.index, group)
             if self.rule:
                 kept = self.rule.keep(self.index, group, [i.key for i in read], epoch=epoch)
                 # What cannot be read is always let through, to be counted as bad.
                 read = [i for i, keep in zip(read, kept, strict=True) if keep or i.reason]
-            tallies.append(Tally(path, rows, len(read)))
+            tallies.append(Tally(shard, rows, len(read)))
             images += read
             names += [i.key if i.key.startswith(path) else f"{path}:{i.key}" for i in read]
         n, seed = len(images), fold(self.seed, block)

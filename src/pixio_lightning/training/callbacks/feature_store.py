@@ -8,8 +8,10 @@ computes the rest.
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pixio_lightning.data.samples import View
+from pixio_lightning.files import parse_json
 
 Entry = dict[str, Any]
 
@@ -41,12 +44,14 @@ class Store(Mapping[str, View]):
         self._index.clear()
         self._maps.clear()
         for path in sorted(self.folder.glob("*.jsonl")):
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # cut short by a kill
-                    continue
-                self._index[entry["name"]] = entry | {"part": path.stem}
+            data = path.with_suffix(".bin")
+            held = data.stat().st_size if data.is_file() else 0
+            for line in path.read_bytes().splitlines():
+                # Cut short by a kill, or damaged: these are computed again.
+                with suppress(ValueError):
+                    entry = parse_json(line.decode())
+                    if _is_entry(entry, held):
+                        self._index[entry["name"]] = entry | {"part": path.stem}
 
     def __len__(self) -> int:
         return len(self._index)
@@ -75,6 +80,32 @@ class Store(Mapping[str, View]):
     def __getstate__(self) -> dict[str, Any]:
         # Data workers map the files themselves.
         return self.__dict__ | {"_maps": {}}
+
+
+def _is_entry(entry: Any, held: int) -> bool:
+    """Whether a line of an index is one of ours, and its data are among so many bytes."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    plain, tensors = entry.get("plain"), entry.get("tensors")
+    return isinstance(entry.get("bad"), str) or (
+        isinstance(plain, dict)
+        and isinstance(tensors, dict)
+        and all(_is_place(place, held) for place in tensors.values())
+    )
+
+
+def _is_place(place: Any, held: int) -> bool:
+    try:
+        name, shape, offset, size = place
+        dtype, counts = getattr(torch, name), [*shape, offset, size]
+    except (TypeError, ValueError, AttributeError):
+        return False
+    return (
+        isinstance(dtype, torch.dtype)
+        and all(isinstance(count, int) and count >= 0 for count in counts)
+        and math.prod(shape) * dtype.itemsize == size
+        and offset + size <= held
+    )
 
 
 class Writer:

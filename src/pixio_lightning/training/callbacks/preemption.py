@@ -27,8 +27,8 @@ def is_preempted(trainer: L.Trainer) -> bool:
 class Preemption(L.Callback):
     """On SIGTERM, SIGUSR1 or Ctrl-C finish the step, save `last.ckpt` and stop.
 
-    A validation is left after the batch it is at, and run again when the run goes on. A second
-    Ctrl-C stops at once.
+    Before the first step, while features are computed, stop at once. A validation is left after the
+    batch it is at, and run again when the run goes on. A second Ctrl-C stops at once.
 
     Args:
         requeue: Ask SLURM to queue the job again (`scontrol requeue`), unless it was Ctrl-C.
@@ -42,8 +42,15 @@ class Preemption(L.Callback):
         self.requeue = requeue
         self.signal: int | None = None
         self.stopping = False
-        self._step = 0
+        self._speaks = True
+        self._step: int | None = None  # None before the first one, and after the last
         self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._speaks = trainer.is_global_zero
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._handlers[number] = signal.signal(number, self._received)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -51,9 +58,18 @@ class Preemption(L.Callback):
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # as a shell asks for what it starts in the background
-            self._handlers[number] = signal.signal(number, self._received)
+            earlier = signal.signal(number, self._received)
+            self._handlers.setdefault(number, earlier)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if self._step is None and number != signal.SIGINT:
+            if not self._handlers:  # Lightning has put this back after a run that has ended
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            name = signal.Signals(number).name
+            text = f"{name} before the first step: nothing to save; the same line starts it again"
+            os.write(2, f"\n{text}\n".encode() if self._speaks else b"")
+            raise SystemExit(128 + number)
         if number == signal.SIGINT:
             if self.signal == number:
                 raise KeyboardInterrupt
@@ -109,9 +125,13 @@ class Preemption(L.Callback):
         if self.requeue and job and shutil.which("scontrol"):
             subprocess.run(["scontrol", "requeue", job], check=False)
 
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
             # Lightning may have put back what was there before its own.
             if signal.getsignal(number) == self._received:
                 signal.signal(number, handler)
         self._handlers.clear()
+        self._step = None

@@ -127,7 +127,7 @@ def _class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
         known = [plugin.attribute for plugin in plugins.installed()]
         raise UserError(
             f"checkpoint '{path}' was written by {printable(name)}, which is no installed head"
-            f"{nearest(short[:200], known)}; install the distribution that brings it, or import "
+            f"{nearest(short, known)}; install the distribution that brings it, or import "
             "it first"
         )
     return found[-1]

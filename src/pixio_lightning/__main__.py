@@ -1,4 +1,4 @@
-"""`python -m pixio_lightning.cli` is `pixio`."""
+"""`python -m pixio_lightning` is `pixio`."""
 
 import sys
 

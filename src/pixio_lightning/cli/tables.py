@@ -1,0 +1,82 @@
+"""A table of means over seeds, as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A line of the table: what was run, and the metrics of each of its seeds."""
+
+    name: str
+    values: dict[str, list[float]]
+
+
+def _cells(
+    rows: list[Row], better: Mapping[str, str | None], bold: str = "**{}**"
+) -> list[list[str]]:
+    """Return the cells of each row: mean over seeds and standard deviation, the best in bold."""
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.values))
+    best = {}
+    for metric in metrics:
+        means = [statistics.mean(row.values[metric]) for row in rows if metric in row.values]
+        means = [mean for mean in means if math.isfinite(mean)]
+        if better.get(metric) and len(means) > 1:
+            best[metric] = min(means) if better[metric] == "min" else max(means)
+    found = []
+    for row in rows:
+        cells = [row.name]
+        for metric in metrics:
+            values = row.values.get(metric)
+            if values is None:
+                cells.append("")
+                continue
+            mean = statistics.mean(values)
+            spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cell = f"{mean:.4f}{spread}"
+            cells.append(bold.format(cell) if mean == best.get(metric) else cell)
+        found.append([*cells, str(len(next(iter(row.values.values()))))])
+    arrows = {"min": " ↓", "max": " ↑", None: ""}
+    return [["", *(m + arrows[better.get(m)] for m in metrics), "seeds"], *found]
+
+
+def table(rows: list[Row], better: Mapping[str, str | None] = {}) -> str:  # noqa: B006 (read only)
+    """Lay rows out as Markdown: the mean over seeds, and their standard deviation."""
+    found = _cells(rows, better)
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in found]
+    head = head.replace("|  |", "| |", 1)
+    return "\n".join([head, "|---" * len(found[0]) + "|", *body])
+
+
+def latex(rows: list[Row], better: Mapping[str, str | None]) -> str:
+    """Lay rows out for the package booktabs."""
+    signs = {"+-": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$"}
+    signs |= {c: f"\\{c}" for c in "_%&#"}
+    found = _cells(rows, better, bold="\\textbf{{{}}}")
+    texts = [" & ".join(_replaced(cell, signs) for cell in cells) for cells in found]
+    lines = [f"{text} \\\\" for text in texts]
+    columns = "l" + "r" * (len(found[0]) - 1)
+    body = "\n".join([lines[0], "\\midrule", *lines[1:]])
+    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+
+
+def _replaced(text: str, signs: Mapping[str, str]) -> str:
+    for sign, written in signs.items():
+        text = text.replace(sign, written)
+    return text
+
+
+def as_csv(rows: list[Row]) -> str:
+    """Return a line for each value: row, metric, number of the seed in the suite, value."""
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["row", "metric", "seed", "value"])
+    for row in rows:
+        for metric, values in row.values.items():
+            lines.writerows([row.name, metric, i, repr(value)] for i, value in enumerate(values))
+    return file.getvalue()

@@ -1,0 +1,96 @@
+"""Parquet of others, read within bounds: a value that stands once in a file may be in every row.
+
+A footer says how large its groups are unpacked, and need not be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MAX_GROUP = 1 << 30  # bytes of one group, unpacked
+MAX_ROWS = 1 << 20  # rows of one group
+MAX_WHOLE = 4 << 30  # bytes of all groups that are held at once
+_ROWS_AT_ONCE = 4
+_NUMBERS_AT_ONCE = 1 << 14  # rows that hold nothing but numbers
+_SMALL = 32 << 20  # bytes of a file
+
+
+class TooLarge(ValueError):
+    """Something that would fill the memory; the text says what."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a row group over {MAX_GROUP >> 30} GiB or {MAX_ROWS:,} rows")
+
+
+def read_rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a row group, however little it takes in its file, if it is not too large.
+
+    Raises:
+        TooLarge: It is larger than it may be, or has more rows.
+    """
+    found = list(_batches(file, group, columns))
+    return pa.Table.from_batches(found, schema=None if found else pa.schema([]))
+
+
+def read_groups(file: pq.ParquetFile, groups: Iterable[int], columns: Sequence[str]) -> pa.Table:
+    """Read columns of row groups into one table.
+
+    Raises:
+        TooLarge: A group is larger than it may be, or all of them are.
+    """
+    tables, size = [file.schema_arrow.empty_table().select(columns)], 0
+    for group in groups:
+        tables.append(read_rows(file, group, columns))
+        size += tables[-1].nbytes
+        if size > MAX_WHOLE:
+            raise TooLarge
+    return pa.concat_tables(table for table in tables if table.num_columns)
+
+
+def check_unpacked(path: Path) -> None:
+    """Look whether a file that something else is going to read unpacks to what it may.
+
+    It is unpacked for that, if it is small: a large one takes what it costs to make it, and would
+    have to be read twice.
+
+    Raises:
+        TooLarge: A group is larger than it may be, or has more rows.
+        pa.ArrowException: The file is damaged.
+    """
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            if path.stat().st_size > _SMALL:
+                _check_footer(file, group, file.schema_arrow.names)
+            else:
+                for _ in _batches(file, group, file.schema_arrow.names):
+                    pass
+
+
+def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield rows a few at a time, until they are too many."""
+    parts = _check_footer(file, group, columns)
+    large = any(part.physical_type == "BYTE_ARRAY" for part in parts)
+    rows, size = _ROWS_AT_ONCE if large else _NUMBERS_AT_ONCE, 0
+    for batch in file.iter_batches(
+        batch_size=rows, row_groups=[group], columns=list(columns), use_threads=False
+    ):
+        size += batch.nbytes
+        if size > MAX_GROUP:
+            raise TooLarge
+        yield batch
+
+
+def _check_footer(
+    file: pq.ParquetFile, group: int, columns: Sequence[str]
+) -> list[pq.ColumnChunkMetaData]:
+    """Return what the footer says of columns, if it is not too much."""
+    about = file.metadata.row_group(group)
+    parts = [about.column(i) for i in range(about.num_columns)]
+    wanted = [p for p in parts if p.path_in_schema.partition(".")[0] in columns]
+    if about.num_rows > MAX_ROWS or sum(p.total_uncompressed_size for p in wanted) > MAX_GROUP:
+        raise TooLarge
+    return wanted
