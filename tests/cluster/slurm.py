@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol")
@@ -124,7 +125,9 @@ class Slurm:
     def stop(self) -> None:
         """Cancel what runs and end the daemons, the last one started first."""
         if len(self._daemons) == 3:
-            self("scancel", "--full", "--signal=KILL", "--user=root", check=False)
+            self("scancel", "--user=root", check=False)
+            with suppress(AssertionError):
+                wait_for("no jobs", lambda: not self("squeue", "-h", check=False), 20)
         for process in reversed(self._daemons):
             process.terminate()
             try:
