@@ -26,6 +26,7 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pixio_lightning import Backbone, PixelPretraining, __version__
@@ -97,21 +98,25 @@ def ours(size: Size, device: str, *, cls: int = CLS, half: bool = False) -> Step
     return step_of(model, loss_of, fused=True, half=half, device=device)
 
 
-def lightly(size: Size, device: str) -> Step:
-    """The Pixio of lightly's examples (its masks, its encoder and decoder)."""
-    from lightly.models import utils
-    from lightly.models.modules import MaskedVisionTransformerTIMM, PixioDecoderTIMM
-    from timm.models.vision_transformer import VisionTransformer
-
-    vit = VisionTransformer(
+def timm_vit(size: Size, **more: Any) -> VisionTransformer:
+    """timm's Vision Transformer of a size, as other libraries take it."""
+    return VisionTransformer(
         img_size=size.image,
         patch_size=size.patch,
         embed_dim=size.width,
         depth=size.depth,
         num_heads=size.heads,
-        reg_tokens=CLS - 1,
         num_classes=0,
+        **more,
     )
+
+
+def lightly(size: Size, device: str) -> Step:
+    """The Pixio of lightly's examples (its masks, its encoder and decoder)."""
+    from lightly.models import utils
+    from lightly.models.modules import MaskedVisionTransformerTIMM, PixioDecoderTIMM
+
+    vit = timm_vit(size, reg_tokens=CLS - 1)
     encoder = MaskedVisionTransformerTIMM(vit=vit)
     decoder = PixioDecoderTIMM(
         num_patches=vit.patch_embed.num_patches,
@@ -167,18 +172,9 @@ def transformers(size: Size, device: str) -> Step:
 def stable_pretraining(size: Size, device: str) -> Step:
     """MAE of stable-pretraining, with block masks."""
     from stable_pretraining.methods.mae import MAE
-    from timm.models.vision_transformer import VisionTransformer
 
-    vit = VisionTransformer(
-        img_size=size.image,
-        patch_size=size.patch,
-        embed_dim=size.width,
-        depth=size.depth,
-        num_heads=size.heads,
-        num_classes=0,
-    )
     model = MAE(
-        vit,
+        timm_vit(size),
         decoder_embed_dim=size.decoder.dim,
         decoder_depth=size.decoder.depth,
         decoder_num_heads=size.decoder.heads,
