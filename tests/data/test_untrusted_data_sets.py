@@ -249,3 +249,39 @@ def test_names_of_pictures_only_show(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(bad) == 1 and bad[0].endswith(
         b"?val loss  0.001.png\tno JPEG, PNG, WebP, TIFF or BMP"
     )
+
+
+@pytest.mark.parametrize("name", ["image", "observation.image"])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.binary(1 << 16)])
+def test_a_value_in_every_row_is_told_before_it_fills_the_memory(
+    name: str, kind: pa.DataType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the column's name holds dots, as those of robots do."""
+    monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 20)
+    table = pa.table({name: pa.array([bytes(1 << 16)] * 1000, kind)})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    sizes: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def seen(*args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        for batch in read(*args, **options):
+            sizes.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", seen)
+    with pytest.raises(parquet.TooLarge), pq.ParquetFile(tmp_path / "a.parquet") as file:
+        parquet.read_rows(file, 0, [name])
+    assert sum(sizes) < 2 << 20
+
+
+def test_a_footer_tells_of_columns_whose_names_hold_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 10)
+    table = pa.table({"a.b": [list(range(1000))], "a.bc": [1]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        assert parquet.read_rows(file, 0, ["a.bc"]).num_rows == 1
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
+        with pytest.raises(parquet.TooLarge):
+            parquet.read_rows(file, 0, ["a.b"])

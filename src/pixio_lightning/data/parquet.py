@@ -73,7 +73,7 @@ def check_unpacked(path: Path) -> None:
 def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield rows a few at a time, until they are too many."""
     parts = _check_footer(file, group, columns)
-    large = any(part.physical_type == "BYTE_ARRAY" for part in parts)
+    large = any("BYTE_ARRAY" in part.physical_type for part in parts)  # of any or one length
     rows, size = _ROWS_AT_ONCE if large else _NUMBERS_AT_ONCE, 0
     for batch in file.iter_batches(
         batch_size=rows, row_groups=[group], columns=list(columns), use_threads=False
@@ -90,7 +90,9 @@ def _check_footer(
     """Return what the footer says of columns, if it is not too much."""
     about = file.metadata.row_group(group)
     parts = [about.column(i) for i in range(about.num_columns)]
-    wanted = [p for p in parts if p.path_in_schema.partition(".")[0] in columns]
+    # A name may hold dots, as `observation.state`; below it are its fields.
+    names = tuple(f"{column}." for column in columns)
+    wanted = [p for p in parts if f"{p.path_in_schema}.".startswith(names)]
     if about.num_rows > MAX_ROWS or sum(p.total_uncompressed_size for p in wanted) > MAX_GROUP:
         raise TooLarge
     return wanted
