@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 
 import pytest
@@ -27,6 +28,13 @@ def test_a_process_that_never_arrives_is_named_as_such() -> None:
     with pytest.raises(DistStoreError) as caught:
         here.get("what the other was to say")
     assert "another process of this run was lost" in str(lost_process(caught.value))
+
+
+def test_a_port_in_use_is_no_lost_process() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(DistNetworkError) as caught:
+        TCPStore("127.0.0.1", other.getsockname()[1], is_master=True, timeout=SECOND)
+    said = str(lost_process(caught.value))
+    assert "is in use" in said and "MASTER_PORT" in said and "lost" not in said
 
 
 def test_other_errors_are_not() -> None:

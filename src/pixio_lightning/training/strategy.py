@@ -181,12 +181,18 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def lost_process(error: Exception) -> UserError | None:
-    """Return what to say of an error that the loss of another process caused; None for any other.
+    """Return what to say of an error between processes, such as a lost one; None for any other.
 
     A process that was killed is noticed at once, a machine that no longer answers when the timeout
-    of the process group has passed.
+    of the process group has passed. Where the processes cannot meet because another program has
+    their port, that is said instead.
     """
     text = " ".join(str(error).split())
+    if isinstance(error, DistNetworkError) and "EADDRINUSE" in text:
+        return UserError(
+            f"the port at which the processes of this run meet is in use ({text[:200]}): give "
+            "another one as MASTER_PORT, or as --master-port of torchrun"
+        )
     lost = isinstance(error, RuntimeError) and any(known in text for known in _LOST)
     if not lost and not isinstance(error, (DistNetworkError, DistStoreError)):
         return None
