@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import Any
 
-from pixio_lightning.training.callbacks.threads import threads_for
+import pytest
+import torch
+
+from pixio_lightning.training.callbacks import threads
+from pixio_lightning.training.callbacks.threads import Threads, threads_for
 
 
 @pytest.mark.parametrize(
@@ -23,3 +28,24 @@ def test_data_workers_have_a_core_each(
     cores: int, processes: int, workers: int, expected: int
 ) -> None:
     assert threads_for(cores, processes=processes, workers=workers) == expected
+
+
+@pytest.mark.parametrize("given", [None, "1"])
+def test_what_the_user_gives_counts_and_not_what_lightning_sets(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning sets the variable once it has started processes, before callbacks are set up."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setattr(threads, "_GIVEN", given)
+    monkeypatch.setattr(threads, "_TORCHS", 16)
+    monkeypatch.setattr(threads, "available_cores", lambda: 16)
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        datamodule=SimpleNamespace(num_workers=3),
+        world_size=4,
+        num_nodes=2,
+    )
+    Threads().setup(trainer, trainer, "fit")
+    assert found == ([] if given else [5])

@@ -15,6 +15,9 @@ import torch
 from pixio_lightning.data.workers import available_cores
 
 _TORCHS = torch.get_num_threads()  # as it starts: no more than there are physical cores
+# Of the user or torchrun: Lightning sets it, too, when it starts several processes, and leaves data
+# workers out.
+_GIVEN = os.environ.get("OMP_NUM_THREADS")
 
 
 def threads_for(cores: int, *, processes: int, workers: int) -> int:
@@ -35,7 +38,7 @@ class Threads(L.Callback):
     """Compute with the cores that data workers leave, where `OMP_NUM_THREADS` does not say."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.strategy.root_device.type != "cpu" or os.environ.get("OMP_NUM_THREADS"):
+        if trainer.strategy.root_device.type != "cpu" or _GIVEN:
             return
         threads = threads_for(
             min(available_cores(), _TORCHS),
