@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from PIL import Image
 from running import pixio, write_recipe
 
 from pixio_lightning.data.workers import available_cores
+from pixio_lightning.training.callbacks import Profile
 from pixio_lightning.training.run_folder import Metrics
 
 PYTHON = (sys.executable, "-m")  # of which no fork has set the threads
@@ -55,6 +59,42 @@ def test_a_profile_says_where_the_time_goes(recipe: Path, tmp_path: Path) -> Non
     trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())
     assert any(event["name"] == "aten::mm" for event in trace["traceEvents"])
     assert last_loss(tmp_path / "run") == last_loss(tmp_path / "plain")
+
+
+@pytest.fixture
+def profile(monkeypatch: pytest.MonkeyPatch) -> tuple[Profile, Any]:
+    """A profile from the first step on by a clock that stands still, and its module."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    module: Any = SimpleNamespace(
+        backbone=torch.nn.Identity(), decoder=None, device=torch.device("cpu"), now=now
+    )
+    return Profile(first_step=0, steps=4), module
+
+
+def test_a_validation_is_no_wait_for_data(profile: tuple[Profile, Any]) -> None:
+    measured, module = profile
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    measured.on_train_start(trainer, module)
+    for _ in range(2):
+        module.now[0] += 1
+        measured.on_train_batch_start(trainer, module)
+        module.now[0] += 2
+        measured.on_train_batch_end(trainer, module)
+        module.now[0] += 100
+        measured.on_validation_end(trainer, module)
+    assert measured._seconds == {"data wait": 2, "optimiser": 4}
+
+
+def test_a_run_too_short_for_a_profile_says_so(
+    profile: tuple[Profile, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured, module = profile
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    measured.on_train_start(trainer, module)
+    measured.on_train_batch_start(trainer, module)
+    measured.on_train_end(trainer, module)
+    assert "ended before step 4, so nothing is written" in capsys.readouterr().out
 
 
 def last_loss(folder: Path) -> float:

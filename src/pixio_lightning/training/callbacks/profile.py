@@ -34,12 +34,14 @@ class Profile(L.Callback):
         self.traced = range(self.timed.stop, self.timed.stop + max(1, steps // 2))
         self._seconds: dict[str, float] = defaultdict(float)
         self._batches = 0
+        self._written = False
         self._clock = 0.0
         self._hooks: list[Any] = []
         self._profiler: profile | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
-        self._batches = 0
+        self._batches, self._written = 0, False
+        self._clock = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: BackboneModule, *args: Any
@@ -77,6 +79,9 @@ class Profile(L.Callback):
             self._write(trainer)
         self._clock = time.perf_counter()
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
+        self._clock = time.perf_counter()  # a validation between two steps is no wait for data
+
     def _lap(self, part: str, module: BackboneModule) -> None:
         """Add the time since the last one to a part."""
         if self._batches not in self.timed:
@@ -92,6 +97,7 @@ class Profile(L.Callback):
         if profiler is None:
             return
         profiler.stop()
+        self._written = True
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / "profile"
@@ -135,4 +141,5 @@ class Profile(L.Callback):
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
+        if not self._written and trainer.is_global_zero:
             say(f"profile: the run ended before step {self.traced.stop}, so nothing is written")
