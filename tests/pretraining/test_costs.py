@@ -54,6 +54,19 @@ def test_operations_are_those_of_a_real_step():
     assert costs.encoder == pytest.approx(blocks, rel=0.1)
 
 
+def test_checkpointing_computes_most_of_the_forward_pass_again():
+    plain, again = (
+        costs_of(on_meta(model_of(checkpointing)), 64) for checkpointing in (False, True)
+    )
+    for ours, theirs in zip(plain[:2], again[:2], strict=True):
+        assert 1.2 * ours < theirs < 4 / 3 * ours
+
+
+def test_half_precision_of_either_kind_keeps_as_much():
+    model = model_of()
+    assert activations(model, 64, "16-mixed") == activations(model, 64, "bf16-mixed")
+
+
 def kept_by(model: PixelPretraining, half: bool) -> float:
     """Bytes that a real forward pass keeps for the backward pass, for each image."""
     model.configure_model()

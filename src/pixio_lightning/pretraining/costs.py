@@ -20,7 +20,7 @@ from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 # Bytes that a pre-norm block keeps for its backward pass, for each token and channel: the inputs of
 # both norms, and those of the products, the attention and the activation, 14 values in all. Under
 # autocast the residual stream stays in float32 and the norms' outputs are kept as cast.
-BLOCK_BYTES = {"32-true": 64, "bf16-mixed": 36}
+BLOCK_BYTES = {"32-true": 64, "bf16-mixed": 36, "16-mixed": 36}
 # Weight, gradient and both moments of AdamW, in float32.
 STATE_BYTES = 16
 # Dense products of bfloat16, as the makers state them, and the share of it that a good run reaches.
@@ -35,7 +35,7 @@ class Costs(NamedTuple):
 
     Attributes:
         encoder: Floating-point operations of forward and backward pass, two for a multiply-add;
-            not those that flash attention or checkpointing do a second time.
+            with those that checkpointing does a second time, without those of flash attention.
         decoder: The same.
         activations: Bytes that the blocks keep for the backward pass.
     """
