@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,10 +13,17 @@ from PIL import Image
 from pixio_heads.depth.data import DepthData
 from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.segmentation.data import SegmentationData
-from pixio_lightning.data.listing.pairs import Partners
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.listing.pairs import PairedFiles, Partners
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.errors import UserError
+
+
+class Pair(NamedTuple):
+    image: Path
+    depth: Path
+
 
 STORED = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
 QUARTER = 6  # viewers turn it clockwise
@@ -116,6 +124,14 @@ def test_what_was_looked_for_is_said_and_counted(task: str, tmp_path: Path) -> N
         missing: 4,
         f"{missing}, but NAME.tiff is, which is not read": 1,
     }
+
+
+def test_an_image_is_not_offered_as_what_belongs_to_it(tmp_path: Path) -> None:
+    image = photograph(tmp_path / "a.webp")
+    pairs = [Pair(image, tmp_path / "a.png")]
+    files = PairedFiles(tmp_path, pairs, max_megapixels=1.0, orientation=None)
+    with pytest.raises(BadImage, match=r"no depth: NAME\.png is not there$"):
+        files.partner(0, "depth")
 
 
 def test_partners_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:

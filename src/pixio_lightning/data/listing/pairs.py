@@ -66,7 +66,8 @@ class PairedFiles:
         if not isfile(path):  # of `os.path`, to which a name that is too long is no file
             sought = path.with_name(path.name.replace(image.stem, "NAME"))
             sought = sought.relative_to(self.root) if sought.is_relative_to(self.root) else sought
-            others = sorted({p.suffix for p in path.parent.glob(f"{escape(path.stem)}.*")})
+            alike = path.parent.glob(f"{escape(path.stem)}.*")
+            others = sorted({p.suffix for p in alike if p != image})
             instead = f", but NAME{others[0]} is, which is not read" if others else ""
             raise BadImage(f"no {field}: {sought.as_posix()} is not there{instead}")
         return path
