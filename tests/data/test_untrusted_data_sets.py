@@ -285,3 +285,17 @@ def test_a_footer_tells_of_columns_whose_names_hold_dots(
         monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
         with pytest.raises(parquet.TooLarge):
             parquet.read_rows(file, 0, ["a.b"])
+
+
+def test_lists_of_equal_numbers_are_told_by_the_footer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"state": [[0.0] * 1000] * 2000})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 13
+    monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 23)
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        assert file.metadata.row_group(0).total_byte_size < 1 << 17
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
+        with pytest.raises(parquet.TooLarge):
+            parquet.read_rows(file, 0, ["state"])

@@ -15,7 +15,9 @@ MAX_GROUP = 1 << 30  # bytes of one group, unpacked
 MAX_ROWS = 1 << 20  # rows of one group
 MAX_WHOLE = 4 << 30  # bytes of all groups that are held at once
 _ROWS_AT_ONCE = 4
-_NUMBERS_AT_ONCE = 1 << 14  # rows that hold nothing but numbers
+_NUMBERS_AT_ONCE = 1 << 14  # rows that hold nothing but one number each
+_LISTS_AT_ONCE = 1 << 8  # rows of lists of numbers
+_WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}  # bytes of a value
 _SMALL = 32 << 20  # bytes of a file
 
 
@@ -73,8 +75,13 @@ def check_unpacked(path: Path) -> None:
 def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield rows a few at a time, until they are too many."""
     parts = _check_footer(file, group, columns)
-    large = any("BYTE_ARRAY" in part.physical_type for part in parts)  # of any or one length
-    rows, size = _ROWS_AT_ONCE if large else _NUMBERS_AT_ONCE, 0
+    rows, size = _NUMBERS_AT_ONCE, 0
+    leaves = [file.schema.column(i) for i in range(len(file.schema))]
+    wanted = {part.path_in_schema for part in parts}
+    if any(leaf.path in wanted and leaf.max_repetition_level for leaf in leaves):
+        rows = _LISTS_AT_ONCE
+    if any("BYTE_ARRAY" in part.physical_type for part in parts):  # of any or one length
+        rows = _ROWS_AT_ONCE
     for batch in file.iter_batches(
         batch_size=rows, row_groups=[group], columns=list(columns), use_threads=False
     ):
@@ -93,6 +100,9 @@ def _check_footer(
     # A name may hold dots, as `observation.state`; below it are its fields.
     names = tuple(f"{column}." for column in columns)
     wanted = [p for p in parts if f"{p.path_in_schema}.".startswith(names)]
-    if about.num_rows > MAX_ROWS or sum(p.total_uncompressed_size for p in wanted) > MAX_GROUP:
+    # Equal numbers take next to nothing, unpacked pages included.
+    numbers = sum(p.num_values * _WIDTHS.get(p.physical_type, 0) for p in wanted)
+    unpacked = sum(p.total_uncompressed_size for p in wanted)
+    if about.num_rows > MAX_ROWS or max(unpacked, numbers) > MAX_GROUP:
         raise TooLarge
     return wanted
