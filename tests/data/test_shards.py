@@ -25,6 +25,7 @@ from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import INSIDE, all_scores
 from pixio_lightning.data.shards.pack import pack as pack_folder
+from pixio_lightning.data.shards.set import held_out_groups
 from pixio_lightning.data.shards.stream import BlockOrder, Cursor, ShardImages
 from pixio_lightning.errors import UserError
 
@@ -470,7 +471,9 @@ def test_shards_that_are_not_what_their_index_says(
     assert "has no index.parquet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("n", "groups"), [(1, 1), (7, 7), (42, 11), (100, 10), (101, 2)])
+@pytest.mark.parametrize(
+    ("n", "groups"), [(1, 1), (7, 7), (42, 11), (100, 10), (101, 11), (1000, 10)]
+)
 def test_a_small_folder_makes_groups_of_which_one_can_be_held_out(
     n: int, groups: int, tmp_path: Path
 ) -> None:
@@ -481,3 +484,6 @@ def test_a_small_folder_makes_groups_of_which_one_can_be_held_out(
         str(tmp_path / "in"), tmp_path / "out", rows=1000, group=100, shuffled=False, jobs=1
     )
     assert index.rows == n and index.n_groups == groups
+    if groups > 1:
+        held_out = held_out_groups(index, limit=n)
+        assert index.group_rows[held_out].sum() <= max(1, n / 10)

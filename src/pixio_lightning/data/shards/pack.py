@@ -210,7 +210,7 @@ def _pack_one(path: Path, part: tuple[str, Read], group: int, *, alone: bool) ->
         else:
             images.append(image)
     about = {"pixio_source": done, "pixio_left_out": json.dumps(left_out)}
-    if alone and len(images) <= group:
+    if alone and len(images) < 10 * group:
         group = max(1, len(images) // 10)
     write_shard(path, images, {}, group=group, about=about)
     return Packed(entry_of(path), left_out)
