@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from pixio_lightning.cli import config_errors, resume
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli.lightning_cli import quieten
+from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError
 
 GONE = object()
@@ -349,3 +350,19 @@ def test_a_verb_that_the_model_has_no_step_for(
         assert f"{verb} is nothing for Scoring: it is for predict" in told(
             capsys, cli.main([verb, *words])
         )
+
+
+class AnySize(Pixels):
+    """Data of a plug-in that keeps the sizes of its images."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        del self.image_size
+
+
+def test_data_that_has_no_size_of_images_is_planned_without_costs(
+    recipe: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, costs in ((f"{__name__}.AnySize", False), ("Pixels", True)):
+        assert run(changed(recipe, "data.class_path", name), tmp_path) == 0
+        assert ("GFLOP an image" in capsys.readouterr().out) == costs

@@ -376,10 +376,11 @@ def check(cli: PixioCLI) -> int:
         batch=batch,
         steps=trainer["max_steps"],
     )
-    if isinstance(cli.model, PixelPretraining):
+    size = getattr(data, "image_size", None)  # data of a plug-in may be of any size
+    if isinstance(cli.model, PixelPretraining) and isinstance(size, int):
         facts |= costs.plan(
             cli.model,
-            data.image_size,
+            size,
             precision=str(trainer["precision"]),
             batch=data.batch_size,
             devices=world,
