@@ -13,7 +13,7 @@ help:
 	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
 	@echo "make demo-policy  the same backbone as the eyes of a robot arm in Meta-World (more minutes)"
 	@echo "make test      the tests but the slow ones"
-	@echo "make test-all  all tests"
+	@echo "make test-all  all tests but those of test-cluster"
 	@echo "make test-cluster  those on a real SLURM, on two hosts and on Ray, which it installs (root, Debian)"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff rewrite the code"
@@ -31,7 +31,7 @@ test: $(VENV)/.installed-dev
 	$(TEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	$(TEST)
+	$(TEST) -m "not cluster"
 
 # One process: they share the machine's two cores and one SLURM.
 test-cluster: $(VENV)/.installed-cluster
@@ -72,6 +72,5 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'ray[data]>=2.40'
 	@if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
-	  { $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2; } \
+	  { $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2 && touch $@; } \
 	  || echo "apt-get could not install slurmctld slurmd slurm-client munge iproute2: tests that need them are skipped"
-	touch $@

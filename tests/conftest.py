@@ -1,6 +1,7 @@
 """Tests run on one thread each: beside each other without contention, and with the same sums."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 torch.set_num_threads(1)
+# A job in the background of a script ignores it, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -347,7 +347,7 @@ def test_a_verb_that_the_model_has_no_step_for(
     model = ["--model.backbone.weights", "random", "--model.backbone.name", "pixio_vitt16"]
     words = ["-c", "curation/demo", *model, "--out", str(tmp_path)]
     for verb in ("fit", "validate"):
-        assert f"{verb} is nothing for Scoring: it is for predict" in told(
+        assert f"Scoring has no step for {verb}, only for predict" in told(
             capsys, cli.main([verb, *words])
         )
 

@@ -35,8 +35,8 @@ from pixio_lightning.training.callbacks import (
 )
 from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO
 
-_STEPS = {verb: f"{verb}_step" for verb in ("validate", "test", "predict")}
-_STEPS |= {"fit": "training_step", "validate": "validation_step"}
+_STEPS = {"fit": "training_step", "validate": "validation_step"}
+_STEPS |= {verb: f"{verb}_step" for verb in ("test", "predict")}
 _NO = {step: getattr(L.LightningModule, step) for step in _STEPS.values()}
 
 
@@ -158,7 +158,7 @@ class PixioCLI(LightningCLI):
         has = [v for v, step in _STEPS.items() if getattr(type(self.model), step) is not _NO[step]]
         if self.verb in _STEPS and self.verb not in has:
             name = type(self.model).__name__
-            raise UserError(f"{self.verb} is nothing for {name}: it is for {' and '.join(has)}")
+            raise UserError(f"{name} has no step for {self.verb}, only for {' and '.join(has)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""

@@ -269,6 +269,8 @@ def shard(argv: list[str]) -> int:
     if options.verify == (options.out is not None):
         parser.error("expected SOURCE and OUT, or shards and --verify")
     if options.verify:
+        if any(getattr(options, n) != parser.get_default(n) for n in ("rows", "group", "split")):
+            parser.error("--verify takes no option but --jobs")
         from pixio_lightning.data.shards.verify import verify
 
         shards, digests = verify(options.source, jobs=options.jobs)

@@ -128,7 +128,7 @@ def plan(
         days = steps * batch * accumulate / rate / 86_400
         duration = f"{days:.1f} days on {devices}, and " if steps > 0 else ""
         facts[f"on an {name}"] = (
-            f"{rate:,.0f} img/s at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s: "
+            f"{rate:,.0f} img/s at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s in bf16: "
             f"{duration}{rate / LOADED:.1f} cores a device to load JPEGs"
         )
     return facts
