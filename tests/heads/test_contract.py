@@ -30,7 +30,11 @@ class TestDepth(HeadContract):
 @pytest.mark.slow
 class TestDepthWithDPT(HeadContract):
     recipe = "depth/nyuv2_dpt"
-    overrides = (*_SCENES, "--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]")
+    overrides = (
+        *_SCENES,
+        *("--model.optim.lr", "1e-3"),
+        *("--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]"),
+    )
 
 
 class TestRelativeDepth(HeadContract):
