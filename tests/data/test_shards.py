@@ -467,6 +467,9 @@ def test_shards_that_are_not_what_their_index_says(
     assert main(line) == 2
     said = capsys.readouterr().err
     assert "2 of 3" in said and "bytes instead of" in said and f"{second.name} is missing" in said
+    for option in (["--in-order"], ["--rows", "5"]):
+        assert main([*line, *option]) == 2
+        assert "--verify takes no option but --jobs" in capsys.readouterr().err
     assert main(["shard", str(tmp_path), "--verify"]) == 2
     assert "has no index.parquet" in capsys.readouterr().err
 

@@ -114,6 +114,16 @@ def pixio(*words: object, launcher: tuple[str, ...] = (), **env: str) -> str:
     return out
 
 
+def train_on_shards(shards: Path) -> Path:
+    """Train the tiny recipe for a few steps beside a folder of shards; returns the checkpoint."""
+    recipe = yaml.safe_load(yaml.safe_dump(TINY))
+    recipe["data"]["init_args"] |= {"source": "shards", "path": str(shards), "max_bad": 0.1}
+    path = shards.parent / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    pixio("fit", "-c", path, "--out", shards.parent / "run")
+    return shards.parent / "run" / "last.ckpt"
+
+
 def _stacks(process: subprocess.Popen[str]) -> tuple[str, str]:
     """End the processes of a session, each of which prints where it was."""
     _signal(process, signal.SIGABRT)

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from running import TINY, pixio
+from running import pixio, train_on_shards
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.shards.keep_rule import settings_of
@@ -32,13 +31,7 @@ def shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(shards: Path) -> Path:
-    """A few steps of the tiny recipe on the shards."""
-    recipe = yaml.safe_load(yaml.safe_dump(TINY))
-    recipe["data"]["init_args"] |= {"source": "shards", "path": str(shards), "max_bad": 0.1}
-    path = shards.parent / "tiny.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    pixio("fit", "-c", path, "--out", shards.parent / "run")
-    return shards.parent / "run" / "last.ckpt"
+    return train_on_shards(shards)
 
 
 def scored(folder: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -269,7 +269,8 @@ def shard(argv: list[str]) -> int:
     if options.verify == (options.out is not None):
         parser.error("expected SOURCE and OUT, or shards and --verify")
     if options.verify:
-        if any(getattr(options, n) != parser.get_default(n) for n in ("rows", "group", "split")):
+        others = ("rows", "group", "split", "in_order")
+        if any(getattr(options, name) != parser.get_default(name) for name in others):
             parser.error("--verify takes no option but --jobs")
         from pixio_lightning.data.shards.verify import verify
 
