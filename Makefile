@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 # Two test processes, each single-threaded: oversubscribed threads are many times slower.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: help demo demo-policy test test-all test-cluster lint format clean
+.PHONY: help demo demo-policy bench test test-all test-cluster lint format clean
 
 help:
 	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
 	@echo "make demo-policy  the same backbone as the eyes of a robot arm in Meta-World (more minutes)"
+	@echo "make bench     every measurement of speed, beside other libraries (ten minutes)"
 	@echo "make test      the tests but the slow ones"
 	@echo "make test-all  all tests but those of test-cluster"
 	@echo "make test-cluster  those on a real SLURM, on two hosts and on Ray, which it installs (root, Debian)"
@@ -26,6 +27,9 @@ demo-policy: $(VENV)/.installed-policy
 	$(BIN)/pixio fit -c pretrain/demo
 	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml
 	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml --out runs/bench/policy_metaworld_bin_picking --data.task=bin-picking-v3
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/speed.py
 
 test: $(VENV)/.installed-dev
 	$(TEST) -m "not slow"
@@ -67,6 +71,10 @@ $(VENV)/.installed-policy: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 $(VENV)/.installed-cluster: $(VENV)/.installed-dev

@@ -5,11 +5,13 @@ Probes a random backbone for depth on rendered scenes of 256 pixels, once as it 
 are computed) and of a later one.
 
 Run: python benchmarks/cached_probe.py [--backbone NAME] [--images N] [--decoder linear|dpt ...]
+     [--out FILE.json]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -70,8 +72,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     decoders = ["linear", *WIDTHS]
     parser.add_argument("--decoder", nargs="+", choices=decoders, default=decoders)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = []
+    rows, figures = [], {}
     for decoder in options.decoder:
         seconds = []
         for cached in (False, True):
@@ -85,6 +88,7 @@ def main() -> None:
                 run.fit(cli)
                 seconds.append(clock.epochs)
         (_, without), (first, again) = seconds
+        figures[decoder] = {"uncached": without, "first": first, "later": again}
         rows.append(
             f"| {decoder} | {without:.1f} s | {first:.1f} s | {again:.2f} s "
             f"| {first / again:.1f}x | {without / again:.1f}x |"
@@ -92,6 +96,8 @@ def main() -> None:
     print(f"\n{options.backbone}, {options.images} images of 256x256, an epoch\n")
     print("| decoder | uncached | cached, first | cached, later | first/later | uncached/later |")
     print("|---|---|---|---|---|---|", *rows, sep="\n")
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

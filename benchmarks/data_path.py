@@ -1,44 +1,65 @@
-"""Images a second and core of the data path, beside the plain chain of torchvision.
+"""Images a second of the data path, beside the plain chain of torchvision.
 
-Both decode the same photographs from memory, crop by the same law and scale to 256 pixels, in
-turns, one thread each:
+Both decode the same photographs, crop by the same law and scale to 256 pixels:
 
   plain   Pillow decode, RandomResizedCrop (bicubic), ToTensor, Normalize: float32
   pixio   what `Pixels` does: uint8, normalised later on the device
 
-Run: python benchmarks/data_path.py [--repeats N] [--rounds N]   (with the extra `dev`)
+Once from memory, one thread each, by CPU time; and once end to end, from a folder through the
+DataLoader of each with two workers, by the clock. They take turns, so that a machine that slows
+down slows both.
+
+Run: python benchmarks/data_path.py [--rounds N] [--out FILE.json]   (with the extra `dev`)
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
+import lightning as L
+import numpy as np
 import torch
 from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pixio_lightning.data.decode import decode_pixels, random_crop, to_tensor
+from pixio_lightning.data import Pixels
+from pixio_lightning.data.decode import decode_crop, random_crop
 from pixio_lightning.keyed import RandomKey
 
-WIDTH, HEIGHT, SIZE = 640, 480, 256
+SIZES = ((640, 480), (1600, 1200))
+SIZE, WORKERS, BATCH = 256, 2, 16
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
 
-def photographs() -> list[bytes]:
-    """Return the photographs that scikit-image and scikit-learn bring, 640x480, quality 90."""
+def photographs(width: int = 640, height: int = 480) -> list[bytes]:
+    """Return the photographs that scikit-image and scikit-learn bring as JPEGs of quality 90.
+
+    Larger ones repeat theirs, mirrored, instead of blowing them up: a blurred file is decoded
+    sooner than a photograph.
+    """
     names = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field")
     images = [*load_sample_images().images, *(getattr(data, name)() for name in names)]
     files = []
     for image in images:
+        picture = np.asarray(Image.fromarray(image).resize((640, 480), Image.Resampling.BICUBIC))
+        while picture.shape[0] < height or picture.shape[1] < width:
+            picture = np.concatenate([picture, picture[::-1]])
+            picture = np.concatenate([picture, picture[:, ::-1]], axis=1)
         buffer = io.BytesIO()
-        scaled = Image.fromarray(image).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-        scaled.save(buffer, "JPEG", quality=90)
+        Image.fromarray(picture[:height, :width]).save(buffer, "JPEG", quality=90)
         files.append(buffer.getvalue())
     return files
 
@@ -57,48 +78,117 @@ def plain_chain() -> Callable[[bytes], torch.Tensor]:
     return lambda encoded: transform(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def our_chain(encoded: bytes) -> torch.Tensor:
-    """Decode, crop and scale as the training stream does."""
-    pixels = decode_pixels(encoded, max_megapixels=64)
-    height, width = pixels.shape[:2]
-    key = len(encoded)  # any number: what is measured is the cost of drawing by it
-    crop = random_crop(width, height, RandomKey(key, 0, 0), scale=SCALE, ratio=RATIO)
-    return to_tensor(pixels, crop, SIZE)
+def our_chain() -> Callable[[bytes], Any]:
+    """Return what the training stream does with a file; each call draws another crop."""
+    keys = iter(range(1 << 62))
+
+    def chain(encoded: bytes) -> Any:
+        draw = partial(
+            random_crop, random_key=RandomKey(next(keys), 0, 0), scale=SCALE, ratio=RATIO
+        )
+        return decode_crop(encoded, draw, SIZE, max_megapixels=64)
+
+    return chain
 
 
-def rate(chain: Callable[[bytes], torch.Tensor], files: list[bytes]) -> float:
-    """Return the images per second of CPU time."""
-    start = time.process_time()
-    for encoded in files:
-        chain(encoded)
-    return len(files) / (time.process_time() - start)
+class PlainFolder(Dataset):
+    """The files of a folder through the plain chain, again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files, self.chain = sorted(folder.glob("*.jpg")), plain_chain()
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        return self.chain(self.files[position % len(self.files)].read_bytes())
+
+
+def our_loader(folder: Path) -> Iterator[Any]:
+    """Return the batches of `Pixels` over a folder."""
+    pixels = Pixels(
+        "folder", str(folder), image_size=SIZE, batch_size=BATCH, num_workers=WORKERS, val_images=1
+    )
+    pixels.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    pixels.setup("fit")
+    return iter(pixels.train_dataloader())
+
+
+def plain_loader(folder: Path) -> Iterator[Any]:
+    """Return the batches of a plain DataLoader."""
+    return iter(DataLoader(PlainFolder(folder), batch_size=BATCH, num_workers=WORKERS))
+
+
+def decoded(files: list[bytes], rounds: int) -> dict[str, list[float]]:
+    """Return the images a second of CPU time of both chains, in every round."""
+    rates: dict[str, list[float]] = {"plain": [], "pixio": []}
+    chains = {"plain": plain_chain(), "pixio": our_chain()}
+    for number in range(-1, rounds):  # the first one warms up
+        for name, chain in chains.items():
+            start = time.process_time()
+            for encoded in files:
+                chain(encoded)
+            if number >= 0:
+                rates[name].append(len(files) / (time.process_time() - start))
+    return rates
+
+
+def loaded(files: list[bytes], rounds: int, batches: int) -> dict[str, list[float]]:
+    """Return the images a second of both loaders, in every round; one runs at a time."""
+    rates: dict[str, list[float]] = {"plain": [], "pixio": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(20):
+            for place, encoded in enumerate(files):
+                (folder / f"{number:02d}_{place}.jpg").write_bytes(encoded)
+        for _ in range(rounds):
+            for form, open_loader in (("plain", plain_loader), ("pixio", our_loader)):
+                loader = open_loader(folder)
+                for _ in range(2 * WORKERS + 1):  # what was prefetched while nobody waited
+                    next(loader)
+                start = time.perf_counter()
+                for _ in islice(loader, batches):
+                    pass
+                rates[form].append(batches * BATCH / (time.perf_counter() - start))
+                close = getattr(loader, "close", None)
+                if close is not None:
+                    close()
+                del loader
+    return rates
 
 
 def main() -> None:
-    """Measure both in turns and print the table."""
+    """Measure at every size, print a table and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=6, help="of the photographs, a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=24, help="of a loader, a round")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    files = photographs() * options.repeats
-    chains = {"plain": plain_chain(), "pixio": our_chain}
-    for chain in chains.values():
-        rate(chain, files[:10])
-    rates: dict[str, list[float]] = {name: [] for name in chains}
-    for _ in range(options.rounds):
-        for name, chain in chains.items():
-            rates[name].append(rate(chain, files))
-    mean = sum(map(len, files)) / len(files) / 1000
-    print(
-        f"{len(files)} JPEGs of {WIDTH}x{HEIGHT}, {mean:.0f} kB, {options.rounds} rounds in turns"
-    )
-    print("| chain | images a second and core | of the plain chain |\n|---|---|---|")
-    for name, values in rates.items():
-        ratios = [a / b for a, b in zip(values, rates["plain"], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        middle = statistics.median(ratios)
-        print(f"| {name} | {statistics.median(values):.0f} | {middle:.2f} ({spread}) |")
+    figures: dict[str, Any] = {}
+    print(f"{options.rounds} rounds in turns; {WORKERS} workers end to end")
+    print("| photographs | | plain | pixio | of the plain chain |\n|---|---|---|---|---|")
+    for width, height in SIZES:
+        files = photographs(width, height)
+        size = f"{width}x{height}"
+        repeats = max(1, options.repeats * 640 * 480 // (width * height))
+        batches = max(6, options.batches * 640 * 480 // (width * height))
+        for name, rates in {
+            "one core": decoded(files * repeats, options.rounds),
+            "end to end": loaded(files, options.rounds, batches),
+        }.items():
+            ratios = [a / b for a, b in zip(rates["pixio"], rates["plain"], strict=True)]
+            row = {form: statistics.median(values) for form, values in rates.items()}
+            row |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+            figures.setdefault(size, {"kB": sum(map(len, files)) / len(files) / 1000})[name] = row
+            print(
+                f"| {size}, {figures[size]['kB']:.0f} kB | {name} | {row['plain']:.0f} img/s | "
+                f"{row['pixio']:.0f} img/s | {row['ratio']:.2f} "
+                f"({row['least']:.2f} to {row['most']:.2f}) |"
+            )
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ Every other form is as its authors' own example has it, in float32 and with thei
 divided by ours of equal work: lightly's by Pixio with eight class tokens, the MAE forms, which have
 one, by PixelPretraining with one (stable-pretraining's decoder does without even that).
 
+"default" is what a run that names no precision takes: bfloat16 under autocast where the device has
+units for its products. "not fused" is ours with the optimiser that the other forms have.
+
 Run: python benchmarks/pretrain_step.py [--sizes demo tiny base] [--rounds N] [--out FILE.json]
-Forms whose library is not installed (pip install lightly transformers stable-pretraining) are left
-out and named.
+Forms whose library is not installed (the extra `bench`) are left out and named; compiled ones are
+measured with --compile, after a minute or two of compiling each.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 from pixio_lightning import Backbone, PixelPretraining, __version__
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
+from pixio_lightning.training.precision import fastest_precision
 
 Step = Callable[[], float]  # one step; returns its loss
 
@@ -81,11 +85,21 @@ def step_of(
     return step
 
 
-def ours(size: Size, device: str, *, cls: int = CLS, half: bool = False) -> Step:
+def ours(
+    size: Size,
+    device: str,
+    *,
+    cls: int = CLS,
+    half: bool = False,
+    fused: bool = True,
+    compiled: bool = False,
+) -> Step:
     """PixelPretraining; it takes uint8 and normalises on the device."""
     args = {"img_size": size.image, "patch_size": size.patch, "embed_dim": size.width}
     args |= {"depth": size.depth, "num_heads": size.heads, "n_cls_tokens": cls}
-    backbone = Backbone("pixio_vitt16", weights="random", tune="full", model_args=args)
+    backbone = Backbone(
+        "pixio_vitt16", weights="random", tune="full", compile=compiled, model_args=args
+    )
     model = PixelPretraining(backbone, mask_grid=size.block, decoder=size.decoder)
     model.configure_model()
     model.to(device)
@@ -95,7 +109,7 @@ def ours(size: Size, device: str, *, cls: int = CLS, half: bool = False) -> Step
         result = model(images, RandomKey(keys, 0, 0))
         return pixel_loss(result.prediction, result.target).mean()
 
-    return step_of(model, loss_of, fused=True, half=half, device=device)
+    return step_of(model, loss_of, fused=fused, half=half, device=device)
 
 
 def timm_vit(size: Size, **more: Any) -> VisionTransformer:
@@ -185,15 +199,27 @@ def stable_pretraining(size: Size, device: str) -> Step:
     return step_of(model, lambda: model(images).loss, fused=False, half=False, device=device)
 
 
-FORMS: dict[str, tuple[Callable[[Size, str], Step], str]] = {  # and the one it is divided by
-    "ours": (ours, "ours"),
-    "ours, bf16": (partial(ours, half=True), "ours"),
-    "lightly Pixio": (lightly, "ours"),
-    "ours, one class token": (partial(ours, cls=1), "ours, one class token"),
-    "ours, one class token, bf16": (partial(ours, cls=1, half=True), "ours, one class token"),
-    "transformers ViTMAE": (transformers, "ours, one class token"),
-    "stable-pretraining MAE": (stable_pretraining, "ours, one class token"),
-}
+ONE = "ours, one class token"
+Form = tuple[Callable[[Size, str], Step], str]  # how it is built, and the form it is divided by
+
+
+def forms(device: str, *, compiled: bool) -> dict[str, Form]:
+    """Return all forms of a step by name."""
+    half = fastest_precision(device) == "bf16-mixed"
+    found: dict[str, Form] = {
+        "ours": (ours, "ours"),
+        "ours, not fused": (partial(ours, fused=False), "ours"),
+        "ours, default": (partial(ours, half=half), "ours"),
+        "lightly Pixio": (lightly, "ours"),
+        ONE: (partial(ours, cls=1), ONE),
+        f"{ONE}, default": (partial(ours, cls=1, half=half), ONE),
+        "transformers ViTMAE": (transformers, ONE),
+        "stable-pretraining MAE": (stable_pretraining, ONE),
+    }
+    if compiled:
+        found["ours, compiled"] = partial(ours, compiled=True), "ours"
+        found["ours, default, compiled"] = partial(ours, half=half, compiled=True), "ours"
+    return found
 
 
 def seconds(step: Step, device: str) -> float:
@@ -210,11 +236,11 @@ def seconds(step: Step, device: str) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def compare(name: str, rounds: int, device: str) -> dict[str, Any]:
+def compare(name: str, rounds: int, device: str, *, compiled: bool = False) -> dict[str, Any]:
     """Measure all forms at one size."""
     torch.manual_seed(0)
-    steps, missing = {}, {}
-    for form, (build, _) in FORMS.items():
+    steps, missing, found = {}, {}, forms(device, compiled=compiled)
+    for form, (build, _) in found.items():
         try:
             steps[form] = build(SIZES[name], device)
         except ImportError as error:
@@ -228,7 +254,7 @@ def compare(name: str, rounds: int, device: str) -> dict[str, Any]:
             times[form].append(seconds(step, device))
     result = {}
     for form, taken in times.items():
-        own = FORMS[form][1]
+        own = found[form][1]
         ratios = sorted(a / b for a, b in zip(taken, times[own], strict=True))
         low, _, high = quantiles(ratios, n=4)
         result[form] = {
@@ -244,26 +270,30 @@ def main() -> None:
     """Print a table for each size, and write all figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="measure compiled forms as well")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     figures = {"version": __version__, "torch": torch.__version__, "device": options.device}
     for name in options.sizes:
-        figures[name] = compare(name, options.rounds, options.device)
+        figures[name] = compare(name, options.rounds, options.device, compiled=options.compile)
         size = SIZES[name]
-        print(f"\n{name}: encoder {size.width} x {size.depth}, decoder {size.decoder.dim} x "
-              f"{size.decoder.depth}, {size.image} px, batch {size.batch}")  # fmt: skip
+        print(
+            f"\n{name}: encoder {size.width} x {size.depth}, decoder {size.decoder.dim} x "
+            f"{size.decoder.depth}, {size.image} px, batch {size.batch}\n\n"
+            "| form | a step | of | ratio (quartiles) |\n|---|---|---|---|"
+        )
         for form, row in figures[name]["forms"].items():
             low, high = row["quartiles"]
             print(
-                f"  {form:<28}{row['milliseconds']:9.1f} ms   {row['ratio']:.2f} "
-                f"[{low:.2f}, {high:.2f}] x {row['of']}"
+                f"| {form} | {row['milliseconds']:.1f} ms | {row['of']} "
+                f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
             )
         for form, reason in figures[name]["not installed"].items():
-            print(f"  {form:<28} not installed: {reason}")
+            print(f"| {form} | not installed: {reason} | | |")
     if options.out:
         options.out.write_text(json.dumps(figures, indent=1, default=str) + "\n")
 

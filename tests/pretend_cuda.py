@@ -36,6 +36,8 @@ CUDA = torch.device("cuda:0")
 _INSIDE = torch.device("lazy")
 NAME = "pretend_cuda"
 _fake = FakeTensorMode()
+# Operations that have read values off the device, for which a real one would be waited for.
+reads: list[str] = []
 
 
 class OnCuda(Tensor):
@@ -77,6 +79,7 @@ class OnCuda(Tensor):
 
     def tolist(self) -> Any:
         """Return plain numbers; torch offers it for no subclass."""
+        reads.append("tolist")
         return self.value.tolist()
 
     def numpy(self, **kwargs: Any) -> Any:
@@ -145,6 +148,11 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         plain = kwargs | {"device": torch.device("cpu")} if to_cuda else kwargs
         inner_args, inner_kwargs = tree_map_only(OnCuda, lambda x: x.value, (args, plain))
         out = func(*inner_args, **inner_kwargs)
+    # Operations in place may return nothing; what depends on values gives the host a shape.
+    if from_cuda and (
+        devices is None or (not on_cuda and any(x is not None for x in tree_leaves(out)))
+    ):
+        reads.append(str(func))
     if not on_cuda:
         return out
     out = tree_map_only(Tensor, OnCuda, out)

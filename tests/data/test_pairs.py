@@ -151,7 +151,7 @@ def test_pictures_of_other_formats_are_counted(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.TIF", "c.bmp", "d.gif", "e.HEIC", "f.heic", "g.txt", ".h.gif"):
         (tmp_path / name).touch()
     source = FolderSource(tmp_path)
-    assert source.names == ["a.jpg", "b.TIF", "c.bmp"]
+    assert list(source.names) == ["a.jpg", "b.TIF", "c.bmp"]
     assert source.skipped == {".heic": 2, ".gif": 1}
     (tmp_path / "others").mkdir()
     (tmp_path / "others/a.heic").touch()

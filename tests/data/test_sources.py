@@ -59,7 +59,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "lost.png").symlink_to(tmp_path / "nowhere.png")
     # Of the names of a folder the first is taken, not the one the file system lists first.
     outside = [f"a{i}/far.png" for i in range(5)]
-    assert FolderSource(root).names == [*outside, "lost.png", "m/near.png"]
+    assert list(FolderSource(root).names) == [*outside, "lost.png", "m/near.png"]
 
 
 def test_names_need_not_be_utf8(tmp_path: Path) -> None:

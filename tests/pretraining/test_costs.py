@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 import pytest
 import timm.layers
 import torch
+import yaml
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixio_lightning import Backbone, PixelPretraining
+from pixio_lightning.cli import recipes
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.blocks import Attention
 from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
@@ -101,7 +104,7 @@ def test_activations_are_what_a_real_step_keeps(precision, checkpointing, monkey
 
 
 def test_the_paper_size_plan():
-    """Figures of docs/scale.md, which were counted by hand."""
+    """Figures that were counted by hand, too."""
     backbone = Backbone("pixio_vitb16", weights="random", tune="full")
     model = on_meta(PixelPretraining(backbone))
     run = {"precision": "bf16-mixed", "batch": 512, "devices": 8, "steps": 125_000}
@@ -122,3 +125,26 @@ def test_the_largest_model_is_planned_without_its_memory():
         "156 img/s at 40% of 989 TFLOP/s in bf16: 6.1 days on 256"
     )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20  # KiB of 20 GiB
+
+
+@pytest.mark.parametrize("name", ["vitb16_imagenet", "vith16_imagenet", "vit5b16_web"])
+def test_the_plans_of_the_page_are_those_of_the_recipes(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    recipe = yaml.safe_load(recipes.find(f"pretrain/{name}").read_text())
+    about, trainer = recipe["model"]["init_args"], recipe["trainer"]
+    backbone = Backbone(**about["backbone"])
+    decoder = DecoderSize(**about["decoder"])
+    model = PixelPretraining(
+        backbone, mask_ratio=about["mask_ratio"], mask_grid=about["mask_grid"], decoder=decoder
+    )
+    facts = plan(
+        on_meta(model),
+        256,
+        precision=trainer["precision"],
+        batch=recipe["data"]["init_args"]["batch_size"],
+        devices=trainer["devices"] * trainer.get("num_nodes", 1),
+        steps=trainer["max_steps"],
+    )
+    part = page.partition(f"pretrain/{name}\n  compute")[2].partition("\npretrain/")[0]
+    for key in ("compute", "memory", "on an H100"):
+        assert f"  {key:<14}{facts[key]}\n" in f"  compute{part}\n", facts[key]

@@ -34,6 +34,7 @@ from pixio_lightning.training.callbacks import (
     Threads,
 )
 from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO
+from pixio_lightning.training.precision import fastest_precision
 
 _STEPS = {"fit": "training_step", "validate": "validation_step"}
 _STEPS |= {verb: f"{verb}_step" for verb in ("test", "predict")}
@@ -165,6 +166,8 @@ class PixioCLI(LightningCLI):
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
+        if config["precision"] is None and self.model.pretrains:
+            kwargs["precision"] = fastest_precision(config["accelerator"])
         callbacks = self.trainer_defaults["callbacks"] = [
             Threads(),  # before whatever computes
             resume.Accumulation(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import centre_crop, cut, random_crop
+from pixio_lightning.data.decode import Crop, centre_crop, cut, random_crop
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.samples import (
     HeldOutSamples,
@@ -14,6 +17,7 @@ from pixio_lightning.data.samples import (
     Sample,
     TrainingSamples,
     View,
+    load_or_name,
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
@@ -26,7 +30,7 @@ from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out,
 from pixio_lightning.data.stream import Bad, collate, none_usable
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
-from pixio_lightning.keyed import RandomKey
+from pixio_lightning.keyed import RandomKey, key_of
 
 _MAX_BAD_OF_SHARDS = 0.001
 
@@ -270,13 +274,8 @@ class Pixels(StreamData):
         """Return the crops by their position in the stream."""
         assert self._train is not None
         images = Images(self._train, max_megapixels=self.max_megapixels)
-        return Crops(images, self._augment, seed=self.seed)
-
-    def _augment(self, sample: Sample, random_key: RandomKey) -> Sample:
-        height, width, _ = sample["image"].shape
-        scale, ratio = self.crop_scale, self.crop_ratio
-        crop = random_crop(width, height, random_key, scale=scale, ratio=ratio)
-        return {"image": cut(sample["image"], crop, self.image_size)}
+        draw = partial(random_crop, scale=self.crop_scale, ratio=self.crop_ratio)
+        return Crops(images, draw, self.image_size, seed=self.seed)
 
     def _prepare(self, sample: Sample) -> Sample:
         height, width, _ = sample["image"].shape
@@ -316,7 +315,24 @@ class Pixels(StreamData):
 
 
 class Crops(TrainingSamples):
-    """Crops with their keys alone: in pretraining nothing is asked of an image but its pixels."""
+    """Crops with their keys alone: in pretraining nothing is asked of an image but its pixels.
+
+    Args:
+        images: What they are cut out of.
+        draw: Returns a crop's box by width, height and `random_key`.
+        size: Side of a crop in pixels.
+        seed: The run's seed.
+    """
+
+    def __init__(self, images: Images, draw: Callable[..., Crop], size: int, *, seed: int) -> None:
+        super().__init__(images, lambda crop, random_key: crop, seed=seed)
+        self.images, self.draw, self.size = images, draw, size
+
+    def load(self, index: int, epoch: int) -> Sample | Bad:
+        """Return a crop as a sample: the box is drawn before the image is decoded."""
+        random_key = RandomKey(key_of(self.images.name(index)), self.seed, epoch)
+        draw = partial(self.draw, random_key=random_key)
+        return load_or_name(replace(self.images, draw=draw, size=self.size), index)
 
     def view(self, index: int, epoch: int) -> View:
         found = super().view(index, epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.decode import BadImage, Crop, decode_crop, decode_pixels
 from pixio_lightning.data.sources import Source
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.keyed import RandomKey, key_of, permuted
@@ -51,16 +52,21 @@ class Samples(Loaded, Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Images:
     """The images of a source, each a sample of its own.
 
     Args:
         source: Encoded images.
         max_megapixels: Larger images are bad.
+        draw: Returns the box of a crop for a width and height; None gives whole images.
+        size: Side of the crops in pixels.
     """
 
-    def __init__(self, source: Source, *, max_megapixels: float) -> None:
-        self.source, self.max_megapixels = source, max_megapixels
+    source: Source
+    max_megapixels: float
+    draw: Callable[[int, int], Crop] | None = None
+    size: int = 0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -69,8 +75,10 @@ class Images:
         return self.source.name(index)
 
     def load(self, index: int) -> Sample:
-        data = self.source.read(index)
-        return {"image": decode_pixels(data, max_megapixels=self.max_megapixels)}
+        data, bound = self.source.read(index), self.max_megapixels
+        if self.draw is None:
+            return {"image": decode_pixels(data, max_megapixels=bound)}
+        return {"image": decode_crop(data, self.draw, self.size, max_megapixels=bound)}
 
 
 @runtime_checkable

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from pixio_lightning.data.decode import read_file
+from pixio_lightning.data.listing.names import Names
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.keyed import key_of
 
@@ -59,16 +62,15 @@ class FolderSource:
 
     def __init__(self, path: str | Path, *, key: str = "data.path") -> None:
         self.root = existing_folder(path, key)
-        # Plain strings: a million Path objects would cost most of a gigabyte in every worker.
-        self.names: list[str] = []
+        found: list[str] = []
         self.skipped: Counter[str] = Counter()
         for name in files_below(self.root, key=key):
             if is_picture(name):
-                self.names.append(name)
+                found.append(name)
             elif (suffix := PurePosixPath(name).suffix.lower()) in _OTHER_PICTURES:
                 self.skipped[suffix] += 1
-        self.names.sort()
-        if not self.names:
+        self.names = Names(sorted(found))
+        if not found:
             others = f", but {listed(self.skipped)}" if self.skipped else ""
             raise UserError(
                 f"{key} '{path}' holds no image{others}; expected {', '.join(SUFFIXES)} at any "
@@ -159,20 +161,21 @@ def files_below(root: Path, *, key: str = "data.path") -> Iterator[str]:
 class Subset:
     """Some images of a source, under their own names."""
 
-    def __init__(self, source: Source, indices: list[int]) -> None:
-        self.source, self.indices = source, indices
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        # As an array: workers would copy a list's numbers one by one.
+        self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        return self.source.name(self.indices[index])
+        return self.source.name(int(self.indices[index]))
 
     def read(self, index: int) -> bytes:
-        return self.source.read(self.indices[index])
+        return self.source.read(int(self.indices[index]))
 
     def label(self, index: int) -> str | None:
-        return self.source.label(self.indices[index])
+        return self.source.label(int(self.indices[index]))
 
 
 def held_out(

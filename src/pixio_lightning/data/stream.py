@@ -7,6 +7,7 @@ the number of workers or processes, and a run resumes from its step number alone
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,6 +118,9 @@ class EndlessLoader(Loader):
         loader: A DataLoader without an end.
         report: Called with the bad images of each batch.
         batches: Batches in a virtual epoch.
+
+    Attributes:
+        waited: Seconds that the run has waited for batches.
     """
 
     def __init__(
@@ -124,10 +128,18 @@ class EndlessLoader(Loader):
     ) -> None:
         super().__init__(loader, report)
         self.batches = batches
+        self.waited = 0.0
         self._running: Iterator[dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return self.batches
+
+    def __next__(self) -> dict[str, Any]:
+        assert self._running is not None
+        start = time.perf_counter()
+        batch = next(self._running)
+        self.waited += time.perf_counter() - start
+        return batch
 
     def close(self) -> None:
         """End the workers; the loader yields nothing more."""
@@ -177,8 +189,7 @@ class StepLoader(EndlessLoader):
             self._running = super().__iter__()
         return self
 
-    def __next__(self) -> dict[str, Tensor]:
-        assert self._running is not None
-        batch = next(self._running)
+    def __next__(self) -> dict[str, Any]:
+        batch = super().__next__()
         self._next += 1
         return batch

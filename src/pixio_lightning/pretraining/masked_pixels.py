@@ -80,6 +80,8 @@ class PixelPretraining(BackboneModule):
         UserError: The backbone is frozen, or has no class token.
     """
 
+    pretrains = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -43,6 +43,9 @@ class BackboneModule(L.LightningModule):
     monitor: tuple[str, str] = ("val/loss", "min")
     # Whether an evaluation looks for the run folder's checkpoint.
     resumes = True
+    # Whether the backbone itself is what is trained: then a run that names no precision takes the
+    # one its device is fastest in. What is measured on a backbone does not depend on the device.
+    pretrains = False
 
     def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
         super().__init__()

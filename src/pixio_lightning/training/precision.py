@@ -1,4 +1,4 @@
-"""Where the trainer's autocast does not reach: losses and metrics."""
+"""In which precision a run computes, and where the trainer's autocast does not reach."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 _COARSE = (torch.float16, torch.bfloat16)
+
+
+def fastest_precision(accelerator: str) -> str:
+    """Return the trainer's precision that pretraining is fastest in on a device.
+
+    That is bfloat16 under autocast where products of it have units of their own. On a processor
+    these are AMX's: there a step takes half to three quarters of the time of float32, on one that
+    has only AVX-512's instructions for bfloat16 1.2 to 1.5 times as long, on others up to 3.5
+    times (benchmarks/results/pretrain_step.md).
+
+    Args:
+        accelerator: The trainer's; `auto` is a GPU where there is one.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
+        of_cpu: Any = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 has none
+        fast = bool(of_cpu().get("amx_bf16", False))
+    else:
+        fast = False
+    return "bf16-mixed" if fast else "32-true"
 
 
 def full_precision(device: torch.device) -> torch.autocast:

@@ -15,15 +15,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pixio_lightning.data.decode import BadImage, decode_pixels, random_crop, to_tensor
+from pixio_lightning.data.decode import BadImage, decode_crop, random_crop
 from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.keep_rule import KeepRule
 from pixio_lightning.data.stream import Bad, EndlessLoader, collate
@@ -188,15 +190,13 @@ class ShardImages(IterableDataset):
         try:
             if image.reason:
                 raise BadImage(image.reason)
-            pixels = decode_pixels(image.data, max_megapixels=self.max_megapixels)
+            random_key = RandomKey(key := key_of(image.key), self.seed, epoch)
+            draw = partial(random_crop, random_key=random_key, scale=self.scale, ratio=self.ratio)
+            crop = decode_crop(image.data, draw, self.size, max_megapixels=self.max_megapixels)
         except BadImage as error:
             bad.append((name, str(error)))
             return None
-        key = key_of(image.key)
-        random_key = RandomKey(key, self.seed, epoch)
-        height, width, _ = pixels.shape
-        crop = random_crop(width, height, random_key, scale=self.scale, ratio=self.ratio)
-        return {"image": to_tensor(pixels, crop, self.size), "key": key, "bad": bad}
+        return {"image": torch.from_numpy(crop).permute(2, 0, 1), "key": key, "bad": bad}
 
     def _read(self, block: int) -> tuple[list[Encoded], list[str], list[Tally]]:
         """Read the groups of a block, thin them by the rule, and shuffle what is left."""
@@ -277,9 +277,8 @@ class ShardLoader(EndlessLoader):
             self._running = super().__iter__()
         return self
 
-    def __next__(self) -> dict[str, Tensor]:
-        assert self._running is not None
-        batch: dict[str, Any] = next(self._running)
+    def __next__(self) -> dict[str, Any]:
+        batch = super().__next__()
         if "error" in batch:
             raise UserError(batch["error"])
         self.cursors[self.batches_read % self.readers] = batch.pop("cursor")

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from pixio_lightning.data.stream import EndlessLoader
 from pixio_lightning.errors import visible_lines
 
 
@@ -30,9 +31,9 @@ class Progress(ProgressBar):
         super().__init__()
         self._on = True
         self._bar: tqdm | None = None
-        self._wait = 0.0
+        self._waited = 0.0
         self._first_step = 0
-        self._window_start = self._batch_end = time.perf_counter()
+        self._window_start = time.perf_counter()
 
     def disable(self) -> None:
         """Show nothing; Lightning calls this on all processes but the first."""
@@ -58,13 +59,9 @@ class Progress(ProgressBar):
         self._open(trainer.max_steps, "step", "fit", start=trainer.global_step)
         self._reset_window(trainer)
 
-    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        self._wait += time.perf_counter() - self._batch_end
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        self._batch_end = time.perf_counter()
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
         # A batch that is accumulated ends no step.
@@ -76,10 +73,10 @@ class Progress(ProgressBar):
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, steps: int) -> None:
         elapsed = time.perf_counter() - self._window_start
-        facts = {
-            "img/s": f"{pl_module.global_batch * steps / elapsed:.0f}",
-            "wait": f"{min(1.0, self._wait / elapsed):.0%}",
-        }
+        facts = {"img/s": f"{pl_module.global_batch * steps / elapsed:.0f}"}
+        if isinstance(trainer.train_dataloader, EndlessLoader):
+            waited = trainer.train_dataloader.waited - self._waited
+            facts["wait"] = f"{min(1.0, waited / elapsed):.0%}"
         for key, name in (("train/loss", "loss"), ("train/lr", "lr")):
             value = trainer.callback_metrics.get(key)
             if value is not None:
@@ -94,13 +91,13 @@ class Progress(ProgressBar):
         self._reset_window(trainer)
 
     def _reset_window(self, trainer: L.Trainer) -> None:
-        self._wait, self._first_step = 0.0, trainer.global_step
-        self._window_start = self._batch_end = time.perf_counter()
+        self._first_step, self._window_start = trainer.global_step, time.perf_counter()
+        self._waited = getattr(trainer.train_dataloader, "waited", 0.0)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
 
-    # --- validation inside training does not count as waiting for data ------------------------
+    # --- validation inside training does not count ---------------------------------------------
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":

@@ -1,0 +1,59 @@
+"""In which precision a run computes that names none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixio_lightning.cli.class_lookup import import_named
+from pixio_lightning.cli.lightning_cli import PixioCLI
+from pixio_lightning.cli.options import parse_options
+from pixio_lightning.training.precision import fastest_precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"amx_bf16": True}, "bf16-mixed"), ({"avx512_bf16": True}, "32-true"), ({}, "32-true")],
+)
+def test_a_processor_computes_in_half_precision_where_it_has_units_for_it(
+    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fastest_precision("cpu") == expected
+
+
+def test_a_gpu_that_only_emulates_half_precision_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for supported, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, has=supported: has
+        )
+        assert fastest_precision("auto") == fastest_precision("gpu") == expected
+
+
+def test_an_older_torch_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fastest_precision("cpu") == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-c", "pretrain/demo"], "bf16-mixed"),
+        (["-c", "pretrain/demo", "--trainer.precision", "32-true"], "32-true"),
+        (["-c", "depth/demo", "--model.backbone.weights", "random"], "32-true"),
+    ],
+)
+def test_pretraining_takes_the_fastest_and_heads_do_not_depend_on_the_device(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_amx = {"amx_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has_amx, raising=False)
+    options = parse_options([*words, "--out", str(tmp_path)])
+    import_named(options.configs, options.rest)
+    cli = PixioCLI(options, "fit")
+    assert cli.trainer.precision == expected
+    # What is stored is what was asked, so that the run goes on where the device is another one.
+    assert cli.config_dict()["trainer"]["precision"] == ("32-true" if "32-true" in words else None)
