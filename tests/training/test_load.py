@@ -300,5 +300,6 @@ def test_a_head_keeps_float32(trained: Path, capsys: pytest.CaptureFixture) -> N
         assert head.predict(images).dtype == torch.float32
     words = ["-c", "depth/demo", "-c", "with/debug", "--out", str(trained.parent)]
     words += ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
-    assert main(["validate", *words, "--trainer.precision", "bf16-true"]) == 2
-    assert "trainer.precision bf16-mixed" in capsys.readouterr().err
+    for verb in ("validate", "check"):
+        assert main([verb, *words, "--trainer.precision", "bf16-true"]) == 2
+        assert "give trainer.precision bf16-mixed" in capsys.readouterr().err

@@ -49,3 +49,33 @@ def test_what_the_user_gives_counts_and_not_what_lightning_sets(
     )
     Threads().setup(trainer, trainer, "fit")
     assert found == ([] if given else [5])
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [
+        ({"SLURM_LOCALID": "1", "SLURM_CPUS_PER_TASK": "16"}, 13),  # 16 less three workers
+        ({"SLURM_LOCALID": "1", "SLURM_CPUS_PER_TASK": "8"}, 5),  # tasks share the node's 16
+        ({"SLURM_CPUS_PER_TASK": "16"}, 5),  # a batch script that starts processes by itself
+    ],
+)
+def test_cores_that_slurm_has_bound_to_a_task_are_not_divided_again(
+    bound: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_LOCALID", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in bound.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(threads, "_GIVEN", None)
+    monkeypatch.setattr(threads, "_TORCHS", 16)
+    monkeypatch.setattr(threads, "available_cores", lambda: 16)
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        datamodule=SimpleNamespace(num_workers=3),
+        world_size=4,
+        num_nodes=2,
+    )
+    Threads().setup(trainer, trainer, "fit")
+    assert found == [expected]

@@ -163,6 +163,7 @@ class PixioCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""
+        self._check_precision()
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
@@ -193,6 +194,20 @@ class PixioCLI(LightningCLI):
         # First, so that a run that is being pre-empted saves before others do what can wait.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))
         return trainer
+
+    def _check_precision(self) -> None:
+        """Refuse to keep weights in half precision, before anything is planned or built.
+
+        Raises:
+            UserError: The precision to give instead is named.
+        """
+        precision = str(self.config_init["trainer"]["precision"] or "")
+        if precision in ("16-true", "bf16-true"):
+            mixed = precision.replace("true", "mixed")
+            raise UserError(
+                f"trainer.precision is {precision}, which would keep weights and labels so: "
+                f"give trainer.precision {mixed}, which computes in it"
+            )
 
     def _loggers(self, asked: Any) -> list[Any]:
         if asked is None or asked is True:

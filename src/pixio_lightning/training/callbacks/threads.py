@@ -34,15 +34,28 @@ def threads_for(cores: int, *, processes: int, workers: int) -> int:
     return max(1, share - workers, share // 2)
 
 
+def has_cores_of_its_own(cores: int) -> bool:
+    """Whether a scheduler has bound this process to its cores, so that no other shares them.
+
+    SLURM's `srun` does where tasks are bound to cores: each then sees as many as a task was given.
+
+    Args:
+        cores: Cores that this process may run on.
+    """
+    return "SLURM_LOCALID" in os.environ and os.environ.get("SLURM_CPUS_PER_TASK") == str(cores)
+
+
 class Threads(L.Callback):
     """Compute with the cores that data workers leave, where `OMP_NUM_THREADS` does not say."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.strategy.root_device.type != "cpu" or _GIVEN:
             return
+        cores = available_cores()
+        processes = 1 if has_cores_of_its_own(cores) else trainer.world_size // trainer.num_nodes
         threads = threads_for(
-            min(available_cores(), _TORCHS),
-            processes=max(1, trainer.world_size // trainer.num_nodes),
+            min(cores, _TORCHS),
+            processes=max(1, processes),
             workers=getattr(trainer.datamodule, "num_workers", 0),
         )
         torch.set_num_threads(threads)
