@@ -162,7 +162,7 @@ def test_a_row_may_be_evaluated_untrained(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
     row = {"validate": "depth/demo", "set": {"model.backbone.weights": "random"}}
     path = write(tmp_path, rows={"untrained": row})
-    rows, _, _ = bench.run(bench.read_suite(path), tmp_path / "runs", words=TINY)
+    rows = bench.run(bench.read_suite(path), tmp_path / "runs", words=TINY).rows
     assert [row.name for row in rows] == ["constant", "untrained"]
     (line,) = results.read(tmp_path / "runs" / "untrained-0")
     assert line["checkpoint"] == "untrained" and line["steps"] == 0

@@ -1,4 +1,4 @@
-"""`pixio bench SUITE`: runs of recipes, their results in one table; and two tables side by side.
+"""Suites of `pixio bench`: runs of recipes, whose results stand in one table.
 
 A suite is a YAML file:
 
@@ -22,18 +22,15 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import statistics
 import warnings
 from collections.abc import Iterable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pixio_lightning.cli.tables import Row, as_csv, latex, table
-from pixio_lightning.errors import UserError, nearest, visible_lines
-from pixio_lightning.files import write_text
-from pixio_lightning.files.text import parse_json, parse_yaml, read_text
+from pixio_lightning.cli.bench.tables import Row
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files.text import parse_yaml, read_text
 from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import read_state
 
@@ -64,7 +61,7 @@ def read_suite(path: Path) -> dict[str, Any]:
         isinstance(name, str) for names in named for name in names
     ):
         raise UserError(f"suite '{path}': metrics and baselines are no lists of names")
-    for metric, end in _better(suite).items():
+    for metric, end in better_ends(suite).items():
         if end is not None and (not isinstance(end, str) or end not in ("min", "max")):
             raise UserError(
                 f"suite '{path}': metric {metric} is {end!r}; expected min, max or null"
@@ -88,7 +85,7 @@ def _check_row(row: Any, name: Any, where: str) -> None:
         raise UserError(f"{where}: seeds is no list of whole numbers, such as [0, 1, 2]")
 
 
-def _better(suite: dict[str, Any]) -> dict[str, str | None]:
+def better_ends(suite: dict[str, Any]) -> dict[str, str | None]:
     """Return the columns of a suite, each with the end that is better, where it says so."""
     found = suite.get("metrics") or {}
     return found if isinstance(found, dict) else dict.fromkeys(found)
@@ -120,11 +117,11 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
         out = _folder(folder, name, seed)
         try:
             known[name] = (
-                set(_last(out)["metrics"]) if _has_run(out) else _planned(about, out, words)
+                set(last_result(out)["metrics"]) if _has_run(out) else _planned(about, out, words)
             )
         except UserError as error:
             raise UserError(f"row {name}: {error}") from error
-    wanted = list(_better(suite))
+    wanted = list(better_ends(suite))
     for name, names in known.items():
         if wanted and names and not names & set(wanted):
             raise UserError(
@@ -159,18 +156,39 @@ def _folder(folder: Path, name: str, seed: int) -> Path:
     return folder / f"{name.replace(' ', '-')}-{seed}"
 
 
-def run(
-    suite: dict[str, Any], folder: Path, *, words: list[str]
-) -> tuple[list[Row], list[str], list[str]]:
+class Evaluation(NamedTuple):
+    """The result of a row with one of its seeds."""
+
+    row: str
+    folder: Path
+    line: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What came of a suite.
+
+    Attributes:
+        rows: The table, what predicts without looking first.
+        baselines: How many of the first rows that are.
+        about: What was evaluated.
+        warnings: What forbids to compare rows.
+        evaluations: The results themselves, in the order of the rows.
+    """
+
+    rows: list[Row]
+    baselines: int
+    about: list[str]
+    warnings: list[str]
+    evaluations: list[Evaluation]
+
+
+def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
     """Run every row of a suite that has not finished, below `folder`.
 
     Args:
         suite: As `read_suite` returns it.
         folder: Where the run folders are made.
         words: Options added to every run.
-
-    Returns:
-        The table, what was evaluated, and what forbids to compare its rows.
 
     Raises:
         UserError: A run has a mistake, or recorded nothing.
@@ -180,34 +198,34 @@ def run(
     check(suite, folder, words=words)
     rows: list[Row] = []
     baselines: dict[str, dict[str, float]] = {}
-    lines: list[tuple[str, dict[str, Any]]] = []
+    evaluations: list[Evaluation] = []
     for name, about in suite["rows"].items():
         found: dict[str, list[float]] = {}
         for seed in about.get("seeds", [0]):
             out = _folder(folder, name, seed)
             if not _has_run(out):
-                if _is_first():
+                if is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
                 verb = next(verb for verb in _VERBS if verb in about)
                 untrained = ["--ckpt_path", "none"] if verb == "validate" else []
                 runs.main(verb, [*_words(about, seed, out, words), *untrained])
-            line = _last(out)
-            lines.append((name, line))
+            line = last_result(out)
+            evaluations.append(Evaluation(name, out, line))
             for baseline, values in line["baselines"].items():
                 baselines[baseline] = baselines.get(baseline, {}) | values
-            for metric in _better(suite) or line["metrics"]:
+            for metric in better_ends(suite) or line["metrics"]:
                 if metric in line["metrics"]:
                     found.setdefault(metric, []).append(line["metrics"][metric])
         if not found:
-            others = ", ".join(lines[-1][1]["metrics"])
+            others = ", ".join(evaluations[-1].line["metrics"])
             raise UserError(f"row {name} has none of the suite's metrics; it has {others}")
         rows.append(Row(name, found))
     measured = list(dict.fromkeys(metric for row in rows for metric in row.values))
-    for metric in _better(suite):
+    for metric in better_ends(suite):
         if metric not in measured:
-            known = {name for _, line in lines for name in line["metrics"]}
+            known = {name for one in evaluations for name in one.line["metrics"]}
             raise UserError(f"no row has a metric {metric}{nearest(metric, known)}")
-    measured = list(_better(suite)) or measured
+    measured = list(better_ends(suite)) or measured
     for name in suite.get("baselines", []):
         if name not in baselines:
             raise UserError(f"there is no baseline {name}{nearest(name, baselines)}")
@@ -218,13 +236,20 @@ def run(
         )
         for name in suite.get("baselines", [])
     ]
-    columns = [line for _, line in lines if any(metric in line["metrics"] for metric in measured)]
+    lines = [one.line for one in evaluations]
+    columns = [line for line in lines if any(metric in line["metrics"] for metric in measured)]
     about = [
         f"{line['split']} of {line['dataset']}, {line['n']} samples"
         + (f"; {line['protocol']}" if line["protocol"] else "")
         for line in columns
     ]
-    return [*baseline_rows, *rows], list(dict.fromkeys(about)), incomparable(lines, measured)
+    return Outcome(
+        [*baseline_rows, *rows],
+        len(baseline_rows),
+        list(dict.fromkeys(about)),
+        incomparable([(one.row, one.line) for one in evaluations], measured),
+        evaluations,
+    )
 
 
 def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]) -> list[str]:
@@ -254,102 +279,15 @@ def _word(value: Any, seed: int) -> str:
     return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
 
 
-def _last(folder: Path) -> dict[str, Any]:
+def last_result(folder: Path) -> dict[str, Any]:
     lines = [line for line in results.read(folder) if line["checkpoint"] in ("last", "untrained")]
     if not lines:
         raise UserError(f"{folder} holds no result of its last step: run it to its end")
     return lines[-1]
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Whether this is the first process: all those of a run go through the whole suite."""
     from lightning.pytorch.utilities import rank_zero_only  # slow: after a suite's mistakes
 
     return rank_zero_only.rank == 0
-
-
-def main(words: list[str], *, suite: str, out: str | None) -> int:
-    """Run a suite, print its table and write it beside the runs."""
-    path = Path(suite)
-    content = read_suite(path)
-    folder = Path(out) if out else Path("runs") / "bench" / path.stem
-    rows, about, warnings = run(content, folder, words=words)
-    if not _is_first():
-        return 0
-    better = _better(content)
-    text = f"{content.get('title', path.stem)}\n\n{table(rows, better)}\n"
-    text += "".join(f"\nEvaluated on {line}\n" for line in about)
-    text += "".join(f"\nNot to be compared, {warning}\n" for warning in warnings)
-    print(visible_lines("\n" + text))
-    write_text(folder / "table.md", text)
-    values = {row.name: row.values for row in rows}
-    stored = {"better": better, "rows": values}
-    write_text(folder / "table.json", json.dumps(stored, indent=1) + "\n")
-    write_text(folder / "table.csv", as_csv(rows))
-    write_text(folder / "table.tex", latex(rows, better))
-    print(f"written: {folder / 'table.md'}")
-    return 0
-
-
-def _read_table(folder: Path) -> tuple[dict[str, dict[str, list[float]]], dict[str, str | None]]:
-    path = folder / "table.json" if folder.is_dir() else folder
-    if not path.is_file():
-        raise UserError(
-            f"'{folder}' holds no table.json; give the folders of two suites, or of two runs"
-        )
-    try:
-        found, better = parse_json(read_text(path)), {}
-        if found.keys() == {"better", "rows"}:  # earlier versions wrote the rows alone
-            found, better = found["rows"], dict(found["better"])
-        for row in found.values():
-            for values in row.values():
-                statistics.mean(values)
-    except (ValueError, AttributeError, TypeError, OverflowError):
-        raise UserError(
-            f"'{path}' is no table of a suite: expected numbers by row and metric, as "
-            "`pixio bench` writes them"
-        ) from None
-    return found, better
-
-
-def _verdict(before: list[float], after: list[float], end: str | None) -> str:
-    """Say which is better, and how far they are apart beside what seeds alone do."""
-    difference = statistics.mean(after) - statistics.mean(before)
-    words = []
-    if end is not None:
-        words.append("better" if (difference < 0) == (end == "min") else "worse")
-    if len(before) > 1 and len(after) > 1:
-        error = math.sqrt(sum(statistics.variance(v) / len(v) for v in (before, after)))
-        if error:
-            count = abs(difference) / error
-            words.append(f"{count:.1f} standard errors over seeds{', may be chance' * (count < 2)}")
-    return f" ({'; '.join(words)})" if words else ""
-
-
-def compare(first: Path, second: Path) -> str:
-    """Return what differs between two tables, row by row, or between two runs.
-
-    Of tables, also which is better, and by how many standard errors over the seeds.
-
-    Raises:
-        UserError: One of them is no folder of a suite or a run, or the runs may not be compared.
-    """
-    if all((folder / results.FILE).is_file() for folder in (first, second)):
-        evaluations = [_last(folder) for folder in (first, second)]
-        if why := results.differences(evaluations):
-            raise UserError(f"{first} and {second} may not be compared: {'; '.join(why)}")
-        a, b = ({"last": {k: [v] for k, v in e["metrics"].items()}} for e in evaluations)
-        better: dict[str, str | None] = {}
-    else:
-        (a, _), (b, better) = _read_table(first), _read_table(second)
-    lines = []
-    for name in [*a, *(n for n in b if n not in a)]:
-        if name not in a or name not in b:
-            lines.append(f"{name}: only in {first if name in a else second}")
-            continue
-        for metric in (metric for metric in a[name] if metric in b[name]):
-            before, after = statistics.mean(a[name][metric]), statistics.mean(b[name][metric])
-            if before != after:
-                verdict = _verdict(a[name][metric], b[name][metric], better.get(metric))
-                lines.append(f"{name}, {metric}: {before:.4f} -> {after:.4f}{verdict}")
-    return "\n".join(lines) or "no difference"

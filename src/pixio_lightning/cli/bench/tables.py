@@ -17,17 +17,23 @@ class Row(NamedTuple):
     values: dict[str, list[float]]
 
 
+def best_means(rows: list[Row], better: Mapping[str, str | None]) -> dict[str, float]:
+    """Return the best mean over seeds of every metric that has a better end and several rows."""
+    best = {}
+    for metric, end in better.items():
+        means = [statistics.mean(row.values[metric]) for row in rows if metric in row.values]
+        means = [mean for mean in means if math.isfinite(mean)]
+        if end and len(means) > 1:
+            best[metric] = min(means) if end == "min" else max(means)
+    return best
+
+
 def _cells(
     rows: list[Row], better: Mapping[str, str | None], bold: str = "**{}**"
 ) -> list[list[str]]:
     """Return the cells of each row: mean over seeds and standard deviation, the best in bold."""
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.values))
-    best = {}
-    for metric in metrics:
-        means = [statistics.mean(row.values[metric]) for row in rows if metric in row.values]
-        means = [mean for mean in means if math.isfinite(mean)]
-        if better.get(metric) and len(means) > 1:
-            best[metric] = min(means) if better[metric] == "min" else max(means)
+    best = best_means(rows, better)
     found = []
     for row in rows:
         cells = [row.name]
