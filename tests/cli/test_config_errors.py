@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pixio_lightning.cli import config_errors, resume
+from pixio_lightning.cli import config_errors
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli.lightning_cli import quieten
 from pixio_lightning.data.pixels import Pixels
@@ -282,7 +282,7 @@ def test_every_bound_is_that_of_a_key(recipe: dict, tmp_path: Path, capsys) -> N
     with pytest.raises(SystemExit):
         run(recipe, tmp_path, "--print_config")
     configuration = yaml.safe_load(capsys.readouterr().out)
-    assert config_errors.BOUNDS.keys() <= dict(resume.flatten(configuration)).keys()
+    assert config_errors.BOUNDS.keys() <= dict(flatten(configuration)).keys()
 
 
 def test_a_recipe_comes_before_what_changes_it(capsys) -> None:

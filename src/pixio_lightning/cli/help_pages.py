@@ -10,7 +10,8 @@ RUN_VERBS = {
     "check": "parse a recipe, build it without memory, print the plan",
 }
 VERBS = RUN_VERBS | {
-    "bench": "run a suite of recipes and print one table",
+    "runs": "list runs, and what differs between two",
+    "bench": "run a suite of recipes: a table, and a page for the browser",
     "shard": "pack a folder of images, or tar shards, into parquet shards",
     "curate": "report on scores, calibrate a keep rate, rewrite shards by it",
     "export": "write a checkpoint's encoder for other libraries",

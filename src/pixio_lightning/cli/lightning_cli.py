@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixio_lightning.cli import config_errors, recipes, resume
 from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
+from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.options import Options
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
@@ -96,7 +97,7 @@ class PixioCLI(LightningCLI):
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
             elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
                 config_errors.check_values(values["init_args"], chosen, key)
-        for key, value in resume.flatten(self.config_dict()):
+        for key, value in flatten(self.config_dict()):
             config_errors.check_leaf(key, value)
 
     def _take_architecture(self) -> None:

@@ -118,7 +118,7 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(_no_verb(argv))
     light = {
         **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor},
-        **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate},
+        **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate, "runs": runs},
     }
     if verb in light:
         return light[verb](rest)
@@ -243,6 +243,26 @@ def bench(argv: list[str]) -> int:
         raise UserError("bench needs a suite first, as in `pixio bench benchmarks/demo.yaml`")
     suite, *words = words
     return suites.main(words, suite=expanded(suite), out=options.out)
+
+
+def runs(argv: list[str]) -> int:
+    """`pixio runs [DIR]`: the runs below a folder; `--diff A B`: what differs between two."""
+    parser = LightParser(
+        "pixio runs",
+        description="List the runs below a folder, the newest first: how far each got, its last "
+        "and its best metric, its size.",
+    )
+    parser.add_argument("folder", nargs="?", type=expanded, default="runs", help="%(default)s")
+    about = "print the keys in which the configurations of two runs differ"
+    parser.add_argument("--diff", nargs=2, type=expanded, metavar=("A", "B"), help=about)
+    options = parser.parse_args(argv)
+    from pixio_lightning.cli import runs as found
+
+    if options.diff:
+        print(visible_lines(found.difference(*map(Path, options.diff))))
+    else:
+        print(found.listed(Path(options.folder)))
+    return 0
 
 
 def shard(argv: list[str]) -> int:

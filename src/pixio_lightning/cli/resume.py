@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from pixio_lightning.cli.config_errors import class_of
+from pixio_lightning.cli.config_tree import differences
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import expanded
 from pixio_lightning.training import run_folder
 
 # Functions of Lightning and torch that take up what a checkpoint holds.
@@ -87,29 +87,6 @@ class Batch(NamedTuple):
         text = f"{self.size} = data.batch_size {self.batch_size} x {self.processes} process{many}"
         more = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
         return text + more
-
-
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested dicts under dotted keys, without `init_args`."""
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            below = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-            yield from flatten(value, below)
-    else:
-        yield prefix, expanded(config)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    """Return `old -> new` by key for every leaf that differs.
-
-    A recipe says `devices: 2` where the command line says "2", and both mean the same.
-    """
-    before, after = dict(flatten(old)), dict(flatten(new))
-    return {
-        key: f"{before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if str(before.get(key)) != str(after.get(key))
-    }
 
 
 def check_changes(

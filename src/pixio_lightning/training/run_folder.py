@@ -12,6 +12,7 @@ import io
 import json
 import os
 import socket
+import struct
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -70,6 +71,20 @@ def held(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is in a folder now; false where the system cannot be asked without locking."""
+    if sys.platform != "linux" or not is_regular(folder / LOCK):
+        return False
+    layout = "hhllhh"  # struct flock of Linux with 64-bit offsets: type, whence, start, length, pid
+    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0, 0)
+    with (folder / LOCK).open() as file:
+        try:
+            found = fcntl.fcntl(file, fcntl.F_GETLK, asked)
+        except OSError:
+            return False
+    return struct.unpack(layout, found)[0] != fcntl.F_UNLCK
 
 
 def check_files(folder: Path) -> None:

@@ -1,0 +1,31 @@
+"""Configurations as their leaves under dotted keys, and in which of them two differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pixio_lightning.files import expanded
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested dicts under dotted keys, without `init_args`."""
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            below = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
+            yield from flatten(value, below)
+    else:
+        yield prefix, expanded(config)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Return `old -> new` by key for every leaf that differs.
+
+    A recipe says `devices: 2` where the command line says "2", and both mean the same.
+    """
+    before, after = dict(flatten(old)), dict(flatten(new))
+    return {
+        key: f"{before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if str(before.get(key)) != str(after.get(key))
+    }
