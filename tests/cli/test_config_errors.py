@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from pixio_lightning.cli import config_errors
 from pixio_lightning.cli import main as cli
+from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.lightning_cli import quieten
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError
