@@ -32,11 +32,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "checkpoint", type=expanded, help="a file, a folder or hf:ORG/NAME[@REVISION]"
     )
-    parser.add_argument("--to", default="safetensors", choices=get_args(Format), help="the format")
+    forms = (*get_args(Format), "onnx")
+    parser.add_argument("--to", default="safetensors", choices=forms, help="the format")
     parser.add_argument(
         "--out", type=expanded, help="file or folder; default: here, named as the source"
     )
+    parser.add_argument("--image-size", type=int, help="side of the images of onnx, in pixels")
     args = parser.parse_args(argv)
+    if args.to == "onnx":
+        return _to_onnx(args)
+    if args.image_size is not None:
+        raise UserError("--image-size goes with --to onnx: the other formats take any size")
     weights = read(args.checkpoint)
     ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
     files = export(weights, args.to, Path(args.out or _stem(args.checkpoint) + ending))
@@ -49,4 +55,16 @@ def main(argv: Sequence[str]) -> int:
     if weights.others:
         print(f"left out: {len(weights.others)} tensors that belong to neither")
     print(f"licence of the weights: {licence_of(weights.source, weights.meta)}")
+    return 0
+
+
+def _to_onnx(args: argparse.Namespace) -> int:
+    from pixio_lightning.cli import onnx_export  # loads the heads' part, which others do not need
+
+    out = Path(args.out or _stem(args.checkpoint) + ".onnx")
+    about = onnx_export.export(args.checkpoint, out, image_size=args.image_size)
+    print(f"wrote {out} ({out.stat().st_size:,} bytes)")
+    print(f"onnxruntime and torch differ by {about.pop('difference'):.1e} of the greatest value")
+    for key, value in about.items():
+        print(f"{key}: {value}")
     return 0

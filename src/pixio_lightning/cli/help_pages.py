@@ -101,13 +101,16 @@ Example: pixio check -c my.yaml --trainer.devices 8
 """
 
 EXPORT_PAGE = """\
-usage: pixio export CHECKPOINT [--to safetensors|transformers|timm] [--out PATH]
+usage: pixio export CHECKPOINT [--to safetensors|transformers|timm|onnx] [--out PATH]
 
-Write the encoder of a checkpoint in the form another library reads.
+Write the encoder of a checkpoint in the form another library reads; --to onnx writes a head with
+its encoder, too.
 
   CHECKPOINT                   a checkpoint of a run, an exported file or hf:ORG/NAME
-  --to FORM                    safetensors (the default), transformers or timm
+  --to FORM                    safetensors (the default), transformers, timm or onnx
   --out PATH                   file or folder; default: here, named as the checkpoint
+  --image-size N               side of the images of onnx; default: what the model was made for
 
-Example: pixio export runs/pretrain/demo/last.ckpt --to timm
+Examples: pixio export runs/pretrain/demo/last.ckpt --to timm
+          pixio export runs/depth/demo --to onnx --out depth.onnx
 """

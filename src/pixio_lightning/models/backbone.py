@@ -380,7 +380,7 @@ class Backbone(nn.Module):
         if isinstance(prefix_and_positions, tuple):
             prefix_and_positions, rope = prefix_and_positions
         n_prefix = self.vit.num_prefix_tokens
-        prefix = prefix_and_positions[:, :n_prefix].expand(len(images), -1, -1)
+        prefix = prefix_and_positions[:, :n_prefix].expand(images.shape[0], -1, -1)
         positions = prefix_and_positions[:, n_prefix:]
         if keep is None:
             patches = self.vit.patch_embed(images).flatten(1, 2) + positions
@@ -389,7 +389,7 @@ class Backbone(nn.Module):
             visible = gather_tokens(patchify(images, self.patch_size), keep)
             kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
             patches = self.vit.patch_embed.norm(F.linear(visible, kernel, convolution.bias))
-            patches = patches + gather_tokens(positions.expand(len(images), -1, -1), keep)
+            patches = patches + gather_tokens(positions.expand(images.shape[0], -1, -1), keep)
             if rope is not None:
                 rope = rope[keep][:, None]
         return self.vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope

@@ -1,0 +1,109 @@
+"""What is exported as ONNX computes in onnxruntime what torch does, for any number of images."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import pixio_lightning
+from pixio_lightning import Backbone
+from pixio_lightning.cli import onnx_export
+from pixio_lightning.cli.main import main
+from pixio_lightning.models.weights.export import export
+from pixio_lightning.models.weights.read import Weights
+
+ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+_SCENES = ("--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}")
+_SMALL = (
+    "{name: pixio_vitt16, weights: 'random:0', model_args: "
+    "{img_size: 64, patch_size: 8, embed_dim: 32, depth: 4, num_heads: 2, n_cls_tokens: 2}}"
+)
+
+
+def run(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": images.numpy()}), strict=True))
+
+
+def bytes_of(count: int, side: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    backbone = Backbone("pixio_vitt16", weights="random:0", model_args=ARGS | {"n_cls_tokens": 4})
+    backbone.load()
+    meta = {"name": "pixio_vitt16", "model_args": ARGS | {"n_cls_tokens": 4}}
+    path = tmp_path_factory.mktemp("encoder") / "tiny.safetensors"
+    export(Weights(backbone.vit.state_dict(), None, meta, "tiny"), "safetensors", path)
+    return path
+
+
+def test_an_encoder_gives_patches_and_class_tokens(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tiny.onnx"
+    assert main(["export", str(encoder), "--to", "onnx", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "images: uint8 (B, 3, 32, 32)" in said and "patches: (B, 32, 4, 4)" in said
+    backbone = Backbone(weights=str(encoder))
+    backbone.load()
+    for count in (1, 2, 5):
+        images = bytes_of(count, 32)
+        with torch.no_grad():
+            layer = backbone(images).layers[-1]
+        found = run(out, images)
+        np.testing.assert_allclose(found["patches"], layer.patches, atol=1e-4)
+        np.testing.assert_allclose(found["cls"], layer.cls, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["depth/demo", "segmentation/demo"])
+def test_a_head_predicts_as_it_does_on_one_window(recipe: str, tmp_path: Path) -> None:
+    words = ["-c", recipe, "-c", "with/debug", "--out", str(tmp_path / "run"), *_SCENES]
+    assert main(["fit", *words, "--model.backbone", _SMALL]) == 0
+    out = tmp_path / "head.onnx"
+    assert main(["export", str(tmp_path / "run"), "--to", "onnx", "--out", str(out)]) == 0
+    head = pixio_lightning.load(tmp_path / "run")
+    images = bytes_of(3, head.window)
+    expected = head.predict(images)
+    found = run(out, images)["prediction"]
+    assert found.shape == tuple(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_graph_that_computes_something_else_is_not_written(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    out = tmp_path / "tiny.onnx"
+    assert main(["export", str(encoder), "--to", "onnx", "--out", str(out)]) == 2
+    assert "onnxruntime differs from torch by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to", "onnx", "--image-size", "30"), "expected a multiple of 8"),
+        (("--to", "onnx", "--out", "x.txt"), "must end in .onnx"),
+        (("--image-size", "32"), "goes with --to onnx"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: tuple[str, ...], said: str, encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(encoder), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_missing_package_is_named(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    assert main(["export", str(encoder), "--to", "onnx"]) == 2
+    assert "pip install 'pixio-lightning[onnx]'" in capsys.readouterr().err
