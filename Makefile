@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 # Two test processes, each single-threaded: oversubscribed threads are many times slower.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: help demo demo-policy bench test test-all test-cluster lint format clean
+.PHONY: help demo demo-policy bench docs test test-all test-cluster lint format clean
 
 help:
 	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
 	@echo "make demo-policy  the same backbone as the eyes of a robot arm in Meta-World (more minutes)"
 	@echo "make bench     every measurement of speed, beside other libraries (ten minutes)"
+	@echo "make docs      the documentation as a site: docs/_build/index.html"
 	@echo "make test      the tests but the slow ones"
 	@echo "make test-all  all tests but those of test-cluster"
 	@echo "make test-cluster  those on a real SLURM, on two hosts and on Ray, which it installs (root, Debian)"
@@ -27,6 +28,10 @@ demo-policy: $(VENV)/.installed-policy
 	$(BIN)/pixio fit -c pretrain/demo
 	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml
 	$(BIN)/pixio bench benchmarks/policy_metaworld_demo.yaml --out runs/bench/policy_metaworld_bin_picking --data.task=bin-picking-v3
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/speed.py
@@ -51,7 +56,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) runs docs/_build .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'pixio needs Python 3.11 or newer: PYTHON=python3.12 make')"
@@ -71,6 +76,10 @@ $(VENV)/.installed-policy: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
