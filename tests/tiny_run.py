@@ -40,6 +40,7 @@ def write_recipe(folder: Path) -> Path:
         },
         "trainer": {
             "max_steps": 8,
+            "precision": "32-true",  # the same on every processor
             "accelerator": "cpu",
             "log_every_n_steps": 1,
             "logger": False,

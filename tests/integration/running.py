@@ -53,6 +53,7 @@ TINY = {
     },
     "trainer": {
         "max_steps": 16,
+        "precision": "32-true",  # the same on every processor
         "accelerator": "cpu",
         "log_every_n_steps": 1,
         "logger": False,

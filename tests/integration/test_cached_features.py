@@ -19,7 +19,7 @@ STEPS = ("--trainer.max_steps", 2, "--data.steps_per_epoch", 2, "--data.batch_si
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 
 
-@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("late", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_late_process_encodes_its_share_and_nothing_twice(late: int, tmp_path: Path) -> None:
     """It comes when the other one has written, or could have written, its half of 12 views."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

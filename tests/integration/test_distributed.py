@@ -68,7 +68,7 @@ def test_sharded_equals_ddp_and_resumes(recipe: Path, tmp_path: Path) -> None:
     assert torch.equal(curve(tmp_path / "fsdp"), curve(tmp_path / "resumed"))
 
 
-@pytest.mark.parametrize("weights", ["random", "file"])
+@pytest.mark.parametrize("weights", ["random", pytest.param("file", marks=pytest.mark.slow)])
 def test_sharded_starts_as_one_process_and_never_holds_the_whole(
     recipe: Path, tmp_path: Path, weights: str
 ) -> None:

@@ -104,6 +104,7 @@ def test_another_global_batch_is_refused(
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_sharded_processes_go_on_as_fewer(recipe: Path, tmp_path: Path) -> None:
     fsdp = ("fit", "-c", recipe, "-c", "with/fsdp", *SHORT)
     two = ("--trainer.devices", 2, "--data.batch_size", 4)
@@ -122,6 +123,7 @@ def test_sharded_processes_go_on_as_fewer(recipe: Path, tmp_path: Path) -> None:
     assert len(first) > 3 and first == pytest.approx(second, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_shards_go_on_with_other_workers_where_that_is_asked_for(
     photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +147,7 @@ def test_shards_go_on_with_other_workers_where_that_is_asked_for(
 # --- the run folder -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused(
     recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +246,7 @@ def test_keys_of_a_later_version_are_as_their_defaults(
     assert "model.of_old: 3 -> None" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_job_that_is_queued_again_does_not_begin_anew(
     recipe: Path,
     tmp_path: Path,

@@ -37,7 +37,7 @@ def gradients(folder: Path) -> torch.Tensor:
     return torch.cat([state["exp_avg"].flatten() for state in optimizer["state"].values()])
 
 
-@pytest.mark.parametrize("tune", ["frozen", "2"])
+@pytest.mark.parametrize("tune", [pytest.param("frozen", marks=pytest.mark.slow), "2"])
 def test_one_process_of_four_equals_two_of_two(tune: str, tmp_path: Path) -> None:
     """Losses, gradients, statistics of the synchronised batch norm, metrics of uneven batches."""
     steps = ("--trainer.max_steps", 4, "--data.steps_per_epoch", 4, "--data.val_images", 7)
@@ -89,6 +89,7 @@ def test_a_tuned_backbone_is_sharded_and_measured_as_by_ddp(tmp_path: Path) -> N
     assert all(len(line["backbone"]["digest"]) == 16 for line in found)
 
 
+@pytest.mark.slow
 def test_a_tuned_backbone_is_hashed_by_one_process_at_the_end(tmp_path: Path) -> None:
     """In three steps; or not at all in two epochs, where no step is known as the last."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -108,6 +109,7 @@ def test_a_tuned_backbone_is_hashed_by_one_process_at_the_end(tmp_path: Path) ->
         assert hashed == [{"hashed": once}, {"hashed": 0}]
 
 
+@pytest.mark.slow
 def test_a_suite_over_two_processes_is_told_once(tmp_path: Path) -> None:
     """Both processes go through all rows, the second of which they launch no more."""
     suite = tmp_path / "suite.yaml"

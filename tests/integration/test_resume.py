@@ -20,7 +20,7 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 # Saves are at 4, 8, 12, 16 and an epoch has 5 steps: 4 and 12 are inside an epoch, and the last
 # pair interrupts twice. Steps of 5 put the save at the very end of an epoch.
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     "killed",
     [
@@ -41,6 +41,7 @@ def test_resumes_bit_for_bit(
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_resumes_at_the_end_of_an_epoch(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--checkpoint.every_n_steps", 5)
     kill_when("step 10: saved last.ckpt", *line)

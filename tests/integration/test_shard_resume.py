@@ -81,7 +81,7 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize(
     ("killed", "words"),
     [
-        (["step 8"], ()),
+        pytest.param(["step 8"], (), marks=pytest.mark.slow),
         pytest.param(
             *(["step 12", "step 24"], ("--trainer.callbacks+=batch_log.AsksForLength",)),
             marks=pytest.mark.slow,

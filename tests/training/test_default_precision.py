@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 
 from pixio_lightning.cli.class_lookup import import_named
@@ -57,3 +58,27 @@ def test_pretraining_takes_the_fastest_and_heads_do_not_depend_on_the_device(
     assert cli.trainer.precision == expected
     # What is stored is what was asked, so that the run goes on where the device is another one.
     assert cli.config_dict()["trainer"]["precision"] == ("32-true" if "32-true" in words else None)
+
+
+def test_a_run_in_half_precision_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the device chose it: on a processor without units for it, too, if slowly."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    recipe = tiny_run.write_recipe(tmp_path)
+    unset = ("--trainer.precision", "null")
+    assert tiny_run.fit(recipe, tmp_path / "whole", *unset) == 0
+    assert tiny_run.fit(recipe, tmp_path / "part", *unset, "--trainer.max_epochs", 1) == 0
+    words = ("--ckpt_path", tmp_path / "part" / "last.ckpt")
+    assert tiny_run.fit(recipe, tmp_path / "rest", *unset, *words) == 0
+    whole, rest = (
+        torch.load(tmp_path / run / "last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "rest")
+    )
+    assert all(torch.equal(whole[name], rest[name]) for name in whole)
+    assert tiny_run.fit(recipe, tmp_path / "full") == 0
+    half, full = (
+        [row["train/loss"] for row in tiny_run.table(tmp_path / run) if "train/loss" in row]
+        for run in ("whole", "full")
+    )
+    assert half != full and half == pytest.approx(full, rel=2e-2)
