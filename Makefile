@@ -34,7 +34,7 @@ docs: $(VENV)/.installed-docs
 	@echo "docs/_build/index.html"
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --peers $(VENV)/peers
 
 test: $(VENV)/.installed-dev
 	$(TEST) -m "not slow"
@@ -83,7 +83,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/peers -r benchmarks/peers.txt
 	touch $@
 
 $(VENV)/.installed-cluster: $(VENV)/.installed-dev

@@ -13,7 +13,7 @@ one, by PixelPretraining with one (stable-pretraining's decoder does without eve
 units for its products. "not fused" is ours with the optimiser that the other forms have.
 
 Run: python benchmarks/pretrain_step.py [--sizes demo tiny base] [--rounds N] [--out FILE.json]
-Forms whose library is not installed (the extra `bench`) are left out and named; compiled ones are
+Forms whose library is not there (benchmarks/peers.txt) are left out and named; compiled ones are
 measured with --compile, after a minute or two of compiling each.
 """
 

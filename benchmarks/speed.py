@@ -3,7 +3,7 @@
 Each script runs in a process of its own and writes benchmarks/results/speed/NAME.json; the page
 has the tables as they were printed. The machine should have nothing else to do.
 
-Run: python benchmarks/speed.py [NAME ...]   (`make bench`; under ten minutes on two cores)
+Run: python benchmarks/speed.py [--peers DIR] [NAME ...]   (`make bench`; ten minutes on two cores)
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ SCRIPTS = {  # what is measured, and the script's arguments
 COLOURS = {"ours": "#9fb8d8", "default": "#2f6db5", "other": "#c9c4ba"}
 
 
-def measure(name: str) -> str:
+def measure(name: str, peers: Path | None) -> str:
     """Run a script; return what it printed.
+
+    Args:
+        name: The script's.
+        peers: Folder of the libraries to compare with, which only the script that does so sees.
 
     Raises:
         SystemExit: It failed.
@@ -48,7 +52,10 @@ def measure(name: str) -> str:
     command += ["--out", str(FIGURES / f"{name}.json")]
     print(f"{' '.join(command[1:])}", flush=True)
     start = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = dict(os.environ)
+    if peers is not None and name == "pretrain_step":
+        environment["PYTHONPATH"] = str(peers.resolve())
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}")
     lines = done.stdout.splitlines()
@@ -56,7 +63,7 @@ def measure(name: str) -> str:
     kept = [
         line
         for line, below in zip(lines, [*lines[1:], ""], strict=True)
-        if line.startswith("|") or below.startswith("|") or not line or line.endswith(" batch")
+        if line.startswith("|") or below.startswith("|") or "encoder" in line or not line
     ]
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
     return "\n".join(kept).strip()
@@ -96,12 +103,14 @@ def main() -> None:
     """Measure, then write the page and the chart."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(SCRIPTS)}; all if none is given")
-    names = parser.parse_args().names or list(SCRIPTS)
+    parser.add_argument("--peers", type=Path, help="folder of benchmarks/peers.txt")
+    options = parser.parse_args()
+    names = options.names or list(SCRIPTS)
     if unknown := set(names) - set(SCRIPTS):
         parser.error(f"no script {', '.join(sorted(unknown))}; expected {', '.join(SCRIPTS)}")
     FIGURES.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (FIGURES / f"{name}.txt").write_text(measure(name) + "\n")
+        (FIGURES / f"{name}.txt").write_text(measure(name, options.peers) + "\n")
     cores = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     parts = [f"# Speed, as printed\n\n`make bench`; {cores}. Figures: `speed/*.json`.\n"]
     for name, (title, arguments) in SCRIPTS.items():

@@ -228,9 +228,6 @@ def open_picture(
     other = f"no {', '.join(names[:-1])}{' or ' * (len(names) > 1)}{names[-1]}"
     if decoder is None:
         raise BadImage(other)
-    # Each passes over all pixels, however little of the file it takes.
-    if decoder is JpegImagePlugin.JpegImageFile and data.count(b"\xff\xda") > _MAX_SCANS:
-        raise BadImage(f"over {_MAX_SCANS} scans")
     try:
         image = decoder(io.BytesIO(data))
     except SyntaxError:  # what Pillow's decoders say to a file of another format
@@ -239,6 +236,9 @@ def open_picture(
         raise BadImage(other) from None
     except Exception as error:
         raise BadImage(f"corrupt header ({type(error).__name__})") from None
+    # Each passes over all pixels, of a progressive JPEG however little of the file it takes.
+    if image.info.get("progressive") and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise BadImage(f"over {_MAX_SCANS} scans")
     if image.width * image.height > max_megapixels * 1e6:
         raise BadImage(f"over {max_megapixels:g} megapixels")
     return image
@@ -306,10 +306,10 @@ def random_crop(
         scale: Range of the box's share of the area.
         ratio: Range of its width over its height, log-uniform.
     """
-    tries = 10
-    numbers = iter(random_key.uniform(4 * tries, Purpose.CROP))
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for area, aspect, x, y in zip(numbers, numbers, numbers, numbers, strict=True):
+    for tries in range(1, 11):
+        # The first one nearly always fits: its numbers alone are drawn.
+        area, aspect, x, y = random_key.uniform(4 * tries, Purpose.CROP)[-4:]
         target = width * height * (scale[0] + area * (scale[1] - scale[0]))
         aspect = math.exp(low + aspect * (high - low))
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
