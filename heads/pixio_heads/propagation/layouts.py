@@ -1,0 +1,387 @@
+"""Where clips with labels lie: DAVIS-2017, VIP, JHMDB, and rendered clips.
+
+Every class is a list of samples, one for each clip of V frames: `image` uint8 (V, H, W, 3) at the
+size that is seen; `target`, uint8 (V, Ho, Wo) for masks, float32 (V, J, 2) for joints, x and y in
+pixels of the stored frame; `stored` int64 (2,), its height and width. To predict, `target` is of
+the first frame alone. Every file is read once; a clip that lacks one is bad, and says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from pixio_heads.propagation.joint_files import read_joints
+from pixio_heads.propagation.metrics import UNKNOWN
+from pixio_lightning.data import (
+    SCENE_CLASSES,
+    BadImage,
+    RenderedClips,
+    Sample,
+    SceneClips,
+    decode_pixels,
+    digest_of,
+    is_hidden,
+    open_picture,
+    read_file,
+)
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files import read_text
+
+_SUFFIXES = (".jpg", ".png")
+_NO_OBJECT = [SCENE_CLASSES.index(n) for n in ("sky", "floor", "wall", "ceiling", "ground")]
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
+
+
+class Look(NamedTuple):
+    """What is shown of a stored frame.
+
+    Attributes:
+        size: Height and width; None keeps those of the file.
+        grey: Whether its colours are taken away.
+        max_megapixels: Larger frames are bad.
+    """
+
+    size: tuple[int, int] | None
+    grey: bool
+    max_megapixels: float = 64.0
+
+    def at(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return what is shown of pixels `(H, W, 3)`: bicubic, antialiased, and grey or not."""
+        if self.grey:
+            pixels = np.rint(pixels @ _LUMA).astype(np.uint8)[..., None].repeat(3, axis=2)
+        if self.size in (None, pixels.shape[:2]):
+            return pixels
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+        scaled = F.interpolate(image, self.size, mode="bicubic", antialias=True)
+        return scaled[0].permute(1, 2, 0).numpy()
+
+
+class ClipFiles(NamedTuple):
+    """A clip in files.
+
+    Attributes:
+        name: Of the clip.
+        frames: Where its frames should be.
+        labels: Its masks, a folder of them; or the file with its joints.
+    """
+
+    name: str
+    frames: Path
+    labels: Path
+
+
+class FileClips:
+    """Clips in files; a subclass reads their labels.
+
+    Args:
+        root: The folder of the data.
+        clips: Those that are listed.
+        look: What is shown of their frames.
+        given: Frames whose labels are read, at most: to predict, the first alone.
+    """
+
+    def __init__(
+        self, root: Path, clips: Sequence[ClipFiles], look: Look, *, given: int | None = None
+    ) -> None:
+        self.root, self.clips, self.look, self.given = root, list(clips), look, given
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def name(self, index: int) -> str:
+        return self.clips[index].name
+
+    def labels(self, clip: ClipFiles, frames: list[Path]) -> tuple[NDArray[Any], int]:
+        """Return what is known of the frames, and how many of them that covers."""
+        raise NotImplementedError
+
+    def load(self, index: int) -> Sample:
+        clip = self.clips[index]
+        frames = pictures(clip.frames)
+        if len(frames) < 2:
+            where = clip.frames.relative_to(self.root).as_posix()
+            raise BadImage(f"{len(frames)} frames in {where}; expected 2 at least")
+        require_unbroken(frames)
+        labels, covered = self.labels(clip, frames)
+        shown, stored = [], None
+        for path in frames[:covered]:
+            pixels = self.picture(path)
+            stored = stored or pixels.shape[:2]
+            if pixels.shape[:2] != stored:
+                raise BadImage(f"{path.name} is {wide(pixels.shape)}, others are {wide(stored)}")
+            shown.append(self.look.at(pixels))
+        assert stored is not None
+        if labels.ndim == 3 and labels.dtype == np.uint8 and labels.shape[1:] != stored:
+            raise BadImage(f"masks of {wide(labels.shape[1:])} for frames of {wide(stored)}")
+        return {"image": np.stack(shown), "target": labels, "stored": np.array(stored)}
+
+    def picture(self, path: Path) -> NDArray[np.uint8]:
+        """Return a frame `(H, W, 3)` as it is stored."""
+        try:
+            data = read_file(path)
+            # As it lies in the file: its mask was drawn on these pixels.
+            return decode_pixels(
+                data, max_megapixels=self.look.max_megapixels, orientation="stored"
+            )
+        except BadImage as error:
+            raise BadImage(f"{path.name}: {error}") from None
+
+    def digest(self) -> str:
+        files = [
+            path
+            for clip in self.clips
+            for place in (clip.frames, clip.labels)
+            for path in ([place] if place.is_file() else pictures(place))
+        ]
+        stats = [(path.relative_to(self.root).as_posix(), path.stat()) for path in files]
+        facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return digest_of("clips", self.look, self.given, [c.name for c in self.clips], facts)
+
+
+class MaskClips(FileClips):
+    """Clips with a mask for each frame, of the same name: a PNG of numbers, grey or a palette.
+
+    Args:
+        greatest: The greatest number a mask may hold, beside 255 for unknown.
+    """
+
+    def __init__(self, *args: Any, greatest: int, **keys: Any) -> None:
+        super().__init__(*args, **keys)
+        self.greatest = greatest
+
+    def labels(self, clip: ClipFiles, frames: list[Path]) -> tuple[NDArray[Any], int]:
+        """Return masks `(V, Ho, Wo)`, or that of the first frame to predict, and V."""
+        if self.given is None:
+            known = {path.stem for path in frames}
+            for path in pictures(clip.labels):
+                if path.stem not in known:
+                    raise BadImage(f"mask {path.name} has no frame")
+        masks = [self.mask(clip.labels / f"{path.stem}.png") for path in frames[: self.given]]
+        for path, mask in zip(frames, masks, strict=False):
+            if mask.shape != masks[0].shape:
+                sizes = f"{wide(mask.shape)}, others are {wide(masks[0].shape)}"
+                raise BadImage(f"mask {path.stem}.png is {sizes}")
+        return np.stack(masks), len(frames)
+
+    def mask(self, path: Path) -> NDArray[np.uint8]:
+        """Return a mask `(Ho, Wo)`.
+
+        Raises:
+            BadImage: It is not there, damaged, or holds other numbers.
+        """
+        try:
+            data = read_file(path)
+        except FileNotFoundError:
+            raise BadImage(f"mask {path.name} is not there") from None
+        try:
+            picture = open_picture(
+                data, max_megapixels=self.look.max_megapixels, formats=("PNG",)
+            )
+            mask = np.asarray(picture)
+        except BadImage as error:
+            raise BadImage(f"mask {path.name}: {error}") from None
+        except Exception:  # the library raises whatever the damaged bytes lead it to
+            raise BadImage(f"mask {path.name} cannot be read") from None
+        if mask.ndim != 2 or mask.dtype != np.uint8:
+            raise BadImage(f"mask {path.name} is no picture of numbers; expected one channel")
+        beyond = mask[(mask > self.greatest) & (mask != UNKNOWN)]
+        if beyond.size:
+            raise BadImage(
+                f"mask {path.name} stores {beyond.max()}; expected 0 to {self.greatest}, or 255"
+            )
+        return mask
+
+
+class JointClips(FileClips):
+    """Clips of JHMDB with the joints of one person in each frame."""
+
+    def labels(self, clip: ClipFiles, frames: list[Path]) -> tuple[NDArray[Any], int]:
+        """Return joints `(V, J, 2)`, or those of the first frame to predict, and V.
+
+        Frames behind the last one with joints are left out.
+        """
+        try:
+            joints = read_joints(clip.labels)
+        except FileNotFoundError:
+            raise BadImage(f"{clip.labels.name} is not there") from None
+        if len(joints) > len(frames):
+            raise BadImage(f"{len(frames)} frames, but joints of {len(joints)}")
+        return joints[: self.given], len(joints)
+
+
+class SceneObjects:
+    """Rendered clips with the objects that fill a share of the first frame.
+
+    Args:
+        clips: How many, and of what.
+        look: What is shown of their frames.
+        smallest: Share of the first frame that an object fills at least.
+        given: Frames whose masks are given, at most.
+    """
+
+    def __init__(
+        self, clips: SceneClips, look: Look, *, smallest: float, given: int | None = None
+    ) -> None:
+        self.clips, self.look = RenderedClips("val", clips), look
+        self.smallest, self.given = smallest, given
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def name(self, index: int) -> str:
+        return self.clips.name(index)
+
+    def load(self, index: int) -> Sample:
+        clip = self.clips.load(index)
+        shown = [self.look.at(image.transpose(1, 2, 0)) for image in clip.image]
+        masks = object_masks(clip.object_id, clip.class_id, self.smallest)[: self.given]
+        return {"image": np.stack(shown), "target": masks, "stored": np.array(masks.shape[1:])}
+
+    def digest(self) -> str:
+        return digest_of("objects", self.clips.digest(), self.look, self.smallest, self.given)
+
+
+def object_masks(
+    object_id: NDArray[np.integer], class_id: NDArray[np.uint8], smallest: float
+) -> NDArray[np.uint8]:
+    """Return masks of the objects of the first frame, numbered from 1; 0 is all else.
+
+    Args:
+        object_id: `(V, H, W)`.
+        class_id: `(V, H, W)`; what the place itself is made of is no object.
+        smallest: Share of the first frame that an object fills at least.
+    """
+    first = object_id[0][~np.isin(class_id[0], _NO_OBJECT)]
+    numbers, counts = np.unique(first, return_counts=True)
+    kept = numbers[counts >= smallest * object_id[0].size]
+    masks = np.zeros(object_id.shape, np.uint8)
+    for number, old in enumerate(kept[: UNKNOWN - 1], start=1):
+        masks[object_id == old] = number
+    return masks
+
+
+# --- layouts ------------------------------------------------------------------------------------
+
+
+def davis_clips(root: Path, split: str) -> list[ClipFiles]:
+    """List DAVIS-2017: `JPEGImages/480p/NAME`, `Annotations/480p/NAME`, `ImageSets/2017/SPLIT.txt`.
+
+    Raises:
+        UserError: A folder or the list is missing.
+    """
+    images, masks = root / "JPEGImages" / "480p", root / "Annotations" / "480p"
+    names = _names(root, (images, masks), root / "ImageSets" / "2017", split, "DAVIS-2017 at 480p")
+    return [ClipFiles(name, images / name, masks / name) for name in names]
+
+
+def vip_clips(root: Path, split: str) -> list[ClipFiles]:
+    """List VIP: `Images/NAME`, `Annotations/Category_ids/NAME`, `lists/SPLIT_videos.txt`.
+
+    Raises:
+        UserError: A folder or the list is missing.
+    """
+    images, masks = root / "Images", root / "Annotations" / "Category_ids"
+    names = _names(root, (images, masks), root / "lists", f"{split}_videos", "VIP_Fine")
+    return [ClipFiles(name, images / name, masks / name) for name in names]
+
+
+def jhmdb_clips(root: Path) -> list[ClipFiles]:
+    """List the test clips of the first split of JHMDB.
+
+    They are those of value 2 in `splits/CLASS_test_split1.txt`, lines of `VIDEO.avi VALUE`; frames
+    are in `Rename_Images/CLASS/VIDEO`, joints in
+    `joint_positions/CLASS/VIDEO/joint_positions.mat`.
+
+    Raises:
+        UserError: A folder or a list is missing, or a list is none.
+    """
+    images, joints = root / "Rename_Images", root / "joint_positions"
+    lists = sorted((root / "splits").glob("*_test_split1.txt"))
+    for folder in (images, joints):
+        _require(root, folder, "JHMDB")
+    lists = [path for path in lists if not is_hidden(path.name)]
+    if not lists:
+        raise UserError(f"data.path '{root}' has no splits/CLASS_test_split1.txt, as JHMDB has")
+    found = []
+    for path in lists:
+        kind = path.name.removesuffix("_test_split1.txt")
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            words = line.split()
+            if not words:
+                continue
+            if len(words) != 2 or words[1] not in ("0", "1", "2"):
+                raise UserError(
+                    f"'{path}', line {number}: expected a video and 0, 1 or 2, such as "
+                    f"'video.avi 2', not '{line[:80]}'"
+                )
+            if words[1] == "2":
+                name = f"{kind}/{_below(words[0].removesuffix('.avi'))}"
+                place = joints / name / "joint_positions.mat"
+                found.append(ClipFiles(name, images / name, place))
+    if not found:
+        raise UserError(f"'{root / 'splits'}' lists no clip of value 2, the test clips")
+    return found
+
+
+def _names(root: Path, folders: Sequence[Path], lists: Path, name: str, like: str) -> list[str]:
+    for folder in (*folders, lists):
+        _require(root, folder, like)
+    table = lists / f"{name}.txt"
+    if not table.is_file():
+        known = sorted(path.stem for path in lists.glob("*.txt"))
+        raise UserError(
+            f"'{lists}' has no {table.name}, but {', '.join(known) or 'nothing'}: set data.split"
+            f"{nearest(name, known)}"
+        )
+    names = [_below(word) for word in read_text(table).split()]
+    if not names:
+        raise UserError(f"'{table}' lists no video")
+    return names
+
+
+def _require(root: Path, folder: Path, like: str) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"data.path '{root}' has no {folder.relative_to(root).as_posix()}/, as {like} has"
+        )
+
+
+def _below(name: str) -> str:
+    """Return a name from a list as a path below its folder, even where it says otherwise."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Return the frames in a folder, by name; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in found if not is_hidden(path.name))
+
+
+def require_unbroken(frames: Sequence[Path]) -> None:
+    """Refuse frames that are numbered with a step, of which one is left out.
+
+    Raises:
+        BadImage: One is missing.
+    """
+    if not all(path.stem.isdecimal() for path in frames):
+        return
+    numbers = [int(path.stem) for path in frames]
+    step = min((b - a for a, b in zip(numbers, numbers[1:], strict=False)), default=1)
+    for before, after in zip(numbers, numbers[1:], strict=False):
+        if after - before != step:
+            width = len(frames[0].stem)
+            raise BadImage(f"frame {before + step:0{width}d} is not there")
+
+
+def wide(shape: Sequence[int]) -> str:
+    """Return a height and a width as WxH."""
+    return f"{shape[1]}x{shape[0]}"
