@@ -12,6 +12,7 @@ from pixio_lightning.data import BadImage, read_file
 from pixio_lightning.errors import UserError
 
 JOINTS = 15
+_MOST_FRAMES = 100_000  # an hour
 
 
 def require_scipy() -> None:
@@ -43,17 +44,21 @@ def read_joints(path: Path) -> NDArray[np.float32]:
 
     data = read_file(path)
     try:
-        stored = scipy.io.loadmat(io.BytesIO(data), variable_names=["pos_img"])
-        joints = np.asarray(stored["pos_img"])
-    except KeyError:
-        raise BadImage(f"{path.name} has no pos_img") from None
+        # Its header first: no size is allocated that it has no business to have.
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(io.BytesIO(data))}
     except Exception:  # the library raises whatever the damaged bytes lead it to
         raise BadImage(f"{path.name} cannot be read") from None
-    if joints.ndim == 2:  # MATLAB keeps no last dimension of one frame
-        joints = joints[..., None]
-    if joints.shape[:2] != (2, JOINTS) or not np.issubdtype(joints.dtype, np.number):
-        shape = "x".join(map(str, joints.shape))
-        raise BadImage(f"{path.name}: pos_img is {shape}; expected 2x{JOINTS}xV")
+    if "pos_img" not in shapes:
+        raise BadImage(f"{path.name} has no pos_img")
+    shape = shapes["pos_img"]
+    if shape[:2] != (2, JOINTS) or len(shape) > 3 or shape[2:] > (_MOST_FRAMES,):
+        sides = "x".join(map(str, shape))
+        raise BadImage(f"{path.name}: pos_img is {sides}; expected 2x{JOINTS}xV")
+    try:
+        stored = scipy.io.loadmat(io.BytesIO(data), variable_names=["pos_img"])["pos_img"]
+        joints = np.asarray(stored, np.float64).reshape(2, JOINTS, -1)
+    except Exception:
+        raise BadImage(f"{path.name} cannot be read") from None
     if not np.isfinite(joints).all():
         raise BadImage(f"{path.name}: pos_img is not finite")
     return np.ascontiguousarray(joints.transpose(2, 1, 0), np.float32) - 1

@@ -12,7 +12,7 @@ frames as they are seen, Ho x Wo as they are stored, J joints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -114,7 +114,7 @@ def _carried(
 def mask_to_grid(mask: Tensor, ids: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Return each patch's share of every label `(N, L)`.
 
-    To the nearest pixel of the size that is seen, then one map for each label, bilinear.
+    To the nearest pixel of the size that is seen, then one map for each label, bilinear and antialiased.
 
     Args:
         mask: uint8 `(Ho, Wo)`.
@@ -125,12 +125,13 @@ def mask_to_grid(mask: Tensor, ids: Tensor, size: tuple[int, int], grid: tuple[i
     seen = _nearest(mask, size)
     hot = (seen == ids[:, None, None]).float()
     hot[0] = 1 - hot[1:].sum(dim=0)
-    shares = F.interpolate(hot[None], grid, mode="bilinear", align_corners=False)[0]
+    # Antialiased: of the middle of a patch alone, most of an outline would be lost.
+    shares = F.interpolate(hot[None], grid, mode="bilinear", antialias=True)[0]
     return shares.flatten(1).T
 
 
 def grid_to_mask(
-    shares: Tensor, ids: Tensor, grid: tuple[int, int], size: tuple[int, int], stored: torch.Size
+    shares: Tensor, ids: Tensor, grid: tuple[int, int], size: tuple[int, int], stored: Sequence[int]
 ) -> Tensor:
     """Return a mask uint8 `(Ho, Wo)`: bilinear, the greatest share, the nearest pixel.
 
@@ -146,7 +147,7 @@ def grid_to_mask(
     return _nearest(ids[larger.argmax(dim=0)].to(torch.uint8), stored)
 
 
-def _nearest(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+def _nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(mask.shape) == tuple(size):
         return mask
     scaled = F.interpolate(mask[None, None].float(), tuple(size), mode="nearest-exact")

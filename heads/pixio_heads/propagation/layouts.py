@@ -9,6 +9,7 @@ the first frame alone. Every file is read once; a clip that lacks one is bad, an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,6 @@ class FileClips:
         if len(frames) < 2:
             where = clip.frames.relative_to(self.root).as_posix()
             raise BadImage(f"{len(frames)} frames in {where}; expected 2 at least")
-        require_unbroken(frames)
         labels, covered = self.labels(clip, frames)
         shown, stored = [], None
         for path in frames[:covered]:
@@ -168,6 +168,8 @@ class MaskClips(FileClips):
             if mask.shape != masks[0].shape:
                 sizes = f"{wide(mask.shape)}, others are {wide(masks[0].shape)}"
                 raise BadImage(f"mask {path.stem}.png is {sizes}")
+        if not np.isin(masks[0], (0, UNKNOWN), invert=True).any():
+            raise BadImage(f"mask {frames[0].stem}.png, the first one, shows nothing to follow")
         return np.stack(masks), len(frames)
 
     def mask(self, path: Path) -> NDArray[np.uint8]:
@@ -181,9 +183,7 @@ class MaskClips(FileClips):
         except FileNotFoundError:
             raise BadImage(f"mask {path.name} is not there") from None
         try:
-            picture = open_picture(
-                data, max_megapixels=self.look.max_megapixels, formats=("PNG",)
-            )
+            picture = open_picture(data, max_megapixels=self.look.max_megapixels, formats=("PNG",))
             mask = np.asarray(picture)
         except BadImage as error:
             raise BadImage(f"mask {path.name}: {error}") from None
@@ -207,6 +207,7 @@ class JointClips(FileClips):
 
         Frames behind the last one with joints are left out.
         """
+        require_unbroken(frames)
         try:
             joints = read_joints(clip.labels)
         except FileNotFoundError:
@@ -367,19 +368,16 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def require_unbroken(frames: Sequence[Path]) -> None:
-    """Refuse frames that are numbered with a step, of which one is left out.
+    """Refuse frames whose numbers do not follow each other.
 
     Raises:
         BadImage: One is missing.
     """
-    if not all(path.stem.isdecimal() for path in frames):
-        return
-    numbers = [int(path.stem) for path in frames]
-    step = min((b - a for a, b in zip(numbers, numbers[1:], strict=False)), default=1)
-    for before, after in zip(numbers, numbers[1:], strict=False):
-        if after - before != step:
-            width = len(frames[0].stem)
-            raise BadImage(f"frame {before + step:0{width}d} is not there")
+    for before, after in pairwise(frames):
+        if not (before.stem.isdecimal() and after.stem.isdecimal()):
+            raise BadImage(f"{after.name} has no number for its name")
+        if int(after.stem) != int(before.stem) + 1:
+            raise BadImage(f"no frame between {before.name} and {after.name}")
 
 
 def wide(shape: Sequence[int]) -> str:
