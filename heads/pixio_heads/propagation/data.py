@@ -18,7 +18,7 @@ class _Labels(NamedTuple):
     """What a source knows of its clips: the kind of its labels, how many, and the size seen."""
 
     kind: str
-    count: int = 0
+    number: int = 0
     size: tuple[int, int] | None = None
 
 
@@ -34,7 +34,7 @@ class PropagationData(SampleData):
     """Clips: `image` of all frames, `target`, their masks or joints, and `stored`, their own size.
 
     Nothing is trained, so there is one split: what is validated, tested and predicted is the same.
-    To predict, labels of the first frame are enough.
+    To predict, the mask of the first frame is enough.
 
     Args:
         source: `scenes`, clips that are rendered on first use; `davis2017`, masks of objects;
@@ -84,7 +84,7 @@ class PropagationData(SampleData):
             )
         about = _OF_SOURCE[source]
         self.split, self.seconds, self.smallest, self.grey = split, seconds, smallest, grey
-        self.labels, self.num_labels = about.kind, about.count
+        self.labels, self.num_labels = about.kind, about.number
         self.image_size = image_size or about.size
 
     @property
@@ -118,13 +118,14 @@ class PropagationData(SampleData):
     def open(self, split: str) -> Samples:
         """Return the clips."""
         look = Look(self.image_size, self.grey, self.max_megapixels)
-        given = 1 if split == "predict" else None
+        predicting = split == "predict"
         if self.source == "scenes":
-            return SceneObjects(self._clips, look, smallest=self.smallest, given=given)
+            return SceneObjects(self._clips, look, smallest=self.smallest)
         root = existing_folder(self.path or "", "data.path")
         if self.source == "jhmdb":
             require_scipy()
-            return JointClips(root, layouts.jhmdb_clips(root), look, given=given)
+            return JointClips(root, layouts.jhmdb_clips(root), look, predicting=predicting)
         listed = layouts.davis_clips if self.source == "davis2017" else layouts.vip_clips
         greatest = self.num_labels - 1 if self.num_labels else UNKNOWN - 1
-        return MaskClips(root, listed(root, self.split), look, given=given, greatest=greatest)
+        clips = listed(root, self.split)
+        return MaskClips(root, clips, look, predicting=predicting, greatest=greatest)

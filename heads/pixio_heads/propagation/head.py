@@ -103,6 +103,11 @@ class Propagation(Head):
             f"{search.temperature:g}; {metric.protocol}"
         )
 
+    def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Return labels, the true ones, and the size of the frames that joints are in."""
+        sizes = (batch["stored"],) if self._kind == "joints" else ()
+        return (prediction, batch["target"], *sizes)
+
     # --- the way of a clip --------------------------------------------------------------------
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
@@ -115,7 +120,7 @@ class Propagation(Head):
         tokens = features.layers[-1].tokens
         clips = tokens.split(batch["image"].shape[1])
         return torch.stack(
-            [self._carried(clip, _clip_of(batch, i)) for i, clip in enumerate(clips)]
+            [self._carried(clip, self._clip(batch, i)) for i, clip in enumerate(clips)]
         )
 
     def predicted(self, batch: Batch) -> Tensor:
@@ -136,7 +141,7 @@ class Propagation(Head):
                 "Propagation needs what it is to follow: give a batch with image (1, V, 3, H, W) "
                 "and target (1, 1, H, W), the mask of the first frame, uint8 both"
             )
-        clips = [_clip_of(batch, i) for i in range(len(batch["image"]))]
+        clips = [self._clip(batch, i) for i in range(len(batch["image"]))]
         return torch.stack([self._carried(self._each(clip, encode), clip) for clip in clips])
 
     def _each(self, clip: Batch, encode: _Encode) -> Iterator[Tensor]:
@@ -146,9 +151,20 @@ class Propagation(Head):
 
     def _carried(self, features: Iterable[Tensor], clip: Batch) -> Tensor:
         grid, labels = self._grid(clip), _Labels(clip, self._kind)
-        first = labels.to_grid(clip["target"][0], grid)
-        found = label_propagation.propagate(features, first, grid, self.search)
-        return torch.stack([labels.from_grid(shares, grid) for shares in found])
+        shares = label_propagation.propagate(
+            features, labels.to_grid(labels.first, grid), grid, self.search
+        )
+        # What is given is not found.
+        return torch.stack(
+            [labels.from_grid(own, grid) if i else labels.first for i, own in enumerate(shares)]
+        )
+
+    def _clip(self, batch: Batch, index: int) -> Batch:
+        """Return one clip of a batch; of Python's, labels are of the frames as they are seen."""
+        clip = {name: batch[name][index] for name in ("image", "target", "stored") if name in batch}
+        labelled = clip["image"] if self._kind == "joints" else clip["target"]
+        seen = torch.tensor(labelled.shape[-2:], device=labelled.device)
+        return {"stored": seen} | clip
 
     def _grid(self, clip: Batch) -> tuple[int, int]:
         height, width = clip["image"].shape[-2:]
@@ -159,16 +175,13 @@ class Propagation(Head):
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Return labels as `forward` does, of what has not learned to look."""
         target = batch["target"]
-        still = target[:, :1].expand_as(target)
-        if self._kind != "joints":
-            still = torch.where(still == UNKNOWN, 0, still)
+        clips = [self._clip(batch, i) for i in range(len(target))]
+        still = [_Labels(clip, self._kind).first.expand_as(clip["target"]) for clip in clips]
         return {
-            "still": still,
+            "still": torch.stack(still),
             "colour": self._followed(batch, self._colours),
             "random_init": self._followed(batch, self._random_tokens),
-            "grid": torch.stack(
-                [self._through_grid(_clip_of(batch, i)) for i in range(len(target))]
-            ),
+            "grid": torch.stack([self._through_grid(clip) for clip in clips]),
         }
 
     def _colours(self, frames: Tensor) -> Tensor:
@@ -192,25 +205,33 @@ class Propagation(Head):
 
     def _through_grid(self, clip: Batch) -> Tensor:
         grid, labels = self._grid(clip), _Labels(clip, self._kind)
-        return torch.stack(
-            [labels.from_grid(labels.to_grid(one, grid), grid) for one in clip["target"]]
-        )
+        found = [labels.from_grid(labels.to_grid(one, grid), grid) for one in clip["target"][1:]]
+        return torch.stack([labels.first, *found])
 
     # --- files --------------------------------------------------------------------------------
 
+    def on_predict_start(self) -> None:
+        """Say that there will be no videos where nothing writes them."""
+        super().on_predict_start()
+        if not picture.WRITES_VIDEOS:
+            self.note("no videos are written: pip install 'pixio-lightning[video]'")
+
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
-        """Write NAME/00000.png and so on, or NAME.csv of joints; NAME.mp4, and a strip of frames."""
+        """Write NAME/00000.png and so on, or NAME.csv of joints; a video, and a strip of frames.
+
+        Where all of the clip is labelled, both show the truth beside what was found.
+        """
+        joints = self._kind == "joints"
         for i, name in enumerate(batch["name"]):
-            clip = _clip_of(batch, i)
-            frames, found = clip["image"].cpu(), prediction[i].cpu()
-            stored = clip["stored"].cpu()
-            if self._kind == "joints":
-                picture.write_joints(folder, name, found)
-            else:
-                picture.write_masks(folder, name, found)
-            drawn = picture.drawn(frames, found, stored, joints=self._kind == "joints")
-            picture.write_video(folder, name, drawn)
-            self.show(folder, name, picture.strip(drawn))
+            clip, found = self._clip(batch, i), prediction[i].cpu()
+            (picture.write_joints if joints else picture.write_masks)(folder, name, found)
+            frames, stored = clip["image"].cpu(), clip["stored"].tolist()
+            rows = [picture.drawn(frames, found, stored, joints=joints)]
+            if len(truth := clip["target"].cpu()) == len(found):
+                rows.insert(0, picture.drawn(frames, truth, stored, joints=joints))
+            if picture.WRITES_VIDEOS:
+                picture.write_video(folder, name, torch.cat(rows, dim=3))
+            self.show(folder, name, picture.strip(rows))
 
 
 class _Labels:
@@ -219,16 +240,20 @@ class _Labels:
     Args:
         clip: `image` `(V, 3, H, W)`, `target` and `stored`.
         kind: `objects`, `classes` or `joints`.
+
+    Attributes:
+        first: The first frame's, in which what is unknown is background.
     """
 
     def __init__(self, clip: Batch, kind: str) -> None:
         self.joints = kind == "joints"
         self.size, self.stored = tuple(clip["image"].shape[-2:]), clip["stored"]
-        first = clip["target"][0]
+        self.first = clip["target"][0]
         if not self.joints:
-            known = torch.where(first == UNKNOWN, 0, first).unique().long()
-            # Where all is labelled nothing is background, but unknown pixels may be.
-            self.ids = torch.cat([known.new_zeros(1), known[known > 0]])
+            self.first = torch.where(self.first == UNKNOWN, 0, self.first)
+            numbers = self.first.unique().long()
+            # 0 also where the first frame has none of it: what is unknown later has to be of it.
+            self.ids = torch.cat([numbers.new_zeros(1), numbers[numbers > 0]])
 
     def to_grid(self, labels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return labels of patches `(N, L)`."""
@@ -242,10 +267,3 @@ class _Labels:
             return label_propagation.grid_to_joints(shares, self.stored.float(), grid)
         stored = self.stored.tolist()
         return label_propagation.grid_to_mask(shares, self.ids, grid, self.size, stored)
-
-
-def _clip_of(batch: Batch, index: int) -> Batch:
-    """Return one clip of a batch; the size of its labels is that of the frames if none is given."""
-    clip = {name: batch[name][index] for name in ("image", "target", "stored") if name in batch}
-    size = torch.tensor(clip["target"].shape[-2:], device=clip["image"].device)
-    return {"stored": size} | clip

@@ -114,7 +114,8 @@ def _carried(
 def mask_to_grid(mask: Tensor, ids: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Return each patch's share of every label `(N, L)`.
 
-    To the nearest pixel of the size that is seen, then one map for each label, bilinear and antialiased.
+    To the nearest pixel of the size that is seen, then a map for each label, bilinear and
+    antialiased.
 
     Args:
         mask: uint8 `(Ho, Wo)`.

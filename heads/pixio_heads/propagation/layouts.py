@@ -2,8 +2,9 @@
 
 Every class is a list of samples, one for each clip of V frames: `image` uint8 (V, H, W, 3) at the
 size that is seen; `target`, uint8 (V, Ho, Wo) for masks, float32 (V, J, 2) for joints, x and y in
-pixels of the stored frame; `stored` int64 (2,), its height and width. To predict, `target` is of
-the first frame alone. Every file is read once; a clip that lacks one is bad, and says which.
+pixels of the stored frame; `stored` int64 (2,), its height and width. Every file is read once; a
+clip that lacks one is bad, and says which. To predict, the first frame's mask is enough: where
+others lack, `target` is that one alone.
 """
 
 from __future__ import annotations
@@ -85,13 +86,13 @@ class FileClips:
         root: The folder of the data.
         clips: Those that are listed.
         look: What is shown of their frames.
-        given: Frames whose labels are read, at most: to predict, the first alone.
+        predicting: Whether the labels of the first frame are enough.
     """
 
     def __init__(
-        self, root: Path, clips: Sequence[ClipFiles], look: Look, *, given: int | None = None
+        self, root: Path, clips: Sequence[ClipFiles], look: Look, *, predicting: bool = False
     ) -> None:
-        self.root, self.clips, self.look, self.given = root, list(clips), look, given
+        self.root, self.clips, self.look, self.predicting = root, list(clips), look, predicting
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -142,7 +143,7 @@ class FileClips:
         ]
         stats = [(path.relative_to(self.root).as_posix(), path.stat()) for path in files]
         facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        return digest_of("clips", self.look, self.given, [c.name for c in self.clips], facts)
+        return digest_of("clips", self.look, [c.name for c in self.clips], facts)
 
 
 class MaskClips(FileClips):
@@ -157,13 +158,12 @@ class MaskClips(FileClips):
         self.greatest = greatest
 
     def labels(self, clip: ClipFiles, frames: list[Path]) -> tuple[NDArray[Any], int]:
-        """Return masks `(V, Ho, Wo)`, or that of the first frame to predict, and V."""
-        if self.given is None:
-            known = {path.stem for path in frames}
-            for path in pictures(clip.labels):
-                if path.stem not in known:
-                    raise BadImage(f"mask {path.name} has no frame")
-        masks = [self.mask(clip.labels / f"{path.stem}.png") for path in frames[: self.given]]
+        """Return masks `(V, Ho, Wo)`, or that of the first frame, and V."""
+        known, there = {path.stem for path in frames}, {p.stem for p in pictures(clip.labels)}
+        if others := sorted(there - known):
+            raise BadImage(f"mask {others[0]}.png has no frame")
+        alone = self.predicting and there < known
+        masks = [self.mask(clip.labels / f"{path.stem}.png") for path in frames[: alone or None]]
         for path, mask in zip(frames, masks, strict=False):
             if mask.shape != masks[0].shape:
                 sizes = f"{wide(mask.shape)}, others are {wide(masks[0].shape)}"
@@ -203,7 +203,7 @@ class JointClips(FileClips):
     """Clips of JHMDB with the joints of one person in each frame."""
 
     def labels(self, clip: ClipFiles, frames: list[Path]) -> tuple[NDArray[Any], int]:
-        """Return joints `(V, J, 2)`, or those of the first frame to predict, and V.
+        """Return joints `(V, J, 2)`, and V.
 
         Frames behind the last one with joints are left out.
         """
@@ -214,7 +214,7 @@ class JointClips(FileClips):
             raise BadImage(f"{clip.labels.name} is not there") from None
         if len(joints) > len(frames):
             raise BadImage(f"{len(frames)} frames, but joints of {len(joints)}")
-        return joints[: self.given], len(joints)
+        return joints, len(joints)
 
 
 class SceneObjects:
@@ -224,14 +224,10 @@ class SceneObjects:
         clips: How many, and of what.
         look: What is shown of their frames.
         smallest: Share of the first frame that an object fills at least.
-        given: Frames whose masks are given, at most.
     """
 
-    def __init__(
-        self, clips: SceneClips, look: Look, *, smallest: float, given: int | None = None
-    ) -> None:
-        self.clips, self.look = RenderedClips("val", clips), look
-        self.smallest, self.given = smallest, given
+    def __init__(self, clips: SceneClips, look: Look, *, smallest: float) -> None:
+        self.clips, self.look, self.smallest = RenderedClips("val", clips), look, smallest
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -242,11 +238,11 @@ class SceneObjects:
     def load(self, index: int) -> Sample:
         clip = self.clips.load(index)
         shown = [self.look.at(image.transpose(1, 2, 0)) for image in clip.image]
-        masks = object_masks(clip.object_id, clip.class_id, self.smallest)[: self.given]
+        masks = object_masks(clip.object_id, clip.class_id, self.smallest)
         return {"image": np.stack(shown), "target": masks, "stored": np.array(masks.shape[1:])}
 
     def digest(self) -> str:
-        return digest_of("objects", self.clips.digest(), self.look, self.smallest, self.given)
+        return digest_of("objects", self.clips.digest(), self.look, self.smallest)
 
 
 def object_masks(

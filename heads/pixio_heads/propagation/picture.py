@@ -6,6 +6,8 @@ Shapes: V frames, H x W pixels of the frames as they are seen, Ho x Wo as they a
 from __future__ import annotations
 
 import csv
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from pixio_lightning.data import video_writer
 from pixio_lightning.files import output_path, written_aside
 from pixio_lightning.training import Panel, visualize
 
+# Whether there is what `write_video` needs.
+WRITES_VIDEOS = importlib.util.find_spec("av") is not None
 _COLUMNS = 6
 _SHOWN = 256  # least side of a picture in a video, in pixels: many players show less badly
 _GREATEST = 640  # and the greatest
@@ -32,7 +36,7 @@ def colours(count: int = 255) -> Tensor:
     return torch.cat([torch.zeros_like(found[:1]), found[:-1]])
 
 
-def drawn(frames: Tensor, labels: Tensor, stored: Tensor, *, joints: bool) -> Tensor:
+def drawn(frames: Tensor, labels: Tensor, stored: Sequence[int], *, joints: bool) -> Tensor:
     """Lay labels over frames, which are scaled to what a video shows.
 
     Args:
@@ -44,10 +48,10 @@ def drawn(frames: Tensor, labels: Tensor, stored: Tensor, *, joints: bool) -> Te
     Returns:
         uint8 `(V, 3, h, w)`, of even sides.
     """
-    size = shown_size(*map(int, stored))
+    size = shown_size(stored[0], stored[1])
     larger = F.interpolate(frames, size, mode="nearest-exact" if _small(frames) else "bilinear")
     if joints:
-        scale = torch.tensor([size[1] / float(stored[1]), size[0] / float(stored[0])])
+        scale = torch.tensor([size[1] / stored[1], size[0] / stored[0]])
         places = (labels + 0.5) * scale - 0.5
         return torch.stack([_dots(*pair) for pair in zip(larger, places, strict=True)])
     masks = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
@@ -82,15 +86,17 @@ def _dots(frame: Tensor, joints: Tensor) -> Tensor:
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
 
 
-def strip(pictures: Tensor) -> Panel:
+def strip(rows: Sequence[Tensor]) -> Panel:
     """Return frames of a clip in a row, evenly spread from the first to the last.
 
     Args:
-        pictures: uint8 `(V, 3, h, w)`.
+        rows: What was carried, uint8 `(V, 3, h, w)`; or the truth, and then that.
     """
-    last = len(pictures) - 1
+    last = len(rows[0]) - 1
     chosen = sorted({round(i * last / (_COLUMNS - 1)) for i in range(_COLUMNS)})
-    return Panel([[pictures[i] for i in chosen]], [_title(i) for i in chosen])
+    caption = "above the truth, below what was carried on from frame 0" if len(rows) > 1 else ""
+    pictures = [[row[i] for i in chosen] for row in rows]
+    return Panel(pictures, [_title(i) for i in chosen], caption=caption)
 
 
 def _title(number: int) -> str:
