@@ -41,7 +41,7 @@ class PropagationData(SampleData):
             `vip`, masks of classes; `jhmdb`, joints of a person.
         path: The folder; not for scenes.
         split: List of DAVIS or VIP to read, as `val`.
-        seconds: Duration of a rendered clip, whose frames are `scenes.views`.
+        clip_seconds: Duration of a rendered clip, whose frames are `scenes.views`.
         smallest: Share of the first frame that an object of a rendered clip fills at least.
         image_size: Height and width that frames are brought to; None takes the protocol's: 480x880
             for DAVIS, 448x880 for VIP, 320x320 for JHMDB, and those of rendered clips.
@@ -62,7 +62,7 @@ class PropagationData(SampleData):
         path: str | None = None,
         *,
         split: str = "val",
-        seconds: float = 2.0,
+        clip_seconds: float = 2.0,
         smallest: float = 0.015,
         image_size: tuple[int, int] | None = None,
         grey: bool = False,
@@ -83,7 +83,8 @@ class PropagationData(SampleData):
                 "more"
             )
         about = _OF_SOURCE[source]
-        self.split, self.seconds, self.smallest, self.grey = split, seconds, smallest, grey
+        self.split, self.clip_seconds = split, clip_seconds
+        self.smallest, self.grey = smallest, grey
         self.labels, self.num_labels = about.kind, about.number
         self.image_size = image_size or about.size
 
@@ -103,7 +104,7 @@ class PropagationData(SampleData):
             frames=self.scenes.views,
             size=self.scenes.size,
             places=self.scenes.places,
-            seconds=self.seconds,
+            seconds=self.clip_seconds,
         )
 
     def prepare_data(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ class FileClips:
             path
             for clip in self.clips
             for place in (clip.frames, clip.labels)
-            for path in ([place] if place.is_file() else pictures(place))
+            for path in ([place] if isfile(place) else pictures(place))
         ]
         stats = [(path.relative_to(self.root).as_posix(), path.stat()) for path in files]
         facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -357,7 +358,7 @@ def _below(name: str) -> str:
 
 def pictures(folder: Path) -> list[Path]:
     """Return the frames in a folder, by name; none where there is no folder."""
-    if not folder.is_dir():
+    if not isdir(folder):  # of `os.path`, to which a name that is too long is no folder
         return []
     found = (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     return sorted(path for path in found if not is_hidden(path.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,6 +260,15 @@ def test_lists_that_say_nothing_are_refused(tmp_path: Path) -> None:
 def test_mistakes(keys: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         PropagationData(**keys)
+
+
+def test_without_scipy_joints_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jhmdb(tmp_path, {"golf/two": 2})
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(UserError, match=r"SciPy: pip install 'pixio-lightning\[formats\]'"):
+        data("jhmdb", tmp_path).samples_of("val")
 
 
 # --- frames and rendered clips ------------------------------------------------------------------
