@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pixio_heads.propagation import layouts
+from pixio_heads.propagation.clip_samples import JointClips, Look, MaskClips, SceneObjects
 from pixio_heads.propagation.joint_files import JOINTS, require_scipy
-from pixio_heads.propagation.layouts import JointClips, Look, MaskClips, SceneObjects
 from pixio_heads.propagation.metrics import UNKNOWN
 from pixio_lightning.data import SampleData, Samples, SceneClips, existing_folder
 from pixio_lightning.errors import UserError

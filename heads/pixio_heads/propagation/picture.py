@@ -79,7 +79,7 @@ def _small(frames: Tensor) -> bool:
 
 def _dots(frame: Tensor, joints: Tensor) -> Tensor:
     canvas = Image.fromarray(frame.permute(1, 2, 0).numpy())
-    draw, radius = ImageDraw.Draw(canvas), max(2, min(canvas.size) // 80)
+    draw, radius = ImageDraw.Draw(canvas), max(3, min(canvas.size) // 50)
     for (x, y), colour in zip(joints.tolist(), colours()[1:].tolist(), strict=False):
         box = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(box, tuple(colour), (255, 255, 255))

@@ -11,9 +11,9 @@ import pytest
 from clip_folders import SIZE, davis, frame, jhmdb, listed, mask, positions, vip
 from PIL import Image
 
-from pixio_heads.propagation import layouts
+from pixio_heads.propagation import clip_samples
+from pixio_heads.propagation.clip_samples import Look, object_masks
 from pixio_heads.propagation.data import PropagationData
-from pixio_heads.propagation.layouts import Look, object_masks
 from pixio_lightning.data import BadImage, Scenes
 from pixio_lightning.errors import UserError
 
@@ -85,13 +85,13 @@ def test_to_predict_the_first_mask_is_enough(tmp_path: Path) -> None:
 
 def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     davis(tmp_path, {"swan": 5})
-    read, paths = layouts.read_file, []
+    read, paths = clip_samples.read_file, []
 
     def noted(path: Path) -> bytes:
         paths.append(path)
         return read(path)
 
-    monkeypatch.setattr(layouts, "read_file", noted)
+    monkeypatch.setattr(clip_samples, "read_file", noted)
     data("davis2017", tmp_path).samples_of("val").load(0)
     assert len(paths) == 10 and len({*paths}) == 10
 
@@ -284,7 +284,7 @@ def test_grey_is_what_pillow_makes_of_it() -> None:
 
 def test_objects_of_a_rendered_clip_are_those_of_its_first_frame() -> None:
     """A wall is none, nor what is too small, nor what comes later."""
-    floor, box = layouts.SCENE_CLASSES.index("floor"), layouts.SCENE_CLASSES.index("box")
+    floor, box = clip_samples.SCENE_CLASSES.index("floor"), clip_samples.SCENE_CLASSES.index("box")
     ids = np.full((2, 10, 10), 1, np.int16)
     kinds = np.full((2, 10, 10), floor, np.uint8)
     for number, (rows, of) in {4: (3, (0, 1)), 7: (1, (0, 1)), 9: (4, (1,))}.items():
