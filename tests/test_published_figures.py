@@ -29,6 +29,7 @@ ROWS = {
     "policy/metaworld_demo": (
         *("pretrained backbone, drawer", "random-init backbone, drawer", "blind, drawer"),
     ),
+    "propagation/demo": ("pixel-pretrained backbone", "random-init backbone", "colour"),
     "reconstruction/demo": ("trained", "best constant"),
     "segmentation/demo": ("pretrained backbone", "random-init backbone", "majority map"),
 }

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TextIO
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "heads/reconstruction"), str(TESTS / "heads/policy")]
+HELPERS = ("heads/reconstruction", "heads/policy", "heads/propagation")
+sys.path[:0] = [str(TESTS), *(str(TESTS / helper) for helper in HELPERS)]
 
 import mutations  # noqa: E402
 from kind import Form, Kind  # noqa: E402

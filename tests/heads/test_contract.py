@@ -89,9 +89,17 @@ class TestPolicy(HeadContract):
     )
 
 
+class TestPropagation(HeadContract):
+    """Clips of three frames; nothing is trained."""
+
+    recipe = "propagation/demo"
+    tolerance = 0.02  # of single pixels, which rounding turns
+    overrides = ("--data.scenes", "{train: 4, held_out: 5, views: 3, size: 64}")
+
+
 def test_every_registered_head_is_here() -> None:
     built_in = {p.name for p in plugins.installed() if p.distribution == "pixio-lightning"}
     assert built_in == {
         *("depth", "relative_depth", "ordinal_depth", "segmentation"),
-        *("classification", "knn", "reconstruction", "policy"),
+        *("classification", "knn", "reconstruction", "policy", "propagation"),
     }

@@ -52,6 +52,10 @@ HEADS: dict[str, tuple[str, ...]] = {
         *("-c", "classification/demo", *_BACKBONE, *_SCENES, "--data.target", "objects"),
     ),
     "knn": ("-c", "classification/folder_knn", *_BACKBONE, *_SCENES),
+    "propagation": (
+        *("-c", "propagation/demo", *_BACKBONE),
+        *("--data.scenes", "{held_out: 2, views: 3, size: 64}"),
+    ),
     "policy": (
         *("-c", "policy/demo", *_BACKBONE, "--data.demonstrations", "2", "--data.episodes", "2"),
         *("--data.horizon", "14", "--data.processes", "1"),
@@ -71,6 +75,8 @@ HEADS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Those that train nothing.
+_UNTRAINED = ("knn", "propagation")
 # Those that differ from another one in few lines.
 _ALIKE = ("relative depth", "ordinal depth", "segmentation, tuned", "classification, several")
 
@@ -120,7 +126,7 @@ def test_a_run_goes_through_on_the_device(
     out = tmp_path / "cuda"
     with pretend_cuda(monkeypatch) as device:
         words = [*_words(name, out), *device]
-        if name != "knn":  # which trains nothing
+        if name not in _UNTRAINED:
             _interrupted_after(1, words, monkeypatch)
             assert checkpoint_io.read(out / "last.ckpt")["global_step"] == 1
         assert main(["fit", *words]) == 0
@@ -132,9 +138,9 @@ def test_a_run_goes_through_on_the_device(
     # Of eight pairs, rounding turns some to which a head of two steps gives nearly equal depths.
     near = 0.26 if name == "ordinal depth" else 2e-3
     for line in results.read(out):
-        if line["split"] == "val" and line["checkpoint"] == "last":
+        if line["split"] == "val" and line["checkpoint"] in ("last", "untrained"):
             assert line["metrics"] == pytest.approx(expected, rel=1e-3, abs=near, nan_ok=True)
-    if name != "knn":
+    if name not in _UNTRAINED:
         cpu, cuda = (_losses(tmp_path / run) for run in ("cpu", "cuda"))
         assert len(cpu) == 2 and cuda == pytest.approx(cpu, rel=1e-3)
 

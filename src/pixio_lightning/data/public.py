@@ -48,6 +48,8 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.scenes import raycast, textures
+from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
+from pixio_lightning.data.scenes.clips import Clip, exact_flow, render_clip, warped
 from pixio_lightning.data.scenes.render import CLASSES as SCENE_CLASSES
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.scenes.worlds import known_places
@@ -74,6 +76,12 @@ __all__ = [
     "pairs_of_split",
     "folders_of_pairs",
     "Bad",
+    "Clip",
+    "RenderedClips",
+    "SceneClips",
+    "exact_flow",
+    "render_clip",
+    "warped",
     "BadImage",
     "RandomKey",
     "Crop",

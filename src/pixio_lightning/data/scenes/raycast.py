@@ -74,9 +74,10 @@ class Body:
     @cached_property
     def corners(self) -> tuple[Array, Array]:
         """Least and greatest coordinates `(3,)` of the bounds in the world."""
-        x, y, z = self.bounds[1]
-        cos, sin = abs(np.cos(self.yaw)), abs(np.sin(self.yaw))
-        half = np.array([cos * x + sin * y, sin * x + cos * y, z])
+        half = self.bounds[1]
+        if self.yaw:  # what encloses is endless, and turned by 0
+            cos, sin = abs(np.cos(self.yaw)), abs(np.sin(self.yaw))
+            half = half * (cos, cos, 1) + half[[1, 0, 2]] * (sin, sin, 0)
         return self.middle - half, self.middle + half
 
     def turned(self, vectors: Array, *, back: bool = False) -> Array:

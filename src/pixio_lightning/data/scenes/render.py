@@ -66,7 +66,7 @@ class Scene(NamedTuple):
 _PROBE = 8  # rays along a side of the coarse image that judges a camera before it is used
 
 
-class _Probe(NamedTuple):
+class Probe(NamedTuple):
     """A camera and what it sees at low resolution, one entry per ray."""
 
     pose: Pose
@@ -75,7 +75,7 @@ class _Probe(NamedTuple):
     body: np.ndarray
 
 
-def _probe(world: World, poses: list[Pose], span: float) -> list[_Probe]:
+def probe(world: World, poses: list[Pose], span: float) -> list[Probe]:
     """Look through each camera at low resolution; `span` is the image's width at depth 1."""
     grid = ((np.arange(_PROBE) + 0.5) / _PROBE - 0.5) * span
     x, y = np.tile(grid, _PROBE), np.repeat(grid, _PROBE)
@@ -85,10 +85,10 @@ def _probe(world: World, poses: list[Pose], span: float) -> list[_Probe]:
     shape = (len(poses), _PROBE * _PROBE)
     point = (origin + t * direction).reshape(3, *shape)
     body, t = world.body_of[index].reshape(shape), t.reshape(shape)
-    return [_Probe(pose, point[:, i], t[i], body[i]) for i, pose in enumerate(poses)]
+    return [Probe(pose, point[:, i], t[i], body[i]) for i, pose in enumerate(poses)]
 
 
-def _shared(a: _Probe, b: _Probe, span: float) -> float:
+def _shared(a: Probe, b: Probe, span: float) -> float:
     """Return the share of what camera `a` sees that camera `b` sees too."""
     right, down, z = (b.pose.rotation.T[:, :, None] * (a.point - b.pose.position[:, None])).sum(1)
     ahead = np.maximum(z, 0.1)
@@ -116,7 +116,7 @@ def place_cameras(
     while not starts.size:
         starts = clear(rng.uniform(low[:, None], high[:, None], (3, 256)))[:, :10]
     targets = [np.mean(world.bodies[int(rng.choice(things))].corners, axis=0) for _ in starts.T]
-    probes = _probe(world, [aim(*pair) for pair in zip(starts.T, targets, strict=True)], span)
+    probes = probe(world, [aim(*pair) for pair in zip(starts.T, targets, strict=True)], span)
     # Many different things are good, close-ups that fill more than a fifth of the image are not.
     full = [min(float(np.isin(probe.body, things).mean()), 0.5) for probe in probes]
     near = [max(float(np.mean(probe.depth < 1.0)) - 0.2, 0) for probe in probes]
@@ -128,7 +128,7 @@ def place_cameras(
     around = clear(np.clip(starts[:, best, None] + moves, low[:, None], high[:, None]))
     jitter = 0.1 * reach * rng.standard_normal(around.shape)
     poses = [aim(*pair) for pair in zip(around.T, targets[best] + jitter.T, strict=True)]
-    others = _probe(world, [*poses, first.pose], span)
+    others = probe(world, [*poses, first.pose], span)
     overlap = [min(_shared(first, other, span), _shared(other, first, span)) for other in others]
     # Stable: those that share enough keep their random order, the rest follow from the best.
     order = np.argsort(-np.minimum(overlap, 0.45), kind="stable")
@@ -158,13 +158,13 @@ def glancing_cameras(rng: Rng, glance: Glance, *, views: int) -> list[Pose]:
     return poses
 
 
-def _view(
+def develop(
     world: World, pose: Pose, shot: tuple[Array, Hits], *, exposure: float, focal: float, rng: Rng
 ) -> View:
     """Develop the image, with noise, and gather the geometry of the pixel centres."""
     radiance, hits = shot
     size = math.isqrt(len(hits.t))
-    display = (1 - np.exp(-exposure * rng.uniform(0.85, 1.15) * radiance)) ** (1 / 1.8)
+    display = (1 - np.exp(-exposure * radiance)) ** (1 / 1.8)
     # Below one level of 255: normalised per patch, noise on a plain wall would be all there is.
     display += rng.uniform(0.0005, 0.003) * rng.standard_normal(display.shape)
     image = np.clip(255 * display + 0.5, 0, 255).astype(np.uint8)
@@ -188,6 +188,33 @@ def _view(
     )
 
 
+def stage(
+    rng: Rng, places: Sequence[str] | None, *, views: int
+) -> tuple[str, World, list[Pose], float]:
+    """Choose and furnish a place, and put cameras in it.
+
+    Returns:
+        The kind of place, what stands in it, the cameras, and the width of an image at depth 1.
+
+    Raises:
+        UserError: There is no such place.
+    """
+    kinds = list(known_places(places))
+    if places is None:
+        outdoor = bool(rng.random() < 0.25)
+        kinds = [name for name in kinds if is_open(PLACES[name]) == outdoor]
+    room_type = kinds[int(rng.integers(len(kinds)))]
+    world, low, high = build_world(rng, room_type)
+    glance = PLACES[room_type].glance
+    if glance is None:
+        span = float(2 * np.tan(np.radians(rng.uniform(50, 85)) / 2))
+        poses = place_cameras(world, rng, views=views, low=low, high=high, span=span)
+    else:
+        span = 1 / glance.focal
+        poses = glancing_cameras(rng, glance, views=views)
+    return room_type, world, poses, span
+
+
 def render_scene(
     seed: int, *, views: int = 4, size: int = 128, places: Sequence[str] | None = None
 ) -> Scene:
@@ -206,19 +233,7 @@ def render_scene(
     if views < 1 or size < 8:
         raise UserError(f"a scene of {views} views of {size} px: expected views >= 1, size >= 8")
     rng = np.random.Generator(np.random.PCG64(seed))
-    kinds = list(known_places(places))
-    if places is None:
-        outdoor = bool(rng.random() < 0.25)
-        kinds = [name for name in kinds if is_open(PLACES[name]) == outdoor]
-    room_type = kinds[int(rng.integers(len(kinds)))]
-    world, low, high = build_world(rng, room_type)
-    glance = PLACES[room_type].glance
-    if glance is None:
-        span = 2 * np.tan(np.radians(rng.uniform(50, 85)) / 2)
-        poses = place_cameras(world, rng, views=views, low=low, high=high, span=span)
-    else:
-        span = 1 / glance.focal
-        poses = glancing_cameras(rng, glance, views=views)
+    room_type, world, poses, span = stage(rng, places, views=views)
     focal = size / span
     radiance, hits = raycast.photograph(world, poses, size=size, focal=focal, rng=rng)
     # One exposure for the scene, as from one camera, give or take what an automatic one does.
@@ -227,7 +242,8 @@ def render_scene(
     for i, pose in enumerate(poses):
         own = slice(i * size * size, (i + 1) * size * size)
         shot = radiance[:, own], Hits(hits.t[own], hits.part[own], hits.normal[:, own])
-        rendered.append(_view(world, pose, shot, exposure=exposure, focal=focal, rng=rng))
+        own_exposure = exposure * rng.uniform(0.85, 1.15)
+        rendered.append(develop(world, pose, shot, exposure=own_exposure, focal=focal, rng=rng))
     seen = np.unique(np.stack([view.class_id for view in rendered]))
     outdoor = is_open(PLACES[room_type])
     return Scene(rendered, outdoor, len(world.lights), room_type, tuple(CLASSES[i] for i in seen))

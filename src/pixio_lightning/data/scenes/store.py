@@ -17,8 +17,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from pixio_lightning.files import default_cache, locked, written_aside
 
 VERSION = 2  # raise it when pixels, labels or columns change: old caches are then left alone
 SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
+
+# Renders a number into the rows of its group.
+Rows = Callable[[int], list[dict[str, Any]]]
 
 # The splits' first seeds lie further apart than any set is large, so no two share a scene.
 _FIRST_SEED = {"train": 0, "val": 1 << 40, "test": 2 << 40}
@@ -161,22 +165,18 @@ def _scene_rows(split: str, index: int, **looks: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _write_shard(path: Path, split: str, indices: range, **looks: Any) -> int:
-    """Render scenes into a shard that appears complete or not at all; return their number.
-
-    `looks` are the other arguments of `render_scene`.
-    """
-    binary = [field.name for field in SCHEMA if field.type == pa.binary()]
-    columns = [name for name in SCHEMA.names if name not in binary]
+def _write_shard(path: Path, indices: range, schema: pa.Schema, rows: Rows) -> int:
+    """Render into a shard that appears complete or not at all; return how many row groups."""
+    binary = [field.name for field in schema if field.type == pa.binary()]
+    columns = [name for name in schema.names if name not in binary]
     with (
         written_aside(path) as aside,
         pq.ParquetWriter(
-            aside, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=columns
+            aside, schema, compression="zstd", use_dictionary=False, write_statistics=columns
         ) as writer,
     ):
         for index in indices:
-            rows = _scene_rows(split, index, **looks)
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows(index), schema=schema))
     return len(indices)
 
 
@@ -221,11 +221,42 @@ def scenes(
     known_places(places)
     where = "" if places is None else "-" + "+".join(places)
     name = f"scenes-v{VERSION}-{split}-{scenes}x{views}-{size}px{where}"
-    root = (folder or default_cache()) / name
-    starts = range(0, scenes, SHARD_SCENES)
+    return rendered_shards(
+        (folder or default_cache()) / name,
+        scenes,
+        schema=SCHEMA,
+        rows=partial(_scene_rows, split, views=views, size=size, places=places),
+        label=f"rendering {split} scenes, {size} px",
+        workers=workers,
+        progress=progress,
+    )
+
+
+def rendered_shards(
+    root: Path,
+    count: int,
+    *,
+    schema: pa.Schema,
+    rows: Rows,
+    label: str,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Return the shards of a rendered set, with those that are not there yet rendered now.
+
+    Args:
+        root: The set's folder.
+        count: How many scenes or clips there are, each a row group.
+        schema: Of the rows.
+        rows: Renders number i; can be pickled.
+        label: What the progress bar says.
+        workers: Processes; None for one per core.
+        progress: Whether to show a progress bar while rendering.
+    """
+    starts = range(0, count, SHARD_SCENES)
     shards = {
         root / f"{number:05d}-of-{len(starts):05d}.parquet": range(
-            start, min(start + SHARD_SCENES, scenes)
+            start, min(start + SHARD_SCENES, count)
         )
         for number, start in enumerate(starts)
     }
@@ -235,8 +266,8 @@ def scenes(
             missing = {path: indices for path, indices in shards.items() if not path.exists()}
             for leftover in root.glob(".*.parquet.*"):
                 leftover.unlink()
-            looks = {"views": views, "size": size, "places": places}
-            _render(missing, split, looks, workers=workers, progress=progress)
+            write = partial(_write_shard, schema=schema, rows=rows)
+            _render(missing, write, label, workers=workers, progress=progress)
     return list(shards)
 
 
@@ -254,8 +285,8 @@ def _end_with_parent() -> None:
 
 def _render(
     missing: dict[Path, range],
-    split: str,
-    looks: dict[str, Any],
+    write: Callable[[Path, range], int],
+    label: str,
     *,
     workers: int | None,
     progress: bool,
@@ -263,21 +294,17 @@ def _render(
     """Write the missing shards, in this process if it is one, else in a pool."""
     workers = min(workers or available_cores(), len(missing))
     total = sum(map(len, missing.values()))
-    label = f"rendering {split} scenes, {looks['size']} px"
     if progress and not sys.stderr.isatty():
         print(f"{label}: {total} of them, once", flush=True)  # a bar would fill a log file
-    with tqdm(total=total, desc=label, unit="scene", disable=None if progress else True) as bar:
+    with tqdm(total=total, desc=label, disable=None if progress else True) as bar:
         if workers <= 1:
             for path, indices in missing.items():
-                bar.update(_write_shard(path, split, indices, **looks))
+                bar.update(write(path, indices))
             return
         # Spawned, not forked: a fork would inherit the locks of torch's and arrow's threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-            tasks = [
-                pool.submit(_write_shard, path, split, indices, **looks)
-                for path, indices in missing.items()
-            ]
+            tasks = [pool.submit(write, path, indices) for path, indices in missing.items()]
             try:
                 for task in as_completed(tasks):
                     bar.update(task.result())
