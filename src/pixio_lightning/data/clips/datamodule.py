@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixio_lightning.data.clips.frame_folders import FrameFolders
+from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
 from pixio_lightning.data.clips.source import (
     ClipSource,
@@ -34,18 +35,22 @@ class Clips(StreamData):
 
     Args:
         source: `scenes` (rendered on first use), `videos` (nested mp4, mov, mkv, webm, avi; by
-            PyAV) or `frames` (a folder of numbered pictures for each video, as DAVIS).
-        path: Folder of the clips; not for scenes.
+            PyAV), `frames` (a folder of numbered pictures for each video, as DAVIS) or `shards`
+            (what `pixio shard --clips` wrote).
+        path: Folder of the clips, or address of the shards (`hf://`, `s3://`, ...); not for scenes.
         val_path: Where the held-out clips are; None holds out a tenth of the files.
         image_size: Side of the crops in pixels.
         batch_size: Samples per process and step.
         val_images: Held-out samples, one of each clip, at most.
-        clip_seconds: Length of a clip: longer videos are cut into so many.
+        clip_seconds: Length of a clip: longer videos are cut into so many. Those of shards are
+            as long as they were packed.
         fps: Pictures a second of `frames`.
         gap: Range of seconds from the last past frame to the future one.
         past_frames: Past frames K of a sample.
         past_step: Seconds between them.
         repeat: Samples that are made of a clip each time it is read.
+        two_crops: Train on two crops of one frame in place of two frames: the control that shows
+            what is learned without time. Held-out samples stay pairs of frames.
         crop_scale: Range of a crop's share of the frame's area; all frames of a sample are cut
             alike.
         crop_ratio: Range of a crop's width over its height.
@@ -56,7 +61,7 @@ class Clips(StreamData):
 
     def __init__(
         self,
-        source: Literal["scenes", "videos", "frames"] = "scenes",
+        source: Literal["scenes", "videos", "frames", "shards"] = "scenes",
         path: str | None = None,
         *,
         val_path: str | None = None,
@@ -69,6 +74,7 @@ class Clips(StreamData):
         past_frames: int = 1,
         past_step: float = 0.2,
         repeat: int = 1,
+        two_crops: bool = False,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         max_bad: float | None = None,
@@ -114,7 +120,8 @@ class Clips(StreamData):
         self.image_size, self.val_images = image_size, val_images
         self.clip_seconds, self.fps = clip_seconds, fps
         self.gap, self.past_frames, self.past_step = gap, past_frames, past_step
-        self.repeat, self.crop_scale, self.crop_ratio = repeat, crop_scale, crop_ratio
+        self.repeat, self.two_crops = repeat, two_crops
+        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.max_megapixels, self.scenes = max_megapixels, scenes
         self._train: ClipSource | None = None
         self._held_out: ClipSource | None = None
@@ -143,17 +150,18 @@ class Clips(StreamData):
 
     def _open(self, path: str, *, key: str = "data.path") -> ClipSource:
         about: dict[str, Any] = {
-            "seconds": self.clip_seconds,
             "least": self.least_seconds,
             "frames": self.past_frames + 1,
             "max_megapixels": self.max_megapixels,
             "key": key,
         }
-        source: VideoSource | FrameFolders
-        if self.source == "videos":
-            source = VideoSource(path, **about)
+        source: VideoSource | FrameFolders | PackedClips
+        if self.source == "shards":
+            source = PackedClips(path, **about)
+        elif self.source == "videos":
+            source = VideoSource(path, self.clip_seconds, **about)
         else:
-            source = FrameFolders(path, self.fps, **about)
+            source = FrameFolders(path, self.fps, self.clip_seconds, **about)
         self.report(source.bad, 0)
         return source
 
@@ -184,6 +192,7 @@ class Clips(StreamData):
             ratio=self.crop_ratio,
             seed=self.seed,
             repeat=self.repeat,
+            two_crops=self.two_crops,
         )
 
     def training_pairs(self, count: int) -> Iterator[dict[str, Any]]:

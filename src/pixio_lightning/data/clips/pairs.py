@@ -12,7 +12,7 @@ from torch import Tensor
 from pixio_lightning.data.clips.source import ClipSource, Frame, SceneSource
 from pixio_lightning.data.decode import BadImage, Crop, centre_crop, random_crop, to_tensor
 from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View
-from pixio_lightning.keyed import Purpose, RandomKey, key_of
+from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
 
 # Draws the frames of a sample from the times of a clip, the future one last.
 Choose = Callable[[Any, RandomKey], list[int]]
@@ -24,15 +24,19 @@ def gaps(times: Any, frames: list[int]) -> Tensor:
     return torch.from_numpy(np.asarray(times[frames[-1]] - times[frames[:-1]], np.float32))
 
 
-def cut_alike(frames: list[Frame], crop: Crop, size: int, *, mirrored: bool = False) -> Tensor:
-    """Cut one box out of all frames, so that nothing moves but what moves: `(V, 3, size, size)`.
+def cut_out(frames: list[Frame], crops: list[Crop], size: int, *, mirrored: bool = False) -> Tensor:
+    """Cut a box out of each frame, or one out of all, so that nothing moves but what moves.
+
+    Returns:
+        uint8 `(V, 3, size, size)`.
 
     Raises:
         BadImage: The frames differ in size.
     """
     if any(frame.shape != frames[0].shape for frame in frames):
         raise BadImage("frames of different sizes")
-    images = torch.stack([to_tensor(frame, crop, size) for frame in frames])
+    each = crops if len(crops) > 1 else crops * len(frames)
+    images = torch.stack([to_tensor(f, c, size) for f, c in zip(frames, each, strict=True)])
     return images.flip(-1) if mirrored else images
 
 
@@ -47,6 +51,8 @@ class TrainingPairs(TrainingSamples):
         ratio: Range of its width over its height.
         seed: The run's seed.
         repeat: Samples of one clip that stand in a row of the stream and are read together.
+        two_crops: Whether the past is the future frame itself, cut out elsewhere: the control that
+            shows what two views do without time.
     """
 
     def __init__(
@@ -59,10 +65,12 @@ class TrainingPairs(TrainingSamples):
         ratio: tuple[float, float],
         seed: int,
         repeat: int = 1,
+        two_crops: bool = False,
     ) -> None:
         super().__init__(source, _nothing, seed=seed)  # type: ignore[arg-type]
         self.source, self.choose, self.size = source, choose, size
-        self.scale, self.ratio, self.repeat = scale, ratio, repeat
+        self.scale, self.ratio = scale, ratio
+        self.repeat, self.two_crops = repeat, two_crops
         self._read: tuple[tuple[int, int], dict[int, Frame]] = ((-1, -1), {})
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -78,7 +86,7 @@ class TrainingPairs(TrainingSamples):
         try:
             frames = self.choose(times, RandomKey(key, self.seed, epoch))
             read = self._frames(index, epoch, key)
-            images = self.augment_all([read[i] for i in frames], RandomKey(key, self.seed, epoch))
+            images = self._cut([read[i] for i in frames], RandomKey(key, self.seed, epoch))
         except BadImage as error:
             return error.name or name, str(error)
         except OSError as error:
@@ -105,12 +113,18 @@ class TrainingPairs(TrainingSamples):
             self._read = (index, first), found
         return self._read[1]
 
-    def augment_all(self, frames: list[Frame], random_key: RandomKey) -> Tensor:
+    def _cut(self, frames: list[Frame], random_key: RandomKey) -> Tensor:
         """Cut a random box out of all frames and mirror them all, or none."""
         height, width, _ = frames[0].shape
-        crop = random_crop(width, height, random_key, scale=self.scale, ratio=self.ratio)
+        keys = [random_key]
+        if self.two_crops:
+            frames = frames[-1:] * len(frames)
+            keys = [random_key._replace(key=fold(random_key.key, i)) for i in range(len(frames))]
+        crops = [
+            random_crop(width, height, key, scale=self.scale, ratio=self.ratio) for key in keys
+        ]
         mirrored = random_key.uniform(1, Purpose.FLIP)[0] < 0.5
-        return cut_alike(frames, crop, self.size, mirrored=mirrored)
+        return cut_out(frames, crops, self.size, mirrored=mirrored)
 
 
 class HeldOutPairs(HeldOutSamples):
@@ -166,7 +180,7 @@ class HeldOutPairs(HeldOutSamples):
 
     def _cut(self, frames: list[Frame]) -> Tensor:
         height, width, _ = frames[0].shape
-        return cut_alike(frames, centre_crop(width, height), self.size)
+        return cut_out(frames, [centre_crop(width, height)], self.size)
 
 
 def _nothing(*sample: Any) -> Any:
