@@ -132,4 +132,4 @@ def test_two_processes_equal_one_and_the_backbone_is_any_other(
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(backbone(images).tokens, module.backbone(images).tokens)
     exported = tmp_path / "exported"
-    assert main(["export", str(checkpoint), "--to", "safetensors", "--out", str(exported)]) == 0
+    assert main(["export", str(checkpoint), "--to", "transformers", "--out", str(exported)]) == 0
