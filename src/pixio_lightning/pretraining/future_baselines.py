@@ -26,6 +26,11 @@ class Parts(NamedTuple):
     hue: Tensor
     structure: Tensor
 
+    @property
+    def whole(self) -> Tensor:
+        """Both together."""
+        return self.hue + self.structure
+
 
 def parts_of(patches: Tensor, channels: int) -> Parts:
     """Split patches `(B, m, V)` into parts of the same shape, which add up to them."""

@@ -194,21 +194,21 @@ class FuturePrediction(PatchPrediction):
         target = result.target
         model = errors_of(result.prediction, target, channels)
         of_hedged = errors_of(hedged, target, channels)
-        zero, of_copy = (sum(errors_of(x, target, channels)) for x in (target * 0, copy))
+        zero, of_copy = (errors_of(x, target, channels).whole for x in (target * 0, copy))
         each = {
-            "loss": sum(model),
+            "loss": model.whole,
             "hue": model.hue,
             "structure": model.structure,
             "zero": zero,
             "copy": of_copy,
-            "hedged": sum(of_hedged),
+            "hedged": of_hedged.whole,
             "hedged_hue": of_hedged.hue,
             "hedged_structure": of_hedged.structure,
-            "wrong_past": sum(errors_of(wrong.prediction, target, channels)),
+            "wrong_past": errors_of(wrong.prediction, target, channels).whole,
         }
         if "warp" in batch:
             warp = self._as_prediction(batch["warp"], result.pixels, result.mask)
-            each["warp"] = sum(errors_of(warp, target, channels))
+            each["warp"] = errors_of(warp, target, channels).whole
         moving = (of_copy > _MOVING * zero).float()
         values = {name: error.mean(dim=1) for name, error in each.items()}
         values |= {
@@ -220,7 +220,7 @@ class FuturePrediction(PatchPrediction):
             "weight": torch.ones_like(weight),
         }
         for name, value in values.items():
-            self._val[name].update(value * weight)
+            self.held_out_sums[name].update(value * weight)
 
     test_step = validation_step
 

@@ -51,8 +51,9 @@ def verdict(last: dict[str, float]) -> str:
     """Say "predicts" only where copying does less well and the past is used."""
     if last["wrong_past"] <= last["loss"]:
         return "does not use the past: that of another clip does as well"
-    if last["structure"] < last["hedged_structure"]:
-        return "predicts structure that no copy of the last frame has, and uses the past"
+    better = 1 - last["structure"] / last["hedged_structure"] if last["hedged_structure"] else 0.0
+    if better > 0:
+        return f"predicts: its structure is {better:.1%} better than a hedged copy's"
     whole = "below" if last["loss"] < last["hedged"] else "not below"
     return (
         f"uses the past, but its structure is no better than a hedged copy's (whole loss {whole})"

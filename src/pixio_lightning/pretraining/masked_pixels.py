@@ -137,9 +137,9 @@ class PixelPretraining(PatchPrediction):
         if seen not in self._baseline_losses:
             self._baseline_losses[seen] = self._score_baselines(result)
         losses = {"loss": pixel_loss(result.prediction, result.target)}
-        self._val["weight"].update(weight)
+        self.held_out_sums["weight"].update(weight)
         for name, values in (losses | self._baseline_losses[seen]).items():
-            self._val[name].update(values * weight)
+            self.held_out_sums[name].update(values * weight)
 
     test_step = validation_step
 

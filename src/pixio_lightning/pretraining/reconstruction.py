@@ -71,7 +71,9 @@ class PatchPrediction(BackboneModule):
         self.norm_pix, self.decoder_size, self.seed = norm_pix, decoder, seed
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         names = (*logged, "weight")
-        self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
+        self.held_out_sums: Any = torch.nn.ModuleDict(
+            {n: SumMetric(nan_strategy="disable") for n in names}
+        )
 
     def setup(self, stage: str) -> None:
         """Look at the data before anything is loaded."""
@@ -111,14 +113,14 @@ class PatchPrediction(BackboneModule):
             weighed_by: Which sum others than "weight" are divided by, by name.
         """
         weighed_by = weighed_by or {}
-        sums = {name: m.compute() for name, m in self._val.items() if m.update_called}
+        sums = {name: m.compute() for name, m in self.held_out_sums.items() if m.update_called}
         weights = {"weight", *weighed_by.values()}
         values = {}
         for name in (name for name in sums if name not in weights):
             weight = sums[weighed_by.get(name, "weight")]
             if name not in weighed_by or weight > 0:  # where nothing moves there is no such mean
                 values[name] = sums[name] / weight
-        for metric in self._val.values():
+        for metric in self.held_out_sums.values():
             metric.reset()
         if self.trainer.sanity_checking:
             # The pass before the first step is the start of the curve, but Lightning drops it.

@@ -18,9 +18,11 @@ from pixio_lightning.data.clips.source import (
 )
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.samples import spread
+from pixio_lightning.data.decode import centre_crop, cut
+from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
 from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.sources import Source
 from pixio_lightning.data.stream import collate, none_usable
 from pixio_lightning.errors import UserError
 
@@ -224,6 +226,25 @@ class Clips(StreamData):
         if not batch:
             raise none_usable(bad)
         return batch
+
+    @property
+    def labelled(self) -> Any:
+        """Refuse: clips have no class.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("clips have no class: give OnlineProbe its train and val")
+
+    def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
+        """Return single images of a source, for a probe, each once and centre-cropped."""
+
+        def prepare(sample: Sample) -> Sample:
+            height, width, _ = sample["image"].shape
+            return {"image": cut(sample["image"], centre_crop(width, height), self.image_size)}
+
+        images = Images(source, max_megapixels=self.max_megapixels)
+        return HeldOutSamples(images, prepare, indices=indices)
 
     def contents(self) -> dict[str, str]:
         """Return how many clips there are to train on and held out."""
