@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=6, help="of the photographs, a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=24, help="of a loader, a round")
+    parser.add_argument("--batches", type=int, default=32, help="of a loader, a round")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -173,10 +173,9 @@ def main() -> None:
         files = photographs(width, height)
         size = f"{width}x{height}"
         repeats = max(1, options.repeats * 640 * 480 // (width * height))
-        batches = max(6, options.batches * 640 * 480 // (width * height))
         for name, rates in {
             "one core": decoded(files * repeats, options.rounds),
-            "end to end": loaded(files, options.rounds, batches),
+            "end to end": loaded(files, options.rounds, options.batches),
         }.items():
             ratios = [a / b for a, b in zip(rates["pixio"], rates["plain"], strict=True)]
             row = {form: statistics.median(values) for form, values in rates.items()}

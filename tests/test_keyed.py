@@ -67,6 +67,7 @@ def test_pinned():
         "VIEWS": 9,
         "SHAPE": 10,
         "COLOUR": 11,
+        "CLIP": 12,
     }
 
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pixio_lightning.curation.scoring import Scorer
+    from pixio_lightning.data.clips.datamodule import Clips
     from pixio_lightning.data.pixels import Pixels
     from pixio_lightning.data.sample_data import SampleData
     from pixio_lightning.errors import UserError
     from pixio_lightning.models.backbone import Backbone
     from pixio_lightning.models.features import Features
+    from pixio_lightning.pretraining.future_frames import FuturePrediction
     from pixio_lightning.pretraining.masked_pixels import PixelPretraining
     from pixio_lightning.training.checkpoints.load import load
     from pixio_lightning.training.head import Head
@@ -35,7 +37,9 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 _PUBLIC = {
     "Backbone": "pixio_lightning.models.backbone",
+    "Clips": "pixio_lightning.data.clips.datamodule",
     "Features": "pixio_lightning.models.features",
+    "FuturePrediction": "pixio_lightning.pretraining.future_frames",
     "Head": "pixio_lightning.training.head",
     "Optim": "pixio_lightning.training.optim",
     "PixelPretraining": "pixio_lightning.pretraining.masked_pixels",
@@ -49,7 +53,9 @@ _PUBLIC = {
 
 __all__ = [
     "Backbone",
+    "Clips",
     "Features",
+    "FuturePrediction",
     "Head",
     "Optim",
     "PixelPretraining",

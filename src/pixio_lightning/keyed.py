@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     VIEWS = 9
     SHAPE = 10
     COLOUR = 11
+    CLIP = 12
 
 
 def mix(value: int) -> int:

@@ -17,10 +17,12 @@ class BatchLog(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        images = [batch[name] for name in ("image", "past", "future", "gap") if name in batch]
+        pixels = b"".join(image.numpy().tobytes() for image in images)
         line = {
             "step": trainer.global_step,
             "keys": batch["key"].tolist(),
-            "pixels": hashlib.sha256(batch["image"].numpy().tobytes()).hexdigest(),
+            "pixels": hashlib.sha256(pixels).hexdigest(),
         }
         path = Path(os.environ["BATCH_LOG"]) / f"rank{trainer.global_rank}.jsonl"
         with path.open("a") as file:

@@ -73,6 +73,11 @@ HEADS: dict[str, tuple[str, ...]] = {
         *("--model.decoder", "{dim: 16, depth: 1, heads: 2}"),
         *("--trainer.callbacks+=OnlineProbe", "--trainer.callbacks.every_n_steps=1"),
     ),
+    "future prediction": (
+        *("-c", "video/demo", *_BACKBONE, "--model.backbone.drop_path", "0.2"),
+        *("--data.scenes", "{train: 4, held_out: 4, views: 5, size: 64, places: [studio]}"),
+        *("--model.decoder", "{dim: 16, depth: 1, heads: 2}", "--data.past_frames", "2"),
+    ),
 }
 
 # Those that train nothing.

@@ -30,7 +30,7 @@ SMALL = (
     {
         name: ["--model.decoder.depth", "2"]
         for name in RUNS
-        if name.startswith("pretrain/") and not name.startswith("pretrain/demo")
+        if name.startswith(("pretrain/", "video/")) and "/demo" not in name
     }
     | {
         name: ["--model.sizes", "{dim: 48, depth: 2, heads: 2, taps: [0, 1]}"]
@@ -134,7 +134,7 @@ def test_runs_two_steps_in_a_process_of_its_own(name: str, tmp_path: Path) -> No
     assert "step 2" in out
 
 
-@pytest.mark.parametrize("name", [n for n in RUNS if n != "pretrain/continue"])
+@pytest.mark.parametrize("name", [n for n in RUNS if not n.endswith("/continue")])
 def test_checks_without_memory(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -283,13 +283,18 @@ def shard(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
     parser.add_argument("--split", help="which shards, where their names tell, such as train")
     parser.add_argument("--in-order", action="store_true", help="keep a folder's order")
+    clips = parser.add_argument_group("clips of videos, or of folders of frames")
+    clips.add_argument("--clips", action="store_true", help="pack frames, a row group each clip")
+    clips.add_argument("--fps", type=float, default=8.0, help="frames a second (%(default)g)")
+    clips.add_argument("--seconds", type=float, default=4.0, help="of a clip (%(default)g)")
+    clips.add_argument("--side", type=int, default=288, help="shorter one in pixels (%(default)s)")
     about = "read all shards of SOURCE, and compare them with the sizes and digests of its index"
     parser.add_argument("--verify", action="store_true", help=about)
     options = parser.parse_args(argv)
     if options.verify == (options.out is not None):
         parser.error("expected SOURCE and OUT, or shards and --verify")
     if options.verify:
-        others = ("rows", "group", "split", "in_order")
+        others = ("rows", "group", "split", "in_order", "clips", "fps", "seconds", "side")
         if any(getattr(options, name) != parser.get_default(name) for name in others):
             parser.error("--verify takes no option but --jobs")
         from pixio_lightning.data.shards.verify import verify
@@ -297,25 +302,40 @@ def shard(argv: list[str]) -> int:
         shards, digests = verify(options.source, jobs=options.jobs)
         print(f"{shards} shards are what the index says; it has the digests of {digests}")
         return 0
-    from pixio_lightning.data.shards.pack import pack
+    out, jobs, shuffled = Path(options.out), options.jobs, not options.in_order
+    images_only, clips_only = ("group", "split"), ("fps", "seconds", "side")
+    for name in images_only if options.clips else clips_only:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name} is for {'images' if options.clips else 'clips: add --clips'}")
+    what, recipe = "", "pretrain/folder"
+    if options.clips:
+        from pixio_lightning.data.clips.pack import Form, pack_clips
 
-    index = pack(
-        options.source,
-        Path(options.out),
-        split=options.split,
-        rows=options.rows,
-        group=options.group,
-        shuffled=not options.in_order,
-        jobs=options.jobs,
-    )
+        form = Form(options.fps, options.seconds, options.side)
+        index, count = pack_clips(
+            options.source, out, form, rows=options.rows, shuffled=shuffled, jobs=jobs
+        )
+        what, recipe = f" of {count} clips", "video/shards"
+    else:
+        from pixio_lightning.data.shards.pack import pack
+
+        index = pack(
+            options.source,
+            out,
+            split=options.split,
+            rows=options.rows,
+            group=options.group,
+            shuffled=shuffled,
+            jobs=jobs,
+        )
     size = sum(entry.size for entry in index.shards) / 1e6
-    print(f"{index.rows} images in {len(index.shards)} shards, {size:.1f} MB, in {options.out}")
+    print(f"{index.rows} images{what} in {len(index.shards)} shards, {size:.1f} MB, in {out}")
     for name, reason in index.skipped:
         print(visible(f"skipped {name}: {reason}"))
     bad = Path(options.out) / "bad_files.txt"
     if bad.exists():
         print(f"{len(bad.read_text().splitlines())} files were left out, listed in {bad}")
-    print(f"next:\n  pixio fit -c pretrain/folder --data.source shards --data.path {options.out}")
+    print(f"next:\n  pixio fit -c {recipe} --data.source shards --data.path {out}")
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import spread
 from pixio_lightning.errors import UserError
 
@@ -24,6 +25,7 @@ _OPTIONS = {
 }
 # Frames that a decoder may need before the one it shows: the deepest reordering of H.264.
 _REORDERED = 16
+_SAME = 1e-4  # seconds by which equal times may differ
 
 
 def pyav(file: Path) -> Any:
@@ -52,7 +54,7 @@ def video_frames(
         UserError: PyAV is missing, or the file is no video, without frames, or too large.
     """
     with opened_video(file, max_megapixels=max_megapixels) as container:
-        times = _times(container)
+        times, _ = packet_times(container)
     if not len(times):
         raise UserError(f"'{file}' is a video without frames")
     wanted = evenly(times, every, limit)
@@ -93,13 +95,21 @@ def opened_video(file: Path, *, max_megapixels: float) -> Iterator[Any]:
         raise UserError(f"'{file}' cannot be read as a video ({reason})") from None
 
 
-def _times(container: Any) -> NDArray[np.float64]:
-    """Return when the frames are shown, in seconds and in order; decodes nothing."""
+def packet_times(container: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return when the frames are shown, seconds in order, and which are key frames, by number.
+
+    The packets tell; nothing is decoded.
+    """
     stream = container.streams.video[0]
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
-    times = sorted({stamp for stamp in stamps if stamp is not None})
-    return np.array(times, np.float64) * float(stream.time_base or 1)
+    shown: dict[int, bool] = {}
+    for packet in container.demux(stream):
+        stamp = packet.dts if packet.pts is None else packet.pts
+        # What an edit list cuts off is decoded, but never shown.
+        if packet.size and stamp is not None and not packet.is_discard:
+            shown[stamp] = packet.is_keyframe
+    stamps = sorted(shown)
+    keys = np.flatnonzero([shown[stamp] for stamp in stamps])
+    return np.array(stamps, np.float64) * float(stream.time_base or 1), keys
 
 
 def evenly(times: NDArray[np.floating], every: float, limit: int | None) -> list[int]:
@@ -150,12 +160,63 @@ def frames_at(
                 if at == len(times):
                     return
                 if frame.time >= times[at] - early:
-                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    yield np.ascontiguousarray(pixels)
+                    yield _upright(frame)
                     at += 1
     except (av.error.FFmpegError, OSError, ArithmeticError):
         pass  # what has not come by now is damaged
     yield from [None] * (len(times) - at)
+
+
+def sought_frames(
+    file: Path, times: Sequence[float], keys: Sequence[float]
+) -> list[NDArray[np.uint8]]:
+    """Return a few frames of a video, upright, uint8 `(h, w, 3)`, decoding as little as it takes.
+
+    It goes to the key frame before a frame, unless that has been passed already; on one thread,
+    since others decode beside it.
+
+    Args:
+        file: A video that `opened_video` takes.
+        times: Seconds at which they are shown, as `packet_times` says, in rising order.
+        keys: For each, when the last key frame up to it is.
+
+    Raises:
+        BadImage: One cannot be decoded.
+    """
+    av, found = pyav(file), []
+    try:
+        with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            frames, now = container.decode(stream), -math.inf
+            for wanted, key in zip(times, keys, strict=True):
+                if key > now:
+                    container.seek(round(key / stream.time_base), stream=stream)
+                    frames = container.decode(stream)
+                frame = _first_from(frames, wanted)
+                if frame is not None and frame.time > wanted + _SAME and key > now:
+                    # Without an index of its own, a file may be gone to too far.
+                    container.seek(stream.start_time or 0, stream=stream)
+                    frames = container.decode(stream)
+                    frame = _first_from(frames, wanted)
+                if frame is None or frame.time > wanted + _SAME:
+                    raise BadImage("a frame cannot be decoded")
+                now = frame.time
+                found.append(_upright(frame))
+    except (av.error.FFmpegError, OSError, ArithmeticError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise BadImage(f"cannot be decoded ({reason})") from None
+    return found
+
+
+def _first_from(frames: Iterator[Any], time: float) -> Any:
+    """Return the first frame that is shown at a time or later; None if there is none."""
+    return next((f for f in frames if f.time is not None and f.time > time - _SAME), None)
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    return np.ascontiguousarray(pixels)
 
 
 @contextmanager

@@ -28,8 +28,16 @@ class Mask(NamedTuple):
     hide: Tensor
 
 
-def count_blocks(grid: tuple[int, int], block: int, ratio: float) -> tuple[int, int]:
+def count_blocks(
+    grid: tuple[int, int], block: int, ratio: float, *, key: str = "model.mask_ratio"
+) -> tuple[int, int]:
     """Return how many blocks the grid has and how many of them stay visible.
+
+    Args:
+        grid: Height and width in patches.
+        block: Side of a block in patches.
+        ratio: Share of the blocks to hide.
+        key: What a mistake is blamed on.
 
     Raises:
         UserError: The block does not divide the grid, or nothing or everything would be hidden.
@@ -46,7 +54,7 @@ def count_blocks(grid: tuple[int, int], block: int, ratio: float) -> tuple[int, 
     visible = int(total * (1 - ratio) + 1e-6)
     if not 0 < visible < total:
         raise UserError(
-            f"model.mask_ratio {ratio} keeps {visible} of {total} blocks of {block} x {block} "
+            f"{key} {ratio} keeps {visible} of {total} blocks of {block} x {block} "
             "patches; at least one must stay visible and one be hidden"
         )
     return total, visible

@@ -6,13 +6,11 @@ Shapes: B batch, N = h*w patches, n visible, m hidden, P patch side, V = P*P*3 v
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import SumMetric
 
-from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import (
@@ -22,7 +20,6 @@ from pixio_lightning.models.mae_decoder import (
     pixel_loss,
 )
 from pixio_lightning.models.masking import (
-    Mask,
     block_mask,
     count_blocks,
     gather_tokens,
@@ -30,13 +27,10 @@ from pixio_lightning.models.masking import (
     unpatchify,
 )
 from pixio_lightning.pretraining.baselines import inverse_distance
+from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
-from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.run_folder import Metrics
-
-# Held-out images are always masked as if drawn in this step, whichever it is.
-_FIXED_STEP = -1
 
 # What needs no learning: logged as val/NAME, and told under these titles.
 _BASELINES = {
@@ -46,25 +40,7 @@ _BASELINES = {
 }
 
 
-class Reconstruction(NamedTuple):
-    """One masked forward pass.
-
-    Attributes:
-        prediction: `(B, m, V)`, the decoder's output.
-        target: `(B, m, V)`, what it should be.
-        pixels: The encoder's input cut into patches `(B, N, V)`.
-        mask: Which patches were visible and hidden.
-        grid: Height and width in patches.
-    """
-
-    prediction: Tensor
-    target: Tensor
-    pixels: Tensor
-    mask: Mask
-    grid: tuple[int, int]
-
-
-class PixelPretraining(BackboneModule):
+class PixelPretraining(PatchPrediction):
     """Train a backbone by reconstructing hidden pixels (Pixio; MAE with other keys).
 
     Args:
@@ -80,8 +56,6 @@ class PixelPretraining(BackboneModule):
         UserError: The backbone is frozen, or has no class token.
     """
 
-    pretrains = True
-
     def __init__(
         self,
         backbone: Backbone,
@@ -93,38 +67,21 @@ class PixelPretraining(BackboneModule):
         optim: Optim = Optim(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optim=optim)
-        if backbone.frozen:
-            raise UserError("pretraining trains its backbone: set model.backbone.tune to full")
-        self.mask_ratio, self.mask_grid, self.norm_pix = mask_ratio, mask_grid, norm_pix
-        self.decoder_size, self.seed = decoder, seed
+        super().__init__(
+            backbone,
+            norm_pix=norm_pix,
+            decoder=decoder,
+            optim=optim,
+            seed=seed,
+            logged=("loss", *_BASELINES),
+        )
+        self.mask_ratio, self.mask_grid = mask_ratio, mask_grid
         # Of the batches that were evaluated, by what they hold.
         self._baseline_losses: dict[tuple[Any, ...], dict[str, Tensor]] = {}
-        # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
-        names = ("loss", *_BASELINES, "weight")
-        self._val: Any = torch.nn.ModuleDict({n: SumMetric(nan_strategy="disable") for n in names})
 
-    def setup(self, stage: str) -> None:
-        """Look at the data before anything is loaded."""
-        if self.attached is not None:
-            self.read_data_attributes(self.attached.datamodule)
-
-    def read_data_attributes(self, data: Any) -> None:
-        """Refuse images that the mask does not fit: their grid is masked, not that of the weights.
-
-        Raises:
-            UserError: The images are not whole tokens, or the tokens not whole blocks.
-        """
-        super().read_data_attributes(data)
-        size, stride = getattr(data, "image_size", None), self.backbone.stride
-        if not isinstance(size, int):
-            return
-        if size % stride:
-            raise UserError(
-                f"data.image_size is {size}, but expected a multiple of {stride}, the side of a "
-                f"token of {self.backbone.name}"
-            )
-        count_blocks((size // stride, size // stride), self.mask_grid, self.mask_ratio)
+    def check_mask(self, grid: tuple[int, int]) -> None:
+        """Refuse a grid whose patches are not whole blocks, or all or none of which are hidden."""
+        count_blocks(grid, self.mask_grid, self.mask_ratio)
 
     def build(self, backbone: Backbone) -> MaeDecoder:
         """Return the decoder, sized by the backbone."""
@@ -159,9 +116,7 @@ class PixelPretraining(BackboneModule):
         assert self.decoder is not None, "configure_model builds the decoder"
         prediction = self.decoder(features.tokens, mask.keep, mask.hide, grid)
         pixels = patchify(images, patch)
-        target = gather_tokens(pixels, mask.hide)
-        if self.norm_pix:
-            target, _, _ = normalize_patches(target)
+        target = self.hidden_target(pixels, mask)
         return Reconstruction(prediction, target, pixels, mask, grid)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -178,13 +133,13 @@ class PixelPretraining(BackboneModule):
         # Neither images nor masks change in a run, so that a batch that was seen needs no second
         # interpolation; an image that could not be read that time has another weight now.
         seen = (self.trainer.testing, *batch["key"].tolist(), *weight.tolist())
-        result = self(batch["image"], self._fixed_draw(batch))
+        result = self(batch["image"], self.fixed_draw(batch))
         if seen not in self._baseline_losses:
             self._baseline_losses[seen] = self._score_baselines(result)
         losses = {"loss": pixel_loss(result.prediction, result.target)}
-        self._val["weight"].update(weight)
+        self.held_out_sums["weight"].update(weight)
         for name, values in (losses | self._baseline_losses[seen]).items():
-            self._val[name].update(values * weight)
+            self.held_out_sums[name].update(values * weight)
 
     test_step = validation_step
 
@@ -197,24 +152,6 @@ class PixelPretraining(BackboneModule):
             "capped": pixel_loss(capped, result.target),
         }
 
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/loss` beside predicting zero and beside interpolating the visible colours."""
-        sums = {name: metric.compute() for name, metric in self._val.items()}
-        weight = sums.pop("weight")
-        values = {name: total / weight for name, total in sums.items()}
-        for metric in self._val.values():
-            metric.reset()
-        if self.trainer.sanity_checking:
-            # The pass before the first step is the start of the curve, but Lightning drops it.
-            for logger in self.loggers:
-                logger.log_metrics({f"val/{k}": float(v) for k, v in values.items()}, step=0)
-            return
-        stage = "test" if self.trainer.testing else "val"
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value, sync_dist=True)
-
-    on_test_epoch_end = on_validation_epoch_end
-
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Write one picture for each image: masked input, reconstruction, truth, and its loss."""
         folder = Path(self.trainer.default_root_dir) / "predictions"
@@ -225,9 +162,6 @@ class PixelPretraining(BackboneModule):
             loss = f"loss {float(losses[index]):.3f}"
             one = panel._replace(rows=[row], caption="; ".join(filter(None, (loss, panel.caption))))
             self.show(folder, name, one, suffix=".png", label=f"{name}: {loss}")
-
-    def _fixed_draw(self, batch: dict[str, Any]) -> RandomKey:
-        return RandomKey(batch["key"], self.seed, _FIXED_STEP)
 
     def _interpolate(self, result: Reconstruction) -> tuple[Tensor, Tensor]:
         """Fill hidden patches with interpolated colours, as predictions `(B, m, V)`.
@@ -263,7 +197,7 @@ class PixelPretraining(BackboneModule):
     def _drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, Tensor]:
         """Return the same, and the loss of each image `(B,)`."""
         images = batch["image"]
-        result = self(images, self._fixed_draw(batch))
+        result = self(images, self.fixed_draw(batch))
         painted = result.prediction.float()
         if self.norm_pix:
             _, mean, std = normalize_patches(gather_tokens(result.pixels, result.mask.hide))
@@ -272,7 +206,7 @@ class PixelPretraining(BackboneModule):
         masked = result.pixels.scatter(1, index, 0.0)
         reconstruction = result.pixels.scatter(1, index, painted)
         features = self.backbone(images)
-        columns = [self._to_uint8(x, result.grid) for x in (masked, reconstruction, result.pixels)]
+        columns = [self.to_uint8(x, result.grid) for x in (masked, reconstruction, result.pixels)]
         columns.append(
             visualize.principal_components(features.layers[-1].patches, columns[0].shape)
         )
@@ -302,8 +236,3 @@ class PixelPretraining(BackboneModule):
                 side = "below" if gap >= 0 else "above"
                 facts[title] += f" (the last loss is {abs(gap):.0%} {side})"
         return facts
-
-    def _to_uint8(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        images = unpatchify(pixels, self.backbone.patch_size, grid)
-        images = images * self.backbone.std + self.backbone.mean
-        return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -187,10 +187,11 @@ class RenderedClips:
         """Return one frame as a PNG file."""
         return self.table["image"][index * self.clips.frames + frame].as_py()
 
-    def load(self, index: int) -> Clip:
-        """Return a clip with its geometry."""
+    def load(self, index: int, frames: Sequence[int] | None = None) -> Clip:
+        """Return a clip with its geometry, or some frames of it."""
         n = self.clips.frames
-        rows = self.table.slice(index * n, n).to_pylist()
+        numbers = range(n) if frames is None else frames
+        rows = self.table.take([index * n + number for number in numbers]).to_pylist()
 
         def stacked(name: str) -> np.ndarray:
             return np.stack([store.decode_field(name, row) for row in rows])
@@ -204,7 +205,7 @@ class RenderedClips:
             intrinsics=store.decode_field("intrinsics", rows[0]),
             cam2world=stacked("cam2world"),
             time=np.array([row["time"] for row in rows]),
-            bodies=np.array([row["bodies"] for row in rows]).reshape(n, -1, 4),
+            bodies=np.array([row["bodies"] for row in rows]).reshape(len(rows), -1, 4),
         )
 
     def digest(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from argparse import ArgumentError
@@ -11,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+import pixio_lightning
 from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.models.build import is_generated
@@ -116,8 +116,8 @@ def _class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
         raise UserError(f"checkpoint '{path}' holds a {short}, which {both} claim: uninstall one")
     if heads:
         return plugins.load(heads[0])
-    if short == "PixelPretraining":
-        importlib.import_module("pixio_lightning.pretraining.masked_pixels")
+    if short in pixio_lightning.__all__:
+        getattr(pixio_lightning, short)  # imports what trains a backbone as such
     found = [
         cls
         for cls in _subclasses(BackboneModule)

@@ -1,0 +1,261 @@
+"""Clips: the DataModule of future prediction, one interface over every source of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pixio_lightning.data.clips.frame_folders import FrameFolders
+from pixio_lightning.data.clips.packed import PackedClips
+from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
+from pixio_lightning.data.clips.source import (
+    ClipSource,
+    SceneSource,
+    choose_frames,
+    hold_out_files,
+)
+from pixio_lightning.data.clips.videos import VideoSource
+from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.decode import centre_crop, cut
+from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
+from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
+from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.sources import Source
+from pixio_lightning.data.stream import collate, none_usable
+from pixio_lightning.errors import UserError
+
+
+class Clips(StreamData):
+    """Past frames and a future one, from clips.
+
+    A batch holds `past` uint8 `(B, K, 3, S, S)`, `future` uint8 `(B, 3, S, S)`, `gap` float32
+    `(B, K)`, the seconds from each past frame to the future one, and `key` int64 `(B,)`; of
+    held-out clips also `wrong_past`, that of another clip, and of rendered ones `warp`, the last
+    past frame moved by exact flow.
+
+    Args:
+        source: `scenes` (rendered on first use), `videos` (nested mp4, mov, mkv, webm, avi; by
+            PyAV), `frames` (a folder of numbered pictures for each video, as DAVIS) or `shards`
+            (what `pixio shard --clips` wrote).
+        path: Folder of the clips, or address of the shards (`hf://`, `s3://`, ...); not for scenes.
+        val_path: Where the held-out clips are; None holds out a tenth of the files.
+        image_size: Side of the crops in pixels.
+        batch_size: Samples per process and step.
+        val_images: Held-out samples, one of each clip, at most.
+        clip_seconds: Length of a clip: longer videos are cut into so many. Those of shards are
+            as long as they were packed.
+        fps: Pictures a second of `frames`.
+        gap: Range of seconds from the last past frame to the future one.
+        past_frames: Past frames K of a sample.
+        past_step: Seconds between them.
+        repeat: Samples that are made of a clip each time it is read.
+        two_crops: Train on two crops of one frame in place of two frames: the control that shows
+            what is learned without time. Held-out samples stay pairs of frames.
+        crop_scale: Range of a crop's share of the frame's area; all frames of a sample are cut
+            alike.
+        crop_ratio: Range of a crop's width over its height.
+        max_bad: Stop when more than this share of the clips is unusable; None never stops.
+        max_megapixels: Larger frames count as bad and are not decoded.
+        scenes: How many rendered clips, and how many frames (`views`) of each.
+    """
+
+    def __init__(
+        self,
+        source: Literal["scenes", "videos", "frames", "shards"] = "scenes",
+        path: str | None = None,
+        *,
+        val_path: str | None = None,
+        image_size: int = 224,
+        batch_size: int = 64,
+        val_images: int = 512,
+        clip_seconds: float = 4.0,
+        fps: float = 24.0,
+        gap: tuple[float, float] = (0.13, 1.6),
+        past_frames: int = 1,
+        past_step: float = 0.2,
+        repeat: int = 1,
+        two_crops: bool = False,
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        max_bad: float | None = None,
+        max_megapixels: float = 64.0,
+        scenes: Scenes = Scenes(),  # noqa: B008 (frozen)
+        **loading: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
+        if source == "scenes" and path is not None:
+            raise UserError(
+                f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
+                "set data.source to videos, frames or shards"
+            )
+        if source != "scenes" and path is None:
+            raise UserError(f"data.source is {source}: give data.path")
+        counts = {"image_size": image_size, "val_images": val_images, "repeat": repeat}
+        for name, value in (counts | {"past_frames": past_frames}).items():
+            if value < 1:
+                raise UserError(f"data.{name} is {value}, but expected at least 1")
+        if not 0 < gap[0] <= gap[1]:
+            raise UserError(
+                f"data.gap is {list(gap)}, but expected two numbers of seconds above 0, the "
+                "smaller one first"
+            )
+        if past_step <= 0:
+            raise UserError(f"data.past_step is {past_step:g}, but expected seconds above 0")
+        if fps <= 0:
+            raise UserError(f"data.fps is {fps:g}, but expected frames a second above 0")
+        self.least_seconds = gap[0] + (past_frames - 1) * past_step
+        if clip_seconds <= self.least_seconds:
+            raise UserError(
+                f"data.clip_seconds is {clip_seconds:g}, but the past frames and the smallest gap "
+                f"take {self.least_seconds:g} s: expected more"
+            )
+        if path and val_path and Path(val_path).resolve().is_relative_to(Path(path).resolve()):
+            raise UserError(
+                f"data.val_path '{val_path}' lies inside data.path '{path}', so held-out clips "
+                "would be trained on; leave val_path out, or move them apart"
+            )
+        # An overlay may put the scenes in place of a recipe's files.
+        self.source, self.path = source, path
+        self.val_path = None if source == "scenes" else val_path
+        self.image_size, self.val_images = image_size, val_images
+        self.clip_seconds, self.fps = clip_seconds, fps
+        self.gap, self.past_frames, self.past_step = gap, past_frames, past_step
+        self.repeat, self.two_crops = repeat, two_crops
+        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
+        self.max_megapixels, self.scenes = max_megapixels, scenes
+        self._train: ClipSource | None = None
+        self._held_out: ClipSource | None = None
+
+    def prepare_data(self) -> None:
+        """Render the clips once, in one process."""
+        if self.source == "scenes":
+            self._scene_clips().shards("train")
+            self._scene_clips().shards("val")
+
+    def setup(self, stage: str) -> None:
+        """Open the sources; nothing is decoded yet."""
+        if self._train is not None or self._held_out is not None:
+            return
+        if self.source == "scenes":
+            self._train = SceneSource(RenderedClips("train", self._scene_clips(), geometry=False))
+            self._held_out = SceneSource(RenderedClips("val", self._scene_clips()))
+            return
+        self._train = everything = self._open(self.path or "")
+        if stage == "predict":
+            return
+        if self.val_path is not None:
+            self._held_out = self._open(self.val_path, key="data.val_path")
+        else:
+            self._train, self._held_out = hold_out_files(everything)
+
+    def _open(self, path: str, *, key: str = "data.path") -> ClipSource:
+        about: dict[str, Any] = {
+            "least": self.least_seconds,
+            "frames": self.past_frames + 1,
+            "max_megapixels": self.max_megapixels,
+            "key": key,
+        }
+        source: VideoSource | FrameFolders | PackedClips
+        if self.source == "shards":
+            source = PackedClips(path, **about)
+        elif self.source == "videos":
+            source = VideoSource(path, self.clip_seconds, **about)
+        else:
+            source = FrameFolders(path, self.fps, self.clip_seconds, **about)
+        self.report(source.bad, 0)
+        return source
+
+    def _scene_clips(self) -> SceneClips:
+        return SceneClips(
+            train=self.scenes.train,
+            held_out=self.scenes.held_out,
+            frames=self.scenes.views,
+            size=self.scenes.size,
+            places=self.scenes.places,
+            seconds=self.clip_seconds,
+        )
+
+    # --- sets ---------------------------------------------------------------------------------
+
+    @property
+    def _choose(self) -> Any:
+        return partial(choose_frames, gap=self.gap, past=self.past_frames, step=self.past_step)
+
+    def training_set(self) -> TrainingPairs:
+        """Return the samples by their position in the stream."""
+        assert self._train is not None
+        return TrainingPairs(
+            self._train,
+            self._choose,
+            size=self.image_size,
+            scale=self.crop_scale,
+            ratio=self.crop_ratio,
+            seed=self.seed,
+            repeat=self.repeat,
+            two_crops=self.two_crops,
+        )
+
+    def training_pairs(self, count: int) -> Iterator[dict[str, Any]]:
+        """Yield the first training samples of the stream, in batches, whichever process asks."""
+        samples = self.training_set()
+        for start in range(0, count, self.val_batch_size):
+            stop = min(start + self.val_batch_size, count)
+            batch = collate([samples[i] for i in range(start, stop)])
+            bad = batch.pop("bad")
+            if not batch:
+                raise none_usable(bad)
+            yield batch
+
+    def evaluation_set(self, stage: str) -> HeldOutPairs:
+        """Return a sample of every held-out clip; to predict, of every clip but the scenes'."""
+        whole = stage == "predict" and self.source != "scenes"
+        source = self._train if whole else self._held_out
+        assert source is not None
+        indices = spread(len(source), None if whole else self.val_images)
+        return HeldOutPairs(source, self._choose, size=self.image_size, indices=indices)
+
+    def samples(self, n: int) -> dict[str, Any]:
+        """Return a batch of held-out samples, evenly spread, for pictures."""
+        assert self._held_out is not None
+        indices = spread(len(self._held_out), n)
+        pairs = HeldOutPairs(self._held_out, self._choose, size=self.image_size, indices=indices)
+        batch = collate([pairs[i] for i in range(len(pairs))])
+        bad = batch.pop("bad")
+        if not batch:
+            raise none_usable(bad)
+        return batch
+
+    @property
+    def labelled(self) -> Any:
+        """Refuse: clips have no class.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("clips have no class: give OnlineProbe its train and val")
+
+    def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
+        """Return single images of a source, for a probe, each once and centre-cropped."""
+
+        def prepare(sample: Sample) -> Sample:
+            height, width, _ = sample["image"].shape
+            return {"image": cut(sample["image"], centre_crop(width, height), self.image_size)}
+
+        images = Images(source, max_megapixels=self.max_megapixels)
+        return HeldOutSamples(images, prepare, indices=indices)
+
+    def contents(self) -> dict[str, str]:
+        """Return how many clips there are to train on and held out."""
+        train, held_out = (len(x) if x is not None else 0 for x in (self._train, self._held_out))
+        bad = f"; {len(self.bad):,} unusable" if self.bad else ""
+        return {"clips": f"{train:,} to train on, {held_out:,} held out{bad}"}
+
+    def training_names(self) -> ClipSource | None:
+        """Return the training clips."""
+        return self._train
+
+    def training_size(self) -> int:
+        """Return the number of samples in a pass over the training clips."""
+        return len(self._train) * self.repeat if self._train is not None else 0

@@ -1,0 +1,231 @@
+"""Packing clips: a parquet row for each frame, a row group for each clip.
+
+The shards are those of images with a few more columns, so that masked pretraining can train on the
+frames; beside their index a table says what each group is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pixio_lightning.data.clips.frame_folders import FrameFolders
+from pixio_lightning.data.clips.source import ClipSource, Frame
+from pixio_lightning.data.clips.videos import VideoSource
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.shards.format import Encoded, ShardIndex
+from pixio_lightning.data.shards.index import INDEX, write_index
+from pixio_lightning.data.shards.pack import entry_of, shard_schema, table_of
+from pixio_lightning.data.sources import existing_folder, files_below
+from pixio_lightning.data.stream import Bad
+from pixio_lightning.data.video import SUFFIXES, evenly
+from pixio_lightning.errors import UserError
+from pixio_lightning.files import written_aside
+from pixio_lightning.keyed import permuted
+
+# What the groups of all shards are, in order; its name keeps it from being taken for a shard.
+TABLE = "_clips.parquet"
+TABLE_SCHEMA = pa.schema(
+    [
+        ("clip", pa.string()),
+        ("file", pa.string()),
+        ("times", pa.list_(pa.float64())),
+        # Where the bytes of each frame stand in the shard, so that two of thirty can be read alone.
+        ("starts", pa.list_(pa.int64())),
+        ("sizes", pa.list_(pa.int32())),
+    ]
+)
+_FRAME_FOLDER_FPS = 24.0  # pictures a second of folders of frames, as of DAVIS
+_QUALITY = 90
+_LEAST = 2  # frames of a clip
+
+
+class Form(NamedTuple):
+    """How clips are packed.
+
+    Attributes:
+        fps: Frames a second that are kept, at most those there are.
+        seconds: Length of a clip.
+        side: Shorter side of a frame in pixels; smaller ones stay as they are.
+    """
+
+    fps: float
+    seconds: float
+    side: int
+
+
+def pack_clips(
+    source: str, out: Path, form: Form, *, rows: int, shuffled: bool, jobs: int
+) -> tuple[ShardIndex, int]:
+    """Pack the videos, or the folders of frames, below a folder into parquet shards of JPEG frames.
+
+    Args:
+        source: The folder.
+        out: Folder to write to; what is there of the same packing stays.
+        form: How many frames of which size.
+        rows: Frames of a shard, about.
+        shuffled: Whether to put the clips into a random order, always the same.
+        jobs: Shards packed at a time.
+
+    Returns:
+        The index, which is written beside the shards, and how many clips there are.
+
+    Raises:
+        UserError: A number is too small, there is nothing to pack, or `out` cannot be written.
+    """
+    if min(form.fps, form.seconds) <= 0 or form.side < 16 or rows < 1 or jobs < 1:
+        raise UserError(
+            f"--fps {form.fps:g}, --seconds {form.seconds:g}, --side {form.side}, --rows {rows}, "
+            f"--jobs {jobs}: expected more than 0, and a side of at least 16"
+        )
+    clips = _opened(source, form)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to '{out}': {error.strerror}") from None
+    for leftover in out.glob(".*.parquet.*"):
+        leftover.unlink()
+    n, each = len(clips), max(1, int(rows / (form.fps * form.seconds)))
+    order = [permuted(i, n, seed=0, step=0) if shuffled else i for i in range(n)]
+    parts = [order[start : start + each] for start in range(0, n, each)]
+    names = [f"{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
+    stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX, TABLE}
+    if stray:
+        raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
+    tasks = [partial(_pack_one, out / n, clips, p, form) for n, p in zip(names, parts, strict=True)]
+    with ThreadPoolExecutor(jobs) as pool:
+        running = pool.map(lambda task: task(), tasks)
+        left_out = [*clips.bad]
+        for bad in tqdm(running, "packing shards of clips", len(tasks), disable=None):
+            left_out += bad
+    tables = [_about(out / name) for name in names]
+    table = pa.concat_tables(tables)
+    if not len(table):
+        name, reason = left_out[0]
+        raise UserError(f"no clip of '{source}' can be packed; the first, {name}: {reason}")
+    index = ShardIndex(str(out), [entry_of(out / name) for name in names])
+    with written_aside(out / TABLE) as aside:
+        pq.write_table(table, aside, compression="zstd")
+    write_index(index, out / INDEX)
+    if left_out:
+        text = "".join(f"{name}\t{reason}\n" for name, reason in dict(left_out).items())
+        (out / "bad_files.txt").write_bytes(text.encode(errors="surrogateescape"))
+    return index, len(table)
+
+
+def _opened(source: str, form: Form) -> VideoSource | FrameFolders:
+    about: dict[str, Any] = {"least": 0.0, "frames": _LEAST, "max_megapixels": 64.0}
+    about["key"] = "the source"
+    root = existing_folder(source, "the source")
+    if any(name.lower().endswith(SUFFIXES) for name in files_below(root, key="the source")):
+        return VideoSource(source, form.seconds, **about)
+    return FrameFolders(source, _FRAME_FOLDER_FPS, form.seconds, **about)
+
+
+def _pack_one(path: Path, clips: ClipSource, part: Sequence[int], form: Form) -> list[Bad]:
+    """Write a shard that appears complete or not at all; return what was left out."""
+    names = "\n".join(clips.name(i) for i in part)
+    content = hashlib.blake2b(names.encode(errors="surrogateescape")).hexdigest()[:16]
+    done = f"{content} {' '.join(map(str, form))}"
+    if path.exists():
+        about = pq.read_schema(path).metadata or {}
+        if about.get(b"pixio_source") == done.encode():
+            with pq.ParquetFile(path) as file:
+                stored = (file.metadata.metadata or {})[b"pixio_left_out"]
+            return [tuple(bad) for bad in json.loads(stored)]
+    left_out: list[Bad] = []
+    columns = {"clip": pa.array([], pa.string()), "file": pa.array([], pa.string())}
+    columns |= {"frame": pa.array([], pa.int32()), "time": pa.array([], pa.float64())}
+    schema = shard_schema(columns, about={"pixio_source": done})
+    with (
+        written_aside(path) as aside,
+        pq.ParquetWriter(aside, schema, compression="none", use_dictionary=False) as writer,
+    ):
+        for i in part:
+            times = clips.times(i)
+            numbers = evenly(times, 1 / form.fps, None)
+            try:
+                frames = clips.read(i, numbers)
+            except (BadImage, OSError) as error:
+                left_out.append((getattr(error, "name", None) or clips.file(i), str(error)))
+                continue
+            writer.write_table(_group(clips, i, numbers, times[numbers], frames, form, schema))
+        writer.add_key_value_metadata({"pixio_left_out": json.dumps(left_out)})
+    return left_out
+
+
+def _group(
+    clips: ClipSource,
+    index: int,
+    numbers: list[int],
+    times: NDArray[np.float64],
+    frames: list[Frame],
+    form: Form,
+    schema: pa.Schema,
+) -> pa.Table:
+    name, file = (
+        text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        for text in (clips.name(index), clips.file(index))
+    )
+    images = [
+        Encoded(f"{name}/{number:06d}", _jpeg(frame, form.side))
+        for number, frame in zip(numbers, frames, strict=True)
+    ]
+    columns = {
+        "clip": pa.array([name] * len(images)),
+        "file": pa.array([file] * len(images)),
+        "frame": pa.array(numbers, pa.int32()),
+        "time": pa.array(times),
+    }
+    return table_of(images, columns, schema)
+
+
+def _jpeg(frame: Frame, side: int) -> bytes:
+    """Encode a frame, scaled down to the shorter side, antialiased."""
+    height, width, _ = frame.shape
+    scale = side / min(height, width)
+    if scale < 1:
+        size = (round(height * scale), round(width * scale))
+        image = torch.from_numpy(frame).permute(2, 0, 1)[None]
+        scaled = F.interpolate(image, size, mode="bicubic", antialias=True)
+        frame = np.ascontiguousarray(scaled[0].permute(1, 2, 0).numpy())
+    return simplejpeg.encode_jpeg(frame, quality=_QUALITY)
+
+
+def _about(path: Path) -> pa.Table:
+    """Return what the groups of a shard are, as rows of the table beside the index."""
+    found = []
+    with (
+        pq.ParquetFile(path) as file,
+        path.open("rb") as raw,
+        mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        end = 0
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group).to_pydict()
+            about: dict[str, Any] = {"clip": rows["clip"][0], "file": rows["file"][0]}
+            about |= {"times": rows["time"], "starts": [], "sizes": []}
+            for image in rows["image"]:
+                data = image["bytes"]
+                start = content.find(data, end)  # plain and uncompressed, they stand as they are
+                assert start >= 0, "a shard of clips is written without compression"
+                about["starts"].append(start)
+                about["sizes"].append(len(data))
+                end = start + len(data)
+            found.append(about)
+    return pa.Table.from_pylist(found, schema=TABLE_SCHEMA)

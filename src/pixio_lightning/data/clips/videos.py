@@ -1,0 +1,130 @@
+"""Clips of video files: windows of one length that do not overlap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixio_lightning.data.clips.source import Frame
+from pixio_lightning.data.clips.video_index import Video, video_index
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.sources import existing_folder, files_below, listed
+from pixio_lightning.data.stream import Bad
+from pixio_lightning.data.video import SUFFIXES, sought_frames
+from pixio_lightning.errors import UserError
+
+
+def windows(
+    times: NDArray[np.float64], seconds: float, *, least: float, frames: int
+) -> list[tuple[int, int]]:
+    """Cut a video into windows that do not overlap.
+
+    Args:
+        times: When its frames are shown, seconds `(V,)` in rising order.
+        seconds: Length of a window.
+        least: Seconds from the first frame of a window to its last, at least: of the rest at the
+            end of a video, too.
+        frames: Frames of a window, at least.
+
+    Returns:
+        The number of the first frame of each, and of the one after its last.
+    """
+    found, start = [], 0
+    while start < len(times):
+        # A frame that is late by a rounding of its time is the first of the next window.
+        stop = int(np.searchsorted(times, times[start] + seconds - 1e-6))
+        if stop - start >= frames and times[stop - 1] - times[start] >= least:
+            found.append((start, stop))
+        start = max(stop, start + 1)
+    return found
+
+
+class VideoSource:
+    """Windows of all videos below a folder; their pixels are read by PyAV.
+
+    Args:
+        path: The folder.
+        seconds: Length of a clip.
+        least: Seconds that a clip spans at least.
+        frames: Frames that it has at least.
+        max_megapixels: Videos of larger frames are bad.
+        key: What a mistake is blamed on.
+
+    Attributes:
+        bad: Files that hold no clip, and why.
+
+    Raises:
+        UserError: The folder does not exist or holds no video, or PyAV is missing.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        seconds: float,
+        *,
+        least: float,
+        frames: int,
+        max_megapixels: float,
+        key: str = "data.path",
+    ) -> None:
+        self.root = existing_folder(path, key)
+        every = sorted(files_below(self.root, key=key))
+        names = [name for name in every if name.lower().endswith(SUFFIXES)]
+        if not names:
+            others = Counter(PurePosixPath(name).suffix.lower() or "others" for name in every)
+            but = f", but {listed(others)}" if others else ""
+            raise UserError(
+                f"{key} '{path}' holds no video{but}; expected {', '.join(SUFFIXES)} at any depth"
+            )
+        self.bad: list[Bad] = []
+        self.videos: list[Video] = []
+        self._clips: list[tuple[int, int, int]] = []  # video, first frame, the one after the last
+        for video in video_index(self.root, names):
+            reason = video.reason
+            cut = windows(video.times, seconds, least=least, frames=frames) if not reason else []
+            if not reason and video.pixels > max_megapixels * 1e6:
+                reason = f"frames over {max_megapixels:g} megapixels"
+            elif not reason and not cut:
+                reason = f"shorter than {least:g} s, or of fewer than {frames} frames"
+            if reason:
+                self.bad.append((video.name, reason))
+                continue
+            self._clips += [(len(self.videos), start, stop) for start, stop in cut]
+            self.videos.append(video)
+        if not self._clips:
+            name, reason = self.bad[0]
+            raise UserError(
+                f"{key} '{path}' holds no video that can be used; the first of {len(self.bad)}, "
+                f"{name}: {reason}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def name(self, index: int) -> str:
+        number, start, _ = self._clips[index]
+        video = self.videos[number]
+        return f"{video.name}@{video.times[start]:.3f}"
+
+    def file(self, index: int) -> str:
+        return self.videos[self._clips[index][0]].name
+
+    def times(self, index: int) -> NDArray[np.float64]:
+        number, start, stop = self._clips[index]
+        return self.videos[number].times[start:stop]
+
+    def read(self, index: int, frames: Sequence[int]) -> list[Frame]:
+        number, start, _ = self._clips[index]
+        video = self.videos[number]
+        wanted = [start + frame for frame in frames]
+        # Before the first key frame there is nothing to go to but the beginning.
+        at = np.searchsorted(video.keys, wanted, side="right") - 1
+        keys = [video.times[video.keys[i]] if i >= 0 else video.times[0] for i in at]
+        try:
+            return sought_frames(self.root / video.name, video.times[wanted].tolist(), keys)
+        except BadImage as error:
+            raise BadImage(str(error), name=video.name) from None

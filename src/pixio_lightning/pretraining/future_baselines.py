@@ -1,0 +1,116 @@
+"""What predicts a frame without learning: copies of the last one, and how an error is told apart.
+
+Shapes: B batch, m hidden patches, V = P*P*C values in a patch of P*P pixels and C channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pixio_lightning.models.mae_decoder import normalize_patches
+
+_BINS = 8  # of gaps, for each of which a hedged copy has factors of its own
+
+
+class Parts(NamedTuple):
+    """A patch, or its error, in two orthogonal parts.
+
+    Attributes:
+        hue: Each channel's mean over the patch.
+        structure: The rest.
+    """
+
+    hue: Tensor
+    structure: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        """Both together."""
+        return self.hue + self.structure
+
+
+def parts_of(patches: Tensor, channels: int) -> Parts:
+    """Split patches `(B, m, V)` into parts of the same shape, which add up to them."""
+    pixels = patches.unflatten(-1, (-1, channels))
+    hue = pixels.mean(dim=-2, keepdim=True).expand_as(pixels).flatten(-2)
+    return Parts(hue, patches - hue)
+
+
+def errors_of(prediction: Tensor, target: Tensor, channels: int) -> Parts:
+    """Return the mean squared error of each patch in parts, float32 `(B, m)`; they add up to it."""
+    split = parts_of(prediction.float() - target.float(), channels)
+    return Parts(*(part.square().mean(dim=-1) for part in split))
+
+
+def capped(patches: Tensor, truth: Tensor) -> Tensor:
+    """Show patches as a prediction of normalised ones: without their means, at the true contrast.
+
+    Where they have more contrast than the truth, they are divided by their own: a copy of a busy
+    patch where there is none would cost more than predicting nothing.
+
+    Args:
+        patches: Pixels to predict with, `(B, m, V)`.
+        truth: Pixels that are predicted.
+    """
+    _, mean, own = normalize_patches(patches)
+    _, _, contrast = normalize_patches(truth)
+    return (patches - mean) / torch.maximum(own, contrast)
+
+
+class HedgedCopy(nn.Module):
+    """A copy whose hue and structure are each multiplied by the factor that is best at its gap.
+
+    Of a squared error this is the least that copying costs: the farther the future, the nearer it
+    comes to predicting nothing. The factors are fitted to training pairs, a range of gaps at a
+    time: ``sum(copy * target) / sum(copy^2)``.
+
+    Args:
+        channels: Of a pixel.
+    """
+
+    factors: Tensor
+    range: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("factors", torch.zeros(2, _BINS))
+        self.register_buffer("range", torch.tensor([0.0, 1.0]))  # seconds of the fitted gaps
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the factors are known."""
+        return bool(self.factors.any())
+
+    def begin(self, low: float, high: float) -> Tensor:
+        """Set the range of gaps in seconds; returns sums for `add`, `(2, 2, bins)`."""
+        self.range.copy_(torch.tensor([low, high]))
+        return torch.zeros(2, 2, _BINS, dtype=torch.float64, device=self.range.device)
+
+    def add(self, sums: Tensor, copy: Tensor, target: Tensor, gap: Tensor) -> None:
+        """Take in pairs: copies and targets `(B, m, V)`, and seconds `(B,)` between them."""
+        at = self._bins(gap)
+        ours, theirs = parts_of(copy, self.channels), parts_of(target, self.channels)
+        for i, (own, wanted) in enumerate(zip(ours, theirs, strict=True)):
+            sums[0, i].index_add_(0, at, (own * wanted).sum(dim=(1, 2)).double())
+            sums[1, i].index_add_(0, at, own.square().sum(dim=(1, 2)).double())
+
+    def finish(self, sums: Tensor) -> None:
+        """Set the factors; a range without pairs takes that of all."""
+        product, square = sums
+        whole = product.sum(1, keepdim=True) / square.sum(1, keepdim=True).clamp_min(1e-12)
+        self.factors.copy_(torch.where(square > 0, product / square.clamp_min(1e-12), whole))
+
+    def forward(self, copy: Tensor, gap: Tensor) -> Tensor:
+        """Return the hedged copies `(B, m, V)` at gaps `(B,)` in seconds."""
+        hue, structure = parts_of(copy, self.channels)
+        of_hue, of_structure = self.factors[:, self._bins(gap), None, None]
+        return of_hue * hue + of_structure * structure
+
+    def _bins(self, gap: Tensor) -> Tensor:
+        low, high = self.range
+        share = (gap - low) / (high - low).clamp_min(1e-6)
+        return (share * _BINS).long().clamp(0, _BINS - 1)

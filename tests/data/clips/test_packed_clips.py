@@ -1,0 +1,153 @@
+"""Clips packed into shards: what is kept of them, and that images can be trained on as well."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from video_files import number_of, painted, write_sound, write_video
+
+from pixio_lightning.cli.main import main
+from pixio_lightning.data.clips.datamodule import Clips
+from pixio_lightning.data.clips.pack import TABLE
+from pixio_lightning.data.clips.packed import PackedClips
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    for i in range(4):
+        write_video(tmp_path / "v" / f"{i}.mp4", fps=8, size=(48 + 16 * i, 64))
+    write_sound(tmp_path / "v" / "sound.mp4")
+    return tmp_path / "v"
+
+
+def pack(source: Path, out: Path, *words: str) -> None:
+    assert main(["shard", str(source), str(out), "--clips", *words]) == 0
+
+
+def opened(path: Path) -> PackedClips:
+    return PackedClips(str(path), least=0.2, frames=2, max_megapixels=1.0)
+
+
+def test_a_row_is_a_frame_and_a_row_group_a_clip(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shards"
+    words = ["--fps", "4", "--seconds", "1.5", "--side", "32", "--rows", "24", "--in-order"]
+    pack(videos, out, *words)
+    said = capsys.readouterr().out
+    assert "48 images of 8 clips in 2 shards" in said and "video/shards" in said
+    assert "sound.mp4\tis a video without frames" in (out / "bad_files.txt").read_text()
+    clips = opened(out)
+    assert len(clips) == 8 and clips.name(3) == "1.mp4@1.500" and clips.file(3) == "1.mp4"
+    assert np.allclose(clips.times(3), 1.5 + np.arange(6) / 4)
+    # Every other frame of eight a second.
+    assert [number_of(f) for f in clips.read(3, range(6))] == [12, 14, 16, 18, 20, 22]
+    assert [clips.read(2 * i, [0])[0].shape for i in range(4)] == [
+        *((32, 43, 3), (32, 32, 3), (40, 32, 3), (48, 32, 3)),
+    ]
+    file = pq.ParquetFile(out / "00000-of-00002.parquet")
+    assert file.num_row_groups == 4
+    rows = file.read_row_group(1).to_pylist()
+    assert {row["clip"] for row in rows} == {"0.mp4@1.500"}
+    assert [row["frame"] for row in rows] == [0, 2, 4, 6, 8, 10]
+    assert main(["shard", str(out), "--verify"]) == 0
+
+
+def test_order_is_shuffled_and_the_same_line_goes_on(videos: Path, tmp_path: Path) -> None:
+    words = ("--seconds", "1", "--rows", "16")
+    pack(videos, tmp_path / "a", *words)
+    pack(videos, tmp_path / "b", *words)
+    names = [opened(tmp_path / run) for run in ("a", "b")]
+    shuffled = [[clips.name(i) for i in range(len(clips))] for clips in names]
+    assert shuffled[0] == shuffled[1] != sorted(shuffled[0]) and len(shuffled[0]) == 12
+    shards = sorted((tmp_path / "a").glob("0*.parquet"))
+    before = {p.name: p.stat().st_mtime_ns for p in shards}
+    shards[1].unlink()
+    pack(videos, tmp_path / "a", *words)
+    after = {p.name: p.stat().st_mtime_ns for p in shards}
+    assert [name for name in after if after[name] != before[name]] == [shards[1].name]
+    assert shards[1].read_bytes() == (tmp_path / "b" / shards[1].name).read_bytes()
+    for wrong in (["--fps", "4"], ["--clips", "--group", "4"], ["--clips", "--side", "0"]):
+        assert main(["shard", str(videos), str(tmp_path / "c"), *wrong]) == 2
+
+
+def test_folders_of_frames_are_packed_too(tmp_path: Path) -> None:
+    for i in range(12):
+        file = tmp_path / "v" / "bear" / f"{i:05d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(painted(i)).save(file)
+    pack(tmp_path / "v", tmp_path / "shards", "--fps", "12")
+    clips = opened(tmp_path / "shards")
+    assert [number_of(f) for f in clips.read(0, range(6))] == [0, 2, 4, 6, 8, 10]
+
+
+def test_samples_of_shards_are_those_of_the_videos(videos: Path, tmp_path: Path) -> None:
+    """Packed at their own rate and size, clips give the same frames, apart from what JPEG does."""
+    pack(videos, tmp_path / "shards", "--seconds", "1.5", "--side", "200")
+    found = {}
+    for source, path in (("videos", videos), ("shards", tmp_path / "shards")):
+        data = Clips(
+            source, str(path), clip_seconds=1.5, image_size=32, num_workers=0, val_images=4
+        )
+        data.setup("fit")
+        train = data.training_set()
+        samples = [train[i] for i in range(len(train.source))]
+        found[source] = {s["key"]: s for s in samples}
+        assert data.contents()["clips"].endswith("; 1 unusable") == (source == "videos")
+    assert found["videos"].keys() == found["shards"].keys()
+    for key, sample in found["videos"].items():
+        other = found["shards"][key]
+        assert sample["gap"] == other["gap"]
+        difference = sample["future"].float() - other["future"].float()
+        assert difference.abs().mean() < 3
+
+
+def test_masked_pretraining_reads_the_same_shards(videos: Path, tmp_path: Path) -> None:
+    pack(videos, tmp_path / "shards", "--seconds", "1")
+    data = Pixels("shards", str(tmp_path / "shards"), image_size=32, val_images=8, num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.training_size() + len(data._held_out) == 96
+    assert data.samples(3)["image"].shape == (3, 3, 32, 32)
+
+
+def test_what_is_lost_or_other_is_one_line(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    pack(videos, out, "--seconds", "1", "--rows", "16")
+    clips = opened(out)
+    at, name = next((i, clips.name(i)) for i in range(len(clips)) if clips._clips[i].shard == 1)
+    shard = out / "00001-of-00006.parquet"
+    whole = shard.read_bytes()
+    start = int(clips._clips[at].starts[0])
+    shard.write_bytes(whole[:start] + bytes(40) + whole[start + 40 :])
+    with pytest.raises(BadImage) as caught:
+        clips.read(at, [0])
+    assert caught.value.name == name
+    shard.unlink()
+    with pytest.raises(BadImage, match="shard is missing"):
+        clips.read(at, [0])
+    shard.write_bytes(whole)
+    shutil.copy(out / TABLE, tmp_path / "kept")
+    table = pq.read_table(out / TABLE)
+    pq.write_table(table.slice(1), out / TABLE)
+    with pytest.raises(UserError, match="lists 11 clips, but the shards hold 12"):
+        opened(out)
+    (out / TABLE).unlink()
+    with pytest.raises(UserError, match="holds no shards of clips.*pixio shard DIR SHARDS --clips"):
+        opened(out)
+    shutil.copy(tmp_path / "kept", out / TABLE)
+    with pytest.raises(UserError, match="holds no clip that can be used"):
+        PackedClips(str(out), least=9.0, frames=2, max_megapixels=1.0)

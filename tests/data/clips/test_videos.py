@@ -1,0 +1,189 @@
+"""Clips of video files: which frame is read, whatever the file's rate, order and turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from video_files import GOOD, number_of, write_empty, write_sound, write_video
+
+from pixio_lightning.data.clips import video_index as index_module
+from pixio_lightning.data.clips.videos import VideoSource, windows
+from pixio_lightning.data.decode import BadImage
+from pixio_lightning.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+
+
+def opened(folder: Path, seconds: float = 10.0, least: float = 0.2) -> VideoSource:
+    return VideoSource(str(folder), seconds, least=least, frames=2, max_megapixels=64)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mp4", "h264", {}),
+        ("mp4", "h264", {"bf": "3"}),  # frames are stored in another order than they are shown in
+        ("mov", "h264", {"bf": "2", "x264-params": "open-gop=1"}),
+        ("mkv", "h264", {"bf": "2"}),
+        ("webm", "libvpx-vp9", {}),
+        ("avi", "mpeg4", {}),
+        ("mpg", "mpeg2video", {}),
+    ],
+)
+def test_any_two_frames_are_those_that_are_asked_for(
+    tmp_path: Path, suffix: str, codec: str, options: dict
+) -> None:
+    fps = 25 if suffix == "mpg" else 8
+    write_video(tmp_path / "v" / f"a.{suffix}", codec=codec, options=options, fps=fps)
+    source = opened(tmp_path / "v")
+    times = source.times(0)
+    assert len(source) == 1 and len(times) == GOOD
+    if suffix != "mpg":  # whose encoder leaves a gap
+        assert np.allclose(np.diff(times), 1 / fps, atol=2e-3)
+    for wanted in ([0, 1], [3, 20], [5, 6], [11, 12], [22, 23], [0, 23], [4, 7, 13, 19]):
+        assert [number_of(frame) for frame in source.read(0, wanted)] == wanted
+
+
+def test_it_goes_to_a_key_frame_or_on_whichever_is_nearer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 frames with a key frame every 6: not all of them are decoded."""
+    from pixio_lightning.data import video
+
+    write_video(tmp_path / "v" / "a.mp4", options={"bf": "0", "sc_threshold": "0"})
+    source = opened(tmp_path / "v")
+    assert source.videos[0].keys.tolist() == [0, 6, 12, 18]
+    decoded = []
+    first_from = video._first_from
+
+    def counted(frames, time):
+        def watched():
+            for frame in frames:
+                decoded.append(frame.time)
+                yield frame
+
+        return first_from(watched(), time)
+
+    monkeypatch.setattr(video, "_first_from", counted)
+    for wanted, most in (([13, 22], 2 + 5), ([13, 14], 3), ([0, 23], 1 + 6), ([7, 12], 2 + 1)):
+        decoded.clear()
+        assert [number_of(frame) for frame in source.read(0, wanted)] == wanted
+        assert len(decoded) == most
+
+
+def test_a_variable_rate_is_read_by_time(tmp_path: Path) -> None:
+    ticks = [0, 1, 2, 10, 11, 20, 30, 31, 32, 33, 34, 50]
+    write_video(tmp_path / "v" / "a.mp4", count=12, times=ticks, fps=10)
+    source = opened(tmp_path / "v")
+    assert np.allclose(source.times(0), np.array(ticks) / 10)
+    assert [number_of(frame) for frame in source.read(0, [3, 5, 11])] == [3, 5, 11]
+    # Windows are of time, not of frames.
+    source = opened(tmp_path / "v", seconds=2.0)
+    assert [len(source.times(i)) for i in range(len(source))] == [5, 6]
+    assert source.name(1) == "a.mp4@2.000"
+
+
+def test_a_turned_video_stands_upright(tmp_path: Path) -> None:
+    write_video(tmp_path / "v" / "a.mp4", rotation=90)
+    source = opened(tmp_path / "v")
+    (frame,) = source.read(0, [4])
+    assert frame.shape == (64, 48, 3) and number_of(frame) == 4
+
+
+def test_windows_do_not_overlap_and_need_room() -> None:
+    times = np.arange(100) / 10
+    assert windows(times, 4.0, least=0.5, frames=2) == [(0, 40), (40, 80), (80, 100)]
+    assert windows(times, 4.0, least=2.0, frames=2) == [(0, 40), (40, 80)]
+    assert windows(times[:3], 4.0, least=0.2, frames=3) == [(0, 3)]
+    assert windows(times[:3], 4.0, least=0.2, frames=4) == []
+    assert windows(np.array([0.0, 9.0, 9.1, 9.2]), 4.0, least=0.1, frames=2) == [(1, 4)]
+    assert windows(times[:0], 4.0, least=0.1, frames=2) == []
+
+
+def test_damaged_files_are_named_with_their_reasons(tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    good = write_video(folder / "good.mp4")
+    write_video(folder / "deep" / "rotated.mp4", rotation=180)
+    (folder / "truncated.mp4").write_bytes(good.read_bytes()[:600])
+    (folder / "noise.mkv").write_bytes(np.random.default_rng(0).bytes(4000))
+    (folder / "nothing.mp4").write_bytes(b"")
+    write_empty(folder / "empty.mkv")
+    write_sound(folder / "sound.mp4")
+    write_video(folder / "short.mp4", count=1)
+    source = opened(folder)
+    assert {source.file(i) for i in range(len(source))} == {"good.mp4", "deep/rotated.mp4"}
+    reasons = dict(source.bad)
+    assert set(reasons) == {
+        *("truncated.mp4", "noise.mkv", "nothing.mp4", "empty.mkv", "sound.mp4", "short.mp4")
+    }
+    assert "cannot be read" in reasons["truncated.mp4"]
+    assert "without frames" in reasons["sound.mp4"]
+    assert reasons["short.mp4"].startswith("shorter than 0.2 s")
+    assert not [reason for reason in reasons.values() if str(tmp_path) in reason]
+
+
+def test_what_is_cut_off_in_the_middle_gives_what_it_has(tmp_path: Path) -> None:
+    good = write_video(tmp_path / "w" / "a.mkv")
+    data = good.read_bytes()
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mkv").write_bytes(data[: len(data) * 9 // 10])
+    source = opened(tmp_path / "v")
+    count = len(source.times(0))
+    assert 2 <= count < GOOD
+    assert number_of(source.read(0, [1])[0]) == 1
+
+
+def test_a_frame_that_is_lost_is_bad_under_the_name_of_its_file(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "v" / "a.mp4")
+    source = opened(tmp_path / "v")
+    data = bytearray(file.read_bytes())
+    at = data.index(b"mdat") + 4
+    size = len(data) - at
+    data[at : at + size * 2 // 3] = bytes(size * 2 // 3)
+    file.write_bytes(data)
+    with pytest.raises(BadImage) as caught:
+        source.read(0, [2, 9])
+    assert caught.value.name == "a.mp4"
+
+
+def test_the_index_is_kept_and_follows_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    look = index_module._look
+    monkeypatch.setattr(
+        index_module,
+        "_look",
+        lambda root, name, *about: looked.append(name) or look(root, name, *about),
+    )
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / "v" / name)
+    first = opened(tmp_path / "v")
+    assert sorted(looked) == ["a.mp4", "b.mp4"]
+    again = opened(tmp_path / "v")
+    assert len(looked) == 2
+    assert np.array_equal(first.times(1), again.times(1)) and first.name(1) == again.name(1)
+    write_video(tmp_path / "v" / "b.mp4", count=9)
+    changed = opened(tmp_path / "v")
+    assert looked[2:] == ["b.mp4"] and len(changed.times(1)) == 9
+    # A damaged index is made anew.
+    (index,) = (tmp_path / "cache").glob("videos-*.parquet")
+    index.write_bytes(b"no parquet")
+    assert len(opened(tmp_path / "v")) == 2 and len(looked) == 5
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.gif").write_bytes(b"GIF")
+    with pytest.raises(UserError, match=r"holds no video, but 1 \.gif; expected \.mp4"):
+        opened(tmp_path / "v")
+    with pytest.raises(UserError, match="is not a folder"):
+        opened(tmp_path / "w")
+    (tmp_path / "v" / "a.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match="holds no video that can be used; the first of 1, a.mp4: "):
+        opened(tmp_path / "v")
