@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pixio_lightning.errors import UserError
     from pixio_lightning.models.backbone import Backbone
     from pixio_lightning.models.features import Features
+    from pixio_lightning.pretraining.distillation import Distillation
     from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+    from pixio_lightning.pretraining.student import Student
     from pixio_lightning.training.checkpoints.load import load
     from pixio_lightning.training.head import Head
     from pixio_lightning.training.optim import Optim
@@ -35,6 +37,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 _PUBLIC = {
     "Backbone": "pixio_lightning.models.backbone",
+    "Distillation": "pixio_lightning.pretraining.distillation",
     "Features": "pixio_lightning.models.features",
     "Head": "pixio_lightning.training.head",
     "Optim": "pixio_lightning.training.optim",
@@ -43,12 +46,14 @@ _PUBLIC = {
     "SampleData": "pixio_lightning.data.sample_data",
     "Scorer": "pixio_lightning.curation.scoring",
     "ShardedStrategy": "pixio_lightning.training.strategy",
+    "Student": "pixio_lightning.pretraining.student",
     "UserError": "pixio_lightning.errors",
     "load": "pixio_lightning.training.checkpoints.load",
 }
 
 __all__ = [
     "Backbone",
+    "Distillation",
     "Features",
     "Head",
     "Optim",
@@ -57,6 +62,7 @@ __all__ = [
     "SampleData",
     "Scorer",
     "ShardedStrategy",
+    "Student",
     "UserError",
     "__version__",
     "load",

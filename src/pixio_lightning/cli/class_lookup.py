@@ -12,10 +12,11 @@ from pixio_lightning.curation.scores import ImagesToScore
 from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.pretraining.distillation import Distillation
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 
 CORE_CLASSES: dict[str, list[type]] = {
-    "model": [PixelPretraining, Scoring],
+    "model": [PixelPretraining, Distillation, Scoring],
     "data": [Pixels, ImagesToScore],
 }
 TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")

@@ -104,7 +104,8 @@ usage: pixio export CHECKPOINT [--to safetensors|transformers|timm] [--out PATH]
 
 Write the encoder of a checkpoint in the form another library reads.
 
-  CHECKPOINT                   a checkpoint of a run, an exported file or hf:ORG/NAME
+  CHECKPOINT                   a checkpoint of a run (FILE:STUDENT of several students), an exported
+                               file or hf:ORG/NAME
   --to FORM                    safetensors (the default), transformers or timm
   --out PATH                   file or folder; default: here, named as the checkpoint
 
