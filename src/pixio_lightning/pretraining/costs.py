@@ -1,4 +1,4 @@
-"""What a step of pretraining costs, of masked pixels or by distillation: operations, memory, and days on so many devices.
+"""What a step of pretraining costs: operations, memory, and days on so many devices.
 
 Operations are counted while the real model runs on the meta device, so they follow whatever it
 does. Memory is a sum of what is known to be kept; what a library takes beside that is not in it.

@@ -1,8 +1,9 @@
 """Read weights from anywhere, safely, and load them whole or not at all.
 
 A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (transformers' layout,
-timm's, or ours), `hf:ORG/NAME[@REVISION]`, or `FILE:STUDENT` for one of several students. Nothing a file says is ever imported or executed:
-pickles are read by torch's restricted unpickler, and whatever it refuses is refused here.
+timm's, or ours), `hf:ORG/NAME[@REVISION]`, or `FILE:STUDENT`, one of several that were distilled.
+Nothing a file says is ever imported or executed: pickles are read by torch's restricted unpickler,
+and whatever it refuses is refused here.
 """
 
 from __future__ import annotations
