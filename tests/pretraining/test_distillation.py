@@ -275,6 +275,11 @@ def test_pictures_give_equal_tokens_equal_colours(batch):
         assert not torch.equal(teacher, b) and other.any()
 
 
+def test_probes_look_at_the_first_student():
+    module = build({"b": student_of(), "a": student_of()})
+    assert module.probed_backbone is module.decoder["b"].backbone
+
+
 def test_a_licence_tells_of_the_teacher():
     teacher = teacher_of()
     teacher.licence = "FAIR Noncommercial Research License v1"

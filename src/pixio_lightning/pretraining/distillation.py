@@ -5,31 +5,33 @@ Shapes: B batch, K class tokens, N = h*w patches, n visible, D width of the teac
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
 from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.models.features import Layer
 from pixio_lightning.models.masking import block_mask, count_blocks
 from pixio_lightning.pretraining.baselines import beside_baselines
-from pixio_lightning.pretraining.student import ProjectedBackbone, Student
+from pixio_lightning.pretraining.student import (
+    ProjectedBackbone,
+    Student,
+    check_student,
+    distilled_licence,
+)
 from pixio_lightning.pretraining.token_loss import (
     Distance,
-    Match,
+    Distilled,
     TargetMeans,
     Weighting,
-    distances,
     distillation_loss,
     match,
 )
+from pixio_lightning.pretraining.token_panel import token_panel
 from pixio_lightning.training import visualize
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim, Part
@@ -41,21 +43,6 @@ _FIXED_STEP = -1
 
 # What needs no looking: logged as val/NAME, and told under these titles.
 _BASELINES = {"constant": "best constant tokens", "position": "best tokens of each place"}
-
-_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,39}")
-_TAKEN = {"loss", "lr", *_BASELINES}  # what else is logged beside a student's loss
-
-
-class Distilled(NamedTuple):
-    """One pass of the teacher and of all students.
-
-    Attributes:
-        teacher: The teacher's last block, of all patches.
-        matches: Each student's tokens beside the teacher's.
-    """
-
-    teacher: Layer
-    matches: dict[str, Match]
 
 
 class Distillation(BackboneModule):
@@ -103,8 +90,8 @@ class Distillation(BackboneModule):
         if not students:
             raise UserError("there is nothing to train: give model.students, by name")
         for name, student in students.items():
-            _check_student(name, student, backbone)
-            student.backbone.licence = _licence(student.backbone, backbone)
+            check_student(name, student, backbone)
+            student.backbone.licence = distilled_licence(student.backbone, backbone)
         self.students, self.distance, self.weighting, self.seed = students, loss, weighting, seed
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         sums = [SumMetric(nan_strategy="disable") for _ in range(len(students) + 1)]
@@ -153,6 +140,11 @@ class Distillation(BackboneModule):
     def _models(self) -> dict[str, Any]:
         assert isinstance(self.decoder, nn.ModuleDict), "configure_model builds the students"
         return dict(self.decoder.items())
+
+    @property
+    def probed_backbone(self) -> Backbone:
+        """The first student's."""
+        return next(iter(self.students.values())).backbone
 
     @property
     def parts(self) -> list[Part]:
@@ -306,30 +298,8 @@ class Distillation(BackboneModule):
     @torch.no_grad()
     def _drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, dict[str, Tensor]]:
         """Return the same, and each student's loss of each image `(B,)`; nothing is hidden."""
-        images = batch["image"]
-        result = self(images, None)
-        grid, shape = result.teacher.grid, images.shape
-        assert grid is not None
-        found = result.matches.values()
-        targets = next(iter(found)).target_patches
-        # One set of axes for all, of directions alone: equal colours are equal tokens.
-        tokens = torch.cat([targets, *(m.patches for m in found)])
-        maps = F.normalize(tokens, dim=-1).transpose(1, 2).unflatten(2, grid)
-        shown = visualize.principal_components(maps, shape).split(len(images))
-        apart = [distances(m.patches, m.target_patches, self.distance) for m in found]
-        most = max(visualize.quantile(torch.stack(apart), 0.98), 1e-6)
-        columns, titles = [images, shown[0]], ["image", "teacher"]
-        for name, picture, distance in zip(self.students, shown[1:], apart, strict=True):
-            raised = distance.unflatten(1, grid)[:, None]
-            large = F.interpolate(raised, shape[-2:], mode="nearest")[:, 0]
-            errors = torch.stack([visualize.colour(one / most, "error") for one in large])
-            columns += [picture, errors]
-            titles += [f"{name}, projected", f"{name}: distance"]
-        rows = [list(row) for row in zip(*columns, strict=True)]
-        title = "1 - cosine" if self.distance == "cosine" else self.distance
-        legend = visualize.Legend(title, 0.0, float(f"{most:.2g}"), "", "error")
-        caption = "patch tokens by their principal components, the same for teacher and students"
-        return visualize.Panel(rows, titles, caption, (legend,)), self._losses(result)
+        result = self(batch["image"], None)
+        return token_panel(batch["image"], result, self.distance), self._losses(result)
 
     def facts(self) -> dict[str, str]:
         """Return what each student is, and how much of an image it sees."""
@@ -359,30 +329,3 @@ def _check_teacher(teacher: Backbone) -> None:
             "the teacher's weights are random, and so would be what is learned: give "
             "model.backbone.weights, or random:SEED to try the machinery out"
         )
-
-
-def _check_student(name: str, student: Student, teacher: Backbone) -> None:
-    key, backbone = f"model.students.{name}", student.backbone
-    if not _NAME.fullmatch(name) or name in _TAKEN or hasattr(nn.ModuleDict(), name):
-        raise UserError(f"a student cannot be called '{name}': give letters, digits, - and _")
-    if backbone.frozen:
-        raise UserError(f"{key} learns: set {key}.backbone.tune to full")
-    if backbone.tapped[-1] != backbone.depth - 1:
-        raise UserError(f"{key} learns with its last block: set {key}.backbone.layers to last")
-    if backbone.channels != teacher.channels:
-        raise UserError(
-            f"{key} takes images of {backbone.channels} channels, the teacher of {teacher.channels}"
-        )
-    if backbone.stride != teacher.stride:
-        raise UserError(
-            f"{key} has a token for every {backbone.stride} pixels, the teacher for every "
-            f"{teacher.stride}: give it another patch_size, so that both have the same tokens"
-        )
-
-
-def _licence(student: Backbone, teacher: Backbone) -> str:
-    """Return the licence of what a student becomes: its start's, and a word of the teacher's."""
-    if teacher.licence.startswith("none") or "distilled from" in student.licence:
-        return student.licence
-    source = f"distilled from {teacher.name}, {teacher.licence}"
-    return source if student.licence.startswith("none") else f"{student.licence}; {source}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.vit import init_linear
 from pixio_lightning.training.optim import Optim
+
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,39}")
+_TAKEN = {"loss", "lr", "constant", "position"}  # what else is logged, as val/NAME
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,35 @@ class ProjectedBackbone(nn.Module):
         """
         features = self.backbone(images, keep=keep, random_key=random_key)
         return self.projector(features.tokens)
+
+
+def check_student(name: str, student: Student, teacher: Backbone) -> None:
+    """Refuse a student that cannot learn from a teacher.
+
+    Raises:
+        UserError: It is frozen, has other tokens or channels, or a name that cannot be used.
+    """
+    key, backbone = f"model.students.{name}", student.backbone
+    if not _NAME.fullmatch(name) or name in _TAKEN or hasattr(nn.ModuleDict(), name):
+        raise UserError(f"a student cannot be called '{name}': give letters, digits, - and _")
+    if backbone.frozen:
+        raise UserError(f"{key} learns: set {key}.backbone.tune to full")
+    if backbone.tapped[-1] != backbone.depth - 1:
+        raise UserError(f"{key} learns with its last block: set {key}.backbone.layers to last")
+    if backbone.channels != teacher.channels:
+        raise UserError(
+            f"{key} takes images of {backbone.channels} channels, the teacher of {teacher.channels}"
+        )
+    if backbone.stride != teacher.stride:
+        raise UserError(
+            f"{key} has a token for every {backbone.stride} pixels, the teacher for every "
+            f"{teacher.stride}: give it another patch_size, so that both have the same tokens"
+        )
+
+
+def distilled_licence(student: Backbone, teacher: Backbone) -> str:
+    """Return the licence of what a student becomes: its start's, and a word of the teacher's."""
+    if teacher.licence.startswith("none") or "distilled from" in student.licence:
+        return student.licence
+    source = f"distilled from {teacher.name}, {teacher.licence}"
+    return source if student.licence.startswith("none") else f"{student.licence}; {source}"

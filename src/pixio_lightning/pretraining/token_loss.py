@@ -36,6 +36,18 @@ class Match(NamedTuple):
     target_patches: Tensor
 
 
+class Distilled(NamedTuple):
+    """One pass of the teacher and of all students.
+
+    Attributes:
+        teacher: The teacher's last block, of all patches.
+        matches: Each student's tokens beside the teacher's.
+    """
+
+    teacher: Layer
+    matches: dict[str, Match]
+
+
 def match(tokens: Tensor, n_cls: int, teacher: Layer, keep: Tensor | None) -> Match:
     """Put a student's tokens beside the teacher's.
 

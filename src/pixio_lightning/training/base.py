@@ -240,6 +240,11 @@ class BackboneModule(L.LightningModule):
         return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     @property
+    def probed_backbone(self) -> Any:
+        """The backbone that probes look at while it is trained."""
+        return self.backbone
+
+    @property
     def backbone_digest(self) -> str:
         """Hash of the backbone's tensors; of a frozen one as they were read."""
         return self.backbone.digest

@@ -194,8 +194,8 @@ def _read_pickle(path: Path, student: str) -> tuple[Mapping[str, Any], Any]:
         if student:
             raise UserError(f"{path} holds no students, so no '{student}'")
         return checkpoint, {}
-    if found := student_in(checkpoint, student, path):
-        return found
+    if chosen := student_in(checkpoint, student, path):
+        return chosen
     backbone = checkpoint["pixio"].get("backbone") or {}
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping) or not any(OURS in str(name) for name in state):
