@@ -125,16 +125,20 @@ def seed_of(name, seed=0):
     return fold(seed, key_of(name))
 
 
-def test_one_pass_of_the_teacher_serves_all_students():
-    """Without a gradient, in evaluation mode, and as it was before."""
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_one_pass_of_the_teacher_serves_all_students(precision):
+    """In the run's precision, without a gradient, in evaluation mode, and as it was before."""
     module = build({"a": student_of(drop_path=0.3), "b": student_of(12)}, optim=Optim(lr=1e-2))
     before = copy.deepcopy(module.backbone.vit.state_dict())
     passes = []
-    module.backbone.register_forward_hook(
-        lambda teacher, given, out: passes.append((torch.is_grad_enabled(), teacher.training))
-    )
-    trainer_of().fit(module, datamodule=Samples())
-    assert passes == [(False, False)] * 3
+
+    def note(teacher, given, out):
+        half = torch.is_autocast_enabled("cpu")
+        passes.append((torch.is_grad_enabled(), teacher.training, half))
+
+    module.backbone.register_forward_hook(note)
+    trainer_of(precision=precision).fit(module, datamodule=Samples())
+    assert passes == [(False, False, precision == "bf16-mixed")] * 3
     assert all(torch.equal(t, before[n]) for n, t in module.backbone.vit.state_dict().items())
     (optimizer,) = module.trainer.optimizers
     trained = {p for group in optimizer.param_groups for p in group["params"]}

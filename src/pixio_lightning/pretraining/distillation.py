@@ -16,7 +16,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.masking import block_mask, count_blocks
-from pixio_lightning.pretraining.baselines import beside_baselines
+from pixio_lightning.pretraining.baselines import beside_baselines, digits
 from pixio_lightning.pretraining.student import (
     ProjectedBackbone,
     Student,
@@ -317,7 +317,7 @@ class Distillation(BackboneModule):
         facts = beside_baselines(metrics, _BASELINES)
         for name in self.students if len(self.students) > 1 else ():
             if found := metrics.first_and_last(f"val/{name}"):
-                facts[f"student {name}"] = f"first {found[0]:.3f}, last {found[1]:.3f}"
+                facts[f"student {name}"] = f"first {digits(found[0])}, last {digits(found[1])}"
         return facts
 
 
