@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from pixio_lightning.errors import UserError
     from pixio_lightning.models.backbone import Backbone
     from pixio_lightning.models.features import Features
+    from pixio_lightning.pretraining.distillation import Distillation
     from pixio_lightning.pretraining.future_frames import FuturePrediction
     from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+    from pixio_lightning.pretraining.student import Student
     from pixio_lightning.training.checkpoints.load import load
     from pixio_lightning.training.head import Head
     from pixio_lightning.training.optim import Optim
@@ -38,6 +40,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _PUBLIC = {
     "Backbone": "pixio_lightning.models.backbone",
     "Clips": "pixio_lightning.data.clips.datamodule",
+    "Distillation": "pixio_lightning.pretraining.distillation",
     "Features": "pixio_lightning.models.features",
     "FuturePrediction": "pixio_lightning.pretraining.future_frames",
     "Head": "pixio_lightning.training.head",
@@ -47,6 +50,7 @@ _PUBLIC = {
     "SampleData": "pixio_lightning.data.sample_data",
     "Scorer": "pixio_lightning.curation.scoring",
     "ShardedStrategy": "pixio_lightning.training.strategy",
+    "Student": "pixio_lightning.pretraining.student",
     "UserError": "pixio_lightning.errors",
     "load": "pixio_lightning.training.checkpoints.load",
 }
@@ -54,6 +58,7 @@ _PUBLIC = {
 __all__ = [
     "Backbone",
     "Clips",
+    "Distillation",
     "Features",
     "FuturePrediction",
     "Head",
@@ -63,6 +68,7 @@ __all__ = [
     "SampleData",
     "Scorer",
     "ShardedStrategy",
+    "Student",
     "UserError",
     "__version__",
     "load",

@@ -26,6 +26,8 @@ _BACKBONE = (
     "{name: pixio_vitt16, weights: random, model_args: "
     "{img_size: 64, patch_size: 8, embed_dim: 32, depth: 4, num_heads: 2, n_cls_tokens: 2}}",
 )
+_TEACHER = (_BACKBONE[0], _BACKBONE[1].replace("random", "'random:0'"))
+_STUDIO = "{train: 12, held_out: 4, views: 1, size: 64, places: [studio]}"
 _SMALL_DPT = ("--model.decoder.features", "8", "--model.decoder.stages", "[8, 8, 8, 8]")
 _DEN = "{train: 4, held_out: 5, views: 2, size: 48, places: [den]}"
 
@@ -77,6 +79,10 @@ HEADS: dict[str, tuple[str, ...]] = {
         *("-c", "video/demo", *_BACKBONE, "--model.backbone.drop_path", "0.2"),
         *("--data.scenes", "{train: 4, held_out: 4, views: 5, size: 64, places: [studio]}"),
         *("--model.decoder", "{dim: 16, depth: 1, heads: 2}", "--data.past_frames", "2"),
+    ),
+    "distillation": (
+        *("-c", "distill/demo", *_TEACHER, "--model.students.small.backbone.drop_path", "0.2"),
+        *("--model.students.small.mask_ratio", "0.5", "--data.scenes", _STUDIO),
     ),
 }
 

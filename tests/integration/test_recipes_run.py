@@ -52,6 +52,15 @@ SMALL |= {
     for name in RUNS
     if name.startswith("policy/")
 }
+_TINY = "{name: pixio_vitt16, weights: random, tune: full}"
+SMALL |= {
+    name: [
+        *("--model.students", f"{{one: {{backbone: {_TINY}}}, two: {{backbone: {_TINY}}}}}"),
+        *("--model.backbone.compile", "false"),
+    ]
+    for name in RUNS
+    if name.startswith("distill/vit5b16")
+}
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
 
@@ -157,7 +166,8 @@ def test_checks_without_memory(
         lerobot.write(tmp_path, demonstrations, fps=10, task="none")
     path = [] if source in ("scenes", "metaworld") else ["--data.path", str(tmp_path)]
     # Not their own, which are downloaded, or come from another run.
-    given = ["--model.backbone.weights", "random"]
+    seed = ":0" if name.startswith("distill/") else ""  # a random teacher is asked for by its seed
+    given = ["--model.backbone.weights", f"random{seed}"]
     if verb_of(name) == "predict":  # a checkpoint would say which it is
         given += ["--model.backbone.name", "pixio_vitt16"]
     assert main(["check", "-c", name, *path, *given]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm.layers
@@ -13,12 +14,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixio_lightning import Backbone, PixelPretraining
+from pixio_lightning import Backbone, Distillation, PixelPretraining, Student
 from pixio_lightning.cli import recipes
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.blocks import Attention
 from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.pretraining.costs import activations, costs_of, plan
+from pixio_lightning.pretraining.token_loss import distillation_loss
 
 
 def model_of(checkpointing: bool = False, **args: int) -> PixelPretraining:
@@ -33,7 +35,7 @@ def model_of(checkpointing: bool = False, **args: int) -> PixelPretraining:
     return PixelPretraining(backbone, mask_grid=2, decoder=DecoderSize(32, 6, 2))
 
 
-def on_meta(model: PixelPretraining) -> PixelPretraining:
+def on_meta(model: Any) -> Any:
     with torch.device("meta"):
         model.decoder = model.build(model.backbone)
     return model
@@ -55,6 +57,40 @@ def test_operations_are_those_of_a_real_step():
     # 24 N D^2 + 4 N^2 D for a block, three times that with the backward pass.
     blocks = 6 * (24 * 20 * 64**2 + 4 * 20**2 * 64) * 3
     assert costs.encoder == pytest.approx(blocks, rel=0.1)
+
+
+def distillation_of(**args: int) -> Distillation:
+    sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 64, "depth": 6, "num_heads": 2}
+    teacher = Backbone("pixio_vitt16", weights="random:0", model_args=sizes | {"embed_dim": 96})
+    students = {
+        name: Student(
+            Backbone("pixio_vitt16", weights="random", tune="full", model_args=sizes | args),
+            ratio,
+            2,
+        )
+        for name, ratio in (("masked", 0.5), ("whole", 0.0))
+    }
+    return Distillation(teacher, students)
+
+
+def test_operations_of_distillation_are_those_of_a_real_step():
+    """Forward and backward of both students, and one forward pass of their teacher."""
+    model = distillation_of()
+    model.configure_model()
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        batch = {"image": images, "key": torch.arange(4)}
+        result = model(batch["image"], RandomKey(batch["key"], 0, 0))
+        losses = [distillation_loss(m, "cosine", "halves") for m in result.matches.values()]
+        torch.stack(losses).sum().backward()
+    costs = costs_of(on_meta(distillation_of()), 64)
+    assert 4 * costs.operations == counted.get_total_flops()
+    blocks = 6 * (24 * 72 * 96**2 + 4 * 72**2 * 96)
+    assert costs.teacher == pytest.approx(blocks, rel=0.1)
+    # 8 class tokens; half of 64 patches, and all of them, of 6 blocks that are 64 wide.
+    assert costs.activations == 64 * (40 + 72) * 64 * 6
+    facts = plan(on_meta(distillation_of()), 64, precision="32-true", batch=1, devices=1, steps=1)
+    assert "of it in the teacher" in facts["compute"] and "for the teacher" in facts["memory"]
 
 
 def test_checkpointing_computes_most_of_the_forward_pass_again():

@@ -12,6 +12,7 @@ from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training.optim import (
     Optim,
+    Part,
     block_depth,
     build,
     parameter_groups,
@@ -89,7 +90,7 @@ def test_a_scale_for_all_of_the_backbone(module):
     }
     found = {name: groups[name]["lr_factor"] for name in expected}
     assert found == pytest.approx(expected)
-    built = build(module, optim, global_batch=7, total_steps=10, depth=3)
+    built = build([Part(module, optim, 3)], global_batch=7, total_steps=10)
     rates = by_name(module, built["optimizer"].param_groups)
     assert rates["backbone.vit.norm.bias"]["initial_lr"] == pytest.approx(5e-6)
     assert rates["decoder.norm.bias"]["initial_lr"] == pytest.approx(5e-5)
@@ -152,7 +153,7 @@ def test_schedule_without_an_end(schedule):
 
 def test_optimizer_follows_the_schedule(module):
     optim = Optim(blr=1e-3, warmup=2, layer_decay=0.5, betas=(0.9, 0.99))
-    built = build(module, optim, global_batch=512, total_steps=4, depth=3)
+    built = build([Part(module, optim, 3)], global_batch=512, total_steps=4)
     optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, torch.optim.AdamW) and built["lr_scheduler"]["interval"] == "step"
     groups = by_name(module, optimizer.param_groups)
@@ -171,4 +172,4 @@ def test_optimizer_follows_the_schedule(module):
 
 def test_nothing_to_train(module):
     module.requires_grad_(False)
-    assert build(module, Optim(lr=1.0), global_batch=1, total_steps=1, depth=3) == {}
+    assert build([Part(module, Optim(lr=1.0), 3)], global_batch=1, total_steps=1) == {}

@@ -13,11 +13,12 @@ from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data.clips.datamodule import Clips
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.pretraining.distillation import Distillation
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 
 CORE_CLASSES: dict[str, list[type]] = {
-    "model": [PixelPretraining, FuturePrediction, Scoring],
+    "model": [PixelPretraining, Distillation, FuturePrediction, Scoring],
     "data": [Pixels, Clips, ImagesToScore],
 }
 TOP_KEYS = ("model", "data", "trainer", "checkpoint", "panels", "preemption", "seed_everything")

@@ -122,6 +122,11 @@ def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
                 names = ", ".join(sorted(_parameters(hint)))
                 raise UserError(f"{key} is {value!r}, but expected keys below it: {names}")
             check_values(value.get("init_args", value), hint, key)
+        elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(
+            kind := typing.get_args(hint)[1]
+        ):
+            for below, inner in (value or {}).items():
+                check_values(inner, typing.cast(type, kind), f"{key}.{below}")
         elif value is None and hint not in (None, Any) and type(None) not in typing.get_args(hint):
             raise UserError(f"{key} is null, but expected {_readable(str(hint))}")
 
@@ -136,7 +141,8 @@ def check_leaf(key: str, value: Any) -> None:
     Raises:
         UserError: It is such a value.
     """
-    least, most = BOUNDS.get(key, (None, None))
+    of_student = re.sub(r"^model\.students\.[^.]+\.", "model.", key)
+    least, most = BOUNDS.get(of_student, (None, None))
     for part in value if isinstance(value, list | tuple) else [value]:
         if isinstance(part, str) and (found := re.search(r"\$\{\w+\}", part)):
             raise UserError(

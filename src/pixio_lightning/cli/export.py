@@ -11,13 +11,17 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
 from pixio_lightning.models.weights.export import Format, export
 from pixio_lightning.models.weights.read import licence_of, read
+from pixio_lightning.models.weights.students import split_student
 
 
 def _stem(source: str) -> str:
-    """Name an export after its source: the repository, the folder, or the file."""
+    """Name an export after its source: the repository, the folder, the student, or the file."""
     if source.startswith("hf:"):
         return source.partition("@")[0].rpartition("/")[2]
-    path = Path(source).resolve()
+    file, student = split_student(source)
+    path = Path(file).resolve()
+    if student:
+        return student
     return path.name if path.is_dir() else path.stem
 
 

@@ -106,7 +106,8 @@ usage: pixio export CHECKPOINT [--to safetensors|transformers|timm|onnx] [--out 
 Write the encoder of a checkpoint in the form another library reads; --to onnx writes a head with
 its encoder, too.
 
-  CHECKPOINT                   a checkpoint of a run, an exported file or hf:ORG/NAME
+  CHECKPOINT                   a checkpoint of a run (FILE:STUDENT of several students), an exported
+                               file or hf:ORG/NAME
   --to FORM                    safetensors (the default), transformers, timm or onnx
   --out PATH                   file or folder; default: here, named as the checkpoint
   --image-size N               side of the images of onnx; default: what the model was made for

@@ -142,6 +142,8 @@ def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
         first, second = (_plugins(config["trainer"].get("plugins")) for config in (old, new))
         others = [p for p in first + second if p not in first or p not in second]
         return all(_is_environment(plugin) for plugin in others)
+    # Of each student as of the backbone.
+    key = re.sub(r"^model\.students\.[^.]+\.", "model.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 

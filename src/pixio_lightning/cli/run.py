@@ -18,8 +18,8 @@ from pixio_lightning.cli.options import Options, check_environment, parse_option
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, nearest, printable, visible
 from pixio_lightning.files import recover_folder, write_text
+from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.pretraining import costs
-from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
 from pixio_lightning.training.callbacks.preemption import is_preempted
@@ -222,10 +222,13 @@ def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
 def _introduce(cli: PixioCLI) -> None:
     """Tell the model where it comes from, for its checkpoints and records."""
     config = cli.config_dict()
-    around = config["model"]["init_args"].get("backbone", {})
-    backbone = around.get("init_args", around)
-    if Path(backbone.get("weights") or "").exists():  # a checkpoint is loaded from anywhere
-        backbone["weights"] = str(Path(backbone["weights"]).resolve())
+    arguments = config["model"]["init_args"]
+    students = (arguments.get("students") or {}).values()
+    for around in (arguments, *students):
+        backbone = around.get("backbone", {})
+        backbone = backbone.get("init_args", backbone)
+        if backbone.get("weights"):  # a checkpoint is loaded from anywhere
+            backbone["weights"] = absolute(backbone["weights"])
     cli.model.config = config["model"]
     if isinstance(cli.model, Head):
         cli.model.provenance = {
@@ -371,23 +374,19 @@ def check(cli: PixioCLI) -> int:
         cli.model.decoder = cli.model.build(cli.model.backbone)
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
     world = max(1, devices) * trainer["num_nodes"]
-    accumulate = trainer["accumulate_grad_batches"]
+    accumulate, steps = trainer["accumulate_grad_batches"], trainer["max_steps"]
     batch = f"{data.batch_size} x {world} processes x {accumulate} accumulated"
-    facts = plan(
-        cli.model,
-        global_batch=data.batch_size * world * accumulate,
-        batch=batch,
-        steps=trainer["max_steps"],
-    )
+    whole = data.batch_size * world * accumulate
+    facts = plan(cli.model, global_batch=whole, batch=batch, steps=steps)
     size = getattr(data, "image_size", None)  # data of a plug-in may be of any size
-    if isinstance(cli.model, PixelPretraining) and isinstance(size, int):
+    if isinstance(cli.model, costs.Counted) and isinstance(size, int):
         facts |= costs.plan(
             cli.model,
             size,
             precision=trainer["precision"] or fastest_precision(trainer["accelerator"]),
             batch=data.batch_size,
             devices=world,
-            steps=trainer["max_steps"],
+            steps=steps,
             accumulate=accumulate,
             on_gpu=trainer["accelerator"] != "cpu",
         )

@@ -1,9 +1,41 @@
-"""A baseline that learns nothing: hidden pixels filled in from the visible ones."""
+"""What learns nothing: hidden pixels filled in from the visible ones, and how a loss compares."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from pixio_lightning.training.run_folder import Metrics
+
+
+def beside_baselines(metrics: Metrics, titles: Mapping[str, str]) -> dict[str, str]:
+    """Tell the held-out loss at the start and the end, beside what needs no learning.
+
+    Args:
+        metrics: Of a run.
+        titles: What is logged as `val/NAME`, under which title it is told.
+    """
+    loss = metrics.first_and_last("val/loss")
+    if loss is None:
+        return {}
+    facts = {"held-out loss": f"first {digits(loss[0])}, last {digits(loss[1])}"}
+    for name, title in titles.items():
+        baseline = metrics.first_and_last(f"val/{name}")
+        if baseline is None:
+            continue
+        facts[title] = digits(baseline[1])
+        if baseline[1]:  # of images of one colour nothing need be learned
+            gap = 1 - loss[1] / baseline[1]
+            side = "below" if gap >= 0 else "above"
+            facts[title] += f" (the last loss is {abs(gap):.0%} {side})"
+    return facts
+
+
+def digits(value: float) -> str:
+    """Write a loss with three places, or three digits where it is small."""
+    return f"{value:.3g}" if 0 < value < 0.1 else f"{value:.3f}"
 
 
 def inverse_distance(images: Tensor, visible: Tensor, *, power: float = 3.0) -> Tensor:

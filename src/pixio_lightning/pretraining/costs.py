@@ -1,4 +1,4 @@
-"""What a step of masked pretraining costs: operations, memory, and days on so many devices.
+"""What a step of pretraining costs: operations, memory, and days on so many devices.
 
 Operations are counted while the real model runs on the meta device, so they follow whatever it
 does. Memory is a sum of what is known to be kept; what a library takes beside that is not in it.
@@ -13,9 +13,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixio_lightning.keyed import RandomKey
+from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import pixel_loss
 from pixio_lightning.models.masking import count_blocks
+from pixio_lightning.pretraining.distillation import Distillation
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
+from pixio_lightning.pretraining.token_loss import distillation_loss
+
+# What the costs of are known.
+Counted = PixelPretraining | Distillation
 
 # Bytes that a pre-norm block keeps for its backward pass, for each token and channel: the inputs of
 # both norms, and those of the products, the attention and the activation, 14 values in all. Under
@@ -35,17 +41,25 @@ class Costs(NamedTuple):
 
     Attributes:
         encoder: Floating-point operations of forward and backward pass, two for a multiply-add;
-            with those that checkpointing does a second time, without those of flash attention.
+            with those that checkpointing does a second time, without those of flash attention. Of
+            distillation, of all students with their projectors.
         decoder: The same.
         activations: Bytes that the blocks keep for the backward pass.
+        teacher: Operations of a teacher's forward pass.
     """
 
     encoder: float
     decoder: float
     activations: float
+    teacher: float = 0.0
+
+    @property
+    def operations(self) -> float:
+        """All of them."""
+        return self.encoder + self.decoder + self.teacher
 
 
-def costs_of(model: PixelPretraining, image_size: int, *, precision: str = "32-true") -> Costs:
+def costs_of(model: Counted, image_size: int, *, precision: str = "32-true") -> Costs:
     """Count what a model costs.
 
     Args:
@@ -57,41 +71,65 @@ def costs_of(model: PixelPretraining, image_size: int, *, precision: str = "32-t
     shape = (1, in_chans, image_size, image_size)
     images = torch.empty(shape, dtype=torch.uint8, device="meta")
     key = RandomKey(torch.empty(1, dtype=torch.int64, device="meta"), 0, 0)
-    model.backbone.compile_blocks = False
-    model.backbone.load_empty()
+    for backbone in filter(lambda module: isinstance(module, Backbone), model.modules()):
+        backbone.compile_blocks = False
+        backbone.load_empty()
     model.to("meta")
     with FlopCounterMode(display=False) as counted:
-        result = model(images, key)
-        pixel_loss(result.prediction, result.target).mean().backward()
-    decoder = sum(counted.get_flop_counts()[f"{type(model).__name__}.decoder"].values())
+        if isinstance(model, PixelPretraining):
+            result = model(images, key)
+            loss = pixel_loss(result.prediction, result.target).mean()
+        else:
+            found = model(images, key).matches.values()
+            losses = [distillation_loss(m, model.distance, model.weighting) for m in found]
+            loss = torch.stack(losses).mean()
+        loss.backward()
     model.zero_grad()
-    return Costs(
-        counted.get_total_flops() - decoder, decoder, activations(model, image_size, precision)
-    )
+    total, kept = counted.get_total_flops(), activations(model, image_size, precision)
+    by_module, name = counted.get_flop_counts(), type(model).__name__
+    if isinstance(model, Distillation):
+        teacher = sum(by_module[f"{name}.backbone"].values())
+        return Costs(total - teacher, 0.0, kept, teacher)
+    decoder = sum(by_module[f"{name}.decoder"].values())
+    return Costs(total - decoder, decoder, kept)
 
 
-def activations(model: PixelPretraining, image_size: int, precision: str) -> float:
-    """Return the bytes that the blocks keep of one image for the backward pass.
+def activations(model: Counted, image_size: int, precision: str) -> float:
+    """Return the bytes that the blocks keep of one image for the backward pass."""
+    side = image_size // model.backbone.stride
+    if isinstance(model, Distillation):
+        return sum(
+            _kept([_encoder(s.backbone, side, s.mask_grid, s.mask_ratio)], s.backbone, precision)
+            for s in model.students.values()
+        )
+    backbone, decoder = model.backbone, model.decoder_size
+    tokens = backbone.n_cls_tokens + side**2
+    parts = [
+        _encoder(backbone, side, model.mask_grid, model.mask_ratio),
+        (tokens * decoder.dim, decoder.depth),
+    ]
+    return _kept(parts, backbone, precision)
+
+
+def _encoder(backbone: Backbone, side: int, block: int, ratio: float) -> tuple[int, int]:
+    """Return the values in a block's input, and the number of blocks."""
+    visible = count_blocks((side, side), block, ratio)[1] * block**2 if ratio else side**2
+    return (backbone.vit.num_prefix_tokens + visible) * backbone.embed_dim, backbone.depth
+
+
+def _kept(parts: list[tuple[int, int]], backbone: Backbone, precision: str) -> float:
+    """Return the bytes that blocks keep.
 
     With checkpointing, the inputs of all blocks and what one of them keeps while it runs again.
     """
-    backbone, decoder = model.backbone, model.decoder_size
-    side = image_size // backbone.stride
-    _, visible = count_blocks((side, side), model.mask_grid, model.mask_ratio)
-    encoder_tokens = backbone.vit.num_prefix_tokens + visible * model.mask_grid**2
-    decoder_tokens = backbone.n_cls_tokens + side**2
     each = BLOCK_BYTES.get(precision, BLOCK_BYTES["32-true"])
-    parts = (
-        (encoder_tokens * backbone.embed_dim, backbone.depth),
-        (decoder_tokens * decoder.dim, decoder.depth),
-    )
     if backbone.checkpointing:
         return sum(4 * values * depth for values, depth in parts) + each * max(parts)[0]
     return sum(each * values * depth for values, depth in parts)
 
 
 def plan(
-    model: PixelPretraining,
+    model: Counted,
     image_size: int,
     *,
     precision: str,
@@ -114,14 +152,20 @@ def plan(
         on_gpu: Whether to say how long it takes.
     """
     costs = costs_of(model, image_size, precision=precision)
-    flops = costs.encoder + costs.decoder
+    flops = costs.operations
+    part, of_part = ("teacher", costs.teacher) if costs.teacher else ("decoder", costs.decoder)
     states = STATE_BYTES * _count(model)
+    fixed = 4 * sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    states, what, less = states + fixed, "", "sharding divides the first, "
+    if costs.teacher:
+        what, less = "the teacher, ", ""
     facts = {
         "compute": f"{_digits(flops / 1e9)} GFLOP an image and step, "
-        f"{costs.decoder / flops:.0%} of it in the decoder",
-        "memory": f"{_bytes(states)} for weights, gradients and AdamW, {_bytes(costs.activations)} "
+        f"{of_part / flops:.0%} of it in the {part}",
+        "memory": f"{_bytes(states)} for {what}weights, gradients and AdamW, "
+        f"{_bytes(costs.activations)} "
         f"an image for the backward pass: {_bytes(states + batch * costs.activations)} with "
-        f"{batch} on a device (sharding divides the first, torch.compile makes less of the second)",
+        f"{batch} on a device ({less}torch.compile makes less of the second)",
     }
     for name, peak in PEAKS.items() if on_gpu else ():
         rate = UTILISATION * peak / flops

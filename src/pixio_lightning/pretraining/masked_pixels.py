@@ -26,7 +26,7 @@ from pixio_lightning.models.masking import (
     patchify,
     unpatchify,
 )
-from pixio_lightning.pretraining.baselines import inverse_distance
+from pixio_lightning.pretraining.baselines import beside_baselines, inverse_distance
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
@@ -221,18 +221,4 @@ class PixelPretraining(PatchPrediction):
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss at the start and the end, beside what needs no learning."""
-        found = {n: metrics.first_and_last(f"val/{n}") for n in ("loss", *_BASELINES)}
-        loss = found["loss"]
-        if loss is None:
-            return {}
-        facts = {"held-out loss": f"first {loss[0]:.3f}, last {loss[1]:.3f}"}
-        for name, title in _BASELINES.items():
-            baseline = found[name]
-            if baseline is None:
-                continue
-            facts[title] = f"{baseline[1]:.3f}"
-            if baseline[1]:  # of images of one colour nothing need be learned
-                gap = 1 - loss[1] / baseline[1]
-                side = "below" if gap >= 0 else "above"
-                facts[title] += f" (the last loss is {abs(gap):.0%} {side})"
-        return facts
+        return beside_baselines(metrics, _BASELINES)

@@ -24,7 +24,7 @@ from pixio_lightning.training import strategy as sharding
 from pixio_lightning.training import visualize
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.checkpoints.finite import first_not_finite
-from pixio_lightning.training.optim import Optim
+from pixio_lightning.training.optim import Optim, Part
 from pixio_lightning.training.run_folder import Metrics
 
 
@@ -85,6 +85,14 @@ class BackboneModule(L.LightningModule):
                 f"what its weights are made for), but {type(data).__name__} gives {given}: leave "
                 "in_chans out, or give data of your own that says channels"
             )
+
+    def facts(self) -> dict[str, str]:
+        """Return what to say of a run's model beside its backbone, by name."""
+        return {}
+
+    def training_values(self) -> dict[str, Tensor]:
+        """Return what to log of the batches since it was asked last, beside their mean loss."""
+        return {}
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return what to say of a finished run, by name."""
@@ -186,14 +194,17 @@ class BackboneModule(L.LightningModule):
         if self.backbone.compile_blocks and self.decoder is not None:
             compile_blocks(blocks_of(self.decoder))
 
+    @property
+    def parts(self) -> list[Part]:
+        """What is trained; of several parts each has settings, and is clipped, on its own."""
+        return [Part(self, self.optim, self.backbone.depth)]
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule from `optim`, the global batch and the number of steps."""
         built = optimisation.build(
-            self,
-            self.optim,
+            self.parts,
             global_batch=self.global_batch,
             total_steps=self.trainer.max_steps,
-            depth=self.backbone.depth,
             # A fused step would undo float16's loss scaling only after gradients were clipped.
             fused=self.trainer.precision != "16-mixed",
         )
@@ -219,8 +230,9 @@ class BackboneModule(L.LightningModule):
         Lightning's own refuses fused optimisers under any mixed precision, for the sake of loss
         scaling, which bfloat16 has none of.
         """
-        if gradient_clip_val:
-            optimisation.clip(optimizer, gradient_clip_val, by=gradient_clip_algorithm or "norm")
+        for part in self.parts if gradient_clip_val else ():
+            by = gradient_clip_algorithm or "norm"
+            optimisation.clip(part.module.parameters(), gradient_clip_val or 0, by=by)
 
     @property
     def global_batch(self) -> int:
@@ -229,6 +241,11 @@ class BackboneModule(L.LightningModule):
         if data is None or not hasattr(data, "batch_size"):
             raise UserError("the data module must have batch_size, from which lr is scaled")
         return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    @property
+    def probed_backbone(self) -> Any:
+        """The backbone that probes look at while it is trained."""
+        return self.backbone
 
     @property
     def backbone_digest(self) -> str:
@@ -262,7 +279,7 @@ class BackboneModule(L.LightningModule):
         # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
         (optimizer,) = self.trainer.optimizers
         rate = max(group["lr"] for group in optimizer.param_groups)
-        values = {"train/loss": mean, "train/lr": rate}
+        values = {"train/loss": mean, "train/lr": rate} | self.training_values()
         self.log_dict(values, logger=False)
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -134,26 +134,38 @@ def parameter_groups(module: nn.Module, optim: Optim, *, depth: int) -> list[dic
     ]
 
 
+class Part(NamedTuple):
+    """What is trained with settings of its own.
+
+    Attributes:
+        module: Whose parameters they are.
+        optim: The settings.
+        depth: Number of blocks of the backbone in it.
+    """
+
+    module: nn.Module
+    optim: Optim
+    depth: int
+
+
 def build(
-    module: nn.Module,
-    optim: Optim,
-    *,
-    global_batch: int,
-    total_steps: int,
-    depth: int,
-    fused: bool = True,
+    parts: Sequence[Part], *, global_batch: int, total_steps: int, fused: bool = True
 ) -> dict[str, Any]:
-    """Return the optimiser and per-step schedule in the form Lightning expects."""
-    peak = peak_lr(optim, global_batch)
-    groups = parameter_groups(module, optim, depth=depth)
+    """Return one optimiser of all parts and its per-step schedule, in the form Lightning expects.
+
+    AdamW looks at one parameter at a time, so that each part is trained as by one of its own.
+    """
+    groups, factors = [], []
+    for part in parts:
+        peak = peak_lr(part.optim, global_batch)
+        for group in parameter_groups(part.module, part.optim, depth=part.depth):
+            group |= {"lr": peak * group.pop("lr_factor"), "betas": tuple(part.optim.betas)}
+            groups.append(group)
+            factors.append(schedule_factor(part.optim, total_steps))
     if not groups:
         return {}
-    for group in groups:
-        group["lr"] = peak * group.pop("lr_factor")
-    optimizer = torch.optim.AdamW(
-        groups, lr=peak, betas=(optim.betas[0], optim.betas[1]), fused=fused
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(optim, total_steps))
+    optimizer = torch.optim.AdamW(groups, fused=fused)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -185,15 +197,14 @@ def apply_settings(
         group.update(found, lr=found["initial_lr"] * factor(scheduler.last_epoch))
 
 
-def clip(optimizer: torch.optim.Optimizer, limit: float, *, by: str) -> None:
-    """Clip the gradients of what an optimiser trains, in place; right for sharded ones, too.
+def clip(parameters: Iterable[nn.Parameter], limit: float, *, by: str) -> None:
+    """Clip gradients in place; right for sharded ones, too.
 
     Args:
-        optimizer: Whose gradients to clip.
+        parameters: Whose gradients to clip.
         limit: Largest norm of all gradients together, or largest absolute value.
         by: `norm` or `value`.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if by == "value":
         nn.utils.clip_grad_value_(parameters, limit)
     else:

@@ -1,8 +1,9 @@
 """Read weights from anywhere, safely, and load them whole or not at all.
 
 A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (transformers' layout,
-timm's, or ours) or `hf:ORG/NAME[@REVISION]`. Nothing a file says is ever imported or executed:
-pickles are read by torch's restricted unpickler, and whatever it refuses is refused here.
+timm's, or ours), `hf:ORG/NAME[@REVISION]`, or `FILE:STUDENT`, one of several that were distilled.
+Nothing a file says is ever imported or executed: pickles are read by torch's restricted unpickler,
+and whatever it refuses is refused here.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pixio_lightning.models.weights.key_names import (
     to_official,
 )
 from pixio_lightning.models.weights.report import Report, first, matched
+from pixio_lightning.models.weights.students import split_student, student_in
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 DECODER_SUFFIX = ".decoder.safetensors"
@@ -72,8 +74,9 @@ def read(source: str) -> Weights:
             f"weights are not read from a URL: {source}; download the file and give its path, "
             "or write hf:ORG/NAME"
         )
-    path = _download(source) if source.startswith("hf:") else _existing(source)
-    state, meta = _read_folder(path) if path.is_dir() else _read_file(path)
+    file, student = split_student(source)
+    path = _download(source) if source.startswith("hf:") else _existing(file)
+    state, meta = _read_folder(path) if path.is_dir() else _read_file(path, student)
     meta = check_description(meta, source=source)
     try:
         encoder, decoder, others = to_official(state)
@@ -123,13 +126,13 @@ def _existing(source: str) -> Path:
     raise UserError(f"weights '{source}': no such file or folder{hint}")
 
 
-def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+def _read_file(path: Path, student: str = "") -> tuple[Mapping[str, Any], dict[str, Any]]:
     if not path.is_file():  # a pipe would be waited for
         raise UserError(f"cannot read {path}: it is neither a file nor a folder")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in PICKLES:
-        return _read_pickle(path)
+        return _read_pickle(path, student)
     raise UserError(f"cannot read {path}: expected .safetensors, {', '.join(PICKLES)} or a folder")
 
 
@@ -157,7 +160,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     return state, meta
 
 
-def _read_pickle(path: Path) -> tuple[Mapping[str, Any], Any]:
+def _read_pickle(path: Path, student: str) -> tuple[Mapping[str, Any], Any]:
     check_archive(path)
     try:
         # Training scripts store their parsed arguments; a Namespace only holds attributes.
@@ -188,7 +191,11 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], Any]:
             "save its state_dict alone"
         )
     if not isinstance(checkpoint.get("pixio"), Mapping):
+        if student:
+            raise UserError(f"{path} holds no students, so no '{student}'")
         return checkpoint, {}
+    if chosen := student_in(checkpoint, student, path):
+        return chosen
     backbone = checkpoint["pixio"].get("backbone") or {}
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping) or not any(OURS in str(name) for name in state):

@@ -196,7 +196,7 @@ class OnlineProbe(L.Callback):
             # Without a report: these images are not those of the run.
             for batch in Loader(loader, lambda bad, seen: None):
                 batch = trainer.strategy.batch_to_device(batch)
-                layer = module.backbone(batch["image"]).layers[-1]
+                layer = module.probed_backbone(batch["image"]).layers[-1]
                 tokens = layer.raw_cls if layer.n_cls else layer.raw_tokens
                 features.append(tokens.float().mean(dim=1))
                 weights.append(batch["weight"])

@@ -38,6 +38,7 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
         f" parameters, {backbone.tune}",
         "weights": f"{backbone.weights} ({backbone.matched or 'not loaded yet'})",
         "licence": backbone.licence,
+        **module.facts(),
         "parameters": f"{millions(trained)} trained, {millions(frozen)} frozen",
         "global batch": f"{global_batch} = {batch}",
         "peak lr": f"{peak:g} ({how})",

@@ -148,6 +148,7 @@ def _about(where: str, value: Any) -> _Problems:
         **dict.fromkeys(("class", "backbone_digest"), _text),
         **dict.fromkeys(("config", "backbone", "facts", "evaluation_facts"), _table),
         "statistics": _statistics,
+        "students": _tables,
     }
     for name, check in kinds.items():
         if name in value:

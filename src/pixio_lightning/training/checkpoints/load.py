@@ -16,6 +16,7 @@ from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
 from pixio_lightning.models.weights.read import refuse_non_finite
+from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
@@ -59,12 +60,14 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
             f"checkpoint '{path}' names weights that may have to be fetched: if you trust them, "
             f"load(..., weights={shown(backbone['weights'])})"
         )
+    for name, student in _students(arguments).items():  # of distillation: the checkpoint holds them
+        student |= {"name": None, "model_args": None, "weights": f"{path}:{name}"}
     config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
     # After the last change, and all but the path, which is only ever opened as a file.
     named = arguments | {"backbone": [around | {"init_args": None}, backbone | {"weights": None}]}
     ours = {name.partition(".")[0] for name in (__name__, cls.__module__)}
     refuse_foreign(named, ours=ours, path=path)
-    where = str(backbone.get("weights"))
+    where, _ = split_student(str(backbone.get("weights")))
     if not is_generated(where) and not where.startswith("hf:") and not Path(where).exists():
         raise UserError(
             f"checkpoint '{path}' was trained on the frozen weights {shown(where)}, which are not "
@@ -100,6 +103,17 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     except Exception as error:
         raise UserError(f"checkpoint '{path}': {' '.join(str(error).split())}") from None
     return module.eval()
+
+
+def _students(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the arguments of students' backbones, as far as they are any."""
+    found, students = {}, arguments.get("students")
+    for name, student in students.items() if isinstance(students, dict) else ():
+        around = student.get("backbone") if isinstance(student, dict) else None
+        inner = around.get("init_args", around) if isinstance(around, dict) else None
+        if isinstance(inner, dict):
+            found[str(name)] = inner
+    return found
 
 
 def _class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
