@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -66,7 +67,8 @@ def measure(name: str, peers: Path | None) -> str:
         if line.startswith("|") or below.startswith("|") or "encoder" in line or not line
     ]
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-    return "\n".join(kept).strip()
+    # A line right above a table would be taken for its head.
+    return re.sub(r"\n(?<!\|\n)(?=\|)", "\n\n", "\n".join(kept)).strip()
 
 
 def chart(path: Path) -> None:
@@ -93,7 +95,7 @@ def chart(path: Path) -> None:
             low, high = (left + int(width * value / most) for value in row["quartiles"])
             middle = y + line // 2 - 2
             draw.line((low, middle, high, middle), "black", 2)
-            draw.text((left + length + 10, y), f"{row['ratio']:.2f}", "black", font)
+            draw.text((max(left + length, high) + 8, y), f"{row['ratio']:.2f}", "black", font)
             y += line
         y += line
     canvas.save(path, optimize=True)
@@ -111,6 +113,11 @@ def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     for name in names:
         (FIGURES / f"{name}.txt").write_text(measure(name, options.peers) + "\n")
+    write_page()
+
+
+def write_page() -> None:
+    """Write the page of what was printed, and the chart."""
     cores = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     parts = [f"# Speed, as printed\n\n`make bench`; {cores}. Figures: `speed/*.json`.\n"]
     for name, (title, arguments) in SCRIPTS.items():

@@ -32,8 +32,8 @@ STATE_BYTES = 16
 # Dense products of bfloat16, as the makers state them, and the share of it that a good run reaches.
 PEAKS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = 0.4
-# Images that a core decodes and crops in a second, see docs/scale.md.
-LOADED = 950
+# Images that a core decodes and crops in a second (benchmarks/results/speed.md).
+LOADED = 578
 
 
 class Costs(NamedTuple):
