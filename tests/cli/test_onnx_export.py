@@ -9,7 +9,7 @@ import torch
 
 import pixio_lightning
 from pixio_lightning import Backbone
-from pixio_lightning.cli import onnx_export
+from pixio_lightning.cli.export import onnx as onnx_export
 from pixio_lightning.cli.main import main
 from pixio_lightning.models.weights.export import export
 from pixio_lightning.models.weights.read import Weights

@@ -101,6 +101,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 def _words(name: str, folder: Path) -> list[str]:
     recipe, *rest = HEADS[name][1:]
     words = ["-c", recipe, "-c", "with/debug", *rest, "--out", str(folder)]
+    words += ["--trainer.precision", "32-true"]  # on both devices
     return [*words, "--checkpoint.every_n_steps", "1", "--panels.every_n_steps", "1"]
 
 

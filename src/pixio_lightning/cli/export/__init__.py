@@ -63,10 +63,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _to_onnx(args: argparse.Namespace) -> int:
-    from pixio_lightning.cli import onnx_export  # loads the heads' part, which others do not need
+    from pixio_lightning.cli.export import onnx  # loads the heads' part, which others do not need
 
     out = Path(args.out or _stem(args.checkpoint) + ".onnx")
-    about = onnx_export.export(args.checkpoint, out, image_size=args.image_size)
+    about = onnx.export(args.checkpoint, out, image_size=args.image_size)
     print(f"wrote {out} ({out.stat().st_size:,} bytes)")
     print(f"onnxruntime and torch differ by {about.pop('difference'):.1e} of the greatest value")
     for key, value in about.items():
