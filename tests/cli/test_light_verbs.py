@@ -198,6 +198,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
 def test_doctor_finds_what_is_broken(site):
     install(site, "lightning", version="2.6.5")
     install(site, "rival", "[pixio_lightning.heads]\nnormals = rival_one:Normals\n")
+    install(site, "meddler", "[lightning.pytorch.callbacks_factory]\nadds = meddler:callbacks\n")
     gpu = site / "nvidia-smi"
     gpu.write_text('#!/bin/sh\necho "NVIDIA H200, 143771 MiB, 570.86.15"\n')
     gpu.chmod(0o755)
@@ -209,5 +210,6 @@ def test_doctor_finds_what_is_broken(site):
     assert [line for line in broken if "lightning " in line and "CVE-2026-58659" in line]
     assert len([line for line in broken if "normals" in line and "more than once" in line]) == 2
     assert [line for line in broken if "crash" in line and line.endswith(": no renderer")]
+    assert [line for line in lines if "   adds " in line and "callbacks of meddler" in line]
     assert "   gpu 0              NVIDIA H200, 143771 MiB, driver 570.86.15" in lines
     assert [line for line in lines if f"{site}/a/b, " in line and "GiB free" in line]

@@ -35,6 +35,8 @@ LIBRARIES = (
     "jsonargparse",
     "datasets",
 )
+# Entry points whose callbacks Lightning adds to each Trainer without being told.
+_CALLBACKS = "lightning.pytorch.callbacks_factory"
 SAFE_LIGHTNING = Version("2.6.6")
 
 # Torch and Lightning take 20 s to import from a cold network disk; ten times that is a hang.
@@ -178,6 +180,9 @@ def plug_ins(*, imports: bool) -> Iterator[Finding]:
         yield Finding(head.name, f"{described}: {fault}" if fault else described, bool(fault))
     if not heads:
         yield Finding("heads", "none installed")
+    for added in plugins.installed(_CALLBACKS):
+        told = f"callbacks of {added.origin}, which Lightning adds to every run of its own accord"
+        yield Finding(added.name, told)
     for root in recipes.roots():
         missing = "" if root.path.is_dir() else ": no such folder"
         yield Finding("recipes", f"{root.path} of {root.origin}{missing}", bool(missing))
