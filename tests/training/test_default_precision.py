@@ -1,5 +1,6 @@
 """In which precision a run computes that names none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,8 @@ def test_an_older_torch_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["-c", "pretrain/demo"], "bf16-mixed"),
-        (["-c", "pretrain/demo", "--trainer.precision", "32-true"], "32-true"),
+        (["-c", "pretrain/folder", "--data.path", "."], "bf16-mixed"),
+        (["-c", "pretrain/demo"], "32-true"),
         (["-c", "depth/demo", "--model.backbone.weights", "random"], "32-true"),
     ],
 )
@@ -57,7 +58,33 @@ def test_pretraining_takes_the_fastest_and_heads_do_not_depend_on_the_device(
     cli = PixioCLI(options, "fit")
     assert cli.trainer.precision == expected
     # What is stored is what was asked, so that the run goes on where the device is another one.
-    assert cli.config_dict()["trainer"]["precision"] == ("32-true" if "32-true" in words else None)
+    asked = "32-true" if "pretrain/demo" in words else None
+    assert cli.config_dict()["trainer"]["precision"] == asked
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_run_that_has_begun_keeps_its_precision(
+    recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, and where an earlier version began it, which computed in float32."""
+    recipe = tiny_run.write_recipe(tmp_path)
+    unset = ("--trainer.precision", "null")
+    before = {"amx_bf16": recorded}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: before, raising=False)
+    assert tiny_run.fit(recipe, tmp_path / "run", *unset, "--trainer.max_epochs", 1) == 0
+    state = tmp_path / "run" / "state.json"
+    if not recorded:
+        about = json.loads(state.read_text())
+        del about["precision"]
+        state.write_text(json.dumps(about))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not recorded})
+    words = ["-c", str(recipe), "--out", str(tmp_path / "run"), *unset]
+    for verb, more, expected in (
+        ("fit", [], "bf16-mixed" if recorded else "32-true"),
+        ("validate", [], "bf16-mixed" if recorded else "32-true"),
+        ("fit", ["--fresh"], "32-true" if recorded else "bf16-mixed"),
+    ):
+        assert PixioCLI(parse_options([*words, *more]), verb).trainer.precision == expected
 
 
 def test_a_run_in_half_precision_resumes_bit_for_bit(

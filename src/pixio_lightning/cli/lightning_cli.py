@@ -22,6 +22,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
 from pixio_lightning.models.build import is_generated, resolve_architecture
 from pixio_lightning.models.weights.read import read
+from pixio_lightning.training import run_folder
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks import (
     Checkpoints,
@@ -169,7 +170,7 @@ class PixioCLI(LightningCLI):
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
         if config["precision"] is None and self.model.pretrains:
-            kwargs["precision"] = fastest_precision(config["accelerator"])
+            kwargs["precision"] = self._precision(config["accelerator"])
         callbacks = self.trainer_defaults["callbacks"] = [
             Threads(),  # before whatever computes
             resume.Accumulation(),
@@ -195,6 +196,13 @@ class PixioCLI(LightningCLI):
         # First, so that a run that is being pre-empted saves before others do what can wait.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))
         return trainer
+
+    def _precision(self, accelerator: str) -> str:
+        """Return the precision of a run that names none; one that has begun keeps its own."""
+        folder = self.options.out
+        if self.options.fresh or not run_folder.checkpoints(folder):
+            return fastest_precision(accelerator)
+        return run_folder.read_state(folder).get("precision", "32-true")  # of earlier versions
 
     def _check_precision(self) -> None:
         """Refuse to keep weights in half precision, before anything is planned or built.

@@ -136,8 +136,8 @@ def _fit(cli: PixioCLI) -> int:
     def write() -> None:
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         about = {"recipe": " ".join(options.configs), "steps": steps, "monitor": cli.model.monitor}
-        division = batch._asdict() if batch else None
-        run_folder.write_state(folder, finished=False, batch=division, **about)
+        about |= {"batch": batch._asdict() if batch else None, "precision": cli.trainer.precision}
+        run_folder.write_state(folder, finished=False, **about)
 
     if found:  # what is there stays true if this start comes to nothing
         cli.trainer.callbacks.append(resume.Takeover(write))

@@ -251,7 +251,8 @@ def _is_state(state: dict[str, Any]) -> bool:
     """Whether all that is read of a state is of its kind."""
     step = state.get("step", 0)
     is_count = isinstance(step, int) and 0 <= step < 1 << 63
-    return is_count and (not state.get("finished") or "step" in state)
+    is_text = isinstance(state.get("precision", ""), str)
+    return is_count and is_text and (not state.get("finished") or "step" in state)
 
 
 def write_state(folder: Path, **facts: Any) -> None:
