@@ -198,8 +198,12 @@ class Clips(StreamData):
         )
 
     def training_pairs(self, count: int) -> Iterator[dict[str, Any]]:
-        """Yield the first training samples of the stream, in batches, whichever process asks."""
+        """Yield the first training samples of the stream, in batches, whichever process asks.
+
+        They are pairs of frames, whatever is trained on.
+        """
         samples = self.training_set()
+        samples.two_crops = False
         for start in range(0, count, self.val_batch_size):
             stop = min(start + self.val_batch_size, count)
             batch = collate([samples[i] for i in range(start, stop)])
