@@ -69,7 +69,7 @@ class PackedClips:
                     f"{key} '{path}': {TABLE} is damaged: pack the clips again"
                 ) from None
             fits = len(times) == len(starts) == len(sizes) == self.index.rows_of(group)
-            if not fits or min(starts.min(), sizes.min()) < 0 or (np.diff(times) <= 0).any():
+            if not fits or min(starts.min(), sizes.min()) < 0 or not (np.diff(times) > 0).all():
                 raise UserError(f"{key} '{path}': {TABLE} does not fit the shards: pack them again")
             if len(times) < frames or times[-1] - times[0] < least:
                 reason = f"shorter than {least:g} s, or of fewer than {frames} frames"
