@@ -105,6 +105,15 @@ def test_the_demo_states_the_losses_that_it_was_measured_with() -> None:
     assert set(zero) == {rows["predicting zero"]["held-out loss"]}
 
 
+def test_the_demo_of_the_future_states_what_it_was_measured_with() -> None:
+    expected, rows = EXPECTED["video/demo"]["expect"], read("video_demo.md")
+    assert CITED.search(expected)
+    measured = {"held-out loss": "after 1200 steps"}
+    for part in CITED.sub("", expected).replace("; ", ", ").split(", "):
+        label, _, figure = part.rpartition(" ")
+        assert agrees(figure, rows[measured.get(label, label)]["held-out loss"]), part
+
+
 def test_every_other_figure_is_the_paper_s() -> None:
     """Or that of a run which the header itself names, as no table is kept of it."""
     for name, fields in EXPECTED.items():

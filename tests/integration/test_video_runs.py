@@ -131,5 +131,10 @@ def test_two_processes_equal_one_and_the_backbone_is_any_other(
     backbone.load()
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(backbone(images).tokens, module.backbone(images).tokens)
+    line = ["fit", "-c", "depth/demo", "-c", "with/debug", "--out", str(tmp_path / "head")]
+    line += ["--model.backbone.model_args", "{}", "--model.backbone.layers", "last"]
+    assert main([*line, "--model.backbone.weights", str(checkpoint)]) == 0
+    head = load(tmp_path / "head")
+    assert head.predict(images).shape[-2:] == (64, 64)
     exported = tmp_path / "exported"
     assert main(["export", str(checkpoint), "--to", "transformers", "--out", str(exported)]) == 0

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -145,6 +146,17 @@ def test_what_is_lost_or_other_is_one_line(videos: Path, tmp_path: Path) -> None
     pq.write_table(table.slice(1), out / TABLE)
     with pytest.raises(UserError, match="lists 11 clips, but the shards hold 12"):
         opened(out)
+    rows = table.to_pylist()
+    for wrong in (
+        {"starts": [-1] * 8},
+        {"times": [0.0] * 8},
+        {"sizes": [1]},
+        {"times": [None] * 8},
+    ):
+        changed = [rows[0] | wrong, *rows[1:]]
+        pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), out / TABLE)
+        with pytest.raises(UserError, match="pack them again"):
+            opened(out)
     (out / TABLE).unlink()
     with pytest.raises(UserError, match="holds no shards of clips.*pixio shard DIR SHARDS --clips"):
         opened(out)

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from torch.utils.data import DataLoader
+
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
@@ -23,7 +25,7 @@ from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
 from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import Source
-from pixio_lightning.data.stream import collate, none_usable
+from pixio_lightning.data.stream import Loader, collate, none_usable
 from pixio_lightning.errors import UserError
 
 
@@ -198,15 +200,17 @@ class Clips(StreamData):
         )
 
     def training_pairs(self, count: int) -> Iterator[dict[str, Any]]:
-        """Yield the first training samples of the stream, in batches, whichever process asks."""
+        """Yield the first training samples of the stream, in batches, whichever process asks.
+
+        They are pairs of frames, whatever is trained on.
+        """
         samples = self.training_set()
-        for start in range(0, count, self.val_batch_size):
-            stop = min(start + self.val_batch_size, count)
-            batch = collate([samples[i] for i in range(start, stop)])
-            bad = batch.pop("bad")
-            if not batch:
-                raise none_usable(bad)
-            yield batch
+        samples.two_crops = False
+        # By workers: nothing of FFmpeg is opened where they are forked from.
+        loader = DataLoader(
+            samples, batch_size=self.val_batch_size, sampler=range(count), **self.loader_arguments
+        )
+        yield from Loader(loader, lambda bad, seen: None)
 
     def evaluation_set(self, stage: str) -> HeldOutPairs:
         """Return a sample of every held-out clip; to predict, of every clip but the scenes'."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pixio_lightning.data.clips.pack import TABLE, TABLE_SCHEMA
 from pixio_lightning.data.clips.source import Frame
 from pixio_lightning.data.decode import BadImage, decode_pixels
+from pixio_lightning.data.parquet import TooLarge, read_groups
 from pixio_lightning.data.shards.format import MAX_MEMBER
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.remote import file_system, join
+from pixio_lightning.data.shards.remote import check_address, file_system, join
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
@@ -47,35 +48,34 @@ class PackedClips:
         max_megapixels: float,
         key: str = "data.path",
     ) -> None:
+        rows = _table(path, key)
         self.index = open_index(path, cache=default_cache(), key=key)
         self.max_megapixels = max_megapixels
-        try:
-            with file_system(path).open(join(path, TABLE), "rb") as file:
-                table = pq.read_table(file)
-            columns = [table[name].to_pylist() for name in TABLE_SCHEMA.names]
-        except (OSError, KeyError, pa.ArrowException):
+        if len(rows) != self.index.n_groups:
             raise UserError(
-                f"{key} '{path}' holds no shards of clips ({TABLE} is missing or damaged): write "
-                "them with `pixio shard DIR SHARDS --clips`"
-            ) from None
-        if len(table) != self.index.n_groups:
-            raise UserError(
-                f"{key} '{path}': {TABLE} lists {len(table):,} clips, but the shards hold "
+                f"{key} '{path}': {TABLE} lists {len(rows):,} clips, but the shards hold "
                 f"{self.index.n_groups:,}: pack them again"
             )
         self.bad: list[Bad] = []
         self._clips: list[_Packed] = []
-        for group, (clip, name, seconds, starts, sizes) in enumerate(zip(*columns, strict=True)):
-            times = np.array(seconds, np.float64)
-            places = np.array(starts, np.int64), np.array(sizes, np.int64)
-            if not len(times) == len(places[0]) == len(places[1]) == self.index.rows_of(group):
+        for group, row in enumerate(rows):
+            number, _ = self.index.locate(group)
+            try:
+                times = np.array(row["times"], np.float64)
+                starts, sizes = (np.array(row[name], np.int64) for name in ("starts", "sizes"))
+                clip = _Packed(str(row["clip"]), str(row["file"]), number, times, starts, sizes)
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{key} '{path}': {TABLE} is damaged: pack the clips again"
+                ) from None
+            fits = len(times) == len(starts) == len(sizes) == self.index.rows_of(group)
+            if not fits or min(starts.min(), sizes.min()) < 0 or not (np.diff(times) > 0).all():
                 raise UserError(f"{key} '{path}': {TABLE} does not fit the shards: pack them again")
             if len(times) < frames or times[-1] - times[0] < least:
                 reason = f"shorter than {least:g} s, or of fewer than {frames} frames"
-                self.bad.append((clip, reason))
-                continue
-            number, _ = self.index.locate(group)
-            self._clips.append(_Packed(clip, name, number, times, *places))
+                self.bad.append((clip.name, reason))
+            else:
+                self._clips.append(clip)
         if not self._clips:
             name, reason = self.bad[0]
             raise UserError(f"{key} '{path}' holds no clip that can be used; {name}: {reason}")
@@ -109,6 +109,23 @@ class PackedClips:
             except BadImage as error:
                 raise BadImage(str(error), name=clip.name) from None
         return found
+
+
+def _table(path: str, key: str) -> list[dict[str, Any]]:
+    """Return what the groups of the shards are.
+
+    Raises:
+        UserError: They hold no clips.
+    """
+    files, _ = check_address(path, key)
+    try:
+        with files.open(join(path, TABLE), "rb") as opened, pq.ParquetFile(opened) as file:
+            return read_groups(file, range(file.num_row_groups), TABLE_SCHEMA.names).to_pylist()
+    except (OSError, KeyError, TooLarge, pa.ArrowException):
+        raise UserError(
+            f"{key} '{path}' holds no shards of clips ({TABLE} is missing or damaged): write "
+            "them with `pixio shard DIR SHARDS --clips`"
+        ) from None
 
 
 class _Packed(NamedTuple):
