@@ -231,6 +231,12 @@ def test_a_picture_of_many_scans_is_refused_before_any_is_decoded() -> None:
     assert decode_pixels(whole, max_megapixels=64).shape == (64, 64, 3)
     with pytest.raises(BadImage, match="over 100 scans"):
         decode_pixels(whole[:-2] + 100 * last + whole[-2:], max_megapixels=64)
+    # So may one that is not progressive, by scans without content.
+    whole = encoded("JPEG")
+    at = whole.index(b"\xff\xda")
+    empty = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    with pytest.raises(BadImage, match="over 100 scans"):
+        decode_pixels(whole[:at] + 100 * empty + whole[at:], max_megapixels=64)
 
 
 def test_names_of_pictures_only_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -334,7 +334,7 @@ def shard(argv: list[str]) -> int:
         print(visible(f"skipped {name}: {reason}"))
     bad = Path(options.out) / "bad_files.txt"
     if bad.exists():
-        print(f"{len(bad.read_text().splitlines())} files were left out, listed in {bad}")
+        print(f"{len(bad.read_bytes().splitlines())} files were left out, listed in {bad}")
     print(f"next:\n  pixio fit -c {recipe} --data.source shards --data.path {out}")
     return 0
 

@@ -17,7 +17,7 @@ def fastest_precision(accelerator: str) -> str:
     That is bfloat16 under autocast where products of it have units of their own. On a processor
     these are AMX's: there a step takes half to three quarters of the time of float32, on one that
     has only AVX-512's instructions for bfloat16 1.2 to 1.5 times as long, on others up to 3.5
-    times (benchmarks/results/pretrain_step.md).
+    times (benchmarks/results/speed.md).
 
     Args:
         accelerator: The trainer's; `auto` is a GPU where there is one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,30 @@ def pack(source: Path, out: Path, *words: str) -> None:
 
 def opened(path: Path) -> PackedClips:
     return PackedClips(str(path), least=0.2, frames=2, max_megapixels=1.0)
+
+
+def test_what_is_left_out_may_have_any_name_and_is_forgotten_with_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(tmp_path / "v" / "a.mp4")
+    bad = write_sound(tmp_path / "v" / os.fsdecode(b"\xff.mp4"))
+    pack(tmp_path / "v", tmp_path / "shards")
+    assert "1 files were left out" in capsys.readouterr().out
+    assert (tmp_path / "shards" / "bad_files.txt").read_bytes().startswith(b"\xff.mp4\t")
+    bad.unlink()
+    pack(tmp_path / "v", tmp_path / "shards")
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_the_same_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "v").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "v" / "a.png")
+    bad = tmp_path / "v" / os.fsdecode(b"\xff.png")
+    bad.touch()
+    words = ["shard", str(tmp_path / "v"), str(tmp_path / "shards")]
+    assert main(words) == 0 and "1 files were left out" in capsys.readouterr().out
+    bad.unlink()
+    assert main(words) == 0 and "left out" not in capsys.readouterr().out
 
 
 def test_a_row_is_a_frame_and_a_row_group_a_clip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,13 @@ def test_the_index_is_kept_and_follows_the_files(
     (index,) = (tmp_path / "cache").glob("videos-*.parquet")
     index.write_bytes(b"no parquet")
     assert len(opened(tmp_path / "v")) == 2 and len(looked) == 5
+
+
+def test_a_name_may_hold_any_bytes(tmp_path: Path) -> None:
+    write_video(tmp_path / "v" / os.fsdecode(b"\xff.mp4"))
+    first, again = opened(tmp_path / "v"), opened(tmp_path / "v")
+    assert first.file(0) == again.file(0) == os.fsdecode(b"\xff.mp4")
+    assert [number_of(frame) for frame in again.read(0, [2])] == [2]
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, write_index
-from pixio_lightning.data.shards.pack import entry_of, shard_schema, table_of
+from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
 from pixio_lightning.data.sources import existing_folder, files_below
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.data.video import SUFFIXES, evenly
@@ -122,9 +122,7 @@ def pack_clips(
     with written_aside(out / TABLE) as aside:
         pq.write_table(table, aside, compression="zstd")
     write_index(index, out / INDEX)
-    if left_out:
-        text = "".join(f"{name}\t{reason}\n" for name, reason in dict(left_out).items())
-        (out / "bad_files.txt").write_bytes(text.encode(errors="surrogateescape"))
+    list_left_out(out, dict(left_out).items())
     return index, len(table)
 
 

@@ -7,6 +7,7 @@ size or time, are looked at anew.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,11 +24,11 @@ from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 
-_VERSION = 1  # raise it when what is said of a file changes
+_VERSION = 2  # raise it when what is said of a file changes
 _ANY_SIZE = 1e6  # megapixels: whether a video is too large is asked of the index
 _SCHEMA = pa.schema(
     [
-        ("name", pa.string()),
+        ("name", pa.binary()),  # of files, which may hold any bytes
         ("size", pa.int64()),
         ("mtime", pa.int64()),
         ("pixels", pa.int64()),
@@ -112,18 +113,23 @@ def _read(path: Path) -> list[Video]:
     if not path.exists():
         return []
     try:
-        rows = pq.read_table(path).to_pylist()
         return [
             Video(
-                **row | {"times": np.array(row["times"]), "keys": np.array(row["keys"], np.int32)}
+                **row
+                | {
+                    "name": os.fsdecode(row["name"]),
+                    "times": np.array(row["times"]),
+                    "keys": np.array(row["keys"], np.int32),
+                }
             )
-            for row in rows
+            for row in pq.read_table(path).to_pylist()
         ]
-    except (pa.ArrowException, OSError, TypeError):
+    except (pa.ArrowException, OSError, TypeError, KeyError):
         return []  # damaged, and so made anew
 
 
 def _write(path: Path, videos: list[Video]) -> None:
-    table = pa.Table.from_pylist([video._asdict() for video in videos], schema=_SCHEMA)
+    rows = [video._asdict() | {"name": os.fsencode(video.name)} for video in videos]
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     with written_aside(path) as aside:
         pq.write_table(table, aside, compression="zstd")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -100,11 +100,18 @@ def pack(
         packed = list(tqdm(running, "packing shards", len(tasks), disable=None))
     index = ShardIndex(str(out), [entry.shard for entry in packed], skipped=skipped)
     write_index(index, out / INDEX)
-    left_out = [bad for entry in packed for bad in entry.left_out]
-    if left_out:
-        text = "".join(f"{n}\t{r}\n" for n, r in left_out)
-        (out / "bad_files.txt").write_bytes(text.encode(errors="surrogateescape"))
+    list_left_out(out, [bad for entry in packed for bad in entry.left_out])
     return index
+
+
+def list_left_out(out: Path, left_out: Iterable[tuple[str, str]]) -> None:
+    """Write bad_files.txt, a name and a reason a line; where all are good, none is left."""
+    text = "".join(f"{name}\t{reason}\n" for name, reason in left_out)
+    path = out / "bad_files.txt"
+    if text:
+        path.write_bytes(text.encode(errors="surrogateescape"))
+    else:
+        path.unlink(missing_ok=True)
 
 
 Read = Callable[[], Iterator[Encoded]]
