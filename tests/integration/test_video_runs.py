@@ -78,6 +78,7 @@ def log(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("source", ["videos", "shards"])
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(source: str, videos: Path, tmp_path: Path) -> None:
     path = videos
     if source == "shards":

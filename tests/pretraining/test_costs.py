@@ -163,7 +163,13 @@ def test_the_largest_model_is_planned_without_its_memory():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20  # KiB of 20 GiB
 
 
-@pytest.mark.parametrize("name", ["vitb16_imagenet", "vith16_imagenet", "vit5b16_web"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vitb16_imagenet",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vith16_imagenet", "vit5b16_web")),
+    ],
+)
 def test_the_plans_of_the_page_are_those_of_the_recipes(name: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     recipe = yaml.safe_load(recipes.find(f"pretrain/{name}").read_text())
