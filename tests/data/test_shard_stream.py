@@ -137,7 +137,7 @@ def test_the_order_changes_with_pass_and_seed_and_mixes_shards(index: ShardIndex
     assert neighbours.mean() < 0.1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stream_goes_on_exactly_where_it_stopped(index: ShardIndex, workers: int) -> None:
     """At any batch, over the end of a pass, twice in a row: keys and pixels."""
     whole = take(loader_of(index, world=2, rank=1, workers=workers), 45)

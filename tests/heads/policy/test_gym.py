@@ -104,6 +104,7 @@ def test_there_is_no_expert() -> None:
         gym.expert("Drawn-v0")
 
 
+@pytest.mark.slow
 def test_a_process_of_an_environment_has_one_thread() -> None:
     """Whatever the parent has, which is a process of its own here: the first pool decides."""
     code = """

@@ -202,6 +202,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_drawing_takes_what_works() -> None:
     """Nothing is told at the interpreter's end."""
     assert in_a_process(MAKE, MUJOCO_GL="") == "True\n"

@@ -39,6 +39,7 @@ def rows(folder: Path, stage: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["stage"] == stage]
 
 
+@pytest.mark.slow
 def test_episodes_are_the_same_again_and_in_two_processes(tmp_path: Path) -> None:
     line = ["-c", "policy/demo", *BACKBONE, *EPISODES, "--out", str(tmp_path)]
     assert main(["fit", *line]) == 0

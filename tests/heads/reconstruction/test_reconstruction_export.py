@@ -164,7 +164,7 @@ def test_glb_is_upright_and_shows_the_cameras(found: Reconstructed, folder: Path
 # --- cameras ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spaces", [False, True])
+@pytest.mark.parametrize("spaces", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_colmap_reads_the_same_cameras_and_points(
     spaces: bool, found: Reconstructed, tmp_path: Path
 ) -> None:
