@@ -1,8 +1,10 @@
 """`pixio runs`: how far each run got, and what differs between two, without torch."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,22 @@ def test_runs_are_listed_with_their_last_and_best_metric(
     ]
     assert told[str(tmp_path / "deep" / "b")][:2] == ["stopped", "4"]
     assert told[str(tmp_path / "c")][0] == "damaged"
+
+
+def test_a_file_that_is_renamed_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path / "a", step=1, finished=False)
+    walk = os.walk
+
+    def walked(*args: object) -> Iterator[tuple[str, list[str], list[str]]]:
+        (folder / ".last.ckpt.1").touch()
+        for found in walk(*args):
+            (folder / ".last.ckpt.1").unlink(missing_ok=True)  # as the run does that writes it
+            yield found
+
+    monkeypatch.setattr("os.walk", walked)
+    assert main(["runs", str(folder)]) == 0 and " stopped " in capsys.readouterr().out
 
 
 def test_a_run_that_is_on_is_seen_from_another_process(tmp_path: Path) -> None:

@@ -252,6 +252,7 @@ def test_it_says_predicts_only_where_no_copy_does_as_well() -> None:
     for worse in ({"structure": 0.42}, {"wrong_past": 0.5}):
         assert "predicts" not in verdict(last | worse)
     assert "does not use the past" in verdict(last | {"wrong_past": 0.45})
+    assert verdict({n: v for n, v in last.items() if n != "wrong_past"}).startswith("none")
 
 
 # --- learning ---------------------------------------------------------------------------------

@@ -59,7 +59,10 @@ def look_at(folder: Path) -> Run:
     changed, size = 0.0, 0
     for place, _, files in os.walk(folder):
         for name in files:
-            about = os.stat(os.path.join(place, name), follow_symlinks=False)
+            try:
+                about = os.stat(os.path.join(place, name), follow_symlinks=False)
+            except FileNotFoundError:  # renamed since by the run that writes it
+                continue
             changed, size = max(changed, about.st_mtime), size + about.st_size
     try:
         state = run_folder.read_state(folder)

@@ -188,7 +188,6 @@ class FuturePrediction(PatchPrediction):
         weight, channels = batch["weight"], self.backbone.channels
         gap, random_key = batch["gap"], self.fixed_draw(batch)
         result = self(batch["past"], batch["future"], gap, random_key)
-        wrong = self(batch["wrong_past"], batch["future"], gap, random_key)
         copy = self._as_prediction(batch["past"][:, -1], result.pixels, result.mask)
         hedged = self.hedged(copy, gap[:, -1])
         target = result.target
@@ -204,8 +203,10 @@ class FuturePrediction(PatchPrediction):
             "hedged": of_hedged.whole,
             "hedged_hue": of_hedged.hue,
             "hedged_structure": of_hedged.structure,
-            "wrong_past": errors_of(wrong.prediction, target, channels).whole,
         }
+        if "wrong_past" in batch:
+            wrong = self(batch["wrong_past"], batch["future"], gap, random_key)
+            each["wrong_past"] = errors_of(wrong.prediction, target, channels).whole
         if "warp" in batch:
             warp = self._as_prediction(batch["warp"], result.pixels, result.mask)
             each["warp"] = errors_of(warp, target, channels).whole

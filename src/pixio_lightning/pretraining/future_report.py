@@ -49,6 +49,8 @@ def report(metrics: Metrics) -> dict[str, str]:
 
 def verdict(last: dict[str, float]) -> str:
     """Say "predicts" only where copying does less well and the past is used."""
+    if "wrong_past" not in last:
+        return "none: whether the past is used shows beside that of another clip; hold out two"
     if last["wrong_past"] <= last["loss"]:
         return "does not use the past: that of another clip does as well"
     better = 1 - last["structure"] / last["hedged_structure"] if last["hedged_structure"] else 0.0

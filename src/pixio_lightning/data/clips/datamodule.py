@@ -34,8 +34,8 @@ class Clips(StreamData):
 
     A batch holds `past` uint8 `(B, K, 3, S, S)`, `future` uint8 `(B, 3, S, S)`, `gap` float32
     `(B, K)`, the seconds from each past frame to the future one, and `key` int64 `(B,)`; of
-    held-out clips also `wrong_past`, that of another clip, and of rendered ones `warp`, the last
-    past frame moved by exact flow.
+    held-out clips also `wrong_past`, that of another one, if any, and of rendered ones `warp`, the
+    last past frame moved by exact flow.
 
     Args:
         source: `scenes` (rendered on first use), `videos` (nested mp4, mov, mkv, webm, avi; by

@@ -128,9 +128,10 @@ class TrainingPairs(TrainingSamples):
 
 
 class HeldOutPairs(HeldOutSamples):
-    """A sample of every clip, always the same; and the past of another clip.
+    """A sample of every clip, always the same; and the past of another clip, where there is one.
 
-    Of rendered clips also `warp`, the last past frame moved by exact flow.
+    That is one of another file, unless all are of one. Of rendered clips also `warp`, the last past
+    frame moved by exact flow.
 
     Args:
         source: The clips.
@@ -154,16 +155,17 @@ class HeldOutPairs(HeldOutSamples):
         """Return the sample of a clip."""
         name, times = self.source.name(index), self.source.times(index)
         key = key_of(name)
-        other = (index + len(self.source) // 2) % len(self.source)
+        other = self._other(index)
         try:
             frames = self.choose(times, RandomKey(key, 0, _FIXED_STEP))
             images = self._cut(self.source.read(index, frames))
             found: dict[str, Any] = {
                 "past": images[:-1],
                 "future": images[-1],
-                "wrong_past": self._past(other),
                 "gap": gaps(times, frames),
             }
+            if other is not None:
+                found["wrong_past"] = self._past(other)
             if isinstance(self.source, SceneSource):
                 found["warp"] = self._cut([self.source.warp(index, *frames[-2:])])[0]
         except BadImage as error:
@@ -172,6 +174,13 @@ class HeldOutPairs(HeldOutSamples):
             file = self.source.file(index)
             return file, f"cannot be read ({error.strerror or type(error).__name__})"
         return found | {"key": key, "name": name}
+
+    def _other(self, index: int) -> int | None:
+        """Return the clip half of all further on, or the next one that is of another file."""
+        n, file = len(self.source), self.source.file(index)
+        others = ((index + n // 2 + i) % n for i in range(n))
+        foreign = (i for i in others if self.source.file(i) != file)
+        return next(foreign, (index + n // 2) % n if n > 1 else None)
 
     def _past(self, index: int) -> Tensor:
         key = RandomKey(key_of(self.source.name(index)), 0, _FIXED_STEP)
