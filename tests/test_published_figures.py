@@ -24,6 +24,10 @@ FIGURE = re.compile(r"\d*\.\d+|\d[\d,]*")
 ROWS = {
     "classification/demo": ("pretrained, linear, place", "random-init, linear, place", "majority"),
     "depth/demo": ("pretrained backbone", "random-init backbone", "median map"),
+    "distill/demo": (
+        *("distilled student, depth", "random-init student, depth"),
+        *("pixel-pretrained student, depth", "teacher, depth"),
+    ),
     "policy/demo": (
         *("pretrained, key points", "random-init, key points", "blind (own state only)"),
     ),
