@@ -129,7 +129,7 @@ def _result_devices(func: Any, args: Any, kwargs: Any) -> list[str] | None:
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     from_cuda = any(isinstance(x, OnCuda) for x in given)
-    asked = kwargs.get("device")
+    asked, devices = kwargs.get("device"), []
     if asked is not None and asked.type == _INSIDE.type:
         asked, kwargs = CUDA, kwargs | {"device": CUDA}
     to_cuda = asked is not None and asked.type == "cuda"
@@ -148,10 +148,12 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         plain = kwargs | {"device": torch.device("cpu")} if to_cuda else kwargs
         inner_args, inner_kwargs = tree_map_only(OnCuda, lambda x: x.value, (args, plain))
         out = func(*inner_args, **inner_kwargs)
-    # Operations in place may return nothing; what depends on values gives the host a shape.
-    if from_cuda and (
-        devices is None or (not on_cuda and any(x is not None for x in tree_leaves(out)))
-    ):
+    # Operations in place may return nothing; what depends on values gives the host a shape, of an
+    # index only where it is a mask.
+    shaped = devices is None and (
+        func is not torch.ops.aten.index.Tensor or any(x.dtype == torch.bool for x in given[1:])
+    )
+    if from_cuda and (shaped or (not on_cuda and any(x is not None for x in tree_leaves(out)))):
         reads.append(str(func))
     if not on_cuda:
         return out
