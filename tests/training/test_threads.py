@@ -30,13 +30,8 @@ def test_data_workers_have_a_core_each(
     assert threads_for(cores, processes=processes, workers=workers) == expected
 
 
-@pytest.mark.parametrize("given", [None, "1"])
-def test_what_the_user_gives_counts_and_not_what_lightning_sets(
-    given: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Lightning sets the variable once it has started processes, before callbacks are set up."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    monkeypatch.setattr(threads, "_GIVEN", given)
+def set_on_sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the threads that one of two processes on a machine sets, with three data workers."""
     monkeypatch.setattr(threads, "_TORCHS", 16)
     monkeypatch.setattr(threads, "available_cores", lambda: 16)
     found: list[int] = []
@@ -48,7 +43,17 @@ def test_what_the_user_gives_counts_and_not_what_lightning_sets(
         num_nodes=2,
     )
     Threads().setup(trainer, trainer, "fit")
-    assert found == ([] if given else [5])
+    return found
+
+
+@pytest.mark.parametrize("given", [None, "1"])
+def test_what_the_user_gives_counts_and_not_what_lightning_sets(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning sets the variable once it has started processes, before callbacks are set up."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setattr(threads, "_GIVEN", given)
+    assert set_on_sixteen_cores(monkeypatch) == ([] if given else [5])
 
 
 @pytest.mark.parametrize(
@@ -67,15 +72,4 @@ def test_cores_that_slurm_has_bound_to_a_task_are_not_divided_again(
     for name, value in bound.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(threads, "_GIVEN", None)
-    monkeypatch.setattr(threads, "_TORCHS", 16)
-    monkeypatch.setattr(threads, "available_cores", lambda: 16)
-    found: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", found.append)
-    trainer: Any = SimpleNamespace(
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        datamodule=SimpleNamespace(num_workers=3),
-        world_size=4,
-        num_nodes=2,
-    )
-    Threads().setup(trainer, trainer, "fit")
-    assert found == [expected]
+    assert set_on_sixteen_cores(monkeypatch) == [expected]

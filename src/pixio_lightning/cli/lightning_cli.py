@@ -169,8 +169,7 @@ class PixioCLI(LightningCLI):
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
-        if config["precision"] is None and self.model.pretrains:
-            kwargs["precision"] = self._precision(config["accelerator"])
+        kwargs["precision"] = self.precision
         callbacks = self.trainer_defaults["callbacks"] = [
             Threads(),  # before whatever computes
             resume.Accumulation(),
@@ -197,11 +196,14 @@ class PixioCLI(LightningCLI):
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))
         return trainer
 
-    def _precision(self, accelerator: str) -> str:
-        """Return the precision of a run that names none; one that has begun keeps its own."""
-        folder = self.options.out
+    @property
+    def precision(self) -> Any:
+        """What a run computes in; a pretraining that names none goes on in what it began in."""
+        folder, config = self.options.out, self.config_init["trainer"]
+        if config["precision"] is not None or not self.model.pretrains:
+            return config["precision"]
         if self.options.fresh or not run_folder.checkpoints(folder):
-            return fastest_precision(accelerator)
+            return fastest_precision(config["accelerator"])
         return run_folder.read_state(folder).get("precision", "32-true")  # of earlier versions
 
     def _check_precision(self) -> None:

@@ -27,7 +27,6 @@ from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.head import Head
-from pixio_lightning.training.precision import fastest_precision
 from pixio_lightning.training.strategy import lost_process
 
 
@@ -383,7 +382,7 @@ def check(cli: PixioCLI) -> int:
         facts |= costs.plan(
             cli.model,
             size,
-            precision=trainer["precision"] or fastest_precision(trainer["accelerator"]),
+            precision=cli.precision,
             batch=data.batch_size,
             devices=world,
             steps=steps,

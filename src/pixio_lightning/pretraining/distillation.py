@@ -17,6 +17,7 @@ from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.masking import block_mask, count_blocks
 from pixio_lightning.pretraining.baselines import beside_baselines, digits
+from pixio_lightning.pretraining.pretraining import Pretraining
 from pixio_lightning.pretraining.student import (
     ProjectedBackbone,
     Student,
@@ -33,19 +34,15 @@ from pixio_lightning.pretraining.token_loss import (
 )
 from pixio_lightning.pretraining.token_panel import token_panel
 from pixio_lightning.training import visualize
-from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim, Part
 from pixio_lightning.training.precision import full_precision
 from pixio_lightning.training.run_folder import Metrics
-
-# Held-out images are always masked as if drawn in this step, whichever it is.
-_FIXED_STEP = -1
 
 # What needs no looking: logged as val/NAME, and told under these titles.
 _BASELINES = {"constant": "best constant tokens", "position": "best tokens of each place"}
 
 
-class Distillation(BackboneModule):
+class Distillation(Pretraining):
     """Train students on the tokens of a frozen backbone, the teacher (Pixio's own smaller models).
 
     The teacher sees each batch once, whole, without a gradient; its target is what its last block
@@ -75,8 +72,6 @@ class Distillation(BackboneModule):
             frozen, has another grid of tokens or a name that cannot be used; or there is none.
     """
 
-    pretrains = True
-
     def __init__(
         self,
         backbone: Backbone,
@@ -87,14 +82,14 @@ class Distillation(BackboneModule):
         optim: Optim = Optim(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optim=optim)
+        super().__init__(backbone, optim=optim, seed=seed)
         _check_teacher(backbone)
         if not students:
             raise UserError("there is nothing to train: give model.students, by name")
         for name, student in students.items():
             check_student(name, student, backbone)
             student.backbone.licence = distilled_licence(student.backbone, backbone)
-        self.students, self.distance, self.weighting, self.seed = students, loss, weighting, seed
+        self.students, self.distance, self.weighting = students, loss, weighting
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         sums = [SumMetric(nan_strategy="disable") for _ in range(len(students) + 1)]
         self._val: Any = nn.ModuleList(sums)  # of each student, and of the weights
@@ -104,28 +99,10 @@ class Distillation(BackboneModule):
 
     # --- construction -------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Look at the data before anything is loaded."""
-        if self.attached is not None:
-            self.read_data_attributes(self.attached.datamodule)
-
-    def read_data_attributes(self, data: Any) -> None:
-        """Refuse images that are not whole tokens, or whose tokens are not whole blocks of a mask.
-
-        Raises:
-            UserError: They are not; the student is named.
-        """
-        super().read_data_attributes(data)
-        size, stride = getattr(data, "image_size", None), self.backbone.stride
-        if not isinstance(size, int):
-            return
-        if size % stride:
-            raise UserError(
-                f"data.image_size is {size}, but expected a multiple of {stride}, the side of a "
-                f"token of {self.backbone.name}"
-            )
+    def check_mask(self, grid: tuple[int, int]) -> None:
+        """Refuse a grid of tokens that are not whole blocks of a student's mask, which is named."""
         for name, student in self.students.items():
-            self._blocks(name, student, (size // stride, size // stride))
+            self._blocks(name, student, grid)
 
     def build(self, backbone: Backbone) -> nn.ModuleDict:
         """Return the students; each starts from random numbers of its own."""
@@ -236,7 +213,7 @@ class Distillation(BackboneModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Accumulate the losses of held-out images under fixed masks, and their baselines."""
         weight = batch["weight"]
-        result = self(batch["image"], self._fixed_key(batch))
+        result = self(batch["image"], self.fixed_draw(batch))
         for metric, loss in zip(self._val, self._losses(result).values(), strict=False):
             metric.update(loss * weight)
         self._val[-1].update(weight)
@@ -255,14 +232,7 @@ class Distillation(BackboneModule):
         values |= losses if len(losses) > 1 else {}
         if (targets := self._targets.sums()) is not None:
             values |= self._constants(self.trainer.strategy.reduce(targets, reduce_op="sum"))
-        if self.trainer.sanity_checking:
-            # The pass before the first step is the start of the curve, but Lightning drops it.
-            for logger in self.loggers:
-                logger.log_metrics({f"val/{k}": float(v) for k, v in values.items()}, step=0)
-            return
-        stage = "test" if self.trainer.testing else "val"
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value, sync_dist=True)
+        self.log_evaluation(values)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -289,9 +259,6 @@ class Distillation(BackboneModule):
             text = ", ".join(f"{n} {float(loss[index]):.3f}" for n, loss in losses.items())
             one = panel._replace(rows=[row], caption=f"loss of {text}")
             self.show(folder, name, one, suffix=".png", label=f"{name}: {text}")
-
-    def _fixed_key(self, batch: dict[str, Any]) -> RandomKey:
-        return RandomKey(batch["key"], self.seed, _FIXED_STEP)
 
     def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
         """Draw the teacher's tokens beside the students', in a row for each image."""

@@ -9,15 +9,11 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches
 from pixio_lightning.models.masking import Mask, gather_tokens, unpatchify
-from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.pretraining.pretraining import Pretraining
 from pixio_lightning.training.optim import Optim
-
-# Held-out samples are always masked as if drawn in this step, whichever it is.
-_FIXED_STEP = -1
 
 
 class Reconstruction(NamedTuple):
@@ -40,7 +36,7 @@ class Reconstruction(NamedTuple):
     grid: tuple[int, int]
 
 
-class PatchPrediction(BackboneModule):
+class PatchPrediction(Pretraining):
     """A backbone that is trained with a decoder of hidden patches.
 
     Args:
@@ -55,8 +51,6 @@ class PatchPrediction(BackboneModule):
         UserError: The backbone is frozen.
     """
 
-    pretrains = True
-
     def __init__(
         self,
         backbone: Backbone,
@@ -67,41 +61,15 @@ class PatchPrediction(BackboneModule):
         seed: int,
         logged: tuple[str, ...],
     ) -> None:
-        super().__init__(backbone, optim=optim)
+        super().__init__(backbone, optim=optim, seed=seed)
         if backbone.frozen:
             raise UserError("pretraining trains its backbone: set model.backbone.tune to full")
-        self.norm_pix, self.decoder_size, self.seed = norm_pix, decoder, seed
+        self.norm_pix, self.decoder_size = norm_pix, decoder
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         names = (*logged, "weight")
         self.held_out_sums: Any = torch.nn.ModuleDict(
             {n: SumMetric(nan_strategy="disable") for n in names}
         )
-
-    def setup(self, stage: str) -> None:
-        """Look at the data before anything is loaded."""
-        if self.attached is not None:
-            self.read_data_attributes(self.attached.datamodule)
-
-    def read_data_attributes(self, data: Any) -> None:
-        """Refuse images that the mask does not fit: their grid is masked, not that of the weights.
-
-        Raises:
-            UserError: The images are not whole tokens, or the mask does not fit them.
-        """
-        super().read_data_attributes(data)
-        size, stride = getattr(data, "image_size", None), self.backbone.stride
-        if not isinstance(size, int):
-            return
-        if size % stride:
-            raise UserError(
-                f"data.image_size is {size}, but expected a multiple of {stride}, the side of a "
-                f"token of {self.backbone.name}"
-            )
-        self.check_mask((size // stride, size // stride))
-
-    def check_mask(self, grid: tuple[int, int]) -> None:
-        """Refuse a grid of patches that the mask does not fit."""
-        raise NotImplementedError
 
     def hidden_target(self, pixels: Tensor, mask: Mask) -> Tensor:
         """Return what is to be predicted of patches `(B, N, V)`: the hidden ones `(B, m, V)`."""
@@ -124,24 +92,13 @@ class PatchPrediction(BackboneModule):
                 values[name] = sums[name] / weight
         for metric in self.held_out_sums.values():
             metric.reset()
-        if self.trainer.sanity_checking:
-            # The pass before the first step is the start of the curve, but Lightning drops it.
-            for logger in self.loggers:
-                logger.log_metrics({f"val/{k}": float(v) for k, v in values.items()}, step=0)
-            return
-        stage = "test" if self.trainer.testing else "val"
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value, sync_dist=True)
+        self.log_evaluation(values)
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out loss beside what needs no learning."""
         self.log_held_out()
 
     on_test_epoch_end = on_validation_epoch_end
-
-    def fixed_draw(self, batch: dict[str, Any]) -> RandomKey:
-        """Return the random key of held-out samples."""
-        return RandomKey(batch["key"], self.seed, _FIXED_STEP)
 
     def to_uint8(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Turn patches of normalised pixels `(B, N, V)` into pictures uint8 `(B, 3, H, W)`."""

@@ -7,6 +7,7 @@ what a checkpoint holds.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,17 @@ class BackboneModule(L.LightningModule):
     def log_training(self, loss: Tensor) -> None:
         """Take in the loss of a batch; `optimizer_step` logs the mean of all since it last did."""
         self._train_loss.update(loss.detach())
+
+    def log_evaluation(self, values: Mapping[str, Any]) -> None:
+        """Log what an evaluation has measured, as `val/NAME` or `test/NAME`."""
+        if self.trainer.sanity_checking:
+            # The pass before the first step is the start of the curve, but Lightning drops it.
+            for logger in self.loggers:
+                logger.log_metrics({f"val/{k}": float(v) for k, v in values.items()}, step=0)
+            return
+        stage = "test" if self.trainer.testing else "val"
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step; every `log_every_n_steps`, log the mean loss and the highest rate.

@@ -285,15 +285,8 @@ class Head(TaskModule):
         """Log the metrics; `outcome` keeps them beside what they must be compared with."""
         assert self.evaluation is not None
         self.outcome = outcome = self.evaluation.finish()
-        stage = "test" if self.trainer.testing else "val"
         values = outcome.metrics | ({} if outcome.loss is None else {"loss": outcome.loss})
-        if self.trainer.sanity_checking:
-            # The pass before the first step is the start of the curve, but Lightning drops it.
-            for logger in self.loggers:
-                logger.log_metrics({f"{stage}/{k}": v for k, v in values.items()}, step=0)
-            return
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value, sync_dist=True)
+        self.log_evaluation(values)
 
     on_test_epoch_end = on_validation_epoch_end
 

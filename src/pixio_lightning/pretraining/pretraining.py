@@ -1,0 +1,60 @@
+"""What all modules share that train a backbone as such."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.keyed import RandomKey
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.optim import Optim
+
+# Held-out samples are always masked as if drawn in this step, whichever it is.
+_FIXED_STEP = -1
+
+
+class Pretraining(BackboneModule):
+    """A module whose result is a backbone, trained on images cut into a grid of patches.
+
+    Args:
+        backbone: What is trained, or what is learned from.
+        optim: Optimiser and schedule.
+        seed: Seed of masks and drop path.
+    """
+
+    pretrains = True
+
+    def __init__(self, backbone: Backbone, *, optim: Optim, seed: int) -> None:
+        super().__init__(backbone, optim=optim)
+        self.seed = seed
+
+    def setup(self, stage: str) -> None:
+        """Look at the data before anything is loaded."""
+        if self.attached is not None:
+            self.read_data_attributes(self.attached.datamodule)
+
+    def read_data_attributes(self, data: Any) -> None:
+        """Refuse images that a mask does not fit: their grid is masked, not that of the weights.
+
+        Raises:
+            UserError: The images are not whole tokens, or a mask does not fit them.
+        """
+        super().read_data_attributes(data)
+        size, stride = getattr(data, "image_size", None), self.backbone.stride
+        if not isinstance(size, int):
+            return
+        if size % stride:
+            raise UserError(
+                f"data.image_size is {size}, but expected a multiple of {stride}, the side of a "
+                f"token of {self.backbone.name}"
+            )
+        self.check_mask((size // stride, size // stride))
+
+    def check_mask(self, grid: tuple[int, int]) -> None:
+        """Refuse a grid of patches that a mask does not fit."""
+        raise NotImplementedError
+
+    def fixed_draw(self, batch: dict[str, Any]) -> RandomKey:
+        """Return the random key of held-out samples."""
+        return RandomKey(batch["key"], self.seed, _FIXED_STEP)
