@@ -44,8 +44,10 @@ def test_a_suite_runs_once_and_prints_its_table(
     assert "| random |" in table and "+-" in table and "| constant |" in table
     assert "Evaluated on val of scenes 2x2 views of studio, 64 px, 4 samples; depth 0" in table
     assert table in capsys.readouterr().out
+    write(tmp_path, title=2026)  # a number to YAML
     assert main(words) == 0
     assert "step 2/2" not in capsys.readouterr().out
+    assert "<h1>2026</h1>" in (tmp_path / "out/index.html").read_text()
     assert main(["bench", "--compare", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
     assert "no difference" in capsys.readouterr().out
 

@@ -39,7 +39,7 @@ def main(words: list[str], *, suite: str, out: str | None) -> int:
     outcome = run(content, folder, words=words)
     if not is_first():
         return 0
-    rows, better, title = outcome.rows, better_ends(content), content.get("title", path.stem)
+    rows, better, title = outcome.rows, better_ends(content), str(content.get("title", path.stem))
     text = f"{title}\n\n{table(rows, better)}\n"
     text += "".join(f"\nEvaluated on {line}\n" for line in outcome.about)
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in outcome.warnings)
