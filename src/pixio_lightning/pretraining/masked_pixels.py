@@ -73,7 +73,7 @@ class PixelPretraining(PatchPrediction):
             decoder=decoder,
             optim=optim,
             seed=seed,
-            logged=("loss", *_BASELINES),
+            summed=("loss", *_BASELINES),
         )
         self.mask_ratio, self.mask_grid = mask_ratio, mask_grid
         # Of the batches that were evaluated, by what they hold.
