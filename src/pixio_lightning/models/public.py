@@ -10,6 +10,7 @@ from pixio_lightning.models.dense_decoders import (
     upsample,
 )
 from pixio_lightning.models.features import Features, Layer, Reads, joined
+from pixio_lightning.models.linear_map import LinearMap, ridge
 from pixio_lightning.models.neighbours import nearest_neighbours, vote
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "Features",
     "Layer",
     "LinearDecoder",
+    "LinearMap",
     "Reads",
     "SyncedBatchNorm2d",
     "joined",
+    "ridge",
     "upsample",
 ]
