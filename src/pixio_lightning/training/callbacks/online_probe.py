@@ -15,8 +15,7 @@ from pixio_lightning.data.samples import HeldOutSamples, spread
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.data.stream import EvenShare, Loader
 from pixio_lightning.errors import UserError
-from pixio_lightning.models.linear_map import ridge
-from pixio_lightning.models.neighbours import nearest_neighbours, vote
+from pixio_lightning.models.probes import nearest_neighbours, ridge, vote
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 _TEMPERATURE = 0.07  # of the vote, Wu et al., 2018 (https://arxiv.org/abs/1805.01978)
