@@ -31,7 +31,8 @@ from pixio_lightning.models.masking import (
 from pixio_lightning.models.weights.key_names import to_mae_decoder
 from pixio_lightning.models.weights.read import read, refuse_non_finite
 from pixio_lightning.models.weights.report import matched
-from pixio_lightning.pretraining.baselines import beside_baselines, inverse_distance
+from pixio_lightning.pretraining.baselines import beside_baselines, digits, inverse_distance
+from pixio_lightning.pretraining.patch_errors import errors_of
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
@@ -81,7 +82,7 @@ class PixelPretraining(PatchPrediction):
             decoder=decoder,
             optim=optim,
             seed=seed,
-            logged=("loss", *_BASELINES),
+            summed=("loss", "hue", "structure", *_BASELINES),
         )
         self.mask_ratio, self.mask_grid = mask_ratio, mask_grid
         self.pretrained_decoder = pretrained_decoder
@@ -148,7 +149,12 @@ class PixelPretraining(PatchPrediction):
         result = self(batch["image"], self.fixed_draw(batch))
         if seen not in self._baseline_losses:
             self._baseline_losses[seen] = self._score_baselines(result)
-        losses = {"loss": pixel_loss(result.prediction, result.target)}
+        error = errors_of(result.prediction, result.target, self.backbone.channels)
+        losses = {
+            "loss": pixel_loss(result.prediction, result.target),
+            "hue": error.hue.mean(dim=1),
+            "structure": error.structure.mean(dim=1),
+        }
         self.held_out_sums["weight"].update(weight)
         for name, values in (losses | self._baseline_losses[seen]).items():
             self.held_out_sums[name].update(values * weight)
@@ -233,7 +239,11 @@ class PixelPretraining(PatchPrediction):
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss at the start and the end, beside what needs no learning."""
-        return beside_baselines(metrics, _BASELINES)
+        facts = beside_baselines(metrics, _BASELINES)
+        hue, structure = (metrics.first_and_last(f"val/{name}") for name in ("hue", "structure"))
+        if hue and structure:
+            facts["held-out loss"] += f" (hue {digits(hue[1])} + structure {digits(structure[1])})"
+        return facts
 
 
 def _fill(decoder: MaeDecoder, source: str) -> None:
