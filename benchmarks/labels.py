@@ -1,7 +1,6 @@
 """How many labels pretraining is worth: error over labelled scenes, from scratch and pretrained.
 
-    for s in 0 1 2; do pixio fit -c pretrain/demo --out runs/pretrain/demo-$s --seed_everything $s \\
-        --data.seed $s --model.seed $s; done
+    the three backbones of demo_seeds.yaml, then
     python benchmarks/labels.py depth            trains what results/labels_depth.jsonl lacks
     python benchmarks/labels.py depth --draw     the page and its chart, from that file
 
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pages
 from line_chart import Line, draw
 
 from pixio_lightning.training import results
@@ -162,20 +162,11 @@ def page(task: Task, path: Path) -> None:
     base = [
         [e["baseline"] for e in entries if e["labels"] == n and e["seed"] in SEEDS] for n in LABELS
     ]
-    table.append(
-        f"| {task.baseline.replace('_', ' ')} | "
-        + " | ".join(f"{np.mean(b):.3f}" if b else "" for b in base)
-        + " |"
-    )
-    table += [
-        "",
-        f"CPU time of all runs: {sum(e['cpu_s'] for e in entries) / 3600:.1f} hours of one core.",
-    ]
-    target = path.with_suffix(".md")
-    begin, end = "<!-- table -->\n", "<!-- /table -->\n"
-    text = target.read_text() if target.exists() else f"{begin}{end}"
-    before, after = text.split(begin)[0], text.split(end)[1]
-    target.write_text(before + begin + "\n".join(table) + "\n" + end + after)
+    means = [f"{np.mean(values):.3f}" if values else "" for values in base]
+    table.append(f"| {task.baseline.replace('_', ' ')} | " + " | ".join(means) + " |")
+    hours = sum(entry["cpu_s"] for entry in entries) / 3600
+    table += ["", f"CPU time of all runs: {hours:.1f} hours of one core."]
+    pages.fill(path.with_suffix(".md"), table)
     lines = {name: line for name, line in lines.items() if line.x}
     draw(path.with_suffix(".png"), lines, x="labelled scenes", y=task.metric)
 

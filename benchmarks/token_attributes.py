@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import torch
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
@@ -66,8 +67,8 @@ def deviation(shares: np.ndarray) -> float:
     return float(shares.std(axis=0, ddof=1).mean())
 
 
-def page(lines: list[dict[str, Any]]) -> str:
-    """Return the page as text."""
+def page(lines: list[dict[str, Any]]) -> list[str]:
+    """Draw the picture, and return the lines of the page."""
     metrics = lines[0]["metrics"]
     tokens = [
         f"_token{i}" for i in range(sum(name.startswith("explained_token") for name in metrics))
@@ -80,7 +81,7 @@ def page(lines: list[dict[str, Any]]) -> str:
     def row(title: str, values: list[list[float]]) -> str:
         stacked = np.array(values)
         cells = [f"{m:.3f}" for m in stacked.mean(axis=0)]
-        if len(stacked) > 1:
+        if np.ptp(stacked, axis=0).any():
             cells = [
                 f"{c} +- {s:.3f}" for c, s in zip(cells, stacked.std(axis=0, ddof=1), strict=True)
             ]
@@ -125,7 +126,7 @@ def page(lines: list[dict[str, Any]]) -> str:
     rows = [f"seed {s}, token {i}" for s in range(len(tables)) for i in range(len(tokens))]
     drawn = heat_map(torch.from_numpy(np.concatenate(tables)), rows, own)
     Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(PAGE.with_suffix(".png"))
-    return "\n".join(text) + "\n"
+    return text
 
 
 def main(runs: list[Path]) -> None:
@@ -133,10 +134,7 @@ def main(runs: list[Path]) -> None:
     lines = gather(runs) if runs else json.loads(stored.read_text())
     if runs:
         stored.write_text(json.dumps(lines, indent=1) + "\n")
-    begin, end = "<!-- table -->\n", "<!-- /table -->\n"
-    written = PAGE.read_text() if PAGE.exists() else f"{begin}{end}"
-    before, after = written.split(begin)[0], written.split(end)[1]
-    PAGE.write_text(before + begin + page(lines) + end + after)
+    pages.fill(PAGE, page(lines))
 
 
 if __name__ == "__main__":
