@@ -22,6 +22,7 @@ from pixio_lightning.app.uploads import (
     choose_picture,
     one_line,
     open_photo,
+    show_picture,
     square,
 )
 from pixio_lightning.data.decode import BadImage, centre_crop, cut, decode_pixels, read_file
@@ -81,16 +82,7 @@ def add_features_tab(
                 with gr.Row(visible=number == 0) as line:
                     for what in ("Picture", "Features by PCA", "Similarity to the patch"):
                         label = f"{what}{title}" + " (click a patch)" * (what + title == "Picture")
-                        pictures.append(
-                            gr.Image(
-                                label=label,
-                                alt_text=label,
-                                interactive=False,
-                                format="png",
-                                min_width=200,
-                                buttons=["download", "fullscreen"],
-                            )
-                        )
+                        pictures.append(show_picture(label))
             text = gr.Markdown("Choose a picture, or pick one of the examples.")
             if folder is not None:
                 with gr.Row():

@@ -29,7 +29,23 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=_FONTS,
     font_mono=["ui-monospace", "monospace"],
+).set(  # darker than they come, so that they can be read
+    block_info_text_color="*neutral_600",
+    body_text_color_subdued="*neutral_600",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
 )
+# Labels stand above pictures, not over them.
+CSS = """
+.block > label[data-testid="block-label"] { position: static; }
+"""
+# A label needs a role to be read aloud, which Gradio's empty places lack.
+SCRIPT = """
+() => new MutationObserver(() => document
+    .querySelectorAll("div.empty[aria-label]:not([role])")
+    .forEach((place) => place.setAttribute("role", "img"))
+).observe(document.body, {childList: true, subtree: true})
+"""
 _FORGET_AFTER = 3600  # seconds until results are removed
 
 

@@ -13,7 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from pixio_lightning.app.loaded import Loaded
-from pixio_lightning.app.uploads import Folders, Photo, choose_picture, one_line, open_photo
+from pixio_lightning.app.uploads import (
+    Folders,
+    Photo,
+    as_picture,
+    choose_picture,
+    one_line,
+    open_photo,
+    scale_of,
+    show_picture,
+)
 from pixio_lightning.app.written_files import Map, Written, pack, sort_files
 from pixio_lightning.errors import UserError, printable
 from pixio_lightning.keyed import key_of
@@ -92,22 +101,16 @@ def add_picture_tab(
         with gr.Column(scale=1, min_width=280):
             upload = choose_picture(examples)
             note = gr.Markdown("Choose a picture, or pick one of the examples.")
-            archive = gr.DownloadButton("Download what predict writes", interactive=False)
+            archive = gr.DownloadButton("Download files (zip)", interactive=False, size="md")
         with gr.Column(scale=3, min_width=300):
             shown: list[Any] = []
             if rehearsal.scores:
-                picture = gr.Image(label="Picture", alt_text="picture", interactive=False)
+                picture = show_picture("Picture")
                 label = gr.Label(label="Scores", num_top_classes=_MOST_CLASSES)
                 shown += [picture, label]
             if written.map is not None:
                 with gr.Row():
-                    clicked = gr.Image(
-                        label="Picture (click for the value)",
-                        alt_text="picture",
-                        interactive=False,
-                        format="png",
-                        min_width=260,
-                    )
+                    clicked = show_picture("Picture (click for the value)", min_width=260)
                     slider = gr.ImageSlider(
                         label="Picture and prediction: drag the line",
                         interactive=False,
@@ -120,16 +123,7 @@ def add_picture_tab(
                 )
                 shown += [clicked, slider, value]
             if written.pictures:
-                shown.append(
-                    gr.Gallery(
-                        label="Panel with its scale",
-                        columns=1,
-                        interactive=False,
-                        object_fit="contain",
-                        preview=True,
-                        buttons=["download", "fullscreen"],
-                    )
-                )
+                shown.append(show_picture("Panel with its scale"))
             if written.videos:
                 shown.append(gr.Video(label="Video", interactive=False))
             if written.clouds:
@@ -175,16 +169,17 @@ class _Work:
         if self.rehearsal.scores:
             shown += [photo.pixels, class_scores(self.head, prediction)]
         if kinds.map is not None:
-            shown += [photo.pixels, _compared(photo, written.map), _summary(written.map)]
+            picture = _enlarged(photo.pixels)
+            shown += [picture, _compared(picture, written.map), _summary(written.map)]
         for expected, files in (
-            (kinds.pictures, [str(path) for path in written.pictures]),
+            (kinds.pictures, str(written.pictures[0]) if written.pictures else None),
             (kinds.videos, str(written.videos[0]) if written.videos else None),
             (kinds.clouds, str(written.clouds[0]) if written.clouds else None),
             (kinds.text, written.text),
         ):
             shown += [files] * bool(expected)
         button = gr.DownloadButton(value=str(archive), interactive=True)
-        done = photo.note or "The files have the size of the picture."
+        done = " ".join(filter(None, (photo.note, f"{len(written.files)} files are written.")))
         return [written.map, done, button, *shown]
 
     @one_line
@@ -193,17 +188,27 @@ class _Work:
         if found is None:
             raise UserError("choose a picture first")
         height, width = found.values.shape
-        x, y = min(int(event.index[0]), width - 1), min(int(event.index[1]), height - 1)
+        scale = scale_of((height, width))
+        x, y = (
+            min(int(at / scale), side - 1)
+            for at, side in zip(event.index[:2], (width, height), strict=True)
+        )
         return f"{found.at(x, y)}   (x {x}, y {y})"
 
 
-def _compared(photo: Photo, found: Map | None) -> tuple[NDArray[np.uint8], ...] | None:
-    if found is None or found.picture.shape != photo.pixels.shape:
+def _enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return as_picture(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+
+
+def _compared(
+    picture: NDArray[np.uint8], found: Map | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """Return a picture and its map, if the map is one of all of it."""
+    laid = None if found is None else _enlarged(found.picture)
+    if found is None or laid is None or laid.shape != picture.shape:
         return None
-    laid = found.picture
-    if found.names:  # classes, of which one wants to see of what
-        laid = photo.pixels // 2 + found.picture // 2
-    return photo.pixels, laid
+    # Of classes one wants to see which thing they are laid on.
+    return picture, picture // 2 + laid // 2 if found.names else laid
 
 
 def _summary(found: Map | None) -> str:

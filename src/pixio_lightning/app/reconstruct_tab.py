@@ -22,6 +22,8 @@ from pixio_lightning.app.uploads import (
     choose_picture,
     one_line,
     open_photo,
+    scale_of,
+    show_picture,
     square,
 )
 from pixio_lightning.curation.scores import colour_entropy
@@ -67,17 +69,7 @@ def add_reconstruct_tab(loaded: Loaded, examples: Sequence[Path], tab: str) -> N
                 "Loss per patch",
             ]
             with gr.Row():
-                pictures = [
-                    gr.Image(
-                        label=title,
-                        alt_text=title,
-                        interactive=False,
-                        format="png",
-                        min_width=200,
-                        buttons=["download", "fullscreen"],
-                    )
-                    for title in titles
-                ]
+                pictures = [show_picture(title) for title in titles]
             text = gr.Markdown("Choose a picture, or pick one of the examples.")
     photo = gr.State(None)
     shown = [hidden, *pictures, text]
@@ -137,8 +129,8 @@ class _Work:
     ) -> tuple[Any, ...]:
         """Hide the block that is clicked, or show it."""
         across = self.grid // block
-        scale = as_picture(torch.zeros(3, self.side, self.side, dtype=torch.uint8)).shape[0]
-        column, row = (min(int(at * across / scale), across - 1) for at in event.index[:2])
+        shown = self.side * scale_of((self.side, self.side))
+        column, row = (min(int(at * across / shown), across - 1) for at in event.index[:2])
         if photo is None:
             raise UserError("choose a picture first")
         hidden = parse_blocks(text, across**2) ^ {row * across + column}

@@ -103,7 +103,7 @@ def served(
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-        from pixio_lightning.app.page import THEME, build
+        from pixio_lightning.app.page import CSS, SCRIPT, THEME, build
 
         page = build(loaded, work, folder=folder)
         layers = [Middleware(_Policy)]
@@ -124,6 +124,8 @@ def served(
                 allowed_paths=[],
                 footer_links=[],
                 theme=THEME,
+                css=CSS,
+                js=SCRIPT,
                 app_kwargs={"middleware": layers},
             )
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The tab of a head that looks at several pictures at once: a real `predict` on a folder of them."""
+"""The tab of a head that looks at several pictures: a real `predict` on a folder of them."""
 
 from __future__ import annotations
 

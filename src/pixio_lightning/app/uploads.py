@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 MOST_MEGAPIXELS = 64.0  # decoded, 192 MB
 _LONGEST = 1536  # pixels of a side that is worked on
-_SHOWN = 320  # pixels that a small picture is enlarged to, so that its patches can be clicked
+_SHOWN = 512  # pixels that a small picture is enlarged to, so that its patches can be clicked
 
 
 class Photo(NamedTuple):
@@ -80,9 +80,14 @@ def square(photo: Photo, side: int, backbone: Backbone) -> Tensor:
     return to_tensor(photo.pixels, centre_crop(width, height), side)[None].to(backbone.mean.device)
 
 
+def scale_of(size: Sequence[int]) -> int:
+    """Return how many times as large a picture of a height and width is shown."""
+    return max(1, -(-_SHOWN // max(size)))
+
+
 def as_picture(image: Tensor) -> NDArray[np.uint8]:
     """Return an image uint8 `(3, H, W)` for the page; a small one with every pixel enlarged."""
-    scale = max(1, -(-_SHOWN // max(image.shape[-2:])))
+    scale = scale_of(image.shape[-2:])
     return F.interpolate(image[None].cpu(), scale_factor=scale)[0].permute(1, 2, 0).numpy()
 
 
@@ -137,6 +142,18 @@ def _told(error: Exception) -> gr.Error:
     return gr.Error(visible(str(error)), title="That did not work", print_exception=False)
 
 
+def show_picture(label: str, *, min_width: int = 200) -> gr.Image:
+    """Put a picture of ours on the page; nothing that a user sends is decoded by it."""
+    return gr.Image(
+        label=label,
+        alt_text=label,
+        interactive=False,
+        format="png",
+        min_width=min_width,
+        buttons=["download", "fullscreen"],
+    )
+
+
 def choose_picture(
     examples: Sequence[Path], *, label: str = "Your picture", kinds: Sequence[str] = ("image",)
 ) -> gr.File:
@@ -154,10 +171,10 @@ def offer_examples(examples: Sequence[Path], upload: gr.File, *, all_at_once: bo
         button = gr.Button("Take these views", size="sm")
         button.click(lambda: paths, None, upload, api_visibility="private", queue=False)
     shown = gr.Gallery(
-        [(path, f"example {i + 1}") for i, path in enumerate(paths)],
+        [(str(path), path.stem) for path in examples],
         label="Views of one scene" if all_at_once else "Or one of these",
-        columns=4,
-        height=110,
+        columns=2,
+        height=200 if all_at_once else 320,
         object_fit="cover",
         allow_preview=False,
         interactive=False,

@@ -11,13 +11,14 @@ import gradio as gr
 import torch
 
 from pixio_lightning.app.loaded import Loaded, data_config
-from pixio_lightning.app.uploads import MOST_MEGAPIXELS, as_picture, one_line
+from pixio_lightning.app.uploads import MOST_MEGAPIXELS, as_picture, one_line, show_picture
 from pixio_lightning.data.clips.pairs import cut_out
 from pixio_lightning.data.decode import centre_crop
 from pixio_lightning.data.video import video_frames
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 from pixio_lightning.pretraining.future_frames import FuturePrediction
+from pixio_lightning.training import visualize
 
 _MOST_PAIRS = 4  # evenly spread over the frames
 _MOST_FRAMES = 120  # of a video that are looked at
@@ -30,12 +31,13 @@ def add_video_tab(loaded: Loaded, tab: str, examples: Sequence[Path]) -> None:
     known = (data_config(loaded) or {}).get("init_args", {})
     low, high = known.get("gap") or (0.1, 1.0)
     past = int(known.get("past_frames") or 1)
+    titles = ["past", "visible future", "prediction" + "*" * model.norm_pix, "truth"]
     side = model.backbone.grid[0] * model.backbone.stride
 
     @one_line
     def predict(path: str | None, gap: float) -> tuple[Any, ...]:
         if not path:
-            return None, "Choose a video, or take the example."
+            return *[None] * (len(titles) + 1), "Choose a video, or take the example."
         found = video_frames(Path(path), every=gap, limit=None, max_megapixels=MOST_MEGAPIXELS)
         # Cut one by one: a long film would not fit in memory.
         frames = [
@@ -57,12 +59,9 @@ def add_video_tab(loaded: Loaded, tab: str, examples: Sequence[Path]) -> None:
             "key": torch.tensor([key_of(f"{i}") for i in range(len(images))], device=model.device),
         }
         panel = model.pictures(batch)
-        titled = [
-            (as_picture(picture), title)
-            for row in panel.rows
-            for picture, title in zip(row, panel.titles, strict=True)
-        ]
-        return gr.Gallery(titled, columns=len(panel.titles)), panel.caption
+        first = dict(zip(panel.titles, panel.rows[0], strict=True))
+        pictures = [as_picture(first[title]) for title in titles]
+        return *pictures, visualize.compose(panel), panel.caption
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -75,14 +74,16 @@ def add_video_tab(loaded: Loaded, tab: str, examples: Sequence[Path]) -> None:
             gap = gr.Slider(
                 low,
                 max(high, low + 0.1),
-                high,
-                step=0.05,
+                round((low + high) / 2, 2),
+                step=0.01,
                 label="Seconds ahead",
                 info="those it was trained on",
             )
             text = gr.Markdown("Choose a video.")
         with gr.Column(scale=3, min_width=300):
-            shown = gr.Gallery(label="Past, prediction and truth", interactive=False, columns=7)
+            with gr.Row():
+                shown = [show_picture(title.capitalize()) for title in titles]
+            shown.append(show_picture("All pairs, beside copies of the past"))
     about: dict[str, Any] = {"concurrency_id": "model"}
-    upload.change(predict, [upload, gap], [shown, text], api_name=tab, **about)
-    gap.release(predict, [upload, gap], [shown, text], api_visibility="private", **about)
+    upload.change(predict, [upload, gap], [*shown, text], api_name=tab, **about)
+    gap.release(predict, [upload, gap], [*shown, text], api_visibility="private", **about)
