@@ -11,9 +11,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pixio_lightning.app.loaded import newest, open_run
 from pixio_lightning.cli import main as cli
+from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
 
 
@@ -66,15 +68,19 @@ def test_a_frozen_backbone_is_found_from_another_folder(
     """A recipe names it from where it was run."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(runs / "pretrain", "runs/pretrain")
-    words = ["fit", "-c", "depth/demo", "--model.backbone.weights", "runs/pretrain/last.ckpt"]
-    words += ["--model.backbone.model_args", "null", "--model.backbone.name", "null"]
-    words += ["--model.cache", "false", "--data.num_workers", "0", "--trainer.max_steps", "1"]
+    recipe = yaml.safe_load(recipes.find("depth/demo").read_text())
+    recipe["model"]["init_args"] |= {
+        "backbone": {"weights": "runs/pretrain/last.ckpt"},
+        "decoder": {"class_path": "LinearDecoder"},
+        "cache": False,
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["fit", "-c", "mine.yaml", "--out", "runs/depth", "--trainer.max_steps", "1"]
     words += ["--data.scenes", "{train: 4, held_out: 4, views: 2, size: 64}"]
-    words += ["--model.decoder", "LinearDecoder", "--model.backbone.layers", "last"]
-    words += ["--panels.every_n_steps", "0", "--out", "runs/depth"]
+    words += ["--data.num_workers", "0", "--panels.every_n_steps", "0"]
     assert cli.main(words) == 0
     monkeypatch.chdir("/")
-    assert open_run(tmp_path / "runs/depth").name == "depth/demo"
+    assert open_run(tmp_path / "runs/depth").name == "mine"
     (tmp_path / "runs/pretrain/last.ckpt").unlink()
     with pytest.raises(UserError, match="frozen weights"):
         open_run(tmp_path / "runs/depth")

@@ -23,11 +23,13 @@ from PIL import Image
 
 from pixio_lightning import load
 
+PATIENT = {"timeout": 120}  # seconds, beside other tests
+
 
 @pytest.fixture
 def client(address: str) -> Iterator[Client]:
     """Return a user of the page."""
-    user = Client(address, verbose=False)
+    user = Client(address, verbose=False, httpx_kwargs=PATIENT)
     yield user
     user.close()
 
@@ -215,7 +217,7 @@ def test_a_large_photograph_is_reduced_and_a_turned_one_upright(
 
 
 def test_two_users_do_not_mix(address: str, photographs: Path) -> None:
-    users = [Client(address, verbose=False) for _ in range(2)]
+    users = [Client(address, verbose=False, httpx_kwargs=PATIENT) for _ in range(2)]
     for user, name in zip(users, ("red", "green"), strict=True):
         user.predict(handle_file(photographs / f"{name}.png"), api_name="/reconstruct_open")
     jobs = [user.submit(0.5, 1, 0, api_name="/reconstruct") for user in users]
