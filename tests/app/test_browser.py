@@ -56,7 +56,8 @@ class Visitor:
         self.page.wait_for_selector("button[role=tab]")
 
     def _heard(self, message: Any) -> None:
-        if message.type == "error":
+        # Where there is no graphics card, the 3D view tries WebGPU first and says so.
+        if message.type == "error" and "WebGPU" not in message.text:
             self.complaints.append(message.text)
 
     def _asked(self, request: Any) -> None:
@@ -136,9 +137,7 @@ def test_a_patch_is_compared_by_clicking(visitor: Visitor, photographs: Path) ->
 
 
 def test_a_map_has_values_and_files(visitor: Visitor, tmp_path: Path) -> None:
-    panel = (
-        visitor.open("Depth: depth/demo") if _several(visitor, "Depth") else visitor.open("Depth")
-    )
+    panel = visitor.open(visitor.page.get_by_role("tab", name="Depth").first.inner_text())
     panel.locator(".thumbnail-item").nth(1).click()
     picture = visitor.image(panel, "Picture (click for the value)")
     visitor.image(panel, "Panel with its scale")
@@ -201,8 +200,8 @@ def test_every_tab_can_be_read_by_everybody(
             examples = panel.locator(".thumbnail-item")
             if stage == "filled" and examples.count() >= 4:
                 examples.nth(1).click()
-                playwright.expect(panel.locator("img").nth(4)).to_be_visible(timeout=_PATIENCE)
-                visitor.page.wait_for_load_state("networkidle")
+                playwright.expect(panel.get_by_text("office.png")).to_be_visible()
+                visitor.page.wait_for_timeout(3000)
             name = re.sub(r"\W+", "-", f"{title}-{stage}-{theme}-{width}")
             visitor.page.screenshot(path=folder / f"{name}.png", full_page=True)
             found += [

@@ -6,7 +6,6 @@ import csv
 import io
 import shutil
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -52,9 +51,8 @@ def add_rollouts_tab(run: Path, tab: str, folders: Folders) -> None:
         gr.Dataframe(
             table[1:], headers=table[0], label="Episodes", interactive=False, max_height=320
         )
-    shown: dict[str, Any] = {"inputs": chosen, "outputs": video}
-    chosen.change(show, **shown, api_name=tab)
-    gr.on([], show, **shown, api_visibility="private")
+    # When the page is opened, and when another one is chosen.
+    gr.on(None, show, chosen, video, api_name=tab)
 
 
 def _table(path: Path) -> list[list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 import lightning as L
 import numpy as np
+import trimesh
 from jsonargparse import ArgumentParser
 
 from pixio_lightning.app.loaded import Loaded, data_config
@@ -20,6 +21,7 @@ from pixio_lightning.app.uploads import Folders, offer_examples, one_line, open_
 from pixio_lightning.app.written_files import pack, sort_files
 from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import write_bytes
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 from pixio_lightning.training.head import Head
 
@@ -41,7 +43,7 @@ def add_set_tab(loaded: Loaded, tab: str, examples: Sequence[Path], folders: Fol
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             upload = gr.File(
-                label="Several pictures of one place, or a video",
+                label="Pictures, or a video",
                 file_count="multiple",
                 file_types=["image", "video"],
                 height=150,
@@ -53,9 +55,15 @@ def add_set_tab(loaded: Loaded, tab: str, examples: Sequence[Path], folders: Fol
             with gr.Row():
                 start = gr.Button("Predict", variant="primary")
                 stop = gr.Button("Stop")
-            note = gr.Markdown("Give at least two pictures, or take the examples.")
+            note = gr.Markdown(
+                "Give two pictures or more of one place, or a video, or take the examples."
+            )
         with gr.Column(scale=3, min_width=300):
-            cloud = gr.Model3D(label="3D: drag to turn, scroll to come near", height=480)
+            # Gradio 6.31 draws nothing where the first scene comes after the page.
+            axes = folders.root / "axes.glb"
+            write_bytes(axes, trimesh.creation.axis(origin_size=0.02).export(file_type="glb"))
+            label = "3D: drag to turn, scroll to come near"
+            cloud = gr.Model3D(str(axes), label=label, height=480)
             panels = gr.Gallery(label="Pictures", columns=2, interactive=False, visible=False)
             files = gr.File(label="All files", file_count="multiple", interactive=False)
     running = start.click(
@@ -96,15 +104,15 @@ class _Work:
         place = self.folders.fresh(request, self.tab)
         progress(0.1, desc="reading")
         source = _gathered([*map(Path, paths)], place / "pictures")
-        yield f"Predicting {len(paths)} files ...", None, gr.skip(), None
+        yield f"Predicting {len(paths)} files ...", gr.skip(), gr.skip(), None
         progress(0.4, desc="predicting")
         with self.one_at_a_time:
             data = _data_of(self.config, self.head, source, int(views))
             _run(self.head, data, place)
-        yield "Writing ...", None, gr.skip(), None
+        yield "Writing ...", gr.skip(), gr.skip(), None
         written = sort_files(place / "predictions")
         archive = pack(written.files, place / "predictions", place / f"{self.tab}.zip")
-        scene = str(written.clouds[0]) if written.clouds else None
+        scene = str(written.clouds[0]) if written.clouds else gr.skip()
         pictures = [str(path) for path in written.pictures]
         names = ", ".join(path.name for path in written.files)
         yield (
