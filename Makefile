@@ -24,6 +24,9 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/pixio fit -c pretrain/demo
 	$(BIN)/pixio bench benchmarks/demo.yaml
+	@echo "the table as a page, and pictures to look at: runs/bench/demo/index.html, runs/pretrain/demo/panels"
+	@$(BIN)/python -c "import gradio" 2> /dev/null || echo "for the next line: $(BIN)/pip install -e '.[app]'"
+	@echo "your own pictures, in the browser: $(BIN)/pixio app"
 
 demo-policy: $(VENV)/.installed-policy
 	$(BIN)/pixio fit -c pretrain/demo

@@ -22,6 +22,9 @@ FIGURE = re.compile(r"\d*\.\d+|\d[\d,]*")
 
 # What a header calls the row of a table that it states.
 ROWS = {
+    "attributes/demo": (
+        *("mean class token", "mean patch", "random-init, mean class token", "colours"),
+    ),
     "classification/demo": ("pretrained, linear, place", "random-init, linear, place", "majority"),
     "depth/demo": ("pretrained backbone", "random-init backbone", "median map"),
     "distill/demo": (
@@ -90,7 +93,7 @@ def test_a_header_states_rows_of_the_table_that_it_names(name: str) -> None:
     rows, parts = read(cited[1]), expected[: cited.start()].split("; ")
     columns = re.findall(r"([a-z]\w*) [\d.]+", parts[0])
     for part, row in zip(parts, ROWS[name], strict=True):
-        label = re.match(r"[a-z -]*(?= \d)", part)
+        label = re.match(r"[a-z, -]*(?= \d)", part)
         if part is not parts[0]:
             assert label and row.startswith(NAMED.get(label[0], label[0])), part
         stated = re.findall(r"(?<= )[\d.]+", part)

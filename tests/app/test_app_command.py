@@ -80,7 +80,7 @@ def test_a_frozen_backbone_is_found_from_another_folder(
     words += ["--data.num_workers", "0", "--panels.every_n_steps", "0"]
     assert cli.main(words) == 0
     monkeypatch.chdir("/")
-    assert open_run(tmp_path / "runs/depth").name == "mine"
+    assert open_run(tmp_path / "runs/depth").name == "mine.yaml"
     (tmp_path / "runs/pretrain/last.ckpt").unlink()
     with pytest.raises(UserError, match="frozen weights"):
         open_run(tmp_path / "runs/depth")

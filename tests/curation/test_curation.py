@@ -233,6 +233,16 @@ def test_the_stream_keeps_the_same_images_whoever_reads(tmp_path: Path) -> None:
     assert sorted(one) == sorted(expected.tolist())
 
 
+def test_the_file_of_scores_has_a_name_that_a_file_system_takes(tmp_path: Path) -> None:
+    usual = score_file(tmp_path, "data/train-0.parquet")
+    assert usual == tmp_path / "data--train-0.parquet.scores.parquet"
+    shards = [f"{'deep' * 20}/{'folder' * 20}/{'x' * 200}{i}.parquet" for i in range(2)]
+    files = [score_file(tmp_path, shard) for shard in shards]
+    for file in files:
+        file.touch()
+    assert len({*files}) == 2 and all(file.parent == tmp_path for file in files)
+
+
 def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     index = pack(tmp_path / "shards", 60)
     folder = tmp_path / "scores"

@@ -97,9 +97,17 @@ class TestPropagation(HeadContract):
     overrides = ("--data.scenes", "{train: 4, held_out: 5, views: 3, size: 64}")
 
 
+class TestAttributes(HeadContract):
+    """Maps of few scenes, fitted in closed form; nothing is trained."""
+
+    recipe = "attributes/demo"
+    tolerance = 1e-3
+    overrides = ("--data.scenes", "{train: 12, held_out: 5, views: 2, size: 64}")
+
+
 def test_every_registered_head_is_here() -> None:
     built_in = {p.name for p in plugins.installed() if p.distribution == "pixio-lightning"}
     assert built_in == {
         *("depth", "relative_depth", "ordinal_depth", "segmentation"),
-        *("classification", "knn", "reconstruction", "policy", "propagation"),
+        *("classification", "knn", "reconstruction", "policy", "propagation", "attributes"),
     }

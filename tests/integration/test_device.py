@@ -54,6 +54,10 @@ HEADS: dict[str, tuple[str, ...]] = {
         *("-c", "classification/demo", *_BACKBONE, *_SCENES, "--data.target", "objects"),
     ),
     "knn": ("-c", "classification/folder_knn", *_BACKBONE, *_SCENES),
+    "attributes": (
+        *("-c", "attributes/demo", *_BACKBONE),
+        *("--data.scenes", "{train: 12, held_out: 4, views: 1, size: 64}"),
+    ),
     "propagation": (
         *("-c", "propagation/demo", *_BACKBONE),
         *("--data.scenes", "{held_out: 2, views: 3, size: 64}"),
@@ -87,7 +91,7 @@ HEADS: dict[str, tuple[str, ...]] = {
 }
 
 # Those that train nothing.
-_UNTRAINED = ("knn", "propagation")
+_UNTRAINED = ("knn", "propagation", "attributes")
 # Those that differ from another one in few lines.
 _ALIKE = ("relative depth", "ordinal depth", "segmentation, tuned", "classification, several")
 

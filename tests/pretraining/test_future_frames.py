@@ -13,15 +13,11 @@ from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches, pixel_loss
 from pixio_lightning.models.masking import gather_tokens, patchify
-from pixio_lightning.pretraining.future_baselines import (
-    HedgedCopy,
-    capped,
-    errors_of,
-    parts_of,
-)
+from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
 from pixio_lightning.pretraining.future_decoder import FutureDecoder, time_features
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.future_report import verdict
+from pixio_lightning.pretraining.patch_errors import errors_of, parts_of
 
 PATCH, SIDE = 8, 4
 
@@ -247,9 +243,9 @@ def test_a_hedged_copy_has_the_best_factor_of_each_gap() -> None:
 
 def test_it_says_predicts_only_where_no_copy_does_as_well() -> None:
     last = {"loss": 0.5, "wrong_past": 1.2, "structure": 0.4, "hedged_structure": 0.41}
-    last["hedged"] = 0.55
+    last |= {"hedged": 0.55, "gain_error": 0.004}
     assert verdict(last).startswith("predicts")
-    for worse in ({"structure": 0.42}, {"wrong_past": 0.5}):
+    for worse in ({"structure": 0.42}, {"wrong_past": 0.5}, {"gain_error": 0.006}):
         assert "predicts" not in verdict(last | worse)
     assert "does not use the past" in verdict(last | {"wrong_past": 0.45})
     assert verdict({n: v for n, v in last.items() if n != "wrong_past"}).startswith("none")

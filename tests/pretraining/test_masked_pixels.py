@@ -302,6 +302,10 @@ def test_validation_beside_its_baselines(build, batch, norm_pix):
     loss = pixel_loss(result.prediction, result.target).mean().item()
     assert found["val/loss"] == pytest.approx(loss, rel=1e-5)
     assert found["val/zero"] == pytest.approx(result.target.square().mean().item(), rel=1e-5)
+    # The loss is what the colour of each patch costs, and the rest.
+    error = (result.prediction - result.target).unflatten(-1, (-1, 3))
+    assert found["val/hue"] == pytest.approx(error.mean(dim=2).square().mean().item(), rel=1e-4)
+    assert found["val/hue"] + found["val/structure"] == pytest.approx(loss, rel=1e-5)
     if norm_pix:
         # Unbiased: (V - 1) / V; the eps of 1e-6 takes another share of the ramp's small variance.
         assert found["val/zero"] == pytest.approx(767 / 768, abs=1e-3)

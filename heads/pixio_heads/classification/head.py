@@ -278,20 +278,11 @@ class KNN(_ClassHead):
                 # Half the memory, and finer than the bfloat16 that features are computed in.
                 found = knn.feature(self.encode(batch)).half()
                 rows.append((found, batch["target"], batch["weight"]))
-        bank, labels, weight = (self._gathered(torch.cat(part)) for part in zip(*rows, strict=True))
+        bank, labels, weight = (self.gathered(torch.cat(part)) for part in zip(*rows, strict=True))
         bank, labels, names = bank[weight > 0], labels[weight > 0], self.data_info["class_names"]
         counts = labels.bincount(minlength=len(names))
         self.note(absent_classes(counts.tolist(), names, samples=len(labels)))
         return {"bank": bank, "labels": labels}
-
-    def _gathered(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes in the order of the data, of which each has every n-th.
-
-        All have as many, because the last ones are filled up.
-        """
-        if self.trainer.world_size == 1:
-            return rows
-        return self.all_gather(rows).transpose(0, 1).flatten(0, 1)
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Return the frequencies in the bank as votes: the most frequent class comes first."""

@@ -30,7 +30,7 @@ from pixio_lightning.data.sources import image_files
 from pixio_lightning.errors import UserError, visible
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Layer
-from pixio_lightning.models.neighbours import nearest_neighbours
+from pixio_lightning.models.probes import nearest_neighbours
 from pixio_lightning.training import visualize
 
 _MOST_FILES = 5000  # of the folder that neighbours are looked for in

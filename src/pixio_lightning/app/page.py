@@ -71,9 +71,9 @@ def build(loaded: Sequence[Loaded], work: Path, *, folder: Path | None = None) -
             for title, one, add in tabs:
                 seen[title] = seen.get(title, 0) + 1
                 several = sum(title == other for other, *_ in tabs) > 1
-                number = f"_{seen[title]}" if several and seen[title] > 1 else ""
-                with gr.Tab(f"{title}: {one.name}" if several else title):
-                    add(re.sub(r"\W+", "_", title).lower() + number)
+                number = f" {seen[title]}" * (seen[title] > 1)
+                with gr.Tab(f"{title}{number}: {one.name}" if several else title):
+                    add(re.sub(r"\W+", "_", title + number).lower())
             with gr.Tab("Features"):
                 add_features_tab(backbones, pictures, folder)
         gr.Markdown(

@@ -29,12 +29,7 @@ _POLICY = (
 
 def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Open a page in the browser that shows what runs make of your own pictures."""
-    about = "run folders, checkpoints or exported encoders; default: the newest below runs/"
-    parser.add_argument("runs", nargs="*", type=expanded, metavar="RUN", help=about)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="%(default)s; 0 takes a free one")
-    about = "pictures among which the page looks for the nearest; it reads no other folder"
-    parser.add_argument("--folder", type=expanded, help=about)
+    add_arguments(parser)
     options = parser.parse_args(argv)
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio: pip install 'pixio-lightning[app]'")
@@ -56,6 +51,16 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         except KeyboardInterrupt:
             print("\nended", flush=True)
     return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    about = "run folders, checkpoints or exported encoders; default: the newest below runs/"
+    parser.add_argument("runs", nargs="*", type=expanded, metavar="RUN", help=about)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="%(default)s; 0 takes a free one")
+    about = "pictures among which the page looks for the nearest; it reads no other folder"
+    parser.add_argument("--folder", type=expanded, help=about)
 
 
 def _opened(given: Sequence[Path]) -> list[Any]:

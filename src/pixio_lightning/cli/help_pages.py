@@ -35,6 +35,12 @@ Try first:
 Verbs (pixio VERB --help says more):
 """
 
+# What a verb that runs a recipe answers to nothing at all.
+NO_RECIPE = (
+    "needs a recipe: `pixio VERB -c pretrain/demo` takes no data, `pixio VERB -c pretrain/folder "
+    "--data.path DIR` your own images; `pixio recipes` lists them all"
+)
+
 _WHAT = {
     "fit": """\
 Train, and keep in the run folder: last.ckpt and best.ckpt, metrics.csv, panels/ (pictures),

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pixio_lightning import __version__, plugins
-from pixio_lightning.cli import recipes
-from pixio_lightning.cli.help_pages import CHECK_PAGE, EXPORT_PAGE, FRONT_PAGE, VERBS, run_page
+from pixio_lightning.cli import help_pages, recipes
+from pixio_lightning.cli.help_pages import VERBS
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest, visible, visible_lines
 from pixio_lightning.files import expanded
@@ -107,7 +107,7 @@ def _drop_output() -> None:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(FRONT_PAGE, end="")
+        print(help_pages.FRONT_PAGE, end="")
         _print_rows([(f"  {verb}", sentence) for verb, sentence in VERBS.items()])
         return 0
     if argv[0] == "--version":
@@ -123,15 +123,15 @@ def _dispatch(argv: list[str]) -> int:
     if verb in light:
         return light[verb](rest)
     if {"-h", "--help"} & set(rest):
-        pages = {"check": CHECK_PAGE, "export": EXPORT_PAGE}
-        print(pages.get(verb) or run_page(verb), end="")
+        pages = {"check": help_pages.CHECK_PAGE, "export": help_pages.EXPORT_PAGE}
+        print(pages.get(verb) or help_pages.run_page(verb), end="")
         return 0
     if verb == "export":
         from pixio_lightning.cli import export
 
         return export.main(rest)
     if not rest:
-        raise UserError(f"{verb} needs a recipe, as in `pixio {verb} -c pretrain/demo`")
+        raise UserError(f"{verb} {help_pages.NO_RECIPE}".replace("VERB", verb))
     for name in parse_options(rest).configs:  # a misspelt name need not wait for torch to be told
         recipes.find(name)
     # Read when torch is loaded. Threads that spin while they wait for one another take the cores of
@@ -225,8 +225,10 @@ def bench(argv: list[str]) -> int:
     parser = LightParser(
         "pixio bench",
         description="Run the recipes of a suite, a YAML file as in benchmarks/; print one table.",
-        usage="pixio bench SUITE [--out DIR] [options of every run] | pixio bench --compare A B",
+        usage="pixio bench SUITE [options, also of every run] | pixio bench --compare A B",
     )
+    parser.add_argument("--data", action="append", default=[], metavar="N=DIR", help="or N=none")
+    parser.add_argument("--backbones", metavar="A,B", help="weights, or recipes of backbone/")
     parser.add_argument("--out", type=expanded, help="where the runs go; default runs/bench/SUITE")
     about = "folders of two suites, or of two runs"
     parser.add_argument("--compare", nargs=2, type=expanded, metavar=("A", "B"), help=about)
@@ -236,13 +238,13 @@ def bench(argv: list[str]) -> int:
     if options.compare:
         if words:
             parser.error(f"unrecognized arguments: {' '.join(words)}")
-        print(visible_lines(suites.compare(*map(Path, options.compare))))
-        return 0
+        return suites.main_compare(*options.compare, out=options.out)
     # Not an argument of the parser, which would take the value of a run's option for it.
     if not words or words[0][:1] == "-":
         raise UserError("bench needs a suite first, as in `pixio bench benchmarks/demo.yaml`")
     suite, *words = words
-    return suites.main(words, suite=expanded(suite), out=options.out)
+    del options.compare
+    return suites.main(words, suite=expanded(suite), **vars(options))
 
 
 def runs(argv: list[str]) -> int:

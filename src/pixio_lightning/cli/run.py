@@ -136,6 +136,7 @@ def _fit(cli: PixioCLI) -> int:
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         about = {"recipe": " ".join(options.configs), "steps": steps, "monitor": cli.model.monitor}
         about |= {"batch": batch._asdict() if batch else None, "precision": cli.trainer.precision}
+        about["commit"] = results.commit()
         run_folder.write_state(folder, finished=False, **about)
 
     if found:  # what is there stays true if this start comes to nothing

@@ -6,6 +6,7 @@ from pixio_lightning.data.decode import (
     BadImage,
     Crop,
     Orientation,
+    centre_crop,
     cut,
     decode_pixels,
     open_picture,
@@ -51,8 +52,10 @@ from pixio_lightning.data.scenes import raycast, textures
 from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.clips import Clip, exact_flow, render_clip, warped
 from pixio_lightning.data.scenes.render import CLASSES as SCENE_CLASSES
+from pixio_lightning.data.scenes.render import lights_of
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
-from pixio_lightning.data.scenes.worlds import known_places
+from pixio_lightning.data.scenes.store import scene_seed
+from pixio_lightning.data.scenes.worlds import PLACES, is_open, known_places
 from pixio_lightning.data.sources import SUFFIXES as IMAGE_SUFFIXES
 from pixio_lightning.data.sources import (
     FolderSource,
@@ -96,6 +99,7 @@ __all__ = [
     "Loader",
     "Pixels",
     "Orientation",
+    "PLACES",
     "Part",
     "Positions",
     "STOPS",
@@ -110,6 +114,7 @@ __all__ = [
     "TrainingSamples",
     "VIDEO_SUFFIXES",
     "View",
+    "centre_crop",
     "content",
     "cut",
     "decode_pixels",
@@ -121,7 +126,9 @@ __all__ = [
     "hold_out",
     "image_files",
     "is_hidden",
+    "is_open",
     "known_places",
+    "lights_of",
     "listed",
     "load_or_name",
     "open_columns",
@@ -136,6 +143,7 @@ __all__ = [
     "read_npy",
     "require_reader",
     "rows_digest",
+    "scene_seed",
     "spread",
     "to_metres",
     "textures",

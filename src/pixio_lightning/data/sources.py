@@ -5,9 +5,10 @@ A source is a numbered list of encoded images with stable keys; decoding is done
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
@@ -156,6 +157,19 @@ def files_below(root: Path, *, key: str = "data.path") -> Iterator[str]:
         for file in files:
             if not is_hidden(file):
                 yield file if below == "." else f"{below}/{file}"
+
+
+def digest_of_files(root: Path, names: Iterable[str]) -> str:
+    """Return what changes with the names, the sizes and the times of change of files."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in names:
+        try:
+            about = os.stat(root / name)
+            state = f"{about.st_size} {about.st_mtime_ns}"
+        except OSError as error:
+            state = f"{error.errno}"
+        digest.update(f"{name}\n{state}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 class Subset:

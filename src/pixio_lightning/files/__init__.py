@@ -13,7 +13,7 @@ from pixio_lightning.files.atomic import (
 )
 from pixio_lightning.files.cache import default_cache, locked
 from pixio_lightning.files.home import expanded
-from pixio_lightning.files.naming import output_path
+from pixio_lightning.files.naming import output_name, output_path
 from pixio_lightning.files.text import open_regular, parse_json, parse_yaml, read_text, unfolded
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "locked",
     "move",
     "open_regular",
+    "output_name",
     "output_path",
     "parse_json",
     "parse_yaml",

@@ -39,7 +39,7 @@ def output_path(folder: Path, name: str, suffix: str = "") -> Path:
     Raises:
         UserError: A link inside of the folder leads out of it.
     """
-    path = folder / _relative(name, suffix)
+    path = folder / output_name(name, suffix)
     if not _real(path).is_relative_to(_real(folder)):
         raise UserError(
             f"'{path}' is not written: a link in '{folder}' leads out of it; remove the link"
@@ -54,7 +54,8 @@ def _real(path: Path) -> Path:
         raise UserError(f"'{path}' is not written: a link in it leads nowhere; remove it") from None
 
 
-def _relative(name: str, suffix: str) -> str:
+def output_name(name: str, suffix: str = "") -> str:
+    """Return the path below its folder that `output_path` gives to a sample; links are not seen."""
     parts = [_ODD.sub("_", part) for part in name.split("/") if part not in ("", ".", "..")]
     parts = [_shortened(part) for part in parts or ["unnamed"]]
     folders = [f"{p}_" if p.lower().endswith(_WRITTEN) else p for p in parts[:-1]]

@@ -10,7 +10,7 @@ from pixio_lightning.models.dense_decoders import (
     upsample,
 )
 from pixio_lightning.models.features import Features, Layer, Reads, joined
-from pixio_lightning.models.neighbours import nearest_neighbours, vote
+from pixio_lightning.models.probes import LinearMap, nearest_neighbours, ridge, vote
 
 __all__ = [
     "nearest_neighbours",
@@ -22,8 +22,10 @@ __all__ = [
     "Features",
     "Layer",
     "LinearDecoder",
+    "LinearMap",
     "Reads",
     "SyncedBatchNorm2d",
     "joined",
+    "ridge",
     "upsample",
 ]

@@ -1,48 +1,17 @@
-"""What predicts a frame without learning: copies of the last one, and how an error is told apart.
+"""What predicts a frame without learning: copies of the last one.
 
 Shapes: B batch, m hidden patches, V = P*P*C values in a patch of P*P pixels and C channels.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from pixio_lightning.models.mae_decoder import normalize_patches
+from pixio_lightning.pretraining.patch_errors import parts_of
 
 _BINS = 8  # of gaps, for each of which a hedged copy has factors of its own
-
-
-class Parts(NamedTuple):
-    """A patch, or its error, in two orthogonal parts.
-
-    Attributes:
-        hue: Each channel's mean over the patch.
-        structure: The rest.
-    """
-
-    hue: Tensor
-    structure: Tensor
-
-    @property
-    def whole(self) -> Tensor:
-        """Both together."""
-        return self.hue + self.structure
-
-
-def parts_of(patches: Tensor, channels: int) -> Parts:
-    """Split patches `(B, m, V)` into parts of the same shape, which add up to them."""
-    pixels = patches.unflatten(-1, (-1, channels))
-    hue = pixels.mean(dim=-2, keepdim=True).expand_as(pixels).flatten(-2)
-    return Parts(hue, patches - hue)
-
-
-def errors_of(prediction: Tensor, target: Tensor, channels: int) -> Parts:
-    """Return the mean squared error of each patch in parts, float32 `(B, m)`; they add up to it."""
-    split = parts_of(prediction.float() - target.float(), channels)
-    return Parts(*(part.square().mean(dim=-1) for part in split))
 
 
 def capped(patches: Tensor, truth: Tensor) -> Tensor:

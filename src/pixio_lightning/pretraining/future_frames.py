@@ -19,9 +19,10 @@ from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches, pixel_loss
 from pixio_lightning.models.masking import Mask, block_mask, count_blocks, gather_tokens, patchify
-from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped, errors_of
+from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
 from pixio_lightning.pretraining.future_decoder import FutureDecoder
-from pixio_lightning.pretraining.future_report import LOGGED, WEIGHED_BY, report
+from pixio_lightning.pretraining.future_report import SUMMED, WEIGHED_BY, report
+from pixio_lightning.pretraining.patch_errors import errors_of
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
@@ -61,7 +62,7 @@ class FuturePrediction(PatchPrediction):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            backbone, norm_pix=norm_pix, decoder=decoder, optim=optim, seed=seed, logged=LOGGED
+            backbone, norm_pix=norm_pix, decoder=decoder, optim=optim, seed=seed, summed=SUMMED
         )
         if not 0 < hide <= 1:
             raise UserError(f"model.hide is {hide}, but expected above 0 and at most 1")
@@ -218,6 +219,7 @@ class FuturePrediction(PatchPrediction):
             "moving_patches": moving.sum(dim=1),
             "psnr": self._psnr(result, result.prediction),
             "psnr_copy": self._psnr(result, copy),
+            "gain_squared": (values["hedged_structure"] - values["structure"]).square(),
             "weight": torch.ones_like(weight),
         }
         for name, value in values.items():
@@ -227,7 +229,11 @@ class FuturePrediction(PatchPrediction):
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss in its parts beside what needs no learning."""
-        self.log_held_out(WEIGHED_BY)
+        values = self.held_out_means(WEIGHED_BY)
+        pairs, squared = values.pop("weight"), values.pop("gain_squared")
+        gain = values["hedged_structure"] - values["structure"]
+        variance = (squared - gain.square()).clamp_min(0) / (pairs - 1).clamp_min(1)
+        self.log_evaluation(values | {"gain_error": variance.sqrt()})
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pixio_lightning.training.run_folder import Metrics
 
-# Logged as val/NAME: errors of hidden patches, a mean over pairs.
-LOGGED = (
+# Summed over held-out pairs and logged as val/NAME: errors of hidden patches, a mean over pairs.
+SUMMED = (
     *("loss", "hue", "structure", "zero", "copy", "hedged", "hedged_hue", "hedged_structure"),
     *("warp", "wrong_past", "moving", "moving_hedged", "moving_patches", "psnr", "psnr_copy"),
+    "gain_squared",  # of the hedged copy's structure less the model's; logged as its standard error
 )
 # Those that are means over the patches that move.
 WEIGHED_BY = {"moving": "moving_patches", "moving_hedged": "moving_patches"}
@@ -23,7 +24,7 @@ _BASELINES = {
 
 def report(metrics: Metrics) -> dict[str, str]:
     """Return what to say of a run, by name; nothing where nothing was evaluated."""
-    found = {name: metrics.first_and_last(f"val/{name}") for name in LOGGED}
+    found = {name: metrics.first_and_last(f"val/{name}") for name in (*SUMMED, "gain_error")}
     loss = found["loss"]
     if loss is None:
         return {}
@@ -48,15 +49,18 @@ def report(metrics: Metrics) -> dict[str, str]:
 
 
 def verdict(last: dict[str, float]) -> str:
-    """Say "predicts" only where copying does less well and the past is used."""
+    """Say "predicts" only where copying does clearly less well and the past is used.
+
+    Clearly is by more than two standard errors of the difference, over the held-out pairs.
+    """
     if "wrong_past" not in last:
         return "none: whether the past is used shows beside that of another clip; hold out two"
     if last["wrong_past"] <= last["loss"]:
         return "does not use the past: that of another clip does as well"
-    better = 1 - last["structure"] / last["hedged_structure"] if last["hedged_structure"] else 0.0
-    if better > 0:
+    gain, error = last["hedged_structure"] - last["structure"], last.get("gain_error", 0.0)
+    if gain > 2 * error:
+        better = gain / last["hedged_structure"]
         return f"predicts: its structure is {better:.1%} better than a hedged copy's"
+    how = "no better than" if gain <= 0 else "within two standard errors of"
     whole = "below" if last["loss"] < last["hedged"] else "not below"
-    return (
-        f"uses the past, but its structure is no better than a hedged copy's (whole loss {whole})"
-    )
+    return f"uses the past, but its structure is {how} a hedged copy's (whole loss {whole})"

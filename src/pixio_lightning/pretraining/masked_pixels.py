@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.mae_decoder import (
     DecoderSize,
     MaeDecoder,
@@ -27,7 +29,11 @@ from pixio_lightning.models.masking import (
     patchify,
     unpatchify,
 )
-from pixio_lightning.pretraining.baselines import beside_baselines, inverse_distance
+from pixio_lightning.models.weights.key_names import to_mae_decoder
+from pixio_lightning.models.weights.read import read, refuse_non_finite
+from pixio_lightning.models.weights.report import matched
+from pixio_lightning.pretraining.baselines import beside_baselines, digits, inverse_distance
+from pixio_lightning.pretraining.patch_errors import errors_of
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
@@ -50,11 +56,13 @@ class PixelPretraining(PatchPrediction):
         mask_grid: Side of a mask block in patches; 4 in Pixio, 1 in MAE.
         norm_pix: Predict pixels normalised per patch instead of plain ones.
         decoder: Width, depth and heads of the decoder.
+        pretrained_decoder: Begin with the decoder in `backbone.weights`, not with a fresh one.
         optim: Optimiser and schedule.
         seed: Seed of masks and drop path.
 
     Raises:
-        UserError: The backbone is frozen, or has no class token.
+        UserError: The backbone is frozen, or has no class token; or its weights have no decoder, or
+            one of another size, to begin with.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class PixelPretraining(PatchPrediction):
         mask_grid: int = 4,
         norm_pix: bool = True,
         decoder: DecoderSize = DecoderSize(),  # noqa: B008 (frozen)
+        pretrained_decoder: bool = False,
         optim: Optim = Optim(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
@@ -74,9 +83,10 @@ class PixelPretraining(PatchPrediction):
             decoder=decoder,
             optim=optim,
             seed=seed,
-            logged=("loss", *_BASELINES),
+            summed=("loss", "hue", "structure", *_BASELINES),
         )
         self.mask_ratio, self.mask_grid = mask_ratio, mask_grid
+        self.pretrained_decoder = pretrained_decoder
         # Of the batches that were evaluated, by what they hold.
         self._baseline_losses: dict[tuple[Any, ...], dict[str, Tensor]] = {}
 
@@ -86,7 +96,7 @@ class PixelPretraining(PatchPrediction):
 
     def build(self, backbone: Backbone) -> MaeDecoder:
         """Return the decoder, sized by the backbone."""
-        return MaeDecoder(
+        decoder = MaeDecoder(
             backbone.embed_dim,
             backbone.patch_size**2 * backbone.vit.patch_embed.proj.in_channels,
             n_cls_tokens=backbone.n_cls_tokens,
@@ -94,6 +104,9 @@ class PixelPretraining(PatchPrediction):
             size=self.decoder_size,
             checkpointing=backbone.checkpointing,
         )
+        if self.pretrained_decoder and not decoder.mask_token.is_meta:
+            _fill(decoder, backbone.weights)
+        return decoder
 
     def forward(
         self, images: Tensor, random_key: RandomKey, mask: Mask | None = None
@@ -141,7 +154,12 @@ class PixelPretraining(PatchPrediction):
         result = self(batch["image"], self.fixed_draw(batch))
         if seen not in self._baseline_losses:
             self._baseline_losses[seen] = self._score_baselines(result)
-        losses = {"loss": pixel_loss(result.prediction, result.target)}
+        error = errors_of(result.prediction, result.target, self.backbone.channels)
+        losses = {
+            "loss": pixel_loss(result.prediction, result.target),
+            "hue": error.hue.mean(dim=1),
+            "structure": error.structure.mean(dim=1),
+        }
         self.held_out_sums["weight"].update(weight)
         for name, values in (losses | self._baseline_losses[seen]).items():
             self.held_out_sums[name].update(values * weight)
@@ -233,4 +251,26 @@ class PixelPretraining(PatchPrediction):
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss at the start and the end, beside what needs no learning."""
-        return beside_baselines(metrics, _BASELINES)
+        facts = beside_baselines(metrics, _BASELINES)
+        hue, structure = (metrics.first_and_last(f"val/{name}") for name in ("hue", "structure"))
+        if hue and structure:
+            facts["held-out loss"] += f" (hue {digits(hue[1])} + structure {digits(structure[1])})"
+        return facts
+
+
+def _fill(decoder: MaeDecoder, source: str) -> None:
+    """Give a decoder the weights of the one that a file holds beside its encoder.
+
+    Raises:
+        UserError: There is none, or it is not of this size.
+    """
+    stored = None if is_generated(source) else read(source).decoder
+    if stored is None:
+        raise UserError(
+            f"model.pretrained_decoder: '{source}' holds no decoder; give a checkpoint of a "
+            "pretraining, or what `pixio export --to safetensors` wrote of one"
+        )
+    state = to_mae_decoder(stored)
+    matched(decoder.state_dict(), state).check(f"the decoder of {source}")
+    refuse_non_finite(state, source)
+    decoder.load_state_dict(state)

@@ -45,7 +45,7 @@ class PatchPrediction(Pretraining):
         decoder: Width, depth and heads of the decoder.
         optim: Optimiser and schedule.
         seed: Seed of masks and drop path.
-        logged: What is summed over held-out samples and logged as `val/NAME`.
+        summed: What is summed over held-out samples, by name.
 
     Raises:
         UserError: The backbone is frozen.
@@ -59,14 +59,14 @@ class PatchPrediction(Pretraining):
         decoder: DecoderSize,
         optim: Optim,
         seed: int,
-        logged: tuple[str, ...],
+        summed: tuple[str, ...],
     ) -> None:
         super().__init__(backbone, optim=optim, seed=seed)
         if backbone.frozen:
             raise UserError("pretraining trains its backbone: set model.backbone.tune to full")
         self.norm_pix, self.decoder_size = norm_pix, decoder
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
-        names = (*logged, "weight")
+        names = (*summed, "weight")
         self.held_out_sums: Any = torch.nn.ModuleDict(
             {n: SumMetric(nan_strategy="disable") for n in names}
         )
@@ -76,8 +76,8 @@ class PatchPrediction(Pretraining):
         target = gather_tokens(pixels, mask.hide)
         return normalize_patches(target)[0] if self.norm_pix else target
 
-    def log_held_out(self, weighed_by: dict[str, str] | None = None) -> None:
-        """Log the means of what was summed.
+    def held_out_means(self, weighed_by: dict[str, str] | None = None) -> dict[str, Tensor]:
+        """Return the means of what was summed, and `weight`, the samples; sums start anew.
 
         Args:
             weighed_by: Which sum others than "weight" are divided by, by name.
@@ -85,18 +85,20 @@ class PatchPrediction(Pretraining):
         weighed_by = weighed_by or {}
         sums = {name: m.compute() for name, m in self.held_out_sums.items() if m.update_called}
         weights = {"weight", *weighed_by.values()}
-        values = {}
+        values = {"weight": sums["weight"]}
         for name in (name for name in sums if name not in weights):
             weight = sums[weighed_by.get(name, "weight")]
             if name not in weighed_by or weight > 0:  # where nothing moves there is no such mean
                 values[name] = sums[name] / weight
         for metric in self.held_out_sums.values():
             metric.reset()
-        self.log_evaluation(values)
+        return values
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out loss beside what needs no learning."""
-        self.log_held_out()
+        values = self.held_out_means()
+        del values["weight"]
+        self.log_evaluation(values)
 
     on_test_epoch_end = on_validation_epoch_end
 

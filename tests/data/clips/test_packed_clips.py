@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +66,33 @@ def test_the_same_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(words) == 0 and "1 files were left out" in capsys.readouterr().out
     bad.unlink()
     assert main(words) == 0 and "left out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["videos", "folders of frames", "pictures"])
+def test_a_file_replaced_under_its_name_is_packed_again(kind: str, tmp_path: Path) -> None:
+    def write(name: str, red: int) -> None:
+        picture = np.zeros((32, 32, 3), np.uint8)
+        picture[..., 0] = red
+        if kind == "videos":
+            write_video(tmp_path / "in" / f"{name}.mp4", count=15 if red else 16)
+        for number in range(0 if kind == "videos" else 12):
+            file = tmp_path / "in" / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(file, compress_level=0)  # of one size in bytes
+
+    def packed() -> list[dict[str, Any]]:
+        form = ["--rows", "8"] if kind == "pictures" else ["--clips", "--rows", "12"]
+        assert main(["shard", str(tmp_path / "in"), str(tmp_path / "out"), *form]) == 0
+        files = sorted((tmp_path / "out").glob("0*.parquet"))
+        return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+    write("a", 0)
+    write("b", 0)
+    before = packed()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("0*.parquet")}
+    assert packed() == before and all(p.stat().st_mtime_ns == at for p, at in written.items())
+    write("b", 200)
+    assert packed() != before
 
 
 def test_a_row_is_a_frame_and_a_row_group_a_clip(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from pixio_lightning.cli.bench.compare import compare
+from pixio_lightning.cli.bench.compare import compare, stored, together
+from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.page import page
 from pixio_lightning.cli.bench.suite import (
-    better_ends,
+    columns_of,
     incomparable,
     is_first,
     read_suite,
@@ -25,31 +26,53 @@ __all__ = [
     "incomparable",
     "latex",
     "main",
+    "main_compare",
     "read_suite",
     "run",
     "table",
 ]
 
 
-def main(words: list[str], *, suite: str, out: str | None) -> int:
+def main(
+    words: list[str],
+    *,
+    suite: str,
+    out: str | None,
+    data: Sequence[str] = (),
+    backbones: str | None = None,
+) -> int:
     """Run a suite, print its table and write it beside the runs."""
     path = Path(suite)
-    content = read_suite(path)
+    content = with_data(read_suite(path), read_places(data))
+    if backbones is not None:
+        content = over_backbones(content, backbones.split(","))
     folder = Path(out) if out else Path("runs") / "bench" / path.stem
     outcome = run(content, folder, words=words)
     if not is_first():
         return 0
-    rows, better, title = outcome.rows, better_ends(content), str(content.get("title", path.stem))
+    rows, better, title = outcome.rows, columns_of(content), str(content.get("title", path.stem))
     text = f"{title}\n\n{table(rows, better)}\n"
+    text += "".join(f"\n{note}\n" for note in outcome.notes)
     text += "".join(f"\nEvaluated on {line}\n" for line in outcome.about)
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in outcome.warnings)
     print(visible_lines("\n" + text))
     write_text(folder / "table.md", text)
-    values = {row.name: row.values for row in rows}
-    stored = {"better": better, "rows": values}
-    write_text(folder / "table.json", json.dumps(stored, indent=1) + "\n")
+    write_text(folder / "table.json", stored(outcome, better, title, folder=folder))
     write_text(folder / "table.csv", as_csv(rows))
     write_text(folder / "table.tex", latex(rows, better))
     write_text(folder / "index.html", page(title, outcome, better, folder=folder))
     print(f"written: {folder / 'table.md'}, and {folder / 'index.html'} for a browser")
+    return 0
+
+
+def main_compare(first: str, second: str, *, out: str | None) -> int:
+    """Print what differs between two suites, or two runs; of suites, write one page of both."""
+    folders = Path(first), Path(second)
+    print(visible_lines(compare(*folders)))
+    if both := together(*folders):
+        title, outcome, better = both
+        names = "-".join(folder.resolve().name for folder in folders)
+        folder = Path(out) if out else Path("runs") / "bench" / f"compare-{names}"
+        write_text(folder / "index.html", page(title, outcome, better, folder=folder))
+        print(f"written: {folder / 'index.html'} for a browser")
     return 0

@@ -11,9 +11,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pixio_lightning.cli.bench.suite import Outcome
-from pixio_lightning.cli.bench.tables import Row, best_means
+from pixio_lightning.cli.bench.tables import Row, best_means, cell, seeds
 
 _ARROWS = {"min": "lower is better", "max": "higher is better", None: ""}
+_PUBLISHED = " In italics, hatched: figures of others; † marks what was not measured alike."
+_HATCH = (
+    '<svg width="0" height="0" aria-hidden="true"><defs><pattern id="hatch" width="6" height="6" '
+    'patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect class="hatch" width="3" '
+    'height="6"/></pattern></defs></svg>'
+)
 _BAR, _GAP, _LEFT, _WIDTH = 22, 10, 250, 420  # of a chart, in pixels
 
 
@@ -38,9 +44,11 @@ def page(title: str, outcome: Outcome, better: Mapping[str, str | None], *, fold
     parts = [
         f"<h1>{escape(title)}</h1>",
         '<p class="soft">Mean over seeds, and their standard deviation. '
-        "Grey: what predicts without looking. A heading sorts.</p>",
+        "Grey: what predicts without looking. A heading sorts."
+        f"{_PUBLISHED if outcome.notes else ''}</p>",
         *warnings,
         f'<div class="scroll">{_table(rows, metrics, better, outcome.baselines)}</div>',
+        *(f'<p class="soft">{escape(note)}</p>' for note in outcome.notes),
         *charts,
         "<h2>What was evaluated</h2>",
         *(f"<p>{escape(text)}</p>" for text in outcome.about),
@@ -52,7 +60,7 @@ def page(title: str, outcome: Outcome, better: Mapping[str, str | None], *, fold
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
+        + "\n".join([*([_HATCH] if outcome.notes else []), *parts])
         + f"\n</main>\n<script>\n{_file('page.js')}</script>\n</body>\n</html>\n"
     )
 
@@ -77,14 +85,15 @@ def _table(
                 cells.append('<td data-value=""></td>')
                 continue
             mean = statistics.mean(values)
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            kind = ' class="best"' if mean == best.get(metric) else ""
-            cells.append(f'<td{kind} data-value="{mean!r}">{mean:.4f}{spread}</td>')
-        seeds = len(next(iter(row.values.values()), []))
-        cells.append(f'<td data-value="{seeds}">{seeds}</td>')
-        kind = ' class="base"' if number < baselines else ""
-        lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
+            kind = ' class="best"' if mean == best.get(metric) and not row.published else ""
+            cells.append(f'<td{kind} data-value="{mean!r}">{cell(row, metric, "±")}</td>')
+        cells.append(f'<td data-value="{seeds(row)}">{seeds(row)}</td>')
+        lines.append(f'<tr class="{_kind(row, number, baselines)}">{"".join(cells)}</tr>')
     return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _kind(row: Row, number: int, baselines: int) -> str:
+    return "paper" if row.published else "base" if number < baselines else "ours"
 
 
 def _interval(row: Row, metric: str, outcome: Outcome) -> tuple[float, float] | None:
@@ -121,7 +130,7 @@ def _chart(metric: str, end: str | None, outcome: Outcome) -> str:
     for line, (number, row, values) in enumerate(rows):
         mean, y = statistics.mean(values), line * (_BAR + _GAP) + _GAP
         middle, right = y + _BAR / 2, zero + mean * scale
-        kind = "base" if number < outcome.baselines else "ours"
+        kind = _kind(row, number, outcome.baselines)
         label, width = escape(_short(row.name)), abs(right - zero)
         shapes += [
             f'<text x="{_LEFT - 10}" y="{middle + 5:.1f}" text-anchor="end">{label}</text>',

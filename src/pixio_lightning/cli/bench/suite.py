@@ -8,9 +8,15 @@ A suite is a YAML file:
     baselines: [constant, median_map]   # rows of what predicts without looking
     rows:
       random-init backbone:
-        fit: depth/demo                  # a recipe; `validate` evaluates it untrained
+        fit: depth/demo                  # a recipe; `validate` and `test` evaluate it untrained,
+                                         # or with a `checkpoint: FILE`
+        with: [with/finetune]            # overlays
         set: {model.backbone.weights: random}
         seeds: [0, 1, 2]
+        data: nyuv2                      # its path is given by `--data nyuv2=DIR`
+        published:                       # stand beside it, marked where protocols differ
+        - {name: Pixio ViT-H, abs_rel: 0.1, source: "arXiv ..., table 1", comparable: "no: why"}
+    data: {nyuv2: what it is}
 
 A row's seeds set `seed_everything`, `data.seed` and `model.seed`, and stand for `{seed}` in what it
 sets. All rows are parsed and planned before the first is run; finished runs are not run again. The
@@ -23,7 +29,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +40,10 @@ from pixio_lightning.files.text import parse_yaml, read_text
 from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import read_state
 
-_KEYS = {"title", "metrics", "baselines", "rows"}
-_VERBS = ("fit", "validate")
-_ROW_KEYS = {*_VERBS, "set", "seeds"}
+_KEYS = {"title", "metrics", "baselines", "rows", "data"}
+_VERBS = ("fit", "validate", "test")
+_ROW_KEYS = {*_VERBS, "checkpoint", "with", "set", "seeds", "data", "published"}
+_WORDS = ("name", "source", "comparable")  # of a published figure
 
 
 def read_suite(path: Path) -> dict[str, Any]:
@@ -66,8 +73,13 @@ def read_suite(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"suite '{path}': metric {metric} is {end!r}; expected min, max or null"
             )
+    if not isinstance(suite.get("data") or {}, dict):
+        raise UserError(f"suite '{path}': data is no table of names, each with what it is")
     for name, row in suite["rows"].items():
-        _check_row(row, name, f"suite '{path}', row {name}")
+        where = f"suite '{path}', row {name}"
+        _check_row(row, name, where)
+        if "data" in row and row["data"] not in (suite.get("data") or {}):
+            raise UserError(f"{where}: data {row['data']!r} is not among the suite's data")
     return suite
 
 
@@ -77,18 +89,52 @@ def _check_row(row: Any, name: Any, where: str) -> None:
     _check(row, _ROW_KEYS, where)
     recipes = [row[verb] for verb in _VERBS if verb in row]
     if len(recipes) != 1 or not isinstance(recipes[0], str):
-        raise UserError(f"{where}: give fit or validate, a recipe")
+        raise UserError(f"{where}: give fit or validate or test, a recipe")
+    if "checkpoint" in row and (not isinstance(row["checkpoint"], str) or "fit" in row):
+        raise UserError(f"{where}: checkpoint is the file that validate or test evaluates")
     if not isinstance(row.get("set", {}), dict):
         raise UserError(f"{where}: set is no table of keys with their values")
+    overlays = row.get("with", [])
+    if not isinstance(overlays, list) or not all(isinstance(name, str) for name in overlays):
+        raise UserError(f"{where}: with is no list of overlays, such as [with/finetune]")
+    _check_published(row.get("published", []), where)
     seeds = row.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{where}: seeds is no list of whole numbers, such as [0, 1, 2]")
+
+
+def _check_published(entries: Any, where: str) -> None:
+    """Refuse figures of others that do not say whose they are, and whether they may be compared."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{where}: published is no list of tables")
+    for entry in entries:
+        said = [str(entry.get(word, "")) for word in _WORDS]
+        figures = {key: value for key, value in entry.items() if key not in _WORDS}
+        if (
+            not all(said)
+            or not (said[2] == "yes" or said[2].startswith("no: "))
+            or not figures
+            or not all(type(value) in (int, float) for value in figures.values())
+        ):
+            raise UserError(
+                f"{where}: published has {entry}; expected name, source, comparable ('yes' or "
+                "'no: WHY'), and figures by metric"
+            )
 
 
 def better_ends(suite: dict[str, Any]) -> dict[str, str | None]:
     """Return the columns of a suite, each with the end that is better, where it says so."""
     found = suite.get("metrics") or {}
     return found if isinstance(found, dict) else dict.fromkeys(found)
+
+
+def columns_of(suite: dict[str, Any]) -> dict[str, str | None]:
+    """Return the same for each of the suite's data, where its rows name any."""
+    data = dict.fromkeys(row.get("data") for row in suite["rows"].values())
+    ends = better_ends(suite)
+    return {
+        f"{name} {metric}" if name else metric: ends[metric] for name in data for metric in ends
+    }
 
 
 def _check(values: dict[str, Any], known: set[str], where: str) -> None:
@@ -102,7 +148,8 @@ def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> lis
     options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
     options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
     recipe = next(about[verb] for verb in _VERBS if verb in about)
-    return ["-c", recipe, "--out", str(out), *options, *words]
+    overlays = [word for name in about.get("with", []) for word in ("-c", name)]
+    return ["-c", recipe, *overlays, "--out", str(out), *options, *words]
 
 
 def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
@@ -114,11 +161,14 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     known: dict[str, set[str]] = {}
     for name, about in suite["rows"].items():
         seed = about.get("seeds", [0])[0]
-        out = _folder(folder, name, seed)
+        out, verb = _folder(folder, name, seed), next(verb for verb in _VERBS if verb in about)
         try:
-            known[name] = (
-                set(last_result(out)["metrics"]) if _has_run(out) else _planned(about, out, words)
-            )
+            if _has_run(out, verb):
+                known[name] = set(last_result(out, verb)["metrics"])
+                continue
+            if not Path(_checkpoint(about, seed)).exists() and "checkpoint" in about:
+                raise UserError(f"checkpoint '{_checkpoint(about, seed)}' does not exist")
+            known[name] = _planned(about, out, words)
         except UserError as error:
             raise UserError(f"row {name}: {error}") from error
     wanted = list(better_ends(suite))
@@ -153,7 +203,7 @@ def _planned(about: dict[str, Any], out: Path, words: list[str]) -> set[str]:
 
 
 def _folder(folder: Path, name: str, seed: int) -> Path:
-    return folder / f"{name.replace(' ', '-')}-{seed}"
+    return folder / f"{name.replace(' ', '-').replace('/', '_')}-{seed}"
 
 
 class Evaluation(NamedTuple):
@@ -173,6 +223,7 @@ class Outcome(NamedTuple):
         about: What was evaluated.
         warnings: What forbids to compare rows.
         evaluations: The results themselves, in the order of the rows.
+        notes: Where published figures are from, and what forbids to compare them.
     """
 
     rows: list[Row]
@@ -180,6 +231,7 @@ class Outcome(NamedTuple):
     about: list[str]
     warnings: list[str]
     evaluations: list[Evaluation]
+    notes: Sequence[str] = ()
 
 
 def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
@@ -199,33 +251,44 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
     rows: list[Row] = []
     baselines: dict[str, dict[str, float]] = {}
     evaluations: list[Evaluation] = []
+    notes: list[str] = []
+    columns = columns_of(suite)
     for name, about in suite["rows"].items():
         found: dict[str, list[float]] = {}
+        verb = next(verb for verb in _VERBS if verb in about)
         for seed in about.get("seeds", [0]):
             out = _folder(folder, name, seed)
-            if not _has_run(out):
+            if not _has_run(out, verb):
                 if is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
-                verb = next(verb for verb in _VERBS if verb in about)
-                untrained = ["--ckpt_path", "none"] if verb == "validate" else []
-                runs.main(verb, [*_words(about, seed, out, words), *untrained])
-            line = last_result(out)
+                taken = [] if verb == "fit" else ["--ckpt_path", _checkpoint(about, seed)]
+                runs.main(verb, [*_words(about, seed, out, words), *taken])
+            line = last_result(out, verb)
+            line |= {"metrics": _of_data(about, line["metrics"])}
             evaluations.append(Evaluation(name, out, line))
             for baseline, values in line["baselines"].items():
-                baselines[baseline] = baselines.get(baseline, {}) | values
-            for metric in better_ends(suite) or line["metrics"]:
+                known = baselines.setdefault(baseline, {})
+                known |= _of_data(about, values)
+            for metric in columns or line["metrics"]:
                 if metric in line["metrics"]:
                     found.setdefault(metric, []).append(line["metrics"][metric])
         if not found:
             others = ", ".join(evaluations[-1].line["metrics"])
             raise UserError(f"row {name} has none of the suite's metrics; it has {others}")
         rows.append(Row(name, found))
-    measured = list(dict.fromkeys(metric for row in rows for metric in row.values))
+        for entry in about.get("published", []):
+            figures = {k: [float(v)] for k, v in entry.items() if k not in _WORDS}
+            mark = "" if entry["comparable"] == "yes" else " †"
+            label = f"{entry['name']}, published{mark} ({about.get('group', name)})"
+            rows.append(Row(label, _of_data(about, figures), published=True))
+            why = "" if not mark else f"; not to be compared, {entry['comparable'][4:]}"
+            notes.append(f"{label}: {entry['source']}{why}")
+    measured = list(dict.fromkeys(m for row in rows if not row.published for m in row.values))
     for metric in better_ends(suite):
-        if metric not in measured:
-            known = {name for one in evaluations for name in one.line["metrics"]}
-            raise UserError(f"no row has a metric {metric}{nearest(metric, known)}")
-    measured = list(better_ends(suite)) or measured
+        if not any(metric == name.rpartition(" ")[2] for name in measured):
+            known_names = {name for one in evaluations for name in one.line["metrics"]}
+            raise UserError(f"no row has a metric {metric}{nearest(metric, known_names)}")
+    measured = [metric for metric in columns if metric in measured] or measured
     for name in suite.get("baselines", []):
         if name not in baselines:
             raise UserError(f"there is no baseline {name}{nearest(name, baselines)}")
@@ -237,11 +300,11 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         for name in suite.get("baselines", [])
     ]
     lines = [one.line for one in evaluations]
-    columns = [line for line in lines if any(metric in line["metrics"] for metric in measured)]
+    shown = [line for line in lines if any(metric in line["metrics"] for metric in measured)]
     about = [
         f"{line['split']} of {line['dataset']}, {line['n']} samples"
         + (f"; {line['protocol']}" if line["protocol"] else "")
-        for line in columns
+        for line in shown
     ]
     return Outcome(
         [*baseline_rows, *rows],
@@ -249,7 +312,13 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         list(dict.fromkeys(about)),
         incomparable([(one.row, one.line) for one in evaluations], measured),
         evaluations,
+        notes,
     )
+
+
+def _of_data(about: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a row under the columns of its data, as figures of two sets differ."""
+    return {f"{about['data']} {k}": v for k, v in values.items()} if "data" in about else values
 
 
 def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]) -> list[str]:
@@ -268,10 +337,15 @@ def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
     return list(dict.fromkeys(found))
 
 
-def _has_run(folder: Path) -> bool:
+def _checkpoint(about: dict[str, Any], seed: int) -> str:
+    return about.get("checkpoint", "none").replace("{seed}", str(seed))
+
+
+def _has_run(folder: Path, verb: str) -> bool:
     """Whether a run has finished; one that trains nothing has, once it is evaluated."""
     return bool(read_state(folder).get("finished")) or any(
-        line["checkpoint"] == "untrained" for line in results.read(folder)
+        line["checkpoint"] == "untrained" or line["verb"] == verb != "fit"
+        for line in results.read(folder)
     )
 
 
@@ -279,8 +353,17 @@ def _word(value: Any, seed: int) -> str:
     return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
 
 
-def last_result(folder: Path) -> dict[str, Any]:
-    lines = [line for line in results.read(folder) if line["checkpoint"] in ("last", "untrained")]
+def last_result(folder: Path, verb: str = "fit") -> dict[str, Any]:
+    """Return the evaluation of a training's last step, or the last one that `verb` has made.
+
+    Raises:
+        UserError: There is none.
+    """
+    lines = [
+        line
+        for line in results.read(folder)
+        if line["checkpoint"] in ("last", "untrained") or line["verb"] == verb != "fit"
+    ]
     if not lines:
         raise UserError(f"{folder} holds no result of its last step: run it to its end")
     return lines[-1]

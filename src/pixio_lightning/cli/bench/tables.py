@@ -11,21 +11,37 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A line of the table: what was run, and the metrics of each of its seeds."""
+    """A line of the table: what was run, and the metrics of each of its seeds, or of others."""
 
     name: str
     values: dict[str, list[float]]
+    published: bool = False
 
 
 def best_means(rows: list[Row], better: Mapping[str, str | None]) -> dict[str, float]:
     """Return the best mean over seeds of every metric that has a better end and several rows."""
     best = {}
+    rows = [row for row in rows if not row.published]
     for metric, end in better.items():
         means = [statistics.mean(row.values[metric]) for row in rows if metric in row.values]
         means = [mean for mean in means if math.isfinite(mean)]
         if end and len(means) > 1:
             best[metric] = min(means) if end == "min" else max(means)
     return best
+
+
+def cell(row: Row, metric: str, sign: str = "+-") -> str:
+    """Return the mean of a metric and its standard deviation; others' figures as stated."""
+    values = row.values[metric]
+    if row.published:
+        return f"{values[0]:g}"
+    spread = f" {sign} {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def seeds(row: Row) -> str:
+    """Return the number of seeds of a row, nothing where others have measured it."""
+    return "" if row.published else str(len(next(iter(row.values.values()), [])))
 
 
 def _cells(
@@ -43,10 +59,10 @@ def _cells(
                 cells.append("")
                 continue
             mean = statistics.mean(values)
-            spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cell = f"{mean:.4f}{spread}"
-            cells.append(bold.format(cell) if mean == best.get(metric) else cell)
-        found.append([*cells, str(len(next(iter(row.values.values()))))])
+            cells.append(cell(row, metric))
+            if mean == best.get(metric) and not row.published:
+                cells[-1] = bold.format(cells[-1])
+        found.append([*cells, seeds(row)])
     arrows = {"min": " ↓", "max": " ↑", None: ""}
     return [["", *(m + arrows[better.get(m)] for m in metrics), "seeds"], *found]
 
@@ -61,7 +77,7 @@ def table(rows: list[Row], better: Mapping[str, str | None] = {}) -> str:  # noq
 
 def latex(rows: list[Row], better: Mapping[str, str | None]) -> str:
     """Lay rows out for the package booktabs."""
-    signs = {"+-": "$\\pm$", "↓": "$\\downarrow$", "↑": "$\\uparrow$"}
+    signs = {"+-": "$\\pm$", "†": "$\\dagger$", "↓": "$\\downarrow$", "↑": "$\\uparrow$"}
     signs |= {c: f"\\{c}" for c in "_%&#"}
     found = _cells(rows, better, bold="\\textbf{{{}}}")
     texts = [" & ".join(_replaced(cell, signs) for cell in cells) for cells in found]
@@ -82,7 +98,7 @@ def as_csv(rows: list[Row]) -> str:
     file = io.StringIO()
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(["row", "metric", "seed", "value"])
-    for row in rows:
+    for row in (row for row in rows if not row.published):
         for metric, values in row.values.items():
             lines.writerows([row.name, metric, i, repr(value)] for i, value in enumerate(values))
     return file.getvalue()

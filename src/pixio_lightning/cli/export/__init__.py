@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from torch import Tensor
+
+from pixio_lightning.cli.export.card import beside, card
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import expanded
-from pixio_lightning.models.weights.export import Format, export
-from pixio_lightning.models.weights.read import licence_of, read
+from pixio_lightning.files import expanded, write_text
+from pixio_lightning.models.weights.export import Format, export, identity
+from pixio_lightning.models.weights.key_names import pair
+from pixio_lightning.models.weights.read import Weights, licence_of, read
 from pixio_lightning.models.weights.students import split_student
 
 
@@ -49,9 +54,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--image-size goes with --to onnx: the other formats take any size")
     weights = read(args.checkpoint)
     ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
-    files = export(weights, args.to, Path(args.out or _stem(args.checkpoint) + ending))
-    for path in files:
+    out = Path(args.out or _stem(args.checkpoint) + ending)
+    readme = _readme(weights, args.to, out)
+    for path in export(weights, args.to, out, readme=readme):
         print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    print(f"wrote {readme[0]}: what is inside, and how to load it")
     decoder = len(weights.decoder or ())
     kept = "in a file of its own" if args.to == "safetensors" else "left out"
     print(f"encoder: {len(weights.encoder)} tensors")
@@ -62,12 +69,47 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _readme(weights: Weights, form: str, out: Path) -> tuple[Path, str]:
+    """Return where the README of an encoder goes, and its text."""
+    meta = identity(weights)
+    model = meta["model_args"]
+    inside = {
+        "encoder": f"{meta['name'] or 'Vision Transformer'}, {_count(weights.encoder)} parameters",
+        "decoder": f"of pretraining, {_count(weights.decoder or {})} parameters",
+        "image size": str(model.get("img_size", "any")),
+        "patch size": str(model.get("patch_size", "")),
+        "class tokens": str(model.get("n_cls_tokens", "")),
+        "width, blocks, heads": ", ".join(
+            str(model[key]) for key in ("embed_dim", "depth", "num_heads") if key in model
+        ),
+        "mean, deviation": f"{meta['mean']}, {meta['std']}",
+        "licence": meta["licence"],
+    }
+    if not weights.decoder or form != "safetensors":
+        del inside["decoder"]
+    known = {key: text for key, text in inside.items() if text}
+    side, channels = max(pair(model.get("img_size", 224))), model.get("in_chans", 3)
+    text = card(weights.source, form, out, inside=known, side=side, channels=channels)
+    return beside(out), text
+
+
+def _count(state: Mapping[str, Tensor]) -> str:
+    return f"{sum(tensor.numel() for tensor in state.values()):,}"
+
+
 def _to_onnx(args: argparse.Namespace) -> int:
     from pixio_lightning.cli.export import onnx  # loads the heads' part, which others do not need
 
     out = Path(args.out or _stem(args.checkpoint) + ".onnx")
+    if beside(out).exists():
+        raise UserError(f"{beside(out)} exists already: remove it or give another --out")
     about = onnx.export(args.checkpoint, out, image_size=args.image_size)
+    channels, side = (int(number) for number in re.findall(r"\d+", about["images"])[1:3])
+    inside = {key: text for key, text in about.items() if key != "difference"}
+    text = card(args.checkpoint, "onnx", out, inside=inside, side=side, channels=channels)
+    write_text(beside(out), text)
     print(f"wrote {out} ({out.stat().st_size:,} bytes)")
+    print(f"wrote {beside(out)}: what is inside, and how to load it")
     print(f"onnxruntime and torch differ by {about.pop('difference'):.1e} of the greatest value")
     for key, value in about.items():
         print(f"{key}: {value}")

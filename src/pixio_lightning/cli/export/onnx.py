@@ -127,13 +127,23 @@ def _graph(source: str) -> tuple[nn.Module, Backbone, dict[str, Any]]:
     if isinstance(module, Head):
         backbone = module.backbone
         side = module.window if isinstance(module, DenseHead) else _side(backbone)
-        about = {"head": type(module).__name__, "side": side, "licence": backbone.licence}
+        about = {"head": type(module).__name__, "side": side} | _said_of(backbone)
         return HeadGraph(module).eval(), backbone, about
     backbone = Backbone(weights=source) if module is None else module.backbone
     if module is None:
         backbone.load()
     graph = EncoderGraph(backbone.eval()).eval()
-    return graph, backbone, {"side": _side(backbone), "licence": backbone.licence}
+    return graph, backbone, {"side": _side(backbone)} | _said_of(backbone)
+
+
+def _said_of(backbone: Backbone) -> dict[str, Any]:
+    parameters = sum(p.numel() for p in backbone.parameters())
+    return {
+        "encoder": f"{backbone.name}, {parameters:,} parameters",
+        "patch size": str(backbone.patch_size),
+        "class tokens": str(backbone.n_cls_tokens),
+        "licence": backbone.licence,
+    }
 
 
 def _is_of_a_run(path: Path) -> bool:

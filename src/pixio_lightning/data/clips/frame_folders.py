@@ -80,16 +80,20 @@ class FrameFolders:
     def file(self, index: int) -> str:
         return self.folders[self._clips[index][0]][0]
 
+    def paths(self, index: int) -> list[str]:
+        """Return the files below `root` that the clip is read from."""
+        number, start, stop = self._clips[index]
+        folder, pictures = self.folders[number]
+        return [str(PurePosixPath(folder) / name) for name in pictures[start:stop]]
+
     def times(self, index: int) -> NDArray[np.float64]:
         _, start, stop = self._clips[index]
         return np.arange(start, stop) / self.fps
 
     def read(self, index: int, frames: Sequence[int]) -> list[Frame]:
-        number, start, _ = self._clips[index]
-        folder, pictures = self.folders[number]
-        found = []
+        paths, found = self.paths(index), []
         for frame in frames:
-            name = str(PurePosixPath(folder) / pictures[start + frame])
+            name = paths[frame]
             try:
                 data = read_file(self.root / name)
                 found.append(decode_pixels(data, max_megapixels=self.max_megapixels))

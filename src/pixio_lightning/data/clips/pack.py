@@ -31,7 +31,7 @@ from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
-from pixio_lightning.data.sources import existing_folder, files_below
+from pixio_lightning.data.sources import digest_of_files, existing_folder, files_below
 from pixio_lightning.data.stream import Bad
 from pixio_lightning.data.video import SUFFIXES, evenly
 from pixio_lightning.errors import UserError
@@ -135,10 +135,15 @@ def _opened(source: str, form: Form) -> VideoSource | FrameFolders:
     return FrameFolders(source, _FRAME_FOLDER_FPS, form.seconds, **about)
 
 
-def _pack_one(path: Path, clips: ClipSource, part: Sequence[int], form: Form) -> list[Bad]:
+def _pack_one(
+    path: Path, clips: VideoSource | FrameFolders, part: Sequence[int], form: Form
+) -> list[Bad]:
     """Write a shard that appears complete or not at all; return what was left out."""
-    names = "\n".join(clips.name(i) for i in part)
-    content = hashlib.blake2b(names.encode(errors="surrogateescape")).hexdigest()[:16]
+    names = hashlib.blake2b(digest_size=8)
+    for i in part:
+        names.update(f"{clips.name(i)}\n".encode(errors="surrogateescape"))
+        names.update(digest_of_files(clips.root, clips.paths(i)).encode())
+    content = names.hexdigest()
     done = f"{content} {' '.join(map(str, form))}"
     if path.exists():
         about = pq.read_schema(path).metadata or {}

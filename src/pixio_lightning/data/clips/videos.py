@@ -113,6 +113,10 @@ class VideoSource:
     def file(self, index: int) -> str:
         return self.videos[self._clips[index][0]].name
 
+    def paths(self, index: int) -> list[str]:
+        """Return the files below `root` that the clip is read from."""
+        return [self.file(index)]
+
     def times(self, index: int) -> NDArray[np.float64]:
         number, start, stop = self._clips[index]
         return self.videos[number].times[start:stop]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixio_lightning.data.scenes import raycast
-from pixio_lightning.data.scenes.raycast import Hits, Pose, World
+from pixio_lightning.data.scenes.raycast import Hits, Light, Pose, World
 from pixio_lightning.data.scenes.textures import Array
 from pixio_lightning.data.scenes.worlds import (
     PLACES,
@@ -188,6 +188,23 @@ def develop(
     )
 
 
+def furnished(rng: Rng, places: Sequence[str] | None) -> tuple[str, World, Array, Array]:
+    """Choose and furnish a place.
+
+    Returns:
+        The kind of place, what stands in it, and the corners `(3,)` that cameras keep within.
+
+    Raises:
+        UserError: There is no such place.
+    """
+    kinds = list(known_places(places))
+    if places is None:
+        outdoor = bool(rng.random() < 0.25)
+        kinds = [name for name in kinds if is_open(PLACES[name]) == outdoor]
+    room_type = kinds[int(rng.integers(len(kinds)))]
+    return room_type, *build_world(rng, room_type)
+
+
 def stage(
     rng: Rng, places: Sequence[str] | None, *, views: int
 ) -> tuple[str, World, list[Pose], float]:
@@ -199,12 +216,7 @@ def stage(
     Raises:
         UserError: There is no such place.
     """
-    kinds = list(known_places(places))
-    if places is None:
-        outdoor = bool(rng.random() < 0.25)
-        kinds = [name for name in kinds if is_open(PLACES[name]) == outdoor]
-    room_type = kinds[int(rng.integers(len(kinds)))]
-    world, low, high = build_world(rng, room_type)
+    room_type, world, low, high = furnished(rng, places)
     glance = PLACES[room_type].glance
     if glance is None:
         span = float(2 * np.tan(np.radians(rng.uniform(50, 85)) / 2))
@@ -213,6 +225,17 @@ def stage(
         span = 1 / glance.focal
         poses = glancing_cameras(rng, glance, views=views)
     return room_type, world, poses, span
+
+
+def lights_of(seed: int, places: Sequence[str] | None = None) -> tuple[list[Light], Array]:
+    """Return the lights of the scene of a seed, and its ambient light `(3,)`; nothing is rendered.
+
+    Args:
+        seed: As of `render_scene`, and so are the places.
+        places: Kinds of place to draw from.
+    """
+    _, world, _, _ = furnished(np.random.Generator(np.random.PCG64(seed)), places)
+    return list(world.lights), world.ambient
 
 
 def render_scene(

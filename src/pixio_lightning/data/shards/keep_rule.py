@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from pixio_lightning.data.shards.format import SCORE_COLUMNS, Shard, ShardIndex, read_columns
 from pixio_lightning.errors import UserError
+from pixio_lightning.files.naming import output_name
 from pixio_lightning.files.text import parse_json
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers
 
@@ -249,7 +250,7 @@ class KeepRule(NamedTuple):
 
 def score_file(folder: str | Path, shard: str) -> Path:
     """Return where the scores of a shard are kept."""
-    return Path(folder) / (shard.replace("/", "--") + ".scores.parquet")
+    return Path(folder) / output_name(shard.replace("/", "--"), ".scores.parquet")
 
 
 def scores_of(

@@ -33,7 +33,12 @@ from pixio_lightning.data.shards.format import (
     read_group,
 )
 from pixio_lightning.data.shards.index import INDEX, is_shard, open_index, write_index
-from pixio_lightning.data.sources import FolderSource, files_below, is_picture
+from pixio_lightning.data.sources import (
+    FolderSource,
+    digest_of_files,
+    files_below,
+    is_picture,
+)
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.keyed import key_of, permuted
@@ -138,7 +143,8 @@ def _parts(
         cut = [order[start : start + rows] for start in range(0, n, rows)]
         skipped += [(f"*{suffix}", f"{n} of them") for suffix, n in files.skipped.most_common()]
         return [
-            (_name_of(map(files.name, part)), partial(_files, files, part)) for part in cut
+            (digest_of_files(files.root, map(files.name, part)), partial(_files, files, part))
+            for part in cut
         ], skipped
     index = open_index(
         source, cache=default_cache(), split=split, key="the source", split_key="--split"
@@ -175,10 +181,6 @@ def _contents(folder: Path, out: Path) -> tuple[int, list[str], list[tuple[str, 
                 pass  # damaged, and so perhaps a shard
     none = {name for name, _ in skipped}
     return pictures, sorted(name for name in shards if name not in none), skipped
-
-
-def _name_of(names: Any) -> str:
-    return hashlib.blake2b("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _files(source: FolderSource, part: list[int]) -> Iterator[Encoded]:

@@ -22,7 +22,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import written_aside
+from pixio_lightning.files import write_text, written_aside
 from pixio_lightning.models.vit import SIZES
 from pixio_lightning.models.weights.key_names import infer, pair, to_timm, to_transformers
 from pixio_lightning.models.weights.read import (
@@ -35,13 +35,16 @@ from pixio_lightning.models.weights.read import (
 Format = Literal["safetensors", "transformers", "timm"]
 
 
-def export(weights: Weights, to: Format, out: Path) -> list[Path]:
+def export(
+    weights: Weights, to: Format, out: Path, *, readme: tuple[Path, str] | None = None
+) -> list[Path]:
     """Write `weights` to `out` in another library's form.
 
     Args:
         weights: What `weights.read` returned.
         to: `safetensors` keeps the official names, and the decoder in a second file.
         out: A file that ends in `.safetensors`, or for the other formats a new folder.
+        readme: What to say of it: a file in that folder, or beside the file, and its text.
 
     Returns:
         The files written.
@@ -50,9 +53,9 @@ def export(weights: Weights, to: Format, out: Path) -> list[Path]:
         UserError: `out` exists, or the format cannot hold this model.
     """
     refuse_non_finite(weights.encoder, weights.source)
-    meta = _identity(weights)
+    meta = identity(weights)
     if to == "safetensors":
-        return _export_safetensors(weights, meta, out)
+        return _export_safetensors(weights, meta, out, readme)
     if meta["name"] and meta["name"] not in SIZES:
         raise UserError(f"'{meta['name']}' is not a Pixio model: export it --to safetensors")
     model = (SIZES[meta["name"]]._asdict() if meta["name"] else {}) | meta["model_args"]
@@ -71,14 +74,18 @@ def export(weights: Weights, to: Format, out: Path) -> list[Path]:
         for name, content in documents.items():
             (aside / name).write_text(json.dumps(content, indent=2) + "\n")
         _save(state, aside / "model.safetensors", {**meta, "content": to})
+        if readme:
+            (aside / readme[0].name).write_text(readme[1])
     return [out / name for name in (*documents, "model.safetensors")]
 
 
-def _export_safetensors(weights: Weights, meta: dict[str, Any], out: Path) -> list[Path]:
+def _export_safetensors(
+    weights: Weights, meta: dict[str, Any], out: Path, readme: tuple[Path, str] | None
+) -> list[Path]:
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")
     files = [out, out.with_suffix(DECODER_SUFFIX)] if weights.decoder else [out]
-    for path in files:
+    for path in [*files, *([readme[0]] if readme else [])]:
         _refuse_existing(path)
     # The decoder first: an encoder that announces it is never seen without it.
     if weights.decoder:
@@ -87,10 +94,12 @@ def _export_safetensors(weights: Weights, meta: dict[str, Any], out: Path) -> li
     with written_aside(out, durable=True) as aside:
         content = "encoder+decoder" if weights.decoder else "encoder"
         _save(weights.encoder, aside, {**meta, "content": content})
+    if readme:
+        write_text(*readme)
     return files
 
 
-def _identity(weights: Weights) -> dict[str, Any]:
+def identity(weights: Weights) -> dict[str, Any]:
     """Collect what every export says of itself, as plain data."""
     meta = infer(weights.encoder, weights.meta)
     meta["licence"] = licence_of(weights.source, weights.meta)

@@ -15,7 +15,7 @@ from pixio_lightning.data.samples import HeldOutSamples, spread
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.data.stream import EvenShare, Loader
 from pixio_lightning.errors import UserError
-from pixio_lightning.models.neighbours import nearest_neighbours, vote
+from pixio_lightning.models.probes import nearest_neighbours, ridge, vote
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 _TEMPERATURE = 0.07  # of the vote, Wu et al., 2018 (https://arxiv.org/abs/1805.01978)
@@ -53,12 +53,8 @@ def ridge_accuracy(
         labels: int64 `(Q,)`, their true classes.
         penalty: Ridge penalty per sample.
     """
-    mean, std = bank.mean(dim=0), bank.std(dim=0).clamp_min(1e-6)
-    x, q = (((f - mean) / std).double() for f in (bank, queries))
-    target = F.one_hot(bank_labels).double()
-    centre = target.mean(dim=0)
-    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    scores = q @ torch.linalg.solve(gram, x.T @ (target - centre)) + centre
+    fitted = ridge(bank, F.one_hot(bank_labels), penalties=(penalty,))
+    scores = queries.float() @ fitted.weight + fitted.bias
     return (scores.argmax(dim=1) == labels).float().mean().item()
 
 

@@ -1,0 +1,190 @@
+"""Attributes: what a linear map reads of an image's attributes from each of its tokens.
+
+Shapes: B batch, R readings, C width of a token, D numbers of all attributes, N training images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from pixio_heads.attributes import picture
+from pixio_heads.attributes.metrics import Explained
+from pixio_lightning.errors import UserError
+from pixio_lightning.models import Backbone, Features, ridge
+from pixio_lightning.training import Batch, Head, visualize
+
+_BINS = 8  # of a colour histogram, for each channel
+
+
+class Attributes(Head):
+    """Attributes by ridge regression from single tokens, their mean, and the patches' mean.
+
+    Nothing is trained by steps: the maps are fitted in closed form to the training images, every
+    reading by itself with a penalty of its own, before each evaluation. Beside them stand the same
+    of a random backbone of the same architecture (`random_init`), of a histogram of the colours
+    (`histogram`), and of labels in another order (`shuffled`).
+
+    Args:
+        backbone: The encoder, frozen; read after its last tapped block.
+        samples: Training images that maps are fitted to, at most, evenly spread; null for all.
+        seed: Of the order of shuffled labels.
+    """
+
+    data_attributes = ("attributes",)
+    baseline_names = ("histogram", "random_init", "shuffled")
+
+    def __init__(self, backbone: Backbone, *, samples: int | None = 4000, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        if not backbone.frozen:
+            raise UserError("Attributes trains nothing: set model.backbone.tune to frozen")
+        if samples is not None and samples < 10:
+            raise UserError(f"model.samples is {samples}; expected ten images or more, or null")
+        self.statistics_samples = samples
+        self._untrained: list[Backbone] = []  # in a list, so that it is no part of the module
+
+    def build(self, backbone: Backbone) -> None:
+        """Return nothing to train."""
+
+    @property
+    def readings(self) -> list[str]:
+        """What is read of an image, by name: the first is the mean of the class tokens, if any."""
+        k = self.backbone.n_cls_tokens
+        singles = [f"token{i}" for i in range(k)] if k > 1 else []
+        return ["", *singles, *(["patches"] if k else [])]
+
+    def metrics(self) -> MetricCollection:
+        """Return the share of variance explained, of each attribute from each reading."""
+        return MetricCollection({"explained": Explained(self._columns, self.readings)})
+
+    @property
+    def _columns(self) -> dict[str, list[str]]:
+        return self.data_info["attributes"]
+
+    @property
+    def protocol(self) -> str:
+        """The map, its features, and how it is scored."""
+        many = self.statistics_samples or "all"
+        return (
+            f"ridge regression from normed tokens, penalty by a held-back fifth, {many} training "
+            "images; share of variance explained, around the training mean"
+        )
+
+    # --- readings and maps --------------------------------------------------------------------
+
+    def _read(self, features: Features) -> Tensor:
+        """Return the readings `(B, R, C)`, float32."""
+        layer = features.layers[-1]
+        tokens = layer.tokens.float()
+        parts = [tokens[:, layer.n_cls :].mean(dim=1, keepdim=True)]
+        if layer.n_cls:
+            cls = tokens[:, : layer.n_cls]
+            parts = [cls.mean(dim=1, keepdim=True), *([cls] if layer.n_cls > 1 else []), *parts]
+        return torch.cat(parts, dim=1)
+
+    def _random(self, batch: Batch) -> Tensor:
+        """Return the readings of a random backbone of the same architecture."""
+        own = self.backbone
+        if not self._untrained:
+            layers, args = list(own.tapped), own.model_args
+            random = Backbone(own.name, weights="random:0", layers=layers, model_args=args)
+            self._untrained = [random.to(self.device)]
+        return self._read(self._untrained[0](self.inputs(batch["image"]), normalized=True))
+
+    def compute_statistics(self) -> dict[str, Tensor]:
+        """Fit the maps to the training images, of which every process encodes its share."""
+        data = self.trainer.datamodule
+        return self.fit_statistics(data.statistics_dataloader(self.statistics_samples, share=True))
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        """Return the weights `(R, C, D)` and biases `(R, D)` of each kind of map, and the mean."""
+        rows: list[tuple[Tensor, ...]] = []
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in loader:
+                batch = self.trainer.strategy.batch_to_device(batch)
+                own, random = self._read(self.encode(batch)), self._random(batch)
+                colours = histogram(batch["image"])[:, None]
+                rows.append((own, random, colours, batch["target"], batch["weight"]))
+        own, random, colours, target, weight = (
+            self.gathered(torch.cat(part)) for part in zip(*rows, strict=True)
+        )
+        kept = weight > 0
+        target = target[kept].float()
+        if len(target) < 10:
+            raise UserError(f"{len(target)} training images are too few to fit maps; expected 10")
+        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))
+        shuffled = target[order.to(target.device)]
+        found = {"mean": target.mean(dim=0)}
+        for name, x, y in (
+            ("own", own, target),
+            ("random_init", random, target),
+            ("histogram", colours, target),
+            ("shuffled", own, shuffled),
+        ):
+            maps = [ridge(one, y) for one in x[kept].unbind(dim=1)]
+            found[f"{name}_weight"] = torch.stack([one.weight for one in maps])
+            found[f"{name}_bias"] = torch.stack([one.bias for one in maps])
+        return found
+
+    def _told(self, name: str, readings: Tensor) -> Tensor:
+        """Return what the maps of a name tell of readings `(B, R, C)`: `(B, R, D)`."""
+        weight, bias = self.statistics[f"{name}_weight"], self.statistics[f"{name}_bias"]
+        told = torch.einsum("brc,rcd->brd", readings.float(), weight) + bias
+        return told.expand(-1, len(self.readings), -1)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Return what each reading tells, `(B, R, D)`."""
+        return self._told("own", self._read(features))
+
+    def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Return predictions, the truth, and the mean of the training images."""
+        return prediction, batch["target"], self.statistics["mean"]
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the same from colours, from a random backbone, and from shuffled labels."""
+        return {
+            "histogram": self._told("histogram", histogram(batch["image"])[:, None]),
+            "random_init": self._told("random_init", self._random(batch)),
+            "shuffled": self._told("shuffled", self._read(self.encode(batch))),
+        }
+
+    # --- pictures and files -------------------------------------------------------------------
+
+    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
+        """Draw images in a row, and below each what the mean token tells beside the truth."""
+        images = [batch["image"][0] for batch in batches]
+        texts = [
+            picture.told(self._columns, prediction[0, 0].cpu(), batch["target"][0].cpu())
+            for batch, prediction in zip(batches, predictions, strict=True)
+        ]
+        return visualize.Panel([images, texts], [""] * len(images))
+
+    def on_predict_start(self) -> None:
+        """Fit the maps, which nothing stored, and begin the table."""
+        super().on_predict_start()
+        self.on_validation_start()
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir) / "predictions"
+            for left in folder.glob("attributes*.csv"):
+                left.unlink()
+        self.trainer.strategy.barrier("attributes")
+
+    def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
+        """Add a line for each image to attributes.csv; other processes have tables of their own."""
+        rank = f"-{self.global_rank}" if self.global_rank else ""
+        told = prediction[:, 0].cpu()
+        picture.write_rows(folder / f"attributes{rank}.csv", self._columns, batch["name"], told)
+
+
+def histogram(images: Tensor) -> Tensor:
+    """Return the shares of pixels in eight bins of each channel, `(B, 24)`, of uint8 images."""
+    bins = (images.long() * _BINS) // 256  # (B, 3, H, W)
+    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    at = (bins + channels * _BINS).flatten(1)
+    counts = torch.zeros(len(images), images.shape[1] * _BINS, device=images.device)
+    counts.scatter_add_(1, at, torch.ones_like(at, dtype=counts.dtype))
+    return counts / (images.shape[2] * images.shape[3])

@@ -1,0 +1,123 @@
+"""What a command line adds to a suite: where its data lie, and the backbones it is run over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pixio_lightning.cli import recipes
+from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files import expanded
+
+LEFT_OUT = "none"
+_FOLDER = "backbone/"  # of the overlays that name a backbone
+
+
+def read_places(words: Iterable[str]) -> dict[str, str]:
+    """Return the places of `NAME=PATH` words by name.
+
+    Raises:
+        UserError: A word is not of this form.
+    """
+    found = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"--data is '{word}', but expected NAME=PATH, as nyuv2=/data/nyuv2")
+        found[name] = expanded(path)
+    return found
+
+
+def with_data(suite: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+    """Return a suite whose rows have the path of their data; rows left out are gone.
+
+    Args:
+        suite: Of which a row may name its data, and `data` says what they are.
+        places: Paths by these names; `none` leaves the rows with such data out.
+
+    Raises:
+        UserError: A name is unknown, or paths are not given or do not exist: all of them are named.
+    """
+    about, rows = suite.get("data") or {}, suite["rows"]
+    for name in places:
+        if name not in about:
+            known = ", ".join(about) or "none"
+            raise UserError(f"--data {name}: the suite has {known}{nearest(name, about)}")
+    wanted = list(dict.fromkeys(row["data"] for row in rows.values() if "data" in row))
+    missing = [f"--data {n}=PATH ({about[n]})" for n in wanted if n not in places]
+    lost = [
+        f"{name}={places[name]}"
+        for name in wanted
+        if name in places and places[name] != LEFT_OUT and not Path(places[name]).exists()
+    ]
+    if missing or lost:
+        told = [f"not given: {'; '.join(missing)}"] if missing else []
+        told += [f"not there: {', '.join(lost)}"] if lost else []
+        raise UserError(
+            f"data of the suite are {'. They are '.join(told)}. --data NAME={LEFT_OUT} leaves the "
+            "rows of one out"
+        )
+    kept = {}
+    for name, row in rows.items():
+        if "data" not in row:
+            kept[name] = row
+        elif (path := places[row["data"]]) != LEFT_OUT:
+            kept[name] = row | {"set": row.get("set", {}) | {"data.path": path}}
+    if not kept:
+        raise UserError("every row of the suite is left out: give the data of one")
+    return suite | {"rows": kept}
+
+
+def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any]:
+    """Return a suite with a group of rows for each backbone.
+
+    What rows say of their backbone is taken out, and rows that are equal then become one, named
+    after its recipe. Rows that evaluate a checkpoint stay as they are.
+
+    Args:
+        suite: Any.
+        backbones: Overlays `backbone/NAME`, with or without the folder, or weights, in which
+            `{seed}` stands for a row's seed.
+
+    Raises:
+        UserError: One stands there twice, or is none of both.
+    """
+    if len(set(backbones)) < len(backbones) or not all(backbones):
+        raise UserError(f"--backbones is '{','.join(backbones)}', but expected names, each once")
+    groups: dict[str, dict[str, Any]] = {}
+    trained = {name: row for name, row in suite["rows"].items() if "checkpoint" in row}
+    for name, row in ((n, r) for n, r in suite["rows"].items() if n not in trained):
+        settings = row.get("set", {})
+        free = {k: v for k, v in settings.items() if not k.startswith("model.backbone.")}
+        overlays = [o for o in row.get("with", []) if not o.startswith(_FOLDER)]
+        bare = row | {"set": free, "with": overlays}
+        own = free != settings or overlays != row.get("with", [])
+        label = next(row[verb] for verb in ("fit", "validate", "test") if verb in row)
+        label = label if own else name
+        for other, known in groups.items():
+            if _plain(known) == _plain(bare):
+                label = other
+        if label in groups and _plain(groups[label]) != _plain(bare):
+            label = name
+        groups.setdefault(label, bare)
+    rows = {}
+    known_overlays = [r.name for r in recipes.all_recipes() if r.name.startswith(_FOLDER)]
+    for label, row in groups.items():
+        for backbone in backbones:
+            overlay = backbone if backbone.startswith(_FOLDER) else _FOLDER + backbone
+            if overlay in known_overlays:
+                changed: dict[str, Any] = {"with": [*row["with"], overlay]}
+            elif backbone.startswith(_FOLDER):
+                raise UserError(f"no backbone '{backbone}'{nearest(backbone, known_overlays)}")
+            else:
+                changed = {"set": row["set"] | {"model.backbone.weights": backbone}}
+            one = f"{label}, {backbone}" if len(groups) > 1 else backbone
+            rows[one] = row | changed | {"group": label}
+            if backbone != backbones[-1]:  # once for each group, behind its rows
+                rows[one].pop("published", None)
+    return suite | {"rows": rows | trained}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("published", "seeds")}

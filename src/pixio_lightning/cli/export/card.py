@@ -1,0 +1,184 @@
+"""The README of an export: what is inside, how it was trained, its licence, how to load it.
+
+It opens with the YAML that the Hugging Face Hub reads of a model card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pixio_lightning.errors import visible
+from pixio_lightning.models.weights.students import split_student
+from pixio_lightning.training import results, run_folder
+from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
+from pixio_lightning.training.run_folder import Metrics
+
+_LIBRARY = {"safetensors": "pixio-lightning", "transformers": "transformers", "timm": "timm"}
+_KNOWN = ("apache-2.0", "cc-by-nc-4.0", "mit")  # licences by the names that the Hub has for them
+_LOAD = {
+    "safetensors": """\
+import torch
+
+from pixio_lightning import Backbone
+
+backbone = Backbone(weights="{name}")
+features = backbone(torch.zeros(1, {channels}, {side}, {side}, dtype=torch.uint8))
+features.layers[-1].patches  # (B, C, h, w)
+features.layers[-1].cls  # (B, K, C)
+""",
+    "transformers": """\
+import torch
+from transformers import PixioModel
+
+model = PixioModel.from_pretrained("{name}").eval()
+images = torch.zeros(1, {channels}, {side}, {side})  # from 0 to 1, less the mean, by the deviation
+tokens = model(images).last_hidden_state  # (B, K + h*w, C): class tokens first
+""",
+    "timm": """\
+import timm
+import torch
+
+model = timm.create_model("local-dir:{name}", pretrained=True).eval()
+images = torch.zeros(1, {channels}, {side}, {side})  # from 0 to 1, less the mean, by the deviation
+tokens = model.forward_features(images)  # (B, K + h*w, C): class tokens first
+""",
+    "onnx": """\
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{name}")
+images = np.zeros((1, {channels}, {side}, {side}), np.uint8)  # bytes of RGB, any number of images
+outputs = session.run(None, {{"images": images}})
+names = [output.name for output in session.get_outputs()]
+""",
+}
+
+
+def beside(out: Path) -> Path:
+    """Return where the README of an export lies: in its folder, or beside its file."""
+    return out.with_name(f"{out.stem}.README.md") if out.suffix else out / "README.md"
+
+
+def card(
+    source: str, form: str, out: Path, *, inside: Mapping[str, str], side: int, channels: int = 3
+) -> str:
+    """Return the text.
+
+    Args:
+        source: What was exported, as the user named it.
+        form: One of the formats of `pixio export`.
+        out: The file or folder that is written.
+        inside: What it holds, by name; `licence` among it.
+        side: Of images in pixels that it takes.
+        channels: Of images.
+    """
+    trained, tables = _training(source)
+    licence = inside["licence"]
+    front: dict[str, Any] = _licence_fields(licence)
+    front["library_name"] = _LIBRARY.get(form, form)
+    front["tags"] = ["pixio", "vision-transformer", "image-feature-extraction"]
+    if "recipe" in trained:
+        front["base_recipe"] = trained["recipe"]
+    rows = {"form": form} | {key: text for key, text in inside.items() if key != "licence"}
+    snippet = _LOAD[form].format(name=out.name, side=side, channels=channels)
+    if "head" in inside:
+        snippet = snippet.replace("(B, K + h*w, C)", "a prediction")
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {out.stem}",
+        f"Written by `pixio export` from `{visible(source)}`.",
+        "## What is inside",
+        _table(rows),
+        "## How it was trained",
+        _table(trained) if trained else "Not known: the file says nothing of it.",
+        *tables,
+        "## Licence",
+        f"Of the weights: {licence}.",
+        "## How to load it",
+        f"In the folder that holds `{out.name}`:",
+        f"```python\n{snippet}```",
+    ]
+    if form == "safetensors" and "decoder" in inside:
+        line = f"--model.backbone.weights {out.name} --model.pretrained_decoder true"
+        parts.append(f"To go on with encoder and decoder: `pixio fit -c RECIPE {line}`")
+    return "\n\n".join(parts) + "\n"
+
+
+def _licence_fields(licence: str) -> dict[str, str]:
+    """Return the fields by which the Hub knows a licence, or that it does not."""
+    name = re.sub("[^a-z0-9.]+", "-", licence.lower()).strip("-")
+    if name in _KNOWN:
+        return {"license": name}
+    if name.startswith(("none", "unknown")):
+        return {"license": "unknown"}
+    return {"license": "other", "license_name": name}
+
+
+def _table(facts: Mapping[str, object]) -> str:
+    lines = [f"| {key} | {visible(str(value)).replace('|', '/')} |" for key, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _training(source: str) -> tuple[dict[str, str], list[str]]:
+    """Return what is known of a run from its folder, and its figures as tables."""
+    file = Path(split_student(source)[0])
+    folder = file if file.is_dir() else file.parent
+    config = run_folder.stored_config(folder) if file.exists() else None
+    if config is None:
+        return {}, []
+    state = run_folder.read_state(folder)
+    names = ("best.ckpt", "last.ckpt") if file.is_dir() else ()
+    file = next((folder / name for name in names if (folder / name).exists()), file)
+    step = read_plain(file).get("global_step") if file.suffix == ".ckpt" else None
+    data = config["data"].get("init_args") or {}
+    lines = [line for line in results.read(folder) if line["steps"] == (step or line["steps"])]
+    facts = {
+        "recipe": state.get("recipe"),
+        "class": str(config["model"].get("class_path", "")).rpartition(".")[2],
+        "data": lines[-1]["dataset"] if lines else f"source {data.get('source')}",
+        "steps": step if step is not None else state.get("step"),
+        "images of a step": _global_batch(state.get("batch")),
+        "seed": config.get("seed_everything"),
+        "precision": state.get("precision"),
+        "commit": state.get("commit") or (lines[-1].get("commit") if lines else None),
+    }
+    known = {key: str(value) for key, value in facts.items() if value is not None}
+    found = [_evaluation(line) for line in lines[-1:]]
+    if not found and (rows := Metrics(folder / "metrics.csv").rows):
+        held_out = [row for row in rows if "val/loss" in row and row["step"] < (step or 1 << 62)]
+        found = [_held_out(row) for row in held_out[-1:]]
+    return known, found
+
+
+def _global_batch(batch: Any) -> int | None:
+    if not isinstance(batch, dict) or not all(isinstance(n, int) for n in batch.values()):
+        return None
+    total = 1
+    for count in batch.values():
+        total *= count
+    return total
+
+
+def _evaluation(line: Mapping[str, Any]) -> str:
+    """Lay a line of results.jsonl out: every metric beside its baselines."""
+    tables = {"this model": line["metrics"], **line["baselines"]}
+    head = ["metric", *(name.replace("_", " ") for name in tables)]
+    rows = [
+        [metric, *(f"{table[metric]:.4g}" if metric in table else "" for table in tables.values())]
+        for metric in line["metrics"]
+    ]
+    text = f"{line['split']} of {line['dataset']}, {line['n']} samples, step {line['steps']}"
+    text += f"; {line['protocol']}" if line["protocol"] else ""
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return visible(text) + "\n\n" + "\n".join(map(visible, table))
+
+
+def _held_out(row: Mapping[str, float]) -> str:
+    """Lay out what a pretraining logged of held-out images, its baselines among it."""
+    found = {k.removeprefix("val/"): f"{v:.4g}" for k, v in row.items() if k[:4] == "val/"}
+    return f"On held-out images, after {int(row['step']) + 1} steps:\n\n{_table(found)}"

@@ -1,0 +1,212 @@
+"""What a command line adds to a suite, and figures of others that stand in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pixio_lightning.cli import bench, recipes
+from pixio_lightning.cli.bench.given import over_backbones, with_data
+from pixio_lightning.cli.bench.suite import check
+from pixio_lightning.cli.main import main
+from pixio_lightning.errors import UserError
+from pixio_lightning.training import results
+
+SUITES = Path(__file__).parents[2] / "benchmarks"
+REAL = ("depth", "segmentation", "classification", "reconstruction", "policy", "paper")
+NOT_ALIKE = {"name": "Another", "abs_rel": 0.2, "source": "a table", "comparable": "no: why"}
+SMALL = (
+    "{name: pixio_vitt16, model_args: "
+    "{img_size: 64, patch_size: 8, embed_dim: 32, depth: 4, num_heads: 2, n_cls_tokens: 2}}"
+)
+TINY = [
+    *("--trainer.max_steps=2", "--data.steps_per_epoch=2", "--data.batch_size=2"),
+    *("--data.num_workers=0", "--panels.every_n_steps=0", "--data.image_size=64"),
+    *("--model.window=64", "--model.stride=64", "--trainer.accelerator=cpu"),
+    *("--model.decoder=LinearDecoder", "--model.backbone.layers=last"),
+]
+ROWS = {"near": {"fit": "depth/folder", "data": "one", "published": [NOT_ALIKE]}}
+SUITE = {
+    "metrics": {"abs_rel": "min"},
+    "baselines": ["constant"],
+    "data": {"one": "a folder with images/ and depth/", "two": "another"},
+    "rows": ROWS,
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(SUITE | changes))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Pictures with depth, twelve of each."""
+    noise = np.random.default_rng(0)
+    for name in ("images", "depth"):
+        (tmp_path / "DIR" / name).mkdir(parents=True)
+    for i in range(12):
+        pixels = noise.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"DIR/images/{i}.png")
+        depth = noise.integers(1000, 5000, (64, 64), np.uint16)
+        Image.fromarray(depth).save(tmp_path / f"DIR/depth/{i}.png")
+    return tmp_path / "DIR"
+
+
+def test_all_data_that_miss_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ROWS | {"far": {"fit": "depth/folder", "data": "two"}}
+    path = str(write(tmp_path, rows=rows))
+    assert main(["bench", path, "--data", f"one={tmp_path / 'nowhere'}"]) == 2
+    err = capsys.readouterr().err
+    assert "not given: --data two=PATH (another)" in err and "not there: one=" in err
+    assert err.count("\n") == 1
+    for words, said in (
+        (["--data", "onne=x"], "did you mean 'one'"),
+        (["--data", "one"], "expected NAME=PATH"),
+        (["--data", "one=none", "--data", "two=none"], "every row of the suite is left out"),
+    ):
+        assert main(["bench", path, *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_rows_without_their_data_are_left_out(tmp_path: Path) -> None:
+    suite = bench.read_suite(write(tmp_path, rows=ROWS | {"far": ROWS["near"] | {"data": "two"}}))
+    kept = with_data(suite, {"one": str(tmp_path), "two": "none"})["rows"]
+    assert list(kept) == ["near"] and kept["near"]["set"] == {"data.path": str(tmp_path)}
+
+
+def test_each_backbone_is_a_group_of_rows(tmp_path: Path) -> None:
+    rows = {
+        "linear": {"fit": "depth/demo", "published": [NOT_ALIKE]},
+        "tuned": {"fit": "depth/demo", "with": ["with/finetune", "backbone/mae_l"]},
+        "tuned, random": {
+            "fit": "depth/demo",
+            "with": ["with/finetune"],
+            "set": {"model.backbone.weights": "random"},
+        },
+        "trained": {"test": "depth/demo", "checkpoint": "last.ckpt"},
+    }
+    suite = bench.read_suite(write(tmp_path, rows=rows))
+    found = over_backbones(suite, ["dinov2_l", "random:{seed}"])["rows"]
+    assert list(found) == [
+        *("linear, dinov2_l", "linear, random:{seed}"),
+        *("depth/demo, dinov2_l", "depth/demo, random:{seed}", "trained"),
+    ]
+    assert found["depth/demo, dinov2_l"]["with"] == ["with/finetune", "backbone/dinov2_l"]
+    assert found["linear, random:{seed}"]["set"] == {"model.backbone.weights": "random:{seed}"}
+    assert found["trained"] == rows["trained"]
+    assert [name for name, row in found.items() if "published" in row] == ["linear, random:{seed}"]
+    one = bench.read_suite(SUITES / "demo.yaml")
+    assert list(over_backbones(one, ["a.ckpt", "random"])["rows"]) == ["a.ckpt", "random"]
+    with pytest.raises(UserError, match="no backbone 'backbone/dinov2_x', did you mean"):
+        over_backbones(suite, ["backbone/dinov2_x"])
+    with pytest.raises(UserError, match="each once"):
+        over_backbones(suite, ["random", "random"])
+
+
+def test_a_suite_over_two_backbones_beside_published_figures(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", str(write(tmp_path)), "--data", f"one={pairs}", *TINY]
+    words += [f"--model.backbone={SMALL}", "--backbones"]
+    assert main([*words, "random:0,random:1", "--out", "first"]) == 0
+    table = Path("first/table.md").read_text()
+    assert table.splitlines()[2] == "| | one abs_rel ↓ | seeds |"
+    rows = re.findall(r"^\| ([^|]+) \| \**([\d.]+)", table, re.MULTILINE)
+    names = ["constant", "random:0", "random:1", "Another, published † (near)"]
+    assert [name for name, _ in rows] == names and rows[-1][1] == "0.2"
+    assert "**0.2" not in table  # nothing of others is the best
+    assert "Another, published † (near): a table; not to be compared, why" in table
+    page = Path("first/index.html").read_text()
+    assert '<tr class="paper"><td>Another, published † (near)</td>' in page
+    assert page.count('<rect class="paper"') == 1
+    assert main([*words, "random:0,random:2", "--out", "second"]) == 0
+    capsys.readouterr()
+    assert main(["bench", "--compare", "first", "second"]) == 0
+    assert "random:2: only in second" in capsys.readouterr().out
+    both = Path("runs/bench/compare-first-second/index.html").read_text()
+    cells = re.findall(r"<tr class=\"(\w+)\"><td>([^<]+)</td>", both)
+    assert [c for c in cells if c[0] != "paper"] == [
+        *(("base", "constant"), ("ours", "random:0")),
+        *(("ours", "random:1 (first)"), ("ours", "random:2 (second)")),
+    ]
+    assert both.count("metrics.csv</a>") == 4
+
+
+def test_a_checkpoint_is_evaluated_by_the_verb_of_its_row(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", f"one={pairs}", *TINY, f"--model.backbone={SMALL}"]
+    words += ["--model.backbone.weights=random:0"]
+    row = {"test": "depth/folder", "checkpoint": "run/last.ckpt", "data": "one"}
+    path = str(write(tmp_path, rows={"trained": row}))
+    assert main(["bench", path, *words]) == 2
+    assert "row trained: checkpoint 'run/last.ckpt' does not exist" in capsys.readouterr().err
+    trained = ["-c", "depth/folder", "--data.path", str(pairs), *words[2:]]
+    assert main(["fit", *trained, "--out", "run"]) == 0
+    for _ in range(2):  # the second time from its result
+        assert main(["bench", path, *words, "--out", "out"]) == 0
+    (line,) = results.read(tmp_path / "out" / "trained-0")
+    assert line["verb"] == "test" and line["split"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"source": ""}, "expected name, source, comparable"),
+        ({"comparable": "perhaps"}, "expected name, source, comparable"),
+        ({"abs_rel": "0.2"}, "and figures by metric"),
+    ],
+)
+def test_published_figures_say_whose_they_are(entry: dict, said: str, tmp_path: Path) -> None:
+    rows = {"near": ROWS["near"] | {"published": [NOT_ALIKE | entry]}}
+    with pytest.raises(UserError, match=said):
+        bench.read_suite(write(tmp_path, rows=rows))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_suites_of_real_data_are_planned(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row, with its own recipe, metrics and data, and weights that need no download."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("cat", "dog"):  # where classes are folders, they size the head
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / label / "0.png")
+    suite = bench.read_suite(SUITES / f"{name}.yaml")
+    for checkpoint in {row.get("checkpoint") for row in suite["rows"].values()} - {None}:
+        Path(checkpoint).parent.mkdir(parents=True)
+        Path(checkpoint).touch()
+    suite = with_data(suite, dict.fromkeys(suite.get("data", {}), str(tmp_path)))
+    check(suite, tmp_path / "out", words=["--model.backbone.weights=random"])
+    over = over_backbones(suite, ["dinov2_b"])
+    assert len(over["rows"]) == len(suite["rows"]) or name == "policy"
+
+
+def test_published_figures_of_pixio_are_those_of_the_recipes() -> None:
+    """A header has per cent where a suite has shares, and leaves out a leading zero."""
+    seen = 0
+    for name in REAL:
+        for row in bench.read_suite(SUITES / f"{name}.yaml")["rows"].values():
+            recipe = row.get("fit", row.get("test"))
+            said = recipes.header(recipes.find(recipe)).fields["expect"] if recipe else ""
+            figures = {float(text) for text in re.findall(r"\d*\.\d+", said)}
+            for entry in row.get("published", []):
+                if not entry["name"].startswith("Pixio"):
+                    continue
+                for key, value in entry.items():
+                    if key not in ("name", "source", "comparable"):
+                        seen += 1
+                        assert figures & {value, round(100 * value, 1)}, (recipe, key, value)
+    assert seen > 60

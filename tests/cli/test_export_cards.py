@@ -1,0 +1,159 @@
+"""Every export says what it is, how it was trained and how to load it; what it says runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import fit, table, write_recipe
+
+from pixio_lightning.cli.export.card import _licence_fields
+from pixio_lightning.cli.main import main
+from pixio_lightning.files import write_text
+from pixio_lightning.models.weights.read import read
+from pixio_lightning.training import run_folder
+
+SCENES = ("--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}")
+SMALL = (
+    "{name: pixio_vitt16, weights: 'random:0', model_args: "
+    "{img_size: 64, patch_size: 8, embed_dim: 32, depth: 4, num_heads: 2, n_cls_tokens: 2}}"
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pretraining; returns its folder, with the recipe beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert fit(write_recipe(folder), folder / "run") == 0
+    return folder / "run"
+
+
+def exported(
+    source: object, form: str, out: str, where: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], str]:
+    """Export, run the snippet of its README there, and return the front matter and the text."""
+    monkeypatch.chdir(where)
+    assert main(["export", str(source), "--to", form, "--out", out]) == 0
+    path = Path(out)
+    readme = (path.parent / f"{path.stem}.README.md") if path.suffix else path / "README.md"
+    text = readme.read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    found = names.get("tokens", names.get("features", names.get("outputs")))
+    assert found is not None
+    _, front, _ = text.split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+@pytest.mark.parametrize(
+    ("form", "out", "library"),
+    [
+        ("safetensors", "tiny.safetensors", "pixio-lightning"),
+        ("transformers", "tiny-hf", "transformers"),
+        ("timm", "tiny-timm", "timm"),
+        ("onnx", "tiny.onnx", "onnx"),
+    ],
+)
+def test_an_encoder(
+    form: str, out: str, library: str, trained: Path, tmp_path: Path, monkeypatch
+) -> None:
+    front, text = exported(trained / "last.ckpt", form, out, tmp_path, monkeypatch)
+    assert front["library_name"] == library and front["license"] == "unknown"
+    assert front["base_recipe"].endswith("tiny.yaml")
+    state, last = run_folder.read_state(trained), table(trained)[-1]
+    for row in (
+        "| steps | 8 |",
+        "| seed | 0 |",
+        f"| commit | {state['commit']} |",
+        "| images of a step | 4 |",
+        "| class tokens | 8 |",
+        "| patch size | 8 |",
+    ):
+        assert row in text
+    for name in ("loss", "zero", "interpolated"):  # the model beside what needs no learning
+        assert f"| {name} | {last[f'val/{name}']:.4g} |" in text
+    assert ("decoder" in text) == (form == "safetensors")
+
+
+def test_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    words = ("-c", "depth/demo", "-c", "with/debug", *SCENES, "--model.backbone", SMALL)
+    assert main(["fit", *words, "--out", str(run)]) == 0
+    front, text = exported(run, "onnx", "depth.onnx", tmp_path, monkeypatch)
+    assert front["base_recipe"] == "depth/demo with/debug" and "| head | Depth |" in text
+    assert "| metric | this model | constant | median map |" in text and "| abs_rel | " in text
+    assert "m, crop none, no alignment" in text  # the protocol
+
+
+def test_encoder_and_decoder_go_on_together(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the file, from the checkpoint, and only where it holds a decoder of this size."""
+    exported(trained / "last.ckpt", "safetensors", "both.safetensors", tmp_path, monkeypatch)
+    recipe = trained.parent / "tiny.yaml"
+    words = ("--model.pretrained_decoder", "true", "--model.backbone.weights")
+    steps = ("--trainer.max_steps", 1, "--trainer.num_sanity_val_steps", -1)
+    losses = []
+    for source in ("both.safetensors", trained / "last.ckpt"):
+        out = tmp_path / f"from-{Path(source).suffix}"
+        assert fit(recipe, out, *words, source, *steps) == 0
+        losses.append(table(out)[0]["val/loss"])
+    assert losses == [pytest.approx(table(trained)[-1]["val/loss"], rel=1e-5)] * 2
+    fresh = ("--model.pretrained_decoder", "false", "--model.backbone.weights")
+    assert fit(recipe, tmp_path / "fresh", *fresh, "both.safetensors", *steps) == 0
+    assert abs(table(tmp_path / "fresh")[0]["val/loss"] - losses[0]) > 0.01
+    reloaded = main(["export", str(tmp_path / "from-.ckpt"), "--to", "onnx", "--out", "on.onnx"])
+    assert reloaded == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model.backbone.weights", "random"), "holds no decoder"),
+        (("--model.decoder.depth", "2"), "the decoder of both.safetensors does not fit"),
+        (("--model.decoder.dim", "32"), "the decoder of both.safetensors does not fit"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_one_line(
+    words: tuple[str, str], said: str, trained: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    exported(trained / "last.ckpt", "safetensors", "both.safetensors", tmp_path, monkeypatch)
+    given = ("--model.backbone.weights", "both.safetensors", "--model.pretrained_decoder", "true")
+    assert fit(trained.parent / "tiny.yaml", tmp_path / "run", *given, *words) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_of_weights_without_a_run_nothing_is_claimed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(trained / "last.ckpt", "safetensors", "one.safetensors", tmp_path, monkeypatch)
+    _, text = exported("one.safetensors", "timm", "again", tmp_path, monkeypatch)
+    assert "Not known: the file says nothing of it." in text and "recipe" not in text
+    assert read("again").encoder.keys() == read("one.safetensors").encoder.keys()
+
+
+def test_a_readme_of_something_else_stays(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("x.README.md"), "mine")
+    for form, out in (("safetensors", "x.safetensors"), ("onnx", "x.onnx")):
+        assert main(["export", str(trained / "last.ckpt"), "--to", form, "--out", out]) == 2
+        assert "x.README.md exists already" in capsys.readouterr().err
+        assert not Path(out).exists()
+    assert Path("x.README.md").read_text() == "mine"
+
+
+def test_licences_as_the_hub_names_them() -> None:
+    assert _licence_fields("Apache-2.0") == {"license": "apache-2.0"}
+    assert _licence_fields("none (random initialisation)") == {"license": "unknown"}
+    name = "fair-noncommercial-research-license-v1"
+    assert _licence_fields("FAIR Noncommercial Research License v1") == {
+        "license": "other",
+        "license_name": name,
+    }
