@@ -21,7 +21,7 @@ from PIL import Image
 
 from pixio_heads.policy import lerobot
 from pixio_heads.policy.demonstrations import Demonstration
-from pixio_lightning.app.server import add_arguments
+from pixio_lightning.cli.app.server import add_arguments
 from pixio_lightning.cli.bench import read_suite
 from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.suite import check as check_suite
