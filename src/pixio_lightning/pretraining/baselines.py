@@ -1,13 +1,50 @@
-"""What learns nothing: hidden pixels filled in from the visible ones, and how a loss compares."""
+"""What a loss is compared with: hidden pixels filled in from the visible ones; and its two parts.
+
+Of rendered scenes half of the variance of a normalised patch is its colour alone, so that a loss
+can fall while no structure is learned.
+
+Shapes: B batch, m hidden patches, V = P*P*C values in a patch of P*P pixels and C channels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixio_lightning.training.run_folder import Metrics
+
+
+class Parts(NamedTuple):
+    """A patch, or its error, in two orthogonal parts.
+
+    Attributes:
+        hue: Each channel's mean over the patch.
+        structure: The rest.
+    """
+
+    hue: Tensor
+    structure: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        """Both together."""
+        return self.hue + self.structure
+
+
+def parts_of(patches: Tensor, channels: int) -> Parts:
+    """Split patches `(B, m, V)` into parts of the same shape, which add up to them."""
+    pixels = patches.unflatten(-1, (-1, channels))
+    hue = pixels.mean(dim=-2, keepdim=True).expand_as(pixels).flatten(-2)
+    return Parts(hue, patches - hue)
+
+
+def errors_of(prediction: Tensor, target: Tensor, channels: int) -> Parts:
+    """Return the mean squared error of each patch in parts, float32 `(B, m)`; they add up to it."""
+    split = parts_of(prediction.float() - target.float(), channels)
+    return Parts(*(part.square().mean(dim=-1) for part in split))
 
 
 def beside_baselines(metrics: Metrics, titles: Mapping[str, str]) -> dict[str, str]:

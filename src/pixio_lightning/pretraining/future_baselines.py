@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixio_lightning.models.mae_decoder import normalize_patches
-from pixio_lightning.pretraining.patch_errors import parts_of
+from pixio_lightning.pretraining.baselines import parts_of
 
 _BINS = 8  # of gaps, for each of which a hedged copy has factors of its own
 

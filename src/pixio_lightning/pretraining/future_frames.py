@@ -19,10 +19,10 @@ from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches, pixel_loss
 from pixio_lightning.models.masking import Mask, block_mask, count_blocks, gather_tokens, patchify
+from pixio_lightning.pretraining.baselines import errors_of
 from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
 from pixio_lightning.pretraining.future_decoder import FutureDecoder
 from pixio_lightning.pretraining.future_report import SUMMED, WEIGHED_BY, report
-from pixio_lightning.pretraining.patch_errors import errors_of
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim

@@ -32,8 +32,12 @@ from pixio_lightning.models.masking import (
 from pixio_lightning.models.weights.key_names import to_mae_decoder
 from pixio_lightning.models.weights.read import read, refuse_non_finite
 from pixio_lightning.models.weights.report import matched
-from pixio_lightning.pretraining.baselines import beside_baselines, digits, inverse_distance
-from pixio_lightning.pretraining.patch_errors import errors_of
+from pixio_lightning.pretraining.baselines import (
+    beside_baselines,
+    digits,
+    errors_of,
+    inverse_distance,
+)
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
