@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Two test processes, each single-threaded: oversubscribed threads are many times slower.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: help demo demo-policy bench docs test test-all test-cluster lint format clean
+.PHONY: help demo demo-policy bench docs test test-all test-app test-cluster lint format clean
 
 help:
 	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test      the tests but the slow ones"
 	@echo "make test-all  all tests but those of test-cluster"
 	@echo "make test-cluster  those on a real SLURM, on two hosts and on Ray, which it installs (root, Debian)"
+	@echo "make test-app  those that drive the page of pixio app in a browser, which it installs (root, Debian)"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff rewrite the code"
 
@@ -43,11 +44,15 @@ test: $(VENV)/.installed-dev
 	$(TEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	$(TEST) -m "not cluster"
+	$(TEST) -m "not cluster and not browser"
 
 # One process: they share the machine's two cores and one SLURM.
 test-cluster: $(VENV)/.installed-cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster
+
+# One process, for one browser.
+test-app: $(VENV)/.installed-app
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -94,3 +99,9 @@ $(VENV)/.installed-cluster: $(VENV)/.installed-dev
 	@if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
 	  { $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2 && touch $@; } \
 	  || echo "apt-get could not install slurmctld slurmd slurm-client munge iproute2: tests that need them are skipped"
+
+$(VENV)/.installed-app: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright axe-playwright-python
+	@if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
+	  { command -v chromium > /dev/null || { $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium; }; } && touch $@ \
+	  || echo "apt-get could not install chromium: tests that need it are skipped"

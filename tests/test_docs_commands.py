@@ -21,12 +21,13 @@ from PIL import Image
 
 from pixio_heads.policy import lerobot
 from pixio_heads.policy.demonstrations import Demonstration
+from pixio_lightning.cli.app.server import add_arguments
 from pixio_lightning.cli.bench import read_suite
 from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.suite import check as check_suite
 from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.help_pages import RUN_VERBS, VERBS
-from pixio_lightning.cli.main import main
+from pixio_lightning.cli.main import LightParser, main
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = ("recipes", "results")  # by docs/conf.py, of headers and tables that have their own tests
@@ -161,6 +162,11 @@ def check(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         rest = ["DEMONSTRATIONS" if word == "DIR" else word for word in rest]
     if verb == "bench" and "--compare" not in rest:  # its runs take minutes
         return planned(rest)
+    if verb == "app":  # it would serve until it is stopped
+        parser = LightParser("pixio app", description="")
+        add_arguments(parser)
+        parser.parse_args(rest)
+        return ""
     if verb not in RUN_VERBS or "--print_config" in rest:
         return failed([verb, *rest], capsys)
     said = failed(["check", *rest], capsys)

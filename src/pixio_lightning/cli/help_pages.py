@@ -11,6 +11,7 @@ RUN_VERBS = {
 }
 VERBS = RUN_VERBS | {
     "runs": "list runs, and what differs between two",
+    "app": "try runs on your own pictures, in the browser",
     "bench": "run a suite of recipes: a table, and a page for the browser",
     "shard": "pack a folder of images, or tar shards, into parquet shards",
     "curate": "report on scores, calibrate a keep rate, rewrite shards by it",

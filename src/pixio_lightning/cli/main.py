@@ -18,7 +18,7 @@ import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pixio_lightning import __version__, plugins
 from pixio_lightning.cli import help_pages, recipes
@@ -117,7 +117,7 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(_no_verb(argv))
     light = {
-        **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor},
+        **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor, "app": app},
         **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate, "runs": runs},
     }
     if verb in light:
@@ -304,7 +304,8 @@ def shard(argv: list[str]) -> int:
         shards, digests = verify(options.source, jobs=options.jobs)
         print(f"{shards} shards are what the index says; it has the digests of {digests}")
         return 0
-    out, jobs, shuffled = Path(options.out), options.jobs, not options.in_order
+    out, shuffled = Path(options.out), not options.in_order
+    common: dict[str, Any] = {"rows": options.rows, "shuffled": shuffled, "jobs": options.jobs}
     images_only, clips_only = ("group", "split"), ("fps", "seconds", "side")
     for name in images_only if options.clips else clips_only:
         if getattr(options, name) != parser.get_default(name):
@@ -314,22 +315,12 @@ def shard(argv: list[str]) -> int:
         from pixio_lightning.data.clips.pack import Form, pack_clips
 
         form = Form(options.fps, options.seconds, options.side)
-        index, count = pack_clips(
-            options.source, out, form, rows=options.rows, shuffled=shuffled, jobs=jobs
-        )
+        index, count = pack_clips(options.source, out, form, **common)
         what, recipe = f" of {count} clips", "video/shards"
     else:
         from pixio_lightning.data.shards.pack import pack
 
-        index = pack(
-            options.source,
-            out,
-            split=options.split,
-            rows=options.rows,
-            group=options.group,
-            shuffled=shuffled,
-            jobs=jobs,
-        )
+        index = pack(options.source, out, split=options.split, group=options.group, **common)
     size = sum(entry.size for entry in index.shards) / 1e6
     print(f"{index.rows} images{what} in {len(index.shards)} shards, {size:.1f} MB, in {out}")
     for name, reason in index.skipped:
@@ -346,6 +337,13 @@ def curate(argv: list[str]) -> int:
     from pixio_lightning.curation.report import main as curation
 
     return curation(LightParser("pixio curate", description=curation.__doc__ or ""), argv)
+
+
+def app(argv: list[str]) -> int:
+    """`pixio app [RUN ...]`: a page in the browser."""
+    from pixio_lightning.cli.app.server import main as page
+
+    return page(LightParser("pixio app", description=page.__doc__ or ""), argv)
 
 
 def new_head(argv: list[str]) -> int:

@@ -22,6 +22,7 @@ from pixio_lightning.models.mae_decoder import (
     pixel_loss,
 )
 from pixio_lightning.models.masking import (
+    Mask,
     block_mask,
     count_blocks,
     gather_tokens,
@@ -107,12 +108,15 @@ class PixelPretraining(PatchPrediction):
             _fill(decoder, backbone.weights)
         return decoder
 
-    def forward(self, images: Tensor, random_key: RandomKey) -> Reconstruction:
+    def forward(
+        self, images: Tensor, random_key: RandomKey, mask: Mask | None = None
+    ) -> Reconstruction:
         """Hide blocks of the images and predict them.
 
         Args:
             images: uint8 `(B, 3, H, W)`.
             random_key: Random key for masks and drop path.
+            mask: What to hide; None draws it.
 
         Returns:
             Prediction and target of the hidden patches only.
@@ -120,9 +124,10 @@ class PixelPretraining(PatchPrediction):
         patch = self.backbone.patch_size
         images = self.backbone.resize(self.backbone.normalize(images))
         grid = (images.shape[-2] // patch, images.shape[-1] // patch)
-        n_blocks, _ = count_blocks(grid, self.mask_grid, self.mask_ratio)
-        noise = random_key.uniform(n_blocks, Purpose.MASK)
-        mask = block_mask(noise, grid=grid, block=self.mask_grid, ratio=self.mask_ratio)
+        if mask is None:
+            n_blocks, _ = count_blocks(grid, self.mask_grid, self.mask_ratio)
+            noise = random_key.uniform(n_blocks, Purpose.MASK)
+            mask = block_mask(noise, grid=grid, block=self.mask_grid, ratio=self.mask_ratio)
         features = self.backbone(
             images, keep=mask.keep, normalized=True, resized=True, random_key=random_key
         )
@@ -216,15 +221,8 @@ class PixelPretraining(PatchPrediction):
         """Return the same, and the loss of each image `(B,)`."""
         images = batch["image"]
         result = self(images, self.fixed_draw(batch))
-        painted = result.prediction.float()
-        if self.norm_pix:
-            _, mean, std = normalize_patches(gather_tokens(result.pixels, result.mask.hide))
-            painted = painted * std + mean
-        index = result.mask.hide[..., None].expand_as(painted)
-        masked = result.pixels.scatter(1, index, 0.0)
-        reconstruction = result.pixels.scatter(1, index, painted)
+        columns = self.painted(result)
         features = self.backbone(images)
-        columns = [self.to_uint8(x, result.grid) for x in (masked, reconstruction, result.pixels)]
         columns.append(
             visualize.principal_components(features.layers[-1].patches, columns[0].shape)
         )
@@ -236,6 +234,20 @@ class PixelPretraining(PatchPrediction):
         )
         panel = visualize.Panel(rows, titles, caption)
         return panel, pixel_loss(result.prediction, result.target)
+
+    def painted(self, result: Reconstruction) -> list[Tensor]:
+        """Return the masked input, the reconstruction and the truth, uint8 `(B, 3, H, W)` each.
+
+        With `norm_pix` hidden patches have the true mean and contrast of each.
+        """
+        painted = result.prediction.float()
+        if self.norm_pix:
+            _, mean, std = normalize_patches(gather_tokens(result.pixels, result.mask.hide))
+            painted = painted * std + mean
+        index = result.mask.hide[..., None].expand_as(painted)
+        masked = result.pixels.scatter(1, index, 0.0)
+        reconstruction = result.pixels.scatter(1, index, painted)
+        return [self.to_uint8(x, result.grid) for x in (masked, reconstruction, result.pixels)]
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss at the start and the end, beside what needs no learning."""

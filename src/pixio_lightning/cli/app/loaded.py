@@ -1,0 +1,104 @@
+"""Which runs the page shows, and what is loaded of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pixio_lightning.cli import runs
+from pixio_lightning.errors import UserError, nearest, visible
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training import run_folder
+from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.checkpoints.load import load
+
+_CHECKPOINTS = ("best.ckpt", "last.ckpt")
+_MOST_RUNS = 8  # each has a tab, and its weights in memory
+
+
+class Loaded(NamedTuple):
+    """What is shown.
+
+    Attributes:
+        name: Of the run, as its recipe or its file is called.
+        folder: Of the run; None for a file alone.
+        module: What the run trained; None for an exported encoder.
+        backbone: Its encoder.
+    """
+
+    name: str
+    folder: Path | None
+    module: BackboneModule | None
+    backbone: Backbone
+
+
+def newest(root: Path) -> list[Path]:
+    """Return the newest run of every recipe below a folder, at most eight, the newest first.
+
+    Raises:
+        UserError: There is none that has a checkpoint.
+    """
+    found = [runs.look_at(folder) for folder in runs.find(root)]
+    found = [run for run in found if checkpoint_of(run.folder) is not None]
+    if not found:
+        raise UserError(
+            f"no run with a checkpoint below '{root}/': `pixio fit -c pretrain/demo` makes one, or "
+            "name a run folder or a checkpoint"
+        )
+    chosen: dict[str, Path] = {}
+    for run in sorted(found, key=lambda run: -run.changed):
+        chosen.setdefault(run.recipe or str(run.folder), run.folder)
+    return list(chosen.values())[:_MOST_RUNS]
+
+
+def checkpoint_of(folder: Path) -> Path | None:
+    """Return the checkpoint that `load` takes of a run folder."""
+    return next((p for n in _CHECKPOINTS if (p := folder / n).exists()), None)
+
+
+def open_run(path: Path) -> Loaded:
+    """Load a run folder, a checkpoint, or the encoder of an exported file or folder.
+
+    Raises:
+        UserError: It is none of these, or cannot be loaded.
+    """
+    if not path.exists():
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"'{path}' does not exist{nearest(path.name, names)}")
+    checkpoint = checkpoint_of(path) if path.is_dir() else path
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if checkpoint is None or checkpoint.suffix != ".ckpt":
+        backbone = Backbone(weights=str(path)).load().eval()
+        return Loaded(path.name, None, None, backbone.to(device))
+    folder = checkpoint.parent if (checkpoint.parent / "config.yaml").exists() else None
+    module = load(checkpoint, weights=_frozen_weights(folder)).to(device)
+    recipe = run_folder.read_state(folder).get("recipe") if folder else None
+    name = recipe if isinstance(recipe, str) and recipe else path.resolve().name
+    return Loaded(visible(name), folder, module, module.probed_backbone.eval())
+
+
+def data_config(loaded: Loaded) -> dict[str, Any] | None:
+    """Return the `data` part of a run's configuration: class_path and init_args."""
+    config = run_folder.stored_config(loaded.folder) if loaded.folder else None
+    data = (config or {}).get("data")
+    return data if isinstance(data, dict) and isinstance(data.get("init_args"), dict) else None
+
+
+def _frozen_weights(folder: Path | None) -> str | None:
+    """Return where the weights of a run's frozen backbone are, if they lie above the run folder.
+
+    A recipe names them from the folder in which it was run, as runs/pretrain/demo/last.ckpt, and
+    the page may be opened from another one. Their digest is checked.
+    """
+    config = run_folder.stored_config(folder) if folder else None
+    if config is None or folder is None:
+        return None
+    arguments = config["model"].get("init_args") or {}
+    backbone = arguments.get("backbone") or {}
+    stated = (backbone.get("init_args") or backbone).get("weights")
+    if not isinstance(stated, str) or Path(stated).exists() or Path(stated).is_absolute():
+        return None
+    around = (parent / stated for parent in folder.resolve().parents)
+    return next((str(path) for path in around if path.exists()), None)

@@ -1,0 +1,108 @@
+"""`pixio app` as a command: what it needs, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pixio_lightning.cli import main as cli
+from pixio_lightning.cli import recipes
+from pixio_lightning.cli.app.loaded import newest, open_run
+from pixio_lightning.errors import UserError
+
+
+def test_no_runs_are_one_line_with_what_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["app"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "pixio fit -c pretrain/demo" in told
+
+
+def test_a_missing_run_is_one_line_with_the_nearest(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["app", str(runs / "dept")]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "did you mean 'depth'" in told
+
+
+def test_without_gradio_the_extra_is_named_before_anything_is_loaded() -> None:
+    code = (
+        "import sys; sys.modules['gradio'] = None\n"
+        "from pixio_lightning.cli import main\n"
+        "code = main.main(['app', '.'])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "pixio: error: the page needs Gradio: pip install 'pixio-lightning[app]'\n"
+    )
+
+
+def test_the_newest_run_of_every_recipe_is_taken(runs: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("depth", "depth", "segmentation")):
+        copy = shutil.copytree(runs / name, tmp_path / f"{name}-{number}")
+        for file in copy.rglob("*"):
+            os.utime(file, (number, number))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "state.json").write_text("{}")
+    found = newest(tmp_path)
+    assert [path.name for path in found] == ["segmentation-2", "depth-1"]
+
+
+def test_a_frozen_backbone_is_found_from_another_folder(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe names it from where it was run."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "pretrain", "runs/pretrain")
+    recipe = yaml.safe_load(recipes.find("depth/demo").read_text())
+    recipe["model"]["init_args"] |= {
+        "backbone": {"weights": "runs/pretrain/last.ckpt"},
+        "decoder": {"class_path": "LinearDecoder"},
+        "cache": False,
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["fit", "-c", "mine.yaml", "--out", "runs/depth", "--trainer.max_steps", "1"]
+    words += ["--data.scenes", "{train: 4, held_out: 4, views: 2, size: 64}"]
+    words += ["--data.num_workers", "0", "--panels.every_n_steps", "0"]
+    assert cli.main(words) == 0
+    monkeypatch.chdir("/")
+    assert open_run(tmp_path / "runs/depth").name == "mine.yaml"
+    (tmp_path / "runs/pretrain/last.ckpt").unlink()
+    with pytest.raises(UserError, match="frozen weights"):
+        open_run(tmp_path / "runs/depth")
+
+
+def test_it_says_who_can_reach_it_and_ends_in_one_line(runs: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pixio_lightning.cli.main"]
+        + ["app", str(runs / "depth"), "--host", "0.0.0.0", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert lines[0].startswith("loaded ") and "whoever reaches this machine" in lines[1], lines
+    port = lines[2].split()[0].rstrip("/").rpartition(":")[2]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+        assert answer.status == 200
+    assert list(tmp_path.glob("pixio-app-*"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "\nended\n", "")
+    assert not list(tmp_path.glob("pixio-app-*"))
