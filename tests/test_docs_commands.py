@@ -41,6 +41,7 @@ WORDS = {
     **{
         "RECIPE": "pretrain/demo",
         "W": "runs/pretrain/demo/last.ckpt",
+        "FILE": "runs/pretrain/demo/last.ckpt",
         "N": "3",
         "WORD": "depth",
         "NAME": "normals",
@@ -57,7 +58,7 @@ CLASSES = (
     *("pretrain/demo", "distill/demo", "video/demo", "video/folder", "curation/score"),
     *("depth/demo", "depth/relative_dav2", "segmentation/demo", "classification/demo"),
     *("classification/folder_knn", "reconstruction/folder", "propagation/demo", "policy/demo"),
-    *("pretrain/demo_curated", "policy/gym"),
+    *("pretrain/demo_curated", "policy/gym", "attributes/demo"),
 )
 CHECKED: dict[str, str] = {}  # commands, by the first page that has them
 FREE = re.compile(r"\.(model_args|students)\b")  # below them stand names of the user's
