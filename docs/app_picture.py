@@ -1,4 +1,4 @@
-"""Make docs/app.png: `python docs/app_picture.py RUN`, a run of pretraining, after `make test-app`."""
+"""Make docs/app.png: `python docs/app_picture.py runs/pretrain/demo`, after `make test-app`."""
 
 from __future__ import annotations
 
