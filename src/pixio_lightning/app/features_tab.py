@@ -100,7 +100,8 @@ def add_features_tab(
             work.look,
             [name, scale, upload, second],
             seen,
-            api_name="features_look" if trigger == upload.change else False,
+            api_name="features_look" if trigger == upload.change else None,
+            api_visibility="public" if trigger == upload.change else "private",
             **about,
         )
         looked.success(work.maps, [seen, row, column], maps, api_visibility="private", **about)
