@@ -1,4 +1,4 @@
-"""Make docs/app.png: `python docs/app_picture.py RUN`, a pretraining, after `make test-app`."""
+"""Make docs/app.png: `python docs/app_picture.py runs/pretrain/demo`, after `make test-app`."""
 
 from __future__ import annotations
 

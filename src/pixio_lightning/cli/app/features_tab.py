@@ -132,10 +132,14 @@ class _Work:
         if not given:
             return None
         backbone = self._backbone(name)
-        side = backbone.grid[0] * backbone.stride * int(scale)
-        images = torch.cat([square(open_photo(path), side, backbone) for path in given])
-        (*_, last) = backbone(images).layers
-        return _Seen(images.cpu(), last.patches.cpu(), _summary(last).cpu())
+        photos = [open_photo(path) for path in given]
+        side = backbone.grid[0] * backbone.stride
+        images = torch.cat([square(photo, side * int(scale), backbone) for photo in photos])
+        last = backbone(images).layers[-1]
+        # As the pictures of the folder are encoded, whatever the size that is looked at.
+        whole = torch.cat([square(photo, side, backbone) for photo in photos])
+        summary = _summary(backbone(whole).layers[-1])
+        return _Seen(images.cpu(), last.patches.cpu(), summary.cpu())
 
     @one_line
     def clicked(self, seen: _Seen | None, event: gr.SelectData) -> tuple[float, float]:

@@ -38,13 +38,17 @@ THEME = gr.themes.Default(
 # Labels stand above pictures, not over them.
 CSS = """
 .block > label[data-testid="block-label"] { position: static; }
+body:not(.dark) button[role="tab"].selected { color: var(--primary-700) !important; }
 """
-# A label needs a role to be read aloud, which Gradio's empty places lack.
+# For those who listen, or have no mouse: a label needs a role to be read aloud, which empty places
+# of Gradio lack, and the 3D view would come before everything else.
 SCRIPT = """
-() => new MutationObserver(() => document
-    .querySelectorAll("div.empty[aria-label]:not([role])")
-    .forEach((place) => place.setAttribute("role", "img"))
-).observe(document.body, {childList: true, subtree: true})
+() => new MutationObserver(() => {
+    document.querySelectorAll("div.empty[aria-label]:not([role])")
+        .forEach((place) => place.setAttribute("role", "img"))
+    document.querySelectorAll("canvas[tabindex='1']")
+        .forEach((view) => view.setAttribute("tabindex", "0"))
+}).observe(document.body, {childList: true, subtree: true, attributeFilter: ["tabindex"]})
 """
 _FORGET_AFTER = 3600  # seconds until results are removed
 

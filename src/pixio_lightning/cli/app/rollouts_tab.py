@@ -35,7 +35,7 @@ def add_rollouts_tab(run: Path, tab: str, folders: Folders) -> None:
         if name not in videos:
             raise UserError(f"there is no video '{name}'")
         # A copy, so that nothing but the page's own folder is ever served.
-        return str(shutil.copy(str(videos[name]), folders.fresh(request, tab)))
+        return shutil.copy(str(videos[name]), str(folders.fresh(request, tab)))
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
