@@ -113,6 +113,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for i in range(4):
                 pixels = noise.integers(0, 256, (320, 320, 3), np.uint8)  # what curation keeps
                 Image.fromarray(pixels).save(f"DIR/{label}/{i}.png")
+        table = [f"{label}/{i}.png,{i},{label}" for label in ("cat", "dog") for i in range(4)]
+        Path("DIR/attributes.csv").write_text("\n".join(["name,size,kind", *table]) + "\n")
         Path("benchmarks").symlink_to(ROOT / "benchmarks")
         Path("ImageNet").symlink_to("DIR")  # whose classes size the head
         one = [
@@ -162,6 +164,11 @@ def check(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         rest = ["DEMONSTRATIONS" if word == "DIR" else word for word in rest]
     if verb == "bench" and "--compare" not in rest:  # its runs take minutes
         return planned(rest)
+    if verb == "app":  # it is served until Ctrl-C; tests/app opens it
+        parser = LightParser("pixio app", description="")
+        add_arguments(parser)
+        parser.parse_args(rest)
+        return ""
     if verb == "app":  # it would serve until it is stopped
         parser = LightParser("pixio app", description="")
         add_arguments(parser)
