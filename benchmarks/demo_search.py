@@ -46,7 +46,7 @@ VARIANTS: dict[str, list[str]] = {
     "single patches": ["--model.mask_grid", "1"],
     "learning rate 1e-3": ["--model.optim.lr", "1e-3"],
     "learning rate 5e-3": ["--model.optim.lr", "5e-3"],
-    "all places": ["--data.scenes.places", "null"],
+    "all places": ["--data.scenes", "{train: 2500, held_out: 300, views: 2, size: 64}"],
     "one view of 5000": ["--data.scenes.views", "1", "--data.scenes.train", "5000"],
     "decoder of 2 blocks": ["--model.decoder.depth", "2", "--trainer.max_steps", "2900"],
     "encoder of 6 blocks": [_ARGS + "depth", "6", "--trainer.max_steps", "2000"],

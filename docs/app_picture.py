@@ -8,8 +8,8 @@ from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
-from pixio_lightning.app.loaded import open_run
-from pixio_lightning.app.server import served
+from pixio_lightning.cli.app.loaded import open_run
+from pixio_lightning.cli.app.server import served
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from pixio_lightning import Backbone, Features, Head
-from pixio_lightning.app.loaded import Loaded
 from pixio_lightning.cli import main as cli
+from pixio_lightning.cli.app.loaded import Loaded
 from pixio_lightning.data import video_writer
 from pixio_lightning.files import output_path
 

@@ -12,8 +12,8 @@ pytest.importorskip("gradio", reason="the page needs Gradio")
 
 import app_runs
 
-from pixio_lightning.app.loaded import open_run
-from pixio_lightning.app.server import served
+from pixio_lightning.cli.app.loaded import open_run
+from pixio_lightning.cli.app.server import served
 from pixio_lightning.files import locked
 
 

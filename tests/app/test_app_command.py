@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pixio_lightning.app.loaded import newest, open_run
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli import recipes
+from pixio_lightning.cli.app.loaded import newest, open_run
 from pixio_lightning.errors import UserError
 
 

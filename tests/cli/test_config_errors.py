@@ -198,6 +198,7 @@ def test_a_mistake_in_a_recipe_is_one_line(
         ("--model.backbone.weight x", "no key model.backbone.weight, did you mean 'weights'?"),
         ("--model.optim.lrr 1", "no key model.optim.lrr, did you mean 'lr'?"),
         ("--data.batch_size eight", "data.batch_size is 'eight', but expected int"),
+        ("--data.scenes.places null", "data.scenes.places cannot be null on the command line: set"),
         ("--trainer.max_stepz 3", "no key trainer.max_stepz, did you mean 'max_steps'?"),
         ("--trainr.max_steps 3", "no key trainr.max_steps, did you mean 'trainer'?"),
         # A beginning that is unique is no name: a new key would change what it means.

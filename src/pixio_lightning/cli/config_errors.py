@@ -93,6 +93,12 @@ def explain(message: str, top: Iterable[str]) -> str:
     if expected := re.findall(rf"{_LINE}{_FRAME}Expected an? (.+?)(?:\. Got value: (.*))?$", text):
         value = next((value for _, value in expected if value), None) or _given(message)
         types = ", or ".join(dict.fromkeys(_readable(kind) for kind, _ in expected))
+        if value == "None" and "NoneType" in message:  # as jsonargparse reads a null below a group
+            group = prefix.rpartition(".")[0]
+            return (
+                f"{prefix} cannot be null on the command line: set it in a file, or give all keys "
+                f"together, --{group} '{{...}}'"
+            )
         options = re.findall(r"'([^']+)'", types)
         return f"{prefix} is {value!r}, but expected {types}{nearest(str(value), options)}"
     line = re.search(rf"{_LINE}{_FRAME}(\S.*)", text)

@@ -111,7 +111,8 @@ EXPORT_PAGE = """\
 usage: pixio export CHECKPOINT [--to safetensors|transformers|timm|onnx] [--out PATH]
 
 Write the encoder of a checkpoint in the form another library reads; --to onnx writes a head with
-its encoder, too.
+its encoder, too; safetensors has the decoder of pretraining in a second file. A README says what is
+inside, how it was trained and how to load it.
 
   CHECKPOINT                   a checkpoint of a run (FILE:STUDENT of several students), an exported
                                file or hf:ORG/NAME

@@ -341,7 +341,7 @@ def curate(argv: list[str]) -> int:
 
 def app(argv: list[str]) -> int:
     """`pixio app [RUN ...]`: a page in the browser."""
-    from pixio_lightning.app.server import main as page
+    from pixio_lightning.cli.app.server import main as page
 
     return page(LightParser("pixio app", description=page.__doc__ or ""), argv)
 

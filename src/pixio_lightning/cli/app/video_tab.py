@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 import torch
 
-from pixio_lightning.app.loaded import Loaded, data_config
-from pixio_lightning.app.uploads import MOST_MEGAPIXELS, as_picture, one_line, show_picture
+from pixio_lightning.cli.app.loaded import Loaded, data_config
+from pixio_lightning.cli.app.uploads import MOST_MEGAPIXELS, as_picture, one_line, show_picture
 from pixio_lightning.data.clips.pairs import cut_out
 from pixio_lightning.data.decode import centre_crop
 from pixio_lightning.data.video import video_frames

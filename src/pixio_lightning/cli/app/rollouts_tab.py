@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from pixio_lightning.app.uploads import Folders, one_line
+from pixio_lightning.cli.app.uploads import Folders, one_line
 from pixio_lightning.errors import UserError, visible
 from pixio_lightning.files.text import read_text
 

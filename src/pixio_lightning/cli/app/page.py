@@ -9,15 +9,15 @@ from pathlib import Path
 import gradio as gr
 
 from pixio_lightning import __version__
-from pixio_lightning.app import examples
-from pixio_lightning.app.features_tab import add_features_tab
-from pixio_lightning.app.loaded import Loaded
-from pixio_lightning.app.picture_tab import add_picture_tab, rehearse
-from pixio_lightning.app.reconstruct_tab import add_reconstruct_tab
-from pixio_lightning.app.rollouts_tab import add_rollouts_tab, newest_videos
-from pixio_lightning.app.set_tab import add_set_tab, wants_sets
-from pixio_lightning.app.uploads import Folders
-from pixio_lightning.app.video_tab import add_video_tab
+from pixio_lightning.cli.app import examples
+from pixio_lightning.cli.app.features_tab import add_features_tab
+from pixio_lightning.cli.app.loaded import Loaded
+from pixio_lightning.cli.app.picture_tab import add_picture_tab, rehearse
+from pixio_lightning.cli.app.reconstruct_tab import add_reconstruct_tab
+from pixio_lightning.cli.app.rollouts_tab import add_rollouts_tab, newest_videos
+from pixio_lightning.cli.app.set_tab import add_set_tab, wants_sets
+from pixio_lightning.cli.app.uploads import Folders
+from pixio_lightning.cli.app.video_tab import add_video_tab
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining

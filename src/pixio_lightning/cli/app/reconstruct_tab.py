@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixio_lightning.app.loaded import Loaded
-from pixio_lightning.app.uploads import (
+from pixio_lightning.cli.app.loaded import Loaded
+from pixio_lightning.cli.app.uploads import (
     Photo,
     as_picture,
     choose_picture,

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _opened(given: Sequence[Path]) -> list[Any]:
     """Load the runs that are named, or the newest ones, of which any may be unusable."""
-    from pixio_lightning.app.loaded import newest, open_run
+    from pixio_lightning.cli.app.loaded import newest, open_run
 
     found, problem = [], ""
     for path in given or newest(Path("runs")):
@@ -108,7 +108,7 @@ def served(
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-        from pixio_lightning.app.page import CSS, SCRIPT, THEME, build
+        from pixio_lightning.cli.app.page import CSS, SCRIPT, THEME, build
 
         page = build(loaded, work, folder=folder)
         layers = [Middleware(_Policy)]

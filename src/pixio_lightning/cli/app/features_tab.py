@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixio_lightning.app.uploads import (
+from pixio_lightning.cli.app.uploads import (
     MOST_MEGAPIXELS,
     as_picture,
     choose_picture,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pixio_lightning.app.loaded import Loaded
-from pixio_lightning.app.uploads import (
+from pixio_lightning.cli.app.loaded import Loaded
+from pixio_lightning.cli.app.uploads import (
     Folders,
     Photo,
     as_picture,
@@ -23,7 +23,7 @@ from pixio_lightning.app.uploads import (
     scale_of,
     show_picture,
 )
-from pixio_lightning.app.written_files import Map, Written, pack, sort_files
+from pixio_lightning.cli.app.written_files import Map, Written, pack, sort_files
 from pixio_lightning.errors import UserError, printable
 from pixio_lightning.keyed import key_of
 from pixio_lightning.training.head import Head
