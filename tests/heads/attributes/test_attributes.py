@@ -149,6 +149,7 @@ def test_a_folder_with_a_table_is_told(tmp_path: Path) -> None:
         ("name,brightness\nx.png,a\ny.png,a\n", "'brightness' holds 1 different words"),
         ("name,brightness\nx.png,nan\ny.png,nan\n", "'brightness' holds 1 different words"),
         ("name,brightness\n", "holds 1 attributes of 0 images"),
+        ("name,brightness\nx.png,5\ny.png,5.0\n", "'brightness' is 5 for every image"),
     ],
 )
 def test_mistakes_of_a_table(text: str | None, message: str, tmp_path: Path) -> None:
