@@ -133,7 +133,7 @@ def read_table(root: Path, chosen: Sequence[str] | None) -> tuple[list[str], Col
     """
     path = root / TABLE
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             header, *lines = list(csv.reader(file)) or [[]]
     except (OSError, csv.Error) as error:
         raise UserError(

@@ -202,3 +202,9 @@ def test_maps_are_not_rounded_where_the_encoder_is() -> None:
     exact = head._told("own", x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(head._told("own", x), exact)
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
+    """They begin UTF-8 with a byte order mark."""
+    (tmp_path / "attributes.csv").write_text("\ufeffname,a\nx.png,1\ny.png,2\n", encoding="utf-8")
+    assert read_table(tmp_path, None)[:2] == (["x.png", "y.png"], {"a": ["a"]})
