@@ -7,15 +7,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import yaml
 
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.app.loaded import newest, open_run
+from pixio_lightning.cli.app.server import served
 from pixio_lightning.errors import UserError
 
 
@@ -105,4 +108,22 @@ def test_it_says_who_can_reach_it_and_ends_in_one_line(runs: Path, tmp_path: Pat
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "\nended\n", "")
+    assert not list(tmp_path.glob("pixio-app-*"))
+
+
+def test_what_users_sent_is_removed_though_the_end_is_interrupted(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C, or one that a wrapper passes on again, comes while the page is closed."""
+
+    def interrupted(page: gr.Blocks, **kwargs: bool) -> None:
+        close(page, **kwargs)
+        raise KeyboardInterrupt
+
+    close = gr.Blocks.close
+    monkeypatch.setattr(gr.Blocks, "close", interrupted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    loaded = [open_run(runs / "depth")]
+    with pytest.raises(KeyboardInterrupt), served(loaded, host="127.0.0.1", port=0):
+        assert list(tmp_path.glob("pixio-app-*"))
     assert not list(tmp_path.glob("pixio-app-*"))

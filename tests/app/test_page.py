@@ -274,6 +274,7 @@ def test_only_this_machine_can_ask_and_the_page_asks_no_other(address: str) -> N
     status, _, headers = _get(address, "/")
     assert status == 200 and headers["content-security-policy"].startswith("default-src 'self'")
     assert _get(address, "/", host="evil.example")[0] == 400  # a name that leads here
+    assert _get(address, "/monitoring")[0] == 403
     foreign = [a for a in app_runs.CONTACTED if isinstance(a, tuple) and not _is_own(a[0])]
     assert not foreign
 

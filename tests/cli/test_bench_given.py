@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -210,3 +211,16 @@ def test_published_figures_of_pixio_are_those_of_the_recipes() -> None:
                         seen += 1
                         assert figures & {value, round(100 * value, 1)}, (recipe, key, value)
     assert seen > 60
+
+
+def test_a_finished_run_does_not_stand_for_other_data(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    words = ["bench", str(write(tmp_path)), "--out", str(tmp_path / "out"), *TINY]
+    words += [f"--model.backbone={SMALL}", "--model.backbone.weights=random", "--data"]
+    for _ in range(2):
+        assert main([*words, f"one={pairs}"]) == 0
+    other = shutil.copytree(pairs, tmp_path / "OTHER")
+    assert main([*words, f"one={other}"]) == 2
+    assert f"was run on '{pairs}', but now '{other}' is given" in capsys.readouterr().err

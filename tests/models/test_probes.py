@@ -44,3 +44,21 @@ def test_a_feature_that_never_differs_tells_nothing_and_harms_nothing() -> None:
     assert torch.allclose(x @ found.weight + found.bias, torch.tensor(2.5))
     with pytest.raises(ValueError, match="too few"):
         ridge(x[:1], y[:1])
+
+
+def test_the_order_of_a_sorted_table_chooses_no_other_penalty() -> None:
+    """A last fifth of sorted samples holds kinds that the others do not have."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.arange(2000) // 400
+    centres = torch.randn(5, 60, generator=generator)
+    x = centres[kinds] + 2 * torch.randn(2000, 60, generator=generator)
+    y = torch.eye(5)[kinds]
+    mixed = torch.randperm(1600, generator=generator)
+    order = torch.cat([torch.arange(k * 400, k * 400 + 320) for k in range(5)])
+    judged = torch.cat([torch.arange(k * 400 + 320, k * 400 + 400) for k in range(5)])
+
+    def error(rows: torch.Tensor) -> float:
+        found = ridge(x[rows], y[rows])
+        return float((x[judged] @ found.weight + found.bias - y[judged]).square().mean())
+
+    assert error(order) == pytest.approx(error(order[mixed]), rel=0.01)

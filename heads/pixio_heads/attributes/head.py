@@ -16,7 +16,7 @@ from pixio_heads.attributes import picture
 from pixio_heads.attributes.metrics import Explained
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Backbone, Features, ridge
-from pixio_lightning.training import Batch, Head, visualize
+from pixio_lightning.training import Batch, Head, full_precision, visualize
 
 _BINS = 8  # of a colour histogram, for each channel
 
@@ -133,7 +133,8 @@ class Attributes(Head):
     def _told(self, name: str, readings: Tensor) -> Tensor:
         """Return what the maps of a name tell of readings `(B, R, C)`: `(B, R, D)`."""
         weight, bias = self.statistics[f"{name}_weight"], self.statistics[f"{name}_bias"]
-        told = torch.einsum("brc,rcd->brd", readings.float(), weight) + bias
+        with full_precision(readings.device):
+            told = torch.einsum("brc,rcd->brd", readings.float(), weight) + bias
         return told.expand(-1, len(self.readings), -1)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:

@@ -129,11 +129,11 @@ def read_table(root: Path, chosen: Sequence[str] | None) -> tuple[list[str], Col
         Names, the attributes' columns, and float32 `(N, D)`.
 
     Raises:
-        UserError: There is no such table or column, or a cell is empty.
+        UserError: There is no such table or column, a cell is empty, or a column never differs.
     """
     path = root / TABLE
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             header, *lines = list(csv.reader(file)) or [[]]
     except (OSError, csv.Error) as error:
         raise UserError(
@@ -159,6 +159,11 @@ def read_table(root: Path, chosen: Sequence[str] | None) -> tuple[list[str], Col
             raise UserError(
                 f"'{path}': '{name}' holds {len(kinds)} different words; expected numbers, or 2 to "
                 f"{_MOST_KINDS} kinds, or leave it out of data.columns"
+            )
+        if numbers and min(numbers) == max(numbers):
+            raise UserError(
+                f"'{path}': '{name}' is {numbers[0]:g} for every image, which leaves nothing to "
+                "explain; leave it out of data.columns"
             )
         columns[name] = kinds or [name]
         one_hot = [[float(cell == kind) for kind in kinds] for cell in words]

@@ -19,6 +19,7 @@ from pixio_lightning import Backbone
 from pixio_lightning.cli.main import main
 from pixio_lightning.data import Scenes, SceneSamples, lights_of, scene_seed
 from pixio_lightning.errors import UserError
+from pixio_lightning.models import ridge
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
 
@@ -148,6 +149,7 @@ def test_a_folder_with_a_table_is_told(tmp_path: Path) -> None:
         ("name,brightness\nx.png,a\ny.png,a\n", "'brightness' holds 1 different words"),
         ("name,brightness\nx.png,nan\ny.png,nan\n", "'brightness' holds 1 different words"),
         ("name,brightness\n", "holds 1 attributes of 0 images"),
+        ("name,brightness\nx.png,5\ny.png,5.0\n", "'brightness' is 5 for every image"),
     ],
 )
 def test_mistakes_of_a_table(text: str | None, message: str, tmp_path: Path) -> None:
@@ -189,3 +191,20 @@ def test_readings_of_backbones_with_few_class_tokens() -> None:
     tuned = Backbone("pixio_vitt16", weights="random:0", model_args=SMALL, tune="full")
     with pytest.raises(UserError, match="trains nothing"):
         Attributes(tuned)
+
+
+def test_maps_are_not_rounded_where_the_encoder_is() -> None:
+    """Features far from 0 beside how they differ, as tokens are, lose what tells in bfloat16."""
+    head = Attributes(Backbone("pixio_vitt16", weights="random", tune="frozen", model_args=SMALL))
+    x = 100 + torch.randn(64, 1, 4, generator=torch.Generator().manual_seed(0))
+    fitted = ridge(x[:, 0], x[:, 0, :1], penalties=(1e-4,))
+    head.statistics = {"own_weight": fitted.weight[None], "own_bias": fitted.bias[None]}
+    exact = head._told("own", x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head._told("own", x), exact)
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
+    """They begin UTF-8 with a byte order mark."""
+    (tmp_path / "attributes.csv").write_text("\ufeffname,a\nx.png,1\ny.png,2\n", encoding="utf-8")
+    assert read_table(tmp_path, None)[:2] == (["x.png", "y.png"], {"a": ["a"]})

@@ -128,6 +128,7 @@ def served(
                 max_file_size=_MOST_UPLOAD,
                 allowed_paths=[],
                 footer_links=[],
+                enable_monitoring=False,  # whoever asked would print a line on the terminal
                 theme=THEME,
                 css=CSS,
                 js=SCRIPT,
@@ -139,9 +140,11 @@ def served(
             ) from None
         yield address
     finally:
-        if page is not None:
-            page.close(verbose=False)
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            if page is not None:
+                page.close(verbose=False)
+        finally:  # a second Ctrl-C shall not leave what users have sent
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _free_port(host: str) -> int:

@@ -164,7 +164,9 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
         out, verb = _folder(folder, name, seed), next(verb for verb in _VERBS if verb in about)
         try:
             if _has_run(out, verb):
-                known[name] = set(last_result(out, verb)["metrics"])
+                line = last_result(out, verb)
+                _refuse_other_data(about, line, out)
+                known[name] = set(line["metrics"])
                 continue
             if not Path(_checkpoint(about, seed)).exists() and "checkpoint" in about:
                 raise UserError(f"checkpoint '{_checkpoint(about, seed)}' does not exist")
@@ -182,6 +184,17 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     for metric in wanted if all(known.values()) else []:
         if metric not in every:
             raise UserError(f"no row has a metric {metric}{nearest(metric, every)}")
+
+
+def _refuse_other_data(about: dict[str, Any], line: dict[str, Any], out: Path) -> None:
+    """Refuse a finished run of other data than are given: its result would stand for theirs."""
+    given, key = about.get("set", {}).get("data.path"), "--data.path="
+    run_on = [word.removeprefix(key) for word in line["overrides"] if word.startswith(key)]
+    if given is not None and run_on and run_on[-1] != given:
+        raise UserError(
+            f"'{out}' was run on '{run_on[-1]}', but now '{given}' is given: remove it, or name "
+            "another --out"
+        )
 
 
 def _planned(about: dict[str, Any], out: Path, words: list[str]) -> set[str]:
