@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 
 from pixio_lightning.cli import bench, recipes
+from pixio_lightning.cli.bench.finished import refuse_stale
 from pixio_lightning.cli.bench.given import over_backbones, with_data
 from pixio_lightning.cli.bench.suite import check
 from pixio_lightning.cli.main import main
@@ -213,6 +215,26 @@ def test_published_figures_of_pixio_are_those_of_the_recipes() -> None:
     assert seen > 60
 
 
+def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_path: Path) -> None:
+    weights, out = tmp_path / "last.ckpt", tmp_path / "row-0"
+    out.mkdir()
+    weights.touch()
+    (out / "results.jsonl").touch()
+    words = ["-c", "depth/demo", "--out", str(out), f"--model.backbone.weights={weights}"]
+    line = {"overrides": words[4:], "backbone": {"weights": str(weights)}}
+    refuse_stale(out, line, words)
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
+    with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
+        refuse_stale(out, line, words)
+    with pytest.raises(UserError, match="model.seed '', but now '1' is given"):
+        refuse_stale(out, line, [*words, "--model.seed", "1"])
+    named = {
+        "overrides": ["--model.decoder=pixio_lightning.models.DPTDecoder"],
+        "backbone": {"weights": None},
+    }
+    refuse_stale(out, named, ["--model.decoder=DPTDecoder"])
+
+
 def test_a_finished_run_does_not_stand_for_other_data(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,4 +245,8 @@ def test_a_finished_run_does_not_stand_for_other_data(
         assert main([*words, f"one={pairs}"]) == 0
     other = shutil.copytree(pairs, tmp_path / "OTHER")
     assert main([*words, f"one={other}"]) == 2
-    assert f"was run on '{pairs}', but now '{other}' is given" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"was run with data.path '{pairs}', but now '{other}' is given: remove it" in said
+    # Nor for other keys, however they are written, or for weights that were trained anew.
+    assert main([*words, f"one={pairs}", "--model.optim.lr", "0.5"]) == 2
+    assert "was run with model.optim.lr '', but now '0.5' is given" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pixio_lightning.cli.bench.suite import Evaluation, Outcome, incomparable, last_result
+from pixio_lightning.cli.bench.finished import last_result
+from pixio_lightning.cli.bench.suite import Evaluation, Outcome, incomparable
 from pixio_lightning.cli.bench.tables import Row
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.text import parse_json, read_text

@@ -34,11 +34,11 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pixio_lightning.cli.bench.finished import has_run, last_result, refuse_stale
 from pixio_lightning.cli.bench.tables import Row
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files.text import parse_yaml, read_text
 from pixio_lightning.training import results
-from pixio_lightning.training.run_folder import read_state
 
 _KEYS = {"title", "metrics", "baselines", "rows", "data"}
 _VERBS = ("fit", "validate", "test")
@@ -163,9 +163,9 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
         seed = about.get("seeds", [0])[0]
         out, verb = _folder(folder, name, seed), next(verb for verb in _VERBS if verb in about)
         try:
-            if _has_run(out, verb):
+            if has_run(out, verb):
                 line = last_result(out, verb)
-                _refuse_other_data(about, line, out)
+                refuse_stale(out, line, _words(about, seed, out, words))
                 known[name] = set(line["metrics"])
                 continue
             if not Path(_checkpoint(about, seed)).exists() and "checkpoint" in about:
@@ -184,17 +184,6 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     for metric in wanted if all(known.values()) else []:
         if metric not in every:
             raise UserError(f"no row has a metric {metric}{nearest(metric, every)}")
-
-
-def _refuse_other_data(about: dict[str, Any], line: dict[str, Any], out: Path) -> None:
-    """Refuse a finished run of other data than are given: its result would stand for theirs."""
-    given, key = about.get("set", {}).get("data.path"), "--data.path="
-    run_on = [word.removeprefix(key) for word in line["overrides"] if word.startswith(key)]
-    if given is not None and run_on and run_on[-1] != given:
-        raise UserError(
-            f"'{out}' was run on '{run_on[-1]}', but now '{given}' is given: remove it, or name "
-            "another --out"
-        )
 
 
 def _planned(about: dict[str, Any], out: Path, words: list[str]) -> set[str]:
@@ -271,12 +260,13 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         verb = next(verb for verb in _VERBS if verb in about)
         for seed in about.get("seeds", [0]):
             out = _folder(folder, name, seed)
-            if not _has_run(out, verb):
+            if not has_run(out, verb):
                 if is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
                 taken = [] if verb == "fit" else ["--ckpt_path", _checkpoint(about, seed)]
                 runs.main(verb, [*_words(about, seed, out, words), *taken])
             line = last_result(out, verb)
+            refuse_stale(out, line, _words(about, seed, out, words))
             line |= {"metrics": _of_data(about, line["metrics"])}
             evaluations.append(Evaluation(name, out, line))
             for baseline, values in line["baselines"].items():
@@ -354,32 +344,8 @@ def _checkpoint(about: dict[str, Any], seed: int) -> str:
     return about.get("checkpoint", "none").replace("{seed}", str(seed))
 
 
-def _has_run(folder: Path, verb: str) -> bool:
-    """Whether a run has finished; one that trains nothing has, once it is evaluated."""
-    return bool(read_state(folder).get("finished")) or any(
-        line["checkpoint"] == "untrained" or line["verb"] == verb != "fit"
-        for line in results.read(folder)
-    )
-
-
 def _word(value: Any, seed: int) -> str:
     return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
-
-
-def last_result(folder: Path, verb: str = "fit") -> dict[str, Any]:
-    """Return the evaluation of a training's last step, or the last one that `verb` has made.
-
-    Raises:
-        UserError: There is none.
-    """
-    lines = [
-        line
-        for line in results.read(folder)
-        if line["checkpoint"] in ("last", "untrained") or line["verb"] == verb != "fit"
-    ]
-    if not lines:
-        raise UserError(f"{folder} holds no result of its last step: run it to its end")
-    return lines[-1]
 
 
 def is_first() -> bool:

@@ -1,0 +1,66 @@
+"""Which rows of a suite have run already, and whether their results still stand for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.training import results
+from pixio_lightning.training.run_folder import read_state
+
+
+def has_run(folder: Path, verb: str) -> bool:
+    """Whether a run has finished; one that trains nothing has, once it is evaluated."""
+    return bool(read_state(folder).get("finished")) or any(
+        line["checkpoint"] == "untrained" or line["verb"] == verb != "fit"
+        for line in results.read(folder)
+    )
+
+
+def last_result(folder: Path, verb: str = "fit") -> dict[str, Any]:
+    """Return the evaluation of a training's last step, or the last one that `verb` has made.
+
+    Raises:
+        UserError: There is none.
+    """
+    lines = [
+        line
+        for line in results.read(folder)
+        if line["checkpoint"] in ("last", "untrained") or line["verb"] == verb != "fit"
+    ]
+    if not lines:
+        raise UserError(f"{folder} holds no result of its last step: run it to its end")
+    return lines[-1]
+
+
+def refuse_stale(out: Path, line: dict[str, Any], words: list[str]) -> None:
+    """Refuse a finished run of other keys or of earlier weights: its result would stand for theirs.
+
+    Raises:
+        UserError: It is one; `words` are the line that would be run now.
+    """
+    way_out = "remove it, or name another --out"
+    ran = _keys(line["overrides"] or [])
+    for key, value in _keys(words).items():
+        # The name of a class may be written out.
+        if key not in ("-c", "--out") and not f".{ran.get(key, '')}".endswith(f".{value}"):
+            raise UserError(
+                f"'{out}' was run with {key[2:]} '{ran.get(key, '')}', but now '{value}' is given: "
+                f"{way_out}"
+            )
+    weights = Path(line["backbone"]["weights"] or "").expanduser()
+    if weights.is_file() and weights.stat().st_mtime > (out / results.FILE).stat().st_mtime:
+        raise UserError(f"'{out}' was run before '{weights}' was written: {way_out}")
+
+
+def _keys(words: list[str]) -> dict[str, str]:
+    """Return the last value of each key of a command line, given as `--key=value` or in two."""
+    found, key = {}, ""
+    for word in words:
+        if word.startswith("-") and not word[1:2].isdigit():
+            key, _, value = word.partition("=")
+            found[key] = value
+        elif key:
+            found[key] = word
+    return found
