@@ -123,7 +123,7 @@ WRONG_VALUES = [
     ("model/optim.lr", -1, "model.optim.lr is -1.0, but expected at least 0", None),
     ("model/optim.warmup", float("nan"), "model.optim.warmup is nan, but expected a number", None),
     ("data/crop_scale", [float("nan"), 1], "but expected a number", None),
-    ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val is -1, but expected", None),
+    ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val is -1", None),
     ("trainer.accumulate_grad_batches", 0, "is 0, but expected at least 1", None),
     ("seed_everything", -1, "expected at least 0 and at most 4294967295", None),
     ("data/image_size", 36, "data.image_size is 36, but expected a multiple of 8", None),

@@ -284,7 +284,11 @@ def blank(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "truncated tar": ("tar", "truncated|missing from its shard|damaged", cut),
-    "rot inside a tar": ("tar", "missing from its shard|corrupt|truncated|damaged|no.*image", rot),
+    "rot inside a tar": (
+        "tar",
+        "missing from its shard|corrupt|truncated|damaged|no.*image|no JPEG",
+        rot,
+    ),
     "0-byte tar": ("tar", "missing from its shard|damaged", blank),
     "missing tar": ("tar", "shard is missing", Path.unlink),
     "truncated parquet": ("parquet", "shard is damaged", cut),

@@ -42,8 +42,8 @@ class Attributes(Head):
         super().__init__(backbone, seed=seed)
         if not backbone.frozen:
             raise UserError("Attributes trains nothing: set model.backbone.tune to frozen")
-        if samples is not None and samples < 10:
-            raise UserError(f"model.samples is {samples}; expected ten images or more, or null")
+        if samples is not None and samples < 2:
+            raise UserError(f"model.samples is {samples}; expected two images or more, or null")
         self.statistics_samples = samples
         self._untrained: list[Backbone] = []  # in a list, so that it is no part of the module
 
@@ -114,8 +114,8 @@ class Attributes(Head):
         )
         kept = weight > 0
         target = target[kept].float()
-        if len(target) < 10:
-            raise UserError(f"{len(target)} training images are too few to fit maps; expected 10")
+        if len(target) < 2:
+            raise UserError(f"{len(target)} training images are too few to fit maps; expected two")
         order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))
         shuffled = target[order.to(target.device)]
         found = {"mean": target.mean(dim=0)}
