@@ -222,7 +222,7 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     (out / "results.jsonl").touch()
     words = ["-c", "depth/demo", "--out", str(out), f"--model.backbone.weights={weights}"]
     line = {"overrides": words[4:], "backbone": {"weights": str(weights)}}
-    refuse_stale(out, line, words)
+    refuse_stale(out, line, [*words, "--config", "with/debug", "--run"])  # no keys of the model
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
     with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
         refuse_stale(out, line, words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
 from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import read_state
@@ -42,9 +43,9 @@ def refuse_stale(out: Path, line: dict[str, Any], words: list[str]) -> None:
     """
     way_out = "remove it, or name another --out"
     ran = _keys(line["overrides"] or [])
-    for key, value in _keys(words).items():
+    for key, value in _keys(parse_options(words).rest).items():
         # The name of a class may be written out.
-        if key not in ("-c", "--out") and not f".{ran.get(key, '')}".endswith(f".{value}"):
+        if not f".{ran.get(key, '')}".endswith(f".{value}"):
             raise UserError(
                 f"'{out}' was run with {key[2:]} '{ran.get(key, '')}', but now '{value}' is given: "
                 f"{way_out}"

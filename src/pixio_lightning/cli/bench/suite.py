@@ -260,13 +260,15 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         verb = next(verb for verb in _VERBS if verb in about)
         for seed in about.get("seeds", [0]):
             out = _folder(folder, name, seed)
-            if not has_run(out, verb):
+            given = _words(about, seed, out, words)
+            if has_run(out, verb):
+                refuse_stale(out, last_result(out, verb), given)
+            else:
                 if is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
                 taken = [] if verb == "fit" else ["--ckpt_path", _checkpoint(about, seed)]
-                runs.main(verb, [*_words(about, seed, out, words), *taken])
+                runs.main(verb, [*given, *taken])
             line = last_result(out, verb)
-            refuse_stale(out, line, _words(about, seed, out, words))
             line |= {"metrics": _of_data(about, line["metrics"])}
             evaluations.append(Evaluation(name, out, line))
             for baseline, values in line["baselines"].items():
