@@ -45,7 +45,6 @@ class Attributes(Head):
         if samples is not None and samples < 2:
             raise UserError(f"model.samples is {samples}; expected two images or more, or null")
         self.statistics_samples = samples
-        self._untrained: list[Backbone] = []  # in a list, so that it is no part of the module
 
     def build(self, backbone: Backbone) -> None:
         """Return nothing to train."""
@@ -88,12 +87,7 @@ class Attributes(Head):
 
     def _random(self, batch: Batch) -> Tensor:
         """Return the readings of a random backbone of the same architecture."""
-        own = self.backbone
-        if not self._untrained:
-            layers, args = list(own.tapped), own.model_args
-            random = Backbone(own.name, weights="random:0", layers=layers, model_args=args)
-            self._untrained = [random.to(self.device)]
-        return self._read(self._untrained[0](self.inputs(batch["image"]), normalized=True))
+        return self._read(self.encode_untrained(batch["image"]))
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Fit the maps to the training images, of which every process encodes its share."""

@@ -74,7 +74,6 @@ class Propagation(Head):
                 raise UserError(f"model.{name} is {number}; expected more than 0")
         self.search = Search(k, context, radius, temperature)
         self.images_per_chunk = frames_per_chunk
-        self._untrained: list[Backbone] = []  # in a list, so that it is no part of the module
 
     def build(self, backbone: Backbone) -> None:
         """Return nothing to train."""
@@ -190,18 +189,7 @@ class Propagation(Head):
         return pixels.flatten(2).transpose(1, 2)
 
     def _random_tokens(self, frames: Tensor) -> Tensor:
-        own = self.backbone
-        if not self._untrained:
-            self._untrained = [
-                Backbone(
-                    own.name,
-                    weights="random:0",
-                    layers=list(own.tapped),
-                    model_args=own.model_args,
-                ).to(self.device)
-            ]
-        found = self._untrained[0](self.inputs(frames), normalized=True)
-        return found.only(self.reads).layers[-1].tokens
+        return self.encode_untrained(frames).layers[-1].tokens
 
     def _through_grid(self, clip: Batch) -> Tensor:
         grid, labels = self._grid(clip), _Labels(clip, self._kind)

@@ -68,6 +68,7 @@ class Head(TaskModule):
         self.evaluation: Evaluation | None = None
         self._evaluated: Any = None  # what was known of the data when it was built
         self.outcome: Outcome | None = None
+        self._untrained: list[Backbone] = []  # in a list, so that it is no part of the module
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -172,6 +173,15 @@ class Head(TaskModule):
             for chunk in images.split(at_once)
         ]
         return joined([part.only(self.reads) for part in parts])
+
+    def encode_untrained(self, images: Tensor) -> Features:
+        """Return the same by a random backbone of the same architecture, all images at once."""
+        own = self.backbone
+        if not self._untrained:
+            layers, args = list(own.tapped), own.model_args
+            random = Backbone(own.name, weights="random:0", layers=layers, model_args=args)
+            self._untrained = [random.to(self.device)]
+        return self._untrained[0](self.inputs(images), normalized=True).only(self.reads)
 
     def predicted(self, batch: Batch) -> Any:
         """Return the prediction that is scored or written."""
