@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import child_run
 import numpy as np
 import torch
 from torch import Tensor
@@ -176,17 +173,10 @@ def missing(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
 def pretrain(name: str, seed: int) -> tuple[Path, float]:
     """Pretrain a variant; return its checkpoint and the CPU seconds that it took."""
     out = RUNS / f"{name.replace(' ', '_').replace('%', 'pct')}-{seed}"
-    words = ["fit", "-c", "pretrain/demo", "--out", str(out), "--panels.every_n_steps", "0"]
+    words = ["fit", "-c", "pretrain/demo", "--panels.every_n_steps", "0"]
     words += ["--seed_everything", str(seed), "--data.seed", str(seed), "--model.seed", str(seed)]
     words += ["--trainer.num_sanity_val_steps", "0", "--data.num_workers", "0", *VARIANTS[name]]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    log = out.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "pixio_lightning", *words]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=file, stderr=file, env=env)
-    return out / "last.ckpt", resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    return out / "last.ckpt", child_run.run(words, out)
 
 
 def opened(weights: str, args: dict[str, Any] | None = None) -> Backbone:

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import child_run
 import numpy as np
 import pages
 from line_chart import Line, draw
@@ -87,18 +84,6 @@ def words(task: Task, way: Way, labels: int, seed: int, rate: float) -> list[str
 _SCENES = "{{train: {labels}, held_out: 300, views: 2, size: 64, places: [studio]}}"
 
 
-def run(line: list[str], out: Path) -> tuple[dict[str, Any], float]:
-    """Run a cell; return the record of its last step, and the CPU seconds that it took."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pixio_lightning", *line, "--out", str(out)]
-    with out.with_suffix(".log").open("w") as log:
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=env)
-    took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    return results.read(out)[-1], took
-
-
 def stored(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -111,7 +96,8 @@ def value(task: Task, path: Path, way: str, labels: int, seed: int, rate: float)
             return entry["value"]
     line = words(task, WAYS[way], labels, seed, rate)
     name = "-".join(str(part).replace(" ", "_").replace(",", "") for part in cell.values())
-    record, took = run(line, RUNS / path.stem / name)
+    took = child_run.run(line, RUNS / path.stem / name)
+    record = results.read(RUNS / path.stem / name)[-1]
     found = record["metrics"][task.metric]
     baseline = record["baselines"][task.baseline][task.metric]
     entry = cell | {"value": found, "baseline": baseline, "cpu_s": round(took)}
