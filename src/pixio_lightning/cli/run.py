@@ -258,9 +258,8 @@ def evaluate(cli: PixioCLI) -> int:
     """Validate, test or predict with a checkpoint; by default the run folder's best."""
     folder, ckpt_path = cli.options.out, cli.options.ckpt_path
     if ckpt_path is None and cli.model.resumes:
-        found = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists()]
-        found = [] if cli.options.untrained else found
-        ckpt_path = str(found[0]) if found else None
+        found = None if cli.options.untrained else run_folder.chosen_checkpoint(folder)
+        ckpt_path = str(found) if found else None
         if ckpt_path is None and not cli.options.untrained:
             _refuse_untrained(cli)
         if cli.trainer.is_global_zero:

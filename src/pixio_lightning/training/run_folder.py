@@ -227,6 +227,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return [p for p in paths if previous_folder(p).is_dir() or p.exists()]
 
 
+def chosen_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of a run that is evaluated and loaded: the best one, else the last."""
+    paths = (folder / name for name in ("best.ckpt", "last.ckpt"))
+    return next((path for path in paths if path.exists()), None)
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """Return how far the run got, `step` and `finished`, and what it runs on; empty if new.
 

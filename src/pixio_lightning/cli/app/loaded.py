@@ -14,7 +14,6 @@ from pixio_lightning.training import run_folder
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints.load import load
 
-_CHECKPOINTS = ("best.ckpt", "last.ckpt")
 _MOST_RUNS = 8  # each has a tab, and its weights in memory
 
 
@@ -41,7 +40,7 @@ def newest(root: Path) -> list[Path]:
         UserError: There is none that has a checkpoint.
     """
     found = [runs.look_at(folder) for folder in runs.find(root)]
-    found = [run for run in found if checkpoint_of(run.folder) is not None]
+    found = [run for run in found if run_folder.chosen_checkpoint(run.folder) is not None]
     if not found:
         raise UserError(
             f"no run with a checkpoint below '{root}/': `pixio fit -c pretrain/demo` makes one, or "
@@ -53,11 +52,6 @@ def newest(root: Path) -> list[Path]:
     return list(chosen.values())[:_MOST_RUNS]
 
 
-def checkpoint_of(folder: Path) -> Path | None:
-    """Return the checkpoint that `load` takes of a run folder."""
-    return next((p for n in _CHECKPOINTS if (p := folder / n).exists()), None)
-
-
 def open_run(path: Path) -> Loaded:
     """Load a run folder, a checkpoint, or the encoder of an exported file or folder.
 
@@ -67,7 +61,7 @@ def open_run(path: Path) -> Loaded:
     if not path.exists():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"'{path}' does not exist{nearest(path.name, names)}")
-    checkpoint = checkpoint_of(path) if path.is_dir() else path
+    checkpoint = run_folder.chosen_checkpoint(path) if path.is_dir() else path
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if checkpoint is None or checkpoint.suffix != ".ckpt":
         backbone = Backbone(weights=str(path)).load().eval()

@@ -5,6 +5,7 @@ It opens with the YAML that the Hugging Face Hub reads of a model card.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,8 +133,7 @@ def _training(source: str) -> tuple[dict[str, str], list[str]]:
     if config is None:
         return {}, []
     state = run_folder.read_state(folder)
-    names = ("best.ckpt", "last.ckpt") if file.is_dir() else ()
-    file = next((folder / name for name in names if (folder / name).exists()), file)
+    file = (run_folder.chosen_checkpoint(file) if file.is_dir() else None) or file
     step = read_plain(file).get("global_step") if file.suffix == ".ckpt" else None
     data = config["data"].get("init_args") or {}
     lines = [line for line in results.read(folder) if line["steps"] == (step or line["steps"])]
@@ -158,10 +158,7 @@ def _training(source: str) -> tuple[dict[str, str], list[str]]:
 def _global_batch(batch: Any) -> int | None:
     if not isinstance(batch, dict) or not all(isinstance(n, int) for n in batch.values()):
         return None
-    total = 1
-    for count in batch.values():
-        total *= count
-    return total
+    return math.prod(batch.values())
 
 
 def _evaluation(line: Mapping[str, Any]) -> str:

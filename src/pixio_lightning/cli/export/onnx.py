@@ -22,6 +22,7 @@ from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.checkpoints.load import load
 from pixio_lightning.training.dense_head import DenseHead
 from pixio_lightning.training.head import Head
+from pixio_lightning.training.run_folder import chosen_checkpoint
 
 # How far what onnxruntime computes may be from what torch does, of the greatest value.
 TOLERANCE = 1e-4
@@ -149,7 +150,7 @@ def _said_of(backbone: Backbone) -> dict[str, Any]:
 def _is_of_a_run(path: Path) -> bool:
     """Whether `pixio fit` wrote a file, or one in a folder."""
     if path.is_dir():
-        return any((path / name).exists() for name in ("best.ckpt", "last.ckpt"))
+        return chosen_checkpoint(path) is not None
     about = read_plain(path).get("pixio") if path.suffix == ".ckpt" and path.is_file() else None
     return isinstance(about, dict) and "class" in about
 

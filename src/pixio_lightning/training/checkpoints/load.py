@@ -20,6 +20,7 @@ from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
+from pixio_lightning.training.run_folder import chosen_checkpoint
 
 
 def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModule:
@@ -36,7 +37,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         UserError: The file is missing, damaged or of something else; its head is not installed;
             the backbone is another; or a tensor is missing or unexpected.
     """
-    path = next((p for n in ("best.ckpt", "last.ckpt") if (p := Path(path) / n).exists()), path)
+    path = chosen_checkpoint(Path(path)) or path
     stored = checkpoint_io.read(path)
     about = stored.get("pixio")
     config = about.get("config") if isinstance(about, dict) else None
