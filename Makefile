@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Two test processes, each single-threaded: oversubscribed threads are many times slower.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: help demo demo-policy bench docs test test-all test-app test-cluster lint format clean
+.PHONY: help demo demo-policy bench docs test test-all test-app test-cluster test-gpu lint format clean
 
 help:
 	@echo "make demo      pretrain a small Pixio on rendered scenes, probe it for depth (minutes, no GPU, no data)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test      the tests but the slow ones"
 	@echo "make test-all  all tests but those of test-cluster"
 	@echo "make test-cluster  those on a real SLURM, on two hosts and on Ray, which it installs (root, Debian)"
+	@echo "make test-gpu  those that need an NVIDIA GPU"
 	@echo "make test-app  those that drive the page of pixio app in a browser, which it installs (root, Debian)"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff rewrite the code"
@@ -41,14 +42,17 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/speed.py --peers $(VENV)/peers
 
 test: $(VENV)/.installed-dev
-	$(TEST) -m "not slow"
+	$(TEST) -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-dev
-	$(TEST) -m "not cluster and not browser"
+	$(TEST) -m "not cluster and not browser and not gpu"
 
 # One process: they share the machine's two cores and one SLURM.
 test-cluster: $(VENV)/.installed-cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster
+
+test-gpu: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m gpu -n 4
 
 # One process, for one browser.
 test-app: $(VENV)/.installed-app

@@ -37,7 +37,7 @@ from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.training.precision import fastest_precision
 
-Step = Callable[[], float]  # one step; returns its loss
+Step = Callable[[], Tensor]  # one step; returns its loss, for which nothing has to wait
 
 
 class Size(NamedTuple):
@@ -74,13 +74,13 @@ def step_of(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {}))
 
-    def step() -> float:
+    def step() -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = loss_of()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        return float(loss.detach())
+        return loss.detach()
 
     return step
 
@@ -125,7 +125,15 @@ def timm_vit(size: Size, **more: Any) -> VisionTransformer:
     )
 
 
-def lightly(size: Size, device: str) -> Step:
+def compile_lists(model: nn.Module) -> None:
+    """Compile the blocks of a model one by one, as ours are."""
+    for child in model.modules():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) >= 4:
+            for block in child:
+                block.compile(dynamic=False)
+
+
+def lightly(size: Size, device: str, *, half: bool = False, compiled: bool = False) -> Step:
     """The Pixio of lightly's examples (its masks, its encoder and decoder)."""
     from lightly.models import utils
     from lightly.models.modules import MaskedVisionTransformerTIMM, PixioDecoderTIMM
@@ -143,6 +151,8 @@ def lightly(size: Size, device: str) -> Step:
     )
     images = images_of(size, device).float() / 255
     model = nn.ModuleList([encoder, decoder]).to(device)
+    if compiled:
+        compile_lists(model)
     tokens = (size.batch, encoder.sequence_length)
 
     def loss_of() -> Tensor:
@@ -156,10 +166,10 @@ def lightly(size: Size, device: str) -> Step:
         target = utils.get_at_index(utils.patchify(images, size.patch), hide - CLS)
         return nn.functional.mse_loss(prediction, utils.normalize_mean_var(target))
 
-    return step_of(model, loss_of, fused=False, half=False, device=device)
+    return step_of(model, loss_of, fused=False, half=half, device=device)
 
 
-def transformers(size: Size, device: str) -> Step:
+def transformers(size: Size, device: str, *, half: bool = False, compiled: bool = False) -> Step:
     """ViTMAE of transformers."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -177,9 +187,11 @@ def transformers(size: Size, device: str) -> Step:
         norm_pix_loss=True,
     )
     model = ViTMAEForPreTraining(config).to(device).train()
+    if compiled:
+        compile_lists(model)
     images = images_of(size, device).float() / 255
     return step_of(
-        model, lambda: model(pixel_values=images).loss, fused=False, half=False, device=device
+        model, lambda: model(pixel_values=images).loss, fused=False, half=half, device=device
     )
 
 

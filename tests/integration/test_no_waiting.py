@@ -5,14 +5,14 @@ from typing import Any
 
 import pretend_cuda as device
 import pytest
-import test_device
+from small_runs import BACKBONE, HEADS
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.stream import EndlessLoader
 
 _STEPS, _LOG = 13, 4
 _PRETRAINING = (
-    *("-c", "pretrain/demo", *test_device._BACKBONE, "--model.backbone.tune", "full"),
+    *("-c", "pretrain/demo", *BACKBONE, "--model.backbone.tune", "full"),
     *(
         "--data.scenes",
         "{train: 8, held_out: 4, views: 2, size: 64}",
@@ -26,7 +26,7 @@ _PRETRAINING = (
 def test_no_step_between_two_logs_reads_off_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = _PRETRAINING if name == "pretraining" else test_device.HEADS[name]
+    words = _PRETRAINING if name == "pretraining" else HEADS[name]
     steps: list[int] = []  # reads so far, whenever a batch is fetched
     fetch = EndlessLoader.__next__
 

@@ -248,6 +248,15 @@ class BackboneModule(L.LightningModule):
         """The backbone that probes look at while it is trained."""
         return self.backbone
 
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes in the order of the data, of which each has every n-th.
+
+        All have as many, because the last ones are filled up.
+        """
+        if self.trainer.world_size == 1:
+            return rows
+        return self.all_gather(rows).transpose(0, 1).flatten(0, 1)
+
     @property
     def backbone_digest(self) -> str:
         """Hash of the backbone's tensors; of a frozen one as they were read."""

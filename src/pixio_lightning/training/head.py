@@ -272,15 +272,6 @@ class Head(TaskModule):
         with full_precision(self.device):
             return self.picture(batches, predictions)
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes in the order of the data, of which each has every n-th.
-
-        All have as many, because the last ones are filled up.
-        """
-        if self.trainer.world_size == 1:
-            return rows
-        return self.all_gather(rows).transpose(0, 1).flatten(0, 1)
-
     # --- what stands around it ----------------------------------------------------------------
 
     @property

@@ -16,6 +16,7 @@ from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.data.stream import EvenShare, Loader
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.probes import nearest_neighbours, ridge, vote
+from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 _TEMPERATURE = 0.07  # of the vote, Wu et al., 2018 (https://arxiv.org/abs/1805.01978)
@@ -112,24 +113,24 @@ class OnlineProbe(L.Callback):
         """Continue from there."""
         self._probed_step = state_dict["probed_step"]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
         """Probe the step that a pre-empted run was saved at, if its turn had come."""
         self._probe_in_turn(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+        self, trainer: L.Trainer, pl_module: BackboneModule, *args: object
     ) -> None:
         self._probe_in_turn(trainer, pl_module)
 
-    def _probe_in_turn(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _probe_in_turn(self, trainer: L.Trainer, module: BackboneModule) -> None:
         step = trainer.global_step  # 0 until the first accumulated batches have made a step
         if step and self.every_n_steps and step % self.every_n_steps == 0:
             self._probe(trainer, module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
         self._probe(trainer, pl_module)
 
-    def _probe(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _probe(self, trainer: L.Trainer, module: BackboneModule) -> None:
         if trainer.global_step == self._probed_step or is_preempted(trainer):
             return
         self._probed_step = trainer.global_step
@@ -176,7 +177,7 @@ class OnlineProbe(L.Callback):
         images: HeldOutSamples,
         labels: Tensor,
         trainer: L.Trainer,
-        module: L.LightningModule,
+        module: BackboneModule,
     ) -> tuple[Tensor, Tensor]:
         """Return the mean raw class tokens `(M, C)` and classes `(M,)` of what can be read.
 
@@ -197,13 +198,7 @@ class OnlineProbe(L.Callback):
                 features.append(tokens.float().mean(dim=1))
                 weights.append(batch["weight"])
         encoded, weight = (
-            _in_order(module.all_gather(torch.cat(part)), trainer.world_size)[: len(images)]
-            for part in (features, weights)
+            module.gathered(torch.cat(part))[: len(images)] for part in (features, weights)
         )
         readable = weight > 0
         return encoded[readable], labels.to(readable.device)[readable]
-
-
-def _in_order(gathered: Tensor, world_size: int) -> Tensor:
-    """Undo `EvenShare`: `(W, n, ...)` of W processes to `(n * W, ...)`."""
-    return gathered if world_size == 1 else gathered.transpose(0, 1).flatten(0, 1)
