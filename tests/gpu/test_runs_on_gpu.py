@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from small_runs import HEADS, UNTRAINED, interrupted_after, last_metrics, losses, words_of
 
 from pixio_lightning.cli.main import main
@@ -63,14 +62,16 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_interrupted(
     name: str, gpu: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in bfloat16, from the masks and the drop path to the moments of the optimiser."""
-    more = (*gpu, "--trainer.max_steps", "4", "--trainer.precision", "bf16-mixed")
-    straight = [*words_of(name, tmp_path / "straight"), *more]
-    resumed = [*words_of(name, tmp_path / "resumed"), *more]
-    assert main(["fit", *straight]) == 0
-    interrupted_after(2, resumed, monkeypatch)
-    assert main(["fit", *resumed]) == 0
-    one, two = (checkpoint_io.read(tmp_path / run / "last.ckpt") for run in ("straight", "resumed"))
+    more = [*gpu, "--trainer.max_steps", "4", "--trainer.precision", "bf16-mixed"]
+    if name == "segmentation, tuned":  # where maps are scaled, sums of floats have no order
+        more += ["--trainer.deterministic", "true"]
+    runs = {run: [*words_of(name, tmp_path / run), *more] for run in ("straight", "resumed")}
+    interrupted_after(2, runs["resumed"], monkeypatch)
+    for words in runs.values():
+        assert main(["fit", *words]) == 0
+    one, two = (checkpoint_io.read(tmp_path / run / "last.ckpt") for run in runs)
     assert one["global_step"] == two["global_step"] == 4
     assert one["state_dict"].keys() == two["state_dict"].keys()
-    for key, value in one["state_dict"].items():
-        assert torch.equal(value, two["state_dict"][key]), key
+    other = two["state_dict"]
+    apart = {k: float((v - other[k]).abs().max()) for k, v in one["state_dict"].items()}
+    assert {name: most for name, most in apart.items() if most} == {}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
@@ -59,22 +59,29 @@ class MeanAveragePrecision(Metric):
         return torch.stack([binary_average_precision(*pair) for pair in pairs]).mean()
 
 
-class _AccuracyAt(MulticlassAccuracy):
-    """Accuracy of the `at`-th of the predictions that the k-NN protocol makes of an image."""
+class _AccuracyAt(MeanMetric):
+    """Accuracy of the `at`-th of the predictions that the k-NN protocol makes of an image.
 
-    def __init__(self, num_classes: int, *, top_k: int, at: int) -> None:
-        super().__init__(num_classes, top_k=top_k, average="micro")
-        self.at = at
+    The true class is found where it has votes, and at most `top_k` classes have as many: one that
+    no neighbour votes for is not found by being sorted before others without votes.
+    """
 
-    def update(self, votes: Tensor, target: Tensor) -> None:
+    def __init__(self, *, top_k: int, at: int) -> None:
+        super().__init__()
+        self.top_k, self.at = top_k, at
+
+    def update(self, votes: Tensor, target: Tensor) -> None:  # type: ignore[override]
         """Add votes `(B, K, C)` and classes `(B,)`."""
-        super().update(votes[:, self.at], target)
+        shares = votes[:, self.at]
+        own = shares.gather(1, target[:, None])
+        as_many = (shares >= own).sum(dim=1)  # the class itself is one of them
+        super().update(((own[:, 0] > 0) & (as_many <= self.top_k)).float())
 
 
 def neighbour_accuracies(num_classes: int, ks: Sequence[int]) -> MetricCollection:
     """Return `top1_kK`, and `top5_kK` where there are more classes, for each number K."""
     found: dict[str, Metric | MetricCollection] = {
-        f"top{n}_k{k}": _AccuracyAt(num_classes, top_k=n, at=i)
+        f"top{n}_k{k}": _AccuracyAt(top_k=n, at=i)
         for n in _tops(num_classes)
         for i, k in enumerate(ks)
     }

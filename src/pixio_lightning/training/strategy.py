@@ -15,6 +15,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
+import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -55,6 +56,13 @@ class ShardedStrategy(ModelParallelStrategy):
         self._mesh = init_device_mesh(
             self.root_device.type, (self.world_size, 1), mesh_dim_names=names
         )
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Evaluate without gradients, but not in inference mode, whose tensors FSDP2 refuses."""
+        fit = trainer.fit_loop.epoch_loop.val_loop
+        for loop in (fit, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+            loop.inference_mode = False
+        super().setup(trainer)
 
     @property
     def device_mesh(self) -> DeviceMesh:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pixio_lightning.errors import visible
 from pixio_lightning.files import written_aside
+from pixio_lightning.training.precision import full_precision
 
 _SIDE = 192  # smallest side a picture is shown at, in pixels
 _MOST = 512  # greatest side
@@ -140,12 +141,13 @@ def principal_components(features: Tensor, shape: Sequence[int]) -> Tensor:
     """
     tokens = features.float().permute(0, 2, 3, 1).flatten(0, 2)
     tokens = tokens - tokens.mean(dim=0)
-    # Exact and deterministic, unlike torch.pca_lowrank, and small: C x C.
-    _, directions = torch.linalg.eigh(tokens.T @ tokens)
-    directions = directions[:, -3:].flip(1)
-    # An eigenvector may point either way: its largest entry up, or colours flip from run to run.
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    components = tokens @ (directions * largest.sign())
+    with full_precision(tokens.device):
+        # Exact and deterministic, unlike torch.pca_lowrank, and small: C x C.
+        _, directions = torch.linalg.eigh(tokens.T @ tokens)
+        directions = directions[:, -3:].flip(1)
+        # An eigenvector may point either way: its largest entry up, or colours flip between runs.
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+        components = tokens @ (directions * largest.sign())
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     components = ((components - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     maps = components.view(len(features), *features.shape[-2:], 3).permute(0, 3, 1, 2)

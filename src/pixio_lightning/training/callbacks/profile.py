@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
+from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
 from pixio_lightning.training.base import BackboneModule
@@ -117,7 +118,8 @@ class Profile(L.Callback):
             f"{self._seconds[part] / total:4.0%}"
             for part in PARTS
         ]
-        averages = profiler.key_averages()
+        # Without the ranges that torch names, an optimiser's whole step for one.
+        averages = EventList([e for e in profiler.key_averages() if not e.is_user_annotation])
         kernels = [e for e in averages if e.device_type != torch.profiler.DeviceType.CPU]
         operations = [e for e in averages if e.key.startswith("aten::")]
         launched = sum(e.count for e in kernels or operations) / len(self.traced)
