@@ -14,21 +14,34 @@ from pathlib import Path
 import gradio as gr
 import pytest
 import yaml
+from gradio_client import Client, handle_file
+from PIL import Image
 
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.app.loaded import newest, open_run
-from pixio_lightning.cli.app.server import served
+from pixio_lightning.cli.app.server import opened, served
 from pixio_lightning.errors import UserError
 
 
-def test_no_runs_are_one_line_with_what_makes_one(
+def test_without_runs_it_shows_what_the_package_brings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Though a folder of that name is there."""
+    (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["app"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "pixio fit -c pretrain/demo" in told
+    loaded = opened([])
+    assert "no run with a checkpoint below runs/" in capsys.readouterr().out
+    assert [one.name for one in loaded] == [one.name for one in opened(["tiny"])] == ["tiny"]
+    Image.new("RGB", (64, 64), (200, 30, 30)).save("red.png")
+    with served(loaded, host="127.0.0.1", port=0) as address:
+        user = Client(address, verbose=False, httpx_kwargs={"timeout": 120})
+        user.predict(handle_file("red.png"), api_name="/reconstruct_open")
+        *_, text = user.predict(0.75, 2, 0, api_name="/reconstruct")
+        user.close()
+    assert "Loss under this mask" in text
+    with pytest.raises(UserError, match="tiny holds no weights"):
+        opened(["./tiny"])
 
 
 def test_a_missing_run_is_one_line_with_the_nearest(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_run import fit, table, write_recipe
 
+from pixio_lightning import Backbone
 from pixio_lightning.cli.export.card import _licence_fields
 from pixio_lightning.cli.main import main
 from pixio_lightning.files import write_text
@@ -126,6 +128,39 @@ def test_a_decoder_that_does_not_fit_is_one_line(
     assert fit(trained.parent / "tiny.yaml", tmp_path / "run", *given, *words) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+def test_weights_of_one_s_own_get_a_licence_once(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["export", str(trained / "last.ckpt"), "--out", "own.safetensors"]
+    assert main([*words, "--licence", "Apache-2.0"]) == 0
+    assert read("own.safetensors").meta["licence"] == "Apache-2.0"
+    text = Path("own.README.md").read_text()
+    assert "license: apache-2.0" in text
+    assert f"| digest | {Backbone(weights='own.safetensors').digest} |" in text
+    capsys.readouterr()
+    again = ["export", "own.safetensors", "--out", "other.safetensors", "--licence", "MIT"]
+    assert main(again) == 2
+    assert "under Apache-2.0, which they keep" in capsys.readouterr().err
+    assert not Path("other.safetensors").exists()
+
+
+def test_a_file_of_half_the_size_loads_as_nearly_the_same(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for dtype in ("float32", "float16"):
+        words = ["export", str(trained / "last.ckpt"), "--out", f"{dtype}.safetensors"]
+        assert main([*words, "--dtype", dtype]) == 0
+    full, half = (read(f"{dtype}.safetensors") for dtype in ("float32", "float16"))
+    assert {t.dtype for t in [*half.encoder.values(), *half.decoder.values()]} == {torch.float16}
+    loaded = Backbone(weights="float16.safetensors")
+    assert f"| digest | {loaded.digest} |" in Path("float16.README.md").read_text()
+    for name, tensor in loaded.vit.state_dict().items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, full.encoder[name], rtol=1e-3, atol=1e-6)
 
 
 def test_of_weights_without_a_run_nothing_is_claimed(

@@ -45,6 +45,7 @@ NVIDIA_SMI_SECONDS = 20  # it hangs when a driver is broken
 
 LICENCES = {
     "Pixio, released": "FAIR Noncommercial Research License",
+    "tiny, shipped": "Apache-2.0",
     "MAE in timm": "CC-BY-NC-4.0",
     "DINOv2": "Apache-2.0",
     "DINOv3": "DINOv3 License",

@@ -72,7 +72,7 @@ _OPTIONS: tuple[tuple[str, str, str | None], ...] = (
         "validate test predict",
     ),
     ("--model.backbone.name N", "pixio_vit{t,s,b,l,h,1b,5b}16 or the name of a timm ViT", None),
-    ("--model.backbone.weights W", "a path, hf:ORG/NAME, timm, random or random:SEED", None),
+    ("--model.backbone.weights W", "a path, hf:ORG/NAME, tiny, timm, random or random:SEED", None),
     ("--data.path P", "the data", None),
     ("--data.batch_size N", "images per device and step", "fit"),
     ("--data.val_batch_size N", "images per device and batch", "validate test predict"),
@@ -115,9 +115,11 @@ its encoder, too; safetensors has the decoder of pretraining in a second file. A
 inside, how it was trained and how to load it.
 
   CHECKPOINT                   a checkpoint of a run (FILE:STUDENT of several students), an exported
-                               file or hf:ORG/NAME
+                               file, hf:ORG/NAME or tiny
   --to FORM                    safetensors (the default), transformers, timm or onnx
   --out PATH                   file or folder; default: here, named as the checkpoint
+  --licence NAME               of weights of your own, as Apache-2.0; others keep theirs
+  --dtype T                    float32, bfloat16 or float16; default: as they are stored
   --image-size N               side of the images of onnx; default: what the model was made for
 
 Examples: pixio export runs/pretrain/demo/last.ckpt --to timm

@@ -290,7 +290,8 @@ def _refuse_untrained(cli: PixioCLI) -> None:
     try:
         if isinstance(cli.model, Head):
             cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
-        trains = cli.model.trains
+        # A pretraining that begins with a trained encoder and decoder has something to show.
+        trains = cli.model.trains and not getattr(cli.model, "pretrained_decoder", False)
     except UserError:  # a checkpoint would know what the data does not say
         trains = True
     if trains:

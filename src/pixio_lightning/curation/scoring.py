@@ -28,6 +28,7 @@ from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.mae_decoder import DecoderSize, MaeDecoder
 from pixio_lightning.models.masking import gather_tokens
 from pixio_lightning.models.weights.read import digest
+from pixio_lightning.models.weights.shipped import located
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import load as restore
@@ -48,7 +49,7 @@ def load_model(weights: str) -> PixelPretraining:
         model = PixelPretraining(backbone, decoder=DecoderSize(dim=64, depth=1, heads=2))
         model.configure_model()
         return model.eval()
-    loaded = restore.load(weights)
+    loaded = restore.load(located(weights))
     if not isinstance(loaded, PixelPretraining):
         raise UserError(
             f"'{weights}' is a checkpoint of {type(loaded).__name__}: images are scored by a "

@@ -38,8 +38,9 @@ class Backbone(nn.Module):
         name: `pixio_vit{t,s,b,l,h,1b,5b}16`, or a Vision Transformer of `timm.list_models()`.
             A checkpoint or export of ours knows its own name.
         weights: A path (checkpoint, .pth, .safetensors, or a folder of transformers or timm),
-            `hf:ORG/NAME`, `timm` for timm's own, `random:SEED`, or `random`, which follows the
-            run's seed, or is `random:0` if the backbone is frozen.
+            `hf:ORG/NAME`, `timm` for timm's own, `tiny` for the small Pixio of this package (a file
+            of that name is `./tiny`), `random:SEED`, or `random`, which follows the run's seed, or
+            is `random:0` if the backbone is frozen.
         tune: `frozen`, `full`, or the number of last blocks to train.
         layers: Blocks whose output heads read: `last`, `quarters` (four, evenly spread, as dense
             heads use) or a list of indices.

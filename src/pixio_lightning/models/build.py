@@ -16,6 +16,7 @@ from pixio_lightning.models import vit  # vit registers the Pixio names with tim
 from pixio_lightning.models.settings import check_arguments, is_known, shown
 from pixio_lightning.models.weights import key_names as spellings
 from pixio_lightning.models.weights.read import Weights, licence_of
+from pixio_lightning.models.weights.shipped import SHIPPED
 
 
 def is_generated(weights: str) -> bool:
@@ -50,6 +51,7 @@ def resolve_architecture(
     if name is not None:
         _check_name(name)
     asked = plain(check_arguments(model_args, intro=_intro(name)))
+    where = f"weights '{weights}'" + " (the small Pixio of this package)" * (weights in SHIPPED)
     found: dict[str, Any] = {}
     if file is not None:
         found = dict(file.meta)
@@ -58,12 +60,12 @@ def resolve_architecture(
     name = name or found.get("name")
     if name is None:
         raise UserError(
-            f"backbone.name is missing and weights '{weights}' do not say it; "
+            f"backbone.name is missing and {where} do not say it; "
             f"give one of {', '.join(vit.SIZES)}, or a timm ViT"
         )
     if (found.get("name") or name) != name:
         raise UserError(
-            f"backbone.name is '{name}', but weights '{weights}' hold '{found['name']}'; "
+            f"backbone.name is '{name}', but {where} hold '{found['name']}'; "
             "leave the name out or change the weights"
         )
     stored = dict(found.get("model_args") or {})
@@ -71,7 +73,7 @@ def resolve_architecture(
     for key, value in asked.items():
         if stored.get(key, value) != value and key != "pos_init":
             raise UserError(
-                f"backbone.model_args.{key} is {value}, but weights '{weights}' have "
+                f"backbone.model_args.{key} is {value}, but {where} have "
                 f"{stored[key]}; leave the key out"
             )
     if file is not None:

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
-from pixio_lightning.cli import runs
+from pixio_lightning.cli import recipes, runs
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.mae_decoder import DecoderSize
+from pixio_lightning.models.weights.shipped import RECIPE, SHIPPED
+from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training import run_folder
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints.load import load
@@ -34,18 +38,9 @@ class Loaded(NamedTuple):
 
 
 def newest(root: Path) -> list[Path]:
-    """Return the newest run of every recipe below a folder, at most eight, the newest first.
-
-    Raises:
-        UserError: There is none that has a checkpoint.
-    """
+    """Return the newest run of every recipe below a folder, at most eight, the newest first."""
     found = [runs.look_at(folder) for folder in runs.find(root)]
     found = [run for run in found if run_folder.chosen_checkpoint(run.folder) is not None]
-    if not found:
-        raise UserError(
-            f"no run with a checkpoint below '{root}/': `pixio fit -c pretrain/demo` makes one, or "
-            "name a run folder or a checkpoint"
-        )
     chosen: dict[str, Path] = {}
     for run in sorted(found, key=lambda run: -run.changed):
         chosen.setdefault(run.recipe or str(run.folder), run.folder)
@@ -62,15 +57,29 @@ def open_run(path: Path) -> Loaded:
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"'{path}' does not exist{nearest(path.name, names)}")
     checkpoint = run_folder.chosen_checkpoint(path) if path.is_dir() else path
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if checkpoint is None or checkpoint.suffix != ".ckpt":
-        backbone = Backbone(weights=str(path)).load().eval()
-        return Loaded(path.name, None, None, backbone.to(device))
+        backbone = Backbone(weights=str(path.absolute())).load().eval()
+        return Loaded(path.name, None, None, backbone.to(_device()))
     folder = checkpoint.parent if (checkpoint.parent / "config.yaml").exists() else None
-    module = load(checkpoint, weights=_frozen_weights(folder)).to(device)
+    module = load(checkpoint, weights=_frozen_weights(folder)).to(_device())
     recipe = run_folder.read_state(folder).get("recipe") if folder else None
     name = recipe if isinstance(recipe, str) and recipe else path.resolve().name
     return Loaded(visible(name), folder, module, module.probed_backbone.eval())
+
+
+def open_shipped(name: str) -> Loaded:
+    """Load the encoder and the decoder that lie in this package, as their recipe shapes them."""
+    recipe = yaml.safe_load(recipes.find(RECIPE).read_text())["model"]["init_args"]
+    size = DecoderSize(**recipe["decoder"])
+    backbone = Backbone(weights=name, tune="full")
+    kept = {key: recipe[key] for key in recipe if key not in ("backbone", "decoder", "optim")}
+    module = PixelPretraining(backbone, decoder=size, pretrained_decoder=True, **kept)
+    module.configure_model()
+    return Loaded(name, None, module.eval().to(_device()), backbone)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def data_config(loaded: Loaded) -> dict[str, Any] | None:
@@ -92,7 +101,9 @@ def _frozen_weights(folder: Path | None) -> str | None:
     arguments = config["model"].get("init_args") or {}
     backbone = arguments.get("backbone") or {}
     stated = (backbone.get("init_args") or backbone).get("weights")
-    if not isinstance(stated, str) or Path(stated).exists() or Path(stated).is_absolute():
+    if not isinstance(stated, str) or stated in SHIPPED:
+        return None
+    if Path(stated).exists() or Path(stated).is_absolute():
         return None
     around = (parent / stated for parent in folder.resolve().parents)
     return next((str(path) for path in around if path.exists()), None)

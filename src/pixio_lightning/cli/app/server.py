@@ -17,6 +17,7 @@ from typing import Any
 
 from pixio_lightning.errors import UserError, visible
 from pixio_lightning.files import expanded
+from pixio_lightning.models.weights.shipped import SHIPPED
 
 _MOST_UPLOAD = "512mb"
 # What a page of ours may load: its own files, and pictures it makes itself. A browser then asks no
@@ -36,7 +37,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     folder = Path(options.folder) if options.folder else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--folder '{folder}' is no folder")
-    loaded = _opened([Path(run) for run in options.runs])
+    loaded = opened(options.runs)
     with served(loaded, host=options.host, port=options.port, folder=folder) as address:
         if not _is_loopback(options.host):
             print(
@@ -55,7 +56,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    about = "run folders, checkpoints or exported encoders; default: the newest below runs/"
+    about = "run folders, checkpoints, exported encoders, or tiny; default: the newest below runs/"
     parser.add_argument("runs", nargs="*", type=expanded, metavar="RUN", help=about)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="%(default)s; 0 takes a free one")
@@ -63,14 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=expanded, help=about)
 
 
-def _opened(given: Sequence[Path]) -> list[Any]:
-    """Load the runs that are named, or the newest ones, of which any may be unusable."""
-    from pixio_lightning.cli.app.loaded import newest, open_run
+def opened(given: Sequence[str]) -> list[Any]:
+    """Load the runs that are named, or the newest ones, of which any may be unusable; or `tiny`."""
+    from pixio_lightning.cli.app.loaded import newest, open_run, open_shipped
 
     found, problem = [], ""
-    for path in given or newest(Path("runs")):
+    chosen = given or [str(folder) for folder in newest(Path("runs"))]
+    if not chosen:
+        chosen = list(SHIPPED)
+        print("no run with a checkpoint below runs/: this is what the package brings", flush=True)
+    for path in chosen:
         try:
-            found.append(open_run(path))
+            found.append(open_shipped(path) if path in SHIPPED else open_run(Path(path)))
             print(visible(f"loaded {path}"), flush=True)
         except UserError as error:
             if given:

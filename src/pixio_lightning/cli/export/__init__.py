@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
+import torch
 from torch import Tensor
 
 from pixio_lightning.cli.export.card import beside, card
@@ -15,7 +16,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded, write_text
 from pixio_lightning.models.weights.export import Format, export, identity
 from pixio_lightning.models.weights.key_names import pair
-from pixio_lightning.models.weights.read import Weights, licence_of, read
+from pixio_lightning.models.weights.read import Weights, digest, licence_of, read
 from pixio_lightning.models.weights.students import split_student
 
 
@@ -46,13 +47,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=expanded, help="file or folder; default: here, named as the source"
     )
+    parser.add_argument("--licence", help="of weights of your own, as Apache-2.0")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of tensors")
     parser.add_argument("--image-size", type=int, help="side of the images of onnx, in pixels")
     args = parser.parse_args(argv)
     if args.to == "onnx":
+        if args.licence or args.dtype:
+            raise UserError("--licence and --dtype do not go with --to onnx: first to safetensors")
         return _to_onnx(args)
     if args.image_size is not None:
         raise UserError("--image-size goes with --to onnx: the other formats take any size")
-    weights = read(args.checkpoint)
+    weights = _licensed(read(args.checkpoint), args.licence)
+    if args.dtype:
+        weights = _cast(weights, getattr(torch, args.dtype))
     ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
     out = Path(args.out or _stem(args.checkpoint) + ending)
     readme = _readme(weights, args.to, out)
@@ -69,6 +76,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _cast(weights: Weights, dtype: torch.dtype) -> Weights:
+    """Store tensors in a type; a backbone that loads them is in float32 whatever it is."""
+    states = (weights.encoder, weights.decoder or {})
+    encoder, decoder = ({name: t.to(dtype) for name, t in state.items()} for state in states)
+    return weights._replace(encoder=encoder, decoder=decoder or None)
+
+
+def _licensed(weights: Weights, licence: str | None) -> Weights:
+    """Put weights under a licence.
+
+    Raises:
+        UserError: They have another one.
+    """
+    stated = licence_of(weights.source, weights.meta)
+    if licence in (None, stated):
+        return weights
+    if not stated.startswith(("none", "unknown")):
+        raise UserError(f"--licence {licence}: the weights are under {stated}, which they keep")
+    return weights._replace(meta=weights.meta | {"licence": licence})
+
+
 def _readme(weights: Weights, form: str, out: Path) -> tuple[Path, str]:
     """Return where the README of an encoder goes, and its text."""
     meta = identity(weights)
@@ -83,6 +111,7 @@ def _readme(weights: Weights, form: str, out: Path) -> tuple[Path, str]:
             str(model[key]) for key in ("embed_dim", "depth", "num_heads") if key in model
         ),
         "mean, deviation": f"{meta['mean']}, {meta['std']}",
+        "digest": digest(weights.encoder, torch.float32),  # as a backbone loads it
         "licence": meta["licence"],
     }
     if not weights.decoder or form != "safetensors":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.weights.shipped import located
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.checkpoints.load import load
 from pixio_lightning.training.dense_head import DenseHead
@@ -124,7 +125,7 @@ def _require() -> None:
 
 def _graph(source: str) -> tuple[nn.Module, Backbone, dict[str, Any]]:
     """Return what is exported, its encoder, and what to say of it."""
-    module = load(source) if _is_of_a_run(Path(source)) else None
+    module = load(source) if _is_of_a_run(Path(located(source))) else None
     if isinstance(module, Head):
         backbone = module.backbone
         side = module.window if isinstance(module, DenseHead) else _side(backbone)

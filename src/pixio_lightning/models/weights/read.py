@@ -1,7 +1,7 @@
 """Read weights from anywhere, safely, and load them whole or not at all.
 
-A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (transformers' layout,
-timm's, or ours), `hf:ORG/NAME[@REVISION]`, or `FILE:STUDENT`, one of several that were distilled.
+A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (of transformers, timm
+or ours), `hf:ORG/NAME[@REVISION]`, `FILE:STUDENT`, one of several distilled, or the shipped `tiny`.
 Nothing a file says is ever imported or executed: pickles are read by torch's restricted unpickler,
 and whatever it refuses is refused here.
 """
@@ -36,6 +36,7 @@ from pixio_lightning.models.weights.key_names import (
     to_official,
 )
 from pixio_lightning.models.weights.report import Report, first, matched
+from pixio_lightning.models.weights.shipped import SHIPPED, located
 from pixio_lightning.models.weights.students import split_student, student_in
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
@@ -74,7 +75,7 @@ def read(source: str) -> Weights:
             f"weights are not read from a URL: {source}; download the file and give its path, "
             "or write hf:ORG/NAME"
         )
-    file, student = split_student(source)
+    file, student = split_student(located(source))
     path = _download(source) if source.startswith("hf:") else _existing(file)
     state, meta = _read_folder(path) if path.is_dir() else _read_file(path, student)
     meta = check_description(meta, source=source)
@@ -119,8 +120,9 @@ def _existing(source: str) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, siblings)
+    known = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    known += [*SHIPPED, "timm", "random"] if path.name == source else []
+    hint = nearest(path.name, known)
     if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         hint = f"; a repository of the Hugging Face Hub is written hf:{source}"
     raise UserError(f"weights '{source}': no such file or folder{hint}")
@@ -375,8 +377,8 @@ def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Rep
     return report
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
-    """Return the first 16 hex digits of a sha256 over names, dtypes, shapes and bytes.
+def digest(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """Return 16 hex digits of a sha256 over names, dtypes, shapes and bytes, as if cast to `dtype`.
 
     Of sharded tensors every process must call it: they are gathered, one after the other.
     """
@@ -385,7 +387,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
         tensor = state[name].detach()
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
-        tensor = tensor.cpu().contiguous()
+        tensor = tensor.to(device="cpu", dtype=dtype).contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.models.weights.shipped import SHIPPED
 
 
 def split_student(source: str) -> tuple[str, str]:
@@ -20,7 +21,7 @@ def split_student(source: str) -> tuple[str, str]:
 def absolute(source: str) -> str:
     """Return the source of weights with the path of its file made absolute, where it is a file."""
     file, student = split_student(source)
-    if not file or not Path(file).exists():
+    if not file or source in SHIPPED or not Path(file).exists():
         return source
     return str(Path(file).resolve()) + (f":{student}" if student else "")
 
