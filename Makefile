@@ -52,7 +52,7 @@ test-cluster: $(VENV)/.installed-cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster
 
 test-gpu: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m gpu -n 4
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m gpu -n 4 -v
 
 # One process, for one browser.
 test-app: $(VENV)/.installed-app

@@ -17,7 +17,7 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -108,11 +108,13 @@ def operations(build: Callable[..., Step], size: Size) -> float:
     return float(counted.get_total_flops()) * size.batch
 
 
-def rows(name: str, batch: int, forms: list[str], *, steps: int, rounds: int) -> dict[str, Any]:
-    """Measure forms at one size."""
+def rows(
+    name: str, batch: int, forms: list[str], *, steps: int, rounds: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure forms at one size, and yield each as it is done."""
     size = size_of(name, batch)
     plan = planned(size)
-    found: dict[str, Any] = {}
+    seen: set[str] = set()
     for form in [*forms, forms[0]]:
         build = FORMS[form]
         try:
@@ -134,15 +136,16 @@ def rows(name: str, batch: int, forms: list[str], *, steps: int, rounds: int) ->
         row["images_per_s"] = batch / row["seconds"]
         if pixio:
             row["planned_bytes"] = plan["bytes"]
-        found[form if form not in found else f"{form}, again"] = row
+        label = f"{form}, again" if form in seen else form
+        seen.add(form)
         low, high = row["range"]
         print(
-            f"| {name} | {batch} | {form} | {1e3 * row['seconds']:.1f} ({1e3 * low:.1f} to "
+            f"| {name} | {batch} | {label} | {1e3 * row['seconds']:.1f} ({1e3 * low:.1f} to "
             f"{1e3 * high:.1f}) | {row['images_per_s']:.0f} | {row['mfu']:.1%} | "
             f"{row['peak_bytes'] / 2**30:.1f} | {row['ready_s']:.0f} |",
             flush=True,
         )
-    return {"batch": batch, "plan": plan, "forms": found}
+        yield label, row
 
 
 def main() -> None:
@@ -162,10 +165,13 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in wanted.sizes:
         for batch in wanted.batch:
-            found = rows(name, batch, wanted.forms, steps=wanted.steps, rounds=wanted.rounds)
-            result["rows"][f"{name}, batch {batch}"] = found
-            if wanted.out:
-                wanted.out.write_text(json.dumps(result, indent=1) + "\n")
+            measured = result["rows"].setdefault(f"{name}, batch {batch}", {})
+            for form, row in rows(
+                name, batch, wanted.forms, steps=wanted.steps, rounds=wanted.rounds
+            ):
+                measured[form] = row
+                if wanted.out:
+                    wanted.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
