@@ -29,7 +29,7 @@ Counted = PixelPretraining | Distillation
 BLOCK_BYTES = {"32-true": 64, "bf16-mixed": 36, "16-mixed": 36}
 # Weight, gradient and both moments of AdamW, in float32.
 STATE_BYTES = 16
-# Dense products of bfloat16, as the makers state them, and the share of it that a compiled step of a
+# Dense products of bfloat16, as the makers state them, and the share of it that a compiled step of
 # ViT-B reached (benchmarks/results/gpu_step.md); wider encoders were not measured at a full batch.
 PEAKS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = 0.29
