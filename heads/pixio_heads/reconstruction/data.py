@@ -239,7 +239,7 @@ class ReconstructionData(SampleData):
             every=self.every,
             frames=run / "predictions" if run else None,
         )
-        self.report(pictures.bad, 0)
+        self.count_bad(pictures.bad, 0)
         return pictures
 
     @property

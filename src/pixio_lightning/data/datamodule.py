@@ -114,7 +114,7 @@ class StreamData(L.LightningDataModule):
         accumulate = trainer.accumulate_grad_batches
         self._stream = StepLoader(
             loader,
-            self.report,
+            self.count_bad,
             batches=self.steps_per_epoch * accumulate,
             consumed=lambda: trainer.global_step * accumulate,
         )
@@ -160,7 +160,7 @@ class StreamData(L.LightningDataModule):
         loader = DataLoader(
             samples, batch_size=batch_size, sampler=indices, **self.loader_arguments
         )
-        return Loader(loader, self.report)
+        return Loader(loader, self.count_bad)
 
     @property
     def loader_arguments(self) -> dict:
@@ -176,7 +176,7 @@ class StreamData(L.LightningDataModule):
 
     # --- bad samples --------------------------------------------------------------------------
 
-    def report(self, bad: list[Bad], seen: int) -> None:
+    def count_bad(self, bad: list[Bad], seen: int) -> None:
         """Count bad samples by name, list new ones in bad_files.txt, stop above `max_bad`.
 
         Raises:

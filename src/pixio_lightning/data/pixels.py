@@ -142,7 +142,7 @@ class Pixels(StreamData):
             self._shards = self._open_shards()
             self._held_out = self._shards.held_out
             self._skipped = [": ".join(entry) for entry in self._shards.index.skipped]
-            self.report(self._shards.index.damaged, 0)
+            self.count_bad(self._shards.index.damaged, 0)
             return
         if self.source == "scenes":
             self._train, self._held_out = self._scenes("train"), self._scenes("val")
@@ -248,7 +248,7 @@ class Pixels(StreamData):
         return self._stream
 
     def _report_shards(self, bad: list[Bad], seen: int) -> None:
-        self.report(bad, seen)
+        self.count_bad(bad, seen)
         trainer, shards = self.trainer, self._shards
         assert trainer is not None and shards is not None
         rate, every = shards.keep_rate, trainer.log_every_n_steps

@@ -90,11 +90,11 @@ class Loader:
 
     Args:
         loader: Yields batches with a list of `bad` images.
-        report: Called with them, in the main process.
+        count_bad: Called with them, in the main process.
     """
 
-    def __init__(self, loader: DataLoader, report: Callable[[list[Bad], int], None]) -> None:
-        self.loader, self.report = loader, report
+    def __init__(self, loader: DataLoader, count_bad: Callable[[list[Bad], int], None]) -> None:
+        self.loader, self.count_bad = loader, count_bad
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -102,7 +102,7 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in watched(self.loader):
             bad = batch.pop("bad", [])
-            self.report(bad, len(batch.get("key", ())))
+            self.count_bad(bad, len(batch.get("key", ())))
             if not batch:
                 # Here, because an error in a worker arrives with its traceback for a text.
                 raise none_usable(bad)
@@ -116,7 +116,7 @@ class EndlessLoader(Loader):
 
     Args:
         loader: A DataLoader without an end.
-        report: Called with the bad images of each batch.
+        count_bad: Called with the bad images of each batch.
         batches: Batches in a virtual epoch.
 
     Attributes:
@@ -124,9 +124,9 @@ class EndlessLoader(Loader):
     """
 
     def __init__(
-        self, loader: DataLoader, report: Callable[[list[Bad], int], None], *, batches: int
+        self, loader: DataLoader, count_bad: Callable[[list[Bad], int], None], *, batches: int
     ) -> None:
-        super().__init__(loader, report)
+        super().__init__(loader, count_bad)
         self.batches = batches
         self.waited = 0.0
         self._running: Iterator[dict[str, Tensor]] | None = None
@@ -163,7 +163,7 @@ class StepLoader(EndlessLoader):
 
     Args:
         loader: A DataLoader over `Positions`.
-        report: Called with the bad images of each batch.
+        count_bad: Called with the bad images of each batch.
         batches: Batches in a virtual epoch.
         consumed: Returns how many batches the run has trained on so far.
     """
@@ -171,12 +171,12 @@ class StepLoader(EndlessLoader):
     def __init__(
         self,
         loader: DataLoader,
-        report: Callable[[list[Bad], int], None],
+        count_bad: Callable[[list[Bad], int], None],
         *,
         batches: int,
         consumed: Callable[[], int],
     ) -> None:
-        super().__init__(loader, report, batches=batches)
+        super().__init__(loader, count_bad, batches=batches)
         self.consumed = consumed
         self._next = -1
 

@@ -166,7 +166,7 @@ class Clips(StreamData):
             source = VideoSource(path, self.clip_seconds, **about)
         else:
             source = FrameFolders(path, self.fps, self.clip_seconds, **about)
-        self.report(source.bad, 0)
+        self.count_bad(source.bad, 0)
         return source
 
     def _scene_clips(self) -> SceneClips:

@@ -190,7 +190,7 @@ class OnlineProbe(L.Callback):
         )
         features, weights = [], []
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            # Without a report: these images are not those of the run.
+            # Uncounted: these images are not those of the run.
             for batch in Loader(loader, lambda bad, seen: None):
                 batch = trainer.strategy.batch_to_device(batch)
                 layer = module.probed_backbone(batch["image"]).layers[-1]
