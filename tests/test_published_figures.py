@@ -112,10 +112,15 @@ def test_the_demo_states_the_losses_that_it_was_measured_with() -> None:
     assert set(zero) == {rows["predicting zero"]["held-out loss"]}
 
 
-def test_the_demo_of_the_future_states_what_it_was_measured_with() -> None:
-    expected, rows = EXPECTED["video/demo"]["expect"], read("video_demo.md")
-    assert CITED.search(expected)
-    measured = {"held-out loss": "after 1200 steps"}
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [("video/demo", "after 1200 steps"), ("pretrain/tiny_scenes", "after 2000 steps")],
+)
+def test_a_pretraining_states_what_it_was_measured_with(name: str, last: str) -> None:
+    expected = EXPECTED[name]["expect"]
+    cited = CITED.search(expected)
+    assert cited
+    rows, measured = read(cited[1]), {"held-out loss": last}
     for part in CITED.sub("", expected).replace("; ", ", ").split(", "):
         label, _, figure = part.rpartition(" ")
         assert agrees(figure, rows[measured.get(label, label)]["held-out loss"]), part
