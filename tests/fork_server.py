@@ -6,9 +6,11 @@ any other, with its own arguments, environment, folder, output and exit code, in
 named by `-m`, or the code, is run as the main one; Lightning launches further processes by the same
 program. It passes anything else on to the real interpreter.
 
-A program that is killed takes the process that stands behind it along, with SIGABRT, so that
-PYTHONFAULTHANDLER shows where it was. What depends on the process number, on being killed itself,
-on a terminal or on what is imported needs the real interpreter.
+A program that is killed takes the process that stands behind it along: with SIGABRT where
+PYTHONFAULTHANDLER is set, which then shows where it was. That process leads a session and writes
+its number into the file that FORK_PID names; killed by that, it takes its program along. What
+depends on a terminal, on the program's own number or on what is imported needs the real
+interpreter.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ def _serve(listener: socket.socket) -> dict[str, Any]:
                 return json.loads(data)
             for descriptor in (0, 1, 2, *descriptors):
                 os.close(descriptor)
-            _supervise(client, child)
+            _supervise(client, child, shown=b'"PYTHONFAULTHANDLER"' in data)
             os._exit(0)
         client.close()
 
@@ -115,12 +117,12 @@ def _reaped() -> bool:
         return False
 
 
-def _supervise(client: socket.socket, child: int) -> None:
+def _supervise(client: socket.socket, child: int, *, shown: bool) -> None:
     """Report the exit code of a child; it ends when nobody waits for it any more."""
     ended = os.pidfd_open(child)
     ready, _, _ = select.select([client, ended], [], [])
     if ended not in ready:
-        for number in (signal.SIGABRT, signal.SIGKILL):
+        for number in (signal.SIGABRT, signal.SIGKILL)[not shown :]:
             try:
                 os.killpg(child, number)
             except ProcessLookupError:
@@ -140,6 +142,8 @@ def _become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environ"])
+    if told := os.environ.pop("FORK_PID", ""):
+        Path(told).write_text(str(os.getpid()))
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     here = str(Path(__file__).parent)
     sys.path[:] = [request["folder"], *filter(None, added), *(p for p in sys.path if p != here)]
