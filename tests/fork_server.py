@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,21 @@ sys.exit(code)
 
 @functools.cache
 def python() -> str:
-    """Return the path of the program; the first call starts the server."""
+    """Return the path of the program, once the server is ready; the first call starts it."""
+    program = Path(os.environ.get("FORK_SERVER") or start())
+    ready = program.with_name("ready")
+    until = time.monotonic() + 300
+    while not ready.exists():
+        assert time.monotonic() < until, "the fork server did not start"
+        time.sleep(0.05)
+    return str(program)
+
+
+def start() -> str:
+    """Start a server that ends with this process; returns the path of the program.
+
+    Processes of tests use the one that FORK_SERVER names.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fork-"))
     program, address = folder / "python", folder / "socket"
     program.write_text(_PROGRAM.format(python=sys.executable, address=address))
@@ -65,13 +80,10 @@ def python() -> str:
     process = subprocess.Popen(
         [sys.executable, __file__, str(address)],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
     )
     _servers.append(process)  # it ends when this process does, and its standard input closes
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n", "the fork server did not start"
     return str(program)
 
 
@@ -164,6 +176,8 @@ def _import_all() -> None:
 
     import pixio_heads
 
+    for name in ("pandas", "torch.utils.tensorboard"):  # which a run imports
+        importlib.import_module(name)
     for name in ("run", "bench", "export"):
         importlib.import_module(f"pixio_lightning.cli.{name}")
     for name in ("materialize", "report", "scoring"):
@@ -182,7 +196,7 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # what the collector never looks at is not copied after a fork
     listening.listen(64)
-    os.write(1, b"ready\n")
+    Path(sys.argv[1]).with_name("ready").touch()
     asked = _serve(listening)
     _become(asked)
     if asked["kind"] == "-m":

@@ -64,7 +64,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     ),
     "policy": (
         *("-c", "policy/demo", *_BACKBONE, "--data.demonstrations", "2", "--data.episodes", "2"),
-        *("--data.horizon", "14", "--data.processes", "1"),
+        *("--data.horizon", "8", "--data.processes", "1"),
     ),
     "reconstruction": (
         *("-c", "reconstruction/demo", "--data.scenes", _DEN),
@@ -93,7 +93,10 @@ HEADS: dict[str, tuple[str, ...]] = {
 # Those that train nothing.
 _UNTRAINED = ("knn", "propagation", "attributes")
 # Those that differ from another one in few lines.
-_ALIKE = ("relative depth", "ordinal depth", "segmentation, tuned", "classification, several")
+_ALIKE = (
+    *("depth, DPT through windows", "relative depth", "ordinal depth"),
+    *("segmentation, tuned", "classification, several"),
+)
 
 
 @pytest.fixture(autouse=True)
