@@ -1,5 +1,6 @@
 """Tests run on one thread each: beside each other without contention, and with the same sums."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -7,14 +8,27 @@ from itertools import count
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import fork_server
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+gc.disable()  # what is imported for tests stays: a quarter of the time would go into looking at it
 torch.set_num_threads(1)
 # A job in the background of a script ignores it, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start a fork server for all test processes, where this one starts them."""
+    if getattr(config.option, "numprocesses", None):
+        os.environ["FORK_SERVER"] = fork_server.start()
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage be collected from here on."""
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

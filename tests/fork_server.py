@@ -6,9 +6,11 @@ any other, with its own arguments, environment, folder, output and exit code, in
 named by `-m`, or the code, is run as the main one; Lightning launches further processes by the same
 program. It passes anything else on to the real interpreter.
 
-A program that is killed takes the process that stands behind it along, with SIGABRT, so that
-PYTHONFAULTHANDLER shows where it was. What depends on the process number, on being killed itself,
-on a terminal or on what is imported needs the real interpreter.
+A program that is killed takes the process that stands behind it along: with SIGABRT where
+PYTHONFAULTHANDLER is set, which then shows where it was. That process leads a session and writes
+its number into the file that FORK_PID names; killed by that, it takes its program along. What
+depends on a terminal, on the program's own number or on what is imported needs the real
+interpreter.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,21 @@ sys.exit(code)
 
 @functools.cache
 def python() -> str:
-    """Return the path of the program; the first call starts the server."""
+    """Return the path of the program, once the server is ready; the first call starts it."""
+    program = Path(os.environ.get("FORK_SERVER") or start())
+    ready = program.with_name("ready")
+    until = time.monotonic() + 300
+    while not ready.exists():
+        assert time.monotonic() < until, "the fork server did not start"
+        time.sleep(0.05)
+    return str(program)
+
+
+def start() -> str:
+    """Start a server that ends with this process; returns the path of the program.
+
+    Processes of tests use the one that FORK_SERVER names.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fork-"))
     program, address = folder / "python", folder / "socket"
     program.write_text(_PROGRAM.format(python=sys.executable, address=address))
@@ -63,13 +80,10 @@ def python() -> str:
     process = subprocess.Popen(
         [sys.executable, __file__, str(address)],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
     )
     _servers.append(process)  # it ends when this process does, and its standard input closes
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n", "the fork server did not start"
     return str(program)
 
 
@@ -103,7 +117,7 @@ def _serve(listener: socket.socket) -> dict[str, Any]:
                 return json.loads(data)
             for descriptor in (0, 1, 2, *descriptors):
                 os.close(descriptor)
-            _supervise(client, child)
+            _supervise(client, child, shown=b'"PYTHONFAULTHANDLER"' in data)
             os._exit(0)
         client.close()
 
@@ -115,12 +129,12 @@ def _reaped() -> bool:
         return False
 
 
-def _supervise(client: socket.socket, child: int) -> None:
+def _supervise(client: socket.socket, child: int, *, shown: bool) -> None:
     """Report the exit code of a child; it ends when nobody waits for it any more."""
     ended = os.pidfd_open(child)
     ready, _, _ = select.select([client, ended], [], [])
     if ended not in ready:
-        for number in (signal.SIGABRT, signal.SIGKILL):
+        for number in (signal.SIGABRT, signal.SIGKILL)[not shown :]:
             try:
                 os.killpg(child, number)
             except ProcessLookupError:
@@ -140,6 +154,8 @@ def _become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environ"])
+    if told := os.environ.pop("FORK_PID", ""):
+        Path(told).write_text(str(os.getpid()))
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     here = str(Path(__file__).parent)
     sys.path[:] = [request["folder"], *filter(None, added), *(p for p in sys.path if p != here)]
@@ -160,6 +176,8 @@ def _import_all() -> None:
 
     import pixio_heads
 
+    for name in ("pandas", "torch.utils.tensorboard"):  # which a run imports
+        importlib.import_module(name)
     for name in ("run", "bench", "export"):
         importlib.import_module(f"pixio_lightning.cli.{name}")
     for name in ("materialize", "report", "scoring"):
@@ -178,7 +196,7 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # what the collector never looks at is not copied after a fork
     listening.listen(64)
-    os.write(1, b"ready\n")
+    Path(sys.argv[1]).with_name("ready").touch()
     asked = _serve(listening)
     _become(asked)
     if asked["kind"] == "-m":

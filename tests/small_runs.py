@@ -56,7 +56,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     ),
     "policy": (
         *("-c", "policy/demo", *BACKBONE, "--data.demonstrations", "2", "--data.episodes", "2"),
-        *("--data.horizon", "14", "--data.processes", "1"),
+        *("--data.horizon", "8", "--data.processes", "1"),
     ),
     "reconstruction": (
         *("-c", "reconstruction/demo", "--data.scenes", _DEN),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,25 @@ def test_it_ends_with_the_program_and_says_where_it_was(tmp_path: Path) -> None:
     program.kill()
     _, told = program.communicate(timeout=300)  # its output is closed when the other one ends
     assert "waiting.py" in told and behind != program.pid
+
+
+def test_it_can_be_killed_by_its_own_number(tmp_path: Path) -> None:
+    code = (
+        "import os, time; print(os.getpid(), 'FORK_PID' in os.environ, flush=True); time.sleep(9)"
+    )
+    program = subprocess.Popen(
+        [fork_server.python(), "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"FORK_PID": str(tmp_path / "pid")},
+    )
+    assert program.stdout is not None
+    told = program.stdout.readline()
+    number = int((tmp_path / "pid").read_text())
+    assert told == f"{number} False\n"
+    os.killpg(number, signal.SIGKILL)
+    assert program.wait() == -signal.SIGKILL
+    program.stdout.close()
 
 
 def test_with_other_options_it_is_the_real_interpreter() -> None:

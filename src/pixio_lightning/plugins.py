@@ -13,7 +13,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import operator
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pixio_lightning.errors import UserError, nearest
@@ -65,12 +67,18 @@ def installed(group: str = HEADS) -> list[Plugin]:
     A distribution that is found twice on the path counts once. Two distributions that claim one
     name are both listed: `resolve` refuses such a name.
     """
+    return list(_installed(group, tuple(sys.path)))
+
+
+@lru_cache(maxsize=8)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """Read the metadata of all that is installed, once for each search path: it takes a while."""
     found = set()
     for entry in importlib.metadata.entry_points(group=group):
         assert entry.dist is not None  # always set on entry points that are read from metadata
         target = entry.value.partition("[")[0].replace(" ", "")
         found.add(Plugin(entry.name, target, entry.dist.name, entry.dist.version))
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def resolve(name: str, group: str = HEADS) -> Plugin:

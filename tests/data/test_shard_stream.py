@@ -375,7 +375,9 @@ def test_nothing_to_keep_ends_in_one_line(
 ) -> None:
     from pixio_lightning.data.shards.format import Encoded
 
-    monkeypatch.setattr(shard_stream, "_LONGEST_SEARCH", 500)
+    # For how long torch waits for a worker to end that it cannot tell to.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+    monkeypatch.setattr(shard_stream, "_LONGEST_SEARCH", 50)
     monkeypatch.setattr(
         shard_stream, "read_group", lambda index, group: [Encoded("k", b"", "lost")] * 10
     )

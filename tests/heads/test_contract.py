@@ -37,6 +37,7 @@ class TestDepthWithDPT(HeadContract):
     )
 
 
+@pytest.mark.slow
 class TestRelativeDepth(HeadContract):
     recipe = "depth/relative_scenes"
     overrides = _SCENES
@@ -85,7 +86,7 @@ class TestPolicy(HeadContract):
     recipe = "policy/demo"
     overrides = (
         *("--data.demonstrations", "2", "--data.episodes", "5", "--data.processes", "1"),
-        *("--data.horizon", "12", "--model.videos", "0"),
+        *("--data.horizon", "8", "--model.videos", "0"),
     )
 
 

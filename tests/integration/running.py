@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -109,7 +110,7 @@ def pixio(*words: object, launcher: tuple[str, ...] = (), **env: str) -> str:
         out, err = _stacks(process)
         raise AssertionError(f"no end after {_PATIENCE} s\n{out}{err}") from None
     except BaseException:
-        _signal(process, signal.SIGKILL)
+        _signal(process.pid, signal.SIGKILL)
         raise
     assert process.returncode == 0, out + err
     return out
@@ -127,17 +128,17 @@ def train_on_shards(shards: Path) -> Path:
 
 def _stacks(process: subprocess.Popen[str]) -> tuple[str, str]:
     """End the processes of a session, each of which prints where it was."""
-    _signal(process, signal.SIGABRT)
+    _signal(process.pid, signal.SIGABRT)
     try:
         return process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
-        _signal(process, signal.SIGKILL)
+        _signal(process.pid, signal.SIGKILL)
         return process.communicate(timeout=30)
 
 
-def _signal(process: subprocess.Popen[str], number: int) -> None:
+def _signal(session: int, number: int) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        os.killpg(session, number)
 
 
 def started(
@@ -147,14 +148,18 @@ def started(
 
     It is no fork, so that what has its process number is what can be killed.
     """
-    line = command(*words, launcher=(sys.executable, "-m"))
-    process = _start(line, stderr, **env)
+    process = _start(command(*words, launcher=(sys.executable, "-m")), stderr, **env)
+    _wait_for(text, process)
+    return process
+
+
+def _wait_for(text: str, process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
         if text in line:
-            return process
+            return
     raise AssertionError(f"'{text}' was never printed:\n{''.join(seen)}")
 
 
@@ -177,16 +182,19 @@ def kill_when(
     Returns:
         The number of the process, or 0 if it had ended by itself.
     """
-    process = started(text, *words, **env)
-    while process.poll() is None and not until(process.pid):
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "pid"
+        process = _start(command(*words), subprocess.STDOUT, FORK_PID=str(told), **env)
+        _wait_for(text, process)
+        number = int(told.read_text())
+    while process.poll() is None and not until(number):
         time.sleep(0.001)
     time.sleep(after)
-    alive = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    _signal(number, signal.SIGKILL)
+    killed = process.wait() == -signal.SIGKILL
     assert process.stdout is not None
     process.stdout.close()
-    return process.pid if alive else 0
+    return number if killed else 0
 
 
 def same(a: Path, b: Path) -> bool:

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import lightning as L
 import pytest
+import tiny_run
 from running import environment
 
 from pixio_lightning.cli.main import main
@@ -62,6 +64,11 @@ class Fails(L.Callback):
     ) -> None:
         if trainer.global_step == 2:
             raise ArithmeticError("unexpected")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(params=[signal.SIG_IGN, note], ids=["ignored", "own"])
@@ -131,7 +138,7 @@ def test_torch_s_own_may_have_been_there(recipe: Path, tmp_path: Path) -> None:
     kills = "--trainer.callbacks+=test_child_signal.KillsWorkers"
     words = ["fit", "-c", str(recipe), *_ONE_WORKER, kills]
     done = subprocess.run(
-        [sys.executable, "-c", _AFTER_TORCH, *words],
+        [fork_server.python(), "-c", _AFTER_TORCH, *words],
         cwd=tmp_path,
         env=environment(PYTHONPATH=os.pathsep.join([*sys.path, str(Path(__file__).parent)])),
         capture_output=True,

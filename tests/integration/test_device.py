@@ -29,7 +29,10 @@ from pixio_lightning.training import results
 from pixio_lightning.training.checkpoints import checkpoint_io
 
 # Those that differ from another one in few lines.
-_ALIKE = ("relative depth", "ordinal depth", "segmentation, tuned", "classification, several")
+_ALIKE = (
+    *("depth, DPT through windows", "relative depth", "ordinal depth"),
+    *("segmentation, tuned", "classification, several"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -138,8 +138,16 @@ _MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("save_every", [3, 4])
-@pytest.mark.parametrize("moment", _MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "save_every"),
+    [
+        *((moment, 3) for moment in _MOMENTS),
+        *(
+            pytest.param(moment, 4, marks=() if "last" in moment else pytest.mark.slow)
+            for moment in _MOMENTS
+        ),
+    ],
+)
 def test_a_power_cut_around_a_validation_changes_nothing(
     moment: str, save_every: int, tiny: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

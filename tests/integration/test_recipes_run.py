@@ -30,11 +30,20 @@ SMALL = (
     {
         name: ["--model.decoder.depth", "2"]
         for name in RUNS
-        if name.startswith(("pretrain/", "video/")) and "/demo" not in name
+        if name.startswith("pretrain/") and "/demo" not in name
     }
     | {
-        name: ["--model.sizes", "{dim: 48, depth: 2, heads: 2, taps: [0, 1]}"]
-        for name in ("reconstruction/folder", "reconstruction/mapanything_v1_vith16")
+        name: ["--model.decoder.depth", "2", "--data.image_size", "128"]
+        for name in RUNS
+        if name.startswith("video/") and "/demo" not in name
+    }
+    | {
+        name: [
+            *("--model.sizes", "{dim: 48, depth: 2, heads: 2, taps: [0, 1]}"),
+            *("--data.image_size", "[96, 64]"),
+        ]
+        for name in RUNS
+        if name.startswith("reconstruction/") and "/demo" not in name
     }
     | {
         name: ["--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]"]
@@ -45,7 +54,7 @@ SMALL = (
 # On the table top, which the debug overlay's source is, from few and small demonstrations.
 SMALL |= {
     name: [
-        *("--data.task", "reach", "--data.horizon", "40", "--data.image_size", "64"),
+        *("--data.task", "reach", "--data.horizon", "12", "--data.image_size", "64"),
         *("--data.demonstrations", "2", "--data.demonstration_starts", "1", "--data.episodes", "2"),
         *("--data.processes", "1", "--data.after_success", "1"),
     ]
@@ -61,6 +70,13 @@ SMALL |= {
     for name in RUNS
     if name.startswith("distill/vit5b16")
 }
+# Compiling takes most of a minute, whatever the size: the slow tests do.
+_COMPILED = [
+    name
+    for name in RUNS
+    if not name.startswith("distill/") and "compile: true" in recipes.find(name).read_text()
+]
+_UNCOMPILED = dict.fromkeys(_COMPILED, ["--model.backbone.compile", "false"])
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
 
@@ -94,8 +110,19 @@ def test_prints_and_reloads_to_the_same(
     assert printed(capsys, "-c", str(saved)) == first
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *(pytest.param(name, _UNCOMPILED.get(name, []), id=name) for name in RUNS),
+        *(
+            pytest.param(name, [], id=f"{name}, compiled", marks=pytest.mark.slow)
+            for name in _COMPILED
+        ),
+    ],
+)
+def test_runs_two_steps(
+    name: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In the recipe's own precision, and with its clipping and accumulation of gradients."""
     small = ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
     if name.startswith("policy/"):
@@ -107,7 +134,7 @@ def test_runs_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         line += ["--data.curation.scores", str(tmp_path / "scored" / "scores")]
     if name == "depth/relative_dav2" or name.startswith("depth/zeroshot_"):
         line += ["--model.image_size", "64"]  # of 512, which takes a processor a minute
-    line += SMALL.get(name, [])
+    line += [*SMALL.get(name, []), *words]
     line += ["--ckpt_path", "none"] if verb_of(name) == "test" else []
     assert main([verb_of(name), *line]) == 0
     if verb_of(name) == "predict":

@@ -18,6 +18,8 @@ from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.run_folder import Metrics
 
 TESTS = Path(__file__).parent
+TWO = ("--trainer.devices", 2, "--data.batch_size", 4)
+DDP = (*TWO, "--trainer.strategy", "ddp")
 _spec = importlib.util.spec_from_file_location(
     "video_files", TESTS.parent / "data" / "clips" / "video_files.py"
 )
@@ -103,29 +105,33 @@ def test_a_killed_run_ends_as_if_it_had_not_been(source: str, videos: Path, tmp_
         assert len(bad) == 4
 
 
-def test_two_processes_equal_one_and_the_backbone_is_any_other(
-    videos: Path, tmp_path: Path
-) -> None:
-    """Two calls of the backbone a step, under DDP and FSDP2; in double precision."""
+@pytest.mark.slow
+def test_sharded_equals_ddp(videos: Path, tmp_path: Path) -> None:
     tiny = recipe(tmp_path, "videos", videos, batch_size=8, num_workers=0)
     line = ("fit", "-c", tiny, "--trainer.max_steps", 6, "--out")
-    double = ("--trainer.precision", "64-true")
-    two = ("--trainer.devices", 2, "--data.batch_size", 4)
-    ddp = (*two, "--trainer.strategy", "ddp")
-    pixio(*line, tmp_path / "one", *double, **log(tmp_path / "log-one"))
-    pixio(*line, tmp_path / "two", *double, *ddp, **log(tmp_path / "log-two"))
-    rows = [Metrics(tmp_path / run / "metrics.csv").rows for run in ("one", "two")]
-    assert len(rows[0]) == len(rows[1]) > 6
-    for one, other in zip(*rows, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
-    pixio(*line, tmp_path / "ddp", *ddp, **log(tmp_path / "log-ddp"))
-    pixio(*line, tmp_path / "fsdp", "-c", "with/fsdp", *two, **log(tmp_path / "log-fsdp"))
+    pixio(*line, tmp_path / "ddp", *DDP, **log(tmp_path / "log-ddp"))
+    pixio(*line, tmp_path / "fsdp", "-c", "with/fsdp", *TWO, **log(tmp_path / "log-fsdp"))
     curves = []
     for run in ("ddp", "fsdp"):
         found = Metrics(tmp_path / run / "metrics.csv").rows
         curves.append(torch.tensor([row["train/loss"] for row in found if "train/loss" in row]))
     assert len(curves[0]) == 6 and (curves[0] - curves[1]).abs().max() < 1e-6
-    checkpoint = tmp_path / "ddp" / "last.ckpt"
+
+
+def test_two_processes_equal_one_and_the_backbone_is_any_other(
+    videos: Path, tmp_path: Path
+) -> None:
+    """Two calls of the backbone a step; in double precision."""
+    tiny = recipe(tmp_path, "videos", videos, batch_size=8, num_workers=0)
+    line = ("fit", "-c", tiny, "--trainer.max_steps", 6, "--out")
+    double = ("--trainer.precision", "64-true")
+    pixio(*line, tmp_path / "one", *double, **log(tmp_path / "log-one"))
+    pixio(*line, tmp_path / "two", *double, *DDP, **log(tmp_path / "log-two"))
+    rows = [Metrics(tmp_path / run / "metrics.csv").rows for run in ("one", "two")]
+    assert len(rows[0]) == len(rows[1]) > 6
+    for one, other in zip(*rows, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    checkpoint = tmp_path / "two" / "last.ckpt"
     module = load(checkpoint)
     assert type(module).__name__ == "FuturePrediction" and module.hedged.fitted
     backbone = Backbone(weights=str(checkpoint))

@@ -10,6 +10,7 @@ import sys
 import termios
 from pathlib import Path
 
+import fork_server
 import lightning as L
 import numpy as np
 import pytest
@@ -275,7 +276,7 @@ def test_a_terminal_without_rows_has_no_bar() -> None:
 
 @pytest.mark.parametrize(
     ("number", "workers", "accumulate", "code"),
-    [(signal.SIGTERM, 1, 1, 143), (signal.SIGUSR1, 0, 64, 138)],
+    [(signal.SIGTERM, 1, 1, 143), (signal.SIGUSR1, 0, 16, 138)],
 )
 def test_a_signal_saves_and_stops(
     recipe: Path, tmp_path: Path, number: signal.Signals, workers: int, accumulate: int, code: int
@@ -286,9 +287,10 @@ def test_a_signal_saves_and_stops(
     """
     words = "--trainer.max_steps=1000000", "--checkpoint.every_n_steps=1000000"
     words += (f"--trainer.accumulate_grad_batches={accumulate}",)
+    line = command(recipe, tmp_path / "run", *words, f"--data.num_workers={workers}")
     process = subprocess.Popen(
-        command(recipe, tmp_path, *words, f"--data.num_workers={workers}"),
-        env=environment(),
+        [fork_server.python(), *line[1:]],
+        env=environment() | {"FORK_PID": str(tmp_path / "pid")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -298,17 +300,17 @@ def test_a_signal_saves_and_stops(
     for line in process.stdout:
         if line.startswith("step 10/"):
             break
-    assert not (tmp_path / "last.ckpt").exists()
-    os.killpg(process.pid, number)
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+    os.killpg(int((tmp_path / "pid").read_text()), number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
-    saved = read(tmp_path / "last.ckpt")
+    saved = read(tmp_path / "run" / "last.ckpt")
     step = saved["global_step"]
     progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     assert progress["total"]["ready"] == step * accumulate
     assert f"{number.name} at step {step}: saved last.ckpt, stopping" in out
     assert step >= 10 and "Traceback" not in err
-    state = yaml.safe_load((tmp_path / "state.json").read_text())
+    state = yaml.safe_load((tmp_path / "run" / "state.json").read_text())
     assert (state["step"], state["finished"]) == (step, False)
 
 

@@ -220,6 +220,7 @@ print(peak() - libraries)
 """
 
 
+@pytest.mark.slow  # that chunks bound what is held is shown above
 def test_a_photograph_of_twelve_megapixels_takes_little_memory() -> None:
     """432 windows with a map each: all at once they were 113 MB of maps and 4 GB of the decoder."""
     line = [sys.executable, "-c", TWELVE_MEGAPIXELS, ":".join(sys.path)]

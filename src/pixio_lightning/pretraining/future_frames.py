@@ -28,8 +28,8 @@ from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.run_folder import Metrics
 
-# Training pairs that the hedged copy's factors are fitted to.
-_PAIRS = 512
+# Training pairs that the hedged copy's factors are fitted to: at most, and where a run sees fewer.
+_PAIRS, _FEWEST = 512, 32
 # A patch moves where copying it costs more than so much of what predicting nothing does.
 _MOVING = 0.5
 
@@ -164,7 +164,8 @@ class FuturePrediction(PatchPrediction):
             return
         data = self.trainer.datamodule
         sums = self.hedged.begin(*data.gap)
-        for pairs in data.training_pairs(_PAIRS):
+        seen = self.trainer.max_steps * self.global_batch
+        for pairs in data.training_pairs(min(_PAIRS, max(seen, _FEWEST)) if seen > 0 else _PAIRS):
             batch = self.trainer.strategy.batch_to_device(pairs)
             with torch.no_grad():
                 images = self._input(batch["future"])

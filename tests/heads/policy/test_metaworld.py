@@ -134,7 +134,9 @@ def test_records_say_versions_and_what_is_seen() -> None:
     assert all(f", {part}" in data.dataset for part in [*found, "shadows True"])
 
 
-@pytest.mark.parametrize("task", ["drawer-open-v3", "hammer-v3"])
+@pytest.mark.parametrize(
+    "task", [pytest.param("drawer-open-v3", marks=pytest.mark.slow), "hammer-v3"]
+)
 def test_the_expert_succeeds_and_stays_so_to_the_end(task: str) -> None:
     """In two processes; an episode is never ended by success."""
     environment = Environment("metaworld", task, 32, horizon=110, stop_at_success=False)

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import fork_server
 import pytest
 from true_scene import true_scene
 
@@ -29,17 +30,15 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_it_starts_answers_and_stops(file: Path) -> None:
+def test_it_starts_answers_and_stops(file: Path, tmp_path: Path) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "pixio_heads.reconstruction.drawing.viewer", str(file)]
+    command = [fork_server.python(), "-m", "pixio_heads.reconstruction.drawing.viewer", str(file)]
     with subprocess.Popen(
         [*command, "--port", str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # Tests that a shell started in the background would hand on that it is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env=os.environ | {"OMP_NUM_THREADS": "1", "FORK_PID": str(tmp_path / "pid")},
     ) as process:
         assert process.stdout is not None
         try:
@@ -47,7 +46,7 @@ def test_it_starts_answers_and_stops(file: Path) -> None:
             assert line == f"open http://127.0.0.1:{port} in a browser; Ctrl-C ends\n"
             with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as page:
                 assert page.status == 200 and b"<html" in page.read().lower()
-            process.send_signal(signal.SIGINT)
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGINT)
             _, errors = process.communicate(timeout=30)
         finally:
             process.kill()
