@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 import warnings
@@ -93,12 +94,14 @@ class PixioCLI(LightningCLI):
         for key, value in list(self.config.items()):
             self.config[key] = expanded(value)
         self._take_architecture()
-        for key, values in self.config_dict().items():
+        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
+        self._plain: dict[str, Any] = yaml.safe_load(dumped)
+        for key, values in self._plain.items():
             if key in config_errors.GROUPS:
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
             elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
                 config_errors.check_values(values["init_args"], chosen, key)
-        for key, value in flatten(self.config_dict()):
+        for key, value in flatten(self._plain):
             config_errors.check_leaf(key, value)
 
     def _take_architecture(self) -> None:
@@ -122,9 +125,8 @@ class PixioCLI(LightningCLI):
         backbone["name"], backbone["model_args"] = None, None
 
     def config_dict(self) -> dict[str, Any]:
-        """Return the complete configuration as plain data."""
-        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
-        return yaml.safe_load(dumped)
+        """Return the complete configuration as plain data, a copy of its own."""
+        return copy.deepcopy(self._plain)
 
     def completed(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return a stored configuration with the keys that came since, each at its default.
