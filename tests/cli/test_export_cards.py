@@ -125,9 +125,12 @@ def test_a_decoder_that_does_not_fit_is_one_line(
 ) -> None:
     exported(trained / "last.ckpt", "safetensors", "both.safetensors", tmp_path, monkeypatch)
     given = ("--model.backbone.weights", "both.safetensors", "--model.pretrained_decoder", "true")
-    assert fit(trained.parent / "tiny.yaml", tmp_path / "run", *given, *words) == 2
+    recipe = trained.parent / "tiny.yaml"
+    assert fit(recipe, tmp_path / "run", *given, *words) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+    assert main(["check", "-c", str(recipe), *given, *words]) == 2  # a plan, with the same line
+    assert capsys.readouterr().err == err
 
 
 def test_weights_of_one_s_own_get_a_licence_once(
