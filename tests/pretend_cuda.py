@@ -32,10 +32,14 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from pixio_lightning.models import probes
+
 CUDA = torch.device("cuda:0")
 _INSIDE = torch.device("lazy")
 NAME = "pretend_cuda"
 _fake = FakeTensorMode()
+# Whether it computes in double precision, as CUDA does and Apple's MPS does not.
+_float64 = True
 # Operations that have read values off the device, for which a real one would be waited for.
 reads: list[str] = []
 
@@ -157,6 +161,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         reads.append(str(func))
     if not on_cuda:
         return out
+    if not _float64 and any(getattr(x, "dtype", None) == torch.float64 for x in tree_leaves(out)):
+        raise TypeError(f"{func} would give float64, which this device does not have")
     out = tree_map_only(Tensor, OnCuda, out)
     return return_and_correct_aliasing(func, args, kwargs, out) if from_cuda else out
 
@@ -186,8 +192,12 @@ class PretendStrategy(SingleDeviceStrategy):
 
 
 @contextmanager
-def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, *, float64: bool = True) -> Iterator[list[str]]:
     """Run what is inside on the pretended device.
+
+    Args:
+        monkeypatch: Of the test.
+        float64: Whether it computes in double precision; without, as Apple's MPS.
 
     Yields:
         The words of a command line that put a trainer on it.
@@ -211,5 +221,8 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with monkeypatch.context() as patch, _fake, PretendCuda():
         patch.setattr(torch, "save", saved)
         patch.setattr(torch, "load", loaded)
+        if not float64:
+            patch.setitem(globals(), "_float64", False)
+            patch.setattr(probes, "_WITHOUT_FLOAT64", ("mps", "cuda"))
         words = ["--trainer.accelerator", NAME, "--trainer.strategy", NAME]
         yield [*words, "--trainer.inference_mode", "false"]  # wrapped tensors have no such mode

@@ -169,11 +169,6 @@ def check(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         add_arguments(parser)
         parser.parse_args(rest)
         return ""
-    if verb == "app":  # it would serve until it is stopped
-        parser = LightParser("pixio app", description="")
-        add_arguments(parser)
-        parser.parse_args(rest)
-        return ""
     if verb not in RUN_VERBS or "--print_config" in rest:
         return failed([verb, *rest], capsys)
     said = failed(["check", *rest], capsys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 from pixio_lightning.cli import bench, recipes
+from pixio_lightning.cli.bench.compare import together
 from pixio_lightning.cli.bench.finished import refuse_stale
 from pixio_lightning.cli.bench.given import over_backbones, with_data
 from pixio_lightning.cli.bench.suite import check
@@ -115,6 +117,25 @@ def test_each_backbone_is_a_group_of_rows(tmp_path: Path) -> None:
         over_backbones(suite, ["random", "random"])
 
 
+def test_rows_that_become_one_keep_the_seeds_and_the_published_figures_of_all(
+    tmp_path: Path,
+) -> None:
+    another = NOT_ALIKE | {"name": "A third"}
+    rows = {
+        "base": {"fit": "depth/demo", "with": ["backbone/mae_b"], "published": [NOT_ALIKE]},
+        "large": {
+            **{"fit": "depth/demo", "with": ["backbone/mae_l"], "seeds": [0, 1]},
+            "published": [NOT_ALIKE, another],
+        },
+    }
+    suite = bench.read_suite(write(tmp_path, rows=rows))
+    found = over_backbones(suite, ["dinov2_l", "random"])["rows"]
+    assert list(found) == ["dinov2_l", "random"]
+    assert [row["seeds"] for row in found.values()] == [[0, 1], [0, 1]]
+    assert found["random"]["published"] == [NOT_ALIKE, another]
+    assert suite["rows"]["base"]["published"] == [NOT_ALIKE]  # what was read is not changed
+
+
 def test_a_suite_over_two_backbones_beside_published_figures(
     tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -162,6 +183,18 @@ def test_a_checkpoint_is_evaluated_by_the_verb_of_its_row(
         assert main(["bench", path, *words, "--out", "out"]) == 0
     (line,) = results.read(tmp_path / "out" / "trained-0")
     assert line["verb"] == "test" and line["split"] == "test"
+    shutil.copytree("out", "two")
+    line |= {"n": line["n"] + 1, "metrics": line["metrics"] | {"abs_rel": 9.0}}
+    Path("two/trained-0/results.jsonl").write_text(json.dumps(line) + "\n")
+    table = json.loads(Path("two/table.json").read_text())
+    table["rows"]["trained"]["one abs_rel"] = [9.0]
+    Path("two/table.json").write_text(json.dumps(table))
+    _, both, _ = together(Path("out"), Path("two"))
+    assert [one.row for one in both.evaluations] == ["trained (out)", "trained (two)"]
+    n = line["n"]
+    assert both.warnings == [f"trained (out) and trained (two): n is {n - 1} and {n}"]
+    with pytest.raises(UserError, match=f"may not be compared: n is {n - 1} and {n}"):
+        bench.compare(Path("out/trained-0"), Path("two/trained-0"))
 
 
 @pytest.mark.parametrize(

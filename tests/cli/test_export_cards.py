@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,25 @@ def test_a_decoder_that_does_not_fit_is_one_line(
 ) -> None:
     exported(trained / "last.ckpt", "safetensors", "both.safetensors", tmp_path, monkeypatch)
     given = ("--model.backbone.weights", "both.safetensors", "--model.pretrained_decoder", "true")
-    assert fit(trained.parent / "tiny.yaml", tmp_path / "run", *given, *words) == 2
+    recipe = trained.parent / "tiny.yaml"
+    assert fit(recipe, tmp_path / "run", *given, *words) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+    assert main(["check", "-c", str(recipe), *given, *words]) == 2  # a plan, with the same line
+    assert capsys.readouterr().err == err
+
+
+def test_a_run_folder_is_its_best_checkpoint_else_its_last(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, text = exported(trained, "safetensors", "run.safetensors", tmp_path, monkeypatch)
+    assert f"from `{trained / 'best.ckpt'}`" in text and "| steps | 8 |" in text
+    run = shutil.copytree(trained, tmp_path / "named")
+    (run / "best.ckpt").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "named"]) == 0
+    own, last = (read(str(path)).encoder for path in ("named.safetensors", run / "last.ckpt"))
+    assert all(own[name].equal(last[name]) for name in last)
 
 
 def test_weights_of_one_s_own_get_a_licence_once(

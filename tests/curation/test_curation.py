@@ -243,6 +243,12 @@ def test_the_file_of_scores_has_a_name_that_a_file_system_takes(tmp_path: Path) 
     assert len({*files}) == 2 and all(file.parent == tmp_path for file in files)
 
 
+def test_no_two_shards_share_a_file_of_scores(tmp_path: Path) -> None:
+    names = ["a/b", "a--b", "a/-b", "a-/b", "a---b", "a_-b", "_a--b", "a\\b", "a/b--c", "a--b/c"]
+    shards = [f"{name}.parquet" for name in names]
+    assert len({score_file(tmp_path, shard) for shard in shards}) == len(shards)
+
+
 def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     index = pack(tmp_path / "shards", 60)
     folder = tmp_path / "scores"

@@ -70,6 +70,30 @@ def test_a_run_goes_through_on_the_device(
         assert len(cpu) == 2 and cuda == pytest.approx(cpu, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("attributes", ()),
+        ("relative depth", ("--model.form", "least_squares")),
+        ("reconstruction", ()),
+        ("pretraining", ()),
+        ("future prediction", ()),
+    ],
+)
+def test_a_device_without_float64_gives_the_figures_of_one_that_has_it(
+    name: str, more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Apple's MPS: what takes double precision is computed on the CPU."""
+    # Of quantiles, which pictures take, the pretended device makes numbers that no real one makes.
+    more = (*more, "--panels.every_n_steps", "0")
+    assert main(["fit", *words_of(name, tmp_path / "cpu"), *more]) == 0
+    with pretend_cuda(monkeypatch, float64=False) as device:
+        assert main(["fit", *words_of(name, tmp_path / "mps"), *more, *device]) == 0
+    for figures in (last_metrics, losses):
+        found, expected = (figures(tmp_path / run) for run in ("mps", "cpu"))
+        assert found == pytest.approx(expected, rel=1e-3, abs=2e-3, nan_ok=True)
+
+
 def test_images_are_scored_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*("-c", "curation/demo", *SCENES, "--data.num_workers", "0")]
     words += ["--model.backbone", "{name: pixio_vitt16, weights: 'random:0'}"]
@@ -120,7 +144,14 @@ def test_the_pretended_device_refuses_what_cuda_does(monkeypatch: pytest.MonkeyP
         ):
             with pytest.raises((RuntimeError, TypeError)):
                 mix()
+        assert there.double().dtype == torch.float64
         assert (there + torch.tensor(1.0)).tolist() == [[1, 2, 3], [4, 5, 6]]
         assert there[there > 2].tolist() == [3, 4, 5]
         assert there[:, torch.tensor([0])].device == CUDA  # indices may come from the CPU
         assert there.cpu().numpy().sum() == 15 and float(there.max()) == 5
+    with pretend_cuda(monkeypatch, float64=False):
+        there = torch.ones(2, device="cuda")
+        for make in (there.double, lambda: torch.ones(2, device="cuda", dtype=torch.float64)):
+            with pytest.raises(TypeError, match="would give float64"):
+                make()
+        assert there.cpu().double().sum() == 2

@@ -1,6 +1,7 @@
 """What is exported is read back by the library it was written for, with equal outputs."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -151,6 +152,17 @@ def test_a_failed_export_leaves_nothing(weights, tmp_path):
         export(weights, "timm", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
     assert (tmp_path / "w.safetensors").read_text() == "precious"
+
+
+def test_who_may_read_an_export_is_said_by_the_umask(weights, tmp_path):
+    before = os.umask(0o027)
+    try:
+        export(weights, "safetensors", tmp_path / "a.safetensors")
+        export(weights, "transformers", tmp_path / "b")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 5 and {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 def test_command_line(checkpoint, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pixio_lightning.models import in_float64
+
 # Under the root of SILog, whose gradient would be infinite at zero error.
 _ROOT = 1e-6
 
@@ -62,9 +64,9 @@ def align_least_squares(prediction: Tensor, target: Tensor, valid: Tensor) -> tu
         target: `(B, H, W)`.
         valid: bool `(B, H, W)`.
     """
-    p = torch.where(valid, prediction, 0).double().flatten(1)
-    t = torch.where(valid, target, 0).double().flatten(1)
-    weight = valid.double().flatten(1)
+    p = in_float64(torch.where(valid, prediction, 0)).flatten(1)
+    t = in_float64(torch.where(valid, target, 0)).flatten(1)
+    weight = in_float64(valid).flatten(1)
     count = weight.sum(1).clamp_min(1)
     # Centred: the determinant of raw moments loses half of the digits.
     mean_p, mean_t = p.sum(1) / count, t.sum(1) / count
@@ -127,7 +129,8 @@ def affine_invariant(
         error = residual.abs()
     else:
         scale, shift = (
-            x.float()[:, None, None] for x in align_least_squares(prediction, goal, valid)
+            x.float().to(goal.device)[:, None, None]
+            for x in align_least_squares(prediction, goal, valid)
         )
         residual = torch.where(valid, scale * prediction + shift - goal, 0.0)
         error = residual.square() / 2

@@ -24,6 +24,7 @@ from pixio_heads.reconstruction.geometry import (
     unit,
 )
 from pixio_lightning.errors import UserError
+from pixio_lightning.models import in_float64
 
 _THUMBNAIL = (48, 48)  # so that sets may differ in size
 _CANDIDATES = 400  # rotations and directions tried
@@ -121,16 +122,16 @@ def best_pose(poses: Tensor) -> Tensor:
     if not len(poses):
         return pose
     chosen = poses[:: -(-len(poses) // _CANDIDATES)]
-    u, _, vh = torch.linalg.svd(poses[:, :3, :3].double().mean(0))
+    u, _, vh = torch.linalg.svd(in_float64(poses[:, :3, :3]).mean(0))
     sign = torch.linalg.det(u @ vh)
     one = torch.ones_like(sign)
     mean = still.clone()
-    mean[:3, :3] = (u @ torch.diag(torch.stack([one, one, sign])) @ vh).to(poses.dtype)
+    mean[:3, :3] = (u @ torch.diag(torch.stack([one, one, sign])) @ vh).to(poses)
     tried = torch.cat([still[None], mean[None], chosen])
     medians = [rotation_angle(t.expand_as(poses), poses).median() for t in tried]
     pose[:3, :3] = tried[int(torch.stack(medians).argmin()), :3, :3]
     lines = poses[:, :3, 3]
-    axis = torch.linalg.eigh((unit(lines).mT @ unit(lines)).double())[1][:, -1].to(poses.dtype)
+    axis = torch.linalg.eigh(in_float64(unit(lines).mT @ unit(lines)))[1][:, -1].to(poses)
     tried = torch.cat([axis[None], unit(chosen[:, :3, 3])])
     medians = [axis_angle(t.expand_as(lines), lines).median() for t in tried]
     pose[:3, 3] = tried[int(torch.stack(medians).argmin())] * lines.norm(dim=-1).median()

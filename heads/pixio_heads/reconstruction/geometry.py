@@ -14,6 +14,8 @@ from kornia.geometry.depth import unproject_meshgrid
 from kornia.geometry.linalg import inverse_transformation
 from torch import Tensor
 
+from pixio_lightning.models import in_float64
+
 _TINY = 1e-8
 
 
@@ -85,8 +87,8 @@ def truth_of(batch: dict[str, Any]) -> Geometry:
     """
     depth = batch["depth"].float()
     # In float64: the world's origin may be kilometres away.
-    world = batch["cam2world"].double()
-    cam2world = (inverse(world[:, :1]).expand_as(world) @ world).float()
+    world = in_float64(batch["cam2world"])
+    cam2world = (inverse(world[:, :1]).expand_as(world) @ world).float().to(depth.device)
     rays = rays_of(batch["intrinsics"], tuple(depth.shape[-2:]))
     camera = rays * (depth / rays[..., 2].clamp_min(_TINY))[..., None]
     one = torch.ones(len(depth), device=depth.device)
@@ -124,7 +126,9 @@ def rotation_angle(first: Tensor, second: Tensor) -> Tensor:
     From the quaternion of the difference: the arc cosine of a trace loses all digits near 0.
     """
     difference = first[..., :3, :3].transpose(-1, -2) @ second[..., :3, :3]
-    quaternion = rotation_matrix_to_quaternion(difference.reshape(-1, 3, 3).double().contiguous())
+    quaternion = rotation_matrix_to_quaternion(
+        in_float64(difference.reshape(-1, 3, 3)).contiguous()
+    )
     angle = 2 * torch.atan2(quaternion[:, 1:].norm(dim=-1), quaternion[:, 0].abs())
     return angle.rad2deg().reshape(first.shape[:-2])
 
@@ -134,7 +138,7 @@ def axis_angle(first: Tensor, second: Tensor) -> Tensor:
 
     Of a vector without a length the direction is unknown, which counts as 90 degrees.
     """
-    cosine = (unit(first.double()) * unit(second.double())).sum(-1).abs()
+    cosine = (unit(in_float64(first)) * unit(in_float64(second))).sum(-1).abs()
     return cosine.clamp(0, 1).acos().rad2deg()
 
 
@@ -149,7 +153,7 @@ def intrinsics_of(rays: Tensor, *, step: int = 1) -> Tensor:
         `(..., 3, 3)`.
     """
     height, width = rays.shape[-3:-1]
-    rays = rays[..., ::step, ::step, :].double()
+    device, rays = rays.device, in_float64(rays[..., ::step, ::step, :])
     rows = torch.arange(0, height, step, device=rays.device, dtype=rays.dtype)
     columns = torch.arange(0, width, step, device=rays.device, dtype=rays.dtype)
     weight = (rays[..., 2] > 1e-3).to(rays.dtype)
@@ -165,4 +169,4 @@ def intrinsics_of(rays: Tensor, *, step: int = 1) -> Tensor:
         focal = covariance / (weight * centred.square()).sum((-2, -1)).clamp_min(1e-12)
         found[..., axis, axis] = focal
         found[..., axis, 2] = mean_pixel - focal * mean_slope
-    return found.float()
+    return found.float().to(device)

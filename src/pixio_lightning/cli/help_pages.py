@@ -114,8 +114,9 @@ Write the encoder of a checkpoint in the form another library reads; --to onnx w
 its encoder, too; safetensors has the decoder of pretraining in a second file. A README says what is
 inside, how it was trained and how to load it.
 
-  CHECKPOINT                   a checkpoint of a run (FILE:STUDENT of several students), an exported
-                               file, hf:ORG/NAME or tiny
+  CHECKPOINT                   a run folder (its best checkpoint, else the last), a checkpoint
+                               (FILE:STUDENT of several students), an exported file, hf:ORG/NAME
+                               or tiny
   --to FORM                    safetensors (the default), transformers, timm or onnx
   --out PATH                   file or folder; default: here, named as the checkpoint
   --licence NAME               of weights of your own, as Apache-2.0; others keep theirs

@@ -2,7 +2,8 @@
 
 What changes nothing that is learned is taken and noted: a run that was pre-empted goes on where
 there is room. How the global batch is divided among devices may change, its size may not. Every
-key that is not named here counts as learned, those of plug-ins too.
+key that is not named here counts as learned, those of plug-ins too. What is typed beside a
+checkpoint that takes its place is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from pixio_lightning.cli.config_errors import class_of
-from pixio_lightning.cli.config_tree import differences
-from pixio_lightning.errors import UserError
+from pixio_lightning.cli.config_tree import differences, flatten
+from pixio_lightning.errors import UserError, printable
+from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import run_folder
 
 # Functions of Lightning and torch that take up what a checkpoint holds.
@@ -68,6 +70,9 @@ DIVISION = (
     "trainer.devices",
     "trainer.num_nodes",
 )
+# Keys of a model that its checkpoint answers: what it began with, and how it was made and trained.
+_BEGUN = re.compile(r"(students\.[^.]+\.)?(backbone\.weights|pretrained_decoder)$")
+_MADE = re.compile(r"(students\.[^.]+\.)?(backbone|optim)\.|pretrained_decoder$")
 
 
 class Batch(NamedTuple):
@@ -145,6 +150,50 @@ def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     # Of each student as of the backbone.
     key = re.sub(r"^model\.students\.[^.]+\.", "model.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def check_typed(
+    words: list[str], model: dict[str, Any], about: dict[str, Any], verb: str, source: Path
+) -> None:
+    """Refuse what is typed of a model and would be ignored, as its checkpoint takes its place.
+
+    Keys of recipes are not looked at: they name the model, whatever it was begun with.
+
+    Args:
+        words: The command line.
+        model: The configuration of the model that it makes, paths as typed.
+        about: The `pixio` entry of the checkpoint that is to be loaded.
+        verb: What is done; where it is `fit`, how to train is not ignored.
+        source: The checkpoint.
+
+    Raises:
+        UserError: A typed key contradicts it.
+    """
+    own = model["class_path"].rpartition(".")[2]
+    if str(about.get("class", own)).rpartition(":")[2] != own:
+        return  # another model's is told when it is loaded
+    keys = [word[2:].partition("=")[0].replace(".init_args", "") for word in words]
+    typed = tuple(f"{key.removeprefix('model.')}." for key in keys if key.startswith("model."))
+    then, said = dict(flatten(about.get("config", {}))), []
+    for key, value in flatten(model):
+        asked = f"{key}.".startswith(typed) and (_BEGUN if verb == "fit" else _MADE).match(key)
+        was = then.get(key)  # None: of an earlier version, or as the weights say
+        if not asked or was is None or _is_free(f"model.{key}", {}, {}):
+            continue
+        if key == "backbone.weights" and "backbone_digest" in about:
+            continue  # frozen, so these weights are read, wherever they lie, and told by the digest
+        # A checkpoint says where weights were; the path that is typed may mean the same elsewhere.
+        same = str(was) in (str(value), absolute(str(value))) or str(was).endswith(f"/{value}")
+        if not same:
+            said.append(f"model.{key}: {printable(str(was))} -> {value}")
+    if said:
+        ways = "or leave --ckpt_path out to start from what you typed"
+        if verb != "fit":
+            ways = f"give another --out, or --ckpt_path none to {verb} what you typed, untrained"
+        raise UserError(
+            f"checkpoint '{source}' is of a model with another configuration "
+            f"({'; '.join(said)}), and what you typed would be ignored: leave it out, {ways}"
+        )
 
 
 def _strategy(value: Any) -> str:

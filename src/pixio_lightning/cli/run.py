@@ -144,8 +144,8 @@ def _fit(cli: PixioCLI) -> int:
     elif primary:
         write()
     _introduce(cli)
+    _recall(cli, ckpt_path)
     if isinstance(cli.model, Head):
-        _recall(cli, ckpt_path)
         cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
         if primary:
@@ -242,16 +242,18 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
     """Tell a head, before it is built, what the weights that it will load are made for.
 
     Raises:
-        UserError: The data contradicts it.
+        UserError: The data, or what is typed of the model, contradicts it.
     """
     path = local_path(ckpt_path) if ckpt_path else None
-    if not isinstance(cli.model, Head) or path is None or not path.exists():
+    if path is None or not path.exists():
         return
-    stored = read_plain(path)
-    about = stored.get("pixio", {}) if isinstance(stored, dict) else {}
-    if cli.verb != "predict":  # images to predict say nothing of a head's data
-        cli.model.compare(cli.datamodule, about)
-    cli.model.remember(about)
+    about = read_plain(path).get("pixio", {})
+    if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
+        resume.check_typed(cli.options.rest, cli.config_dict()["model"], about, cli.verb, path)
+    if isinstance(cli.model, Head):
+        if cli.verb != "predict":  # images to predict say nothing of a head's data
+            cli.model.compare(cli.datamodule, about)
+        cli.model.remember(about)
 
 
 def evaluate(cli: PixioCLI) -> int:

@@ -273,7 +273,7 @@ class Scoring(BackboneModule):
             noise_floor=self.noise_floor,
             seed=self.seed,
         )
-        values = {"loss": torch.where(batch["weight"] > 0, losses.double(), torch.nan)}
+        values = {"loss": torch.where(batch["weight"] > 0, losses, torch.nan)}
         values |= {name: batch[name] for name in ("entropy", "width", "height")}
         values["hash"] = batch["key"]
         columns = {name: value.cpu().numpy() for name, value in values.items()}

@@ -80,8 +80,7 @@ def draw_factors(rates: Tensor, random_key: RandomKey | None) -> list[Factors]:
     if random_key is None:
         raise ValueError("drop_path is set: training needs random_key=RandomKey(key, seed, step)")
     uniform = random_key.uniform(len(rates), Purpose.DROP_PATH)
-    # 1 - rate is rounded once, from double precision, as Python would compute it.
-    factors = (uniform >= rates).to(uniform.dtype) / (1 - rates.double()).to(uniform.dtype)
+    factors = (uniform >= rates).to(uniform.dtype) / (1 - rates.to(uniform.dtype))
     # Contiguous, so that most are aligned in memory: a compiled block copies inputs that are not.
     branches = factors.T.contiguous()[..., None, None].unbind()
     return list(zip(branches[::2], branches[1::2], strict=True))

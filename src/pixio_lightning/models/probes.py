@@ -1,4 +1,4 @@
-"""Probes that take no steps: the vote of nearest neighbours, and ridge regression.
+"""Probes that take no steps, the vote of nearest neighbours and ridge regression, and float64.
 
 Shapes: B queries, M entries of a bank, N samples, C width of a feature, n neighbours, K classes, D
 numbers to tell.
@@ -17,6 +17,18 @@ _CHUNK = 16_384
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of so many runs of neighbouring samples every fifth chooses among them.
 _RUNS, _EVERY = 50, 5
+# Kinds of device that have no double precision.
+_WITHOUT_FLOAT64 = ("mps",)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in double precision; Apple's MPS does not."""
+    return device.type not in _WITHOUT_FLOAT64
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """Return a tensor in double precision, on the CPU where its device has none."""
+    return x.double() if has_float64(x.device) else x.cpu().double()
 
 
 def nearest_neighbours(
@@ -75,7 +87,7 @@ class LinearMap(NamedTuple):
 
 
 def ridge(x: Tensor, y: Tensor, *, penalties: tuple[float, ...] = PENALTIES) -> LinearMap:
-    """Fit a linear map in closed form, in float64.
+    """Fit a linear map in closed form, in float64; the map is on the features' device.
 
     Features are standardised. For each number by itself, the penalty is that of the least error on
     a fifth of the samples by a map fitted to the others; then all samples are fitted. The fifth is
@@ -92,7 +104,8 @@ def ridge(x: Tensor, y: Tensor, *, penalties: tuple[float, ...] = PENALTIES) -> 
     """
     if len(x) < 2:
         raise ValueError(f"{len(x)} sample is too few for a linear map; expected two or more")
-    x, y = x.double(), y.double()
+    device = x.device
+    x, y = in_float64(x), in_float64(y)
     mean, std = x.mean(dim=0), x.std(dim=0).clamp_min(1e-6)
     x = (x - mean) / std
     best = torch.zeros(1, 1, y.shape[1], dtype=torch.long, device=x.device)
@@ -105,7 +118,7 @@ def ridge(x: Tensor, y: Tensor, *, penalties: tuple[float, ...] = PENALTIES) -> 
     weights, biases = _solutions(x, y, penalties)
     weight = weights.gather(0, best.expand(1, x.shape[1], -1))[0] / std[:, None]
     bias = biases.gather(0, best)[0, 0] - mean @ weight
-    return LinearMap(weight.float(), bias.float())
+    return LinearMap(weight.float().to(device), bias.float().to(device))
 
 
 def _solutions(x: Tensor, y: Tensor, penalties: tuple[float, ...]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,14 @@ from pixio_lightning.models.dense_decoders import (
     upsample,
 )
 from pixio_lightning.models.features import Features, Layer, Reads, joined
-from pixio_lightning.models.probes import LinearMap, nearest_neighbours, ridge, vote
+from pixio_lightning.models.probes import (
+    LinearMap,
+    has_float64,
+    in_float64,
+    nearest_neighbours,
+    ridge,
+    vote,
+)
 
 __all__ = [
     "nearest_neighbours",
@@ -25,6 +32,8 @@ __all__ = [
     "LinearMap",
     "Reads",
     "SyncedBatchNorm2d",
+    "has_float64",
+    "in_float64",
     "joined",
     "ridge",
     "upsample",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixio_lightning.models.probes import in_float64
 from pixio_lightning.training.run_folder import Metrics
 
 
@@ -90,9 +91,10 @@ def inverse_distance(images: Tensor, visible: Tensor, *, power: float = 3.0) -> 
         `(B, C, H, W)`, equal to `images` where visible.
     """
     height, width = images.shape[-2:]
+    home = in_float64(images.new_zeros(0)).device
     # Distances between any two pixels, laid out for a circular convolution of twice the size.
-    rows = torch.arange(2 * height, device=images.device, dtype=torch.float64)
-    columns = torch.arange(2 * width, device=images.device, dtype=torch.float64)
+    rows = torch.arange(2 * height, device=home, dtype=torch.float64)
+    columns = torch.arange(2 * width, device=home, dtype=torch.float64)
     rows, columns = rows.minimum(2 * height - rows), columns.minimum(2 * width - columns)
     # Half a pixel keeps the weight of a pixel on itself finite; it is hidden or not asked for.
     kernel = (torch.hypot(rows[:, None], columns) + 0.5) ** -power
@@ -101,8 +103,8 @@ def inverse_distance(images: Tensor, visible: Tensor, *, power: float = 3.0) -> 
     def spread(x: Tensor) -> Tensor:
         # Double precision: the weights span eight orders of magnitude.
         size = (2 * height, 2 * width)
-        product = torch.fft.rfft2(x.double(), s=size) * spectrum
+        product = torch.fft.rfft2(in_float64(x), s=size) * spectrum
         return torch.fft.irfft2(product, s=size)[..., :height, :width]
 
     filled = spread(images * visible) / spread(visible)
-    return torch.where(visible > 0, images, filled.to(images.dtype))
+    return torch.where(visible > 0, images, filled.to(images))

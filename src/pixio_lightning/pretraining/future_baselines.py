@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixio_lightning.models.mae_decoder import normalize_patches
+from pixio_lightning.models.probes import in_float64
 from pixio_lightning.pretraining.baselines import parts_of
 
 _BINS = 8  # of gaps, for each of which a hedged copy has factors of its own
@@ -57,15 +58,15 @@ class HedgedCopy(nn.Module):
     def begin(self, low: float, high: float) -> Tensor:
         """Set the range of gaps in seconds; returns sums for `add`, `(2, 2, bins)`."""
         self.range.copy_(torch.tensor([low, high]))
-        return torch.zeros(2, 2, _BINS, dtype=torch.float64, device=self.range.device)
+        return in_float64(torch.zeros(2, 2, _BINS, device=self.range.device))
 
     def add(self, sums: Tensor, copy: Tensor, target: Tensor, gap: Tensor) -> None:
         """Take in pairs: copies and targets `(B, m, V)`, and seconds `(B,)` between them."""
-        at = self._bins(gap)
+        at = self._bins(gap).to(sums.device)
         ours, theirs = parts_of(copy, self.channels), parts_of(target, self.channels)
         for i, (own, wanted) in enumerate(zip(ours, theirs, strict=True)):
-            sums[0, i].index_add_(0, at, (own * wanted).sum(dim=(1, 2)).double())
-            sums[1, i].index_add_(0, at, own.square().sum(dim=(1, 2)).double())
+            sums[0, i].index_add_(0, at, in_float64((own * wanted).sum(dim=(1, 2))))
+            sums[1, i].index_add_(0, at, in_float64(own.square().sum(dim=(1, 2))))
 
     def finish(self, sums: Tensor) -> None:
         """Set the factors; a range without pairs takes that of all."""

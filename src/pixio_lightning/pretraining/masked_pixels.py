@@ -108,7 +108,7 @@ class PixelPretraining(PatchPrediction):
             size=self.decoder_size,
             checkpointing=backbone.checkpointing,
         )
-        if self.pretrained_decoder and not decoder.mask_token.is_meta:
+        if self.pretrained_decoder:
             _fill(decoder, backbone.weights)
         return decoder
 
@@ -265,6 +265,8 @@ class PixelPretraining(PatchPrediction):
 def _fill(decoder: MaeDecoder, source: str) -> None:
     """Give a decoder the weights of the one that a file holds beside its encoder.
 
+    A decoder on the meta device stays empty, as in a plan, but the file must fit all the same.
+
     Raises:
         UserError: There is none, or it is not of this size.
     """
@@ -276,5 +278,6 @@ def _fill(decoder: MaeDecoder, source: str) -> None:
         )
     state = to_mae_decoder(stored)
     matched(decoder.state_dict(), state).check(f"the decoder of {source}")
-    refuse_non_finite(state, source)
-    decoder.load_state_dict(state)
+    if not decoder.mask_token.is_meta:
+        refuse_non_finite(state, source)
+        decoder.load_state_dict(state)

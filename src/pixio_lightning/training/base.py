@@ -26,6 +26,7 @@ from pixio_lightning.training import visualize
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.checkpoints.finite import first_not_finite
 from pixio_lightning.training.optim import Optim, Part
+from pixio_lightning.training.precision import taken_by
 from pixio_lightning.training.run_folder import Metrics
 
 
@@ -141,6 +142,12 @@ class BackboneModule(L.LightningModule):
             path = Path(self.trainer.default_root_dir) / "predictions.png"
             visualize.save(path, visualize.contact_sheet(self._shown))
             self.note(f"the first {len(self._shown)} on one sheet: {path}")
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch, in float32 what is in float64 where the device has none."""
+        return super().transfer_batch_to_device(taken_by(device, batch), device, dataloader_idx)
 
     def configure_model(self) -> None:
         """Load the backbone and build the decoder, once; shard both where the strategy asks.

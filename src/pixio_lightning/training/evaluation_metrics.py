@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, SumMetric
+
+from pixio_lightning.models.probes import has_float64
 
 _MODEL = "model"
 
@@ -31,6 +34,8 @@ class Outcome(NamedTuple):
 class Evaluation(nn.Module):
     """Metrics of a model and of the baselines beside it; a module, so that devices follow.
 
+    Their sums are in float64: where a device has none they stay on the CPU.
+
     Args:
         metrics: Makes the metrics of one of them.
         baselines: Their names.
@@ -40,20 +45,26 @@ class Evaluation(nn.Module):
 
     def __init__(self, metrics: Callable[[], Metric | MetricCollection], baselines: Iterable[str]):
         super().__init__()
-        self.meters = nn.ModuleDict({name: metrics() for name in (_MODEL, *baselines)})
+        here = torch.get_default_device()
+        with here if has_float64(here) else torch.device("cpu"):
+            self.meters = nn.ModuleDict({name: metrics() for name in (_MODEL, *baselines)})
         self.count = SumMetric(nan_strategy="disable")
         self.loss = SumMetric(nan_strategy="disable")
         self.judged = SumMetric(nan_strategy="disable")  # samples that have a loss
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        to = fn(torch.empty(0, device="cpu")).device
+        return super()._apply(fn, recurse) if has_float64(to) else self
+
     def add(self, count: int, loss: Tensor | None) -> None:
         """Count samples and their mean loss, if they have one."""
         self.count.update(float(count))
-        self.loss.update(0.0 if loss is None else count * loss.detach())
+        self.loss.update(0.0 if loss is None else count * _beside_sums(loss.detach()))
         self.judged.update(0.0 if loss is None else float(count))
 
     def score(self, arguments: tuple[Any, ...], baseline: str = _MODEL) -> None:
         """Update the metrics of the model, or of a baseline."""
-        self.meters[baseline].update(*arguments)
+        self.meters[baseline].update(*apply_to_collection(arguments, Tensor, _beside_sums))
 
     def finish(self) -> Outcome:
         """Return the result over all processes, and start anew."""
@@ -63,6 +74,10 @@ class Evaluation(nn.Module):
         for meter in (*self.meters.values(), *sums):
             meter.reset()
         return Outcome(int(n), loss / judged if judged else None, found.pop(_MODEL), found)
+
+
+def _beside_sums(tensor: Tensor) -> Tensor:
+    return tensor if has_float64(tensor.device) else tensor.cpu()
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -25,7 +25,7 @@ from pixio_lightning.training import results, visualize
 from pixio_lightning.training.evaluation_metrics import Evaluation, Outcome, without_padding
 from pixio_lightning.training.given_pictures import images_of, pixels_of
 from pixio_lightning.training.optim import Optim
-from pixio_lightning.training.precision import full_precision, to_float32
+from pixio_lightning.training.precision import full_precision, taken_by, to_float32
 from pixio_lightning.training.run_folder import Metrics
 from pixio_lightning.training.task_module import TaskModule
 
@@ -224,7 +224,7 @@ class Head(TaskModule):
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            prediction = predicted(move_data_to_device(batch, self.device))
+            prediction = predicted(move_data_to_device(taken_by(self.device, batch), self.device))
         self.train(was_training)
         return prediction
 

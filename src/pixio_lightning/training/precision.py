@@ -8,6 +8,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from pixio_lightning.models.probes import has_float64
+
 _COARSE = (torch.float16, torch.bfloat16)
 
 
@@ -44,3 +46,14 @@ def to_float32(structure: Any) -> Any:
         return tensor.float() if tensor.dtype in _COARSE else tensor
 
     return apply_to_collection(structure, Tensor, widened)
+
+
+def taken_by(device: torch.device, structure: Any) -> Any:
+    """Return a structure of tensors with float32 in place of float64 where a device has none."""
+    if has_float64(device):
+        return structure
+
+    def narrowed(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+    return apply_to_collection(structure, Tensor, narrowed)

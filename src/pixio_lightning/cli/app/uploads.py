@@ -121,24 +121,25 @@ def one_line(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function of the page show a user's mistake as one line, and keep no gradients."""
 
     @functools.wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             with torch.no_grad():
                 return function(*args, **kwargs)
         except (UserError, BadImage) as error:
-            raise _told(error) from None
+            raise told(error) from None
 
     @functools.wraps(function)
-    def told_in_steps(*args: P.args, **kwargs: P.kwargs) -> Any:
+    def called_in_steps(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
             yield from function(*args, **kwargs)  # type: ignore[misc]
         except (UserError, BadImage) as error:
-            raise _told(error) from None
+            raise told(error) from None
 
-    return told_in_steps if inspect.isgeneratorfunction(function) else told
+    return called_in_steps if inspect.isgeneratorfunction(function) else called
 
 
-def _told(error: Exception) -> gr.Error:
+def told(error: Exception) -> gr.Error:
+    """Return a mistake as the page shows it, of which the terminal says nothing."""
     return gr.Error(visible(str(error)), title="That did not work", print_exception=False)
 
 

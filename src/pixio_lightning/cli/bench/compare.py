@@ -90,7 +90,7 @@ def together(first: Path, second: Path) -> tuple[str, Outcome, dict[str, str | N
     for label, folder, table in zip(labels, (first, second), tables, strict=True):
         for name, run in table["runs"]:
             with suppress(UserError, OSError):  # of a run that is gone
-                line = last_result(folder / run)
+                line = _as_in_table(last_result(folder / run), table["rows"].get(name, {}))
                 shown = next((r.name for r in rows if r.name == f"{name} ({label})"), name)
                 evaluations.append(Evaluation(shown, folder / run, line))
     published = {n: v for table in tables for n, v in table["published"].items()}
@@ -105,6 +105,15 @@ def together(first: Path, second: Path) -> tuple[str, Outcome, dict[str, str | N
         [*heads, *rows], len(heads), about, incomparable(lines, metrics), evaluations, notes
     )
     return f"{labels[0]} beside {labels[1]}", outcome, better
+
+
+def _as_in_table(line: dict[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result with its figures under the columns `DATA METRIC` of its row, if it has some.
+
+    As figures of two sets of data differ, a suite's columns say whose they are.
+    """
+    data = next((column.rpartition(" ")[0] for column in row if column not in line["metrics"]), "")
+    return line | {"metrics": {f"{data} {k}".lstrip(): v for k, v in line["metrics"].items()}}
 
 
 def _verdict(before: list[float], after: list[float], end: str | None) -> str:

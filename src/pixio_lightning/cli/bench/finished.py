@@ -19,15 +19,23 @@ def has_run(folder: Path, verb: str) -> bool:
     )
 
 
-def last_result(folder: Path, verb: str = "fit") -> dict[str, Any]:
+def last_result(folder: Path, verb: str | None = None) -> dict[str, Any]:
     """Return the evaluation of a training's last step, or the last one that `verb` has made.
+
+    Args:
+        folder: Of a run.
+        verb: None for what the folder is of: a training, or a checkpoint's evaluation.
 
     Raises:
         UserError: There is none.
     """
+    every = results.read(folder)
+    if verb is None:
+        verbs = ["fit", *(line["verb"] for line in every)]
+        verb = "fit" if "fit" in verbs[1:] or read_state(folder) else verbs[-1]
     lines = [
         line
-        for line in results.read(folder)
+        for line in every
         if line["checkpoint"] in ("last", "untrained") or line["verb"] == verb != "fit"
     ]
     if not lines:

@@ -73,7 +73,8 @@ def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any
     """Return a suite with a group of rows for each backbone.
 
     What rows say of their backbone is taken out, and rows that are equal then become one, named
-    after its recipe. Rows that evaluate a checkpoint stay as they are.
+    after its recipe, with the seeds and the published figures of all. Rows that evaluate a
+    checkpoint stay as they are.
 
     Args:
         suite: Any.
@@ -100,7 +101,11 @@ def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any
                 label = other
         if label in groups and _plain(groups[label]) != _plain(bare):
             label = name
-        groups.setdefault(label, bare)
+        known = groups.setdefault(label, bare)
+        for key in ("seeds", "published"):
+            there = known.get(key, [])
+            if more := [value for value in row.get(key, []) if value not in there]:
+                known[key] = [*there, *more]
     rows = {}
     known_overlays = [r.name for r in recipes.all_recipes() if r.name.startswith(_FOLDER)]
     for label, row in groups.items():

@@ -18,6 +18,7 @@ from pixio_lightning.models.weights.export import Format, export, identity
 from pixio_lightning.models.weights.key_names import pair
 from pixio_lightning.models.weights.read import Weights, digest, licence_of, read
 from pixio_lightning.models.weights.students import split_student
+from pixio_lightning.training.run_folder import chosen_checkpoint
 
 
 def _stem(source: str) -> str:
@@ -57,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         return _to_onnx(args)
     if args.image_size is not None:
         raise UserError("--image-size goes with --to onnx: the other formats take any size")
-    weights = _licensed(read(args.checkpoint), args.licence)
+    of_run = chosen_checkpoint(Path(args.checkpoint))
+    weights = _licensed(read(str(of_run or args.checkpoint)), args.licence)
     if args.dtype:
         weights = _cast(weights, getattr(torch, args.dtype))
     ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"

@@ -250,7 +250,10 @@ class KeepRule(NamedTuple):
 
 def score_file(folder: str | Path, shard: str) -> Path:
     """Return where the scores of a shard are kept."""
-    return Path(folder) / output_name(shard.replace("/", "--"), ".scores.parquet")
+    flat = shard.replace("/", "--")
+    if flat.replace("--", "/") != shard:  # another shard's as well
+        flat = "\0" + shard.replace("/", "\0")  # in the name of no file, so that a hash is added
+    return Path(folder) / output_name(flat, ".scores.parquet")
 
 
 def scores_of(

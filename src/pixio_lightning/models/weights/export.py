@@ -187,7 +187,10 @@ def _timm_config(model: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str,
 def _save(state: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> None:
     # transformers insists on the entry "format".
     metadata = {"format": "pt", "pixio": json.dumps(meta)}
+    path.touch()
+    mode = path.stat().st_mode
     save_file({n: t.contiguous() for n, t in state.items()}, path, metadata=metadata)
+    path.chmod(mode)  # safetensors leaves a file that its owner alone may read
 
 
 def _refuse_existing(out: Path) -> None:

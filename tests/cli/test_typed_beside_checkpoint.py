@@ -1,0 +1,98 @@
+"""What is typed of a model is never ignored in favour of the checkpoint of a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_run
+from small_runs import SCENES
+
+from pixio_lightning.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and `run`, a pretraining of two steps from `random:1`."""
+    folder = tmp_path_factory.mktemp("typed")
+    recipe = tiny_run.write_recipe(folder)
+    words = ("--trainer.max_steps", 2, "--model.backbone.weights", "random:1")
+    assert tiny_run.fit(recipe, folder / "run", *words) == 0
+    return folder
+
+
+def call(folder: Path, verb: str, *words: object, out: str = "run") -> int:
+    run = ["--out", str(folder / out)]
+    return main([verb, "-c", str(folder / "tiny.yaml"), *run, *map(str, words)])
+
+
+@pytest.mark.parametrize("verb", ["validate", "predict"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.backbone.weights", "random:2"], "model.backbone.weights: random:1 -> random:2"),
+        (["--model.init_args.backbone.init_args.weights=random"], "weights: random:1 -> random)"),
+        (
+            ["--model.backbone", "{name: pixio_vitt16, weights: 'random:2', tune: 1}"],
+            "model.backbone.tune: full -> 1",
+        ),
+        (["--model.pretrained_decoder", "true"], "model.pretrained_decoder: False -> True"),
+        (["--model.optim.lr", 1], "model.optim.lr: 0.001 -> 1"),
+    ],
+)
+def test_what_contradicts_the_run_is_refused(
+    verb: str, words: list[object], said: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(trained, verb, *words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert "--ckpt_path none" in error and "another --out" in error
+    assert not (trained / "run/predictions").exists()
+
+
+def test_each_way_out_is_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ("--model.backbone.weights", "random:2")
+    assert call(trained, "validate", *other, "--ckpt_path", "none") == 0
+    assert call(trained, "validate", *other, out="new") == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert call(trained, "validate") == 0
+
+
+def test_what_an_evaluation_may_choose_is_free(trained: Path) -> None:
+    words = ("--model.backbone.weights", "random:1", "--model.backbone.checkpointing", "true")
+    assert call(trained, "validate", *words, "--model.mask_ratio", 0.5, "--data.batch_size", 2) == 0
+
+
+def test_a_training_from_a_checkpoint_takes_other_rates_but_no_other_weights(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ("--ckpt_path", trained / "run/last.ckpt", "--trainer.max_steps", 3)
+    words = (*start, "--model.backbone.weights", "random:2")
+    assert call(trained, "fit", *words, out=f"{tmp_path}/on") == 2
+    assert "leave --ckpt_path out" in capsys.readouterr().err
+    words = (*start, "--model.backbone.weights", "random:1", "--model.optim.lr", 1e-4)
+    assert call(trained, "fit", *words, out=f"{tmp_path}/on") == 0
+
+
+def test_a_frozen_backbone_may_lie_elsewhere(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is read from there, and its digest tells whether it is the same."""
+    words = [
+        "-c",
+        "depth/demo",
+        *SCENES,
+        "--out",
+        str(tmp_path / "depth"),
+        "--model.cache",
+        "false",
+    ]
+    words += ["--trainer.max_steps", "1", "--data.steps_per_epoch", "1", "--panels.every_n_steps=0"]
+    words += ["--model.backbone.layers", "last", "--model.backbone.weights"]
+    assert call(trained, "fit", "--trainer.max_steps", 1, out="other") == 0
+    shutil.copy(trained / "run/last.ckpt", tmp_path / "moved.ckpt")
+    assert main(["fit", *words, str(trained / "run/last.ckpt")]) == 0
+    assert main(["validate", *words, str(tmp_path / "moved.ckpt")]) == 0
+    assert main(["validate", *words, str(trained / "other/last.ckpt")]) == 2
+    assert "with digest" in capsys.readouterr().err
