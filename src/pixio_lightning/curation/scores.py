@@ -133,7 +133,7 @@ class ImagesToScore(Pixels):
         if stage != "predict":
             raise UserError("scores are written by `pixio predict -c curation/score`")
         self.index: ShardIndex = self.shard_index()
-        self.report(self.index.damaged, 0)
+        self.count_bad(self.index.damaged, 0)
 
     def prepare_data(self) -> None:
         """Build the index once."""
@@ -158,4 +158,4 @@ class ImagesToScore(Pixels):
         )
         batches = _WholeGroups(self.index, groups, self.batch_size)
         arguments = self.loader_arguments | {"collate_fn": collate}
-        return Loader(DataLoader(images, batch_sampler=batches, **arguments), self.report)
+        return Loader(DataLoader(images, batch_sampler=batches, **arguments), self.count_bad)
