@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,3 +74,22 @@ def test_a_process_that_dies_at_once_is_left_to_its_parent(marks: Path) -> None:
     process.start()
     process.join(10)
     assert process.exitcode == 7
+
+
+def test_a_worker_that_is_killed_while_it_asks_leaves_nothing_locked() -> None:
+    """With multiprocessing's own event, of which this fails in the first tries."""
+    event = WorkerContext().Event()
+    for _ in range(20):
+        child = os.fork()
+        if not child:
+            while True:
+                event.is_set()
+        time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        asking = threading.Thread(target=event.is_set, daemon=True)
+        asking.start()
+        asking.join(timeout=5)
+        assert not asking.is_alive()
+    event.set()
+    assert event.is_set()

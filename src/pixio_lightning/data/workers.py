@@ -67,10 +67,32 @@ class WorkerProcess(ForkProcess):
         super().run()
 
 
+class Flag:
+    """An event that is read without a lock.
+
+    The DataLoader asks one of multiprocessing's whether it is done, as its workers do all the time.
+    One that is killed while it asks leaves the lock taken, and the training process, which is to
+    say so, waits for it for ever.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+
 class WorkerContext(ForkContext):
     """What a DataLoader takes for `multiprocessing_context`."""
 
     Process = WorkerProcess  # type: ignore[assignment]
+
+    def Event(self) -> Flag:  # type: ignore[override]
+        """Return what tells workers that the loader is done."""
+        return Flag(self.RawValue("b", 0))
 
 
 def start_worker(index: int) -> None:
