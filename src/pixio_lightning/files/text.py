@@ -38,8 +38,13 @@ def open_regular(path: str | os.PathLike) -> tuple[BinaryIO, int | None]:
     Raises:
         OSError: It is not there, or cannot be read.
     """
-    if "\0" in os.fsdecode(path):  # for which Python has another kind of exception
-        raise FileNotFoundError(errno.ENOENT, "no file has such a name", os.fsdecode(path))
+    name = os.fsdecode(path)
+    try:  # for what no file is called Python has other kinds of exception
+        known = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        known = False
+    if not known:
+        raise FileNotFoundError(errno.ENOENT, "no file has such a name", name)
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     about = os.fstat(file.fileno())
     return file, about.st_size if stat.S_ISREG(about.st_mode) else None

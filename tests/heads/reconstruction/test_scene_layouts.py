@@ -471,3 +471,20 @@ def test_a_resized_view_shows_the_same_geometry(size: tuple[int, int], tmp_path:
     assert np.array_equal(framed(shot, (16, 16)).depth, shot.depth[1::3, 1::3])
     same = framed(shot, (48, 48))
     assert np.array_equal(same.image, shot.image) and np.allclose(same.intrinsics, shot.intrinsics)
+
+
+@pytest.mark.parametrize("pose", ["0 0 0 0 1 2 3", "1 0 0 0 1e300 1e300 1e300"])
+def test_a_pose_of_colmap_s_that_has_no_inverse_in_floats_is_one_line(
+    pose: str, tmp_path: Path
+) -> None:
+    """No rotation, which is refused; or a far one, of which numpy's inverse fails."""
+    scene_folders.colmap(tmp_path / "a", rendered(2))
+    table = tmp_path / "a/sparse/0/images.txt"
+    lines = table.read_text().splitlines()
+    number, *_, camera, name = lines[1].split()
+    table.write_text("\n".join([lines[0], f"{number} {pose} {camera} {name}", *lines[2:]]) + "\n")
+    if pose.startswith("0"):
+        with pytest.raises(UserError, match="is not a rotation"):
+            open_scenes(tmp_path, "folder", max_megapixels=64.0)
+    else:
+        assert open_scenes(tmp_path, "folder", max_megapixels=64.0)

@@ -54,9 +54,9 @@ def colmap(root: Path) -> Found:
         if camera not in cameras:
             raise UserError(f"{where}: camera '{camera}' is not in {table.name}")
         matrix, size = cameras[camera]
-        world2cam = np.eye(4)
-        world2cam[:3, :3], world2cam[:3, 3] = _rotation(w, x, y, z), shift
-        pose = np.linalg.inv(world2cam)
+        pose, to_world = np.eye(4), _rotation(w, x, y, z).T
+        # Not by inv: to it, a shift that is large enough makes the matrix singular.
+        pose[:3, :3], pose[:3, 3] = to_world, -to_world @ np.asarray(shift)
         depth = depths.of(name)
         files = images / name, depth if isfile(depth) else None
         frames.append(posed_frame(where, name, files, matrix, pose, size))
