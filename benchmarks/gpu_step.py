@@ -102,7 +102,7 @@ def measure(build: Callable[..., Step], size: Size, *, steps: int, rounds: int) 
 
 def operations(build: Callable[..., Step], size: Size) -> float:
     """Count the operations of an uncompiled step, of one image, and return those of the batch."""
-    step = build(size._replace(batch=1), "cuda", half=True)
+    step = build(size._replace(batch=1), "cuda", half=True, compiled=False)
     with FlopCounterMode(display=False) as counted:
         step()
     return float(counted.get_total_flops()) * size.batch
@@ -125,13 +125,8 @@ def rows(
         except torch.OutOfMemoryError:
             print(f"{form}: out of memory at a batch of {batch}")
             continue
-        plain = (
-            partial(build.func, **(build.keywords | {"compiled": False}))
-            if isinstance(build, partial)
-            else build
-        )
         pixio = form in ("ours", "ours, compiled")
-        row["operations"] = plan["operations"] if pixio else operations(plain, size)
+        row["operations"] = plan["operations"] if pixio else operations(build, size)
         row["mfu"] = row["operations"] / row["seconds"] / PEAK
         row["images_per_s"] = batch / row["seconds"]
         if pixio:

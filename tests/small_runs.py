@@ -93,6 +93,20 @@ def words_of(name: str, folder: Path) -> list[str]:
     return [*words, "--checkpoint.every_n_steps", "1", "--panels.every_n_steps", "1"]
 
 
+def logged_run(name: str, folder: Path, *, steps: int, every: int) -> list[str]:
+    """Return the words of steps of which every so many are logged, and nothing else happens."""
+    if name == "pretraining":
+        words = ["-c", "pretrain/demo", *BACKBONE, "--model.backbone.tune", "full"]
+        words += ["--data.scenes", "{train: 8, held_out: 4, views: 2, size: 64}"]
+    else:
+        words = list(HEADS[name])
+    words += ["--out", str(folder), "--data.num_workers", "0", "--panels.every_n_steps", "0"]
+    words += ["--data.batch_size", "2", "--data.steps_per_epoch", "50"]
+    words += ["--trainer.max_steps", str(steps), "--trainer.log_every_n_steps", str(every)]
+    words += ["--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"]
+    return [*words, "--checkpoint.every_n_steps", "100"]
+
+
 def last_metrics(folder: Path) -> dict[str, float]:
     return results.read(folder)[-1]["metrics"] if (folder / results.FILE).exists() else {}
 

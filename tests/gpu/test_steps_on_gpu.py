@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import BACKBONE, HEADS
+from small_runs import logged_run
 
 from pixio_lightning import Backbone, PixelPretraining
 from pixio_lightning.cli.main import main
@@ -18,11 +18,6 @@ from pixio_lightning.models.mae_decoder import DecoderSize, pixel_loss
 from pixio_lightning.pretraining.costs import BLOCK_BYTES, costs_of
 
 _STEPS, _LOG = 12, 4  # the last step is one that is logged
-_PRETRAINING = (
-    *("-c", "pretrain/demo", *BACKBONE, "--model.backbone.tune", "full"),
-    *("--data.scenes", "{train: 8, held_out: 4, views: 2, size: 64}"),
-    *("--panels.every_n_steps", "0"),
-)
 
 
 @pytest.fixture
@@ -44,7 +39,6 @@ def test_no_step_between_two_logs_waits_for_the_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """torch raises where the host would wait; after the first steps, which allocate and compile."""
-    words = _PRETRAINING if name == "pretraining" else HEADS[name]
     fetch, checked = EndlessLoader.__next__, []
 
     def noted(loader: EndlessLoader) -> dict[str, Any]:
@@ -56,18 +50,8 @@ def test_no_step_between_two_logs_waits_for_the_gpu(
         return batch
 
     monkeypatch.setattr(EndlessLoader, "__next__", noted)
-    run = [*words, *gpu, "--out", str(tmp_path), "--data.num_workers", "0"]
-    run += ["--data.batch_size", "2", "--data.steps_per_epoch", "50"]
-    run += ["--trainer.max_steps", str(_STEPS), "--trainer.log_every_n_steps", str(_LOG)]
-    run += ["--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"]
-    run += [
-        "--checkpoint.every_n_steps",
-        "100",
-        "--panels.every_n_steps",
-        "0",
-        "--trainer.precision",
-        precision,
-    ]
+    run = [*logged_run(name, tmp_path, steps=_STEPS, every=_LOG), *gpu]
+    run += ["--trainer.precision", precision]
     run += ["--model.backbone.compile", compiled]
     assert main(["fit", *run]) == 0
     assert sum(checked) == 6
