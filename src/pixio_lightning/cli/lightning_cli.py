@@ -244,7 +244,9 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`.*")
+    warnings.filterwarnings(
+        "ignore", "You have overridden `transfer_batch_to_device` in `LightningModule` but.*"
+    )
     # What Lightning and we call goes in jsonargparse 5, which is not allowed yet.
     warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")

@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 from pixio_lightning.errors import visible
-from pixio_lightning.models.weights.shipped import located
 from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
@@ -128,7 +127,7 @@ def _table(facts: Mapping[str, object]) -> str:
 
 def _training(source: str) -> tuple[dict[str, str], list[str]]:
     """Return what is known of a run from its folder, and its figures as tables."""
-    file = Path(split_student(located(source))[0])
+    file = Path(split_student(source)[0])
     folder = file if file.is_dir() else file.parent
     config = run_folder.stored_config(folder) if file.exists() else None
     if config is None:

@@ -36,7 +36,7 @@ from pixio_lightning.models.weights.key_names import (
     to_official,
 )
 from pixio_lightning.models.weights.report import Report, first, matched
-from pixio_lightning.models.weights.shipped import SHIPPED, located
+from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.models.weights.students import split_student, student_in
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
@@ -75,7 +75,7 @@ def read(source: str) -> Weights:
             f"weights are not read from a URL: {source}; download the file and give its path, "
             "or write hf:ORG/NAME"
         )
-    file, student = split_student(located(source))
+    file, student = split_student(source)
     path = _download(source) if source.startswith("hf:") else _existing(file)
     state, meta = _read_folder(path) if path.is_dir() else _read_file(path, student)
     meta = check_description(meta, source=source)

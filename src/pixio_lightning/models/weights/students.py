@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.errors import UserError, nearest, printable
-from pixio_lightning.models.weights.shipped import SHIPPED
+from pixio_lightning.models.weights.shipped import SHIPPED, located
 
 
 def split_student(source: str) -> tuple[str, str]:
-    """Split `FILE:STUDENT`; the student is empty where the source names none."""
+    """Split `FILE:STUDENT`; the student is empty where none is named, as of shipped weights."""
+    source = located(source)
     file, _, student = source.rpartition(":")
     if not student or Path(source).expanduser().exists():
         return source, ""

@@ -16,7 +16,6 @@ from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
 from pixio_lightning.models.weights.read import refuse_non_finite
-from pixio_lightning.models.weights.shipped import located
 from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
@@ -69,7 +68,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     named = arguments | {"backbone": [around | {"init_args": None}, backbone | {"weights": None}]}
     ours = {name.partition(".")[0] for name in (__name__, cls.__module__)}
     refuse_foreign(named, ours=ours, path=path)
-    where, _ = split_student(located(str(backbone.get("weights"))))
+    where, _ = split_student(str(backbone.get("weights")))
     if not is_generated(where) and not where.startswith("hf:") and not Path(where).exists():
         raise UserError(
             f"checkpoint '{path}' was trained on the frozen weights {shown(where)}, which are not "
