@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 
 def run(words: list[str], out: Path) -> float:
-    """Run a command line into a folder, its output in a .log beside it; return CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    """Run a command line into a folder, its output in a .log beside it; return CPU seconds.
+
+    Raises:
+        subprocess.CalledProcessError: It failed; the .log says why.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pixio_lightning", *words, "--out", str(out)]
     with out.with_suffix(".log").open("w") as log:
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=env)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+        # Of this child and its own, as several may run at a time.
+        _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return used.ru_utime

@@ -110,6 +110,26 @@ def test_scores_of_other_settings_are_refused(
     assert about["masks"] == 4 and len(about["checkpoint"]) >= 8 and about["image_size"] == 64
 
 
+def test_scores_of_another_set_with_the_same_names_are_refused(
+    checkpoint: Path, shards: Path, scores: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Keys number many sets from nought: they fit, and what is kept would be kept by chance."""
+    (tmp_path / "others").mkdir()
+    for path in shards.glob("0*.parquet"):
+        table = pq.read_table(path)  # the images go under other keys
+        images = table["image"][::-1].combine_chunks()
+        table = table.set_column(table.column_names.index("image"), "image", images)
+        pq.write_table(table, tmp_path / "others" / path.name, row_group_size=5)
+    words = ["--data.path", str(tmp_path / "others"), "--trainer.accelerator", "cpu"]
+    line = ["-c", "curation/score", "--model.backbone.weights", str(checkpoint)]
+    assert main(["predict", *line, "--out", str(scores.parent), *words]) == 2
+    assert "were made of another" in capfd.readouterr().err
+    line = ["-c", "pretrain/folder", "--data.source", "shards", "--out", str(tmp_path / "run")]
+    line += ["--data.curation", json.dumps({"scores": str(scores)})]
+    assert main(["fit", *line, *words]) == 2
+    assert "were made of another" in capfd.readouterr().err
+
+
 def test_the_scorer_without_lightning_gives_the_same_scores(
     checkpoint: Path, shards: Path, scores: Path
 ) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pixio_lightning.data.decode import BadImage, centre_crop, decode_pixels, to_tensor
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards.format import ShardIndex
-from pixio_lightning.data.shards.keep_rule import score_file
+from pixio_lightning.data.shards.keep_rule import check_shard, score_file
 from pixio_lightning.data.shards.set import ShardSource
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError
@@ -149,9 +149,13 @@ class ImagesToScore(Pixels):
         folder = f"{trainer.default_root_dir}/scores"
         shards = self.index.shards
         mine = range(trainer.global_rank, len(shards), trainer.world_size)
-        left = [
-            n for n in mine if shards[n].rows and not score_file(folder, shards[n].path).exists()
-        ]
+        left = []
+        for n in mine:
+            path = score_file(folder, shards[n].path)
+            if path.exists():
+                check_shard(shards[n], path)
+            elif shards[n].rows:
+                left.append(n)
         groups = np.array([g for n in left for g in self.index.groups_of(n)], np.int64)
         images = ScoredImages(
             self.index, groups, size=self.image_size, max_megapixels=self.max_megapixels

@@ -7,7 +7,6 @@ processes, precision and devices, and writes one file of scores for each shard.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,12 @@ from torch import Tensor
 
 from pixio_lightning.curation.scores import ENTROPY, ImagesToScore, ScoredImages
 from pixio_lightning.data.shards.format import Shard
-from pixio_lightning.data.shards.keep_rule import SCORE_SCHEMA, score_file, settings_of
+from pixio_lightning.data.shards.keep_rule import (
+    SCORE_SCHEMA,
+    about_scores,
+    score_file,
+    settings_of,
+)
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 from pixio_lightning.keyed import RandomKey, key_of
@@ -303,7 +307,7 @@ class Scoring(BackboneModule):
         """Write the scores of a shard, in row groups that match its own."""
         table, shard = self._open.pop(number), self._shard(number)
         path = score_file(self.folder, shard.path)
-        schema = SCORE_SCHEMA.with_metadata({"pixio_scores": json.dumps(self.settings)})
+        schema = SCORE_SCHEMA.with_metadata(about_scores(self.settings, shard))
         with (
             written_aside(path) as aside,
             pq.ParquetWriter(aside, schema, compression="zstd") as writer,

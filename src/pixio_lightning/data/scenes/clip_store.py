@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pixio_lightning.data.samples import digest_of
 from pixio_lightning.data.scenes import store
@@ -165,10 +164,10 @@ class RenderedClips:
         self.split, self.clips, self.geometry = split, clips, geometry
         columns = None if geometry else ["clip", "frame", "time", "image", "room_type"]
         shards = clips.shards(split)
-        self.table = pa.concat_tables(pq.read_table(shard, columns=columns) for shard in shards)
+        self.columns = store.read_columns(shards, columns)
 
     def __len__(self) -> int:
-        return len(self.table) // self.clips.frames
+        return len(self.columns["clip"]) // self.clips.frames
 
     def name(self, index: int) -> str:
         """Return the name of a clip, such as `val/000012`."""
@@ -176,22 +175,23 @@ class RenderedClips:
 
     def room_type(self, index: int) -> str:
         """Return the kind of place a clip shows."""
-        return self.table["room_type"][index * self.clips.frames].as_py()
+        return self.columns["room_type"][index * self.clips.frames].as_py()
 
     def times(self, index: int) -> list[float]:
         """Return when its frames are, in seconds."""
         first = index * self.clips.frames
-        return self.table["time"].slice(first, self.clips.frames).to_pylist()
+        return self.columns["time"].slice(first, self.clips.frames).to_pylist()
 
     def encoded(self, index: int, frame: int) -> bytes:
         """Return one frame as a PNG file."""
-        return self.table["image"][index * self.clips.frames + frame].as_py()
+        return self.columns["image"][index * self.clips.frames + frame].as_py()
 
     def load(self, index: int, frames: Sequence[int] | None = None) -> Clip:
         """Return a clip with its geometry, or some frames of it."""
         n = self.clips.frames
         numbers = range(n) if frames is None else frames
-        rows = self.table.take([index * n + number for number in numbers]).to_pylist()
+        columns = self.columns.items()
+        rows = [{k: v[index * n + number].as_py() for k, v in columns} for number in numbers]
 
         def stacked(name: str) -> np.ndarray:
             return np.stack([store.decode_field(name, row) for row in rows])

@@ -62,31 +62,28 @@ class SceneSamples:
     """
 
     def __init__(self, split: str, scenes: Scenes, fields: tuple[str, ...]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self.split, self.scenes, self.fields = split, scenes, fields
         shards = scenes.shards(split)
         columns = ["key", *fields]
         columns += [name for field in fields for name in _COLUMNS.get(field, ())]
         columns = list(dict.fromkeys(columns))
-        self.table = pa.concat_tables(pq.read_table(shard, columns=columns) for shard in shards)
+        self.columns = scene_store.read_columns(shards, columns)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.columns["key"])
 
     def name(self, index: int) -> str:
-        return self.table["key"][index].as_py()
+        return self.columns["key"][index].as_py()
 
     def load(self, index: int) -> Sample:
-        row = {name: self.table[name][index].as_py() for name in self.table.column_names}
+        row = {name: column[index].as_py() for name, column in self.columns.items()}
         return {field: np.asarray(scene_store.decode_field(field, row)) for field in self.fields}
 
     def read(self, index: int) -> bytes:
-        return self.table["image"][index].as_py()
+        return self.columns["image"][index].as_py()
 
     def label(self, index: int) -> str | None:
-        return self.table["room_type"][index].as_py()
+        return self.columns["room_type"][index].as_py()
 
     def digest(self) -> str:
         facts: dict[str, Any] = vars(self.scenes)

@@ -288,6 +288,28 @@ def all_scores(index: ShardIndex, folder: str) -> Any:
         yield number, np.concatenate([h for h, _ in found]), joined
 
 
+def about_scores(settings: dict[str, Any], shard: Shard) -> dict[str, str]:
+    """Return what is kept in a score file beside the scores: how they were made, and of what."""
+    return {"pixio_scores": json.dumps(settings), "pixio_shard_bytes": str(shard.size)}
+
+
+def check_shard(shard: Shard, path: Path) -> None:
+    """Refuse a score file that is another shard's of this name; where it says none, it is taken.
+
+    Names and keys alone do not tell data sets apart: many number both from nought.
+
+    Raises:
+        UserError: It is.
+    """
+    about = pq.read_schema(path).metadata or {}
+    size = about.get(b"pixio_shard_bytes", b"").decode()
+    if size and size != str(shard.size):
+        raise UserError(
+            f"the scores in '{path}' were made of another '{shard.path}', of {int(size):,} bytes; "
+            f"this one has {shard.size:,}: score these shards into a folder of their own"
+        )
+
+
 @lru_cache(maxsize=8)
 def settings_of(path: Path) -> dict[str, Any]:
     """Return how a score file was made: checkpoint digest, masks, size.
@@ -309,7 +331,7 @@ def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
     """Return the settings that all score files of a data set share.
 
     Raises:
-        UserError: A shard has no scores, or files disagree on how they were made.
+        UserError: A shard has no scores or another's, or files disagree on how they were made.
     """
     if not Path(folder).is_dir():
         raise UserError(f"data.curation.scores '{folder}' is not a folder")
@@ -324,6 +346,7 @@ def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
         if not shard.rows:
             continue
         found = settings_of(score_file(folder, shard.path))
+        check_shard(shard, score_file(folder, shard.path))
         differ = [k for k in shared.keys() | found.keys() if shared.get(k) != found.get(k)]
         if shared and differ:
             facts = ", ".join(f"{k} {shared.get(k)} and {found.get(k)}" for k in sorted(differ))
