@@ -29,10 +29,10 @@ Counted = PixelPretraining | Distillation
 BLOCK_BYTES = {"32-true": 64, "bf16-mixed": 36, "16-mixed": 36}
 # Weight, gradient and both moments of AdamW, in float32.
 STATE_BYTES = 16
-# Dense products of bfloat16, as the makers state them, and the share of it that a compiled step of
-# ViT-B reached (benchmarks/results/gpu_step.md); wider encoders were not measured at a full batch.
+# Dense products of bfloat16, as the makers state them, and the share of it that a compiled step
+# reached on an H200, by the width of the encoder (benchmarks/results/gpu_step.md).
 PEAKS = {"H100": 989e12, "A100": 312e12}
-UTILISATION = 0.29
+UTILISATION = {768: 0.29, 1024: 0.32, 1280: 0.36}
 # Images that a core decodes and crops in a second (benchmarks/results/speed.md).
 LOADED = 578
 
@@ -169,14 +169,20 @@ def plan(
         f"{batch} on a device ({less}torch.compile makes less of the second)",
     }
     for name, peak in PEAKS.items() if on_gpu else ():
-        rate = UTILISATION * peak / flops
+        share = utilisation(model.backbone.embed_dim)
+        rate = share * peak / flops
         days = steps * batch * accumulate / rate / 86_400
         duration = f"{days:.1f} days on {devices}, and " if steps > 0 else ""
         facts[f"on an {name}"] = (
-            f"{rate:,.0f} img/s at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s in bf16: "
+            f"{rate:,.0f} img/s at {share:.0%} of {peak / 1e12:.0f} TFLOP/s in bf16: "
             f"{duration}{rate / LOADED:.1f} cores a device to load JPEGs"
         )
     return facts
+
+
+def utilisation(width: int) -> float:
+    """Return the share of the peak that the encoder of the nearest width reached."""
+    return UTILISATION[min(UTILISATION, key=lambda measured: abs(measured - width))]
 
 
 def _count(model: nn.Module) -> int:
