@@ -258,6 +258,9 @@ def test_store_returns_what_was_rendered(tmp_path: Path) -> None:
             for name in set(View._fields) - {"normal"}:
                 want, got = np.asarray(getattr(view, name)), np.asarray(getattr(stored, name))
                 assert (want.dtype, want.tobytes()) == (got.dtype, got.tobytes()), name
+    columns = scene_store.read_columns([shard, shard], ["key", "image"])
+    assert columns["key"].to_pylist() == 2 * [row["key"] for row in rows]
+    assert columns["image"].num_chunks == 1  # of a chunk a scene, a look-up walks through them
     written = shard.stat().st_mtime_ns
     assert store() == [shard]
     assert shard.stat().st_mtime_ns == written
@@ -327,6 +330,21 @@ def test_no_renderer_outlives_its_parent(tmp_path: Path) -> None:
         while True:
             os.killpg(parent.pid, 0)
             time.sleep(0.01)
+
+
+@pytest.mark.slow  # three imports of torch
+def test_a_script_without_a_main_part_ends_with_one_line(tmp_path: Path) -> None:
+    """Its pool imports the script anew, which would wait for the lock of its own parent."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom pixio_lightning.data.scenes.store import scenes\n"
+        f"scenes('train', scenes=65, views=1, size=8, folder=Path({str(tmp_path)!r}), workers=2)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith("run under `if __name__ == '__main__':`")
 
 
 def test_a_killed_build_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

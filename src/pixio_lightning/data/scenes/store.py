@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -39,6 +40,8 @@ from pixio_lightning.files import default_cache, locked, written_aside
 
 VERSION = 2  # raise it when pixels, labels or columns change: old caches are then left alone
 SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
+
+_UNGUARDED = "a script that renders has to run under `if __name__ == '__main__':`"
 
 # Renders a number into the rows of its group.
 Rows = Callable[[int], list[dict[str, Any]]]
@@ -274,6 +277,9 @@ def rendered_shards(
         for number, start in enumerate(starts)
     }
     if not all(path.exists() for path in shards):
+        # A process of the pool, which imports the script anew, would wait here for its own parent.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise UserError(_UNGUARDED)
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / ".lock"):
             missing = {path: indices for path, indices in shards.items() if not path.exists()}
@@ -321,6 +327,10 @@ def _render(
             try:
                 for task in as_completed(tasks):
                     bar.update(task.result())
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{label}: a process ended early; memory, or {_UNGUARDED}"
+                ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
