@@ -254,7 +254,4 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "predict returned None.*")
     warnings.filterwarnings("ignore", "The `srun` command is available on your system.*")
     warnings.filterwarnings("ignore", "Total length of .* is zero")  # all was done before
-    # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
-    # DDP does not expect; nothing is copied for it.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -374,12 +374,12 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Embed all patches or the kept ones; returns tokens and rotary positions, if any."""
         # Embedding an empty image gives prefix tokens and positions of any timm ViT, because
-        # every family only concatenates the first and adds the second.
-        empty = images.new_zeros(1, *grid, self.embed_dim)
-        prefix_and_positions = self.vit._pos_embed(empty)
-        rope = None
-        if isinstance(prefix_and_positions, tuple):
-            prefix_and_positions, rope = prefix_and_positions
+        # every family only concatenates the first and adds the second. Two images, as the gradient
+        # of prefix tokens of one is a view into that of all tokens, and DDP tells of its strides.
+        embedded, rope = self.vit._pos_embed(images.new_zeros(2, *grid, self.embed_dim)), None
+        if isinstance(embedded, tuple):
+            embedded, rope = embedded
+        prefix_and_positions = embedded[:1]
         n_prefix = self.vit.num_prefix_tokens
         prefix = prefix_and_positions[:, :n_prefix].expand(images.shape[0], -1, -1)
         positions = prefix_and_positions[:, n_prefix:]
