@@ -20,6 +20,8 @@ SPELLINGS = [
     ["--model.backbone", "{class_path: Backbone, init_args: {weights: tiny}}"],
     ["--model.backbone=Backbone", "--model.backbone.weights=tiny"],
     ["--model.init_args", "{backbone: {weights: tiny}}"],
+    ["--model={init_args: {backbone: {weights: tiny}}}"],
+    ["--model", "{class_path: Depth, init_args: {backbone: {weights: tiny}}}"],
 ]
 
 
@@ -31,9 +33,8 @@ def parsed(words: list[str]) -> PixioCLI:
 
 @pytest.mark.parametrize("words", SPELLINGS, ids=" ".join)
 def test_typed_weights_say_which_model_they_are(words: list[str]) -> None:
-    assert set(typed(words)) - {"model.backbone", "model.backbone.class_path"} == {
-        "model.backbone.weights"
-    }
+    classes = {"model.class_path", "model.backbone", "model.backbone.class_path"}
+    assert set(typed(words)) - classes == {"model.backbone.weights"}
     backbone = parsed(words).model.backbone
     assert (backbone.weights, backbone.embed_dim) == ("tiny", 128)
 
