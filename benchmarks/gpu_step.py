@@ -18,7 +18,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -100,9 +100,10 @@ def measure(build: Callable[..., Step], size: Size, *, steps: int, rounds: int) 
     }
 
 
-def operations(build: Callable[..., Step], size: Size) -> float:
-    """Count the operations of an uncompiled step, of one image, and return those of the batch."""
-    step = build(size._replace(batch=1), "cuda", half=True, compiled=False)
+@cache
+def operations(form: str, size: Size) -> float:
+    """Count the operations of a form's step, of one image, and return those of the batch."""
+    step = FORMS[form](size._replace(batch=1), "cuda", half=True)
     with FlopCounterMode(display=False) as counted:
         step()
     return float(counted.get_total_flops()) * size.batch
@@ -116,9 +117,8 @@ def rows(
     plan = planned(size)
     seen: set[str] = set()
     for form in [*forms, forms[0]]:
-        build = FORMS[form]
         try:
-            row = measure(build, size, steps=steps, rounds=rounds)
+            row = measure(FORMS[form], size, steps=steps, rounds=rounds)
         except ImportError as error:
             print(f"{form}: not installed ({error})")
             continue
@@ -126,7 +126,9 @@ def rows(
             print(f"{form}: out of memory at a batch of {batch}")
             continue
         pixio = form in ("ours", "ours, compiled")
-        row["operations"] = plan["operations"] if pixio else operations(build, size)
+        row["operations"] = (
+            plan["operations"] if pixio else operations(form.removesuffix(", compiled"), size)
+        )
         row["mfu"] = row["operations"] / row["seconds"] / PEAK
         row["images_per_s"] = batch / row["seconds"]
         if pixio:

@@ -60,6 +60,7 @@ def test_a_suite_runs_once_and_prints_its_table(
         ({"rows": {"a": {}}}, "give fit"),
         ({"rows": None}, "has no rows"),
         ({"metrics": {"abs_rel": "less"}}, "metric abs_rel is 'less'; expected min, max or null"),
+        ({"rows": {"a": {"fit": "depth/demo", "seeds": [1, 1]}}}, "one run would count twice"),
     ],
 )
 def test_mistakes(changes: dict, message: str, tmp_path: Path) -> None:
@@ -111,6 +112,23 @@ def test_all_rows_are_planned_before_the_first_trains(
     rows = SUITE["rows"] | {"wrong": {"fit": "depth/demo", "set": {"model.pool": "cls"}}}
     suite = bench.read_suite(write(tmp_path, rows=rows))
     with pytest.raises(UserError, match="row wrong: .*pool"):
+        bench.run(suite, tmp_path / "out", words=TINY)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("a b", [0]), ("a-b", [1, 0])),
+        (("a/b", [0]), ("a_b", [0])),
+        (("a", [-1]), ("a-", [1])),
+    ],
+)
+def test_no_two_rows_share_a_run(first: tuple, second: tuple, tmp_path: Path) -> None:
+    rows = {name: {"fit": "depth/demo", "seeds": seeds} for name, seeds in (first, second)}
+    suite = bench.read_suite(write(tmp_path, rows=rows))
+    said = f"rows '{first[0]}' and '{second[0]}' would share the folder .*a.*: call one"
+    with pytest.raises(UserError, match=said):
         bench.run(suite, tmp_path / "out", words=TINY)
     assert not (tmp_path / "out").exists()
 

@@ -254,8 +254,14 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     weights.touch()
     (out / "results.jsonl").touch()
     words = ["-c", "depth/demo", "--out", str(out), f"--model.backbone.weights={weights}"]
-    line = {"overrides": words[4:], "backbone": {"weights": str(weights)}}
-    refuse_stale(out, line, [*words, "--config", "with/debug", "--run"])  # no keys of the model
+    line = {"recipe": ["depth/demo"], "overrides": words[4:]}
+    line |= {"backbone": {"weights": str(weights)}}
+    refuse_stale(out, line, [*words, "--run"])  # no key of the model
+    refuse_stale(out, line, [*words[:4], f"--model.init_args.backbone={{weights: {weights}}}"])
+    with pytest.raises(
+        UserError, match="was run with -c depth/demo, but now -c depth/demo -c with"
+    ):
+        refuse_stale(out, line, [*words, "--config", "with/debug"])
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
     with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
         refuse_stale(out, line, words)

@@ -33,6 +33,7 @@ def call(folder: Path, verb: str, *words: object, out: str = "run") -> int:
     [
         (["--model.backbone.weights", "random:2"], "model.backbone.weights: random:1 -> random:2"),
         (["--model.init_args.backbone.init_args.weights=random"], "weights: random:1 -> random)"),
+        (["--model.init_args={backbone: {weights: random}}"], "weights: random:1 -> random)"),
         (
             ["--model.backbone", "{name: pixio_vitt16, weights: 'random:2', tune: 1}"],
             "model.backbone.tune: full -> 1",

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.vit import PixioViT
 from pixio_lightning.models.weights import read as weights
+from pixio_lightning.models.weights.fill import refuse_non_finite
 from pixio_lightning.models.weights.key_names import infer
 from pixio_lightning.training.checkpoints import checkpoint_io
 
@@ -91,7 +92,7 @@ def _weights(path: Path) -> None:
     found = weights.read(str(path))
     with contextlib.suppress(UserError):  # of a width that no model of a name has
         infer(dict(found.encoder), found.meta)
-    weights.refuse_non_finite(found.encoder, "")
+    refuse_non_finite(found.encoder, "")
     weights.licence_of(found.source, found.meta)
 
 

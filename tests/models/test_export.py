@@ -15,8 +15,9 @@ from pixio_lightning.cli.export import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.vit import PixioViT
 from pixio_lightning.models.weights.export import export
+from pixio_lightning.models.weights.fill import fill
 from pixio_lightning.models.weights.key_names import infer
-from pixio_lightning.models.weights.read import Weights, digest, fill, read
+from pixio_lightning.models.weights.read import Weights, digest, read
 
 ARGS = {
     "patch_size": 16,

@@ -16,6 +16,7 @@ from transformers import PixioBackbone, PixioConfig, PixioModel
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.vit import PixioViT
+from pixio_lightning.models.weights.fill import fill
 from pixio_lightning.models.weights.key_names import (
     from_timm,
     infer,
@@ -23,7 +24,8 @@ from pixio_lightning.models.weights.key_names import (
     to_official,
     to_timm,
 )
-from pixio_lightning.models.weights.read import Weights, digest, fill, licence_of, matched, read
+from pixio_lightning.models.weights.read import Weights, digest, licence_of, read
+from pixio_lightning.models.weights.report import matched
 
 CONFIG = {
     "hidden_size": 96,

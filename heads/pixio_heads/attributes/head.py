@@ -132,8 +132,9 @@ class Attributes(Head):
         return told.expand(-1, len(self.readings), -1)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Return what each reading tells, `(B, R, D)`."""
-        return self._told("own", self._read(features))
+        """Return what each reading tells, `(B, R, D)`; the batch keeps them for `baselines`."""
+        batch["readings"] = self._read(features)
+        return self._told("own", batch["readings"])
 
     def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """Return predictions, the truth, and the mean of the training images."""
@@ -144,7 +145,7 @@ class Attributes(Head):
         return {
             "histogram": self._told("histogram", histogram(batch["image"])[:, None]),
             "random_init": self._told("random_init", self._random(batch)),
-            "shuffled": self._told("shuffled", self._read(self.encode(batch))),
+            "shuffled": self._told("shuffled", batch["readings"]),
         }
 
     # --- pictures and files -------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import yaml
 
 from pixio_lightning import plugins
 from pixio_lightning.cli import config_errors, recipes
+from pixio_lightning.cli.config_tree import typed
 from pixio_lightning.curation.scores import ImagesToScore
 from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data.clips.datamodule import Clips
@@ -60,11 +59,10 @@ def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
             if section and not chosen and not asked[key]:
                 early[key] = name
             asked[key] = str(chosen or asked[key])
-    for key in asked:
-        for word, value in pairwise([*words, ""]):
-            option, _, joined = word.partition("=")
-            if option in (f"--{key}", f"--{key}.class_path", f"--{key}.help"):
-                asked[key] = joined or value
+    for option, value in typed(words).items():
+        for key in asked:
+            if option in (key, f"{key}.class_path", f"{key}.help"):
+                asked[key] = str(value)
     for key, name in asked.items():
         if not name and not {"--help", "--model.help", "--data.help"} & {*map(_option, words)}:
             hint = ""

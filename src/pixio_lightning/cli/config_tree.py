@@ -1,11 +1,13 @@
-"""Configurations as their leaves under dotted keys, and in which of them two differ."""
+"""Configurations and command lines as leaves under dotted keys, and in which of them two differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pixio_lightning.files import expanded
+from pixio_lightning.files.text import parse_yaml
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -29,3 +31,25 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
         for key in sorted(before.keys() | after.keys())
         if str(before.get(key)) != str(after.get(key))
     }
+
+
+def typed(words: Sequence[str]) -> dict[str, Any]:
+    """Return what a command line sets, by dotted key, the last value of each.
+
+    `--model.backbone.weights W`, with `=`, with `init_args` between, and as YAML below a shorter
+    key, is the same key.
+    """
+    found: dict[str, Any] = {}
+    for word, following in pairwise([*words, ""]):
+        if not word.startswith("--"):
+            continue
+        option, equals, text = word.partition("=")
+        if not equals:
+            text = "" if following.startswith("--") else following
+        try:
+            value = parse_yaml(text)
+        except ValueError:
+            value = text
+        key = option[2:].replace(".init_args", "")
+        found |= flatten(value if isinstance(value, dict) else text, key)
+    return found

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixio_lightning.cli import config_errors, recipes, resume
 from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
-from pixio_lightning.cli.config_tree import flatten
+from pixio_lightning.cli.config_tree import flatten, typed
 from pixio_lightning.cli.options import Options
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
@@ -109,9 +109,8 @@ class PixioCLI(LightningCLI):
 
         Where the command line names the model too, the two must agree.
         """
-        given = {word.partition("=")[0] for word in self.options.rest}
-        names = {f"--model.backbone{key}" for key in ("", ".name", ".model_args")}
-        if "--model.backbone.weights" not in given or names & given:
+        given = typed(self.options.rest)
+        if "model.backbone.weights" not in given:
             return
         around = self.config["model"]["init_args"]["backbone"]
         backbone = around.get("init_args", around)
@@ -122,7 +121,9 @@ class PixioCLI(LightningCLI):
             resolve_architecture(None, weights, read(weights), {})
         except UserError:  # it does not say, or cannot be read: the recipe's name is tried
             return
-        backbone["name"], backbone["model_args"] = None, None
+        for key in ("name", "model_args"):
+            if not any(word.startswith(f"model.backbone.{key}") for word in given):
+                backbone[key] = None
 
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, a copy of its own."""
@@ -253,7 +254,4 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "predict returned None.*")
     warnings.filterwarnings("ignore", "The `srun` command is available on your system.*")
     warnings.filterwarnings("ignore", "Total length of .* is zero")  # all was done before
-    # The gradient of the class tokens is a view whose first stride, of a dimension of size 1,
-    # DDP does not expect; nothing is copied for it.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from pixio_lightning.cli.config_errors import class_of
-from pixio_lightning.cli.config_tree import differences, flatten
+from pixio_lightning.cli.config_tree import differences, flatten, typed
 from pixio_lightning.errors import UserError, printable
 from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import run_folder
@@ -172,11 +172,12 @@ def check_typed(
     own = model["class_path"].rpartition(".")[2]
     if str(about.get("class", own)).rpartition(":")[2] != own:
         return  # another model's is told when it is loaded
-    keys = [word[2:].partition("=")[0].replace(".init_args", "") for word in words]
-    typed = tuple(f"{key.removeprefix('model.')}." for key in keys if key.startswith("model."))
+    keys = tuple(
+        f"{key.removeprefix('model.')}." for key in typed(words) if key.startswith("model.")
+    )
     then, said = dict(flatten(about.get("config", {}))), []
     for key, value in flatten(model):
-        asked = f"{key}.".startswith(typed) and (_BEGUN if verb == "fit" else _MADE).match(key)
+        asked = f"{key}.".startswith(keys) and (_BEGUN if verb == "fit" else _MADE).match(key)
         was = then.get(key)  # None: of an earlier version, or as the weights say
         if not asked or was is None or _is_free(f"model.{key}", {}, {}):
             continue

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixio_lightning.cli import resume
+from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import Options, check_environment, parse_options
-from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
-from pixio_lightning.errors import UserError, nearest, printable, visible
+from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.pretraining import costs
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
-from pixio_lightning.training.callbacks.preemption import is_preempted
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.head import Head
-from pixio_lightning.training.strategy import lost_process
 
 
 def main(verb: str, argv: list[str]) -> int:
@@ -155,7 +151,7 @@ def _fit(cli: PixioCLI) -> int:
     for logger in cli.trainer.loggers:
         if ckpt_path is None and isinstance(logger, MetricsLog) and primary:
             logger.metrics.rewind(-1)
-    _call(cli, cli.trainer.fit, ckpt_path)
+    call(cli, cli.trainer.fit, ckpt_path)
     stopped = [c for c in cli.trainer.callbacks if isinstance(c, Preemption) and c.stopping]
     return 128 + (stopped[0].signal or 0) if stopped and primary else 0
 
@@ -268,7 +264,7 @@ def evaluate(cli: PixioCLI) -> int:
             say(f"checkpoint: {ckpt_path or 'none, the model as it is initialised'}")
     _introduce(cli)
     _recall(cli, ckpt_path)
-    logged = _call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
+    logged = call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
             say(cli.model.predictions_text(folder))
@@ -302,70 +298,6 @@ def _refuse_untrained(cli: PixioCLI) -> None:
             f"train it (pixio fit), name one (--ckpt_path), or {cli.verb} it as it is initialised "
             "(--ckpt_path none)"
         )
-
-
-def _call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
-    arguments = {"verbose": False} if cli.verb in ("validate", "test") else {}
-    if cli.verb == "predict":
-        arguments = {"return_predictions": False}
-    cli.trainer.callbacks.append(resume.SameStart(ckpt_path))
-    with child_signal_kept():
-        return _called(cli, verb, ckpt_path, arguments)
-
-
-def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str, bool]) -> Any:
-    """Call it; what goes wrong becomes one line, and no worker outlives it."""
-    try:
-        return verb(
-            cli.model,
-            datamodule=cli.datamodule,
-            ckpt_path=ckpt_path,
-            weights_only=True,
-            **arguments,
-        )
-    except (UserError, OSError):
-        end_workers()
-        raise
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except Exception as error:
-        if failure := lost_process(error) or worker_failure(error):
-            end_workers()
-            raise failure from error
-        if not ckpt_path or not resume.while_restoring(error):
-            raise
-        end_workers()
-        text = " ".join(str(error).split())
-        if "Error(s) in loading state_dict" in text:
-            raise UserError(_misfit(cli, ckpt_path, text)) from None
-        raise UserError(
-            f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
-            f"({type(error).__name__}: {text})"
-        ) from error
-    except SystemExit as ended:  # how Lightning ends an interrupted run
-        if is_preempted(cli.trainer):
-            end_workers()
-            return None
-        if isinstance(ended.code, int) and ended.code > 128:  # of Preemption, before the first step
-            raise
-        if cli.trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        # Lightning skips this after an exception, and workers would outlive their use.
-        cli.datamodule.teardown(cli.verb)
-
-
-def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
-    """Say why a checkpoint does not fit: another model's, or which of its tensors."""
-    about = read_plain(local_path(ckpt_path)).get("pixio", {})
-    wrote, own = str(about.get("class", "")).rpartition(":")[2], type(cli.model).__name__
-    if wrote in ("", own):
-        return f"checkpoint '{ckpt_path}' does not fit the model: {printable(text, limit=600)}"
-    return (
-        f"checkpoint '{ckpt_path}' is one of {wrote}, but the recipe trains {own}: to start from "
-        f"its backbone, give --model.backbone.weights {shlex.quote(ckpt_path)} in its place"
-    )
 
 
 def check(cli: PixioCLI) -> int:

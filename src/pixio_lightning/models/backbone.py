@@ -22,6 +22,7 @@ from pixio_lightning.models import drop_path as drop_paths
 from pixio_lightning.models.blocks import compile_blocks
 from pixio_lightning.models.features import Features, Layer, Reads, tapped_blocks
 from pixio_lightning.models.masking import gather_tokens, patchify
+from pixio_lightning.models.weights import fill
 from pixio_lightning.models.weights import read as weight_files
 
 # Token width in pixels that every backbone is brought to, so that one crop gives one grid.
@@ -199,9 +200,9 @@ class Backbone(nn.Module):
         """Build the model with its weights; returns it and what is said of them."""
         if self._file is not None:
             # Against the model on the meta device first: what does not fit allocates nothing.
-            weight_files.fits(self.vit, self._file)
+            fill.fits(self.vit, self._file)
             vit = architecture.build(self.name, self.model_args)
-            return vit, weight_files.fill(vit, self._file).line()
+            return vit, fill.fill(vit, self._file).line()
         # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
         weights = "random:0" if self.frozen and self.weights == "random" else self.weights
         vit = architecture.generate(self.name, self.model_args, weights=weights)
@@ -374,12 +375,12 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Embed all patches or the kept ones; returns tokens and rotary positions, if any."""
         # Embedding an empty image gives prefix tokens and positions of any timm ViT, because
-        # every family only concatenates the first and adds the second.
-        empty = images.new_zeros(1, *grid, self.embed_dim)
-        prefix_and_positions = self.vit._pos_embed(empty)
-        rope = None
-        if isinstance(prefix_and_positions, tuple):
-            prefix_and_positions, rope = prefix_and_positions
+        # every family only concatenates the first and adds the second. Two images, as the gradient
+        # of prefix tokens of one is a view into that of all tokens, and DDP tells of its strides.
+        embedded, rope = self.vit._pos_embed(images.new_zeros(2, *grid, self.embed_dim)), None
+        if isinstance(embedded, tuple):
+            embedded, rope = embedded
+        prefix_and_positions = embedded[:1]
         n_prefix = self.vit.num_prefix_tokens
         prefix = prefix_and_positions[:, :n_prefix].expand(images.shape[0], -1, -1)
         positions = prefix_and_positions[:, n_prefix:]

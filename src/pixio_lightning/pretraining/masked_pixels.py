@@ -29,8 +29,9 @@ from pixio_lightning.models.masking import (
     patchify,
     unpatchify,
 )
+from pixio_lightning.models.weights.fill import refuse_non_finite
 from pixio_lightning.models.weights.key_names import to_mae_decoder
-from pixio_lightning.models.weights.read import read, refuse_non_finite
+from pixio_lightning.models.weights.read import read
 from pixio_lightning.models.weights.report import matched
 from pixio_lightning.pretraining.baselines import (
     beside_baselines,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,10 +118,18 @@ def line_of(folder: Path, out: Path) -> list[str]:
     ]
 
 
-def test_a_folder_with_a_table_is_told(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "in", 200)
+def test_a_folder_with_a_table_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, encoded, forward = write_folder(tmp_path / "in", 200), Counter(), Backbone.forward
+
+    def counted(self: Backbone, images: torch.Tensor, **kwargs: Any) -> Any:
+        encoded[self.weights] += len(images)
+        return forward(self, images, **kwargs)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
     line = line_of(folder, tmp_path / "run")
     assert main(["test", *line]) == 0
+    # Each image once, by the backbone and by a random one beside it.
+    assert encoded.keys() == {"random:3", "random:0"} and len({*encoded.values()}) == 1
     record = json.loads((tmp_path / "run" / "results.jsonl").read_text().splitlines()[-1])
     metrics, baselines = record["metrics"], record["baselines"]
     assert metrics["brightness"] > 0.9 and metrics["left"] > 0.7

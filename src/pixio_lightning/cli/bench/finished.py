@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixio_lightning.cli.config_tree import typed
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
 from pixio_lightning.training import results
@@ -44,32 +45,28 @@ def last_result(folder: Path, verb: str | None = None) -> dict[str, Any]:
 
 
 def refuse_stale(out: Path, line: dict[str, Any], words: list[str]) -> None:
-    """Refuse a finished run of other keys or of earlier weights: its result would stand for theirs.
+    """Refuse a finished run of another recipe, other keys or earlier weights.
+
+    Its result would stand for theirs.
 
     Raises:
         UserError: It is one; `words` are the line that would be run now.
     """
     way_out = "remove it, or name another --out"
-    ran = _keys(line["overrides"] or [])
-    for key, value in _keys(parse_options(words).rest).items():
+    options, ran = parse_options(words), typed(line["overrides"] or [])
+    recipe = line.get("recipe")
+    if isinstance(recipe, list) and recipe != options.configs:
+        raise UserError(
+            f"'{out}' was run with -c {' -c '.join(map(str, recipe))}, but now "
+            f"-c {' -c '.join(options.configs)} is given: {way_out}"
+        )
+    for key, value in typed(options.rest).items():
         # The name of a class may be written out.
         if not f".{ran.get(key, '')}".endswith(f".{value}"):
             raise UserError(
-                f"'{out}' was run with {key[2:]} '{ran.get(key, '')}', but now '{value}' is given: "
+                f"'{out}' was run with {key} '{ran.get(key, '')}', but now '{value}' is given: "
                 f"{way_out}"
             )
     weights = Path(line["backbone"]["weights"] or "").expanduser()
     if weights.is_file() and weights.stat().st_mtime > (out / results.FILE).stat().st_mtime:
         raise UserError(f"'{out}' was run before '{weights}' was written: {way_out}")
-
-
-def _keys(words: list[str]) -> dict[str, str]:
-    """Return the last value of each key of a command line, given as `--key=value` or in two."""
-    found, key = {}, ""
-    for word in words:
-        if word.startswith("-") and not word[1:2].isdigit():
-            key, _, value = word.partition("=")
-            found[key] = value
-        elif key:
-            found[key] = word
-    return found

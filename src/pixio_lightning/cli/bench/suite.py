@@ -101,6 +101,8 @@ def _check_row(row: Any, name: Any, where: str) -> None:
     seeds = row.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{where}: seeds is no list of whole numbers, such as [0, 1, 2]")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: seeds is {seeds}, but one run would count twice: each once")
 
 
 def _check_published(entries: Any, where: str) -> None:
@@ -156,8 +158,17 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     """Plan every row that has not run, so that a mistake in the last shows before the first trains.
 
     Raises:
-        UserError: A row has one, and is named; or none has one of the suite's metrics.
+        UserError: A row has one, and is named; two share a folder; or none has one of the suite's
+            metrics.
     """
+    taken: dict[Path, str] = {}
+    for name, about in suite["rows"].items():
+        for seed in about.get("seeds", [0]):
+            if (other := taken.setdefault(out := _folder(folder, name, seed), name)) != name:
+                raise UserError(
+                    f"rows '{other}' and '{name}' would share the folder {out}, and the second be "
+                    "scored by the run of the first: call one of them otherwise"
+                )
     known: dict[str, set[str]] = {}
     for name, about in suite["rows"].items():
         seed = about.get("seeds", [0])[0]

@@ -24,13 +24,9 @@ from torch import Tensor
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import write_text, written_aside
 from pixio_lightning.models.vit import SIZES
+from pixio_lightning.models.weights.fill import refuse_non_finite
 from pixio_lightning.models.weights.key_names import infer, pair, to_timm, to_transformers
-from pixio_lightning.models.weights.read import (
-    DECODER_SUFFIX,
-    Weights,
-    licence_of,
-    refuse_non_finite,
-)
+from pixio_lightning.models.weights.read import DECODER_SUFFIX, Weights, licence_of
 
 Format = Literal["safetensors", "transformers", "timm"]
 

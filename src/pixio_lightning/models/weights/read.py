@@ -1,4 +1,4 @@
-"""Read weights from anywhere, safely, and load them whole or not at all.
+"""Read weights from anywhere, safely.
 
 A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (of transformers, timm
 or ours), `hf:ORG/NAME[@REVISION]`, `FILE:STUDENT`, one of several distilled, or the shipped `tiny`.
@@ -19,23 +19,15 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.models.settings import check_description
-from pixio_lightning.models.vit import PixioViT, resize_positions
 from pixio_lightning.models.weights.bounds import check_archive, check_unfolded
-from pixio_lightning.models.weights.key_names import (
-    OURS,
-    State,
-    from_timm,
-    infer,
-    pair,
-    to_official,
-)
-from pixio_lightning.models.weights.report import Report, first, matched
+from pixio_lightning.models.weights.key_names import OURS, State, from_timm, to_official
+from pixio_lightning.models.weights.report import first
 from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.models.weights.students import split_student, student_in
 
@@ -96,24 +88,6 @@ def _refuse_odd_types(state: State) -> None:
             raise UserError(f"'{name}' is of type {tensor.dtype}, weights are floating-point")
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
             raise UserError(f"'{name}' is no dense tensor with values; save the weights as such")
-
-
-def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights with NaN or infinity, as a run that diverged leaves them.
-
-    Raises:
-        UserError: The first such tensor is named, the others counted.
-    """
-    bad = []
-    for name, tensor in state.items():
-        # The extremes alone: they carry NaN along, and need no copy of a large tensor.
-        if tensor.numel() and not torch.stack(tensor.float().aminmax()).isfinite().all():
-            bad.append(name)
-    if bad:
-        raise UserError(
-            f"{source} holds NaN or infinite values, in {first(bad, 1)}: "
-            "the run that wrote it diverged; take an earlier checkpoint"
-        )
 
 
 def _existing(source: str) -> Path:
@@ -331,50 +305,6 @@ def _download(source: str) -> Path:
     except (errors.HFValidationError, errors.HfHubHTTPError) as error:
         text = f"cannot be fetched ({str(error).splitlines()[0]}): expected hf:ORG/NAME[@REVISION]"
     raise UserError(f"{source} {text}")
-
-
-def fits(model: nn.Module, weights: Weights) -> Report:
-    """Compare a model, which may be on the meta device, with the encoder of `weights`.
-
-    Raises:
-        UserError: A tensor is missing, unexpected or of another shape.
-    """
-    left_out = {"decoder": len(weights.decoder or ()), "others": len(weights.others)}
-    report = matched(model.state_dict(), weights.encoder, **left_out)
-    report.check(weights.source)
-    return report
-
-
-def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Report:
-    """Load the encoder into `model`, whole or not at all.
-
-    Args:
-        model: Real, or on the meta device: then its parameters come to life on the CPU, in the
-            model's own dtypes.
-        weights: What `read` returned.
-        resize_pos: Interpolate the positions of a `PixioViT` to the model's grid.
-
-    Raises:
-        UserError: A tensor is missing, unexpected, of another shape, or holds NaN or infinity.
-    """
-    encoder, state = dict(weights.encoder), model.state_dict()
-    if resize_pos and isinstance(model, PixioViT):
-        args = infer(encoder, weights.meta)["model_args"]
-        (height, width), patch = pair(args["img_size"]), pair(args["patch_size"])
-        encoder["pos_embed"] = resize_positions(
-            encoder["pos_embed"],
-            n_prefix=args["n_cls_tokens"],
-            old=(height // patch[0], width // patch[1]),
-            new=model.patch_embed.grid_size,
-        )
-    report = fits(model, weights._replace(encoder=encoder))
-    refuse_non_finite(encoder, weights.source)
-    on_meta = any(tensor.is_meta for tensor in state.values())
-    if on_meta:
-        # Copies: the model must not share memory with the file or with a second model.
-        encoder = {n: t.to(state[n].dtype, copy=True) for n, t in encoder.items()}
-    model.load_state_dict(encoder, strict=True, assign=on_meta)
-    return report
 
 
 def digest(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:

@@ -15,7 +15,7 @@ from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
-from pixio_lightning.models.weights.read import refuse_non_finite
+from pixio_lightning.models.weights.fill import refuse_non_finite
 from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io

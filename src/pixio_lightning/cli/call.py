@@ -1,0 +1,89 @@
+"""A call of Lightning's trainer: what goes wrong becomes one line, and no worker outlives it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pixio_lightning.cli import resume
+from pixio_lightning.cli.lightning_cli import PixioCLI
+from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
+from pixio_lightning.errors import UserError, printable
+from pixio_lightning.training.callbacks.preemption import is_preempted
+from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
+from pixio_lightning.training.strategy import lost_process
+
+
+def call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
+    """Call a verb of the trainer; returns what it does, or None of a run that was pre-empted.
+
+    Args:
+        cli: The run.
+        verb: `fit`, `validate`, `test` or `predict` of its trainer.
+        ckpt_path: What is restored; None for nothing.
+
+    Raises:
+        UserError: The checkpoint does not fit or a process was lost, or Lightning finds a mistake.
+    """
+    arguments = {"verbose": False} if cli.verb in ("validate", "test") else {}
+    if cli.verb == "predict":
+        arguments = {"return_predictions": False}
+    cli.trainer.callbacks.append(resume.SameStart(ckpt_path))
+    with child_signal_kept():
+        return _called(cli, verb, ckpt_path, arguments)
+
+
+def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str, bool]) -> Any:
+    try:
+        return verb(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=ckpt_path,
+            weights_only=True,
+            **arguments,
+        )
+    except (UserError, OSError):
+        end_workers()
+        raise
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except Exception as error:
+        if failure := lost_process(error) or worker_failure(error):
+            end_workers()
+            raise failure from error
+        if not ckpt_path or not resume.while_restoring(error):
+            raise
+        end_workers()
+        text = " ".join(str(error).split())
+        if "Error(s) in loading state_dict" in text:
+            raise UserError(_misfit(cli, ckpt_path, text)) from None
+        raise UserError(
+            f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
+            f"({type(error).__name__}: {text})"
+        ) from error
+    except SystemExit as ended:  # how Lightning ends an interrupted run
+        if is_preempted(cli.trainer):
+            end_workers()
+            return None
+        if isinstance(ended.code, int) and ended.code > 128:  # of Preemption, before the first step
+            raise
+        if cli.trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        # Lightning skips this after an exception, and workers would outlive their use.
+        cli.datamodule.teardown(cli.verb)
+
+
+def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
+    """Say why a checkpoint does not fit: another model's, or which of its tensors."""
+    about = read_plain(local_path(ckpt_path)).get("pixio", {})
+    wrote, own = str(about.get("class", "")).rpartition(":")[2], type(cli.model).__name__
+    if wrote in ("", own):
+        return f"checkpoint '{ckpt_path}' does not fit the model: {printable(text, limit=600)}"
+    return (
+        f"checkpoint '{ckpt_path}' is one of {wrote}, but the recipe trains {own}: to start from "
+        f"its backbone, give --model.backbone.weights {shlex.quote(ckpt_path)} in its place"
+    )

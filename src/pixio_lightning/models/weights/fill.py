@@ -1,0 +1,76 @@
+"""Load the weights that were read into a model, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pixio_lightning.errors import UserError
+from pixio_lightning.models.vit import PixioViT, resize_positions
+from pixio_lightning.models.weights.key_names import infer, pair
+from pixio_lightning.models.weights.read import Weights
+from pixio_lightning.models.weights.report import Report, first, matched
+
+
+def fits(model: nn.Module, weights: Weights) -> Report:
+    """Compare a model, which may be on the meta device, with the encoder of `weights`.
+
+    Raises:
+        UserError: A tensor is missing, unexpected or of another shape.
+    """
+    left_out = {"decoder": len(weights.decoder or ()), "others": len(weights.others)}
+    report = matched(model.state_dict(), weights.encoder, **left_out)
+    report.check(weights.source)
+    return report
+
+
+def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Report:
+    """Load the encoder into `model`, whole or not at all.
+
+    Args:
+        model: Real, or on the meta device: then its parameters come to life on the CPU, in the
+            model's own dtypes.
+        weights: What `read` returned.
+        resize_pos: Interpolate the positions of a `PixioViT` to the model's grid.
+
+    Raises:
+        UserError: A tensor is missing, unexpected, of another shape, or holds NaN or infinity.
+    """
+    encoder, state = dict(weights.encoder), model.state_dict()
+    if resize_pos and isinstance(model, PixioViT):
+        args = infer(encoder, weights.meta)["model_args"]
+        (height, width), patch = pair(args["img_size"]), pair(args["patch_size"])
+        encoder["pos_embed"] = resize_positions(
+            encoder["pos_embed"],
+            n_prefix=args["n_cls_tokens"],
+            old=(height // patch[0], width // patch[1]),
+            new=model.patch_embed.grid_size,
+        )
+    report = fits(model, weights._replace(encoder=encoder))
+    refuse_non_finite(encoder, weights.source)
+    on_meta = any(tensor.is_meta for tensor in state.values())
+    if on_meta:
+        # Copies: the model must not share memory with the file or with a second model.
+        encoder = {n: t.to(state[n].dtype, copy=True) for n, t in encoder.items()}
+    model.load_state_dict(encoder, strict=True, assign=on_meta)
+    return report
+
+
+def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with NaN or infinity, as a run that diverged leaves them.
+
+    Raises:
+        UserError: The first such tensor is named, the others counted.
+    """
+    bad = []
+    for name, tensor in state.items():
+        # The extremes alone: they carry NaN along, and need no copy of a large tensor.
+        if tensor.numel() and not torch.stack(tensor.float().aminmax()).isfinite().all():
+            bad.append(name)
+    if bad:
+        raise UserError(
+            f"{source} holds NaN or infinite values, in {first(bad, 1)}: "
+            "the run that wrote it diverged; take an earlier checkpoint"
+        )

@@ -1,0 +1,48 @@
+"""Weights that are typed say which model they are, however the command line spells their key."""
+
+from __future__ import annotations
+
+import pytest
+
+from pixio_lightning.cli.class_lookup import import_named
+from pixio_lightning.cli.config_tree import typed
+from pixio_lightning.cli.lightning_cli import PixioCLI
+from pixio_lightning.cli.options import parse_options
+from pixio_lightning.errors import UserError
+
+SPELLINGS = [
+    ["--model.backbone.weights", "tiny"],
+    ["--model.backbone.weights=tiny"],
+    ["--model.backbone.init_args.weights", "tiny"],
+    ["--model.init_args.backbone.weights=tiny"],
+    ["--model.init_args.backbone.init_args.weights=tiny"],
+    ["--model.backbone={weights: tiny}"],
+    ["--model.backbone", "{class_path: Backbone, init_args: {weights: tiny}}"],
+    ["--model.backbone=Backbone", "--model.backbone.weights=tiny"],
+    ["--model.init_args", "{backbone: {weights: tiny}}"],
+    ["--model={init_args: {backbone: {weights: tiny}}}"],
+    ["--model", "{class_path: Depth, init_args: {backbone: {weights: tiny}}}"],
+]
+
+
+def parsed(words: list[str]) -> PixioCLI:
+    options = parse_options(["-c", "depth/folder", "--data.path=.", *words])
+    import_named(options.configs, options.rest)
+    return PixioCLI(options, "check")
+
+
+@pytest.mark.parametrize("words", SPELLINGS, ids=" ".join)
+def test_typed_weights_say_which_model_they_are(words: list[str]) -> None:
+    classes = {"model.class_path", "model.backbone", "model.backbone.class_path"}
+    assert set(typed(words)) - classes == {"model.backbone.weights"}
+    backbone = parsed(words).model.backbone
+    assert (backbone.weights, backbone.embed_dim) == ("tiny", 128)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--model.backbone.model_args.depth=2"], ["--model.backbone", "{model_args: {depth: 2}}"]],
+)
+def test_an_architecture_that_is_typed_too_must_agree(words: list[str]) -> None:
+    with pytest.raises(UserError, match="model_args.*depth"):
+        parsed(["--model.backbone.weights=tiny", *words]).model.backbone  # noqa: B018
