@@ -30,6 +30,9 @@ html_title = f"pixio-lightning {version}"
 html_show_sourcelink = False
 
 
+COSTS = ["speed", "gpu_step", "cached_probe", "curation_costs", "video_path", "soak"]
+
+
 def write_pages() -> None:
     """Write the pages that say what other files say: the recipes' headers, and the results."""
     parts = ["# Recipes\n\nAs `pixio recipes` lists them; run one with `pixio fit -c NAME`.\n"]
@@ -44,17 +47,22 @@ def write_pages() -> None:
         cells = [f"`{recipe.name}`", summary, fields.get("expect", "")]
         parts.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n")
     (HERE / "recipes.md").write_text("".join(parts))
-    results = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    pages = {p.stem: p for p in sorted((ROOT / "benchmarks" / "results").glob("*.md"))}
+    first = [name for name in pages if name not in COSTS]
     text = "# Results\n\nEvery page names the command that printed it.\n"
-    for page in results:
-        body = page.read_text().replace("](", f"](../{os.path.relpath(page.parent, ROOT)}/")
-        text += "\n" + body.replace("\n#", "\n##").replace("# ", "## ", 1)
+    for title, names in {"What pretraining gives": first, "Speed and memory": COSTS}.items():
+        text += f"\n## {title}\n"
+        for name in names:
+            page = pages[name]
+            body = page.read_text().replace("](", f"](../{os.path.relpath(page.parent, ROOT)}/")
+            body = body.replace("\n#", "\n###").replace("# ", "### ", 1)
+            text += f"\n(results-{name})=\n{body}"
     (HERE / "results.md").write_text(text)
 
 
 def point_to_results(app: Sphinx, name: str, source: list[str]) -> None:
-    """Let links to files of results, which GitHub shows as they are, lead to the page of all."""
-    source[0] = re.sub(r"\]\(\.\./benchmarks/results/\w+\.md\)", "](results.md)", source[0])
+    """Let links to files of results, which GitHub shows as they are, lead to their place here."""
+    source[0] = re.sub(r"\]\(\.\./benchmarks/results/(\w+)\.md\)", r"](#results-\1)", source[0])
 
 
 def setup(app: Sphinx) -> None:
