@@ -27,7 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let garbage be collected from here on."""
+    """Let garbage be collected from here on, among what the tests make."""
+    gc.freeze()
     gc.enable()
 
 

@@ -15,6 +15,7 @@ interpreter.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import functools
@@ -29,6 +30,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -169,6 +171,28 @@ def _become(request: dict[str, Any]) -> None:
         faulthandler.enable()
 
 
+def _run(request: dict[str, Any]) -> None:
+    """Run the module, or the code, as the main one."""
+    if request["kind"] == "-m":
+        runpy.run_module(request["argv"][0], run_name="__main__", alter_sys=True)
+    else:
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        sys.argv[0] = "-c"
+        exec(compile(request["argv"][0], "<string>", "exec"), main.__dict__)
+
+
+def _end(code: Any) -> None:
+    """End as the interpreter does, but free nothing: half a second, as a fork copies it first."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
+
+
 def _import_all() -> None:
     """Import what training takes, but not the module that will be the main one."""
     import importlib
@@ -199,9 +223,8 @@ if __name__ == "__main__":
     Path(sys.argv[1]).with_name("ready").touch()
     asked = _serve(listening)
     _become(asked)
-    if asked["kind"] == "-m":
-        runpy.run_module(asked["argv"][0], run_name="__main__", alter_sys=True)
-    else:
-        sys.modules["__main__"] = main = types.ModuleType("__main__")
-        sys.argv[0] = "-c"
-        exec(compile(asked["argv"][0], "<string>", "exec"), main.__dict__)
+    try:
+        _run(asked)
+    except SystemExit as ended:
+        _end(ended.code)
+    _end(0)

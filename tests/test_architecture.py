@@ -170,6 +170,7 @@ def test_light_modules_import_no_torch(name: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow  # light modules import the package as well
 def test_the_package_and_its_names_are_lazy() -> None:
     code = (
         "import sys, pixio_lightning\n"

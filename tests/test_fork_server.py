@@ -60,6 +60,23 @@ def test_code_is_run_as_the_main_module(tmp_path: Path) -> None:
     assert forked.returncode == 4 and forked.stdout.startswith("__main__ ['-c', 'a b']")
 
 
+def test_what_is_left_to_do_at_the_end_is_done(tmp_path: Path) -> None:
+    code = """\
+import atexit, sys, threading
+atexit.register(print, "at exit")
+threading.Timer(0.1, print, ["by a thread"]).start()
+print("first")
+sys.exit("a reason")
+"""
+    real, forked = (
+        subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        for python in (sys.executable, fork_server.python())
+    )
+    assert real.stdout == forked.stdout == "first\nby a thread\nat exit\n"
+    assert (real.stderr, real.returncode) == (forked.stderr, forked.returncode)
+    assert (forked.stderr, forked.returncode) == ("a reason\n", 1)
+
+
 def test_it_ends_with_the_program_and_says_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(
         "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n"

@@ -11,6 +11,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+import fork_server
 import gradio as gr
 import pytest
 import yaml
@@ -104,12 +105,12 @@ def test_a_frozen_backbone_is_found_from_another_folder(
 
 def test_it_says_who_can_reach_it_and_ends_in_one_line(runs: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "pixio_lightning.cli.main"]
+        [fork_server.python(), "-m", "pixio_lightning.cli.main"]
         + ["app", str(runs / "depth"), "--host", "0.0.0.0", "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TMPDIR": str(tmp_path), "FORK_PID": str(tmp_path / "pid")},
     )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]
@@ -118,7 +119,7 @@ def test_it_says_who_can_reach_it_and_ends_in_one_line(runs: Path, tmp_path: Pat
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
         assert answer.status == 200
     assert list(tmp_path.glob("pixio-app-*"))
-    process.send_signal(signal.SIGINT)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "\nended\n", "")
     assert not list(tmp_path.glob("pixio-app-*"))

@@ -35,7 +35,7 @@ MODULES = 220
 @pytest.fixture
 def site(tmp_path) -> Path:
     """A folder with one good head and one whose import crashes the interpreter."""
-    heads = "[pixio_lightning.heads]\nnormals = good_one:Normals\ncrash = crash_one:Crash\n"
+    heads = "[pixio_lightning.heads]\nnormals = good_one:Normals\na_crash = crash_one:Crash\n"
     install(tmp_path, "my-heads", heads + "[pixio_lightning.recipes]\nmine = crash_one.recipes\n")
     (tmp_path / "good_one.py").write_text('class Normals:\n    """Predict surface normals."""\n')
     package = tmp_path / "crash_one"
@@ -198,6 +198,8 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
 def test_doctor_finds_what_is_broken(site):
     install(site, "lightning", version="2.6.5")
     install(site, "rival", "[pixio_lightning.heads]\nnormals = rival_one:Normals\n")
+    # Imported before the one that crashes; all others are by another process.
+    install(site, "early", "[pixio_lightning.heads]\na_camera = good_one:Normals\n")
     install(site, "meddler", "[lightning.pytorch.callbacks_factory]\nadds = meddler:callbacks\n")
     gpu = site / "nvidia-smi"
     gpu.write_text('#!/bin/sh\necho "NVIDIA H200, 143771 MiB, 570.86.15"\n')
@@ -209,7 +211,9 @@ def test_doctor_finds_what_is_broken(site):
     broken = [line for line in lines if line.startswith("!!")]
     assert [line for line in broken if "lightning " in line and "CVE-2026-58659" in line]
     assert len([line for line in broken if "normals" in line and "more than once" in line]) == 2
-    assert [line for line in broken if "crash" in line and line.endswith(": no renderer")]
+    assert [line for line in broken if "a_crash" in line and line.endswith(": no renderer")]
+    (good,) = (line for line in lines if "a_camera" in line)
+    assert good.startswith("  ") and good.endswith("early 1.0")
     assert [line for line in lines if "   adds " in line and "callbacks of meddler" in line]
     assert "   gpu 0              NVIDIA H200, 143771 MiB, driver 570.86.15" in lines
     assert [line for line in lines if f"{site}/a/b, " in line and "GiB free" in line]

@@ -61,7 +61,9 @@ def test_an_encoder_gives_patches_and_class_tokens(
         np.testing.assert_allclose(found["cls"], layer.cls, atol=1e-4)
 
 
-@pytest.mark.parametrize("recipe", ["depth/demo", "segmentation/demo"])
+@pytest.mark.parametrize(
+    "recipe", ["depth/demo", pytest.param("segmentation/demo", marks=pytest.mark.slow)]
+)
 def test_a_head_predicts_as_it_does_on_one_window(recipe: str, tmp_path: Path) -> None:
     words = ["-c", recipe, "-c", "with/debug", "--out", str(tmp_path / "run"), *_SCENES]
     assert main(["fit", *words, "--model.backbone", _SMALL]) == 0

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -288,7 +289,7 @@ def start(folder: Path, scenes: int) -> subprocess.Popen[str]:
     )
     path = os.pathsep.join(filter(None, sys.path))
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [fork_server.python(), "-c", code],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": path},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 
 import fork_server
 import pytest
@@ -88,6 +90,16 @@ class TestPolicy(HeadContract):
         *("--data.demonstrations", "2", "--data.episodes", "5", "--data.processes", "1"),
         *("--data.horizon", "8", "--model.videos", "0"),
     )
+
+    @pytest.mark.slow  # each of them starts processes for its episodes
+    def test_two_processes_measure_what_one_does(self, tmp_path: Path) -> None:
+        super().test_two_processes_measure_what_one_does(tmp_path)
+
+    def test_an_interrupted_run_goes_on_to_the_same_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        super().test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, monkeypatch)
+        assert not multiprocessing.active_children(), "an environment would hold the exit up"
 
 
 class TestPropagation(HeadContract):

@@ -143,13 +143,17 @@ def _signal(session: int, number: int) -> None:
 
 
 def started(
-    text: str, *words: object, stderr: int = subprocess.STDOUT, **env: str
+    text: str,
+    *words: object,
+    stderr: int = subprocess.STDOUT,
+    launcher: tuple[str, ...] = (sys.executable, "-m"),
+    **env: str,
 ) -> subprocess.Popen[str]:
     """Start a command line in a session of its own, and return once it has printed `text`.
 
-    It is no fork, so that what has its process number is what can be killed.
+    By default it is no fork, so that what has its process number is what can be killed.
     """
-    process = _start(command(*words, launcher=(sys.executable, "-m")), stderr, **env)
+    process = _start(command(*words, launcher=launcher), stderr, **env)
     _wait_for(text, process)
     return process
 

@@ -71,7 +71,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run.write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
-@pytest.fixture(params=[signal.SIG_IGN, note], ids=["ignored", "own"])
+@pytest.fixture(
+    params=[
+        pytest.param(signal.SIG_IGN, marks=pytest.mark.slow, id="ignored"),
+        pytest.param(note, id="own"),
+    ]
+)
 def before(request: pytest.FixtureRequest) -> Iterator[Any]:
     """What handles the signal before a run."""
     earlier = signal.signal(signal.SIGCHLD, request.param)

@@ -133,9 +133,9 @@ def evaluate(folder: Path, *words: object) -> dict:
 def test_cached_features_give_the_same_and_decode_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ("--data.num_workers", 0, "--model.backbone.weights", "random:0")
-    plain = evaluate(tmp_path / "plain", *words, "--model.cache", "false")
-    assert evaluate(tmp_path / "first", *words) == pytest.approx(plain, rel=1e-6)
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    plain = evaluate(tmp_path / "plain", *CACHED, "--model.cache", "false")
+    assert evaluate(tmp_path / "first", *CACHED) == pytest.approx(plain, rel=1e-6)
     assert "encoding 12 train views" in capsys.readouterr().out
 
     def decode(*arguments: object) -> None:
@@ -145,10 +145,22 @@ def test_cached_features_give_the_same_and_decode_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(scene_store, "decode_field", decode)
-        assert evaluate(tmp_path / "second", *words, "--model.optim.lr", 0.02)
+        assert evaluate(tmp_path / "second", *CACHED, "--model.optim.lr", 0.02)
     assert "encoding" not in capsys.readouterr().out
 
 
+CACHED = ("--data.num_workers", 0, "--model.backbone.weights", "random:0")
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the features of a run, in the folder that all tests of this file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        evaluate(tmp_path_factory.mktemp("first") / "run", *CACHED)
+
+
+@pytest.mark.usefixtures("encoded")
 @pytest.mark.parametrize(
     "change",
     [
@@ -166,10 +178,8 @@ def test_cached_features_give_the_same_and_decode_nothing(
 def test_what_changes_the_features_never_hits(
     change: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ("--data.num_workers", 0, "--model.backbone.weights", "random:0")
-    evaluate(tmp_path / "first", *words)
     capsys.readouterr()
-    evaluate(tmp_path / "second", *words, *change)
+    evaluate(tmp_path / "second", *CACHED, *change)
     out = capsys.readouterr().out
     assert f"encoding {24 if '--data.views' in change else 12} train views" in out
 

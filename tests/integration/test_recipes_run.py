@@ -39,7 +39,8 @@ SMALL = (
     }
     | {
         name: [
-            *("--model.sizes", "{dim: 48, depth: 2, heads: 2, taps: [0, 1]}"),
+            "--model.sizes",
+            "{dim: 48, depth: 2, heads: 2, taps: [0, 1], stages: [8, 8, 8, 8], features: 8}",
             *("--data.image_size", "[96, 64]"),
         ]
         for name in RUNS
@@ -77,6 +78,11 @@ _COMPILED = [
     if not name.startswith("distill/") and "compile: true" in recipes.find(name).read_text()
 ]
 _UNCOMPILED = dict.fromkeys(_COMPILED, ["--model.backbone.compile", "false"])
+# Large models, which commands of the pages check as well.
+_ON_PAGES = (
+    *("distill/vit5b16_to_vit1b16_vith16", "distill/vit5b16_to_vitl16_vitb16"),
+    *("pretrain/vit5b16_web", "pretrain/vith16_imagenet", "pretrain/vitb16_imagenet"),
+)
 HEADER = {"reproduces", "run", "hardware", "expect"}
 
 
@@ -135,6 +141,8 @@ def test_runs_two_steps(
     if name == "depth/relative_dav2" or name.startswith("depth/zeroshot_"):
         line += ["--model.image_size", "64"]  # of 512, which takes a processor a minute
     line += [*SMALL.get(name, []), *words]
+    if not name.endswith("/demo"):  # whose backbones are small
+        line += ["--model.backbone.model_args.depth", "4"]
     line += ["--ckpt_path", "none"] if verb_of(name) == "test" else []
     assert main([verb_of(name), *line]) == 0
     if verb_of(name) == "predict":
@@ -170,7 +178,14 @@ def test_runs_two_steps_in_a_process_of_its_own(name: str, tmp_path: Path) -> No
     assert "step 2" in out
 
 
-@pytest.mark.parametrize("name", [n for n in RUNS if not n.endswith("/continue")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in _ON_PAGES else name
+        for name in RUNS
+        if not name.endswith("/continue")
+    ],
+)
 def test_checks_without_memory(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

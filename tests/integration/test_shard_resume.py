@@ -102,6 +102,7 @@ def test_a_killed_rank_changes_nothing(
     assert same(uninterrupted / "run" / "last.ckpt", tmp_path / "run" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_the_run_went_over_the_end_of_a_pass(uninterrupted: Path, photographs: Path) -> None:
     """One group of five is held out; of the others 40 steps of 8 are five passes."""
     seen: Counter[int] = Counter()
@@ -118,8 +119,9 @@ def test_a_killed_worker_is_one_line_and_the_same_line_goes_on(
 ) -> None:
     env = log(tmp_path / "log")
     line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--trainer.devices", 1)
-    process = started("step 8: saved last.ckpt", *line, stderr=subprocess.PIPE, **env)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    forked = {"launcher": (), "FORK_PID": str(tmp_path / "pid")}
+    process = started("step 8: saved last.ckpt", *line, stderr=subprocess.PIPE, **forked, **env)
+    os.kill(workers_of(int((tmp_path / "pid").read_text()))[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     told = [text for text in errors.splitlines() if "error:" in text]

@@ -28,6 +28,10 @@ socket.socket.connect = refused
 SMALL = ("--data.scenes", "{train: 4, held_out: 4, views: 2, size: 64}", "--data.num_workers", "0")
 DEPTH = ("fit", "-c", "depth/demo", "--model.backbone.weights", "tiny", *SMALL)
 DEPTH += ("--trainer.max_steps", "2", "--panels.every_n_steps", "0")
+# By encoder and decoder together, with nothing trained here.
+RECONSTRUCT = ("predict", "-c", RECIPE, "--model.backbone.weights", "tiny")
+RECONSTRUCT += ("--model.pretrained_decoder", "true", "--data.source", "folder")
+RECONSTRUCT += ("--data.path", "pictures", "--data.num_workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +46,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def python(code: str, site: Path, where: Path) -> str:
-    """Run code with the unpacked wheel; returns what it printed."""
+@pytest.fixture(scope="module")
+def used(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Probe depth and reconstruct a picture with the unpacked wheel, both in one process.
+
+    Returns the working directory, which has a folder named as the weights; `printed` is there too.
+    """
+    where = tmp_path_factory.mktemp("used")
+    (where / "tiny").mkdir()
+    (where / "pictures").mkdir()
+    Image.fromarray(data.coffee()).save(where / "pictures/coffee.png")
+    code = f"""
+import pixio_lightning
+from pixio_lightning.cli.main import main
+assert main({[*DEPTH]}) == 0
+print(pixio_lightning.load("runs/depth/demo").backbone.digest, pixio_lightning.__file__)
+assert main({[*RECONSTRUCT]}) == 0
+"""
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     environment |= {"PIXIO_CACHE": str(where / "cache")}
     line = [sys.executable, "-c", OFFLINE + code]
     done = subprocess.run(line, cwd=where, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def pixio(*words: object, site: Path, where: Path) -> str:
-    code = f"from pixio_lightning.cli.main import main\nsys.exit(main({[*map(str, words)]}))"
-    return python(code, site, where)
+    (where / "printed").write_text(done.stdout)
+    return where
 
 
 def test_the_files_are_in_wheel_and_sdist(site: Path) -> None:
@@ -66,32 +81,18 @@ def test_the_files_are_in_wheel_and_sdist(site: Path) -> None:
     assert (folder / "tiny.safetensors").read_bytes() == SHIPPED["tiny"].read_bytes()
 
 
-def test_depth_is_probed_and_read_back(site: Path, tmp_path: Path) -> None:
-    """Though the working directory has a folder of that name."""
-    (tmp_path / "tiny").mkdir()
-    code = f"""
-import pixio_lightning
-from pixio_lightning.cli.main import main
-assert main({[*DEPTH]}) == 0
-print(pixio_lightning.load("runs/depth/demo").backbone.digest, pixio_lightning.__file__)
-"""
-    *card, last = python(code, site, tmp_path).splitlines()
-    assert any("weights       tiny (matched" in line for line in card), card
-    assert "  licence       Apache-2.0" in card
-    used = results.read(tmp_path / "runs/depth/demo")[-1]["backbone"]
-    assert (used["weights"], used["licence"]) == ("tiny", "Apache-2.0")
-    assert used["digest"] in SHIPPED["tiny"].with_name("tiny.README.md").read_text()
-    assert last == f"{used['digest']} {site / 'pixio_lightning/__init__.py'}"
+def test_depth_is_probed_and_read_back(site: Path, used: Path) -> None:
+    printed = (used / "printed").read_text().splitlines()
+    assert any("weights       tiny (matched" in line for line in printed), printed
+    assert "  licence       Apache-2.0" in printed
+    about = results.read(used / "runs/depth/demo")[-1]["backbone"]
+    assert (about["weights"], about["licence"]) == ("tiny", "Apache-2.0")
+    assert about["digest"] in SHIPPED["tiny"].with_name("tiny.README.md").read_text()
+    assert f"{about['digest']} {site / 'pixio_lightning/__init__.py'}" in printed
 
 
-def test_a_picture_is_reconstructed(site: Path, tmp_path: Path) -> None:
-    """By encoder and decoder together, with nothing trained here."""
-    (tmp_path / "pictures").mkdir()
-    Image.fromarray(data.coffee()).save(tmp_path / "pictures/coffee.png")
-    words = ("--model.backbone.weights", "tiny", "--model.pretrained_decoder", "true")
-    words += ("--data.source", "folder", "--data.path", "pictures", "--data.num_workers", "0")
-    pixio("predict", "-c", RECIPE, *words, site=site, where=tmp_path)
-    (picture,) = (tmp_path / "runs" / RECIPE / "predictions").glob("coffee*.png")
+def test_a_picture_is_reconstructed(used: Path) -> None:
+    (picture,) = (used / "runs" / RECIPE / "predictions").glob("coffee*.png")
     with Image.open(picture) as image:
         assert image.width > 2 * image.height
 

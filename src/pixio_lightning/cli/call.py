@@ -72,9 +72,9 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         if cli.trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    finally:
-        # Lightning skips this after an exception, and workers would outlive their use.
+    finally:  # Lightning skips these after an exception, and processes would outlive their use
         cli.datamodule.teardown(cli.verb)
+        cli.model.teardown(cli.verb)
 
 
 def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:

@@ -94,8 +94,7 @@ class PixioCLI(LightningCLI):
         for key, value in list(self.config.items()):
             self.config[key] = expanded(value)
         self._take_architecture()
-        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
-        self._plain: dict[str, Any] = yaml.safe_load(dumped)
+        self._plain = self._as_plain(self.config)
         for key, values in self._plain.items():
             if key in config_errors.GROUPS:
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
@@ -125,6 +124,11 @@ class PixioCLI(LightningCLI):
             if not any(word.startswith(f"model.backbone.{key}") for word in given):
                 backbone[key] = None
 
+    def _as_plain(self, parsed: Any) -> dict[str, Any]:
+        """Return a configuration as plain data; parsing has validated it."""
+        text = self.parser.dump(parsed, skip_none=False, skip_validation=True, format="yaml")
+        return yaml.safe_load(text)
+
     def config_dict(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, a copy of its own."""
         return copy.deepcopy(self._plain)
@@ -136,8 +140,7 @@ class PixioCLI(LightningCLI):
         key that is gone, stays as it is.
         """
         try:
-            parsed = self.parser.parse_object(config)
-            return yaml.safe_load(self.parser.dump(parsed, skip_none=False, format="yaml"))
+            return self._as_plain(self.parser.parse_object(config))
         except Exception:  # whatever classes and types raise at values of another version
             return config
 
