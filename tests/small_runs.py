@@ -61,7 +61,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "reconstruction": (
         *("-c", "reconstruction/demo", "--data.scenes", _DEN),
         *("--model.sizes.pose_pool", "mean", "--model.weights.normal", "1.0"),
-        *("--model.sizes.depth", "2"),
+        *("--model.sizes.depth", "2", "--model.sizes.taps", "[0, 1]"),
     ),
     "pretraining": (
         *("-c", "pretrain/demo", *BACKBONE, "--model.backbone.drop_path", "0.2"),
