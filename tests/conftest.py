@@ -32,6 +32,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let all of it be freed at the end: some extensions call what is left a leak."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Start every test with the same random numbers, whichever tests ran before."""

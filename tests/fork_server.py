@@ -85,11 +85,9 @@ def start() -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
     )
-    _servers.append(process)  # it ends when this process does, and its standard input closes
+    # It ends when its standard input closes: with this process, however that ends.
+    atexit.register(process.communicate)
     return str(program)
-
-
-_servers: list[subprocess.Popen[bytes]] = []
 
 
 def _serve(listener: socket.socket) -> dict[str, Any]:
