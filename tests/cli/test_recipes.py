@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pixio_lightning import plugins
 from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import plugins
 
 TEXT = """\
 # Normals on ScanNet: a frozen backbone

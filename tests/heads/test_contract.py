@@ -9,7 +9,7 @@ from pathlib import Path
 import fork_server
 import pytest
 
-from pixio_lightning import plugins
+from pixio_lightning.files import plugins
 from pixio_lightning.testing import HeadContract
 
 # A small set of scenes, which all of a worker's tests share.

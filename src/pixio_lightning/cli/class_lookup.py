@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import yaml
 
-from pixio_lightning import plugins
 from pixio_lightning.cli import config_errors, recipes
 from pixio_lightning.cli.config_tree import typed
 from pixio_lightning.curation.scores import ImagesToScore
@@ -12,6 +11,7 @@ from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data.clips.datamodule import Clips
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files import plugins
 from pixio_lightning.pretraining.distillation import Distillation
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining

@@ -22,9 +22,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from pixio_lightning import plugins
 from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import plugins
 
 LIBRARIES = (
     "torch",

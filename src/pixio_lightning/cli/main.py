@@ -20,12 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pixio_lightning import __version__, plugins
+from pixio_lightning import __version__
 from pixio_lightning.cli import help_pages, recipes
 from pixio_lightning.cli.help_pages import VERBS
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest, visible, visible_lines
-from pixio_lightning.files import expanded
+from pixio_lightning.files import expanded, plugins
 
 
 class LightParser(argparse.ArgumentParser):

@@ -18,8 +18,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.files import plugins
 
 SUFFIXES = (".yaml", ".yml")
 # Folders of recipes that only change others.

@@ -1,5 +1,7 @@
 """Files: written whole or not at all, read within bounds, and named below their folder.
 
+And the plug-ins, as the metadata of what is installed names them.
+
 Nothing here imports torch.
 """
 

@@ -6,8 +6,8 @@ import keyword
 import re
 from pathlib import Path
 
-from pixio_lightning import plugins
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import plugins
 
 TEMPLATE = Path(__file__).parent / "template"
 # The words of the template and what becomes of them: dashes, underscores, class name.

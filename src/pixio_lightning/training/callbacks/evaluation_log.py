@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from pixio_lightning import plugins
+from pixio_lightning.files import plugins
 from pixio_lightning.training import results
 from pixio_lightning.training.evaluation_metrics import Outcome
 from pixio_lightning.training.head import Head

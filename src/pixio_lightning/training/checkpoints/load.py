@@ -11,8 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import pixio_lightning
-from pixio_lightning import plugins
 from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.files import plugins
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
 from pixio_lightning.models.weights.fill import refuse_non_finite

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pixio_lightning import plugins
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import plugins
 
 HEAD = '''"""A module."""\nclass Normals:\n    """Predict surface normals.\n\n    More."""\n'''
 
