@@ -16,7 +16,7 @@ def run(words: list[str], out: Path) -> float:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pixio_lightning", *words, "--out", str(out)]
-    with out.with_suffix(".log").open("w") as log:
+    with out.with_name(f"{out.name}.log").open("w") as log:  # names may hold dots
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         child = subprocess.Popen(command, stdout=log, stderr=log, env=env)
         # Of this child and its own, as several may run at a time.
