@@ -21,6 +21,7 @@ from pixio_heads.classification.linear import LinearClassifier, Pool
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
     accuracies,
+    by_frequency,
     neighbour_accuracies,
 )
 from pixio_heads.classification.picture import bars, shown
@@ -177,9 +178,9 @@ class Classification(_ClassHead):
         return {"frequency": count / seen}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the frequencies as a prediction: the most frequent class comes first."""
-        frequency = self.statistics["frequency"]
-        return {"majority": frequency.expand(len(batch["target"]), -1)}
+        """Return the most frequent classes first, for every image."""
+        scores = by_frequency(self.statistics["frequency"])
+        return {"majority": scores.expand(len(batch["target"]), -1)}
 
 
 class KNN(_ClassHead):
@@ -285,10 +286,10 @@ class KNN(_ClassHead):
         return {"bank": bank, "labels": labels}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the frequencies in the bank as votes: the most frequent class comes first."""
+        """Return the most frequent classes of the bank first, for every image."""
         labels, num_classes = self.statistics["labels"], self.data_info["num_classes"]
-        frequency = labels.bincount(minlength=num_classes) / len(labels)
-        return {"majority": frequency.expand(len(batch["target"]), len(self.k), -1)}
+        scores = by_frequency(labels.bincount(minlength=num_classes))
+        return {"majority": scores.expand(len(batch["target"]), len(self.k), -1)}
 
     def on_predict_start(self) -> None:
         """Encode the training set, which nothing stored."""

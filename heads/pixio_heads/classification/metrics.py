@@ -28,6 +28,18 @@ def _tops(num_classes: int) -> list[int]:
     return [n for n in (1, 5) if n < num_classes]
 
 
+def by_frequency(frequency: Tensor) -> Tensor:
+    """Return scores `(C,)` that put the most frequent class first, and 0 for those that are absent.
+
+    Of classes that are equally frequent, as all are in a balanced set, the first comes first: by
+    the frequencies themselves none of them would be the majority.
+    """
+    order = frequency.argsort(descending=True, stable=True)
+    scores = torch.zeros_like(frequency, dtype=torch.float32)
+    scores[order] = torch.arange(len(order), 0, -1, device=order.device) / len(order)
+    return scores * (frequency > 0)
+
+
 class MeanAveragePrecision(Metric):
     """Mean over classes of the average precision, of the classes that any image shows.
 

@@ -14,6 +14,7 @@ from pixio_heads.classification.head import KNN
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
     accuracies,
+    by_frequency,
     neighbour_accuracies,
 )
 from pixio_lightning import Backbone
@@ -120,6 +121,12 @@ def test_top5_is_there_for_more_than_five_classes() -> None:
     scores = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1], [7.0, 6, 5, 4, 3, 2, 1]])
     metrics.update(scores, torch.tensor([4, 5]))
     assert {k: float(v) for k, v in metrics.compute().items()} == {"top1": 0.0, "top5": 0.5}
+
+
+def test_the_majority_of_a_balanced_set_is_one_class() -> None:
+    found = by_frequency(torch.tensor([0.25, 0.0, 0.5, 0.25]))
+    assert found.argsort(descending=True).tolist() == [2, 0, 3, 1] and found[1] == 0
+    assert by_frequency(torch.tensor([3, 3])).tolist() == [1.0, 0.5]
 
 
 def test_mean_average_precision_leaves_out_classes_that_nothing_shows() -> None:
