@@ -180,11 +180,13 @@ def pretrain(cell: Cell, how: How) -> None:
         out = how.folder / cell.name
         took = child_run.run(words(cell, how), out)
         with _KEPT:
-            backbone = opened(str(out / "last.ckpt")).to(DEVICES[how.accelerator])
+            encoder = out / "encoder.safetensors"
+            encoder.unlink(missing_ok=True)
+            weights = read(str(out / "last.ckpt"))
+            export(weights._replace(decoder={}), "safetensors", encoder)
+            backbone = opened(str(encoder)).to(DEVICES[how.accelerator])
             about = {"steps": steps(cell, how.batch), "accelerator": how.accelerator}
             judge(cell, how, backbone, **about, cpu_s=round(took))
-            weights = read(str(out / "last.ckpt"))
-            export(weights._replace(decoder={}), "safetensors", out / "encoder.safetensors")
 
 
 def baselines(how: How) -> None:
@@ -235,18 +237,19 @@ def page() -> None:
     hours = sum(entry.get("cpu_s", 0) for entry in stored()) / 3600
     table += ["", f"CPU time of all pretrainings: {hours:.1f} hours of one core."]
     pages.fill(LINES.with_suffix(".md"), table)
-    for key, name in (("depth, all", "depth"), ("classes, all", "classes")):
+    units = {"depth": "depth, variance explained", "classes": "classes of patches, accuracy"}
+    for name, unit in units.items():
         lines: dict[str, Line] = {}
         for (batch, budget, row), entries in sorted(groups.items(), key=lambda item: item[0][1]):
             if batch == CHARTED:
                 line = lines.setdefault(row, Line([], [], []))
-                values = [entry[key] for entry in entries]
+                values = [entry[f"{name}, {WORLD}"] for entry in entries]
                 line.x.append(budget)
                 line.y.append(float(np.mean(values)))
                 line.spread.append(float(np.std(values, ddof=1)) if values[1:] else 0.0)
         if lines:
             x = "operations spent, as parts of the demo's"
-            draw(RESULTS / f"ablation_{name}.png", lines, x=x, y=f"{TOLD[key]}, variance explained")
+            draw(RESULTS / f"ablation_{name}.png", lines, x=x, y=unit)
 
 
 def main() -> None:
@@ -274,9 +277,13 @@ def main() -> None:
         with ThreadPoolExecutor(wanted.jobs) as pool, tqdm(total=1 + len(missing)) as bar:
             tasks = [pool.submit(baselines, how)]
             tasks += [pool.submit(pretrain, cell, how) for cell in missing]
-            for task in as_completed(tasks):
-                task.result()
-                bar.update()
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+                    bar.update()
+            except BaseException:  # what runs is ended or awaited; nothing new begins
+                pool.shutdown(cancel_futures=True)
+                raise
     page()
 
 

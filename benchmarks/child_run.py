@@ -19,8 +19,13 @@ def run(words: list[str], out: Path) -> float:
     with out.with_name(f"{out.name}.log").open("w") as log:  # names may hold dots
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         child = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-        # Of this child and its own, as several may run at a time.
-        _, status, used = os.wait4(child.pid, 0)
+        try:
+            # Of this child and its own, as several may run at a time.
+            _, status, used = os.wait4(child.pid, 0)
+        except BaseException:
+            child.terminate()  # it saves its work
+            child.wait()
+            raise
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command)

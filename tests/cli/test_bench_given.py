@@ -265,13 +265,19 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
     with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
         refuse_stale(out, line, words)
-    with pytest.raises(UserError, match="model.seed '', but now '1' is given"):
+    with pytest.raises(UserError, match="model.seed its recipe's, but now it is '1': remove"):
         refuse_stale(out, line, [*words, "--model.seed", "1"])
     named = {
         "overrides": ["--model.decoder=pixio_lightning.models.DPTDecoder"],
         "backbone": {"weights": None},
     }
     refuse_stale(out, named, ["--model.decoder=DPTDecoder"])
+    with pytest.raises(UserError, match=r"decoder 'pixio.*DPTDecoder', but now it is its recipe's"):
+        refuse_stale(out, named, [])
+    line = {"overrides": ["--model.optim.lr=0.5", "--model.on=true"], "backbone": {"weights": None}}
+    refuse_stale(out, line, ["--model={optim: {lr: 0.50}, on: true}"])
+    with pytest.raises(UserError, match=r"model.optim.lr '0.5', but now it is '5'"):
+        refuse_stale(out, line, ["--model.optim.lr=5", "--model.on=true"])
 
 
 def test_a_finished_run_does_not_stand_for_other_data(
@@ -285,7 +291,7 @@ def test_a_finished_run_does_not_stand_for_other_data(
     other = shutil.copytree(pairs, tmp_path / "OTHER")
     assert main([*words, f"one={other}"]) == 2
     said = capsys.readouterr().err
-    assert f"was run with data.path '{pairs}', but now '{other}' is given: remove it" in said
+    assert f"was run with data.path '{pairs}', but now it is '{other}': remove it" in said
     # Nor for other keys, however they are written, or for weights that were trained anew.
     assert main([*words, f"one={pairs}", "--model.optim.lr", "0.5"]) == 2
-    assert "was run with model.optim.lr '', but now '0.5' is given" in capsys.readouterr().err
+    assert "was run with model.optim.lr its recipe's, but now it is '0.5'" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from shard_files import images, keys, pack
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.curation.materialize import materialize, waste
-from pixio_lightning.data.shards import keep_rule as module
 from pixio_lightning.data.shards.format import ShardIndex
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
@@ -22,8 +21,10 @@ from pixio_lightning.data.shards.keep_rule import (
     Histogram,
     KeepRule,
     Scores,
+    about_scores,
     calibrate,
     check_scores,
+    check_shard,
     score_file,
 )
 from pixio_lightning.data.shards.pack import write_shard
@@ -258,7 +259,6 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert check_scores(index, str(folder)) == {"checkpoint": "c", "masks": 4}
     last = ShardIndex(index.root, index.shards[2:])
     write_scores(last, folder, losses_of(60), masks=8)
-    module.settings_of.cache_clear()
     with pytest.raises(UserError, match=r"made differently \(masks 4 and 8, first in '2.parquet'"):
         check_scores(index, str(folder))
     score_file(folder, "1.parquet").unlink()
@@ -271,6 +271,19 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     rule = KeepRule(Curation(scores=str(folder)), 1.0, seed=0)
     with pytest.raises(UserError, match="are of other images, or in another order"):
         rule.keep(index, 0, keys(10), epoch=0)
+
+
+def test_shards_of_one_size_are_told_apart_by_their_digests(tmp_path: Path) -> None:
+    shard = pack(tmp_path / "shards", 10, shards=1).shards[0]
+    path = tmp_path / "0.scores.parquet"
+    made_of = shard._replace(sha256="a" * 64)
+    schema = SCORE_SCHEMA.with_metadata(about_scores({"masks": 4}, made_of))
+    pq.write_table(schema.empty_table(), path)
+    for same in (made_of, shard):  # whose digest nobody took
+        check_shard(same, path)
+    for other in (shard._replace(sha256="b" * 64), shard._replace(size=shard.size + 1)):
+        with pytest.raises(UserError, match=f"made of another '0.parquet', of {shard.size} bytes"):
+            check_shard(other, path)
 
 
 # --- materialize ----------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from pixio_lightning.data.shards.keep_rule import (
     check_scores,
     score_file,
     scores_of,
-    settings_of,
 )
 from pixio_lightning.keyed import key_of
 
@@ -88,7 +87,6 @@ def _scored(folder: Path) -> list[str]:
 
 
 def _scores(folder: Path) -> None:
-    settings_of.cache_clear()
     index = open_index(str(folder / "shards"), cache=folder.parent / "cache", progress=False)
     check_scores(index, str(folder / "scores"))
     for group in range(len(index.shards[0].group_rows)):

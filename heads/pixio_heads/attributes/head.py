@@ -132,7 +132,7 @@ class Attributes(Head):
         return told.expand(-1, len(self.readings), -1)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Return what each reading tells, `(B, R, D)`; the batch keeps them for `baselines`."""
+        """Return what each reading tells, `(B, R, D)`; the batch keeps the readings, too."""
         batch["readings"] = self._read(features)
         return self._told("own", batch["readings"])
 
@@ -142,6 +142,8 @@ class Attributes(Head):
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Return the same from colours, from a random backbone, and from shuffled labels."""
+        if "readings" not in batch:
+            batch["readings"] = self._read(self.encode(batch))
         return {
             "histogram": self._told("histogram", histogram(batch["image"])[:, None]),
             "random_init": self._told("random_init", self._random(batch)),

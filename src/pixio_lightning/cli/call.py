@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -36,14 +37,17 @@ def call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
 
 
 def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str, bool]) -> Any:
+    ended = False
     try:
-        return verb(
+        found = verb(
             cli.model,
             datamodule=cli.datamodule,
             ckpt_path=ckpt_path,
             weights_only=True,
             **arguments,
         )
+        ended = True
+        return found
     except (UserError, OSError):
         end_workers()
         raise
@@ -63,18 +67,21 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
             f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
             f"({type(error).__name__}: {text})"
         ) from error
-    except SystemExit as ended:  # how Lightning ends an interrupted run
+    except SystemExit as exit_:  # how Lightning ends an interrupted run
         if is_preempted(cli.trainer):
             end_workers()
             return None
-        if isinstance(ended.code, int) and ended.code > 128:  # of Preemption, before the first step
+        if isinstance(exit_.code, int) and exit_.code > 128:  # of Preemption, before the first step
             raise
         if cli.trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    finally:  # Lightning skips these after an exception, and processes would outlive their use
-        cli.datamodule.teardown(cli.verb)
-        cli.model.teardown(cli.verb)
+    finally:
+        # Lightning skips this after an exception, and processes would outlive their use. What was
+        # never set up may fail to be taken down: why the run ended is said all the same.
+        for part in () if ended else (cli.datamodule, cli.model):
+            with suppress(Exception):
+                part.teardown(cli.verb)
 
 
 def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:

@@ -51,5 +51,6 @@ def typed(words: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             value = text
         key = option[2:].replace(".init_args", "")
-        found |= flatten(value if isinstance(value, dict) else text, key)
+        if value != {}:
+            found |= flatten(value if isinstance(value, dict) else text, key)
     return found

@@ -29,10 +29,11 @@ Counted = PixelPretraining | Distillation
 BLOCK_BYTES = {"32-true": 64, "bf16-mixed": 36, "16-mixed": 36}
 # Weight, gradient and both moments of AdamW, in float32.
 STATE_BYTES = 16
-# Dense products of bfloat16, as the makers state them, and the share of it that a compiled step
-# reached on an H200, by the width of the encoder (benchmarks/results/gpu_step.md).
+# Dense products of bfloat16, as the makers state them, and the share of it that a compiled step of
+# so many images reached on an H200, by the width of the encoder (benchmarks/results/gpu_step.md).
 PEAKS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = {768: 0.29, 1024: 0.32, 1280: 0.36}
+FULL_BATCH = 256
 # Images that a core decodes and crops in a second (benchmarks/results/speed.md).
 LOADED = 578
 
@@ -172,9 +173,11 @@ def plan(
         share = utilisation(model.backbone.embed_dim)
         rate = share * peak / flops
         days = steps * batch * accumulate / rate / 86_400
+        most = "at most " if batch < FULL_BATCH else ""
         duration = f"{days:.1f} days on {devices}, and " if steps > 0 else ""
         facts[f"on an {name}"] = (
-            f"{rate:,.0f} img/s at {share:.0%} of {peak / 1e12:.0f} TFLOP/s in bf16: "
+            f"{most}{rate:,.0f} img/s, compiled, at {share:.0%} "
+            f"of {peak / 1e12:.0f} TFLOP/s in bf16: "
             f"{duration}{rate / LOADED:.1f} cores a device to load JPEGs"
         )
     return facts

@@ -8,6 +8,7 @@ from typing import Any
 from pixio_lightning.cli.config_tree import typed
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import parse_yaml
 from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import read_state
 
@@ -54,19 +55,37 @@ def refuse_stale(out: Path, line: dict[str, Any], words: list[str]) -> None:
     """
     way_out = "remove it, or name another --out"
     options, ran = parse_options(words), typed(line["overrides"] or [])
-    recipe = line.get("recipe")
-    if isinstance(recipe, list) and recipe != options.configs:
+    now, recipe = typed(options.rest), line.get("recipe")
+    if isinstance(recipe, list) and [*map(_recipe, recipe)] != [*map(_recipe, options.configs)]:
         raise UserError(
             f"'{out}' was run with -c {' -c '.join(map(str, recipe))}, but now "
             f"-c {' -c '.join(options.configs)} is given: {way_out}"
         )
-    for key, value in typed(options.rest).items():
-        # The name of a class may be written out.
-        if not f".{ran.get(key, '')}".endswith(f".{value}"):
-            raise UserError(
-                f"'{out}' was run with {key} '{ran.get(key, '')}', but now '{value}' is given: "
-                f"{way_out}"
-            )
+    for key in dict.fromkeys([*now, *ran]):
+        if not _alike(ran.get(key), now.get(key)):
+            was, given = (f"'{x[key]}'" if key in x else "its recipe's" for x in (ran, now))
+            raise UserError(f"'{out}' was run with {key} {was}, but now it is {given}: {way_out}")
     weights = Path(line["backbone"]["weights"] or "").expanduser()
     if weights.is_file() and weights.stat().st_mtime > (out / results.FILE).stat().st_mtime:
         raise UserError(f"'{out}' was run before '{weights}' was written: {way_out}")
+
+
+def _recipe(name: object) -> str:
+    """Return a recipe by its name, or by where its file is."""
+    path = Path(str(name)).expanduser()
+    return str(path.resolve()) if path.is_file() else str(name).removesuffix(".yaml")
+
+
+def _alike(ran: object, now: object) -> bool:
+    """Whether two values are the same; the name of a class may be written out."""
+    short, long = sorted((str(ran), str(now)), key=len)
+    if short.isidentifier() and short[0].isupper() and long.endswith(f".{short}"):
+        return True
+    return _plain(ran) == _plain(now)
+
+
+def _plain(value: object) -> object:
+    try:
+        return parse_yaml(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

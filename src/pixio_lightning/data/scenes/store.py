@@ -41,6 +41,8 @@ from pixio_lightning.files import default_cache, locked, written_aside
 VERSION = 2  # raise it when pixels, labels or columns change: old caches are then left alone
 SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
 
+_UNPACKED = 128  # pixels of a side up to which images are stored as they are
+_ENDED = "a process was ended, for lack of memory perhaps, or"
 _UNGUARDED = "a script that renders has to run under `if __name__ == '__main__':`"
 
 # Renders a number into the rows of its group.
@@ -103,8 +105,11 @@ def read_columns(
     In pieces for each scene, as they are stored, a look-up would walk through all before it.
     """
     table = pa.concat_tables(pq.read_table(shard, columns=columns) for shard in shards)
-    table = table.combine_chunks()
-    return {name: table[name] for name in table.column_names}
+    found = {}
+    for name in table.column_names:  # one by one, so that no more than a column is there twice
+        found[name] = table.select([name]).combine_chunks()[name]
+        table = table.drop_columns([name])
+    return found
 
 
 def _png(array: np.ndarray, *, packed: bool = True) -> bytes:
@@ -121,8 +126,8 @@ def encode_view(view: View) -> dict[str, Any]:
     """Turn a view into the columns that it fills."""
     height, width = view.depth.shape
     return {
-        # Not packed: of pictures so small that takes half of the time to read them, in every pass.
-        "image": _png(view.image, packed=False),
+        # Of small pictures unpacking takes half of the time to read them, in every pass.
+        "image": _png(view.image, packed=height > _UNPACKED),
         "depth": view.depth.astype("<f4").tobytes(),
         "valid": _png(view.valid.astype(np.uint8) * 255),
         "object_id": _png(view.object_id.astype(np.uint16)),
@@ -328,9 +333,7 @@ def _render(
                 for task in as_completed(tasks):
                     bar.update(task.result())
             except BrokenProcessPool:
-                raise UserError(
-                    f"{label}: a process ended early; memory, or {_UNGUARDED}"
-                ) from None
+                raise UserError(f"{label}: {_ENDED} {_UNGUARDED}") from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -290,41 +290,51 @@ def all_scores(index: ShardIndex, folder: str) -> Any:
 
 def about_scores(settings: dict[str, Any], shard: Shard) -> dict[str, str]:
     """Return what is kept in a score file beside the scores: how they were made, and of what."""
-    return {"pixio_scores": json.dumps(settings), "pixio_shard_bytes": str(shard.size)}
+    about = {"bytes": shard.size, "sha256": shard.sha256}
+    return {"pixio_scores": json.dumps(settings), "pixio_shard": json.dumps(about)}
 
 
 def check_shard(shard: Shard, path: Path) -> None:
     """Refuse a score file that is another shard's of this name; where it says none, it is taken.
 
-    Names and keys alone do not tell data sets apart: many number both from nought.
+    Names and keys alone do not tell data sets apart: many number both from nought. Two files are
+    the same by their digests, or where the index of one has none, by their sizes.
 
     Raises:
         UserError: It is.
     """
-    about = pq.read_schema(path).metadata or {}
-    size = about.get(b"pixio_shard_bytes", b"").decode()
-    if size and size != str(shard.size):
+    _check_shard(shard, path, _about(path))
+
+
+def _check_shard(shard: Shard, path: Path, about: dict[str, Any]) -> None:
+    of = about.get("pixio_shard", {})
+    size, digest = of.get("bytes", shard.size), of.get("sha256")
+    if size != shard.size or (digest and shard.sha256 and digest != shard.sha256):
         raise UserError(
-            f"the scores in '{path}' were made of another '{shard.path}', of {int(size):,} bytes; "
-            f"this one has {shard.size:,}: score these shards into a folder of their own"
+            f"the scores in '{path}' were made of another '{shard.path}', of {size} bytes; this "
+            f"one has {shard.size}: score these shards into a folder of their own"
         )
 
 
-@lru_cache(maxsize=8)
 def settings_of(path: Path) -> dict[str, Any]:
     """Return how a score file was made: checkpoint digest, masks, size.
 
     Raises:
         UserError: It is no score file.
     """
-    try:
-        about = pq.read_schema(path).metadata or {}
-        settings = parse_json(about[b"pixio_scores"].decode())
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        settings = None
-    if not isinstance(settings, dict):
+    return _about(path)["pixio_scores"]
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """Return what a score file says of its scores, and if it does, of its shard."""
+    found: dict[str, Any] = {}
+    with suppress(OSError, pa.ArrowException, ValueError):
+        for name, text in (pq.read_schema(path).metadata or {}).items():
+            if name in (b"pixio_scores", b"pixio_shard"):
+                found[name.decode()] = parse_json(text.decode())
+    if "pixio_scores" not in found or not all(isinstance(v, dict) for v in found.values()):
         raise UserError(f"'{path}' is no score file of `pixio predict -c curation/score`")
-    return settings
+    return found
 
 
 def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
@@ -345,8 +355,10 @@ def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
     for shard in index.shards:
         if not shard.rows:
             continue
-        found = settings_of(score_file(folder, shard.path))
-        check_shard(shard, score_file(folder, shard.path))
+        path = score_file(folder, shard.path)
+        about = _about(path)
+        _check_shard(shard, path, about)
+        found = about["pixio_scores"]
         differ = [k for k in shared.keys() | found.keys() if shared.get(k) != found.get(k)]
         if shared and differ:
             facts = ", ".join(f"{k} {shared.get(k)} and {found.get(k)}" for k in sorted(differ))
