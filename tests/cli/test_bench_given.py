@@ -274,10 +274,10 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     refuse_stale(out, named, ["--model.decoder=DPTDecoder"])
     with pytest.raises(UserError, match=r"decoder 'pixio.*DPTDecoder', but now it is its recipe's"):
         refuse_stale(out, named, [])
-    line = {"overrides": ["--model.optim.lr=0.5", "--model.on=true"], "backbone": {"weights": None}}
-    refuse_stale(out, line, ["--model={optim: {lr: 0.50}, on: true}"])
+    line = {"overrides": ["--model.optim.lr=0.5", "--model.flag=true"], "backbone": {"weights": None}}
+    refuse_stale(out, line, ["--model={optim: {lr: 0.50}, flag: true}"])
     with pytest.raises(UserError, match=r"model.optim.lr '0.5', but now it is '5'"):
-        refuse_stale(out, line, ["--model.optim.lr=5", "--model.on=true"])
+        refuse_stale(out, line, ["--model.optim.lr=5", "--model.flag=true"])
 
 
 def test_a_finished_run_does_not_stand_for_other_data(
