@@ -274,10 +274,10 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     refuse_stale(out, named, ["--model.decoder=DPTDecoder"])
     with pytest.raises(UserError, match=r"decoder 'pixio.*DPTDecoder', but now it is its recipe's"):
         refuse_stale(out, named, [])
-    line = {"overrides": ["--model.optim.lr=0.5", "--model.flag=true"], "backbone": {"weights": None}}
-    refuse_stale(out, line, ["--model={optim: {lr: 0.50}, flag: true}"])
+    named["overrides"] = ["--model.optim.lr=0.5", "--model.flag=true"]
+    refuse_stale(out, named, ["--model={optim: {lr: 0.50}, flag: true}"])
     with pytest.raises(UserError, match=r"model.optim.lr '0.5', but now it is '5'"):
-        refuse_stale(out, line, ["--model.optim.lr=5", "--model.flag=true"])
+        refuse_stale(out, named, ["--model.optim.lr=5", "--model.flag=true"])
 
 
 def test_a_finished_run_does_not_stand_for_other_data(
@@ -294,4 +294,5 @@ def test_a_finished_run_does_not_stand_for_other_data(
     assert f"was run with data.path '{pairs}', but now it is '{other}': remove it" in said
     # Nor for other keys, however they are written, or for weights that were trained anew.
     assert main([*words, f"one={pairs}", "--model.optim.lr", "0.5"]) == 2
-    assert "was run with model.optim.lr its recipe's, but now it is '0.5'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was run with model.optim.lr its recipe's, but now it is '0.5'" in said
