@@ -120,7 +120,7 @@ def test_store_returns_what_was_rendered(tmp_path: Path, monkeypatch: pytest.Mon
         assert getattr(loaded, name).dtype == getattr(clip, name).dtype, name
     images = RenderedClips("val", wanted, geometry=False)
     assert images.times(1) == clip.time.tolist() and images.encoded(1, 2) == held.encoded(1, 2)
-    assert "depth" not in images.table.column_names
+    assert "depth" not in images.columns
     assert held.digest() != RenderedClips("train", wanted).digest()
 
 
