@@ -100,13 +100,20 @@ class Loader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in watched(self.loader):
-            bad = batch.pop("bad", [])
-            self.count_bad(bad, len(batch.get("key", ())))
-            if not batch:
-                # Here, because an error in a worker arrives with its traceback for a text.
-                raise none_usable(bad)
-            yield batch
+        return map(self.counted, watched(self.loader))
+
+    def counted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Report the bad images of a batch, and return the rest.
+
+        Raises:
+            UserError: There is none.
+        """
+        bad = batch.pop("bad", [])
+        self.count_bad(bad, len(batch.get("key", ())))
+        if not batch:
+            # Here, because an error in a worker arrives with its traceback for a text.
+            raise none_usable(bad)
+        return batch
 
 
 class EndlessLoader(Loader):
@@ -129,7 +136,9 @@ class EndlessLoader(Loader):
         super().__init__(loader, count_bad)
         self.batches = batches
         self.waited = 0.0
-        self._running: Iterator[dict[str, Tensor]] | None = None
+        # Without a reference to this loader: one that is forgotten ends its workers at once, and
+        # not with the garbage, whose queues may be gone by then, so that torch waits in vain.
+        self._running: Iterator[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return self.batches
@@ -139,7 +148,7 @@ class EndlessLoader(Loader):
         start = time.perf_counter()
         batch = next(self._running)
         self.waited += time.perf_counter() - start
-        return batch
+        return self.counted(batch)
 
     def close(self) -> None:
         """End the workers; the loader yields nothing more."""
@@ -186,7 +195,7 @@ class StepLoader(EndlessLoader):
             sampler = self.loader.batch_sampler
             assert isinstance(sampler, Positions)
             sampler.start = self._next = start
-            self._running = super().__iter__()
+            self._running = watched(self.loader)
         return self
 
     def __next__(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pixio_lightning.data.decode import BadImage, decode_crop, random_crop
 from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.keep_rule import KeepRule
 from pixio_lightning.data.stream import Bad, EndlessLoader, collate
+from pixio_lightning.data.workers import watched
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey, fold, key_of, permuted
 
@@ -274,7 +275,7 @@ class ShardLoader(EndlessLoader):
         if self._running is None:
             self.images.cursors = list(self.cursors)
             self.images.next_reader = self.batches_read % self.readers
-            self._running = super().__iter__()
+            self._running = watched(self.loader)
         return self
 
     def __next__(self) -> dict[str, Any]:
