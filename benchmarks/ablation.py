@@ -140,12 +140,9 @@ def on_device(how: How) -> list[str]:
     return [*line, "--data.scenes", json.dumps(SCENES)]
 
 
-def stored() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
-
-
 def finished(batch: int) -> set[Cell]:
-    return {Cell(e["row"], e["budget"], e["seed"]) for e in stored() if e["batch"] in (0, batch)}
+    kept = [entry for entry in pages.stored(LINES) if entry["batch"] in (0, batch)]
+    return {Cell(entry["row"], entry["budget"], entry["seed"]) for entry in kept}
 
 
 def judge(cell: Cell, how: How, backbone: Backbone | None, **facts: Any) -> None:
@@ -225,7 +222,8 @@ def said(entries: list[dict[str, Any]], key: str) -> str:
 def page() -> None:
     """Write the table between the marks of the page, and its charts beside it."""
     groups: dict[tuple[int, float, str], list[dict[str, Any]]] = defaultdict(list)
-    for entry in stored():
+    entries = pages.stored(LINES)
+    for entry in entries:
         groups[entry["batch"], entry["budget"], entry["row"]].append(entry)
     order = ["pixels", "random-init", *ROWS]
     table = ["| batch | budget | | " + " | ".join(TOLD.values()) + " | seeds |"]
@@ -234,16 +232,16 @@ def page() -> None:
         found = " | ".join(said(groups[key], name) for name in TOLD)
         batch, budget = (f"{part:g}" if part else "" for part in key[:2])
         table.append(f"| {batch} | {budget} | {key[2]} | {found} | {len(groups[key])} |")
-    hours = sum(entry.get("cpu_s", 0) for entry in stored()) / 3600
+    hours = sum(entry.get("cpu_s", 0) for entry in entries) / 3600
     table += ["", f"CPU time of all pretrainings: {hours:.1f} hours of one core."]
     pages.fill(LINES.with_suffix(".md"), table)
     units = {"depth": "depth, variance explained", "classes": "classes of patches, accuracy"}
     for name, unit in units.items():
         lines: dict[str, Line] = {}
-        for (batch, budget, row), entries in sorted(groups.items(), key=lambda item: item[0][1]):
+        for (batch, budget, row), group in sorted(groups.items(), key=lambda item: item[0][1]):
             if batch == CHARTED:
                 line = lines.setdefault(row, Line([], [], []))
-                values = [entry[f"{name}, {WORLD}"] for entry in entries]
+                values = [entry[f"{name}, {WORLD}"] for entry in group]
                 line.x.append(budget)
                 line.y.append(float(np.mean(values)))
                 line.spread.append(float(np.std(values, ddof=1)) if values[1:] else 0.0)

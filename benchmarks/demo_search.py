@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import child_run
+import pages
 import torch
 from scene_judge import judged, opened
 
@@ -55,10 +56,6 @@ VARIANTS: dict[str, list[str]] = {
 # --- runs -------------------------------------------------------------------------------------
 
 
-def done() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
-
-
 def add(entry: dict[str, Any]) -> None:
     with LOG.open("a") as file:
         file.write(json.dumps(entry) + "\n")
@@ -66,7 +63,7 @@ def add(entry: dict[str, Any]) -> None:
 
 
 def missing(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
-    known = {(entry["variant"], entry["seed"]) for entry in done()}
+    known = {(entry["variant"], entry["seed"]) for entry in pages.stored(LOG)}
     return ((name, seed) for seed in seeds for name in names if (name, seed) not in known)
 
 

@@ -16,7 +16,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import child_run
 import numpy as np
@@ -85,14 +85,10 @@ def words(task: Task, way: Way, labels: int, seed: int, rate: float) -> list[str
 _SCENES = "{{train: {labels}, held_out: 300, views: 2, size: 64, places: [studio]}}"
 
 
-def stored(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def value(task: Task, path: Path, way: str, labels: int, seed: int, rate: float) -> float:
     """Return the metric of a cell, which is run if it was not."""
     cell = {"way": way, "labels": labels, "seed": seed, "rate": rate}
-    for entry in stored(path):
+    for entry in pages.stored(path):
         if all(entry[name] == wanted for name, wanted in cell.items()):
             return entry["value"]
     line = words(task, WAYS[way], labels, seed, rate)
@@ -124,7 +120,7 @@ def fill(task: Task, path: Path) -> None:
 
 def rows(path: Path) -> Iterator[tuple[str, int, list[float]]]:
     """Yield a way, a number of labels, and the values of the seeds that were run."""
-    entries = [entry for entry in stored(path) if entry["seed"] in SEEDS]
+    entries = [entry for entry in pages.stored(path) if entry["seed"] in SEEDS]
     for name in WAYS:
         for labels in LABELS:
             own = [e for e in entries if e["way"] == name and e["labels"] == labels]
@@ -145,7 +141,7 @@ def page(task: Task, path: Path) -> None:
             part.append(number)
     for name, own in cells.items():
         table.append(f"| {name} | " + " | ".join(own.get(n, "") for n in LABELS) + " |")
-    entries = stored(path)
+    entries = pages.stored(path)
     base = [
         [e["baseline"] for e in entries if e["labels"] == n and e["seed"] in SEEDS] for n in LABELS
     ]

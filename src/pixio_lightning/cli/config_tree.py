@@ -46,11 +46,16 @@ def typed(words: Sequence[str]) -> dict[str, Any]:
         option, equals, text = word.partition("=")
         if not equals:
             text = "" if following.startswith("--") else following
-        try:
-            value = parse_yaml(text)
-        except ValueError:
-            value = text
+        value = parsed(text)
         key = option[2:].replace(".init_args", "")
         if value != {}:
             found |= flatten(value if isinstance(value, dict) else text, key)
     return found
+
+
+def parsed(text: str) -> Any:
+    """Return what a text is as YAML, or where it is none, itself."""
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        return text

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pixio_lightning.cli.config_tree import typed
+from pixio_lightning.cli.config_tree import parsed, typed
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import parse_yaml
 from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import read_state
 
@@ -81,11 +80,5 @@ def _alike(ran: object, now: object) -> bool:
     short, long = sorted((str(ran), str(now)), key=len)
     if short.isidentifier() and short[0].isupper() and long.endswith(f".{short}"):
         return True
-    return _plain(ran) == _plain(now)
-
-
-def _plain(value: object) -> object:
-    try:
-        return parse_yaml(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    ran, now = (parsed(value) if isinstance(value, str) else value for value in (ran, now))
+    return ran == now
