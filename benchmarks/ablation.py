@@ -160,8 +160,10 @@ def score(how: How) -> None:
         if scores.is_dir():
             return
         pretrain(SCORER, how)
-        weights = str(how.folder / SCORER.name / "last.ckpt")
-        line = ["predict", "-c", "curation/demo", "--model.backbone.weights", weights]
+        weights = how.folder / SCORER.name / "last.ckpt"
+        if not weights.exists():  # it was judged on another machine
+            child_run.run(words(SCORER, how), weights.parent)
+        line = ["predict", "-c", "curation/demo", "--model.backbone.weights", str(weights)]
         out = how.folder / "scoring"
         child_run.run([*line, "--data.batch_size", "500", *on_device(how)], out)
         (out / "scores").rename(scores)

@@ -20,22 +20,36 @@ import pages
 import torch
 from scene_judge import judged, opened
 
+from pixio_lightning import Backbone
+
 RESULTS = Path(__file__).parent / "results"
 LOG = RESULTS / "demo_search.jsonl"
 RUNS = Path("runs/demo_search")
 
 _ARGS = "--model.backbone.model_args."
+_SINGLE = ("--model.mask_grid", "1")
+_DECODER = ("--model.decoder.depth",)
+_SHALLOW = (*_SINGLE, *_DECODER, "1", "--trainer.max_steps", "3600")
 VARIANTS: dict[str, list[str]] = {
     "demo": [],
     "plain pixels": ["--model.norm_pix", "false"],
     "mask 50 %": ["--model.mask_ratio", "0.5", "--trainer.max_steps", "1900"],
     "mask 60 %": ["--model.mask_ratio", "0.625", "--trainer.max_steps", "2100"],
     "single patches": ["--model.mask_grid", "1"],
+    "decoder of 1": [*_DECODER, "1", "--trainer.max_steps", "3600"],
+    "decoder of 2": [*_DECODER, "2", "--trainer.max_steps", "2900"],
+    "single patches, decoder of 1": [*_SHALLOW],
+    "single patches, decoder of 2": [*_SINGLE, *_DECODER, "2", "--trainer.max_steps", "2900"],
+    "MAE's": [*_SHALLOW, _ARGS + "n_cls_tokens", "1", "--trainer.max_steps", "3900"],
+    "shallow, learning rate 4e-3": [*_SHALLOW, "--model.optim.lr", "4e-3"],
+    "shallow, plain pixels": [*_SHALLOW, "--model.norm_pix", "false"],
+    "shallow, mask 60 %": [
+        *(*_SHALLOW, "--model.mask_ratio", "0.625", "--trainer.max_steps", "3000"),
+    ],
     "learning rate 1e-3": ["--model.optim.lr", "1e-3"],
     "learning rate 5e-3": ["--model.optim.lr", "5e-3"],
     "all places": ["--data.scenes", "{train: 2500, held_out: 300, views: 2, size: 64}"],
     "one view of 5000": ["--data.scenes.views", "1", "--data.scenes.train", "5000"],
-    "decoder of 2 blocks": ["--model.decoder.depth", "2", "--trainer.max_steps", "2900"],
     "encoder of 6 blocks": [_ARGS + "depth", "6", "--trainer.max_steps", "2000"],
     "encoder of 192": [
         *(_ARGS + "embed_dim", "192", _ARGS + "num_heads", "6", "--trainer.max_steps", "1700"),
@@ -56,7 +70,10 @@ VARIANTS: dict[str, list[str]] = {
 # --- runs -------------------------------------------------------------------------------------
 
 
-def add(entry: dict[str, Any]) -> None:
+def add(name: str, seed: int, seconds: float, backbone: Backbone | None) -> None:
+    """Judge a variant and keep what was found."""
+    entry: dict[str, Any] = {"variant": name, "seed": seed, "cpu_s": round(seconds)}
+    entry |= judged(backbone)
     with LOG.open("a") as file:
         file.write(json.dumps(entry) + "\n")
     print(json.dumps(entry), flush=True)
@@ -83,15 +100,15 @@ def main() -> None:
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     for name, seed in missing(["pixels"], [0]):
-        add({"variant": name, "seed": seed, "cpu_s": 0, **judged(None)})
+        add(name, seed, 0, None)
     size = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
     size |= {"n_cls_tokens": 4, "pos_init": "sincos"}
     for name, seed in missing(["random-init"], [0, 1, 2]):
-        add({"variant": name, "seed": seed, "cpu_s": 0, **judged(opened(f"random:{seed}", size))})
+        add(name, seed, 0, opened(f"random:{seed}", size))
     names = [name for name in VARIANTS if wanted.only in name]
     for name, seed in missing(names, wanted.seeds):
         path, seconds = pretrain(name, seed)
-        add({"variant": name, "seed": seed, "cpu_s": round(seconds), **judged(opened(str(path)))})
+        add(name, seed, seconds, opened(str(path)))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import child_run
 import numpy as np
 import pages
 from line_chart import Line, draw
+from tqdm import tqdm
 
 from pixio_lightning.training import results
 
@@ -29,6 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/labels")
 LABELS = (16, 64, 256, 1024)
 SEEDS = (0, 1, 2)
+SEARCH_SEED = 3  # of the runs that choose a rate
 # Rates of the backbone as shares of the head's, 1e-2.
 RATES = (0.03, 0.1, 0.3)
 
@@ -59,18 +63,20 @@ class Way(NamedTuple):
 _PRETRAINED = "runs/pretrain/demo-{seed}/last.ckpt"
 # 2400 steps of pretraining, whose encoder sees a quarter of the patches, take the operations of
 # 1300 steps that train the backbone on all of them.
+SCRATCH, LONG = "from scratch", "from scratch, and as long as pretraining"
 WAYS = {
     "random-init, linear": Way("random:{seed}", False, 800),
     "pretrained, linear": Way(_PRETRAINED, False, 800),
-    "from scratch": Way("random:{seed}", True, 600),
-    "from scratch, and as long as pretraining": Way("random:{seed}", True, 1900),
+    SCRATCH: Way("random:{seed}", True, 600),
+    LONG: Way("random:{seed}", True, 1900),
     "pretrained, tuned": Way(_PRETRAINED, True, 600),
 }
 
 
-def words(task: Task, way: Way, labels: int, seed: int, rate: float) -> list[str]:
+def words(task: Task, cell: Cell) -> list[str]:
     """Return the command line of a cell, without its folder."""
-    line = ["fit", "-c", task.recipe, "--data.scenes", _SCENES.format(labels=labels)]
+    way, seed = WAYS[cell.way], cell.seed
+    line = ["fit", "-c", task.recipe, "--data.scenes", _SCENES.format(labels=cell.labels)]
     line += ["--model.backbone.weights", way.weights.format(seed=seed)]
     line += ["--seed_everything", str(seed), "--data.seed", str(seed), "--model.seed", str(seed)]
     line += ["--trainer.max_steps", str(way.steps), "--data.steps_per_epoch", str(way.steps)]
@@ -78,44 +84,68 @@ def words(task: Task, way: Way, labels: int, seed: int, rate: float) -> list[str
     line += ["--trainer.num_sanity_val_steps", "0"]
     if way.tuned:
         line += ["--model.backbone.tune", "full", "--model.cache", "false"]
-        line += ["--model.optim.backbone_lr_scale", str(rate)]
+        line += ["--model.optim.backbone_lr_scale", str(cell.rate)]
     return line
 
 
 _SCENES = "{{train: {labels}, held_out: 300, views: 2, size: 64, places: [studio]}}"
 
 
-def value(task: Task, path: Path, way: str, labels: int, seed: int, rate: float) -> float:
-    """Return the metric of a cell, which is run if it was not."""
-    cell = {"way": way, "labels": labels, "seed": seed, "rate": rate}
-    for entry in pages.stored(path):
-        if all(entry[name] == wanted for name, wanted in cell.items()):
-            return entry["value"]
-    line = words(task, WAYS[way], labels, seed, rate)
-    name = "-".join(str(part).replace(" ", "_").replace(",", "") for part in cell.values())
-    took = child_run.run(line, RUNS / path.stem / name)
-    record = results.read(RUNS / path.stem / name)[-1]
-    found = record["metrics"][task.metric]
-    baseline = record["baselines"][task.baseline][task.metric]
-    entry = cell | {"value": found, "baseline": baseline, "cpu_s": round(took)}
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-    print(json.dumps(entry), flush=True)
-    return found
+class Cell(NamedTuple):
+    """A run: its way, how many labelled scenes it has, its seed, and the rate of the backbone."""
+
+    way: str
+    labels: int
+    seed: int
+    rate: float = 0.0
 
 
-def fill(task: Task, path: Path) -> None:
-    """Run the cells that are missing: all ways at one number of labels before the next."""
-    best = min if task.better == "lower" else max
-    rates = {
-        name: best(RATES, key=lambda rate: value(task, path, name, 64, 3, rate))  # noqa: B023
-        for name, way in WAYS.items()
-        if way.tuned
+_KEPT = threading.Lock()
+
+
+def run(task: Task, path: Path, cell: Cell) -> None:
+    """Run a cell in its folder and keep what was found."""
+    name = "-".join(str(part).replace(" ", "_").replace(",", "") for part in cell)
+    out = RUNS / path.stem / name
+    took = child_run.run(words(task, cell), out)
+    record = results.read(out)[-1]
+    entry: dict[str, Any] = cell._asdict() | {"value": record["metrics"][task.metric]}
+    entry["baseline"] = record["baselines"][task.baseline][task.metric]
+    with _KEPT, path.open("a") as file:
+        file.write(json.dumps(entry | {"cpu_s": round(took)}) + "\n")
+
+
+def found(path: Path) -> dict[Cell, float]:
+    """Return the metric of every cell that was run."""
+    kept = pages.stored(path)
+    return {Cell(*(entry[name] for name in Cell._fields)): entry["value"] for entry in kept}
+
+
+def run_missing(task: Task, path: Path, cells: list[Cell], jobs: int) -> None:
+    missing = [cell for cell in cells if cell not in found(path)]
+    with ThreadPoolExecutor(jobs) as pool:
+        tasks = [pool.submit(run, task, path, cell) for cell in missing]
+        try:
+            for done in tqdm(as_completed(tasks), total=len(tasks)):
+                done.result()
+        except BaseException:  # what runs is ended or awaited; nothing new begins
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def fill(task: Task, path: Path, seeds: list[int], jobs: int) -> None:
+    """Run the cells that are missing: of ways that train the backbone, those for its rate first."""
+    tuned = [name for name, way in WAYS.items() if way.tuned and name != LONG]
+    search = [Cell(name, 64, SEARCH_SEED, rate) for name in tuned for rate in RATES]
+    run_missing(task, path, search, jobs)
+    values, better = found(path), min if task.better == "lower" else max
+    best = {
+        name: better(RATES, key=lambda rate: values[Cell(name, 64, SEARCH_SEED, rate)])  # noqa: B023
+        for name in tuned
     }
-    for seed in SEEDS:
-        for labels in LABELS:
-            for name in WAYS:
-                value(task, path, name, labels, seed, rates.get(name, 0.0))
+    best[LONG] = best[SCRATCH]
+    cells = [Cell(n, count, s, best.get(n, 0.0)) for s in seeds for count in LABELS for n in WAYS]
+    run_missing(task, path, cells, jobs)
 
 
 def rows(path: Path) -> Iterator[tuple[str, int, list[float]]]:
@@ -159,11 +189,13 @@ def page(task: Task, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on one thread each")
     parser.add_argument("--draw", action="store_true", help="run nothing")
     wanted = parser.parse_args()
     path = RESULTS / f"labels_{wanted.task}.jsonl"
     if not wanted.draw:
-        fill(TASKS[wanted.task], path)
+        fill(TASKS[wanted.task], path, wanted.seeds, wanted.jobs)
     page(TASKS[wanted.task], path)
 
 
