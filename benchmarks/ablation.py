@@ -6,8 +6,8 @@
 
 From MAE on, one change at a time is added: a decoder as deep as the encoder for one of a quarter of
 it, blocks of 2x2 patches for single ones, four class tokens for one, and a curated stream for an
-even one. A budget of 1 is what `pretrain/demo` spends on its 76,800 images, in operations, and
-every row spends the same: what a shallower decoder saves, it sees in images. All else is the
+even one. A budget of 1 is what `pretrain/demo_paper` spends on its 76,800 images, in operations,
+and every row spends the same: what a shallower decoder saves, it sees in images. All else is the
 demo's, but the images, which are of all kinds of place. What the scorer of the curated stream took
 is not counted.
 
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import child_run
-import numpy as np
 import pages
 import torch
 from line_chart import Line, draw
@@ -215,12 +214,6 @@ TOLD |= {"attributes, all": "attributes", "place k-NN, all": "place, k-NN"}
 TOLD |= {"depth, all, grey": "depth, grey", "classes, all, grey": "classes, grey"}
 
 
-def said(entries: list[dict[str, Any]], key: str) -> str:
-    values = [entry[key] for entry in entries]
-    spread = f" +- {np.std(values, ddof=1):.3f}" if values[1:] else ""
-    return f"{np.mean(values):.3f}{spread}"
-
-
 def page() -> None:
     """Write the table between the marks of the page, and its charts beside it."""
     groups: dict[tuple[int, float, str], list[dict[str, Any]]] = defaultdict(list)
@@ -231,7 +224,7 @@ def page() -> None:
     table = ["| batch | budget | | " + " | ".join(TOLD.values()) + " | seeds |"]
     table.append("|---" * (len(TOLD) + 4) + "|")
     for key in sorted(groups, key=lambda k: (*k[:2], order.index(k[2]))):
-        found = " | ".join(said(groups[key], name) for name in TOLD)
+        found = " | ".join(pages.said([entry[name] for entry in groups[key]]) for name in TOLD)
         batch, budget = (f"{part:g}" if part else "" for part in key[:2])
         table.append(f"| {batch} | {budget} | {key[2]} | {found} | {len(groups[key])} |")
     hours = sum(entry.get("cpu_s", 0) for entry in entries) / 3600
@@ -243,10 +236,9 @@ def page() -> None:
         for (batch, budget, row), group in sorted(groups.items(), key=lambda item: item[0][1]):
             if batch == CHARTED:
                 line = lines.setdefault(row, Line([], [], []))
-                values = [entry[f"{name}, {WORLD}"] for entry in group]
-                line.x.append(budget)
-                line.y.append(float(np.mean(values)))
-                line.spread.append(float(np.std(values, ddof=1)) if values[1:] else 0.0)
+                found = pages.mean_and_spread([entry[f"{name}, {WORLD}"] for entry in group])
+                for part, number in zip(line, (budget, *found), strict=True):
+                    part.append(number)
         if lines:
             x = "operations spent, as parts of the demo's"
             draw(RESULTS / f"ablation_{name}.png", lines, x=x, y=unit)

@@ -2,9 +2,9 @@
 
     python benchmarks/demo_search.py [--only WORD] [--seeds 0 1]
 
-Every variant is pretrained for about the CPU time of `pretrain/demo`, which is recorded beside it,
-and judged by ridge regression from its frozen features, on scenes of the split `test`, which no
-demo prints. What was judged is not judged again: the same line goes on.
+Every variant is a change of `pretrain/demo_paper`, pretrained for about its CPU time, which is
+recorded, and judged by ridge regression from its frozen features, on scenes of the split `test`,
+which no demo prints. What was judged is not judged again: the same line goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SINGLE = ("--model.mask_grid", "1")
 _DECODER = ("--model.decoder.depth",)
 _SHALLOW = (*_SINGLE, *_DECODER, "1", "--trainer.max_steps", "3600")
 VARIANTS: dict[str, list[str]] = {
-    "demo": [],
+    "demo_paper": [],
     "plain pixels": ["--model.norm_pix", "false"],
     "mask 50 %": ["--model.mask_ratio", "0.5", "--trainer.max_steps", "1900"],
     "mask 60 %": ["--model.mask_ratio", "0.625", "--trainer.max_steps", "2100"],
@@ -42,6 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "single patches, decoder of 2": [*_SINGLE, *_DECODER, "2", "--trainer.max_steps", "2900"],
     "MAE's": [*_SHALLOW, _ARGS + "n_cls_tokens", "1", "--trainer.max_steps", "3900"],
     "shallow, learning rate 4e-3": [*_SHALLOW, "--model.optim.lr", "4e-3"],
+    "shallow, learning rate 1e-3": [*_SHALLOW, "--model.optim.lr", "1e-3"],
     "shallow, plain pixels": [*_SHALLOW, "--model.norm_pix", "false"],
     "shallow, mask 60 %": [
         *(*_SHALLOW, "--model.mask_ratio", "0.625", "--trainer.max_steps", "3000"),
@@ -87,10 +88,29 @@ def missing(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
 def pretrain(name: str, seed: int) -> tuple[Path, float]:
     """Pretrain a variant; return its checkpoint and the CPU seconds that it took."""
     out = RUNS / f"{name.replace(' ', '_').replace('%', 'pct')}-{seed}"
-    words = ["fit", "-c", "pretrain/demo", "--panels.every_n_steps", "0"]
+    words = ["fit", "-c", "pretrain/demo_paper", "--panels.every_n_steps", "0"]
     words += ["--seed_everything", str(seed), "--data.seed", str(seed), "--model.seed", str(seed)]
     words += ["--trainer.num_sanity_val_steps", "0", "--data.num_workers", "0", *VARIANTS[name]]
     return out / "last.ckpt", child_run.run(words, out)
+
+
+def page() -> None:
+    """Write what was found as a table between the marks of the page, the best depth first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in pages.stored(LOG):
+        groups.setdefault(entry["variant"], []).append(entry)
+    told = [key for key in pages.stored(LOG)[0] if "," in key and "k-NN" not in key]
+    table = ["| variant | " + " | ".join(told) + " | CPU, s | seeds |"]
+    table.append("|---" * (len(told) + 3) + "|")
+    for name, group in sorted(groups.items(), key=lambda item: -depth(item[1])):
+        cells = [pages.said([entry[key] for entry in group]) for key in told]
+        seconds = sum(entry["cpu_s"] for entry in group) / len(group)
+        table.append(f"| {name} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(group)} |")
+    pages.fill(LOG.with_suffix(".md"), table)
+
+
+def depth(group: list[dict[str, Any]]) -> float:
+    return pages.mean_and_spread([entry["depth, studio"] for entry in group])[0]
 
 
 def main() -> None:
@@ -109,6 +129,7 @@ def main() -> None:
     for name, seed in missing(names, wanted.seeds):
         path, seconds = pretrain(name, seed)
         add(name, seed, seconds, opened(str(path)))
+    page()
 
 
 if __name__ == "__main__":

@@ -165,9 +165,9 @@ def page(task: Task, path: Path) -> None:
     table.append("|---" * (len(LABELS) + 1) + "|")
     cells: dict[str, dict[int, str]] = {name: {} for name in WAYS}
     for name, labels, values in rows(path):
-        mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else 0.0
-        cells[name][labels] = f"{mean:.3f} +- {spread:.3f}" if values[1:] else f"{mean:.3f} (1)"
-        for part, number in zip(lines[name], (labels, mean, spread), strict=True):
+        cells[name][labels] = pages.said(values) + ("" if values[1:] else " (1)")
+        found = (labels, *pages.mean_and_spread(values))
+        for part, number in zip(lines[name], found, strict=True):
             part.append(number)
     for name, own in cells.items():
         table.append(f"| {name} | " + " | ".join(own.get(n, "") for n in LABELS) + " |")

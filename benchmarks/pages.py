@@ -7,12 +7,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _BEGIN, _END = "<!-- table -->\n", "<!-- /table -->\n"
 
 
 def stored(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a file of results; none if it is not there yet."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Return the mean and the sample's deviation, which of one value is 0."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else 0.0
+
+
+def said(values: list[float]) -> str:
+    """Write values as a cell of a table: their mean, and the deviation of several."""
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.3f} +- {spread:.3f}" if values[1:] else f"{mean:.3f}"
 
 
 def fill(page: Path, lines: Iterable[str]) -> None:
