@@ -61,7 +61,7 @@ class Way(NamedTuple):
 
 
 _PRETRAINED = "runs/pretrain/demo-{seed}/last.ckpt"
-# 2400 steps of pretraining, whose encoder sees a quarter of the patches, take the operations of
+# 3600 steps of pretraining, whose encoder sees a quarter of the patches, take the operations of
 # 1300 steps that train the backbone on all of them.
 SCRATCH, LONG = "from scratch", "from scratch, and as long as pretraining"
 WAYS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from pixio_lightning.data.workers import watched
 from pixio_lightning.errors import UserError
@@ -41,7 +41,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                 key = "val_batch_size" if "weight" in samples[0] else "batch_size"
                 also = " or data.image_size to a number" if key == "batch_size" else ""
                 return {"bad": [(samples[0]["name"], f"{sizes}: set data.{key} to 1{also}")]}
-            batch[field] = torch.stack(values)
+            batch[field] = default_collate(values)  # in a worker, into shared memory at once
         elif isinstance(first, (int, float)):
             batch[field] = torch.tensor(values)
         elif field != "bad":
