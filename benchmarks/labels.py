@@ -6,8 +6,9 @@
 
 Every cell is a run of its own: the recipe of the task on so many scenes of two views, judged on the
 recipe's held-out scenes after the last step. Of ways that train the backbone, each has the best of
-three rates for it on 64 scenes with a seed of its own. It is chosen on the held-out scenes that
-all cells are judged on, which favours those ways a little over the ones that train the head alone.
+three rates for it on 64 scenes with a seed of its own; what trains as long as pretraining has that
+of the shorter run. A rate is chosen on the held-out scenes that all cells are judged on, which
+favours those ways a little over the ones that train the head alone.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Way(NamedTuple):
     steps: int
 
 
-_PRETRAINED = "runs/pretrain/demo-{seed}/last.ckpt"
+_PRETRAINED = "runs/pretrain/demo-{backbone}/last.ckpt"
 # 3600 steps of pretraining, whose encoder sees a quarter of the patches, take the operations of
 # 1300 steps that train the backbone on all of them.
 SCRATCH, LONG = "from scratch", "from scratch, and as long as pretraining"
@@ -77,7 +78,8 @@ def words(task: Task, cell: Cell) -> list[str]:
     """Return the command line of a cell, without its folder."""
     way, seed = WAYS[cell.way], cell.seed
     line = ["fit", "-c", task.recipe, "--data.scenes", _SCENES.format(labels=cell.labels)]
-    line += ["--model.backbone.weights", way.weights.format(seed=seed)]
+    backbone = seed if seed in SEEDS else SEEDS[0]
+    line += ["--model.backbone.weights", way.weights.format(seed=seed, backbone=backbone)]
     line += ["--seed_everything", str(seed), "--data.seed", str(seed), "--model.seed", str(seed)]
     line += ["--trainer.max_steps", str(way.steps), "--data.steps_per_epoch", str(way.steps)]
     line += ["--panels.every_n_steps", "0", "--data.num_workers", "0"]
@@ -150,12 +152,12 @@ def fill(task: Task, path: Path, seeds: list[int], jobs: int) -> None:
 
 def rows(path: Path) -> Iterator[tuple[str, int, list[float]]]:
     """Yield a way, a number of labels, and the values of the seeds that were run."""
-    entries = [entry for entry in pages.stored(path) if entry["seed"] in SEEDS]
+    values = found(path)
     for name in WAYS:
         for labels in LABELS:
-            own = [e for e in entries if e["way"] == name and e["labels"] == labels]
+            own = [v for c, v in values.items() if c[:2] == (name, labels) and c.seed in SEEDS]
             if own:
-                yield name, labels, [e["value"] for e in own]
+                yield name, labels, own
 
 
 def page(task: Task, path: Path) -> None:
@@ -166,8 +168,8 @@ def page(task: Task, path: Path) -> None:
     cells: dict[str, dict[int, str]] = {name: {} for name in WAYS}
     for name, labels, values in rows(path):
         cells[name][labels] = pages.said(values) + ("" if values[1:] else " (1)")
-        found = (labels, *pages.mean_and_spread(values))
-        for part, number in zip(lines[name], found, strict=True):
+        point = (labels, *pages.mean_and_spread(values))
+        for part, number in zip(lines[name], point, strict=True):
             part.append(number)
     for name, own in cells.items():
         table.append(f"| {name} | " + " | ".join(own.get(n, "") for n in LABELS) + " |")
