@@ -21,8 +21,7 @@ import argparse
 import json
 import threading
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ import pages
 import torch
 from line_chart import Line, draw
 from scene_judge import judged, opened, views
-from tqdm import tqdm
 
 from pixio_lightning import Backbone, PixelPretraining
 from pixio_lightning.data import Scenes
@@ -236,9 +234,7 @@ def page() -> None:
         for (batch, budget, row), group in sorted(groups.items(), key=lambda item: item[0][1]):
             if batch == CHARTED:
                 line = lines.setdefault(row, Line([], [], []))
-                found = pages.mean_and_spread([entry[f"{name}, {WORLD}"] for entry in group])
-                for part, number in zip(line, (budget, *found), strict=True):
-                    part.append(number)
+                line.add(budget, [entry[f"{name}, {WORLD}"] for entry in group])
         if lines:
             x = "operations spent, as parts of the demo's"
             draw(RESULTS / f"ablation_{name}.png", lines, x=x, y=unit)
@@ -266,16 +262,8 @@ def main() -> None:
             operations(row)
         known = finished(how.batch)
         missing = [c for c in cells(wanted.budgets, wanted.seeds) if c not in known]
-        with ThreadPoolExecutor(wanted.jobs) as pool, tqdm(total=1 + len(missing)) as bar:
-            tasks = [pool.submit(baselines, how)]
-            tasks += [pool.submit(pretrain, cell, how) for cell in missing]
-            try:
-                for task in as_completed(tasks):
-                    task.result()
-                    bar.update()
-            except BaseException:  # what runs is ended or awaited; nothing new begins
-                pool.shutdown(cancel_futures=True)
-                raise
+        calls = [partial(baselines, how), *(partial(pretrain, cell, how) for cell in missing)]
+        child_run.several(calls, wanted.jobs)
     page()
 
 

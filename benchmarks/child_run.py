@@ -1,11 +1,15 @@
-"""A run of `pixio` in a process of its own, on one thread, and the CPU time that it took."""
+"""Runs of `pixio`, each in a process of its own on one thread, and the CPU time that it took."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 def run(words: list[str], out: Path) -> float:
@@ -30,3 +34,16 @@ def run(words: list[str], out: Path) -> float:
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command)
     return used.ru_utime
+
+
+def several(calls: Sequence[Callable[[], object]], jobs: int) -> None:
+    """Make calls, so many at a time; where one fails, what runs is ended or awaited."""
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(calls)) as bar:
+        tasks = [pool.submit(call) for call in calls]
+        try:
+            for task in as_completed(tasks):
+                task.result()
+                bar.update()
+        except BaseException:  # nothing new begins
+            pool.shutdown(cancel_futures=True)
+            raise

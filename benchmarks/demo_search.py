@@ -28,18 +28,18 @@ RUNS = Path("runs/demo_search")
 
 _ARGS = "--model.backbone.model_args."
 _SINGLE = ("--model.mask_grid", "1")
-_DECODER = ("--model.decoder.depth",)
-_SHALLOW = (*_SINGLE, *_DECODER, "1", "--trainer.max_steps", "3600")
+_DECODER = "--model.decoder.depth"
+_SHALLOW = (*_SINGLE, _DECODER, "1", "--trainer.max_steps", "3600")
 VARIANTS: dict[str, list[str]] = {
     "demo_paper": [],
     "plain pixels": ["--model.norm_pix", "false"],
     "mask 50 %": ["--model.mask_ratio", "0.5", "--trainer.max_steps", "1900"],
     "mask 60 %": ["--model.mask_ratio", "0.625", "--trainer.max_steps", "2100"],
     "single patches": ["--model.mask_grid", "1"],
-    "decoder of 1": [*_DECODER, "1", "--trainer.max_steps", "3600"],
-    "decoder of 2": [*_DECODER, "2", "--trainer.max_steps", "2900"],
+    "decoder of 1": [_DECODER, "1", "--trainer.max_steps", "3600"],
+    "decoder of 2": [_DECODER, "2", "--trainer.max_steps", "2900"],
     "single patches, decoder of 1": [*_SHALLOW],
-    "single patches, decoder of 2": [*_SINGLE, *_DECODER, "2", "--trainer.max_steps", "2900"],
+    "single patches, decoder of 2": [*_SINGLE, _DECODER, "2", "--trainer.max_steps", "2900"],
     "MAE's": [*_SHALLOW, _ARGS + "n_cls_tokens", "1", "--trainer.max_steps", "3900"],
     "shallow, learning rate 4e-3": [*_SHALLOW, "--model.optim.lr", "4e-3"],
     "shallow, learning rate 1e-3": [*_SHALLOW, "--model.optim.lr", "1e-3"],

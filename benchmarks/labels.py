@@ -17,7 +17,7 @@ import argparse
 import json
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ import child_run
 import numpy as np
 import pages
 from line_chart import Line, draw
-from tqdm import tqdm
 
 from pixio_lightning.training import results
 
@@ -124,15 +123,8 @@ def found(path: Path) -> dict[Cell, float]:
 
 
 def run_missing(task: Task, path: Path, cells: list[Cell], jobs: int) -> None:
-    missing = [cell for cell in cells if cell not in found(path)]
-    with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(run, task, path, cell) for cell in missing]
-        try:
-            for done in tqdm(as_completed(tasks), total=len(tasks)):
-                done.result()
-        except BaseException:  # what runs is ended or awaited; nothing new begins
-            pool.shutdown(cancel_futures=True)
-            raise
+    known = found(path)
+    child_run.several([partial(run, task, path, cell) for cell in cells if cell not in known], jobs)
 
 
 def fill(task: Task, path: Path, seeds: list[int], jobs: int) -> None:
@@ -168,9 +160,7 @@ def page(task: Task, path: Path) -> None:
     cells: dict[str, dict[int, str]] = {name: {} for name in WAYS}
     for name, labels, values in rows(path):
         cells[name][labels] = pages.said(values) + ("" if values[1:] else " (1)")
-        point = (labels, *pages.mean_and_spread(values))
-        for part, number in zip(lines[name], point, strict=True):
-            part.append(number)
+        lines[name].add(labels, values)
     for name, own in cells.items():
         table.append(f"| {name} | " + " | ".join(own.get(n, "") for n in LABELS) + " |")
     entries = pages.stored(path)

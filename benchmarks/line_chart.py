@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from pages import mean_and_spread
 from PIL import Image, ImageDraw, ImageFont
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 960, 500, 70, 60, 40, 300
@@ -20,6 +21,11 @@ class Line(NamedTuple):
     x: list[float]
     y: list[float]
     spread: list[float]
+
+    def add(self, x: float, values: list[float]) -> None:
+        """Add the point of what seeds gave."""
+        for part, number in zip(self, (x, *mean_and_spread(values)), strict=True):
+            part.append(number)
 
 
 def draw(path: Path, lines: Mapping[str, Line], *, x: str, y: str) -> None:
