@@ -1,12 +1,14 @@
 """Do Pixio's changes to MAE pay at this size, and from which budget on?
 
     python benchmarks/ablation.py [--budgets 0.25 1] [--seeds 0 1 2]
+    python benchmarks/ablation.py --variants [--seeds 0 1 2]     of mask ratio and decoder depth
     python benchmarks/ablation.py --accelerator gpu --batch 256 --budgets 1 4 16 --jobs 5
     python benchmarks/ablation.py --draw            the page and its chart, from the lines kept
 
 From MAE on, one change at a time is added: a decoder as deep as the encoder for one of a quarter of
 it, blocks of 2x2 patches for single ones, four class tokens for one, and a curated stream for an
-even one. A budget of 1 is what `pretrain/demo_paper` spends on its 76,800 images, in operations,
+even one. `--variants` changes one number of MAE's row: the share that is hidden, or the decoder's
+blocks. A budget of 1 is what `pretrain/demo_paper` spends on its 76,800 images, in operations,
 and every row spends the same: what a shallower decoder saves, it sees in images. All else is the
 demo's, but the images, which are of all kinds of place. What the scorer of the curated stream took
 is not counted.
@@ -56,6 +58,7 @@ class Row(NamedTuple):
     mask_grid: int
     class_tokens: int
     curated: bool = False
+    mask_ratio: float = 0.75
 
 
 ROWS = {
@@ -66,6 +69,11 @@ ROWS = {
     "+ curation": Row(4, 2, 4, curated=True),
 }
 ENDS = ("MAE", "+ curation")
+MAE = ROWS["MAE"]
+VARIANTS = {
+    f"MAE, {ratio:.1%} hidden": MAE._replace(mask_ratio=ratio) for ratio in (0.5, 0.625, 0.875)
+} | {f"MAE, decoder of {depth} blocks": MAE._replace(decoder_depth=depth) for depth in (2, 8)}
+ALL = ROWS | VARIANTS
 
 
 class Cell(NamedTuple):
@@ -77,7 +85,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{list(ROWS).index(self.row)}-{self.budget:g}x-{self.seed}"
+        return f"{list(ALL).index(self.row)}-{self.budget:g}x-{self.seed}"
 
 
 class How(NamedTuple):
@@ -104,24 +112,26 @@ def operations(row: Row) -> float:
     args = ENCODER | {"n_cls_tokens": row.class_tokens, "pos_init": "sincos"}
     backbone = Backbone("pixio_vitt16", weights="random", tune="full", model_args=args)
     decoder = DecoderSize(64, row.decoder_depth, 4)
-    model = PixelPretraining(backbone, mask_grid=row.mask_grid, decoder=decoder)
+    model = PixelPretraining(
+        backbone, mask_grid=row.mask_grid, mask_ratio=row.mask_ratio, decoder=decoder
+    )
     with torch.device("meta"):
         model.configure_model()
     return costs_of(model, ENCODER["img_size"]).operations
 
 
 def steps(cell: Cell, batch: int) -> int:
-    share = operations(ROWS[SCORER.row]) / operations(ROWS[cell.row])
+    share = operations(ROWS[SCORER.row]) / operations(ALL[cell.row])
     return round(IMAGES / batch * cell.budget * share)
 
 
 def words(cell: Cell, how: How) -> list[str]:
     """Return the command line of a cell, without its folder."""
-    row, count, seed = ROWS[cell.row], str(steps(cell, how.batch)), str(cell.seed)
+    row, count, seed = ALL[cell.row], str(steps(cell, how.batch)), str(cell.seed)
     line = ["fit", "-c", "pretrain/demo", "--data.batch_size", str(how.batch), *on_device(how)]
     line += ["--seed_everything", seed, "--data.seed", seed, "--model.seed", seed]
     line += ["--model.decoder.depth", str(row.decoder_depth)]
-    line += ["--model.mask_grid", str(row.mask_grid)]
+    line += ["--model.mask_grid", str(row.mask_grid), "--model.mask_ratio", str(row.mask_ratio)]
     line += ["--model.backbone.model_args.n_cls_tokens", str(row.class_tokens)]
     line += ["--trainer.max_steps", count, "--data.steps_per_epoch", count]
     line += ["--trainer.num_sanity_val_steps", "0", "--panels.every_n_steps", "0"]
@@ -171,7 +181,7 @@ def pretrain(cell: Cell, how: How) -> None:
     with _RUNNING[cell]:  # the scorer is asked for twice
         if cell in finished(how.batch):
             return
-        if ROWS[cell.row].curated:
+        if ALL[cell.row].curated:
             score(how)
         out = how.folder / cell.name
         took = child_run.run(words(cell, how), out)
@@ -218,7 +228,7 @@ def page() -> None:
     entries = pages.stored(LINES)
     for entry in entries:
         groups[entry["batch"], entry["budget"], entry["row"]].append(entry)
-    order = ["pixels", "random-init", *ROWS]
+    order = ["pixels", "random-init", *ALL]
     table = ["| batch | budget | | " + " | ".join(TOLD.values()) + " | seeds |"]
     table.append("|---" * (len(TOLD) + 4) + "|")
     for key in sorted(groups, key=lambda k: (*k[:2], order.index(k[2]))):
@@ -232,7 +242,7 @@ def page() -> None:
     for name, unit in units.items():
         lines: dict[str, Line] = {}
         for (batch, budget, row), group in sorted(groups.items(), key=lambda item: item[0][1]):
-            if batch == CHARTED:
+            if batch == CHARTED and row in ROWS:
                 line = lines.setdefault(row, Line([], [], []))
                 line.add(budget, [entry[f"{name}, {WORLD}"] for entry in group])
         if lines:
@@ -249,6 +259,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="data workers of each")
     parser.add_argument("--accelerator", choices=DEVICES, default="cpu")
     parser.add_argument("--draw", action="store_true", help="train nothing")
+    parser.add_argument("--variants", action="store_true", help="those of MAE, of a budget of 1")
     wanted = parser.parse_args()
     how = How(wanted.batch, wanted.accelerator, wanted.workers)
     if not wanted.draw:
@@ -258,10 +269,13 @@ def main() -> None:
             Scenes(**SCENES).shards(split)
         for split in ("train", "test"):
             views(WORLD, split)
-        for row in ROWS.values():  # counted here, as it is done with hooks of all modules
+        for row in ALL.values():  # counted here, as it is done with hooks of all modules
             operations(row)
         known = finished(how.batch)
-        missing = [c for c in cells(wanted.budgets, wanted.seeds) if c not in known]
+        asked = cells(wanted.budgets, wanted.seeds)
+        if wanted.variants:
+            asked = [Cell(name, 1, seed) for seed in wanted.seeds for name in VARIANTS]
+        missing = [cell for cell in asked if cell not in known]
         calls = [partial(baselines, how), *(partial(pretrain, cell, how) for cell in missing)]
         child_run.several(calls, wanted.jobs)
     page()

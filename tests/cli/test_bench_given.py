@@ -280,6 +280,32 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
         refuse_stale(out, named, ["--model.optim.lr=5", "--model.flag=true"])
 
 
+def test_a_finished_evaluation_does_not_stand_for_another_checkpoint(tmp_path: Path) -> None:
+    """Nor for the same one that was trained since, students among them."""
+    first, second, out = tmp_path / "a.ckpt", tmp_path / "b.ckpt", tmp_path / "row-0"
+    out.mkdir()
+    first.touch()
+    second.touch()
+    (out / "results.jsonl").touch()
+    words = ["-c", "depth/demo"]
+    line = {"recipe": ["depth/demo"], "overrides": [], "backbone": {"weights": "tiny"}}
+    refuse_stale(out, line, words, str(second))  # of a version that kept no path
+    line["checkpoint_path"] = str(first)
+    refuse_stale(out, line, words, str(first))
+    with pytest.raises(UserError, match=r"with checkpoint '.*a.ckpt', but now checkpoint '.*b.c"):
+        refuse_stale(out, line, words, str(second))
+    with pytest.raises(UserError, match=r"with checkpoint '.*a.ckpt', but now untrained is given"):
+        refuse_stale(out, line, words)
+    later = first.stat().st_mtime_ns + 10**9
+    os.utime(first, ns=(0, later))
+    with pytest.raises(UserError, match=r"was run before '.*a.ckpt' was written: remove it"):
+        refuse_stale(out, line, words, str(first))
+    os.utime(second, ns=(0, later))
+    line = line | {"checkpoint_path": None, "backbone": {"weights": f"{second}:small"}}
+    with pytest.raises(UserError, match=r"was run before '.*b.ckpt' was written: remove it"):
+        refuse_stale(out, line, words)
+
+
 def test_a_finished_run_does_not_stand_for_other_data(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,11 @@ def main_compare(first: str, second: str, *, out: str | None) -> int:
     print(visible_lines(compare(*folders)))
     if both := together(*folders):
         title, outcome, better = both
-        names = "-".join(folder.resolve().name for folder in folders)
+        paths = [folder.resolve() for folder in folders]
+        alike = paths[0].name == paths[1].name  # as runs of one suite in two places are
+        names = "-".join(
+            f"{path.parent.name}-{path.name}" if alike else path.name for path in paths
+        )
         folder = Path(out) if out else Path("runs") / "bench" / f"compare-{names}"
         write_text(folder / "index.html", page(title, outcome, better, folder=folder))
         print(f"written: {folder / 'index.html'} for a browser")

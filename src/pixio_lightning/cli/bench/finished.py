@@ -8,6 +8,8 @@ from typing import Any
 from pixio_lightning.cli.config_tree import parsed, typed
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.weights.shipped import SHIPPED
+from pixio_lightning.models.weights.students import absolute, split_student
 from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import read_state
 
@@ -44,13 +46,21 @@ def last_result(folder: Path, verb: str | None = None) -> dict[str, Any]:
     return lines[-1]
 
 
-def refuse_stale(out: Path, line: dict[str, Any], words: list[str]) -> None:
-    """Refuse a finished run of another recipe, other keys or earlier weights.
+def refuse_stale(
+    out: Path, line: dict[str, Any], words: list[str], checkpoint: str | None = None
+) -> None:
+    """Refuse a finished run of another recipe, other keys, another checkpoint or earlier weights.
 
     Its result would stand for theirs.
 
+    Args:
+        out: Folder of the run.
+        line: Its result.
+        words: The line that would be run now.
+        checkpoint: What would be evaluated; None for a model as it is initialised, and a training.
+
     Raises:
-        UserError: It is one; `words` are the line that would be run now.
+        UserError: It is one.
     """
     way_out = "remove it, or name another --out"
     options, ran = parse_options(words), typed(line["overrides"] or [])
@@ -64,9 +74,15 @@ def refuse_stale(out: Path, line: dict[str, Any], words: list[str]) -> None:
         if not _alike(ran.get(key), now.get(key)):
             was, given = (f"'{x[key]}'" if key in x else "its recipe's" for x in (ran, now))
             raise UserError(f"'{out}' was run with {key} {was}, but now it is {given}: {way_out}")
-    weights = Path(line["backbone"]["weights"] or "").expanduser()
-    if weights.is_file() and weights.stat().st_mtime > (out / results.FILE).stat().st_mtime:
-        raise UserError(f"'{out}' was run before '{weights}' was written: {way_out}")
+    evaluated = line.get("checkpoint_path", checkpoint)  # earlier versions did not keep it
+    if absolute(evaluated or "") != absolute(checkpoint or ""):
+        was, given = (f"checkpoint '{x}'" if x else "untrained" for x in (evaluated, checkpoint))
+        raise UserError(f"'{out}' was run with {was}, but now {given} is given: {way_out}")
+    weights = line["backbone"]["weights"] or ""
+    files = [checkpoint or "", "" if weights in SHIPPED else split_student(weights)[0]]
+    for path in (Path(file).expanduser() for file in files if file):
+        if path.exists() and path.stat().st_mtime > (out / results.FILE).stat().st_mtime:
+            raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
 
 
 def _recipe(name: object) -> str:

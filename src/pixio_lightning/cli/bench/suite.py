@@ -176,11 +176,13 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
         try:
             if has_run(out, verb):
                 line = last_result(out, verb)
-                refuse_stale(out, line, _words(about, seed, out, words))
+                given = _words(about, seed, out, words)
+                refuse_stale(out, line, given, _checkpoint(about, seed))
                 known[name] = set(line["metrics"])
                 continue
-            if not Path(_checkpoint(about, seed)).exists() and "checkpoint" in about:
-                raise UserError(f"checkpoint '{_checkpoint(about, seed)}' does not exist")
+            checkpoint = _checkpoint(about, seed)
+            if checkpoint and not Path(checkpoint).exists():
+                raise UserError(f"checkpoint '{checkpoint}' does not exist")
             known[name] = _planned(about, out, words)
         except UserError as error:
             raise UserError(f"row {name}: {error}") from error
@@ -273,11 +275,11 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
             out = _folder(folder, name, seed)
             given = _words(about, seed, out, words)
             if has_run(out, verb):
-                refuse_stale(out, last_result(out, verb), given)
+                refuse_stale(out, last_result(out, verb), given, _checkpoint(about, seed))
             else:
                 if is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
-                taken = [] if verb == "fit" else ["--ckpt_path", _checkpoint(about, seed)]
+                taken = [] if verb == "fit" else ["--ckpt_path", _checkpoint(about, seed) or "none"]
                 runs.main(verb, [*given, *taken])
             line = last_result(out, verb)
             line |= {"metrics": _of_data(about, line["metrics"])}
@@ -353,8 +355,9 @@ def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
     return list(dict.fromkeys(found))
 
 
-def _checkpoint(about: dict[str, Any], seed: int) -> str:
-    return about.get("checkpoint", "none").replace("{seed}", str(seed))
+def _checkpoint(about: dict[str, Any], seed: int) -> str | None:
+    """Return what a row evaluates; None for a model as it is initialised, and a training."""
+    return about["checkpoint"].replace("{seed}", str(seed)) if "checkpoint" in about else None
 
 
 def _word(value: Any, seed: int) -> str:

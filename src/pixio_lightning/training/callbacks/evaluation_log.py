@@ -76,6 +76,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "overrides": head.provenance.get("overrides"),
         "steps": head.trained_steps,
         "checkpoint": which,
+        "checkpoint_path": None if verb == "fit" or not checkpoint else str(checkpoint),
         "verb": verb,
     }
 
