@@ -76,12 +76,10 @@ def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterat
     """Yield rows a few at a time, until they are too many."""
     parts = _check_footer(file, group, columns)
     rows, size = _NUMBERS_AT_ONCE, 0
-    leaves = [file.schema.column(i) for i in range(len(file.schema))]
-    wanted = {part.path_in_schema for part in parts}
-    if any(leaf.path in wanted and leaf.max_repetition_level for leaf in leaves):
-        rows = _LISTS_AT_ONCE
     if any("BYTE_ARRAY" in part.physical_type for part in parts):  # of any or one length
         rows = _ROWS_AT_ONCE
+    elif _has_lists(file, {part.path_in_schema for part in parts}):
+        rows = _LISTS_AT_ONCE
     for batch in file.iter_batches(
         batch_size=rows, row_groups=[group], columns=list(columns), use_threads=False
     ):
@@ -89,6 +87,12 @@ def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterat
         if size > MAX_GROUP:
             raise TooLarge
         yield batch
+
+
+def _has_lists(file: pq.ParquetFile, paths: set[str]) -> bool:
+    schema = file.schema
+    leaves = (schema.column(i) for i in range(len(schema)))
+    return any(leaf.path in paths and leaf.max_repetition_level for leaf in leaves)
 
 
 def _check_footer(

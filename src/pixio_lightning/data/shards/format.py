@@ -143,8 +143,9 @@ def read_group(index: ShardIndex, group: int) -> list[Encoded]:
             found = _read_tar_group(index.root, shard, local)
         else:
             file = parquet_file(index.root, shard.path)
-            column = column_of_images(file.schema_arrow, index.column)
-            keys = ["key"] if "key" in file.schema_arrow.names and column != "key" else []
+            schema = file.schema_arrow
+            column = column_of_images(schema, index.column)
+            keys = ["key"] if "key" in schema.names and column != "key" else []
             table = read_rows(file, local, [*keys, column])
             found = _rows_of_table(table, column, f"{shard.path}#{local}")
     except Exception as error:  # what readers raise of damaged bytes has no common class
@@ -189,7 +190,8 @@ def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> 
         UserError: A column is missing.
     """
     file = parquet_file(root, path)
-    missing = [name for name in columns if name not in file.schema_arrow.names]
+    known = file.schema_arrow.names
+    missing = [name for name in columns if name not in known]
     if missing:
         raise UserError(
             f"'{join(root, path)}' has no column '{missing[0]}': give a folder of scores, written "

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixio_lightning.errors import UserError
@@ -62,4 +63,6 @@ def _opened_file_system(root: str, process: int) -> Any:
 # Opened files keep their footers, which a shuffled order of groups comes back to.
 @lru_cache(maxsize=32)
 def _opened_parquet(root: str, path: str, process: int) -> pq.ParquetFile:
-    return pq.ParquetFile(file_system(root).open(join(root, path), "rb"))
+    if "://" in root:
+        return pq.ParquetFile(file_system(root).open(join(root, path), "rb"))
+    return pq.ParquetFile(pa.OSFile(join(root, path)))  # in half the time of a file of Python

@@ -201,28 +201,34 @@ class ShardImages(IterableDataset):
 
     def _read(self, block: int) -> tuple[list[Encoded], list[str], list[Tally]]:
         """Read the groups of a block, thin them by the rule, and shuffle what is left."""
-        epoch = self.order.epoch(block)
+        epoch, groups = self.order.epoch(block), self.order.groups_of(block)
+        # Shard by shard, as opening one may take longer than reading a small group of it.
+        read = {group: self._read_group(group, epoch) for group in sorted(groups)}
         images: list[Encoded] = []
         names: list[str] = []
         tallies: list[Tally] = []
-        for group in self.order.groups_of(block):
-            shard, _ = self.index.locate(group)
-            path = self.index.shards[shard].path
-            rows = self.index.rows_of(group)
-            if self.rule and not self.rule.takes_group(self.index, group, epoch=epoch):
-                tallies.append(Tally(shard, rows, 0))
-                continue
-            read = read_group(self.index, group)
-            if self.rule:
-                kept = self.rule.keep(self.index, group, [i.key for i in read], epoch=epoch)
-                # What cannot be read is always let through, to be counted as bad.
-                read = [i for i, keep in zip(read, kept, strict=True) if keep or i.reason]
-            tallies.append(Tally(shard, rows, len(read)))
-            images += read
-            names += [i.key if i.key.startswith(path) else f"{path}:{i.key}" for i in read]
+        for group in groups:
+            found, tally = read.pop(group)
+            path = self.index.shards[tally.shard].path
+            tallies.append(tally)
+            images += found
+            names += [i.key if i.key.startswith(path) else f"{path}:{i.key}" for i in found]
         n, seed = len(images), fold(self.seed, block)
         places = [permuted(i, n, seed=seed, step=epoch) for i in range(n)]
         return [images[i] for i in places], [names[i] for i in places], tallies
+
+    def _read_group(self, group: int, epoch: int) -> tuple[list[Encoded], Tally]:
+        """Read what the rule keeps of a group in a pass."""
+        shard, _ = self.index.locate(group)
+        rows = self.index.rows_of(group)
+        if self.rule and not self.rule.takes_group(self.index, group, epoch=epoch):
+            return [], Tally(shard, rows, 0)
+        read = read_group(self.index, group)
+        if self.rule:
+            kept = self.rule.keep(self.index, group, [i.key for i in read], epoch=epoch)
+            # What cannot be read is always let through, to be counted as bad.
+            read = [i for i, keep in zip(read, kept, strict=True) if keep or i.reason]
+        return read, Tally(shard, rows, len(read))
 
 
 def _give_back_memory() -> None:
