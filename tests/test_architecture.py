@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_heads_import_from_facades(path: Path) -> None:
     for name in core_imports(path):
         assert name.split(".")[0] in FACADES, name
         assert name in FACADES or name == "training.visualize", f"import {name} from its facade"
+
+
+@pytest.mark.parametrize("name", ["data", "models", "training"])
+def test_a_facade_has_the_names_of_its_public(name: str) -> None:
+    package = import_module(f"pixio_lightning.{name}")
+    public = import_module(f"pixio_lightning.{name}.public")
+    for own in public.__all__:
+        assert getattr(package, own) is getattr(public, own), own
+    with pytest.raises(AttributeError, match=f"'pixio_lightning.{name}' has no attribute 'torch'"):
+        package.torch  # noqa: B018
 
 
 def test_the_core_imports_no_head() -> None:

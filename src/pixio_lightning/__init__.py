@@ -5,13 +5,16 @@ Public names are loaded when they are first used, so importing the package impor
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pkgutil import get_data
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -86,15 +89,32 @@ def __dir__() -> list[str]:
 
 
 def facade(package: str) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a folder whose names are loaded from its module `public`."""
+    """Return the `__getattr__` of a folder whose names are listed by its module `public`.
+
+    `public` is read and never run, as it imports all of them: a name loads the module that it is
+    from, and no other.
+    """
 
     def attribute(name: str) -> Any:
         # A module of the folder is not a name of it: whoever asks for one imports it.
-        if name.startswith("_") or find_spec(f"{package}.{name}") is not None:
+        if name.startswith("_") or find_spec(f"{package}.{name}") or name not in _listed(package):
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        return getattr(importlib.import_module(f"{package}.public"), name)
+        module, own = _listed(package)[name]
+        return getattr(__import__(module, fromlist=[own]), own)  # a module as well
 
     return attribute
+
+
+@cache
+def _listed(package: str) -> dict[str, tuple[str, str]]:
+    """Return the module that each name of `public` is imported from, and its name there."""
+    public = ast.parse(get_data(package, "public.py") or b"")
+    return {
+        alias.asname or alias.name: (str(node.module), alias.name)
+        for node in public.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 # Where classes were that recipes and checkpoints of earlier versions name.

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pixio_heads.policy.demonstrations import Demonstration, png_frame
-from pixio_heads.policy.environments import Environment
-from pixio_heads.policy.play import Controller, Outcome, Trajectory
-from pixio_heads.policy.pool import Pool
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.play import Controller, Outcome, Trajectory
+from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.data import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside

@@ -8,9 +8,9 @@ from typing import Any
 
 from pixio_heads.policy import collect
 from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
-from pixio_heads.policy.environments import SHAPES, Environment, versions_of
 from pixio_heads.policy.episodes import EpisodeSamples, Start
-from pixio_heads.policy.play import Outcome
+from pixio_heads.policy.rollout.environments import SHAPES, Environment, versions_of
+from pixio_heads.policy.rollout.play import Outcome
 from pixio_lightning.data import SampleData, Samples, digest_of, existing_folder
 from pixio_lightning.errors import UserError, one_of
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pixio_heads.policy.rollout.pictures import square
 from pixio_lightning.data import BadImage, Sample, decode_pixels, digest_of
 
 _KEPT = 1 << 30  # bytes of decoded frames that are kept, per process
@@ -96,27 +95,6 @@ class DemonstrationSamples:
         return digest_of(self._digest, self.history, self.size)
 
 
-def square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Return the middle square of a picture, scaled to `(size, size, 3)`."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    scaled = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.array(scaled)
-
-
 def png_frame(files: Sequence[bytes]) -> Callable[[int], NDArray[np.uint8]]:
     """Return what decodes the picture of a step from encoded ones."""
     return lambda step: decode_pixels(files[step], max_megapixels=64.0)
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Return a picture as a PNG file; of an empty one, nothing."""
-    if not image.size:
-        return b""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=3)
-    return file.getvalue()

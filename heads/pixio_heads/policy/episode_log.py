@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from pixio_heads.policy import picture
-from pixio_heads.policy.play import Outcome
+from pixio_heads.policy.rollout.play import Outcome
 from pixio_lightning.files import output_path, written_aside
 from pixio_lightning.training import visualize
 

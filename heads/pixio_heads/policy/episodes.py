@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.policy.play import Outcome
+from pixio_heads.policy.rollout.play import Outcome
 from pixio_lightning.data import BadImage, Sample, digest_of
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from pixio_heads.policy import picture
-from pixio_heads.policy.environments import Environment
 from pixio_heads.policy.episode_log import EpisodeLog, Film
 from pixio_heads.policy.episodes import row
 from pixio_heads.policy.metrics import ActionError, EpisodeMetrics
 from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token
-from pixio_heads.policy.pool import Pool, Run
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.pool import Pool, Run
 from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel

@@ -12,8 +12,8 @@ import point_worlds
 import pytest
 
 from pixio_heads.policy import gym
-from pixio_heads.policy.environments import Environment
-from pixio_heads.policy.pool import Pool
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.errors import UserError
 
 
@@ -109,8 +109,8 @@ def test_a_process_of_an_environment_has_one_thread() -> None:
     """Whatever the parent has, which is a process of its own here: the first pool decides."""
     code = """
 import sys
-from pixio_heads.policy.environments import Environment
-from pixio_heads.policy.pool import Pool
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.pool import Pool
 sys.path.insert(0, sys.argv[1])
 seen = []
 def act(images, proprio, fresh):

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples, encode_png
+from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
 from pixio_heads.policy.lerobot import frames, read, write
+from pixio_heads.policy.rollout.pictures import encode_png
 from pixio_lightning.data import BadImage, load_or_name, parquet
 from pixio_lightning.errors import UserError
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pixio_heads.policy import PolicyData, metaworld
-from pixio_heads.policy.environments import Environment
 from pixio_heads.policy.metaworld.env import MetaWorld
 from pixio_heads.policy.metaworld.rendering import is_noise, opengl
-from pixio_heads.policy.pool import Pool
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.errors import UserError
 
 pytest.importorskip("metaworld")

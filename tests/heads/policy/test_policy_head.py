@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pixio_heads.policy import Policy
-from pixio_heads.policy.demonstrations import square
 from pixio_heads.policy.gym.env import GymEnvironment
 from pixio_heads.policy.gym.env import make as make_gym
+from pixio_heads.policy.rollout.pictures import square
 from pixio_lightning import Backbone
 
 SIZE = 32

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 
 from pixio_heads.policy.collect import collect, references
-from pixio_heads.policy.environments import Environment
-from pixio_heads.policy.play import Outcome
-from pixio_heads.policy.pool import Pool
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.play import Outcome
+from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.errors import UserError
 
 SEEDS = [2, 3, 4, 6, 8]
@@ -89,6 +91,16 @@ def test_an_environment_that_cannot_be_made_is_one_line() -> None:
         pytest.raises(UserError, match="Did you mean: `Sound`"),
     ):
         pool.run([1], still)
+
+
+def test_a_process_of_an_environment_imports_no_torch() -> None:
+    """It would take seconds and most of a gigabyte in every run."""
+    code = (
+        "import sys, pixio_heads.policy.rollout.serving, pixio_heads.policy.tabletop\n"
+        "import pixio_heads.policy.gym\n"
+        "raise SystemExit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_closing_ends_the_processes() -> None:

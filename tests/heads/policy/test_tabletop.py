@@ -202,13 +202,14 @@ def test_a_world_that_there_is_not_is_refused(keys: dict[str, Any]) -> None:
         Tabletop(**keys)
 
 
-def test_without_gymnasium_one_line_says_what_to_install() -> None:
-    code = """
+@pytest.mark.parametrize("name", ["Policy", "PolicyData"])
+def test_without_gymnasium_one_line_says_what_to_install(name: str) -> None:
+    code = f"""
 import sys
-for name in [name for name in sys.modules if name.startswith("pixio_heads.policy")]:
-    del sys.modules[name]
+for loaded in [name for name in sys.modules if name.startswith("pixio_heads.policy")]:
+    del sys.modules[loaded]
 sys.modules["gymnasium"] = None
-import pixio_heads.policy.tabletop
+from pixio_heads.policy import {name}
 """
     run = subprocess.run([fork_server.python(), "-c", code], capture_output=True, text=True)
     assert "policies need gymnasium: pip install 'pixio-lightning[policy]'" in run.stderr

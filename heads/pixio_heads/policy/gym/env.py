@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pixio_heads.policy.demonstrations import square
+from pixio_heads.policy.rollout.pictures import square
 from pixio_lightning.errors import UserError, nearest
 
 

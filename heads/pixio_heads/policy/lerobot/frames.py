@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pixio_heads.policy.demonstrations import square
 from pixio_heads.policy.lerobot.layout import inside
+from pixio_heads.policy.rollout.pictures import square
 from pixio_lightning.data import (
     BadImage,
     decode_pixels,

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pixio_heads.policy.demonstrations import Demonstration, encode_png
+from pixio_heads.policy.demonstrations import Demonstration
 from pixio_heads.policy.lerobot.layout import ACTION, STATE
 from pixio_heads.policy.lerobot.stats import Stats, levels, of_levels, of_values, plain, pooled
+from pixio_heads.policy.rollout.pictures import encode_png
 from pixio_lightning.data import video_writer
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside

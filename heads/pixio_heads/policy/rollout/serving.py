@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pixio_heads.policy.environments import Environment
-from pixio_heads.policy.play import BrokenEpisode, Episode, Trajectory, play
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.play import BrokenEpisode, Episode, Trajectory, play
 from pixio_lightning.errors import UserError
 
 FIELDS = ("image", "proprio")

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.policy import serving
-from pixio_heads.policy.environments import Environment
-from pixio_heads.policy.play import Controller, Outcome, Trajectory
+from pixio_heads.policy.rollout import serving
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.play import Controller, Outcome, Trajectory
 from pixio_lightning.errors import UserError
 
 # One thread in each process, and the renderer's too; set before anything is imported there.
@@ -58,7 +58,7 @@ class Pool:
         self._context = get_context("forkserver")
         # Imported once for all of them.
         self._context.set_forkserver_preload(
-            ["pixio_heads.policy.serving", "pixio_heads.policy.tabletop"]
+            ["pixio_heads.policy.rollout.serving", "pixio_heads.policy.tabletop"]
         )
         self._slots: list[tuple[Any, Connection]] = []
         self._ready = False

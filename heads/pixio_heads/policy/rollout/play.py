@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_heads.policy.demonstrations import encode_png
-from pixio_heads.policy.environments import Environment
+from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy.rollout.pictures import encode_png
 
 Controller = Literal["expert", "random"]
 

@@ -13,15 +13,11 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, Protocol
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_lightning.errors import UserError, one_of
-
-try:
-    import gymnasium
-except ModuleNotFoundError:
-    raise UserError("policies need gymnasium: pip install 'pixio-lightning[policy]'") from None
+from pixio_lightning.errors import one_of
 
 KINDS = ("tabletop", "metaworld", "gym")
 # Numbers of proprioception P and of an action A, where all tasks of a kind have as many.
