@@ -224,10 +224,8 @@ TOLD |= {"depth, all, grey": "depth, grey", "classes, all, grey": "classes, grey
 
 def page() -> None:
     """Write the table between the marks of the page, and its charts beside it."""
-    groups: dict[tuple[int, float, str], list[dict[str, Any]]] = defaultdict(list)
     entries = pages.stored(LINES)
-    for entry in entries:
-        groups[entry["batch"], entry["budget"], entry["row"]].append(entry)
+    groups = pages.grouped(entries, "batch", "budget", "row")
     order = ["pixels", "random-init", *ALL]
     table = ["| batch | budget | | " + " | ".join(TOLD.values()) + " | seeds |"]
     table.append("|---" * (len(TOLD) + 4) + "|")

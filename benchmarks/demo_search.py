@@ -96,13 +96,11 @@ def pretrain(name: str, seed: int) -> tuple[Path, float]:
 
 def page() -> None:
     """Write what was found as a table between the marks of the page, the best depth first."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for entry in pages.stored(LOG):
-        groups.setdefault(entry["variant"], []).append(entry)
+    groups = pages.grouped(pages.stored(LOG), "variant")
     told = [key for key in pages.stored(LOG)[0] if "," in key and "k-NN" not in key]
     table = ["| variant | " + " | ".join(told) + " | CPU, s | seeds |"]
     table.append("|---" * (len(told) + 3) + "|")
-    for name, group in sorted(groups.items(), key=lambda item: -depth(item[1])):
+    for (name,), group in sorted(groups.items(), key=lambda item: -depth(item[1])):
         cells = [pages.said([entry[key] for entry in group]) for key in told]
         seconds = sum(entry["cpu_s"] for entry in group) / len(group)
         table.append(f"| {name} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(group)} |")

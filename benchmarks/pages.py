@@ -17,6 +17,16 @@ def stored(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def grouped(
+    lines: Iterable[dict[str, Any]], *names: str
+) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Return lines by their values under names, in the order in which these first come."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(tuple(line[name] for name in names), []).append(line)
+    return groups
+
+
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
     """Return the mean and the sample's deviation, which of one value is 0."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else 0.0
