@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import child_run
 import numpy as np
@@ -33,63 +33,82 @@ RUNS = Path("runs/labels")
 LABELS = (16, 64, 256, 1024)
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 3  # of the runs that choose a rate
-# Rates of the backbone as shares of the head's, 1e-2.
+# Rates of the backbone as shares of the head's.
 RATES = (0.03, 0.1, 0.3)
 
 
+class Steps(NamedTuple):
+    """Of a head alone, of a backbone with it, and of one trained for as long as pretraining too."""
+
+    head: int
+    tuned: int
+    long: int
+
+
 class Task(NamedTuple):
-    """A recipe, its metric, and which end of it is better."""
+    """A recipe, its metric, which end of it is better, what looks at nothing, scenes and steps."""
 
     recipe: str
     metric: str
     better: str
     baseline: str
+    scenes: str
+    steps: Steps
 
 
+# 3600 steps of pretraining on 32 images, whose encoder sees a quarter of the patches, take the
+# operations of 1300 that train the backbone on all of them.
+_MAPS = Steps(800, 600, 1900)
+_STUDIOS = "{{train: {labels}, held_out: 300, views: 2, size: 64, places: [studio]}}"
 TASKS = {
-    "depth": Task("depth/demo", "abs_rel", "lower", "median_map"),
-    "segmentation": Task("segmentation/demo", "miou", "higher", "majority_map"),
+    "depth": Task("depth/demo", "abs_rel", "lower", "median_map", _STUDIOS, _MAPS),
+    "segmentation": Task("segmentation/demo", "miou", "higher", "majority_map", _STUDIOS, _MAPS),
+    # Of all kinds of place, in batches of twice as many images.
+    "classification": Task(
+        *("classification/demo", "top1", "higher", "majority"),
+        "{{train: {labels}, held_out: 500, views: 2, size: 64}}",
+        Steps(1200, 300, 950),
+    ),
 }
 
 
 class Way(NamedTuple):
-    """A way to use the labels: what the backbone starts from, whether it is trained, how long."""
+    """How labels are used: what the backbone starts from, and which of the steps are taken."""
 
     weights: str
-    tuned: bool
-    steps: int
+    steps: Literal["head", "tuned", "long"]
+
+    @property
+    def tuned(self) -> bool:
+        return self.steps != "head"
 
 
 _PRETRAINED = "runs/pretrain/demo-{backbone}/last.ckpt"
-# 3600 steps of pretraining, whose encoder sees a quarter of the patches, take the operations of
-# 1300 steps that train the backbone on all of them.
 SCRATCH, LONG = "from scratch", "from scratch, and as long as pretraining"
 WAYS = {
-    "random-init, linear": Way("random:{seed}", False, 800),
-    "pretrained, linear": Way(_PRETRAINED, False, 800),
-    SCRATCH: Way("random:{seed}", True, 600),
-    LONG: Way("random:{seed}", True, 1900),
-    "pretrained, tuned": Way(_PRETRAINED, True, 600),
+    "random-init, linear": Way("random:{seed}", "head"),
+    "pretrained, linear": Way(_PRETRAINED, "head"),
+    SCRATCH: Way("random:{seed}", "tuned"),
+    LONG: Way("random:{seed}", "long"),
+    "pretrained, tuned": Way(_PRETRAINED, "tuned"),
 }
 
 
 def words(task: Task, cell: Cell) -> list[str]:
     """Return the command line of a cell, without its folder."""
     way, seed = WAYS[cell.way], cell.seed
-    line = ["fit", "-c", task.recipe, "--data.scenes", _SCENES.format(labels=cell.labels)]
+    line = ["fit", "-c", task.recipe, "--data.scenes", task.scenes.format(labels=cell.labels)]
     backbone = seed if seed in SEEDS else SEEDS[0]
     line += ["--model.backbone.weights", way.weights.format(seed=seed, backbone=backbone)]
     line += ["--seed_everything", str(seed), "--data.seed", str(seed), "--model.seed", str(seed)]
-    line += ["--trainer.max_steps", str(way.steps), "--data.steps_per_epoch", str(way.steps)]
+    steps = str(getattr(task.steps, way.steps))
+    line += ["--trainer.max_steps", steps, "--data.steps_per_epoch", steps]
     line += ["--panels.every_n_steps", "0", "--data.num_workers", "0"]
     line += ["--trainer.num_sanity_val_steps", "0"]
     if way.tuned:
         line += ["--model.backbone.tune", "full", "--model.cache", "false"]
         line += ["--model.optim.backbone_lr_scale", str(cell.rate)]
     return line
-
-
-_SCENES = "{{train: {labels}, held_out: 300, views: 2, size: 64, places: [studio]}}"
 
 
 class Cell(NamedTuple):
