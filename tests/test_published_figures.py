@@ -119,7 +119,7 @@ def test_zero_is_the_same_for_all() -> None:
 
 @pytest.mark.parametrize(
     ("name", "last"),
-    [("video/demo", "after 1200 steps"), ("pretrain/tiny_scenes", "after 2000 steps")],
+    [("video/demo", "after 1200 steps"), ("pretrain/tiny_scenes", "after 3000 steps")],
 )
 def test_a_pretraining_states_what_it_was_measured_with(name: str, last: str) -> None:
     expected = EXPECTED[name]["expect"]
