@@ -181,6 +181,12 @@ def test_light_modules_import_no_torch(name: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_processes_that_render_import_no_torch() -> None:
+    """There is one for every core, and it would take most of a gigabyte in each."""
+    code = "import sys, pixio_lightning.data.scenes.clip_store; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.slow  # light modules import the package as well
 def test_the_package_and_its_names_are_lazy() -> None:
     code = (

@@ -8,12 +8,10 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
@@ -24,10 +22,12 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-from torch import Tensor
 
 from pixio_lightning.files.text import open_regular
 from pixio_lightning.keyed import Purpose, RandomKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # How files of each format begin, and what decodes them. Data reach these decoders alone: Pillow's
 # own opener would offer a file to every format that it knows, of which one starts Ghostscript, and
@@ -345,6 +345,9 @@ def to_tensor(pixels: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
     than 2; in the others those at hard edges do, by up to 15 in photographs and up to 31 in noise
     and checkerboards.
     """
+    import torch  # here, as processes that render scenes decode none and need no torch
+    import torch.nn.functional as F
+
     # A copy: decoded pixels may be a read-only view of what a decoder owns.
     box = np.array(pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
     image = torch.from_numpy(box).permute(2, 0, 1)[None]

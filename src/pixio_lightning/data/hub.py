@@ -11,8 +11,7 @@ from typing import Any
 from pixio_lightning.data.decode import BadImage, read_file
 from pixio_lightning.data.listing.archive import Archive
 from pixio_lightning.data.parquet import TooLarge, check_unpacked
-from pixio_lightning.data.samples import digest_of
-from pixio_lightning.data.sources import existing_folder, files_below
+from pixio_lightning.data.sources import digest_of, existing_folder, files_below
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files.text import parse_yaml, read_text, unfolded
 

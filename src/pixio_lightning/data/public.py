@@ -44,7 +44,6 @@ from pixio_lightning.data.samples import (
     Samples,
     TrainingSamples,
     View,
-    digest_of,
     load_or_name,
     spread,
 )
@@ -60,6 +59,7 @@ from pixio_lightning.data.sources import SUFFIXES as IMAGE_SUFFIXES
 from pixio_lightning.data.sources import (
     FolderSource,
     Source,
+    digest_of,
     existing_folder,
     held_out,
     hold_out,

@@ -15,11 +15,10 @@ from pixio_lightning.data.samples import (
     Samples,
     TrainingSamples,
     View,
-    digest_of,
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes
-from pixio_lightning.data.sources import FolderSource, listed
+from pixio_lightning.data.sources import FolderSource, digest_of, listed
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError, one_of
 

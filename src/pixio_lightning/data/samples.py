@@ -6,8 +6,6 @@ may have no image.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -95,12 +93,6 @@ class FrameSamples(Samples, Protocol):
     def frame(self, name: str) -> NDArray[np.uint8]:
         """Return a frame `(H, W, 3)` as the backbone is shown it; raises as `load`."""
         ...
-
-
-def digest_of(*facts: Any) -> str:
-    """Return 16 hex digits that identify plain data."""
-    text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def to_tensors(sample: Sample) -> dict[str, Any]:

@@ -6,11 +6,12 @@ A source is a numbered list of encoded images with stable keys; decoding is done
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -157,6 +158,12 @@ def files_below(root: Path, *, key: str = "data.path") -> Iterator[str]:
         for file in files:
             if not is_hidden(file):
                 yield file if below == "." else f"{below}/{file}"
+
+
+def digest_of(*facts: Any) -> str:
+    """Return 16 hex digits that identify plain data."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def digest_of_files(root: Path, names: Iterable[str]) -> str:

@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from types import FrameType, TracebackType
-from typing import Any
-
-from torch.utils.data import DataLoader
+from typing import TYPE_CHECKING, Any
 
 from pixio_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 PATIENCE = 30.0  # seconds; a fork takes a few milliseconds
 _TRIES = 5

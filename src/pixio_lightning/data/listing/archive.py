@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.data.decode import BadImage, read_file
-from pixio_lightning.data.samples import digest_of
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError, nearest
 
 _MOST_BYTES = 1 << 29  # of a file in a zip, unpacked: what 64 megapixels of float64 need

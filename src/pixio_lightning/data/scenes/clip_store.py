@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pixio_lightning.data.samples import digest_of
 from pixio_lightning.data.scenes import store
 from pixio_lightning.data.scenes.clips import Clip, render_frames
 from pixio_lightning.data.scenes.worlds import known_places
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pixio_lightning.data.samples import Sample, digest_of
+from pixio_lightning.data.samples import Sample
 from pixio_lightning.data.scenes import store as scene_store
+from pixio_lightning.data.sources import digest_of
 
 # What each name of a view is decoded from.
 _COLUMNS = {"depth": ("width", "height"), "normal": ("width", "height")}
