@@ -304,6 +304,14 @@ def test_a_finished_evaluation_does_not_stand_for_another_checkpoint(tmp_path: P
     line = line | {"checkpoint_path": None, "backbone": {"weights": f"{second}:small"}}
     with pytest.raises(UserError, match=r"was run before '.*b.ckpt' was written: remove it"):
         refuse_stale(out, line, words)
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    line = line | {"backbone": {"weights": str(folder)}}
+    refuse_stale(out, line, words)
+    (folder / "model.safetensors").touch()
+    os.utime(folder / "model.safetensors", ns=(0, later))
+    with pytest.raises(UserError, match=r"was run before '.*exported' was written: remove it"):
+        refuse_stale(out, line, words)
 
 
 def test_a_finished_run_does_not_stand_for_other_data(

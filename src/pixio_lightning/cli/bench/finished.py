@@ -81,8 +81,13 @@ def refuse_stale(
     weights = line["backbone"]["weights"] or ""
     files = [checkpoint or "", "" if weights in SHIPPED else split_student(weights)[0]]
     for path in (Path(file).expanduser() for file in files if file):
-        if path.exists() and path.stat().st_mtime > (out / results.FILE).stat().st_mtime:
+        if _written(path) > _written(out / results.FILE):
             raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
+
+
+def _written(path: Path) -> float:
+    """Return when a file was written, or the last one of a folder; 0 where there is none."""
+    return max((f.stat().st_mtime for f in (path, *path.rglob("*")) if f.is_file()), default=0.0)
 
 
 def _recipe(name: object) -> str:
