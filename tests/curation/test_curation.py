@@ -13,7 +13,7 @@ from shard_files import images, keys, pack
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.curation.materialize import materialize, waste
-from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.format import ShardIndex, read_columns
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
     SCORE_SCHEMA,
@@ -28,6 +28,7 @@ from pixio_lightning.data.shards.keep_rule import (
     score_file,
 )
 from pixio_lightning.data.shards.pack import write_shard
+from pixio_lightning.data.shards.remote import forget_opened
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers, uniform
@@ -416,3 +417,17 @@ def test_mistakes_of_curate_are_one_line(
     assert main(["curate", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_damaged_scores_are_one_line(tmp_path: Path) -> None:
+    """In whatever page: a footer that is whole says nothing of it."""
+    table = pa.table({"loss": pa.array(np.arange(4096), pa.float32())})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none")
+    assert read_columns(str(tmp_path), "a.parquet", 0, ("loss",))["loss"][-1] == 4095
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:4] + bytes(64) + whole[68:])
+    forget_opened()
+    with pytest.raises(UserError, match=r"a.parquet' is damaged: write its scores again, `pixio p"):
+        read_columns(str(tmp_path), "a.parquet", 0, ("loss",))
+    with pytest.raises(UserError, match=r"b.parquet' is missing: write its scores again"):
+        read_columns(str(tmp_path), "b.parquet", 0, ("loss",))

@@ -187,18 +187,27 @@ def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> 
     """Return columns of one row group as numpy arrays, NaN for nulls.
 
     Raises:
-        UserError: A column is missing.
+        UserError: A column is missing, or the file is, or it is damaged.
     """
-    file = parquet_file(root, path)
-    known = file.schema_arrow.names
-    missing = [name for name in columns if name not in known]
-    if missing:
+    place = join(root, path)
+    try:
+        file = parquet_file(root, path)
+        known = file.schema_arrow.names
+        missing = [name for name in columns if name not in known]
+        if missing:
+            raise UserError(
+                f"'{place}' has no column '{missing[0]}': give a folder of scores, written "
+                "by `pixio predict -c curation/score`"
+            )
+        table = read_rows(file, group, columns)
+        return {name: table[name].to_numpy() for name in columns}
+    except UserError:
+        raise
+    except Exception as error:  # what readers raise of damaged bytes has no common class
+        what = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
         raise UserError(
-            f"'{join(root, path)}' has no column '{missing[0]}': give a folder of scores, written "
-            "by `pixio predict -c curation/score`"
-        )
-    table = read_rows(file, group, columns)
-    return {name: table[name].to_numpy() for name in columns}
+            f"'{place}' {what}: write its scores again, `pixio predict -c curation/score`"
+        ) from None
 
 
 def _lost(shard: Shard, group: int, rows: range, reason: str) -> list[Encoded]:
