@@ -5,10 +5,11 @@
     python benchmarks/labels.py depth --draw     the page and its chart, from that file
 
 Every cell is a run of its own: the recipe of the task on so many scenes of two views, judged on the
-recipe's held-out scenes after the last step. Of ways that train the backbone, each has the best of
-three rates for it on 64 scenes with a seed of its own; what trains as long as pretraining has that
-of the shorter run. A rate is chosen on the held-out scenes that all cells are judged on, which
-favours those ways a little over the ones that train the head alone.
+recipe's held-out scenes after the last step. A frozen backbone has the recipe's linear head, or a
+larger one: DPT of maps, an attentive probe of classes. Of ways that train this or the backbone,
+each has the best of some rates for it on 64 scenes with a seed of its own; what trains as long as
+pretraining has that of the shorter run. A rate is chosen on the held-out scenes that all cells are
+judged on, which favours those ways a little over the linear heads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import child_run
 import numpy as np
 import pages
+import yaml
 from line_chart import Line, draw
 
 from pixio_lightning.training import results
@@ -33,8 +35,9 @@ RUNS = Path("runs/labels")
 LABELS = (16, 64, 256, 1024)
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 3  # of the runs that choose a rate
-# Rates of the backbone as shares of the head's.
+# Rates of the backbone, and of a larger head, as shares of the recipe's, the linear head's.
 RATES = (0.03, 0.1, 0.3)
+LARGER = (0.03, 0.1, 0.3, 1.0)
 
 
 class Steps(NamedTuple):
@@ -43,6 +46,13 @@ class Steps(NamedTuple):
     head: int
     tuned: int
     long: int
+
+
+class Larger(NamedTuple):
+    """A larger head for a frozen backbone: its name, and the words that ask for it."""
+
+    name: str
+    words: tuple[str, str]
 
 
 class Task(NamedTuple):
@@ -54,20 +64,33 @@ class Task(NamedTuple):
     baseline: str
     scenes: str
     steps: Steps
+    larger: Larger
+
+    @property
+    def lr(self) -> float:
+        """Rate of the recipe's linear head."""
+        recipe = yaml.safe_load(Path(f"recipes/{self.recipe}.yaml").read_text())
+        return recipe["model"]["init_args"]["optim"]["lr"]
 
 
 # 3600 steps of pretraining on 32 images, whose encoder sees a quarter of the patches, take the
 # operations of 1300 that train the backbone on all of them.
 _MAPS = Steps(800, 600, 1900)
+_SIZES = "{features: 64, stages: [64, 64, 64, 64]}"
+_DPT = ("--model.decoder", f"{{class_path: DPTDecoder, init_args: {_SIZES}}}")
+DPT = Larger("DPT", _DPT)
 _STUDIOS = "{{train: {labels}, held_out: 300, views: 2, size: 64, places: [studio]}}"
 TASKS = {
-    "depth": Task("depth/demo", "abs_rel", "lower", "median_map", _STUDIOS, _MAPS),
-    "segmentation": Task("segmentation/demo", "miou", "higher", "majority_map", _STUDIOS, _MAPS),
+    "depth": Task("depth/demo", "abs_rel", "lower", "median_map", _STUDIOS, _MAPS, DPT),
+    "segmentation": Task(
+        "segmentation/demo", "miou", "higher", "majority_map", _STUDIOS, _MAPS, DPT
+    ),
     # Of all kinds of place, in batches of twice as many images.
     "classification": Task(
         *("classification/demo", "top1", "higher", "majority"),
         "{{train: {labels}, held_out: 500, views: 2, size: 64}}",
         Steps(1200, 300, 950),
+        Larger("attentive", ("--model.pool", "attentive")),
     ),
 }
 
@@ -77,26 +100,37 @@ class Way(NamedTuple):
 
     weights: str
     steps: Literal["head", "tuned", "long"]
+    larger: bool = False
 
     @property
     def tuned(self) -> bool:
         return self.steps != "head"
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Those that the best is chosen of; the linear head has the recipe's."""
+        return LARGER if self.larger else RATES if self.tuned else ()
+
 
 _PRETRAINED = "runs/pretrain/demo-{backbone}/last.ckpt"
 SCRATCH, LONG = "from scratch", "from scratch, and as long as pretraining"
-WAYS = {
-    "random-init, linear": Way("random:{seed}", "head"),
-    "pretrained, linear": Way(_PRETRAINED, "head"),
-    SCRATCH: Way("random:{seed}", "tuned"),
-    LONG: Way("random:{seed}", "long"),
-    "pretrained, tuned": Way(_PRETRAINED, "tuned"),
-}
+
+
+def ways(task: Task) -> dict[str, Way]:
+    return {
+        "random-init, linear": Way("random:{seed}", "head"),
+        "pretrained, linear": Way(_PRETRAINED, "head"),
+        f"random-init, {task.larger.name}": Way("random:{seed}", "head", larger=True),
+        f"pretrained, {task.larger.name}": Way(_PRETRAINED, "head", larger=True),
+        SCRATCH: Way("random:{seed}", "tuned"),
+        LONG: Way("random:{seed}", "long"),
+        "pretrained, tuned": Way(_PRETRAINED, "tuned"),
+    }
 
 
 def words(task: Task, cell: Cell) -> list[str]:
     """Return the command line of a cell, without its folder."""
-    way, seed = WAYS[cell.way], cell.seed
+    way, seed = ways(task)[cell.way], cell.seed
     line = ["fit", "-c", task.recipe, "--data.scenes", task.scenes.format(labels=cell.labels)]
     backbone = seed if seed in SEEDS else SEEDS[0]
     line += ["--model.backbone.weights", way.weights.format(seed=seed, backbone=backbone)]
@@ -108,11 +142,13 @@ def words(task: Task, cell: Cell) -> list[str]:
     if way.tuned:
         line += ["--model.backbone.tune", "full", "--model.cache", "false"]
         line += ["--model.optim.backbone_lr_scale", str(cell.rate)]
+    if way.larger:
+        line += [*task.larger.words, "--model.optim.lr", f"{cell.rate * task.lr:g}"]
     return line
 
 
 class Cell(NamedTuple):
-    """A run: its way, how many labelled scenes it has, its seed, and the rate of the backbone."""
+    """A run: its way, how many labelled scenes it has, its seed, and the share of the rate."""
 
     way: str
     labels: int
@@ -147,24 +183,25 @@ def run_missing(task: Task, path: Path, cells: list[Cell], jobs: int) -> None:
 
 
 def fill(task: Task, path: Path, seeds: list[int], jobs: int) -> None:
-    """Run the cells that are missing: of ways that train the backbone, those for its rate first."""
-    tuned = [name for name, way in WAYS.items() if way.tuned and name != LONG]
-    search = [Cell(name, 64, SEARCH_SEED, rate) for name in tuned for rate in RATES]
+    """Run the cells that are missing, those that choose a rate first."""
+    own = ways(task)
+    searched = {name: way.rates for name, way in own.items() if way.rates and name != LONG}
+    search = [Cell(name, 64, SEARCH_SEED, r) for name, rates in searched.items() for r in rates]
     run_missing(task, path, search, jobs)
     values, better = found(path), min if task.better == "lower" else max
     best = {
-        name: better(RATES, key=lambda rate: values[Cell(name, 64, SEARCH_SEED, rate)])  # noqa: B023
-        for name in tuned
+        name: better(rates, key=lambda rate: values[Cell(name, 64, SEARCH_SEED, rate)])  # noqa: B023
+        for name, rates in searched.items()
     }
     best[LONG] = best[SCRATCH]
-    cells = [Cell(n, count, s, best.get(n, 0.0)) for s in seeds for count in LABELS for n in WAYS]
+    cells = [Cell(n, count, s, best.get(n, 0.0)) for s in seeds for count in LABELS for n in own]
     run_missing(task, path, cells, jobs)
 
 
-def rows(path: Path) -> Iterator[tuple[str, int, list[float]]]:
+def rows(task: Task, path: Path) -> Iterator[tuple[str, int, list[float]]]:
     """Yield a way, a number of labels, and the values of the seeds that were run."""
     values = found(path)
-    for name in WAYS:
+    for name in ways(task):
         for labels in LABELS:
             own = [v for c, v in values.items() if c[:2] == (name, labels) and c.seed in SEEDS]
             if own:
@@ -173,15 +210,16 @@ def rows(path: Path) -> Iterator[tuple[str, int, list[float]]]:
 
 def page(task: Task, path: Path) -> None:
     """Write the table between the marks of the page, and its chart beside it."""
-    lines: dict[str, Line] = {name: Line([], [], []) for name in WAYS}
+    lines: dict[str, Line] = {name: Line([], [], []) for name in ways(task)}
     table = [f"| {task.metric} ({task.better} is better) | " + " | ".join(map(str, LABELS)) + " |"]
     table.append("|---" * (len(LABELS) + 1) + "|")
-    cells: dict[str, dict[int, str]] = {name: {} for name in WAYS}
-    for name, labels, values in rows(path):
+    cells: dict[str, dict[int, str]] = {name: {} for name in ways(task)}
+    for name, labels, values in rows(task, path):
         cells[name][labels] = pages.said(values) + ("" if values[1:] else " (1)")
         lines[name].add(labels, values)
     for name, own in cells.items():
-        table.append(f"| {name} | " + " | ".join(own.get(n, "") for n in LABELS) + " |")
+        if own:
+            table.append(f"| {name} | " + " | ".join(own.get(n, "") for n in LABELS) + " |")
     entries = pages.stored(path)
     base = [
         [e["baseline"] for e in entries if e["labels"] == n and e["seed"] in SEEDS] for n in LABELS
@@ -190,8 +228,10 @@ def page(task: Task, path: Path) -> None:
     table.append(f"| {task.baseline.replace('_', ' ')} | " + " | ".join(means) + " |")
     hours = sum(entry["cpu_s"] for entry in entries) / 3600
     table += ["", f"CPU time of all runs: {hours:.1f} hours of one core."]
-    table += ["", "Of ways that train the backbone, its rate is the best of three on 64 scenes, as"]
-    table += ["the held-out scenes say that all are judged on: it favours these ways a little."]
+    table += ["", "Of ways that train a larger head or the backbone, its rate is the best on 64"]
+    table += [
+        "scenes, as the held-out scenes say that all are judged on: it favours them a little."
+    ]
     pages.fill(path.with_suffix(".md"), table)
     lines = {name: line for name, line in lines.items() if line.x}
     draw(path.with_suffix(".png"), lines, x="labelled scenes", y=task.metric)

@@ -59,6 +59,7 @@ SIZES = {
     "base": Size(256, 16, 768, 12, 12, DecoderSize(512, 8, 16), 4, 4),
 }
 CLS = 8  # class tokens of Pixio
+_LEAST_ROUNDS = 4
 
 
 def images_of(size: Size, device: str) -> Tensor:
@@ -248,8 +249,10 @@ def seconds(step: Step, device: str) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def compare(name: str, rounds: int, device: str, *, compiled: bool = False) -> dict[str, Any]:
-    """Measure all forms at one size."""
+def compare(
+    name: str, rounds: int, seconds_of_size: float, device: str, *, compiled: bool = False
+) -> dict[str, Any]:
+    """Measure all forms at one size, in turns, for about so many seconds and at least four."""
     torch.manual_seed(0)
     steps, missing, found = {}, {}, forms(device, compiled=compiled)
     for form, (build, _) in found.items():
@@ -261,7 +264,10 @@ def compare(name: str, rounds: int, device: str, *, compiled: bool = False) -> d
         for _ in range(2):
             step()
     times: dict[str, list[float]] = {form: [] for form in steps}
-    for _ in range(rounds):
+    begin = time.perf_counter()
+    for number in range(rounds):
+        if number >= _LEAST_ROUNDS and time.perf_counter() - begin > seconds_of_size:
+            break
         for form, step in steps.items():
             times[form].append(seconds(step, device))
     result = {}
@@ -282,7 +288,8 @@ def main() -> None:
     """Print a table for each size, and write all figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=25, help="turns of a size, at most")
+    parser.add_argument("--seconds", type=float, default=60, help="and about how long they take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="measure compiled forms as well")
@@ -291,7 +298,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     figures = {"version": __version__, "torch": torch.__version__, "device": options.device}
     for name in options.sizes:
-        figures[name] = compare(name, options.rounds, options.device, compiled=options.compile)
+        figures[name] = compare(
+            *(name, options.rounds, options.seconds, options.device), compiled=options.compile
+        )
         size = SIZES[name]
         print(
             f"\n{name}: encoder {size.width} x {size.depth}, decoder {size.decoder.dim} x "

@@ -34,6 +34,7 @@ SCRIPTS = {  # what is measured, and the script's arguments
     "windows": ("Windows over an image", []),
     "startup": ("Starting up", []),
 }
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
 # Columns of the chart: what it says, and the form by its part of the name.
 COLOURS = {"ours": "#9fb8d8", "default": "#2f6db5", "other": "#c9c4ba"}
 
@@ -68,7 +69,17 @@ def measure(name: str, peers: Path | None) -> str:
     ]
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)
     # A line right above a table would be taken for its head.
-    return re.sub(r"\n(?<!\|\n)(?=\|)", "\n\n", "\n".join(kept)).strip()
+    table = re.sub(r"(?<=[^|\n])\n(?=\|)", "\n\n", "\n".join(kept)).strip()
+    return f"{table}\n\nOn {machine()}."
+
+
+def machine() -> str:
+    """Return the processor, what it has for bfloat16, and the version of torch."""
+    can = torch.cpu.get_capabilities()
+    units = [said for key, said in UNITS.items() if can.get(key)]
+    half = f"bfloat16 by {' and '.join(units)}" if units else "no instructions for bfloat16"
+    name = can.get("cpu_name") or platform.machine()
+    return f"{os.cpu_count()} cores of {name} ({half}), torch {torch.__version__}"
 
 
 def chart(path: Path) -> None:
@@ -118,8 +129,7 @@ def main() -> None:
 
 def write_page() -> None:
     """Write the page of what was printed, and the chart."""
-    cores = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-    parts = [f"# Speed, as printed\n\n`make bench`; {cores}. Figures: `speed/*.json`.\n"]
+    parts = ["# Speed, as printed\n\n`make bench`. Figures: `speed/*.json`.\n"]
     for name, (title, arguments) in SCRIPTS.items():
         if (printed := FIGURES / f"{name}.txt").exists():
             command = " ".join(["python", f"benchmarks/{name}.py", *arguments])

@@ -44,6 +44,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "classification": ("-c", "classification/demo", *BACKBONE, *SCENES),
     "classification, several": (
         *("-c", "classification/demo", *BACKBONE, *SCENES, "--data.target", "objects"),
+        *("--model.pool", "attentive"),
     ),
     "knn": ("-c", "classification/folder_knn", *BACKBONE, *SCENES),
     "attributes": (

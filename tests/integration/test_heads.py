@@ -146,6 +146,8 @@ def test_cached_features_give_the_same_and_decode_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(scene_store, "decode_field", decode)
         assert evaluate(tmp_path / "second", *CACHED, "--model.optim.lr", 0.02)
+        seeds = [f"--{name}=3" for name in ("seed_everything", "data.seed", "model.seed")]
+        assert evaluate(tmp_path / "seed", *CACHED, *seeds) != plain  # another order, for one
     assert "encoding" not in capsys.readouterr().out
 
 
@@ -171,9 +173,10 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
             *("--model.window", 48, "--model.stride", 48),
         ),
         ("--data.image_size", 32, "--data.views", 2),
+        ("--data.image_size", 32, "--data.views", 2, "--data.seed", 1),
         ("--data.max_depth", 20),
     ],
-    ids=["backbone", "layers", "data", "crop", "range"],
+    ids=["backbone", "layers", "data", "crop", "crop of a seed", "range"],
 )
 def test_what_changes_the_features_never_hits(
     change: tuple, tmp_path: Path, capsys: pytest.CaptureFixture

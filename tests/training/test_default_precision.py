@@ -15,10 +15,17 @@ from pixio_lightning.training.precision import fastest_precision
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"amx_bf16": True}, "bf16-mixed"), ({"avx512_bf16": True}, "32-true"), ({}, "32-true")],
+    [
+        ({"amx_bf16": True, "cpu_name": "Intel(R) Xeon(R) Platinum 8481C CPU"}, "bf16-mixed"),
+        ({"avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Platinum 8380H CPU"}, "32-true"),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC 9654"}, "bf16-mixed"),
+        ({"avx512_bf16": False, "cpu_name": "AMD EPYC 7763"}, "32-true"),
+        ({"avx512_bf16": True}, "32-true"),
+        ({}, "32-true"),
+    ],
 )
 def test_a_processor_computes_in_half_precision_where_it_has_units_for_it(
-    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+    capabilities: dict[str, bool | str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert fastest_precision("cpu") == expected

@@ -1,4 +1,4 @@
-"""Classes of images: by a linear map of pooled features, and by their nearest neighbours.
+"""Classes of images: by a probe of frozen or tuned features, and by their nearest neighbours.
 
 Shapes: B batch, C classes, D width of a token, K numbers of neighbours.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, C classes, D width of a token, K numbers of neighbours.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from pixio_heads.classification import knn, predictions
+from pixio_heads.classification.attentive import AttentiveClassifier
 from pixio_heads.classification.data import centre
-from pixio_heads.classification.linear import LinearClassifier, Pool
+from pixio_heads.classification.linear import LinearClassifier
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
     accuracies,
@@ -28,6 +29,8 @@ from pixio_heads.classification.picture import bars, shown
 from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
+
+Pool = Literal["cls", "patches", "both", "attentive"]
 
 
 class _ClassHead(Head):
@@ -89,14 +92,15 @@ class _ClassHead(Head):
 
 
 class Classification(_ClassHead):
-    """One class of each image, or several: a linear classifier, with cross-entropy.
+    """One class of each image, or several: a linear or attentive probe, with cross-entropy.
 
     Images may be of several classes where the data says so; then every class is judged by itself,
     with binary cross-entropy, and the metric is mean average precision.
 
     Args:
         backbone: The encoder.
-        pool: What is read of the features: the mean class token, the mean patch, or both.
+        pool: What is read of the features: the mean class token, the mean patch, or both, by a
+            linear map; or all tokens through `attentive`, a cross-attention of learned queries.
         label_smoothing: Share of the truth that is spread over all classes in the loss.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
@@ -115,9 +119,10 @@ class Classification(_ClassHead):
     ) -> None:
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         one_of("model.pool", pool, get_args(Pool))
-        if pool != "patches" and not backbone.n_cls_tokens:
+        if pool in ("cls", "both") and not backbone.n_cls_tokens:
             raise UserError(
-                f"model.pool is {pool}, but {backbone.name} has no class token: set it to patches"
+                f"model.pool is {pool}, but {backbone.name} has no class token: set it to patches "
+                "or attentive"
             )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing is {label_smoothing}; expected 0 to below 1")
@@ -126,16 +131,19 @@ class Classification(_ClassHead):
     @property
     def reads(self) -> Reads:
         """The tokens that are pooled."""
-        return "tokens" if self.pool == "both" else self.pool
+        return self.pool if self.pool in ("cls", "patches") else "tokens"
 
     @property
     def monitor(self) -> tuple[str, str]:
         """What best.ckpt is chosen by."""
         return ("val/mean_ap" if self.data_info.get("multilabel") else "val/top1", "max")
 
-    def build(self, backbone: Backbone) -> LinearClassifier:
+    def build(self, backbone: Backbone) -> LinearClassifier | AttentiveClassifier:
         """Return the classifier."""
-        return LinearClassifier(backbone.embed_dim, self.data_info["num_classes"], pool=self.pool)
+        width, classes = backbone.embed_dim, self.data_info["num_classes"]
+        if self.pool == "attentive":
+            return AttentiveClassifier(width, classes)
+        return LinearClassifier(width, classes, pool=self.pool)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return logits `(B, C)`, float32."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from pixio_lightning.models import Features, SyncedBatchNorm2d
 
-Pool = Literal["cls", "patches", "both"]
+Mean = Literal["cls", "patches", "both"]
 
 
-def pooled(features: Features, pool: Pool) -> Tensor:
+def pooled(features: Features, pool: Mean) -> Tensor:
     """Return one vector per image of the last tapped layer.
 
     Returns:
@@ -39,7 +39,7 @@ class LinearClassifier(nn.Module):
         pool: What is read of the features.
     """
 
-    def __init__(self, width: int, num_classes: int, *, pool: Pool) -> None:
+    def __init__(self, width: int, num_classes: int, *, pool: Mean) -> None:
         super().__init__()
         self.pool = pool
         width = width * (2 if pool == "both" else 1)

@@ -22,10 +22,11 @@ from pixio_lightning.data.sources import FolderSource, digest_of, listed
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError, one_of
 
-# What changes no sample, only how fast or in what portions it is read.
+# What changes no sample, only how fast, in what order or portions it is read. The seed decides the
+# order and what `augment` draws; samples that are drawn by it say so in their own digest.
 _FREE = {
     *("batch_size", "val_batch_size", "num_workers", "steps_per_epoch", "max_bad", "timeout"),
-    *("val_images", "views", "bad", "stores"),
+    *("val_images", "views", "seed", "bad", "stores"),
 }
 
 

@@ -16,10 +16,11 @@ _COARSE = (torch.float16, torch.bfloat16)
 def fastest_precision(accelerator: str) -> str:
     """Return the trainer's precision that pretraining is fastest in on a device.
 
-    That is bfloat16 under autocast where products of it have units of their own. On a processor
-    these are AMX's: there a step takes half to three quarters of the time of float32, on one that
-    has only AVX-512's instructions for bfloat16 1.2 to 1.5 times as long, on others up to 3.5
-    times (benchmarks/results/speed.md).
+    That is bfloat16 under autocast where products of it have units of their own: on GPUs, and on
+    processors with AMX or, of AMD, with AVX-512's instructions for it, which are as wide as those
+    of float32 and do twice the work. There a step takes half to three quarters of the time; on one
+    of Intel that has these alone 1.2 to 1.5 times as long, on others up to 3.5 times
+    (benchmarks/results/speed.md).
 
     Args:
         accelerator: The trainer's; `auto` is a GPU where there is one.
@@ -27,11 +28,18 @@ def fastest_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
-        of_cpu: Any = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 has none
-        fast = bool(of_cpu().get("amx_bf16", False))
+        fast = _processor_has_units()
     else:
         fast = False
     return "bf16-mixed" if fast else "32-true"
+
+
+def _processor_has_units() -> bool:
+    """Whether products of bfloat16 are faster than those of float32 on this processor."""
+    of_cpu: Any = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 has none
+    can = of_cpu()
+    by_amd = "AMD" in str(can.get("cpu_name", "")) and bool(can.get("avx512_bf16", False))
+    return by_amd or bool(can.get("amx_bf16", False))
 
 
 def full_precision(device: torch.device) -> torch.autocast:

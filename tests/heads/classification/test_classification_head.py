@@ -13,6 +13,7 @@ from class_runs import SMALL, words
 from PIL import Image
 
 import pixio_lightning
+from pixio_heads.classification.attentive import AttentiveClassifier
 from pixio_heads.classification.data import ClassificationData
 from pixio_heads.classification.head import Classification
 from pixio_heads.classification.linear import LinearClassifier, pooled
@@ -20,6 +21,7 @@ from pixio_heads.classification.picture import SIDE, bars
 from pixio_lightning import Backbone
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
+from pixio_lightning.models import Features, Layer
 from pixio_lightning.testing import BACKBONES
 from pixio_lightning.training import results
 from pixio_lightning.training.checkpoints import checkpoint_io
@@ -179,6 +181,59 @@ def test_what_is_pooled() -> None:
     assert torch.allclose(classifier(features), expected, atol=1e-5)
 
 
+def test_an_attentive_probe_begins_as_a_mean_and_looks_where_its_queries_point() -> None:
+    backbone = Backbone("pixio_vitt16", weights="random:0", model_args=SMALL)
+    with torch.no_grad():
+        features = backbone(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8))
+    tokens = features.tokens
+    classifier = AttentiveClassifier(32, 3)
+    normed = F.batch_norm(tokens.flatten(0, 1), None, None, training=True).view_as(tokens)
+    values = normed @ classifier.values.weight.T
+    logits = classifier.linear(values.mean(dim=1))
+    assert torch.allclose(classifier(features), logits, atol=1e-5)
+    assert torch.allclose(classifier.attention(features), torch.tensor(1 / tokens.shape[1]))
+
+    with torch.no_grad():  # the third of the eight queries looks at one token, a patch
+        classifier.queries[:, 2] = 1e4 * normed[0, 9]
+    found = classifier.attention(features)[0]
+    assert found[9, 2] == 1 and torch.allclose(found.sum(dim=0), torch.ones(8))
+    gathered = values.mean(dim=1)[0].clone()
+    gathered[8:12] = values[0, 9, 8:12]
+    assert torch.allclose(classifier(features)[0], classifier.linear(gathered), atol=1e-5)
+    assert AttentiveClassifier(100, 3).queries.shape == (100, 4)
+
+
+def test_an_attentive_probe_finds_the_token_that_a_mean_hides() -> None:
+    """One patch in 17 tells the class; which one is said by a mark beside it."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1024, 17, 16, generator=generator)
+    tokens[..., :2] = 0
+    target = torch.randint(0, 2, (1024,), generator=generator)
+    place = torch.randint(1, 17, (1024,), generator=generator)
+    rows = torch.arange(1024)
+    tokens[rows, place, 0] = 4  # the mark
+    tokens[:, :, 2] *= 3
+    tokens[rows, place, 2] = 2.0 * target - 1
+    accuracy = {}
+    for name in ("attentive", "linear"):
+        layer = Layer(tokens, tokens, 1, (4, 4))
+        features = Features((layer,), dense_cls=False)
+        torch.manual_seed(0)
+        if name == "linear":
+            classifier: torch.nn.Module = LinearClassifier(16, 2, pool="both")
+        else:
+            classifier = AttentiveClassifier(16, 2)
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-2, weight_decay=0.0)
+        for _ in range(150):
+            loss = F.cross_entropy(classifier(features.rows(0, 512)), target[:512])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        held_out = classifier.eval()(features.rows(512, 1024)).argmax(dim=1)
+        accuracy[name] = float((held_out == target[512:]).float().mean())
+    assert accuracy["attentive"] > 0.95 and accuracy["linear"] < 0.75
+
+
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_losses_smooth_their_labels(multilabel: bool) -> None:
     head = Classification(Backbone("pixio_vitt16", weights="random"), label_smoothing=0.1)
@@ -202,7 +257,7 @@ def test_losses_smooth_their_labels(multilabel: bool) -> None:
     [
         ("pixio_vitt16", {"pool": "patch"}, "did you mean 'patches'"),
         ("pixio_vitt16", {"label_smoothing": 1.0}, "expected 0 to below 1"),
-        ("vit_base_patch16_siglip_gap_224", {}, "has no class token: set it to patches"),
+        ("vit_base_patch16_siglip_gap_224", {}, "has no class token: set it to patches or"),
     ],
 )
 def test_mistakes(name: str, keys: dict, message: str) -> None:
