@@ -13,6 +13,7 @@ from shard_files import images, keys, pack
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.curation.materialize import materialize, waste
+from pixio_lightning.data import parquet
 from pixio_lightning.data.shards.format import ShardIndex, read_columns
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
@@ -419,15 +420,20 @@ def test_mistakes_of_curate_are_one_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_damaged_scores_are_one_line(tmp_path: Path) -> None:
+def test_damaged_scores_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever page: a footer that is whole says nothing of it."""
     table = pa.table({"loss": pa.array(np.arange(4096), pa.float32())})
     pq.write_table(table, tmp_path / "a.parquet", compression="none")
     assert read_columns(str(tmp_path), "a.parquet", 0, ("loss",))["loss"][-1] == 4095
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "MAX_ROWS", 4095)
+        with pytest.raises(UserError, match=r"a.parquet': a row group over 1 GiB or 4,095 rows; w"):
+            read_columns(str(tmp_path), "a.parquet", 0, ("loss",))
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[:4] + bytes(64) + whole[68:])
     forget_opened()
-    with pytest.raises(UserError, match=r"a.parquet' is damaged: write its scores again, `pixio p"):
+    damaged = r"a.parquet': file is damaged; write its scores again, `pixio predict"
+    with pytest.raises(UserError, match=damaged):
         read_columns(str(tmp_path), "a.parquet", 0, ("loss",))
-    with pytest.raises(UserError, match=r"b.parquet' is missing: write its scores again"):
+    with pytest.raises(UserError, match=r"b.parquet': file is missing; write its scores again"):
         read_columns(str(tmp_path), "b.parquet", 0, ("loss",))

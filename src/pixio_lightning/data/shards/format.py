@@ -187,7 +187,7 @@ def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> 
     """Return columns of one row group as numpy arrays, NaN for nulls.
 
     Raises:
-        UserError: A column is missing, or the file is, or it is damaged.
+        UserError: A column is missing, or the file is, or it is damaged or too large.
     """
     place = join(root, path)
     try:
@@ -204,9 +204,9 @@ def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> 
     except UserError:
         raise
     except Exception as error:  # what readers raise of damaged bytes has no common class
-        what = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+        reason = short_reason(error, of="file")
         raise UserError(
-            f"'{place}' {what}: write its scores again, `pixio predict -c curation/score`"
+            f"'{place}': {reason}; write its scores again, `pixio predict -c curation/score`"
         ) from None
 
 
@@ -215,17 +215,15 @@ def _lost(shard: Shard, group: int, rows: range, reason: str) -> list[Encoded]:
     return [Encoded(f"{shard.path}#{group}:{row}", b"", reason) for row in rows]
 
 
-def short_reason(error: Exception) -> str:
-    """Say in a few words why a shard cannot be read."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, TooLarge):
+def short_reason(error: Exception, *, of: str = "shard") -> str:
+    """Say in a few words why a shard, or another file, cannot be read."""
+    if isinstance(error, (UserError, TooLarge)):
         return str(error)
     if isinstance(error, FileNotFoundError):
-        return "shard is missing"
+        return f"{of} is missing"
     if isinstance(error, (pa.ArrowException, tarfile.TarError, OSError, EOFError, ValueError)):
-        return "shard is damaged"
-    return f"shard cannot be read ({type(error).__name__})"
+        return f"{of} is damaged"
+    return f"{of} cannot be read ({type(error).__name__})"
 
 
 def _rows_of_table(table: pa.Table, column: str, place: str) -> list[Encoded]:
