@@ -12,7 +12,7 @@ one, by PixelPretraining with one (stable-pretraining's decoder does without eve
 "default" is what a run that names no precision takes: bfloat16 under autocast where the device has
 units for its products. "not fused" is ours with the optimiser that the other forms have.
 
-Run: python benchmarks/pretrain_step.py [--sizes demo tiny base] [--rounds N] [--out FILE.json]
+Run: python benchmarks/pretrain_step.py [--sizes NAME ...] [--seconds S] [--out FILE]
 Forms whose library is not there (benchmarks/peers.txt) are left out and named; compiled ones are
 measured with --compile, after a minute or two of compiling each.
 """
@@ -250,9 +250,9 @@ def seconds(step: Step, device: str) -> float:
 
 
 def compare(
-    name: str, rounds: int, seconds_of_size: float, device: str, *, compiled: bool = False
+    name: str, device: str, *, rounds: int, seconds_in_all: float, compiled: bool = False
 ) -> dict[str, Any]:
-    """Measure all forms at one size, in turns, for about so many seconds and at least four."""
+    """Measure all forms at one size, in so many rounds, or in four where time is up before."""
     torch.manual_seed(0)
     steps, missing, found = {}, {}, forms(device, compiled=compiled)
     for form, (build, _) in found.items():
@@ -266,7 +266,8 @@ def compare(
     times: dict[str, list[float]] = {form: [] for form in steps}
     begin = time.perf_counter()
     for number in range(rounds):
-        if number >= _LEAST_ROUNDS and time.perf_counter() - begin > seconds_of_size:
+        if number >= _LEAST_ROUNDS and time.perf_counter() - begin > seconds_in_all:
+            rounds = number
             break
         for form, step in steps.items():
             times[form].append(seconds(step, device))
@@ -281,14 +282,15 @@ def compare(
             "ratio": median(ratios),
             "quartiles": [low, high],
         }
-    return {"size": SIZES[name]._asdict(), "forms": result, "not installed": missing}
+    about = {"size": SIZES[name]._asdict(), "rounds": rounds}
+    return about | {"forms": result, "not installed": missing}
 
 
 def main() -> None:
     """Print a table for each size, and write all figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--rounds", type=int, default=25, help="turns of a size, at most")
+    parser.add_argument("--rounds", type=int, default=25, help="of a size, at most, 2 or more")
     parser.add_argument("--seconds", type=float, default=60, help="and about how long they take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -299,12 +301,16 @@ def main() -> None:
     figures = {"version": __version__, "torch": torch.__version__, "device": options.device}
     for name in options.sizes:
         figures[name] = compare(
-            *(name, options.rounds, options.seconds, options.device), compiled=options.compile
+            name,
+            options.device,
+            rounds=options.rounds,
+            seconds_in_all=options.seconds,
+            compiled=options.compile,
         )
-        size = SIZES[name]
+        size, rounds = SIZES[name], figures[name]["rounds"]
         print(
             f"\n{name}: encoder {size.width} x {size.depth}, decoder {size.decoder.dim} x "
-            f"{size.decoder.depth}, {size.image} px, batch {size.batch}\n\n"
+            f"{size.decoder.depth}, {size.image} px, batch {size.batch}, {rounds} rounds\n\n"
             "| form | a step | of | ratio (quartiles) |\n|---|---|---|---|"
         )
         for form, row in figures[name]["forms"].items():

@@ -34,7 +34,8 @@ SCRIPTS = {  # what is measured, and the script's arguments
     "windows": ("Windows over an image", []),
     "startup": ("Starting up", []),
 }
-UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+# What a processor may have for bfloat16, by torch's names.
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "bf16": "NEON", "sve_bf16": "SVE"}
 # Columns of the chart: what it says, and the form by its part of the name.
 COLOURS = {"ours": "#9fb8d8", "default": "#2f6db5", "other": "#c9c4ba"}
 
@@ -74,12 +75,16 @@ def measure(name: str, peers: Path | None) -> str:
 
 
 def machine() -> str:
-    """Return the processor, what it has for bfloat16, and the version of torch."""
-    can = torch.cpu.get_capabilities()
-    units = [said for key, said in UNITS.items() if can.get(key)]
-    half = f"bfloat16 by {' and '.join(units)}" if units else "no instructions for bfloat16"
-    name = can.get("cpu_name") or platform.machine()
-    return f"{os.cpu_count()} cores of {name} ({half}), torch {torch.__version__}"
+    """Return the device that steps are measured on, the processor, and the version of torch."""
+    tell = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
+    can = tell() if tell else {}
+    name = can.get("cpu_name") or platform.processor() or platform.machine()
+    parts = [f"{os.cpu_count()} cores of {name}"]
+    if units := [said for key, said in UNITS.items() if can.get(key)]:
+        parts.append(f"bfloat16 by {' and '.join(units)}")
+    if torch.cuda.is_available():
+        parts.insert(0, f"{torch.cuda.get_device_name()}, which steps are measured on")
+    return ", ".join([*parts, f"torch {torch.__version__}"])
 
 
 def chart(path: Path) -> None:

@@ -51,4 +51,6 @@ def test_what_changes_no_sample_is_no_part_of_its_identity(cls: type[SampleData]
     free = {"batch_size": 3, "val_batch_size": 2, "num_workers": 0, "timeout": 5.0, "views": None}
     assert cls(**free).identity() == cls().identity()
     assert cls(max_megapixels=1.0).identity() != cls().identity()
-    assert cls(seed=1).identity() != cls().identity()
+    # Which views make a set is drawn by the seed; elsewhere only their order and `augment` take it.
+    same = cls(seed=1).identity() == cls().identity()
+    assert same is (cls is not ReconstructionData)

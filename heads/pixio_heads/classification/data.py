@@ -52,6 +52,7 @@ class ClassificationData(SampleData):
     """
 
     sources = ("scenes", "folder", "hub")
+    incidental = ("seed",)
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ Shapes: B batch, C classes, D width of a token, K numbers of neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,13 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from pixio_heads.classification import knn, predictions
 from pixio_heads.classification.attentive import AttentiveClassifier
 from pixio_heads.classification.data import centre
-from pixio_heads.classification.linear import LinearClassifier
+from pixio_heads.classification.linear import Averaged, LinearClassifier
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
     accuracies,
@@ -31,6 +33,11 @@ from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours
 from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
 
 Pool = Literal["cls", "patches", "both", "attentive"]
+_PROBES: dict[Pool, Callable[[int, int], nn.Module]] = {
+    **{pool: partial(LinearClassifier, pool=pool) for pool in get_args(Averaged)},
+    "attentive": AttentiveClassifier,
+}
+_READS: dict[Pool, Reads] = {"cls": "cls", "patches": "patches"}  # others read all tokens
 
 
 class _ClassHead(Head):
@@ -118,7 +125,7 @@ class Classification(_ClassHead):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
-        one_of("model.pool", pool, get_args(Pool))
+        one_of("model.pool", pool, _PROBES)
         if pool in ("cls", "both") and not backbone.n_cls_tokens:
             raise UserError(
                 f"model.pool is {pool}, but {backbone.name} has no class token: set it to patches "
@@ -131,19 +138,16 @@ class Classification(_ClassHead):
     @property
     def reads(self) -> Reads:
         """The tokens that are pooled."""
-        return self.pool if self.pool in ("cls", "patches") else "tokens"
+        return _READS.get(self.pool, "tokens")
 
     @property
     def monitor(self) -> tuple[str, str]:
         """What best.ckpt is chosen by."""
         return ("val/mean_ap" if self.data_info.get("multilabel") else "val/top1", "max")
 
-    def build(self, backbone: Backbone) -> LinearClassifier | AttentiveClassifier:
+    def build(self, backbone: Backbone) -> nn.Module:
         """Return the classifier."""
-        width, classes = backbone.embed_dim, self.data_info["num_classes"]
-        if self.pool == "attentive":
-            return AttentiveClassifier(width, classes)
-        return LinearClassifier(width, classes, pool=self.pool)
+        return _PROBES[self.pool](backbone.embed_dim, self.data_info["num_classes"])
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return logits `(B, C)`, float32."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from pixio_lightning.models import Features, SyncedBatchNorm2d
 
-Mean = Literal["cls", "patches", "both"]
+Averaged = Literal["cls", "patches", "both"]
 
 
-def pooled(features: Features, pool: Mean) -> Tensor:
+def pooled(features: Features, pool: Averaged) -> Tensor:
     """Return one vector per image of the last tapped layer.
 
     Returns:
@@ -39,7 +39,7 @@ class LinearClassifier(nn.Module):
         pool: What is read of the features.
     """
 
-    def __init__(self, width: int, num_classes: int, *, pool: Mean) -> None:
+    def __init__(self, width: int, num_classes: int, *, pool: Averaged) -> None:
         super().__init__()
         self.pool = pool
         width = width * (2 if pool == "both" else 1)

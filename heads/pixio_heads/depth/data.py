@@ -68,6 +68,7 @@ class DepthData(SampleData):
 
     sources = ("scenes", "folder", "hub", *_LAYOUTS, "mix", "moge")
     predict_batch_size = 1  # pictures are of any size
+    incidental = ("seed",)
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class OrdinalData(SampleData):
     """
 
     sources = ("scenes", "da2k")
+    incidental = ("seed",)
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class PolicyData(SampleData):
 
     sources = ("scenes", "metaworld", "gym", "lerobot", "cortexbench")
     made = ("scenes", "metaworld")
-    incidental = ("processes", "episodes", "demonstration_starts", "trust_pickle")
+    incidental = ("seed", "processes", "episodes", "demonstration_starts", "trust_pickle")
 
     def __init__(
         self,

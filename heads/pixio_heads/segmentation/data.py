@@ -66,6 +66,7 @@ class SegmentationData(SampleData):
 
     sources = ("scenes", "folder", "hub", "ade20k", "voc", "loveda")
     predict_batch_size = 1  # pictures are of any size
+    incidental = ("seed",)
 
     def __init__(
         self,

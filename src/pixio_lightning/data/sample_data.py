@@ -22,11 +22,10 @@ from pixio_lightning.data.sources import FolderSource, digest_of, listed
 from pixio_lightning.data.stream import Loader, collate
 from pixio_lightning.errors import UserError, one_of
 
-# What changes no sample, only how fast, in what order or portions it is read. The seed decides the
-# order and what `augment` draws; samples that are drawn by it say so in their own digest.
+# What changes no sample, only how fast or in what portions it is read.
 _FREE = {
     *("batch_size", "val_batch_size", "num_workers", "steps_per_epoch", "max_bad", "timeout"),
-    *("val_images", "views", "seed", "bad", "stores"),
+    *("val_images", "views", "bad", "stores"),
 }
 
 
@@ -54,7 +53,8 @@ class SampleData(StreamData):
     sources: tuple[str, ...] = ("scenes",)
     # Those of them that are made here, and so have no path.
     made: tuple[str, ...] = ("scenes",)
-    # Attributes that change no sample: how many run at once, how many are evaluated.
+    # Attributes that change no sample: how many run at once, how many are evaluated; and the seed,
+    # where nothing but the order and `augment` takes it.
     incidental: tuple[str, ...] = ()
 
     def __init__(

@@ -16,11 +16,10 @@ _COARSE = (torch.float16, torch.bfloat16)
 def fastest_precision(accelerator: str) -> str:
     """Return the trainer's precision that pretraining is fastest in on a device.
 
-    That is bfloat16 under autocast where products of it have units of their own: on GPUs, and on
-    processors with AMX or, of AMD, with AVX-512's instructions for it, which are as wide as those
-    of float32 and do twice the work. There a step takes half to three quarters of the time; on one
-    of Intel that has these alone 1.2 to 1.5 times as long, on others up to 3.5 times
-    (benchmarks/results/speed.md).
+    That is bfloat16 under autocast where its products are faster: on GPUs, on processors with AMX,
+    and on AMD's with AVX-512's instructions for it (Zen 4 on). A step there takes 0.5 to 0.8 of the
+    time of float32 (benchmarks/results/speed.md). With AVX-512's instructions alone Intel's took
+    1.2 to 1.5 times as long, and processors without any up to 3.5 times.
 
     Args:
         accelerator: The trainer's; `auto` is a GPU where there is one.

@@ -13,7 +13,7 @@ from class_runs import SMALL, words
 from PIL import Image
 
 import pixio_lightning
-from pixio_heads.classification.attentive import AttentiveClassifier
+from pixio_heads.classification.attentive import AttentiveClassifier, attention
 from pixio_heads.classification.data import ClassificationData
 from pixio_heads.classification.head import Classification
 from pixio_heads.classification.linear import LinearClassifier, pooled
@@ -191,11 +191,12 @@ def test_an_attentive_probe_begins_as_a_mean_and_looks_where_its_queries_point()
     values = normed @ classifier.values.weight.T
     logits = classifier.linear(values.mean(dim=1))
     assert torch.allclose(classifier(features), logits, atol=1e-5)
-    assert torch.allclose(classifier.attention(features), torch.tensor(1 / tokens.shape[1]))
+    looked = attention(normed, classifier.queries)
+    assert torch.allclose(looked, torch.tensor(1 / tokens.shape[1]))
 
     with torch.no_grad():  # the third of the eight queries looks at one token, a patch
         classifier.queries[:, 2] = 1e4 * normed[0, 9]
-    found = classifier.attention(features)[0]
+    found = attention(normed, classifier.queries)[0]
     assert found[9, 2] == 1 and torch.allclose(found.sum(dim=0), torch.ones(8))
     gathered = values.mean(dim=1)[0].clone()
     gathered[8:12] = values[0, 9, 8:12]

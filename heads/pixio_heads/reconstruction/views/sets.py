@@ -109,7 +109,7 @@ class Sets:
         return replace(self, views=views, size=size)
 
     def digest(self) -> str:
-        return digest_of([scene.facts() for scene in self.scenes], self.seed)
+        return digest_of([scene.facts() for scene in self.scenes])
 
 
 def _near_origin(cam2world: NDArray[np.float64]) -> NDArray[np.float32]:
