@@ -24,7 +24,7 @@ from packaging.version import Version
 
 from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import plugins
+from pixio_lightning.files import bytes_by_kind, cache_home, default_cache, plugins
 
 LIBRARIES = (
     "torch",
@@ -156,14 +156,17 @@ def gpus() -> Iterator[Finding]:
 
 
 def caches() -> Iterator[Finding]:
-    """Report the folders that features and downloads go to, with the free disk space."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    for variable, default in (("PIXIO_CACHE", "pixio"), ("HF_HOME", "huggingface")):
-        folder = Path(os.environ.get(variable) or home / default).expanduser().absolute()
+    """Report the folders that features and downloads go to, and what they hold and have left."""
+    own = default_cache()
+    downloads = Path(os.environ.get("HF_HOME") or cache_home() / "huggingface").expanduser()
+    for variable, folder in (("PIXIO_CACHE", own.absolute()), ("HF_HOME", downloads.absolute())):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free / 2**30
         writable = "" if os.access(existing, os.W_OK) else ", not writable"
         yield Finding(variable, f"{folder}, {free:.0f} GiB free{writable}")
+    kinds = [f"{n / 2**30:.1f} GiB of {kind}" for kind, n in bytes_by_kind(own).items() if n >> 26]
+    if kinds:
+        yield Finding("cached", f"{', '.join(kinds)}; what is deleted is made again when needed")
 
 
 def plug_ins(*, imports: bool) -> Iterator[Finding]:

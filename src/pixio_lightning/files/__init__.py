@@ -13,12 +13,14 @@ from pixio_lightning.files.atomic import (
     write_text,
     written_aside,
 )
-from pixio_lightning.files.cache import default_cache, locked
+from pixio_lightning.files.cache import bytes_by_kind, cache_home, default_cache, locked
 from pixio_lightning.files.home import expanded
 from pixio_lightning.files.naming import output_name, output_path
 from pixio_lightning.files.text import open_regular, parse_json, parse_yaml, read_text, unfolded
 
 __all__ = [
+    "bytes_by_kind",
+    "cache_home",
     "default_cache",
     "expanded",
     "locked",
