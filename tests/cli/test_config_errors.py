@@ -77,7 +77,7 @@ def callback(name: str, **arguments: object) -> list[dict]:
 
 UNKNOWN_CLASSES = [
     ("model.class_path", "PixelPretrainig", "model.class_path", "PixelPretraining"),
-    ("model.class_path", "Nothing", "model.class_path 'Nothing' is not known; There are", None),
+    ("model.class_path", "Nothing", "model.class_path 'Nothing' is not known; there are", None),
     (
         "model.class_path",
         "pixio_lightning.pretraining.masked_pixels.Pixel",
@@ -165,9 +165,9 @@ WRONG_VALUES = [
     ("seed_everything", "x", "seed_everything is 'x', but expected bool, or int", None),
 ]
 MISSING = [
-    ("model", GONE, "model.class_path is missing; There are PixelPretraining", None),
+    ("model", GONE, "model.class_path is missing; there are PixelPretraining", None),
     ("model.class_path", GONE, "model.class_path is missing", None),
-    ("data", GONE, "data.class_path is missing; There are Pixels", None),
+    ("data", GONE, "data.class_path is missing; there are Pixels", None),
     ("model/backbone", GONE, "model.backbone is missing", None),
     ("model/backbone.weights", GONE, "model.backbone.weights is missing", None),
     ("data/path", GONE, "data.source is folder: give data.path", None),

@@ -70,7 +70,7 @@ def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
                 hint = (
                     ": give a recipe first, as in `-c pretrain/demo` (`pixio recipes` lists them)"
                 )
-            raise UserError(f"{key}.class_path is missing{hint}; {_there_are(key)}")
+            raise UserError(f"{key}.class_path is missing{hint}; there {_are(key)}")
         if name and "." not in name and "/" not in name:
             _import_short(key, name, model=asked["model"])
     return asked
@@ -80,8 +80,8 @@ def _option(word: str) -> str:
     return word.partition("=")[0]
 
 
-def _there_are(key: str) -> str:
-    return f"There are {', '.join(_known(key))}; others by import path, package.module.Class"
+def _are(key: str) -> str:
+    return f"are {', '.join(_known(key))}; others by import path, package.module.Class"
 
 
 def _known(key: str) -> list[str]:
@@ -106,8 +106,9 @@ def _import_short(key: str, name: str, *, model: str) -> None:
         return
     if key == "data" and model not in (cls.__name__ for cls in CORE_CLASSES["model"]):
         return  # it comes with the head
-    hint = nearest(name, _known(key)) or ";"
+    hint = nearest(name, _known(key))
     for head in heads:
         if head.name == name:  # the name that `pixio heads` lists
             hint = f", did you mean '{head.attribute}'?"
-    raise UserError(f"{key}.class_path '{name}' is not known{hint} {_there_are(key)}")
+    begin = f"{hint} There" if hint else "; there"
+    raise UserError(f"{key}.class_path '{name}' is not known{begin} {_are(key)}")

@@ -215,7 +215,8 @@ def _no_key(prefix: str, name: str, context: type | None, top: Iterable[str]) ->
     if not choices:  # the mistake is further up
         name, choices = key.partition(".")[0], sorted(top)
     hint = nearest(name, choices)
-    shown = f"{' ' if hint else '; '}There are {', '.join(choices)}" if len(choices) <= 20 else ""
+    begin = " There" if hint else "; there"
+    shown = f"{begin} are {', '.join(choices)}" if len(choices) <= 20 else ""
     return f"there is no key {key}{hint}{shown}"
 
 
