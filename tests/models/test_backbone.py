@@ -66,6 +66,7 @@ def test_same_crop_same_grid(build, images, name):
     dense = features.dense()
     assert dense.shape == (2, backbone.dense_dim, 16, 16) and backbone.dense_dim == width * 96
     assert torch.equal(dense[:, :96], layer.patches)
+    assert dense.stride()[1:] == (1, 16 * width * 96, width * 96)  # channels last, for convolutions
     if width == 2:
         mean = layer.tokens[:, :n_cls].mean(dim=1)
         assert torch.equal(dense[:, 96:], mean[..., None, None].expand(2, 96, 16, 16))

@@ -8,6 +8,7 @@ from torch import nn
 
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import blocks_of, compile_blocks
+from pixio_lightning.models.dense_decoders import DenseDecoder, DPTDecoder, LinearDecoder
 from pixio_lightning.models.mae_decoder import DecoderSize, MaeDecoder
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64, "patch_size": 8}
@@ -36,6 +37,16 @@ def test_an_encoder_that_sees_whole_images(name: str, side: int) -> None:
     # timm's models with patches of 14 and 16 pixels resize an image to their own.
     backbone(images_of(side)).dense().square().mean().backward()
     assert misplaced(backbone) == []
+
+
+@pytest.mark.parametrize("decoder", [LinearDecoder, DPTDecoder])
+def test_a_decoder_of_maps(decoder: type[DenseDecoder]) -> None:
+    args = SMALL | {"depth": 4}
+    backbone = Backbone("pixio_vits16", weights="random:0", layers="quarters", model_args=args)
+    size = {"features": 16, "stages": [16] * 4} if decoder is DPTDecoder else {}
+    module = decoder(backbone.dense_dim, 3, taps=4, **size)
+    module(backbone(images_of(64)), (64, 64)).square().mean().backward()
+    assert misplaced(module) == []
 
 
 @pytest.mark.parametrize("side", [64, 96])

@@ -101,6 +101,24 @@ def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
+class Pointwise(nn.Conv2d):
+    """A convolution of one pixel, as a matrix product: maps have their channels last in memory.
+
+    The gradient of its weight then lies as the weight does, which that of a convolution does not.
+
+    Args:
+        in_channels: Channels it reads.
+        out_channels: Channels it gives.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(B, K, h, w)` for `(B, C, h, w)`."""
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
 class LinearDecoder(DenseDecoder):
     """The linear probe: batch norm, then one linear map per patch, upsampled.
 
@@ -122,7 +140,7 @@ class LinearDecoder(DenseDecoder):
     ) -> None:
         super().__init__(in_channels, out_channels, taps=taps)
         self.norm = SyncedBatchNorm2d(in_channels * taps)
-        self.projection = nn.Conv2d(in_channels * taps, out_channels, 1)
+        self.projection = Pointwise(in_channels * taps, out_channels)
         self.bias_map = (
             nn.Parameter(torch.zeros(1, out_channels, *positions)) if positions else None
         )
@@ -170,7 +188,7 @@ class Fusion(nn.Module):
         self.double_and_crop = double_and_crop
         self.join = ResidualUnit(width) if joins else None
         self.refine = ResidualUnit(width)
-        self.project = nn.Conv2d(width, width, 1)
+        self.project = Pointwise(width, width)
 
     def forward(self, x: Tensor, below: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Return the fused map at `size`."""
@@ -209,7 +227,7 @@ class DPT(nn.Module):
         super().__init__()
         widths = [in_channels] * 4 if isinstance(in_channels, int) else in_channels
         self.projections = nn.ModuleList(
-            nn.Conv2d(width, n, 1) for width, n in zip(widths, out_channels, strict=True)
+            Pointwise(width, n) for width, n in zip(widths, out_channels, strict=True)
         )
         first, second, _, last = out_channels
         self.resizes = nn.ModuleList(
@@ -276,7 +294,7 @@ class DPTDecoder(DenseDecoder):
         self.tail = nn.Sequential(
             nn.Conv2d(features, features, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(features, out_channels, 1),
+            Pointwise(features, out_channels),
         )
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
