@@ -7,7 +7,7 @@
 Every cell is a run of its own: the recipe of the task on so many scenes of two views, judged on the
 recipe's held-out scenes after the last step. A frozen backbone has the recipe's linear head, or a
 larger one: DPT of maps, an attentive probe of classes. Of ways that train this or the backbone,
-each has the best of three or four rates for it on 64 scenes with another seed; what trains as long
+each has the best of three rates for it on 64 scenes with another seed; what trains as long
 as pretraining has that of the shorter run. A rate is chosen on the held-out scenes that all cells
 are judged on, which favours those ways a little over the linear heads.
 """
@@ -36,9 +36,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 LABELS = (16, 64, 256, 1024)
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 3  # of the runs that choose a rate
-# Rates of the backbone, and of a larger head, as shares of the recipe's, the linear head's.
+# Rates of the backbone, and of a larger head, as shares of the recipe's, the linear head's. With
+# all of it DPT is best on 64 scenes and falls to the most frequent class on 16.
 RATES = (0.03, 0.1, 0.3)
-LARGER = (0.03, 0.1, 0.3, 1.0)
 
 
 class Steps(NamedTuple):
@@ -110,7 +110,7 @@ class Way(NamedTuple):
     @property
     def rates(self) -> tuple[float, ...]:
         """Those that the best is chosen of; the linear head has the recipe's."""
-        return LARGER if self.larger else RATES if self.tuned else ()
+        return RATES if self.larger or self.tuned else ()
 
 
 _PRETRAINED = "runs/pretrain/demo-{backbone}/last.ckpt"
@@ -233,8 +233,8 @@ def page(task: Task, path: Path) -> None:
     table.append(f"| {task.baseline.replace('_', ' ')} | " + " | ".join(means) + " |")
     hours = sum(entry["cpu_s"] for entry in entries) / 3600
     table += ["", f"CPU time of all runs: {hours:.1f} hours of one core."]
-    table += ["", "Ways that train a larger head or the backbone take the best of three or four"]
-    table += ["rates on 64 scenes, as the held-out scenes say that all ways are judged on, which"]
+    table += ["", "Ways that train a larger head or the backbone take the best of three rates"]
+    table += ["on 64 scenes, as the held-out scenes say that all ways are judged on, which"]
     table += ["favours them a little. The longest training takes the rate of the shorter one."]
     pages.fill(path.with_suffix(".md"), table)
     lines = {name: line for name, line in lines.items() if line.x}

@@ -59,7 +59,7 @@ SIZES = {
     "base": Size(256, 16, 768, 12, 12, DecoderSize(512, 8, 16), 4, 4),
 }
 CLS = 8  # class tokens of Pixio
-_LEAST_ROUNDS = 4
+_LEAST_ROUNDS = 3
 
 
 def images_of(size: Size, device: str) -> Tensor:
@@ -252,7 +252,7 @@ def seconds(step: Step, device: str) -> float:
 def compare(
     name: str, device: str, *, rounds: int, seconds_in_all: float, compiled: bool = False
 ) -> dict[str, Any]:
-    """Measure all forms at one size, in so many rounds, or in four where time is up before."""
+    """Measure all forms at one size, in so many rounds, or in three where time is up before."""
     torch.manual_seed(0)
     steps, missing, found = {}, {}, forms(device, compiled=compiled)
     for form, (build, _) in found.items():
@@ -291,7 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--rounds", type=int, default=25, help="of a size, at most, 2 or more")
-    parser.add_argument("--seconds", type=float, default=60, help="and about how long they take")
+    parser.add_argument("--seconds", type=float, default=40, help="and about how long they take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="measure compiled forms as well")
