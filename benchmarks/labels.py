@@ -204,9 +204,12 @@ def fill(task: Task, path: Path, seeds: list[int], jobs: int) -> None:
 def rows(task: Task, path: Path) -> Iterator[tuple[str, int, list[float]]]:
     """Yield a way, a number of labels, and the values of the seeds that were run."""
     values = found(path)
-    for name in ways(task):
+    for name, way in ways(task).items():
         for labels in LABELS:
             own = {c: v for c, v in values.items() if c[:2] == (name, labels) and c.seed in SEEDS}
+            own = {
+                c: v for c, v in own.items() if c.rate in (way.rates or [0])
+            }  # those tried beside are told in words
             if len({cell.rate for cell in own}) > 1:
                 raise SystemExit(f"{path} has {name} at several rates: take out those not chosen")
             if own:
@@ -231,7 +234,7 @@ def page(task: Task, path: Path) -> None:
     ]
     means = [f"{np.mean(values):.3f}" if values else "" for values in base]
     table.append(f"| {task.baseline.replace('_', ' ')} | " + " | ".join(means) + " |")
-    hours = sum(entry["cpu_s"] for entry in entries) / 3600
+    hours = sum(entry.get("cpu_s", 0) for entry in entries) / 3600
     table += ["", f"CPU time of all runs: {hours:.1f} hours of one core."]
     table += ["", "Ways that train a larger head or the backbone take the best of three rates"]
     table += ["on 64 scenes, as the held-out scenes say that all ways are judged on, which"]
