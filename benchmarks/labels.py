@@ -206,10 +206,9 @@ def rows(task: Task, path: Path) -> Iterator[tuple[str, int, list[float]]]:
     values = found(path)
     for name, way in ways(task).items():
         for labels in LABELS:
-            own = {c: v for c, v in values.items() if c[:2] == (name, labels) and c.seed in SEEDS}
-            own = {
-                c: v for c, v in own.items() if c.rate in (way.rates or [0])
-            }  # those tried beside are told in words
+            # Rates that were tried beside these are told in words.
+            wanted = {Cell(name, labels, s, r) for s in SEEDS for r in way.rates or [0.0]}
+            own = {cell: value for cell, value in values.items() if cell in wanted}
             if len({cell.rate for cell in own}) > 1:
                 raise SystemExit(f"{path} has {name} at several rates: take out those not chosen")
             if own:
