@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixio_lightning.models import Features, SyncedBatchNorm2d
+from pixio_lightning.models import Features, Pointwise, SyncedBatchNorm2d
 
 Token = Literal["cls", "first_cls", "patches", "keypoints", "attention"]
 Fusion = Literal["flare", "concat", "last"]
@@ -36,7 +36,7 @@ class KeyPoints(nn.Module):
 
     def __init__(self, channels: int, count: int = _KEYPOINTS, sharpness: float = 3.0) -> None:
         super().__init__()
-        self.maps = nn.Conv2d(channels, count, 1, bias=False)
+        self.maps = Pointwise(channels, count, bias=False)
         self.sharpness = nn.Parameter(torch.full((count, 1, 1), sharpness))
         self.width = 2 * count
 

@@ -19,7 +19,7 @@ from pixio_heads.reconstruction.attention import AlternatingAttention
 from pixio_heads.reconstruction.geometry import Geometry, moved, pose_of, unit
 from pixio_heads.reconstruction.pose_heads import FlatPoseHead, PoseHead
 from pixio_lightning.errors import UserError
-from pixio_lightning.models import DPT, Features, upsample
+from pixio_lightning.models import DPT, Features, Pointwise, upsample
 
 # exp() of more overflows; of less, the gradient vanishes.
 _MOST_LOGIT = 20.0
@@ -102,7 +102,7 @@ class MapDecoder(nn.Module):
         self.tail = nn.Sequential(
             nn.Conv2d(width // 2, width // 2, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(width // 2, _CHANNELS, 1),
+            Pointwise(width // 2, _CHANNELS),
         )
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.models import Pointwise
 
 
 class PoseHead(nn.Module):
@@ -21,10 +22,10 @@ class PoseHead(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.widen = nn.Conv2d(dim, width, 1)
+        self.widen = Pointwise(dim, width)
         self.units = nn.ModuleList(
             nn.Sequential(
-                *(layer for _ in range(3) for layer in (nn.Conv2d(width, width, 1), nn.ReLU()))
+                *(layer for _ in range(3) for layer in (Pointwise(width, width), nn.ReLU()))
             )
             for _ in range(2)
         )
@@ -62,7 +63,7 @@ class FlatPoseHead(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.narrow = nn.Conv2d(dim, channels, 1)
+        self.narrow = Pointwise(dim, channels)
         self.mix = nn.Sequential(
             nn.Linear(2 * channels * grid[0] * grid[1], width),
             nn.ReLU(),

@@ -109,10 +109,11 @@ class Pointwise(nn.Conv2d):
     Args:
         in_channels: Channels it reads.
         out_channels: Channels it gives.
+        bias: Add one to each channel that it gives.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(B, K, h, w)` for `(B, C, h, w)`."""

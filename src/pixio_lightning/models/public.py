@@ -6,6 +6,7 @@ from pixio_lightning.models.dense_decoders import (
     DenseDecoder,
     DPTDecoder,
     LinearDecoder,
+    Pointwise,
     SyncedBatchNorm2d,
     upsample,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Layer",
     "LinearDecoder",
     "LinearMap",
+    "Pointwise",
     "Reads",
     "SyncedBatchNorm2d",
     "has_float64",
