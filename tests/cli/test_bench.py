@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pixio_lightning.cli import bench
+from pixio_lightning.cli.bench import suite
+from pixio_lightning.cli.bench.finished import has_run, last_result
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.training import results
@@ -186,6 +189,36 @@ def test_a_row_may_be_evaluated_untrained(tmp_path: Path, monkeypatch: pytest.Mo
     assert [row.name for row in rows] == ["constant", "untrained"]
     (line,) = results.read(tmp_path / "runs" / "untrained-0")
     assert line["checkpoint"] == "untrained" and line["steps"] == 0
+
+
+def test_values_that_are_no_number_are_a_row_with_a_spread_of_none() -> None:
+    for values in ([1.0, math.nan], [math.inf, 1.0]):
+        assert "+- nan" in bench.table([bench.Row("a", {"x": values})])
+
+
+def test_a_training_s_result_is_its_own(tmp_path: Path) -> None:
+    """Other weights, or none, may be evaluated in its folder afterwards."""
+    results.append(tmp_path, line(checkpoint="untrained", verb="validate", metrics={"x": 9.0}))
+    assert not has_run(tmp_path, "fit")
+    results.append(tmp_path, line(verb="fit", metrics={"x": 1.0}))
+    for checkpoint in ("untrained", "last"):
+        results.append(tmp_path, line(checkpoint=checkpoint, verb="validate", metrics={"x": 9.0}))
+    assert last_result(tmp_path)["metrics"] == last_result(tmp_path, "fit")["metrics"] == {"x": 1.0}
+
+
+def test_a_baseline_that_depends_on_the_backbone_stands_beside_each_row() -> None:
+    rows = [bench.Row("random init of a", {"x": [1.0, 1.2]}), bench.Row("of b", {"x": [2.0]})]
+    rows.append(bench.Row("of another task", {"z": [3.0]}))
+    assert suite.joined("random init", rows, ["x", "y"]) == rows[:2]
+    alike = [bench.Row("", {"x": [1.0]}), bench.Row("", {"x": [1.0001], "y": [math.nan] * 2})]
+    (row,) = suite.joined("constant", alike, ["x", "y"])
+    assert row.name == "constant" and row.values["x"] == [1.0001] and len(row.values["y"]) == 1
+
+
+def test_a_seed_that_a_row_sets_stays(tmp_path: Path) -> None:
+    about = {"fit": "depth/demo", "set": {"data.seed": 7}}
+    words = suite._words(about, 1, tmp_path, [])
+    assert "--data.seed=7" in words and "--data.seed=1" not in words and "--model.seed=1" in words
 
 
 def test_a_row_is_trained_or_evaluated(tmp_path: Path) -> None:

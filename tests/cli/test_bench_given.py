@@ -265,6 +265,12 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
     with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
         refuse_stale(out, line, words)
+    recipe = tmp_path / "mine.yaml"
+    recipe.touch()
+    os.utime(recipe, ns=(0, (out / "results.jsonl").stat().st_mtime_ns + 10**9))
+    mine, of_mine = ["-c", str(recipe), *words[2:4]], line | {"recipe": [str(recipe)]}
+    with pytest.raises(UserError, match="was run before '.*mine.yaml' was written: remove it"):
+        refuse_stale(out, of_mine | {"overrides": [], "backbone": {"weights": None}}, mine)
     with pytest.raises(UserError, match="model.seed its recipe's, but now it is '1': remove"):
         refuse_stale(out, line, [*words, "--model.seed", "1"])
     named = {

@@ -97,3 +97,27 @@ def test_a_frozen_backbone_may_lie_elsewhere(
     assert main(["validate", *words, str(tmp_path / "moved.ckpt")]) == 0
     assert main(["validate", *words, str(trained / "other/last.ckpt")]) == 2
     assert "with digest" in capsys.readouterr().err
+
+
+def classify(folder: Path, verb: str, *words: str) -> int:
+    line = [verb, "-c", "classification/demo", *SCENES, "--out", str(folder / "run")]
+    line += ["--trainer.max_steps", "1", "--data.steps_per_epoch", "1", "--panels.every_n_steps=0"]
+    return main([*line, "--model.backbone.weights", "random", "--model.cache", "false", *words])
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_what_trained_weights_read_is_that_of_the_run_wherever_it_is_asked_for(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights fit a token of the same width as well, and would be scored on it."""
+    assert classify(tmp_path, "fit", "--model.pool", "patches") == 0
+    before = (tmp_path / "run/results.jsonl").read_text()
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {pool: cls}")
+    assert classify(tmp_path, verb, "-c", str(overlay)) == 2
+    assert "model.pool: patches -> cls" in capsys.readouterr().err
+    overlay.write_text("model: {backbone: {layers: [0]}}")
+    assert classify(tmp_path, verb, "-c", str(overlay), "--model.pool", "patches") == 2
+    assert "model.backbone.layers: last -> [0]" in capsys.readouterr().err
+    assert (tmp_path / "run/results.jsonl").read_text() == before
+    assert classify(tmp_path, verb, "--model.pool", "patches") == 0

@@ -45,6 +45,7 @@ class _ClassHead(Head):
 
     data_attributes = ("num_classes", "class_names", "multilabel")
     same_as_trained = ("multilabel", "class_names", "num_classes")
+    model_as_trained = (*Head.model_as_trained, "pool")
     evaluation_attributes = ("centre_crop",)
     baseline_names = ("majority",)
 

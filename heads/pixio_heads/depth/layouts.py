@@ -171,6 +171,7 @@ class PairSamples(PairedFiles):
             path.suffix.lower(),
             scale=self.scale,
             insist=self.insist,
+            float_scale=self.scale if self.insist else 1.0,  # stated, so of all kinds of file
             max_megapixels=self.max_megapixels,
         )
 
@@ -184,7 +185,7 @@ class PairSamples(PairedFiles):
 
     def digest(self) -> str:
         facts = self.file_facts()
-        return digest_of(type(self).__name__, self.scale, self.intrinsics, facts)
+        return digest_of(type(self).__name__, self.scale, self.insist, self.intrinsics, facts)
 
 
 class NyuSamples(PairSamples):

@@ -72,6 +72,7 @@ class Policy(Head):
     data_attributes = ("history", "proprio_dim", "action_dim")
     same_as_trained = ("history", "proprio_dim", "action_dim")
     evaluation_attributes = ("environment", "processes")
+    model_as_trained = (*Head.model_as_trained, "observe", "token", "fusion", "proprio")
 
     def __init__(
         self,
@@ -97,6 +98,12 @@ class Policy(Head):
         choices = {"observe": (observe, Observe), "token": (token, Token)}
         for key, (value, known) in (choices | {"fusion": (fusion, Fusion)}).items():
             one_of(f"model.{key}", value, get_args(known))
+        least = {"hidden": (hidden, 1), "depth": (depth, 0), "videos": (videos, 0)}
+        for key, (count, fewest) in least.items():
+            if count < fewest:
+                raise UserError(f"model.{key} is {count}, but expected at least {fewest}")
+        if not timeout > 0:
+            raise UserError(f"model.timeout is {timeout:g}, but expected seconds above 0")
         if observe == "backbone" and token in _READS and not backbone.n_cls_tokens:
             raise UserError(
                 f"model.token is {token}, but {backbone.name} has no class token: "

@@ -75,6 +75,11 @@ def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
     """
     depths, points, valid, rays, poses, scales = [], [], [], [], [], []
     for batch in batches:
+        # A set that cannot be read has another in its place, of weight 0.
+        known = batch.get("weight", batch["metric"].new_ones(len(batch["metric"]))) > 0
+        batch = {k: v[known] if isinstance(v, Tensor) else v for k, v in batch.items()}
+        if not known.any():
+            continue
         truth = truth_of(batch)
         z = average_distance(truth.points, batch["valid"])
         metric = batch["metric"].bool()

@@ -152,22 +152,30 @@ def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
-def check_typed(
-    words: list[str], model: dict[str, Any], about: dict[str, Any], verb: str, source: Path
+def check_model(
+    words: list[str],
+    model: dict[str, Any],
+    counts: tuple[str, ...],
+    about: dict[str, Any],
+    verb: str,
+    source: Path,
 ) -> None:
-    """Refuse what is typed of a model and would be ignored, as its checkpoint takes its place.
+    """Refuse what is asked of a model and contradicts the checkpoint that takes its place.
 
-    Keys of recipes are not looked at: they name the model, whatever it was begun with.
+    What is typed would be ignored. Other keys of a recipe are not looked at, as they name the
+    model, whatever it was begun with; but those that say what trained weights read count wherever
+    they stand: weights fit all of their values and mean something under one.
 
     Args:
         words: The command line.
         model: The configuration of the model that it makes, paths as typed.
+        counts: Keys that count wherever they stand; see `TaskModule.model_as_trained`.
         about: The `pixio` entry of the checkpoint that is to be loaded.
         verb: What is done; where it is `fit`, how to train is not ignored.
         source: The checkpoint.
 
     Raises:
-        UserError: A typed key contradicts it.
+        UserError: A key contradicts it.
     """
     own = model["class_path"].rpartition(".")[2]
     if str(about.get("class", own)).rpartition(":")[2] != own:
@@ -177,7 +185,9 @@ def check_typed(
     )
     then, said = dict(flatten(about.get("config", {}))), []
     for key, value in flatten(model):
-        asked = f"{key}.".startswith(keys) and (_BEGUN if verb == "fit" else _MADE).match(key)
+        kind = _BEGUN if verb == "fit" else _MADE
+        asked = f"{key}.".startswith(keys) and kind.match(key) is not None
+        asked |= verb != "fit" and key in counts
         was = then.get(key)  # None: of an earlier version, or as the weights say
         if not asked or was is None or _is_free(f"model.{key}", {}, {}):
             continue
@@ -193,7 +203,7 @@ def check_typed(
             ways = f"give another --out, or --ckpt_path none to {verb} what you typed, untrained"
         raise UserError(
             f"checkpoint '{source}' is of a model with another configuration "
-            f"({'; '.join(said)}), and what you typed would be ignored: leave it out, {ways}"
+            f"({'; '.join(said)}), which counts: ask for the same, {ways}"
         )
 
 

@@ -238,14 +238,16 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
     """Tell a head, before it is built, what the weights that it will load are made for.
 
     Raises:
-        UserError: The data, or what is typed of the model, contradicts it.
+        UserError: The data, or what is asked of the model, contradicts it.
     """
     path = local_path(ckpt_path) if ckpt_path else None
     if path is None or not path.exists():
         return
     about = read_plain(path).get("pixio", {})
     if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
-        resume.check_typed(cli.options.rest, cli.config_dict()["model"], about, cli.verb, path)
+        counts = cli.model.model_as_trained if isinstance(cli.model, Head) else ()
+        model = cli.config_dict()["model"]
+        resume.check_model(cli.options.rest, model, counts, about, cli.verb, path)
     if isinstance(cli.model, Head):
         if cli.verb != "predict":  # images to predict say nothing of a head's data
             cli.model.compare(cli.datamodule, about)

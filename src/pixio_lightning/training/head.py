@@ -301,6 +301,6 @@ class Head(TaskModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def report(self, metrics: Metrics) -> dict[str, str]:
-        """Return the last evaluation, each metric beside its baselines, and the best one."""
-        lines = results.read(metrics.path.parent)
+        """Return a training's last evaluation, each metric beside its baselines, and the best."""
+        lines = [line for line in results.read(metrics.path.parent) if line["verb"] == "fit"]
         return results.summary(lines[-1]) | results.best_of(lines) if lines else {}

@@ -26,6 +26,9 @@ class TaskModule(BackboneModule):
     data_attributes: tuple[str, ...] = ()
     # Those of them in which the data at hand must agree with a checkpoint.
     same_as_trained: tuple[str, ...] = ()
+    # Keys of the model that say what its weights read, whose values fit the same weights: a
+    # checkpoint is evaluated with those that it was trained with.
+    model_as_trained: tuple[str, ...] = ("backbone.layers", "backbone.dense_cls")
     # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
     # `self.evaluation_info` before `metrics` is called; those of the data at hand always count.
     evaluation_attributes: tuple[str, ...] = ()

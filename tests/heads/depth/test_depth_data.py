@@ -55,6 +55,16 @@ def test_a_folder_is_read_in_metres_and_a_tenth_is_held_out(folder: Path) -> Non
     assert sample["depth"].dtype == np.float32 and sample["image"].shape == (40, 56, 3)
 
 
+def test_a_scale_that_is_stated_is_that_of_floats_too(tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / f"images/{i:02d}.png", (16, 16), i)
+        (tmp_path / "depth").mkdir(exist_ok=True)
+        np.save(tmp_path / f"depth/{i:02d}.npy", np.full((16, 16), 250, np.float32))
+    for scale, metres in ((None, 250), (0.01, 2.5)):
+        samples = DepthData("folder", str(tmp_path), depth_scale=scale).samples_of("train")
+        assert np.allclose(samples.load(0)["depth"], metres)
+
+
 def test_a_plain_folder_of_images_is_enough_to_predict(tmp_path: Path) -> None:
     picture(tmp_path / "a/b.jpg", (20, 30))
     data = DepthData("folder", str(tmp_path))

@@ -64,6 +64,14 @@ class Seen(Drawn):
         return seen, reward, False, False, {"is_success": done}
 
 
+class Paid(Drawn):
+    """Every step is paid, and the episode ends at the rim, as where a robot falls."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        seen, *_ = super().step(action)
+        return seen, 1.0, bool(np.abs(self.at).max() == 1), False, {}
+
+
 class Steered(Drawn):
     """Of four directions, one is chosen."""
 
@@ -87,5 +95,5 @@ class Threads(Drawn):
         return np.array([*allowed, max(pools)], np.float64)
 
 
-for world in (Drawn, Seen, Steered, Threads, Unseen):
+for world in (Paid, Drawn, Seen, Steered, Threads, Unseen):
     gymnasium.register(f"{world.__name__}-v0", world, max_episode_steps=20)

@@ -69,6 +69,17 @@ def test_success_is_what_info_says_or_an_end_with_a_reward(world: str, ends: boo
     assert successes[-1] is True and successes[0] is False and terminated == ends
 
 
+def test_an_end_after_steps_that_were_paid_is_no_success() -> None:
+    env = gym.make("point_worlds:Paid-v0", 20, images=False)
+    for seed in range(5):
+        env.reset(seed=seed)
+        ended, successes = False, []
+        while not ended:
+            _, _, ended, _, info = env.step(np.array([0.05, 0.05], np.float32))
+            successes.append(info["success"])
+        assert len(successes) > 1 and not any(successes)
+
+
 def test_episodes_are_played_in_processes() -> None:
     environment = Environment("gym", "point_worlds:Drawn-v0", 20, horizon=50)
     with Pool(environment, 2) as pool:

@@ -51,6 +51,19 @@ def test_one_set_is_its_own_best_constant() -> None:
     assert float(figures["ray_error"]) == pytest.approx(0, abs=0.01)
 
 
+def test_a_set_in_the_place_of_a_bad_one_does_not_count() -> None:
+    sets = batch(sets=2, size=48)
+    both = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in sets.items()}
+    both["depth"][1] *= 3
+    both["weight"] = torch.tensor([1.0, 0.0])
+    first = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in sets.items()}
+    found, expected = fit_constant([both]), fit_constant([first])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    both["weight"] = torch.zeros(2)
+    with pytest.raises(UserError, match="no constant to compare with"):
+        fit_constant([both])
+
+
 def test_it_beats_no_model_that_looks() -> None:
     truth = batch(sets=6, size=48)
     metric, perfection = ReconstructionMetrics(), ReconstructionMetrics()

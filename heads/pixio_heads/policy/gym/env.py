@@ -23,7 +23,8 @@ class GymEnvironment(gymnasium.Wrapper):
     observations of floating point, flattened, in the order of their keys.
 
     An episode is a success where `info` has `success` or `is_success` and it is true; where it has
-    neither, at a step that ends the episode with a positive reward.
+    neither, at a step that ends the episode with its first positive reward. Where steps before are
+    paid too, an end may be a fall, and none is called a success.
 
     Args:
         env: The environment.
@@ -38,6 +39,7 @@ class GymEnvironment(gymnasium.Wrapper):
         self, env: gymnasium.Env, size: int, *, image: str | None, proprio: list[str], images: bool
     ) -> None:
         super().__init__(env)
+        self._paid = False  # whether the episode has had a positive reward
         self._size, self._image, self._keys, self._images = size, image, proprio, images
         leaves = dict(_leaves(env.observation_space))
         width = sum(int(np.prod(leaves[key].shape)) for key in proprio)
@@ -50,6 +52,7 @@ class GymEnvironment(gymnasium.Wrapper):
     def reset(self, **how: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Begin an episode."""
         observation, info = self.env.reset(**how)
+        self._paid = False
         return self._observed(observation), {**info, "success": False}
 
     def step(
@@ -57,7 +60,9 @@ class GymEnvironment(gymnasium.Wrapper):
     ) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
         """Take a step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        success = info.get("success", info.get("is_success", terminated and float(reward) > 0))
+        first = float(reward) > 0 and not self._paid
+        self._paid |= first
+        success = info.get("success", info.get("is_success", terminated and first))
         info = {**info, "success": bool(success)}
         return self._observed(observation), float(reward), terminated, truncated, info
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pixio_lightning.cli.bench.finished import last_result
 from pixio_lightning.cli.bench.suite import Evaluation, Outcome, incomparable
-from pixio_lightning.cli.bench.tables import Row
+from pixio_lightning.cli.bench.tables import Row, spread
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.training import results
@@ -123,8 +123,8 @@ def _verdict(before: list[float], after: list[float], end: str | None) -> str:
     if end is not None:
         words.append("better" if (difference < 0) == (end == "min") else "worse")
     if len(before) > 1 and len(after) > 1:
-        error = math.sqrt(sum(statistics.variance(v) / len(v) for v in (before, after)))
-        if error:
+        error = math.sqrt(sum(spread(v) ** 2 / len(v) for v in (before, after)))
+        if error and math.isfinite(error):
             count = abs(difference) / error
             words.append(f"{count:.1f} standard errors over seeds{', may be chance' * (count < 2)}")
     return f" ({'; '.join(words)})" if words else ""

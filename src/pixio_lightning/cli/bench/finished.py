@@ -16,8 +16,9 @@ from pixio_lightning.training.run_folder import read_state
 
 def has_run(folder: Path, verb: str) -> bool:
     """Whether a run has finished; one that trains nothing has, once it is evaluated."""
-    return bool(read_state(folder).get("finished")) or any(
-        line["checkpoint"] == "untrained" or line["verb"] == verb != "fit"
+    trained = verb == "fit" and read_state(folder).get("finished")
+    return bool(trained) or any(
+        line["verb"] == verb and (verb != "fit" or line["checkpoint"] == "untrained")
         for line in results.read(folder)
     )
 
@@ -39,7 +40,8 @@ def last_result(folder: Path, verb: str | None = None) -> dict[str, Any]:
     lines = [
         line
         for line in every
-        if line["checkpoint"] in ("last", "untrained") or line["verb"] == verb != "fit"
+        # A training's own: `validate` of the same folder may be of other weights.
+        if line["verb"] == verb and (verb != "fit" or line["checkpoint"] != "best")
     ]
     if not lines:
         raise UserError(f"{folder} holds no result of its last step: run it to its end")
@@ -80,7 +82,8 @@ def refuse_stale(
         raise UserError(f"'{out}' was run with {was}, but now {given} is given: {way_out}")
     weights = line["backbone"]["weights"] or ""
     files = [checkpoint or "", "" if weights in SHIPPED else split_student(weights)[0]]
-    for path in (Path(file).expanduser() for file in files if file):
+    recipes = [path for name in options.configs if (path := Path(name).expanduser()).is_file()]
+    for path in (*(Path(file).expanduser() for file in files if file), *recipes):
         if _written(path) > _written(out / results.FILE):
             raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
 

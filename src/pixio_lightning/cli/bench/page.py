@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pixio_lightning.cli.bench.suite import Outcome
-from pixio_lightning.cli.bench.tables import Row, best_means, cell, seeds
+from pixio_lightning.cli.bench.tables import Row, best_means, cell, seeds, spread
 
 _ARROWS = {"min": "lower is better", "max": "higher is better", None: ""}
 _PUBLISHED = " In italics, hatched: figures of others; † marks what was not measured alike."
@@ -101,8 +101,8 @@ def _interval(row: Row, metric: str, outcome: Outcome) -> tuple[float, float] | 
     values = row.values[metric]
     mean = statistics.mean(values)
     if len(values) > 1:
-        spread = statistics.stdev(values)
-        return mean - spread, mean + spread
+        deviation = spread(values)
+        return (mean - deviation, mean + deviation) if math.isfinite(deviation) else None
     for one in outcome.evaluations:
         if one.row == row.name:
             ends = [one.line["metrics"].get(f"{metric}_{end}") for end in ("low", "high")]

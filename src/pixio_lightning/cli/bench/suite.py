@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -148,7 +149,9 @@ def _check(values: dict[str, Any], known: set[str], where: str) -> None:
 def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> list[str]:
     """Return the command line of a row with one of its seeds, without the verb."""
     options = [f"--{k}={_word(v, seed)}" for k, v in about.get("set", {}).items()]
-    options += [f"--{k}={seed}" for k in ("seed_everything", "data.seed", "model.seed")]
+    own = about.get("set", {})  # a seed that the row sets stays
+    seeds = (k for k in ("seed_everything", "data.seed", "model.seed") if k not in own)
+    options += [f"--{k}={seed}" for k in seeds]
     recipe = next(about[verb] for verb in _VERBS if verb in about)
     overlays = [word for name in about.get("with", []) for word in ("-c", name)]
     return ["-c", recipe, *overlays, "--out", str(out), *options, *words]
@@ -249,6 +252,24 @@ class Outcome(NamedTuple):
     notes: Sequence[str] = ()
 
 
+def joined(name: str, rows: list[Row], metrics: list[str]) -> list[Row]:
+    """Return a baseline as one row where it is the same beside all rows, else one beside each.
+
+    What looks at nothing is the same on the same data; what depends on the backbone is not.
+    """
+    of_all = {m: [v for row in rows for v in row.values.get(m, [])] for m in metrics}
+    of_all = {metric: values for metric, values in of_all.items() if values}
+    if all(_same(value, values[0]) for values in of_all.values() for value in values):
+        return [Row(name, {metric: values[-1:] for metric, values in of_all.items()})]
+    each = [Row(row.name, {m: row.values[m] for m in metrics if m in row.values}) for row in rows]
+    return [row for row in each if row.values]
+
+
+def _same(one: float, other: float) -> bool:
+    """Whether two figures are, but for rounding."""
+    return math.isclose(one, other, rel_tol=1e-3) or (math.isnan(one) and math.isnan(other))
+
+
 def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
     """Run every row of a suite that has not finished, below `folder`.
 
@@ -264,7 +285,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
 
     check(suite, folder, words=words)
     rows: list[Row] = []
-    baselines: dict[str, dict[str, float]] = {}
+    baselines: dict[str, dict[str, Row]] = {}
     evaluations: list[Evaluation] = []
     notes: list[str] = []
     columns = columns_of(suite)
@@ -285,8 +306,10 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
             line |= {"metrics": _of_data(about, line["metrics"])}
             evaluations.append(Evaluation(name, out, line))
             for baseline, values in line["baselines"].items():
-                known = baselines.setdefault(baseline, {})
-                known |= _of_data(about, values)
+                label = f"{baseline.replace('_', ' ')} of {name}"
+                known = baselines.setdefault(baseline, {}).setdefault(name, Row(label, {}))
+                for metric, value in _of_data(about, values).items():
+                    known.values.setdefault(metric, []).append(value)
             for metric in columns or line["metrics"]:
                 if metric in line["metrics"]:
                     found.setdefault(metric, []).append(line["metrics"][metric])
@@ -311,11 +334,9 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         if name not in baselines:
             raise UserError(f"there is no baseline {name}{nearest(name, baselines)}")
     baseline_rows = [
-        Row(
-            name.replace("_", " "),
-            {metric: [baselines[name][metric]] for metric in measured if metric in baselines[name]},
-        )
+        row
         for name in suite.get("baselines", [])
+        for row in joined(name.replace("_", " "), list(baselines[name].values()), measured)
     ]
     lines = [one.line for one in evaluations]
     shown = [line for line in lines if any(metric in line["metrics"] for metric in measured)]

@@ -30,13 +30,18 @@ def best_means(rows: list[Row], better: Mapping[str, str | None]) -> dict[str, f
     return best
 
 
+def spread(values: list[float]) -> float:
+    """Return the standard deviation over seeds; NaN where a value is none or infinite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
 def cell(row: Row, metric: str, sign: str = "+-") -> str:
     """Return the mean of a metric and its standard deviation; others' figures as stated."""
     values = row.values[metric]
     if row.published:
         return f"{values[0]:g}"
-    spread = f" {sign} {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"
+    deviation = f" {sign} {spread(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation}"
 
 
 def seeds(row: Row) -> str:
