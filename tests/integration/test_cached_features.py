@@ -43,3 +43,15 @@ def test_a_late_process_encodes_its_share_and_nothing_twice(late: int, tmp_path:
     parts = sorted((tmp_path / "cache").glob("features/*/*.jsonl"))
     assert sorted(len(part.read_text().splitlines()) for part in parts) == [3, 3, 6, 6]
     assert results.read(tmp_path / "run")[-1]["n"] == 6
+
+
+def test_damaged_statistics_are_computed_anew(tmp_path: Path) -> None:
+    env = {"PIXIO_CACHE": str(tmp_path / "cache")}
+    words = (*DEPTH, *STEPS, "--model.backbone.weights", "random:0")
+    pixio("fit", *words, "--out", tmp_path / "first", **env)
+    (file,) = (tmp_path / "cache/features").glob("statistics-*.pt")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    pixio("fit", *words, "--out", tmp_path / "second", **env)
+    first, second = (results.read(tmp_path / name)[-1] for name in ("first", "second"))
+    assert first["baselines"] == second["baselines"] and len(file.read_bytes()) == len(whole)

@@ -73,6 +73,8 @@ class ClassificationData(SampleData):
     ) -> None:
         super().__init__(source, path, **loading)
         one_of("data.target", target, get_args(Target))
+        if image_size < 1:
+            raise UserError(f"data.image_size is {image_size}, but expected at least 1")
         if not 0 < crop_pct <= 1:
             raise UserError(f"data.crop_pct is {crop_pct}, but expected a share, 0 to 1")
         if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:

@@ -160,8 +160,13 @@ def row_classes(data: Any, column: str) -> tuple[list[str], bool]:
     several = inner is not feature
     if isinstance(inner, datasets.ClassLabel):
         return list(inner.names), several
-    values = {v for row in data[column] for v in (row if several else [row]) if v is not None}
-    return [str(v) for v in sorted(values)], several
+    try:
+        values = {v for row in data[column] for v in (row if several else [row]) if v is not None}
+        return [str(v) for v in sorted(values)], several
+    except TypeError:
+        raise UserError(
+            f"data.label_column {column} holds {inner}, but expected names or numbers of classes"
+        ) from None
 
 
 class RowSamples(HubRows):

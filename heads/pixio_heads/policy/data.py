@@ -38,8 +38,8 @@ class PolicyData(SampleData):
 
     A training sample is a history of frames, the robot's own state and the action that followed.
     Demonstrations of a simulator's scripted expert are collected on first use and kept. Where the
-    demonstrations are files without a simulator, a tenth of them is held out, and the policy is
-    judged by the actions it would have taken.
+    demonstrations are files without a simulator, the last tenth of all of them is held out, however
+    many are learned from, and the policy is judged by the actions it would have taken.
 
     Args:
         source: `scenes`, the table top that is built in; `metaworld`; `gym`, any environment that
@@ -164,9 +164,11 @@ class PolicyData(SampleData):
     @property
     def dataset(self) -> str:
         """What records call the data."""
-        count = f"{self.demonstrations} demonstrations"
         if self._environment is None:
-            return f"{self.source} {self.path}, {count}"
+            learned, held_out = self._parts()
+            counts = f"{len(learned)} demonstrations, {len(held_out)} held out"
+            return f"{self.source} {self.path}, {counts}"
+        count = f"{self.demonstrations} demonstrations"
         where = self.path or f"noise {self.noise:g}, disturbance {self.disturbance:g}"
         return f"{self._environment}; {count}, {where}"
 
@@ -182,19 +184,14 @@ class PolicyData(SampleData):
         """Return the steps of the demonstrations, or the episodes to evaluate in."""
         demonstrations, digest = self._demonstrations()
         if split == "train" or self._environment is None:
-            chosen = demonstrations
-            if self._environment is None and split != "predict":
-                if len(demonstrations) < 2:
-                    raise UserError(
-                        f"data.path '{self.path}' has one demonstration: expected two at least, "
-                        "one to learn from and one that is held out"
-                    )
-                held_out = max(1, len(demonstrations) // 10)
-                chosen = (
-                    demonstrations[:-held_out] if split == "train" else demonstrations[-held_out:]
-                )
+            chosen, part = demonstrations, split
+            if self._environment is None and split == "predict":
+                chosen = demonstrations[: self.demonstrations]
+            elif self._environment is None:
+                chosen = self._parts()[split != "train"]
+                part = f"{split}{len(chosen)}"
             return DemonstrationSamples(
-                chosen, history=self.history, size=self.image_size, digest=f"{digest}{split}"
+                chosen, history=self.history, size=self.image_size, digest=f"{digest}{part}"
             )
         first = _EVALUATIONS[split]
         fresh = list(range(first, first + self.episodes))
@@ -208,6 +205,17 @@ class PolicyData(SampleData):
             )
         ]
         return EpisodeSamples(starts, digest_of(self.environment))
+
+    def _parts(self) -> tuple[list[Demonstration], list[Demonstration]]:
+        """Return the demonstrations of files to learn from, and those that are held out."""
+        every = self._demonstrations()[0]
+        if len(every) < 2:
+            raise UserError(
+                f"data.path '{self.path}' has one demonstration: expected two at least, "
+                "one to learn from and one that is held out"
+            )
+        held_out = max(1, len(every) // 10)
+        return every[:-held_out][: self.demonstrations], every[-held_out:]
 
     def _references(self, seeds: list[int], controller: Any) -> list[Any]:
         assert self._environment is not None
@@ -235,10 +243,10 @@ class PolicyData(SampleData):
             from pixio_heads.policy import cortexbench
 
             file = Path(self.path or "")
-            return cortexbench.read(file, limit=self.demonstrations, trusted=self.trust_pickle)
+            return cortexbench.read(file, limit=None, trusted=self.trust_pickle)
         from pixio_heads.policy import lerobot
 
         folder = existing_folder(self.path or "", key="data.path")
-        return lerobot.read(
-            folder, limit=self.demonstrations, camera=self.camera, size=self.image_size
-        )
+        # Without a simulator all are read, to hold out the same ones; pictures when asked for.
+        limit = self.demonstrations if self._environment else None
+        return lerobot.read(folder, limit=limit, camera=self.camera, size=self.image_size)

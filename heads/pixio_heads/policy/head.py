@@ -316,7 +316,7 @@ class Policy(Head):
         return picture.sheet(films) if films else None
 
     def write(self, prediction: Any, batch: Batch, folder: Path) -> None:
-        """Write the episodes' videos and table, or the actions of held-out demonstrations."""
+        """Write the episodes' videos and table, or the actions of the first demonstrations."""
         if self.acts:
             return  # EpisodeLog writes them
         actions = (prediction, batch["action"])

@@ -76,6 +76,7 @@ class Reconstruction(Head):
         self.weights = _PRESETS[weights] if isinstance(weights, str) else weights
         self.checkpointing, self.views_per_chunk = checkpointing, views_per_chunk
         self.wrong_reference = wrong_reference
+        self._before: Tensor | None = None  # the reference image of the set before
         self.baseline_names = ("constant", "wrong_reference") if wrong_reference else ("constant",)
 
     def build(self, backbone: Backbone) -> nn.Module:
@@ -148,16 +149,30 @@ class Reconstruction(Head):
         """Return the best constant reconstruction of the training sets."""
         return fit_constant(loader)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin without a set before."""
+        self._before = None
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def baselines(self, batch: Batch) -> dict[str, Any]:
         """Return the constant, and what is seen with the reference image of another set."""
         with full_precision(self.device):
             found: dict[str, Any] = {"constant": constant_geometry(self.statistics, batch)}
-        if self.wrong_reference and len(batch["key"]) > 1:
-            name = "features" if "features" in batch else "image"
-            mixed = batch[name].clone()
-            mixed[:, 0] = batch[name][:, 0].roll(1, dims=0)
-            mixed_batch = batch | {name: mixed}
-            found["wrong_reference"] = self(self.encode(mixed_batch), mixed_batch)
+        if not self.wrong_reference:
+            return found
+        name = "features" if "features" in batch else "image"
+        own, before = batch[name][:, 0], self._before
+        self._before = own[-1:]
+        others = own.roll(1, dims=0)
+        if len(own) == 1:  # the first set has none before it
+            if before is None or before.shape != own.shape:
+                return found
+            others = before
+        mixed = batch[name].clone()
+        mixed[:, 0] = others
+        mixed_batch = batch | {name: mixed}
+        found["wrong_reference"] = self(self.encode(mixed_batch), mixed_batch)
         return found
 
     def picture(

@@ -157,6 +157,10 @@ def test_a_hub_column_of_classes(tmp_path: Path) -> None:
     assert data.samples_of("predict").load(6).keys() == {"image"}
     with pytest.raises(UserError, match="data.label_column is 'lable'.*did you mean 'label'"):
         _ = ClassificationData("hub", path, label_column="lable").num_classes
+    with pytest.raises(UserError, match="data.label_column image holds .*, but expected names"):
+        _ = ClassificationData("hub", path, label_column="image").num_classes
+    with pytest.raises(UserError, match="data.image_size is 0, but expected at least 1"):
+        ClassificationData("hub", path, image_size=0)
 
 
 def test_a_hub_column_of_words_and_one_of_lists(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pixio_heads.policy import lerobot
+from pixio_heads.policy.data import PolicyData
 from pixio_heads.policy.demonstrations import Demonstration
 from pixio_lightning.cli.main import main
 
@@ -89,3 +90,18 @@ def test_actions_of_a_robot_s_own_demonstrations(tmp_path: Path) -> None:
     assert len(table) == 18
     for name in ("action_0", "action_1", "demonstrated_0", "demonstrated_1"):
         assert 80 < np.mean([float(row[name]) for row in table]) < 120
+
+
+def test_the_same_demonstrations_are_held_out_however_many_are_learned_from(tmp_path: Path) -> None:
+    """Another number at an evaluation would otherwise judge by what was learned from."""
+    demos = [demonstration(str(i), 3) for i in range(12)]
+    lerobot.write(tmp_path / "set", demos, fps=10, task="x")
+    held_out = set()
+    for count in (3, 11, 100):
+        data = PolicyData("lerobot", str(tmp_path / "set"), demonstrations=count, image_size=32)
+        learned, judged = data.samples_of("train"), data.samples_of("val")
+        names = [{s.name(i) for i in range(len(s))} for s in (learned, judged)]
+        held_out.add(frozenset(names[1]))
+        assert len(learned) == 3 * min(count, 11) and not names[0] & names[1]
+        assert f"{min(count, 11)} demonstrations, 1 held out" in data.dataset
+    assert len(held_out) == 1

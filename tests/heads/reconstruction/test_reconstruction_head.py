@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_the_record_has_all_figures_beside_their_baselines(trained: Path) -> Non
     wrong = line["baselines"]["wrong_reference"]
     assert wrong["points_rel"] != line["metrics"]["points_rel"]
     assert "no other alignment" in line["protocol"]
+
+
+def test_sets_that_come_one_by_one_have_the_reference_of_the_one_before(
+    trained: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(trained.parent / "cache"))
+    two = results.read(trained)[-1]["baselines"]["wrong_reference"]
+    given = [*words, "--ckpt_path", str(trained / "last.ckpt"), "--data.val_images", "4"]
+    assert main(["validate", *given, "--data.val_batch_size", "1"]) == 0
+    line = results.read(trained)[-1]
+    one = line["baselines"]["wrong_reference"]
+    assert math.isfinite(one["points_rel"]) and one["points_rel"] != line["metrics"]["points_rel"]
+    assert one["points_rel"] == pytest.approx(two["points_rel"], rel=0.5)
 
 
 def test_a_panel_is_drawn(trained: Path) -> None:

@@ -8,6 +8,8 @@ no file of the data set.
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -77,13 +79,22 @@ def _statistics(head: Head) -> dict[str, Tensor]:
     name = digest_of(about, data.digest("train"))
     path = default_cache() / "features" / f"statistics-{name}.pt"
     # One process decides: another may have written the file since.
-    if head.trainer.strategy.broadcast(path.is_file()):
+    if head.trainer.strategy.broadcast(_readable(path)):
         return torch.load(path, map_location=head.device, weights_only=True)
     found = head.compute_statistics()
     if head.trainer.is_global_zero:
         with written_aside(path) as aside:
             torch.save({name: tensor.cpu() for name, tensor in found.items()}, aside)
     return found
+
+
+def _readable(path: Path) -> bool:
+    """Whether statistics are there; what was damaged is computed anew, as features are."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError):
+        return False
+    return True
 
 
 def _sample_data(head: Head) -> SampleData:
