@@ -24,6 +24,7 @@ class GradientLayout(L.Callback):
     """Look when the gradient is there, as DDP does: the trainer may replace it afterwards."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.threads = torch.get_num_threads()
         torch.set_num_threads(2)  # one would take other convolutions, which a GPU has not
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
@@ -31,4 +32,4 @@ class GradientLayout(L.Callback):
                 parameter.register_post_accumulate_grad_hook(hook)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.threads)

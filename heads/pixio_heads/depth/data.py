@@ -44,9 +44,10 @@ class DepthData(SampleData):
         val_split: Its split to validate and test on.
         image_column: Column of the images of a hub data set.
         depth_column: Column of their depth: 16-bit PNG, npy bytes, or lists of metres.
-        depth_scale: Metres per unit of an integer depth image; None takes what a file says itself,
-            as those of `predict` do, or the layout's own, 0.001 for a folder or hub data set. A
-            file that says another unit than is given stops the run.
+        depth_scale: Metres per unit of a depth image, of integers and of floats; None takes what a
+            file says itself, as those of `predict` do, or the layout's own, 0.001 for a
+            folder or hub data set, and floats as metres. A file that says another unit than is
+            given stops the run.
         orientation: How an image is turned that EXIF has viewers turn: `upright`, as they show it,
             or `stored`, as it lies in the file. None stops at the first one beside a depth map,
             which may lie either way; images alone are turned upright.

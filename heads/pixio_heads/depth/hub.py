@@ -76,11 +76,10 @@ class HubSamples(HubRows):
                 suffix,
                 scale=self.scale,
                 insist=self.insist,
-                float_scale=self.scale if self.insist else 1.0,  # stated, so of all kinds of file
                 max_megapixels=self.max_megapixels,
             )
         else:
-            metres = to_metres(np.asarray(depth), scale=self.scale)
+            metres = to_metres(np.asarray(depth), scale=self.scale, stated=self.insist)
         mask = row.get("mask")
         found = read_mask(content(mask), max_megapixels=self.max_megapixels) if mask else None
         sample = checked(image, metres, found)

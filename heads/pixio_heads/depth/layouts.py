@@ -171,7 +171,6 @@ class PairSamples(PairedFiles):
             path.suffix.lower(),
             scale=self.scale,
             insist=self.insist,
-            float_scale=self.scale if self.insist else 1.0,  # stated, so of all kinds of file
             max_megapixels=self.max_megapixels,
         )
 

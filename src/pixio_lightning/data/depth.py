@@ -35,7 +35,6 @@ def read_depth(
     *,
     scale: float,
     insist: bool = False,
-    float_scale: float = 1.0,
     max_megapixels: float = 64.0,
 ) -> NDArray[np.float32]:
     """Decode a depth file to metres.
@@ -46,9 +45,8 @@ def read_depth(
             `.h5` or `.hdf5` for metres.
         scale: Metres per unit of an integer, where a PNG does not say it itself, as those of
             `encode_png` do.
-        insist: Whether a PNG that says another unit than `scale` is refused; otherwise its own
-            counts.
-        float_scale: Metres per unit of a float.
+        insist: Whether `scale` is stated, and so is that of floats too, and a PNG that says another
+            unit is refused; otherwise floats are metres, and a PNG's own unit counts.
         max_megapixels: Larger maps are refused, before they are decoded.
 
     Raises:
@@ -72,8 +70,7 @@ def read_depth(
         raise
     except Exception:  # the libraries raise whatever the damaged bytes lead them to
         raise BadImage("depth cannot be read") from None
-    metres = to_metres(array, scale=scale)
-    return metres * np.float32(float_scale) if np.issubdtype(array.dtype, np.floating) else metres
+    return to_metres(array, scale=scale, stated=insist)
 
 
 def unit_of(max_depth: float) -> float:
@@ -133,8 +130,13 @@ def require_reader(suffix: str) -> None:
             ) from None
 
 
-def to_metres(array: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
+def to_metres(array: NDArray[Any], *, scale: float, stated: bool = False) -> NDArray[np.float32]:
     """Return a depth array `(H, W)` in metres; integers count in units of `scale`.
+
+    Args:
+        array: `(H, W)`, or with axes of one more.
+        scale: Metres per unit.
+        stated: Whether it is that of floats too, which are metres otherwise.
 
     Raises:
         BadImage: It has another shape, or only 8 bits.
@@ -144,11 +146,11 @@ def to_metres(array: NDArray[Any], *, scale: float) -> NDArray[np.float32]:
         raise BadImage(f"depth of shape {array.shape}; expected one channel")
     if array.dtype in (np.uint8, np.int8, np.bool_):
         raise BadImage("8-bit depth; expected a 16-bit PNG, or npy in metres")
-    if np.issubdtype(array.dtype, np.integer):
-        return array.astype(np.float32) * np.float32(scale)
-    if not np.issubdtype(array.dtype, np.floating):
+    integers = np.issubdtype(array.dtype, np.integer)
+    if not integers and not np.issubdtype(array.dtype, np.floating):
         raise BadImage(f"depth of type {array.dtype}; expected numbers")
-    return array.astype(np.float32)
+    metres = array.astype(np.float32)
+    return metres * np.float32(scale) if integers or stated else metres
 
 
 def _read_png(data: bytes, max_megapixels: float) -> tuple[NDArray[Any], float | None]:

@@ -193,6 +193,20 @@ def test_parquet_with_16_bit_png(tmp_path: Path) -> None:
         DepthData("hub", str(tmp_path / "set"), depth_column="dept").samples_of("train")
 
 
+def test_a_scale_that_is_stated_is_that_of_lists_too(tmp_path: Path) -> None:
+    import datasets
+
+    picture(tmp_path / "i.png", (20, 30))
+    image = [{"bytes": (tmp_path / "i.png").read_bytes(), "path": None}]
+    columns = {"image": image, "depth": [[[250.0] * 30] * 20]}
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    (tmp_path / "set").mkdir()
+    table.to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
+    for scale, metres in ((None, 250), (0.01, 2.5)):
+        data = DepthData("hub", str(tmp_path / "set"), val_split="train", depth_scale=scale)
+        assert np.allclose(data.samples_of("train").load(0)["depth"], metres)
+
+
 def test_a_row_is_not_judged_by_columns_that_are_not_read(tmp_path: Path) -> None:
     import datasets
 

@@ -217,7 +217,6 @@ class FileScene:
             frame.depth.suffix.lower(),
             scale=frame.unit or self.scale,
             insist=frame.unit is not None,
-            float_scale=frame.unit or 1.0,
             max_megapixels=self.max_megapixels,
         )
 
