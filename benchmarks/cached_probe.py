@@ -19,9 +19,10 @@ from pathlib import Path
 
 import lightning as L
 
-from pixio_lightning.cli import run
 from pixio_lightning.cli.class_lookup import import_named
+from pixio_lightning.cli.lightning_cli import PixioCLI
 from pixio_lightning.cli.options import parse_options
+from pixio_lightning.cli.run import fit
 
 WIDTHS = {  # of the trunk, and of the pyramid's levels: Depth Anything V2's small, base and large
     "dpt-s": (64, [48, 96, 192, 384]),
@@ -83,9 +84,9 @@ def main() -> None:
                 os.environ["PIXIO_CACHE"] = str(Path(folder) / "cache")
                 asked = parse_options(words(Path(folder), decoder, options, cached=cached))
                 import_named(asked.configs, asked.rest)
-                cli, clock = run.PixioCLI(asked, "fit"), Clock()
+                cli, clock = PixioCLI(asked, "fit"), Clock()
                 cli.trainer.callbacks.insert(0, clock)
-                run.fit(cli)
+                fit(cli)
                 seconds.append(clock.epochs)
         (_, without), (first, again) = seconds
         figures[decoder] = {"uncached": without, "first": first, "later": again}

@@ -9,13 +9,14 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from data_path import our_chain, photographs, rate
+from data_path import our_chain, photographs
 
 from pixio_lightning.curation.materialize import materialize, waste
 from pixio_lightning.curation.scores import ScoredImages
@@ -29,7 +30,7 @@ from pixio_lightning.data.shards.keep_rule import (
     Scores,
 )
 from pixio_lightning.data.shards.pack import write_shard
-from pixio_lightning.keyed import key_of, keyed_numbers
+from pixio_lightning.keyed import Purpose, key_of, keyed_numbers
 
 
 def timed(work: Callable[[], object], n: int) -> float:
@@ -46,16 +47,19 @@ def main() -> None:
     mean = sum(map(len, files)) / len(files)
     print("| what | on one core |\n|---|---|")
     print(f"| a photograph, 640x480, quality 90 | {mean / 1000:.0f} kB |")
-    print(f"| decode, crop, scale to 256 (training) | {rate(our_chain, files * 40):.0f} images/s |")
-
-    def describe(data: bytes) -> torch.Tensor:
-        return ScoredImages.describe(data, size=256, max_megapixels=64)["image"]
-
-    print(f"| decode, crop, entropy (scoring) | {rate(describe, files * 40):.0f} images/s |")
+    chains: dict[str, Callable[[bytes], object]] = {
+        "decode, crop, scale to 256 (training)": our_chain(),
+        "decode, crop, entropy (scoring)": partial(
+            ScoredImages.describe, size=256, max_megapixels=64
+        ),
+    }
+    for what, chain in chains.items():
+        speed = timed(partial(list, map(chain, files * 40)), 40 * len(files))
+        print(f"| {what} | {speed:.0f} images/s |")
     random_key = np.random.default_rng(0)
     n = 4_000_000
     hashes = random_key.integers(-(2**63), 2**63 - 1, n, dtype=np.int64)
-    speed = timed(lambda: keyed_numbers(hashes, seed=0, step=0, stream=7), n)
+    speed = timed(lambda: keyed_numbers(hashes, seed=0, step=0, purpose=Purpose.KEEP), n)
     print(f"| keep or not | {speed / 1e6:.1f} M images/s |")
     scores = Scores(
         np.exp(random_key.normal(-1.05, 0.45, n)),

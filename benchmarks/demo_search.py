@@ -119,8 +119,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for name, seed in missing(["pixels"], [0]):
         add(name, seed, 0, None)
-    size = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
-    size |= {"n_cls_tokens": 4, "pos_init": "sincos"}
+    size: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4}
+    size |= {"num_heads": 4, "n_cls_tokens": 4, "pos_init": "sincos"}
     for name, seed in missing(["random-init"], [0, 1, 2]):
         add(name, seed, 0, opened(f"random:{seed}", size))
     names = [name for name in VARIANTS if wanted.only in name]

@@ -46,7 +46,7 @@ def fetched(folder: Path) -> Iterator[Path]:
     subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=folder, check=True)
     for package in sorted(folder.glob("*.deb")):
         subprocess.run(["dpkg", "-x", str(package), str(folder / package.stem)], check=True)
-    roots = (folder, *(Path(m.__file__).parent for m in (skimage, sklearn)))
+    roots = (folder, *(Path(str(m.__file__)).parent for m in (skimage, sklearn)))
     for root in roots:
         for path in sorted(root.rglob("*")):
             if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file():

@@ -73,7 +73,7 @@ def step_of(
 ) -> Step:
     """Return a training step: forward, backward, AdamW."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {}))
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=fused or None)
 
     def step() -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=half):

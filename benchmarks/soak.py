@@ -15,12 +15,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from data_path import photographs
 
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
-from pixio_lightning.data.shards.index import INDEX, write_index
+from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
 from pixio_lightning.data.shards.pack import entry_of, write_shard
 from pixio_lightning.data.shards.set import ShardSet
@@ -49,8 +50,9 @@ def pss(process: int) -> float:
 
 def soak(folder: Path, *, passes: int, workers: int = 2) -> dict[int, list[tuple[float, float]]]:
     """Stream some passes; return (seconds, MB) of the peak in each, by worker."""
-    shards = ShardSet(str(folder), val_path=None, val_images=100, curation=Curation(), seed=0)
-    images = {"rank": 0, "world_size": 1, "batch_size": 64, "size": 256}
+    index = open_index(str(folder), cache=folder, progress=False)
+    shards = ShardSet(index, val_path=None, val_images=100, curation=Curation(), seed=0)
+    images: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 64, "size": 256}
     images |= {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "max_megapixels": 64}
     arguments = {"num_workers": workers, "worker_init_fn": start_worker, "timeout": 600}
     loader = shards.open(

@@ -63,8 +63,8 @@ def main() -> None:
                 taken[name].append(times)
     figures: dict[str, Any] = {}
     print("| command | CPU time | clock |\n|---|---|---|")
-    for name, times in taken.items():
-        cpu, clock = (median(values) for values in zip(*times, strict=True))
+    for name, rounds in taken.items():
+        cpu, clock = (median(values) for values in zip(*rounds, strict=True))
         figures[name] = {"cpu": cpu, "clock": clock}
         print(f"| `{name}` | {cpu:.2f} s | {clock:.2f} s |")
     if options.out:

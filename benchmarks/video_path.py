@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def main() -> None:
         folder = Path(name)
         os.environ["PIXIO_CACHE"] = str(folder / "cache")
         print("| source | kB a clip | CPU ms a pair |\n|---|---|---|")
-        about = {"least": 0.13, "frames": 2, "max_megapixels": 64.0}
+        about: dict[str, Any] = {"least": 0.13, "frames": 2, "max_megapixels": 64.0}
         for key_frames in (250, 30, 12):
             own = folder / f"h264-{key_frames}"
             for i in range(options.distinct):

@@ -27,11 +27,11 @@ IMAGES = {"NYUv2": (480, 640), "ADE20K": (512, 683), "VOC": (375, 500), "KITTI":
 
 def seconds(backbone: Backbone, images: torch.Tensor, *, inside: bool) -> tuple[float, int]:
     """Return the seconds that an image takes, and its number of windows."""
-    layout = {"window": WINDOW, "stride": STRIDE}
+    height, width = images.shape[-2:]
     start, windows = time.process_time(), 0
-    mean = Mean(len(images), images.shape[-2:], blend=inside, **layout)
+    mean = Mean(len(images), (height, width), window=WINDOW, stride=STRIDE, blend=inside)
     with torch.inference_mode():
-        for pieces in cut(images, at_once=AT_ONCE, inside=inside, **layout):
+        for pieces in cut(images, window=WINDOW, stride=STRIDE, at_once=AT_ONCE, inside=inside):
             patches = backbone(pieces).layers[-1].patches[:, :1]
             mean.add(torch.nn.functional.interpolate(patches, (WINDOW, WINDOW)))
             windows += len(pieces)
