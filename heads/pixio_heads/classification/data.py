@@ -114,8 +114,8 @@ class ClassificationData(SampleData):
     @property
     def dataset(self) -> str:
         """What records call the data."""
-        asked = f" ({self.target})" if self.source == "scenes" else ""
-        return super().dataset + asked
+        part = {"scenes": f" ({self.target})", "hub": f", {self.val_split}"}
+        return super().dataset + part.get(self.source, "")
 
     def contents(self) -> dict[str, str]:
         """Return what the data hold, and the classes; of a folder, how many images each has."""

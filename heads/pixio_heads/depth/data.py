@@ -168,10 +168,12 @@ class DepthData(SampleData):
 
     @property
     def dataset(self) -> str:
-        """What records call the data, and the part or crop of it."""
-        part = self.domain if self.source in ("diode", "moge") else None
+        """What records call the data, its part, crop and unit."""
+        parts = {"diode": self.domain, "moge": self.domain, "hub": self.val_split}
+        part = parts.get(self.source)
         crop = "benchmark crop" if self.source == "kitti" and self.kb_crop else None
-        return ", ".join(filter(None, (super().dataset, part, crop)))
+        unit = f"depth_scale {self.depth_scale:g}" if self.insist else None
+        return ", ".join(filter(None, (super().dataset, part, crop, unit)))
 
     def _turned(self, split: str) -> Orientation | None:
         return self.orientation or ("upright" if split == "predict" else None)

@@ -91,10 +91,12 @@ class PropagationData(SampleData):
     @property
     def dataset(self) -> str:
         """What records call the data."""
-        grey = ", grey" if self.grey else ""
+        size = "" if self.image_size is None else ", {}x{}".format(*self.image_size)
+        seen = size + ", grey" * self.grey
         if self.source == "scenes":
-            return f"scenes {self._clips}, objects over {self.smallest:g}{grey}"
-        return f"{self.source} {self.path}{grey}"
+            return f"scenes {self._clips}, objects over {self.smallest:g}{seen}"
+        listed = f", {self.split}" if self.source in ("davis2017", "vip") else ""
+        return f"{self.source} {self.path}{listed}{seen}"
 
     @property
     def _clips(self) -> SceneClips:

@@ -199,7 +199,8 @@ class ReconstructionData(SampleData):
             size=self.sizes[0],
             per_scene=self.sets_per_scene,
             covisibility=self.covisibility,
-            seed=self.seed,
+            # Whatever a run's seed is, all are judged on the same sets.
+            seed=self.seed if split == "train" else 0,
         )
 
     def _open_scenes(self, root: Path, split: str) -> Sequence[Scene]:
@@ -244,9 +245,15 @@ class ReconstructionData(SampleData):
 
     @property
     def dataset(self) -> str:
-        """What records call the data: with what decides on how hard the sets are."""
-        sets = f"{self.val_views} views, covisibility {self.covisibility:g}"
-        return ", ".join((super().dataset, sets))
+        """What records call the data: with what decides on which sets there are, and how hard."""
+        height, width = self.sizes[0]
+        parts = [super().dataset, f"{self.val_views} views of {height}x{width}"]
+        parts += [f"covisibility {self.covisibility:g}", f"{self.sets_per_scene} sets a scene"]
+        if self.source != "scenes":
+            parts.append(f"hold_out {self.hold_out:g}")
+            if self.depth_scale is not None:
+                parts.append(f"depth_scale {self.depth_scale:g}")
+        return ", ".join(parts)
 
     # --- covisibility -------------------------------------------------------------------------
 
@@ -270,10 +277,15 @@ class ReconstructionData(SampleData):
         self._sets_of(split).measure(indices, hidden=hidden)
 
     def evaluation_set(self, stage: str) -> HeldOutSamples:
-        """Return the sets of a stage, each once, ready to be loaded."""
+        """Return the sets of a stage, each once, ready to be loaded.
+
+        Neighbours are of different scenes, where there are several: the baseline of a wrong
+        reference takes one from the set before.
+        """
         held_out = super().evaluation_set(stage)
         if stage != "predict":
             self._measure(stage, held_out.indices)
+            held_out.indices.sort(key=lambda index: index % self.sets_per_scene)
         return held_out
 
     def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:

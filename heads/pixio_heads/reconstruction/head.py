@@ -45,8 +45,9 @@ class Reconstruction(Head):
         weights: Of the loss: `overall`, `high_points`, or every term's own.
         checkpointing: Recompute the head's blocks and maps in the backward pass: less memory.
         views_per_chunk: Views whose maps are decoded at once, which bounds memory; None for all.
-        wrong_reference: Evaluate with the reference image of another set as well: what is left of
-            the figures then was not read from comparing views.
+        wrong_reference: Evaluate with the reference image of another set as well, of another place
+            where there are several: what is left of the figures then was not read from comparing
+            views.
         export: What `predict` writes.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.

@@ -124,6 +124,12 @@ class SegmentationData(SampleData):
         """The names of the classes, in the order of their indices."""
         return self.classes or unnamed(self.num_classes)
 
+    @property
+    def dataset(self) -> str:
+        """What records call the data."""
+        part = f", {self.val_split}" if self.source in ("hub", "voc") else ""
+        return super().dataset + part
+
     # --- files --------------------------------------------------------------------------------
 
     def open(self, split: str) -> Samples:

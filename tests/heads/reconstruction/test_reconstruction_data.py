@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -322,7 +323,7 @@ def test_a_broken_frame_is_counted_and_its_set_replaced(folder: Path) -> None:
     assert "room1/images/002.png\ttruncated" in listed
 
 
-def test_evaluation_is_the_same_every_time_and_follows_the_seed(folder: Path) -> None:
+def test_evaluation_is_the_same_every_time_and_for_every_seed(folder: Path) -> None:
     def poses(**keys: Any) -> torch.Tensor:
         loader = of("folder", folder, hold_out=0.5, val_batch_size=20, **keys).val_dataloader()
         (batch,) = list(loader)
@@ -331,7 +332,7 @@ def test_evaluation_is_the_same_every_time_and_follows_the_seed(folder: Path) ->
 
     first = poses()
     assert torch.equal(first, poses(batch_size=9, num_workers=1))
-    assert not torch.equal(first, poses(seed=777))
+    assert torch.equal(first, poses(seed=777))
 
 
 def test_training_stays_within_one_small_scene(tmp_path: Path) -> None:
@@ -465,8 +466,30 @@ def test_colours_out_of_range() -> None:
 
 
 def test_records_tell_how_sets_are_made() -> None:
-    data = of(val_views=3, covisibility=0.025)
-    assert data.dataset == "scenes 2x4 views of studio, 48 px, 3 views, covisibility 0.025"
+    data = of(val_views=3, covisibility=0.025, sets_per_scene=5)
+    assert data.dataset == (
+        "scenes 2x4 views of studio, 48 px, 3 views of 48x48, covisibility 0.025, 5 sets a scene"
+    )
+    files = of("folder", Path("somewhere"), hold_out=0.5, depth_scale=0.01).dataset
+    assert files.endswith("sets a scene, hold_out 0.5, depth_scale 0.01")
+
+
+def test_evaluated_sets_are_the_same_for_all_seeds_and_trained_ones_are_not() -> None:
+    for split, same in (("train", False), ("val", True), ("test", True)):
+        one, other = (
+            of(sets_per_scene=4, seed=seed, scenes=Scenes(train=2, held_out=2, views=8, size=48))
+            for seed in (0, 1)
+        )
+        sets = (one.samples_of(split), other.samples_of(split))
+        views = [[samples.load(i)["cam2world"] for i in range(len(samples))] for samples in sets]
+        assert np.array_equal(*views) is same
+
+
+def test_evaluated_sets_beside_each_other_are_of_different_scenes() -> None:
+    sets = of(sets_per_scene=3).evaluation_set("val")
+    names = [sets[i]["name"] for i in range(len(sets))]
+    scenes = [name.rpartition("/")[0] for name in names]
+    assert len(set(names)) == 6 and all(a != b for a, b in itertools.pairwise(scenes))
 
 
 def test_the_digest_follows_files_and_shapes(folder: Path) -> None:
