@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
-from pixio_heads.policy import collect
+from pixio_heads.policy import collect, gym
 from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
 from pixio_heads.policy.episodes import EpisodeSamples, Start
 from pixio_heads.policy.rollout.environments import SHAPES, Environment, versions_of
@@ -22,11 +23,21 @@ METAWORLD = {
         *("drawer-open-v3", "hammer-v3"),
     )
 }
+_LONGEST = 1000  # steps of an episode that nothing else ends
 _SIMULATED = {"scenes": "tabletop", "metaworld": "metaworld", "gym": "gym"}
 _OTHERS = re.compile(r"-v\d+$|^ID$")  # what the other simulators call a task
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "metaworld": {"camera": "corner2", "shadows": False},
     "tabletop": {"difficulty": 0.5},
+}
+# Keys that a source has no use for: of experts that give demonstrations, of simulators, of LeRobot.
+_OF_EXPERTS = ("noise", "disturbance", "after_success", "demonstration_starts")
+_OF_SIMULATORS = ("task", "options", "horizon", "stop_at_success", "episodes")
+_UNREAD = {
+    "metaworld": ("camera",),
+    "gym": _OF_EXPERTS,
+    "lerobot": (*_OF_EXPERTS, *_OF_SIMULATORS),
+    "cortexbench": (*_OF_EXPERTS, *_OF_SIMULATORS, "camera"),
 }
 # Seeds of demonstrations count up from here, and those of evaluations from there.
 _DEMONSTRATIONS = 10_000_000
@@ -58,7 +69,8 @@ class PolicyData(SampleData):
         after_success: Steps of a demonstration that are kept after the task is done.
         history: Frames that the policy sees, the last one now.
         image_size: Side of the pictures in pixels.
-        horizon: Steps after which an episode ends; None takes the task's own.
+        horizon: Steps after which an episode ends; None takes the task's own, or 1000 where an
+            environment of gymnasium has none.
         stop_at_success: Whether it ends when the task is done.
         episodes: Evaluation episodes from starts of their own.
         demonstration_starts: And from the starts of demonstrations, reported apart.
@@ -113,6 +125,19 @@ class PolicyData(SampleData):
                 f"data.demonstration_starts is {demonstration_starts}, but there are only "
                 f"{demonstrations} data.demonstrations"
             )
+        given = {
+            "noise": noise,
+            "disturbance": disturbance,
+            "after_success": after_success,
+            "demonstration_starts": demonstration_starts,
+            "task": task,
+            "options": options,
+            "horizon": horizon,
+            "stop_at_success": stop_at_success,
+            "episodes": episodes,
+            "camera": camera,
+        }
+        self._refuse_unread(source, given)
         self.task, self.options = task, options or {}
         self.noise, self.disturbance, self.after_success = noise, disturbance, after_success
         self.demonstrations, self.history, self.image_size = demonstrations, history, image_size
@@ -126,16 +151,31 @@ class PolicyData(SampleData):
         known = {"scenes": TABLETOP, "metaworld": METAWORLD}.get(source, {})
         if known:
             one_of("data.task", task, known)
-        steps = horizon or known.get(task, 1000)
         self._environment = None
         if source in _SIMULATED:
             kind = _SIMULATED[source]
             # With the defaults, so that records say them.
             options = _DEFAULTS.get(kind, {}) | self.options
+            steps = horizon or known.get(task) or gym.longest(task) or _LONGEST
+            versions = versions_of(kind, task)
             self._environment = Environment(
-                kind, task, image_size, steps, stop_at_success, options, versions_of(kind)
+                kind, task, image_size, steps, stop_at_success, options, versions
             )
         self._read: tuple[list[Demonstration], str] | None = None
+
+    def _refuse_unread(self, source: str, given: dict[str, Any]) -> None:
+        """Raise a UserError for a key that the source does not read, and that is not its default.
+
+        The rendered scenes take none of them ill, as an overlay puts them in a source's place.
+        """
+        defaults = inspect.signature(PolicyData.__init__).parameters
+        for name in _UNREAD.get(source, ()):
+            if given[name] != defaults[name].default:
+                other = "; of Meta-World, set data.options.camera" if source == "metaworld" else ""
+                raise UserError(
+                    f"data.{name} is {given[name]}, but data.source is {source}, which does not "
+                    f"read it: leave it out{other}"
+                )
 
     # --- what a head is told ------------------------------------------------------------------
 
@@ -193,6 +233,8 @@ class PolicyData(SampleData):
             return DemonstrationSamples(
                 chosen, history=self.history, size=self.image_size, digest=f"{digest}{part}"
             )
+        if self.source == "gym":
+            self._refuse_others(demonstrations[0])
         first = _EVALUATIONS[split]
         fresh = list(range(first, first + self.episodes))
         known = [demo.seed for demo in demonstrations if demo.seed is not None]
@@ -205,6 +247,26 @@ class PolicyData(SampleData):
             )
         ]
         return EpisodeSamples(starts, digest_of(self.environment))
+
+    def _refuse_others(self, demonstration: Demonstration) -> None:
+        """Raise a UserError if a demonstration was not given in the environment.
+
+        What `image` and `proprio` of the options choose is to be what was recorded.
+        """
+        assert self._environment is not None
+        env: Any = self._environment.make(images=False)
+        expected = {
+            "numbers of proprioception": env.observation_space["proprio"].shape[0],
+            "parts of an action": env.action_space.shape[0],
+        }
+        env.close()
+        found = (demonstration.proprio.shape[1], demonstration.actions.shape[1])
+        for (what, there), here in zip(expected.items(), found, strict=True):
+            if there != here:
+                raise UserError(
+                    f"data.path '{self.path}' has {here} {what}, but {self.task} has {there}: "
+                    "they are of another environment, or data.options.proprio chooses other keys"
+                )
 
     def _parts(self) -> tuple[list[Demonstration], list[Demonstration]]:
         """Return the demonstrations of files to learn from, and those that are held out."""

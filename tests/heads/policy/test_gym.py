@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import fork_server
@@ -11,8 +12,10 @@ import numpy as np
 import point_worlds
 import pytest
 
-from pixio_heads.policy import gym
-from pixio_heads.policy.rollout.environments import Environment
+from pixio_heads.policy import gym, lerobot
+from pixio_heads.policy.data import PolicyData
+from pixio_heads.policy.demonstrations import Demonstration
+from pixio_heads.policy.rollout.environments import Environment, versions_of
 from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.errors import UserError
 
@@ -108,6 +111,56 @@ def test_mistakes_are_one_line(task: str, options: dict, line: str) -> None:
     with pytest.raises(UserError) as told:
         gym.make(task, 20, **options)
     assert line in str(told.value) and "\n" not in str(told.value)
+
+
+def recorded(folder: Path, proprio: int, actions: int) -> str:
+    """Write a demonstration with so many numbers of each kind."""
+    blank = np.zeros((20, 20, 3), np.uint8)
+    rows = [np.zeros((3, width), np.float32) for width in (proprio, actions)]
+    lerobot.write(folder, [Demonstration("0", *rows, lambda i: blank)], fps=10, task="x")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("proprio", "actions", "line"),
+    [
+        (3, 2, "has 3 numbers of proprioception, but point_worlds:Drawn-v0 has 2"),
+        (2, 4, "has 4 parts of an action, but point_worlds:Drawn-v0 has 2"),
+    ],
+)
+def test_demonstrations_of_another_environment_are_refused_before_training(
+    tmp_path: Path, proprio: int, actions: int, line: str
+) -> None:
+    path = recorded(tmp_path / "set", proprio, actions)
+    data = PolicyData("gym", path, task="point_worlds:Drawn-v0", image_size=20, episodes=1)
+    with pytest.raises(UserError, match=line):
+        data.prepare_data()
+
+
+def test_an_environment_has_its_own_end_and_the_versions_of_its_packages(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "set", 2, 2)
+    own = PolicyData("gym", path, task="point_worlds:Drawn-v0").environment
+    assert own["horizon"] == 20 and own["versions"].keys() >= {"gymnasium"}
+    shorter = PolicyData("gym", path, task="point_worlds:Drawn-v0", horizon=7)
+    assert shorter.environment["horizon"] == 7
+    with pytest.raises(UserError, match="cannot make data.task Drawm-v0"):
+        PolicyData("gym", path, task="Drawm-v0")
+    assert versions_of("gym", "torch:Any-v0")["torch"] == metadata.version("torch")
+
+
+def test_what_the_environment_is_not_told_is_refused() -> None:
+    for source, keys in {
+        "gym": {"noise": 0.2, "demonstration_starts": 1},
+        "lerobot": {"task": "push", "horizon": 3, "episodes": 7, "after_success": 1},
+        "cortexbench": {"camera": "top"},
+        "metaworld": {"camera": "corner"},
+    }.items():
+        for key, value in keys.items():
+            task = {"metaworld": "hammer-v3", "gym": "point_worlds:Drawn-v0"}.get(source)
+            more = {"task": task} if task else {}
+            path = None if source == "metaworld" else "somewhere"
+            with pytest.raises(UserError, match=f"data.{key} is {value}, but data.source is"):
+                PolicyData(source, path, **more | {key: value})
 
 
 def test_there_is_no_expert() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import gymnasium
@@ -132,6 +134,19 @@ def make(
     return GymEnvironment(env, size, image=chosen, proprio=kept, images=images)
 
 
+def longest(task: str) -> int | None:
+    """Return the steps after which the environment itself ends an episode; None if it never does.
+
+    Raises:
+        UserError: There is no such environment.
+    """
+    package, _, name = task.rpartition(":")
+    with _told(task):
+        if package:
+            importlib.import_module(package)
+        return gymnasium.spec(name).max_episode_steps
+
+
 def expert(task: str) -> NoReturn:
     """Raise: environments of gymnasium have no expert."""
     raise UserError(
@@ -140,8 +155,15 @@ def expert(task: str) -> NoReturn:
 
 
 def _made(task: str, options: dict[str, Any]) -> gymnasium.Env:
-    try:
+    with _told(task):
         return gymnasium.make(task, **options)
+
+
+@contextmanager
+def _told(task: str) -> Iterator[None]:
+    """Make a UserError of what gymnasium raises about a task."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         package = error.name or task.partition(":")[0]
         raise UserError(

@@ -137,7 +137,8 @@ def _numbers(column: pa.ChunkedArray, file: Path, name: str, shape: Any) -> NDAr
                 raise ValueError
             flat = pc.list_flatten(flat)
         numbers = flat.cast(pa.float32()).to_numpy(zero_copy_only=False)
-        return numbers.reshape(len(column), math.prod(shape))
+        # Arrow's own memory is not to be written to, which torch warns of.
+        return numbers.reshape(len(column), math.prod(shape)).copy()
     except (pa.ArrowException, TypeError, ValueError):
         raise UserError(
             f"'{file}': {name} is {column.type}, but meta/info.json says numbers of shape {shape}"

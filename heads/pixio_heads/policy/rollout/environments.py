@@ -23,7 +23,7 @@ KINDS = ("tabletop", "metaworld", "gym")
 # Numbers of proprioception P and of an action A, where all tasks of a kind have as many.
 SHAPES = {"tabletop": (4, 4), "metaworld": (4, 4)}
 # Packages whose version decides what an episode is and what it looks like.
-_PACKAGES = {"metaworld": ("metaworld", "mujoco"), "gym": ("gymnasium",)}
+_PACKAGES = {"metaworld": ("metaworld", "mujoco"), "gym": ("gymnasium", "mujoco")}
 
 
 class Expert(Protocol):
@@ -87,13 +87,23 @@ class Environment:
         return f"{self.kind} {self.task}, {self.size} px{options}{versions}; {steps}"
 
 
-def versions_of(kind: str) -> dict[str, str]:
-    """Return the versions of a kind's packages, of those that are installed."""
+def versions_of(kind: str, task: str) -> dict[str, str]:
+    """Return the versions of the packages that a task is from, of those that are installed."""
     found = {}
-    for name in _PACKAGES.get(kind, ()):
+    own = _distributions(task) if kind == "gym" else []
+    for name in dict.fromkeys([*_PACKAGES.get(kind, ()), *own]):
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def _distributions(task: str) -> list[str]:
+    """Return the packages that an environment of gymnasium is from; nothing is imported."""
+    module = task.partition(":")[0] if ":" in task else ""
+    spec = gymnasium.registry.get(task)
+    if spec is not None and isinstance(spec.entry_point, str):
+        module = spec.entry_point
+    return metadata.packages_distributions().get(module.partition(".")[0], [])
 
 
 def _module(kind: str) -> Any:
