@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pixio_heads.depth import losses
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import encode_png, unit_of
+from pixio_lightning.errors import UserError
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
 from pixio_lightning.training import Batch, DenseHead, Head, Optim, visualize
@@ -128,11 +129,23 @@ class Depth(DenseHead, _DepthHead):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
+        if min_depth <= 0:
+            raise UserError(f"model.min_depth is {min_depth}, but expected more than 0")
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
         self.eval_crop = eval_crop
         self.set_windows(window, stride, windows_per_chunk, predict_side)
 
     # --- prediction ---------------------------------------------------------------------------
+
+    def build(self, backbone: Backbone) -> nn.Module:
+        """Return the decoder to one channel."""
+        greatest = self.data_info["max_depth"]
+        if self.min_depth >= greatest:  # nothing would be left to learn from, or to score
+            raise UserError(
+                f"model.min_depth is {self.min_depth:g} m, but data.max_depth is {greatest:g}; "
+                "expected less"
+            )
+        return super().build(backbone)
 
     def decode_crop(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return depth `(B, H, W)` in metres, float32."""
@@ -284,6 +297,8 @@ class RelativeDepth(_DepthHead):
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.form, self.gradient_weight = form, gradient_weight
+        if image_size < 1:
+            raise UserError(f"model.image_size is {image_size}, but expected at least 1")
         self.image_size, self.space, self.cap, self.eval_crop = image_size, space, cap, eval_crop
 
     def inputs(self, images: Tensor) -> Tensor:
@@ -292,7 +307,8 @@ class RelativeDepth(_DepthHead):
         if self.training:
             return images
         step, short = self.backbone.stride, min(images.shape[-2:])
-        size = [round(n * self.image_size / short / step) * step for n in images.shape[-2:]]
+        scale = self.image_size / short
+        size = [max(1, round(n * scale / step)) * step for n in images.shape[-2:]]
         if tuple(size) == tuple(images.shape[-2:]):
             return images
         return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixio_lightning.errors import UserError
 from pixio_lightning.models import Features, Pointwise, SyncedBatchNorm2d
 
 Token = Literal["cls", "first_cls", "patches", "keypoints", "attention"]
@@ -42,6 +43,11 @@ class KeyPoints(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the expected positions, `(M, 2K)` in [-1, 1], of maps `(M, C, h, w)`."""
+        if x[0, 0].numel() < 2:
+            raise UserError(
+                "model.token keypoints says where in an image something is, but it is one patch: "
+                "set data.image_size higher"
+            )
         maps = F.instance_norm(self.maps(x).float()) * self.sharpness
         height, width = maps.shape[-2:]
         share = maps.flatten(2).softmax(dim=-1).view_as(maps)

@@ -22,6 +22,7 @@ from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head
 
 # Turns uint8 frames (M, 3, H, W) into features (M, N, C).
+_MOST = 1000  # frames of a context, whose features are held
 _Encode = Callable[[Tensor], Tensor]
 
 
@@ -69,6 +70,8 @@ class Propagation(Head):
         ):
             if value < least:
                 raise UserError(f"model.{name} is {value}; expected {least} or more")
+        if context > _MOST:
+            raise UserError(f"model.context is {context}; expected at most {_MOST} frames")
         for name, number in (("radius", radius), ("temperature", temperature)):
             if not number > 0:
                 raise UserError(f"model.{name} is {number}; expected more than 0")

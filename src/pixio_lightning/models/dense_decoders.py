@@ -140,6 +140,10 @@ class LinearDecoder(DenseDecoder):
         positions: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, taps=taps)
+        if positions and min(positions) < 1:
+            raise UserError(
+                f"decoder.positions is {list(positions)}, but expected height and width, 1 or more"
+            )
         self.norm = SyncedBatchNorm2d(in_channels * taps)
         self.projection = Pointwise(in_channels * taps, out_channels)
         self.bias_map = (

@@ -10,8 +10,10 @@ import torch
 import yaml
 from PIL import Image
 
-from pixio_heads.depth.head import RelativeDepth
+from pixio_heads.depth.head import Depth, RelativeDepth
 from pixio_lightning.cli.main import main
+from pixio_lightning.errors import UserError
+from pixio_lightning.models import LinearDecoder
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training import results
 
@@ -40,6 +42,25 @@ def test_an_affine_map_of_the_true_disparity_is_without_error_in_both_spaces() -
     metric.reset()
     metric.update(-output, depth.sqrt(), valid)
     assert metric.compute()["abs_rel"] > 0.01
+
+
+def test_sizes_and_ranges_that_leave_nothing_are_refused() -> None:
+    for size in (0, -16):
+        with pytest.raises(UserError, match=f"model.image_size is {size}, but expected at least"):
+            head(image_size=size)
+    tiny = head(image_size=1).eval()
+    tiny.backbone.load()
+    assert tiny.inputs(torch.zeros(1, 3, 20, 90, dtype=torch.uint8)).shape[-2:] == (16, 16)
+    backbone = Backbone("pixio_vitt16", weights="random", model_args=SMALL)
+    backbone.load()
+    with pytest.raises(UserError, match="model.min_depth is 0, but expected more"):
+        Depth(backbone, min_depth=0)
+    never = Depth(backbone, min_depth=20.0)
+    never.data_info = {"max_depth": 10.0}
+    with pytest.raises(UserError, match="model.min_depth is 20 m, but data.max_depth is 10"):
+        never.build(backbone)
+    with pytest.raises(UserError, match=r"decoder.positions is \[0, 8\]"):
+        LinearDecoder(4, 1, positions=(0, 8))
 
 
 def test_the_protocol_holds_range_space_cap_crop_and_size() -> None:

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from pixio_heads.policy.metrics import ActionError, EpisodeMetrics, wilson
 from pixio_heads.policy.model import ConvReader, KeyPoints, PolicyNet, Reader, fused
+from pixio_lightning.errors import UserError
 from pixio_lightning.models import Features, Layer
 
 K, N, C = 3, (4, 4), 16
@@ -154,3 +155,8 @@ def test_the_convolution_net_sees_where_things_are() -> None:
     image[1, :, 24:28, 20:24] = 255
     found = reader(image)
     assert found.shape == (2, reader.width) and not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_key_points_of_one_patch_are_refused() -> None:
+    with pytest.raises(UserError, match="keypoints says where in an image something is"):
+        KeyPoints(4)(torch.randn(2, 4, 1, 1))
