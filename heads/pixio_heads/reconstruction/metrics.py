@@ -171,7 +171,8 @@ class ReconstructionMetrics(Metric):
     """The figures of `set_figures`, means over the sets of all processes, and medians of pairs.
 
     `rotation_median` and `translation_median` are of all pairs of views, in degrees, beside the
-    quartiles of the true rotations, `true_rotation_q1` to `q3`. `scale_rel` is of metric sets.
+    quartiles of the true rotations, `true_rotation_q1` to `q3`. `scale_rel` is of metric sets. With
+    a prediction that is not finite no mean is: a set a model has no answer to is not left out.
     """
 
     full_state_update = False
@@ -198,11 +199,20 @@ class ReconstructionMetrics(Metric):
             valid: bool `(B, V, H, W)`.
             metric: Whether the truth is in metres, bool `(B,)`.
         """
-        figures, turns, shifts = set_figures(prediction, target, valid)
+        lost = ~finite_sets(prediction)
+        # The truth in their place, as no singular values are found of what is not finite.
+        known = Geometry(
+            *(
+                torch.where(lost.view(-1, *[1] * (guess.ndim - 1)), true, guess)
+                for guess, true in zip(prediction, target, strict=True)
+            )
+        )
+        figures, turns, shifts = set_figures(known, target, valid)
         figures["scale_rel"] = torch.where(metric.bool(), figures["scale_rel"], torch.nan)
         stacked = torch.stack([figures[name] for name in MEANS], dim=1)
-        self.total += stacked.nansum(0)
+        self.total += stacked.nansum(0) + torch.where(lost.any(), torch.nan, 0.0)
         self.count += stacked.isfinite().sum(0)
+        turns, shifts = (angles.masked_fill(lost[:, None], torch.nan) for angles in (turns, shifts))
         self.turns.append(turns.flatten())
         self.shifts.append(shifts.flatten())
         still = torch.eye(4, device=turns.device).expand_as(target.cam2world)
@@ -221,6 +231,12 @@ class ReconstructionMetrics(Metric):
         for name, share in (("q1", 0.25), ("q2", 0.5), ("q3", 0.75)):
             found[f"true_rotation_{name}"] = _quantile(true, share)
         return found
+
+
+def finite_sets(geometry: Geometry) -> Tensor:
+    """Return which sets have no number that is infinite or none, `(B,)`."""
+    finite = [part.isfinite().flatten(1).all(dim=1) for part in geometry if part.ndim > 1]
+    return torch.stack([*finite, geometry.scale.isfinite()]).all(dim=0)
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:

@@ -47,6 +47,19 @@ def test_sets_that_are_not_metric_have_no_scale_error() -> None:
     assert found["scale_rel"] == pytest.approx(0.5, abs=1e-4)
 
 
+@pytest.mark.parametrize("part", ["points", "depth", "cam2world", "scale"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_set_without_a_finite_answer_is_not_left_out_of_the_means(
+    part: str, value: float
+) -> None:
+    exact = perfect(batch(views=3)).compose()
+    spoiled = getattr(exact, part).clone()
+    spoiled[1] = value
+    found = figures(exact._replace(**{part: spoiled}))
+    true = {name for name in found if name.startswith("true_rotation")}
+    assert all(math.isfinite(found[name]) == (name in true) for name in found), found
+
+
 def test_relative_error_and_inliers_by_hand() -> None:
     target = torch.tensor([1.0, 2, 4, 5]).view(1, 1, 2, 2, 1)
     prediction = torch.tensor([1.02, 2.2, 4, 0]).view(1, 1, 2, 2, 1)
