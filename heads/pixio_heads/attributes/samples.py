@@ -19,12 +19,14 @@ from pixio_lightning.data import (
     PLACES,
     SCENE_CLASSES,
     BadImage,
+    FolderSource,
     Images,
     Sample,
     Scenes,
     SceneSamples,
     decode_pixels,
     digest_of,
+    digest_of_files,
     held_out,
     is_open,
     known_places,
@@ -219,12 +221,14 @@ class TableAttributes:
         return {"image": pixels, "target": self.rows[number]}
 
     def digest(self) -> str:
-        names = [self.name(i) for i in range(len(self))]
-        return digest_of("attributes", self.split, names, self.rows[self.indices].tobytes().hex())
+        files = digest_of_files(self.root, map(self.name, range(len(self))))
+        return digest_of("attributes", self.split, files, self.rows[self.indices].tobytes().hex())
 
 
 class PlainImages(Images):
     """Images of which nothing is known."""
 
+    source: FolderSource
+
     def digest(self) -> str:
-        return digest_of("images", [self.name(i) for i in range(len(self))])
+        return digest_of("images", digest_of_files(self.source.root, self.source.names))

@@ -26,6 +26,7 @@ from pixio_lightning.data import (
     content,
     decode_pixels,
     digest_of,
+    digest_of_files,
     hold_out,
     is_hidden,
     known_places,
@@ -128,9 +129,7 @@ class FolderSamples(Images):
         return np.array(self.numbers[folder])
 
     def digest(self) -> str:
-        names = [self.name(i) for i in range(len(self))]
-        stats = [(name, (self.root / name).stat()) for name in names]
-        files = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+        files = digest_of_files(self.root, map(self.name, range(len(self))))
         return digest_of("classes", str(self.root), self.numbers, files)
 
 

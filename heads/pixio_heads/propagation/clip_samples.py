@@ -31,6 +31,7 @@ from pixio_lightning.data import (
     SceneClips,
     decode_pixels,
     digest_of,
+    digest_of_files,
     is_hidden,
     open_picture,
     read_file,
@@ -121,14 +122,13 @@ class FileClips:
             raise BadImage(f"{path.name}: {error}") from None
 
     def digest(self) -> str:
-        files = [
-            path
+        files = (
+            path.relative_to(self.root).as_posix()
             for clip in self.clips
             for place in (clip.frames, clip.labels)
             for path in ([place] if isfile(place) else pictures(place))
-        ]
-        stats = [(path.relative_to(self.root).as_posix(), path.stat()) for path in files]
-        facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        )
+        facts = digest_of_files(self.root, files)
         return digest_of("clips", self.look, [c.name for c in self.clips], facts)
 
 

@@ -183,6 +183,20 @@ def test_an_image_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
         sample.load(number)
 
 
+def test_the_digest_follows_pictures_and_table(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", 8)
+
+    def digests() -> set[str]:
+        data = AttributeData("folder", str(folder), columns=["brightness"])
+        return {data.digest("train"), data.digest("predict")}
+
+    first = digests()
+    assert digests() == first
+    for path in folder.rglob("*.png"):  # others under the same names
+        Image.new("RGB", (30, 20)).save(path)
+    assert not digests() & first
+
+
 def test_readings_of_backbones_with_few_class_tokens() -> None:
     def head(k: int) -> Attributes:
         args = SMALL | {"n_cls_tokens": k}

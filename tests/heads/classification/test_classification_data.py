@@ -57,6 +57,19 @@ def test_classes_of_one_folder_and_a_tenth_held_out(folder: Path) -> None:
     assert train.digest() == ClassificationData("folder", str(folder)).samples_of("train").digest()
 
 
+def test_the_digest_follows_files_and_takes_a_link_to_nowhere(folder: Path) -> None:
+    def digest() -> str:
+        return ClassificationData("folder", str(folder)).digest("train")
+
+    found = [digest()]
+    (folder / "cat" / "nowhere.png").symlink_to("nothing.png")  # a bad image like any other
+    found.append(digest())
+    assert digest() == found[-1]
+    picture(folder / "dog" / "01.png", size=(41, 56))
+    found.append(digest())
+    assert len(set(found)) == 3
+
+
 def test_train_val_and_test_folders(folder: Path) -> None:
     root = folder.parent / "split"
     for split in ("train", "val"):

@@ -23,6 +23,7 @@ from pixio_lightning.data import (
     Sample,
     decode_pixels,
     digest_of,
+    digest_of_files,
     existing_folder,
     image_files,
     read_file,
@@ -186,9 +187,8 @@ def _open_folder(
             f"'{root}' has {len(placed)} of {len(files)} pictures that can be used, but a "
             f"reconstruction needs at least 2{why}"
         )
-    stats = [(str(file), file.stat()) for file in files]
-    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    digest = digest_of("pictures", facts, size)
+    paths = (file.relative_to(root).as_posix() for file in files)
+    digest = digest_of("pictures", str(root), digest_of_files(root, paths), size)
     # Beside the export, and not where they lie turned, if they were kept.
     lying = root if own is None else None
     return Pictures(title, names, placed, bad=bad, facts=digest, root=lying)
