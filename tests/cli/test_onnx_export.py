@@ -75,6 +75,29 @@ def test_a_head_predicts_as_it_does_on_one_window(recipe: str, tmp_path: Path) -
     found = run(out, images)["prediction"]
     assert found.shape == tuple(expected.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    other = tmp_path / "other.onnx"
+    words = ["export", str(tmp_path / "run"), "--to", "onnx", "--out", str(other)]
+    assert main([*words, "--image-size", str(2 * head.window)]) == 0
+    found = run(other, bytes_of(3, 2 * head.window))["prediction"]
+    assert found.shape[-2:] == (2 * head.window, 2 * head.window)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"), [("policy/demo", "proprio"), ("reconstruction/demo", "several views")]
+)
+@pytest.mark.slow
+def test_heads_of_more_than_an_image_are_refused(
+    recipe: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.max_steps", "2", "--data.steps_per_epoch", "2", "--data.num_workers", "0"]
+    few += ["--data.demonstrations=2", "--data.episodes=1"] if recipe == "policy/demo" else []
+    few += [] if few[-1] == "--data.episodes=1" else _SCENES
+    assert main(["fit", "-c", recipe, *few, "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    out = tmp_path / "head.onnx"
+    assert main(["export", str(tmp_path / "run"), "--to", "onnx", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not out.exists()
 
 
 def test_a_graph_that_computes_something_else_is_not_written(

@@ -405,3 +405,39 @@ def test_a_licence_only_shows(tmp_path: Path) -> None:
     shown = Backbone(weights=str(path)).licence
     assert shown.startswith("MIT?") and len(shown) <= 200 and shown.isprintable()
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202e]", shown)
+
+
+UNREAD: dict[str, Any] = {
+    "class_token": False,
+    "reg_tokens": 3,
+    "no_embed_class": True,
+    "pos_embed": "none",
+    "pos_drop_rate": 0.9,
+    "global_pool": "avg",
+    "dynamic_img_size": False,
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_settings_that_would_change_nothing_are_refused(name: str) -> None:
+    """An ablation with them would find no difference."""
+    with pytest.raises(UserError, match=name):
+        Backbone("pixio_vitt16", weights="random", model_args={name: UNREAD[name]})
+
+
+def test_arguments_that_no_model_takes() -> None:
+    with pytest.raises(UserError, match=r"there is no setting 'patch_drop_rate'"):
+        Backbone("vit_tiny_patch16_224", weights="random", model_args={"patch_drop_rate": 0.5})
+    with pytest.raises(UserError, match=r"patch_size is \[8, 16\], but expected square patches"):
+        Backbone("pixio_vitt16", weights="random", model_args={"patch_size": [8, 16]})
+    for layers in ("first", [1.0, 2.0]):
+        with pytest.raises(UserError, match="expected last, quarters or whole numbers"):
+            Backbone("pixio_vitt16", weights="random", layers=layers)  # type: ignore[arg-type]
+    siglip = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+    with pytest.raises(UserError, match="dense_cls is true, but .* has no class tokens"):
+        Backbone("vit_base_patch16_siglip_224", weights="random", dense_cls=True, model_args=siglip)
+
+
+def test_weights_are_given_as_a_path_too(tmp_path: Path) -> None:
+    path = as_safetensors(tmp_path, "pixio_vitt16", SMALL)
+    assert Backbone(weights=path).name == "pixio_vitt16"  # type: ignore[arg-type]

@@ -216,13 +216,19 @@ class PolicyData(SampleData):
 
     def prepare_data(self) -> None:
         """Collect what a simulator gives, once, in one process."""
-        if self._environment is not None:
-            self.samples_of("train")
-            self.samples_of("val")
+        if self._environment is None:
+            return
+        if self.trainer is not None and self.trainer.state.fn == "predict":  # it only plays
+            self.samples_of("predict")
+            return
+        self.samples_of("train")
+        self.samples_of("val")
 
     def open(self, split: str) -> Samples:
         """Return the steps of the demonstrations, or the episodes to evaluate in."""
-        demonstrations, digest = self._demonstrations()
+        played = split != "train" and self._environment is not None
+        unread = played and self.source != "gym" and not self.demonstration_starts
+        demonstrations, digest = ([], "") if unread else self._demonstrations()
         if split == "train" or self._environment is None:
             chosen, part = demonstrations, split
             if self._environment is None and split == "predict":

@@ -37,6 +37,7 @@ def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
         UserError: A short class name is neither ours nor an installed head's.
     """
     asked = {"model": "", "data": ""}
+    replaced: list[tuple[str, str]] = []  # the parser meets these, too
     early: dict[str, str] = {}  # recipes that change a part before its class is chosen
     for name in configs:
         path = recipes.find(name)
@@ -58,10 +59,13 @@ def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
                 )
             if section and not chosen and not asked[key]:
                 early[key] = name
+            if chosen and asked[key]:
+                replaced.append((key, asked[key]))
             asked[key] = str(chosen or asked[key])
     for option, value in typed(words).items():
         for key in asked:
             if option in (key, f"{key}.class_path", f"{key}.help"):
+                replaced.append((key, asked[key]))
                 asked[key] = str(value)
     for key, name in asked.items():
         if not name and not {"--help", "--model.help", "--data.help"} & {*map(_option, words)}:
@@ -71,6 +75,7 @@ def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
                     ": give a recipe first, as in `-c pretrain/demo` (`pixio recipes` lists them)"
                 )
             raise UserError(f"{key}.class_path is missing{hint}; there {_are(key)}")
+    for key, name in (*replaced, *asked.items()):
         if name and "." not in name and "/" not in name:
             _import_short(key, name, model=asked["model"])
     return asked

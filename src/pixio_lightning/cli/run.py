@@ -39,6 +39,12 @@ def main(verb: str, argv: list[str]) -> int:
             "--ckpt_path none evaluates a model as it is initialised; a training starts from there "
             "by itself: leave it out, or give --fresh where a run is in the folder"
         )
+    if options.fresh and verb not in ("fit", "check"):
+        raise UserError(
+            f"--fresh begins a training anew; pixio {verb} trains nothing: leave it out"
+        )
+    if options.run and verb != "check":
+        raise UserError(f"--run is of pixio check, not of pixio {verb}: leave it out")
     asked = Path(options.ckpt_path or ".")
     if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
         raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
@@ -287,18 +293,19 @@ def _refuse_untrained(cli: PixioCLI) -> None:
     Raises:
         UserError: The model would be trained, and there is no checkpoint of it.
     """
+    reason = ""
     try:
         if isinstance(cli.model, Head):
             cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
         # A pretraining that begins with a trained encoder and decoder has something to show.
         trains = cli.model.trains and not getattr(cli.model, "pretrained_decoder", False)
-    except UserError:  # a checkpoint would know what the data does not say
-        trains = True
+    except UserError as error:  # a checkpoint would know what the data does not say
+        trains, reason = True, f"; without one, {error}"
     if trains:
         raise UserError(
             f"{type(cli.model).__name__} is not trained: {cli.options.out} holds no checkpoint; "
             f"train it (pixio fit), name one (--ckpt_path), or {cli.verb} it as it is initialised "
-            "(--ckpt_path none)"
+            f"(--ckpt_path none){reason}"
         )
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -61,10 +62,26 @@ def written_aside(target: Path, *, durable: bool = False) -> Iterator[Path]:
         if error.errno and error.filename is None:  # of a full disk the system does not say which
             error.filename = str(target)
         raise
+    except Exception as error:
+        if (number := _full(error)) is not None:
+            raise OSError(number, os.strerror(number), str(target)) from error
+        raise
     finally:
         if aside.is_dir():
             shutil.rmtree(aside)
         aside.unlink(missing_ok=True)
+
+
+def _full(error: BaseException) -> int | None:
+    """Return the number of a full disk's error, of which a library made one of its own."""
+    seen: BaseException | None = error
+    while seen is not None:  # torch fails once more as it closes the file
+        found = re.search(r"\(os error (\d+)\)", str(seen))  # as Rust says it, safetensors too
+        number = seen.errno if isinstance(seen, OSError) else int(found[1]) if found else None
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return number
+        seen = seen.__context__
+    return None
 
 
 def write_text(target: Path, text: str) -> None:

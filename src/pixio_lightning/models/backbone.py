@@ -5,6 +5,7 @@ Shapes: B batch, N = h*w patches, n visible patches, K class tokens, C width of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
@@ -76,7 +77,8 @@ class Backbone(nn.Module):
         model_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.weights, self.tune, self.drop_path = weights, tune, drop_path
+        self.weights = weights = os.fspath(weights)
+        self.tune, self.drop_path = tune, drop_path
         self.checkpointing, self.compile_blocks = checkpointing, compile
         self._file = None if architecture.is_generated(weights) else weight_files.read(weights)
         self.name, model_args = architecture.resolve_architecture(
@@ -97,8 +99,7 @@ class Backbone(nn.Module):
             raise UserError(f"backbone.drop_path is {drop_path}; expected 0 to below 1")
         self.tapped = tapped_blocks(layers, self.depth, name=self.name)
         self._drop_paths: dict[int, drop_paths.Pair] = {}
-        self.loaded = False
-        self.matched = ""
+        self.loaded, self.matched = False, ""
         self._freeze()  # so that a plan made before anything is loaded counts what is trained
 
     # --- construction -------------------------------------------------------------------------
@@ -116,6 +117,8 @@ class Backbone(nn.Module):
         self.n_registers: int = self.vit.num_prefix_tokens - self.n_cls_tokens
         if dense_cls is None:
             dense_cls = self.n_cls_tokens > 0 and "dinov3" not in self.name
+        if dense_cls and not self.n_cls_tokens:
+            raise UserError(f"backbone.dense_cls is true, but {self.name} has no class tokens")
         self.dense_cls = dense_cls
         self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
         self.licence = architecture.licence(self.name, self.weights, self._file, config)

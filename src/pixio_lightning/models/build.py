@@ -161,6 +161,9 @@ def build(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False)
             f"backbone.name '{name}' is not a plain Vision Transformer; "
             "see timm.list_models('vit_*')"
         )
+    sides = model.patch_embed.patch_size
+    if sides[0] != sides[1]:
+        raise UserError(f"{_intro(name)}: patch_size is {list(sides)}, but expected square patches")
     return model
 
 

@@ -158,6 +158,10 @@ def tapped_blocks(
     """
     if layers == "last":
         return [depth - 1]
+    if layers != "quarters" and not all(isinstance(layer, int) for layer in layers):
+        raise UserError(
+            f"backbone.layers is {layers!r}, but expected last, quarters or whole numbers"
+        )
     quarters = [depth * (i + 1) // 4 - 1 for i in range(4)]
     indices = quarters if layers == "quarters" else layers
     taps = sorted(i % depth if -depth <= i < depth else i for i in indices)

@@ -118,16 +118,17 @@ ARGUMENTS |= {
         *("qkv_bias", "qkv_fused", "qk_norm", "proj_bias", "swiglu_mlp", "attn_only_layer_scale"),
         *("scale_attn_norm", "scale_mlp_norm", "scale_mlp", "scale_attn_inner", "pre_norm"),
         *("class_token", "no_embed_class", "final_norm", "pool_include_prefix", "fix_init"),
-        *("dynamic_img_size", "dynamic_img_pad", "use_abs_pos_emb", "use_rot_pos_emb"),
+        *("dynamic_img_pad", "use_abs_pos_emb", "use_rot_pos_emb"),
         *("rope_rotate_half", "use_post_norm", "use_pre_transformer_norm"),
     )
 }
+ARGUMENTS["dynamic_img_size"] = Rule("true: images of any size are taken", lambda v: v is True)
 ARGUMENTS |= {
     key: _or_none(_FLAG) for key in ("fc_norm", "use_fc_norm", "use_post_transformer_norm")
 }
 ARGUMENTS |= {
     f"{part}_rate": _real(0, 0.999)
-    for part in ("drop", "pos_drop", "patch_drop", "proj_drop", "attn_drop", "drop_path")
+    for part in ("drop", "pos_drop", "proj_drop", "attn_drop", "drop_path")
 }
 
 

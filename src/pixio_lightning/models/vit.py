@@ -108,6 +108,13 @@ def init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+# Of timm's arguments those that would change nothing: tokens and positions are made here.
+_NOT_READ = (
+    *("class_token", "reg_tokens", "no_embed_class", "pos_embed", "pos_drop_rate"),
+    *("patch_drop_rate", "global_pool", "dynamic_img_pad"),
+)
+
+
 class PixioViT(VisionTransformer):
     """Vision Transformer with several class tokens that have positions of their own.
 
@@ -129,6 +136,10 @@ class PixioViT(VisionTransformer):
             raise ValueError(f"n_cls_tokens must be 1 or more, got {n_cls_tokens}")
         if pos_init not in ("trunc_normal", "sincos"):
             raise ValueError(f"pos_init must be 'trunc_normal' or 'sincos', got {pos_init!r}")
+        for name in _NOT_READ:
+            if name in kwargs:
+                raise ValueError(f"{name} is no setting of Pixio's encoder")
+        kwargs.pop("dynamic_img_size", True)  # it always is
         kwargs = {"num_classes": 0, "img_size": 256, "attn_layer": Attention} | kwargs
         super().__init__(weight_init="skip", dynamic_img_size=True, **kwargs)
         self.num_prefix_tokens = n_cls_tokens

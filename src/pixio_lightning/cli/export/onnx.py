@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +61,16 @@ class HeadGraph(nn.Module):
         super().__init__()
         self.head = head
 
+    def prepare(self, side: int) -> None:
+        """Make images of a side the windows of a dense head.
+
+        Raises:
+            UserError: The head predicts nothing from a single image.
+        """
+        self.head.prepared(np.zeros((side, side, 3), np.uint8))
+        if isinstance(self.head, DenseHead):
+            self.head.window = side
+
     def forward(self, images: Tensor) -> Any:
         """Predict for uint8 images `(B, 3, H, W)`."""
         head = self.head
@@ -100,8 +111,16 @@ def export(source: str, out: Path, *, image_size: int | None = None) -> dict[str
     if sum(p.numel() for p in graph.parameters()) * 4 > _MOST_BYTES:
         raise UserError("a file of ONNX holds 2 GB, and this model has more: export --to another")
     images = torch.randint(0, 256, (2, backbone.channels, side, side), dtype=torch.uint8)
+    if isinstance(graph, HeadGraph):
+        graph.prepare(side)
     with torch.no_grad():
-        outputs = _named(graph(images))
+        try:
+            outputs = _named(graph(images))
+        except KeyError as error:
+            name = about.get("head", "the model")
+            raise UserError(
+                f"{name} needs {error} beside images, so it has no form of ONNX"
+            ) from None
         program = _traced(graph, images, list(outputs))
     about |= {"images": f"uint8 (B, {backbone.channels}, {side}, {side})"}
     about |= {name: f"(B, {', '.join(map(str, t.shape[1:]))})" for name, t in outputs.items()}

@@ -20,7 +20,7 @@ def spellings(name: str) -> dict[str, str]:
     Raises:
         UserError: The name is no Python name in lower case, or is taken by an installed head.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(
             f"'{name}' cannot name a head; expected lower-case letters, digits and underscores, "
             "as in surface_normals"

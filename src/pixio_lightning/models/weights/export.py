@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,13 +84,14 @@ def _export_safetensors(
     files = [out, out.with_suffix(DECODER_SUFFIX)] if weights.decoder else [out]
     for path in [*files, *([readme[0]] if readme else [])]:
         _refuse_existing(path)
-    # The decoder first: an encoder that announces it is never seen without it.
-    if weights.decoder:
-        with written_aside(files[1], durable=True) as aside:
-            _save(weights.decoder, aside, {**meta, "content": "decoder"})
-    with written_aside(out, durable=True) as aside:
+    with ExitStack() as asides:
+        aside = asides.enter_context(written_aside(out, durable=True))
         content = "encoder+decoder" if weights.decoder else "encoder"
         _save(weights.encoder, aside, {**meta, "content": content})
+        # Renamed before the encoder: one that announces a decoder is never seen without it.
+        if weights.decoder:
+            aside = asides.enter_context(written_aside(files[1], durable=True))
+            _save(weights.decoder, aside, {**meta, "content": "decoder"})
     if readme:
         write_text(*readme)
     return files
