@@ -213,6 +213,9 @@ def test_a_baseline_that_depends_on_the_backbone_stands_beside_each_row() -> Non
     alike = [bench.Row("", {"x": [1.0]}), bench.Row("", {"x": [1.0001], "y": [math.nan] * 2})]
     (row,) = suite.joined("constant", alike, ["x", "y"])
     assert row.name == "constant" and row.values["x"] == [1.0001] and len(row.values["y"]) == 1
+    # The same for every row and another for every seed: its mean and spread, once.
+    seeds = [bench.Row(name, {"x": [1.0, 2.0]}) for name in ("of a", "of b")]
+    assert suite.joined("constant", seeds, ["x"]) == [bench.Row("constant", {"x": [1.0, 2.0]})]
 
 
 def test_a_seed_that_a_row_sets_stays(tmp_path: Path) -> None:

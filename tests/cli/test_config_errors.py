@@ -239,6 +239,39 @@ def test_a_file_that_is_no_recipe_is_one_line(
     assert line.startswith(f"recipe '{tmp_path}/mine.yaml' ") and text in line
 
 
+@pytest.mark.parametrize(
+    ("verb", "word", "text"),
+    [
+        ("validate", "--fresh", "--fresh begins a training anew; pixio validate trains nothing"),
+        ("fit", "--run", "--run is of pixio check, not of pixio fit"),
+    ],
+)
+def test_words_of_another_verb_are_refused(
+    recipe: dict, tmp_path: Path, capsys, verb: str, word: str, text: str
+) -> None:
+    assert text in told(capsys, run(recipe, tmp_path, word, verb=verb))
+
+
+@pytest.mark.parametrize(
+    ("devices", "processes"), [("3", 3), ("[0,1]", 2), ("0,1", 2), ("0,", 1), ("auto", 1)]
+)
+def test_a_plan_is_for_the_devices_that_are_typed(
+    recipe: dict, tmp_path: Path, capsys, devices: str, processes: int
+) -> None:
+    assert run(recipe, tmp_path, "--trainer.devices", devices, verb="check") == 0
+    assert f" x {processes} processes x 1 accumulated" in capsys.readouterr().out
+
+
+def test_a_class_may_be_replaced_by_its_path_and_by_another_head(tmp_path: Path, capsys) -> None:
+    for words in (
+        ["--model.class_path", "pixio_heads.depth.head.Depth"],
+        ["--model.class_path", "pixio_heads.depth.head.Dept"],
+        ["--model.class_path", "Segmentation"],
+    ):
+        cli.main(["check", "-c", "depth/demo", *words, "--out", str(tmp_path)])
+        assert "class 'Depth' is not known" not in capsys.readouterr().err
+
+
 def test_missing_files_are_one_line(recipe: dict, tmp_path: Path, capsys) -> None:
     (tmp_path / "last.ckpt").touch()
     missing = str(tmp_path / "lsat.ckpt")

@@ -24,7 +24,7 @@ def test_no_word_of_the_template_is_left(tmp_path: Path) -> None:
     assert "class SurfaceNormals(Head)" in head
 
 
-@pytest.mark.parametrize("name", ["Depth", "2d", "my-head", "class", "depth"])
+@pytest.mark.parametrize("name", ["Depth", "2d", "my-head", "my_", "my__head", "class", "depth"])
 def test_names_that_do_not_fit(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot name a head|is taken by pixio-lightning"):
         create(name, tmp_path)

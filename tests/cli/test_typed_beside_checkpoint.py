@@ -40,6 +40,7 @@ def call(folder: Path, verb: str, *words: object, out: str = "run") -> int:
         ),
         (["--model.pretrained_decoder", "true"], "model.pretrained_decoder: False -> True"),
         (["--model.optim.lr", 1], "model.optim.lr: 0.001 -> 1"),
+        (["--model.norm_pix", "false"], "model.norm_pix: True -> False"),
     ],
 )
 def test_what_contradicts_the_run_is_refused(

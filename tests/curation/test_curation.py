@@ -30,6 +30,7 @@ from pixio_lightning.data.shards.keep_rule import (
 )
 from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.remote import forget_opened
+from pixio_lightning.data.shards.set import rule_of
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers, uniform
@@ -342,6 +343,44 @@ def test_materialized_shards_waste_little_and_keep_every_probability(
     for number in range(8):
         inside = eligible & (band == number)
         assert abs(share[inside].mean() - p[inside].mean()) < 0.06  # whole groups come and go
+
+
+@pytest.mark.parametrize("keys", [{"fraction": 0.2, "floor": 0.3}, {"gamma": 2.0}])
+def test_what_was_rewritten_is_trained_on_by_its_own_rule(
+    scored: tuple[ShardIndex, dict[int, float]],
+    keys: dict[str, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of images that a floor left out none is there to calibrate on."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    index, _ = scored
+    curation = Curation(scores="inside", min_side=200, **keys)  # type: ignore[arg-type]
+    rule = rule_of(index, curation, seed=0)
+    materialize(index, rule, tmp_path / "out")
+    again = open_index(str(tmp_path / "out"), cache=tmp_path / "cache")
+    found = rule_of(again, Curation(scores="inside"), seed=0)
+    assert found == rule == rule_of(again, curation, seed=0)
+    kept = [
+        len(kept_in_pass(i, rule, readers=1, epoch=e)[0]) for i in (index, again) for e in (0, 1)
+    ]
+    assert abs(sum(kept[:2]) - sum(kept[2:])) < 0.15 * sum(kept[:2])
+    with pytest.raises(UserError, match="leave all of data.curation but scores out"):
+        rule_of(again, Curation(scores="inside", gamma=3.0), seed=0)
+    (tmp_path / "out" / "curation.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged: rewrite the shards"):
+        rule_of(again, Curation(scores="inside"), seed=0)
+
+
+def test_nothing_kept_and_no_numbers_are_refused(
+    scored: tuple[ShardIndex, dict[int, float]], tmp_path: Path
+) -> None:
+    for wrong in ({"gamma": float("nan")}, {"gamma": float("inf")}, {"floor": -1.0}):
+        with pytest.raises(UserError, match=f"data.curation.{next(iter(wrong))} is"):
+            Curation(**wrong)  # type: ignore[arg-type]
+    rule = KeepRule(Curation(scores="inside", floor=50.0), 1.0, seed=0)
+    with pytest.raises(UserError, match="no image is kept"):
+        materialize(scored[0], rule, tmp_path / "out")
 
 
 def test_materializing_goes_on_after_a_kill(

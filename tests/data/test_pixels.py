@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.shards.keep_rule import Curation
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 
@@ -90,6 +91,8 @@ def test_held_out_images_from_a_folder_of_their_own(photos: Path, tmp_path: Path
     for val_path in (photos, photos / "a"):
         with pytest.raises(UserError, match=inside):
             Pixels("folder", str(photos), val_path=str(val_path))
+    with pytest.raises(UserError, match=r"^data.path '.*a' lies inside data.val_path"):
+        Pixels("folder", str(photos / "a"), val_path=str(photos))
     with pytest.raises(UserError, match=r"^data.val_path '.*othres' is not a folder, did you mean"):
         pixels(photos, val_path=str(tmp_path / "othres"))
 
@@ -139,6 +142,27 @@ def test_classes_are_offered_to_probes(photos: Path) -> None:
 def test_source_and_path_must_agree(source: str, path: str | None, text: str) -> None:
     with pytest.raises(UserError, match=f"^{text}"):
         Pixels(source, path)  # type: ignore[arg-type]
+
+
+def test_what_a_folder_of_pictures_has_not_is_refused(photos: Path) -> None:
+    with pytest.raises(UserError, match="data.split 'val' is of the hub and of shards"):
+        Pixels("folder", str(photos), split="val")
+    with pytest.raises(UserError, match="data.column 'image' is of the hub and of shards"):
+        Pixels("folder", str(photos), column="image")
+    with pytest.raises(UserError, match="data.curation.scores, which names the scores, is missing"):
+        Pixels("shards", str(photos), curation=Curation(fraction=0.3))
+
+
+def test_a_folder_with_train_and_val_is_divided_so(photos: Path) -> None:
+    (photos / "val").mkdir()
+    (photos / "c").rename(photos / "val" / "c")
+    (photos / "train").mkdir()
+    for name in ("a", "b"):
+        (photos / name).rename(photos / "train" / name)
+    data = pixels(photos, val_images=N)
+    assert trained(data, N // 4) == {key_of(name) for name in names_of(photos / "train")}
+    found = {name for batch in data.val_dataloader() for name in batch["name"]}
+    assert found == set(names_of(photos / "val"))
 
 
 # --- unusable images --------------------------------------------------------------------------

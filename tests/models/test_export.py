@@ -180,3 +180,11 @@ def test_command_line(checkpoint, tmp_path, monkeypatch, capsys):
     for argv in (["last.ckpt", "--to", "tim"], ["last.ckpt", "--out", "x.pth"], []):
         with pytest.raises(UserError):
             main(argv)
+
+
+@pytest.mark.parametrize("to", ["transformers", "timm"])
+def test_an_encoder_without_its_last_norm_is_refused(to, vit, weights, tmp_path):
+    state = {name: t for name, t in vit.state_dict().items() if not name.startswith("norm.")}
+    with pytest.raises(UserError, match=f"{to} needs a norm behind the last block"):
+        export(weights._replace(encoder=state), to, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -251,7 +251,7 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         return
     about = read_plain(path).get("pixio", {})
     if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
-        counts = cli.model.model_as_trained if isinstance(cli.model, Head) else ()
+        counts = cli.model.model_as_trained
         model = cli.config_dict()["model"]
         resume.check_model(cli.options.rest, model, counts, about, cli.verb, path)
     if isinstance(cli.model, Head):
@@ -296,7 +296,7 @@ def _refuse_untrained(cli: PixioCLI) -> None:
     reason = ""
     try:
         if isinstance(cli.model, Head):
-            cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
+            cli.model.require_of(cli.datamodule)  # what it would build depends on it
         # A pretraining that begins with a trained encoder and decoder has something to show.
         trains = cli.model.trains and not getattr(cli.model, "pretrained_decoder", False)
     except UserError as error:  # a checkpoint would know what the data does not say
@@ -309,13 +309,26 @@ def _refuse_untrained(cli: PixioCLI) -> None:
         )
 
 
+def _devices(asked: int | str | list[int]) -> int:
+    """Return how many devices `trainer.devices` names; where it names none, those of this machine.
+
+    The parser leaves what is typed as text.
+    """
+    if isinstance(asked, list):
+        return len(asked)
+    names = str(asked).strip("[] ").split(",")
+    if len(names) > 1:
+        return sum(bool(name.strip()) for name in names)
+    return int(names[0]) if names[0].isdecimal() else max(1, torch.cuda.device_count())
+
+
 def check(cli: PixioCLI) -> int:
     """Print the plan of a run without allocating it; `--run` also takes two steps."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
-    cli.model.read_data_attributes(data)
+    cli.model.require_of(data)
     with torch.device("meta"):
         cli.model.decoder = cli.model.build(cli.model.backbone)
-    devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
+    devices = _devices(trainer["devices"])
     world = max(1, devices) * trainer["num_nodes"]
     accumulate, steps = trainer["accumulate_grad_batches"], trainer["max_steps"]
     batch = f"{data.batch_size} x {world} processes x {accumulate} accumulated"

@@ -27,6 +27,7 @@ from pixio_lightning.data.shards.keep_rule import (
     scores_of,
 )
 from pixio_lightning.data.shards.pack import entry_of, shard_schema, table_of
+from pixio_lightning.data.shards.set import write_rule
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import write_text
 from pixio_lightning.files.atomic import aside_of, put_in_place, remove_leftovers
@@ -80,6 +81,9 @@ def materialize(
         )
         found = list(tqdm(running, "rewriting shards", len(parts), disable=None))
     result = ShardIndex(str(out), [entry for entries in found for entry in entries])
+    if not result.n_groups:
+        raise UserError("no image is kept: none of the losses is above --floor")
+    write_rule(out, rule)
     write_index(result, out / INDEX)
     return result
 

@@ -74,6 +74,8 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--materialize", metavar="DIR", type=expanded, help=about)
     parser.add_argument("--jobs", type=int, default=1, help="parts rewritten at a time (1)")
     options = parser.parse_args(argv)
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}, but expected at least 1")
     curation = Curation(
         scores=options.scores,
         fraction=options.fraction,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,14 @@ from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
-from pixio_lightning.data.sources import FolderSource, Source, Subset, hold_out, listed
+from pixio_lightning.data.sources import (
+    FolderSource,
+    Source,
+    Subset,
+    hold_out,
+    listed,
+    refuse_overlap,
+)
 from pixio_lightning.data.stream import Bad, collate, none_usable
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
@@ -102,6 +110,18 @@ class Pixels(StreamData):
                 f"data.val_split '{val_split}' names a split of data.path; it goes with "
                 "data.source hub or shards, and of hub without data.val_path"
             )
+        if source == "folder":
+            for key, given, default in (("split", split, "train"), ("column", column, None)):
+                if given != default:
+                    raise UserError(
+                        f"data.{key} '{given}' is of the hub and of shards; of a folder of "
+                        "pictures name the folder itself, as data.path"
+                    )
+        if curation.scores is None and curation != Curation():
+            raise UserError(
+                "data.curation says which images of scored shards to keep, but "
+                "data.curation.scores, which names the scores, is missing"
+            )
         if curation.scores is not None and source not in ("shards", "scenes"):
             raise UserError(
                 f"data.curation.scores '{curation.scores}' are scores of shards, but data.source "
@@ -110,11 +130,7 @@ class Pixels(StreamData):
         for name, value in {"image_size": image_size, "val_images": val_images}.items():
             if value < 1:
                 raise UserError(f"data.{name} is {value}, but expected at least 1")
-        if path and val_path and Path(val_path).resolve().is_relative_to(Path(path).resolve()):
-            raise UserError(
-                f"data.val_path '{val_path}' lies inside data.path '{path}', so held-out images "
-                "would be trained on; leave val_path out, or move them apart"
-            )
+        refuse_overlap(path, val_path)
         self.source, self.path, self.split, self.column = source, path, split, column
         self.val_path, self.val_split, self.val_images = val_path, val_split, val_images
         self.image_size, self.max_megapixels, self.scenes = image_size, max_megapixels, scenes
@@ -147,13 +163,18 @@ class Pixels(StreamData):
         if self.source == "scenes":
             self._train, self._held_out = self._scenes("train"), self._scenes("val")
             return
-        self._train = everything = self._open(self.path, self.split)
+        path, val_path = self.path, self.val_path
+        if stage != "predict" and val_path is None and self.source == "folder":
+            parts = [str(Path(path or "").expanduser() / name) for name in ("train", "val")]
+            if all(map(isdir, parts)):  # as heads divide it
+                path, val_path = parts
+        self._train = everything = self._open(path, self.split)
         if stage == "predict":
             return
         if self.val_split is not None:
             self._held_out = self._open(self.path, self.val_split)
-        elif self.val_path is not None:
-            self._held_out = self._open(self.val_path, self.split, key="data.val_path")
+        elif val_path is not None:
+            self._held_out = self._open(val_path, self.split, key="data.val_path")
         else:
             self._train, self._held_out = hold_out(everything, limit=self.val_images)
         if len(self._held_out) > self.val_images:

@@ -100,6 +100,24 @@ def existing_folder(path: str | Path, key: str) -> Path:
     return folder
 
 
+def refuse_overlap(path: str | None, val_path: str | None) -> None:
+    """Raise a UserError where one folder lies inside of the other."""
+    if not path or not val_path:
+        return
+    train, held_out = (Path(folder).expanduser().resolve() for folder in (path, val_path))
+    given = (f"data.path '{path}'", f"data.val_path '{val_path}'")
+    if held_out.is_relative_to(train):
+        outer, inner = given
+    elif train.is_relative_to(held_out):
+        inner, outer = given
+    else:
+        return
+    raise UserError(
+        f"{inner} lies inside {outer}, so held-out samples would be trained on; leave val_path "
+        "out, or move them apart"
+    )
+
+
 def image_files(root: Path) -> list[Path]:
     """List the images below a folder.
 

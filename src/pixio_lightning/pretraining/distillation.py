@@ -72,6 +72,8 @@ class Distillation(Pretraining):
             frozen, has another grid of tokens or a name that cannot be used; or there is none.
     """
 
+    model_as_trained = ("loss",)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -277,7 +279,8 @@ class Distillation(Pretraining):
             backbone = student.backbone
             size = sum(p.numel() for p in backbone.parameters()) / 1e6
             seen = f"{1 - student.mask_ratio:.0%} of an image seen, drop path {backbone.drop_path}"
-            own = f", peak lr {student.optim.lr or student.optim.blr}" if student.optim else ""
+            rate = student.optim and (student.optim.lr or student.optim.blr)
+            own = f", {'lr' if student.optim.lr else 'blr'} {rate}" if student.optim else ""
             told[f"student {name}"] = f"{backbone.name}, {size:.1f} M parameters, {seen}{own}"
         return told
 

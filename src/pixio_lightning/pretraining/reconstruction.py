@@ -51,6 +51,8 @@ class PatchPrediction(Pretraining):
         UserError: The backbone is frozen.
     """
 
+    model_as_trained = ("norm_pix",)
+
     def __init__(
         self,
         backbone: Backbone,

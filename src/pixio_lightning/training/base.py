@@ -48,6 +48,9 @@ class BackboneModule(L.LightningModule):
     # Whether the backbone itself is what is trained: then a run that names no precision takes the
     # one its device is fastest in. What is measured on a backbone does not depend on the device.
     pretrains = False
+    # Keys of the model that say what its weights read or give, whose values fit the same weights: a
+    # checkpoint is evaluated with those that it was trained with.
+    model_as_trained: tuple[str, ...] = ()
 
     def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
         super().__init__()
@@ -87,6 +90,10 @@ class BackboneModule(L.LightningModule):
                 f"what its weights are made for), but {type(data).__name__} gives {given}: leave "
                 "in_chans out, or give data of your own that says channels"
             )
+
+    def require_of(self, data: Any) -> None:
+        """Take from a data module all that must be known of it; raises as that does."""
+        self.read_data_attributes(data)
 
     def facts(self) -> dict[str, str]:
         """Return what to say of a run's model beside its backbone, by name."""

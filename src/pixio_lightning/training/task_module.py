@@ -26,8 +26,6 @@ class TaskModule(BackboneModule):
     data_attributes: tuple[str, ...] = ()
     # Those of them in which the data at hand must agree with a checkpoint.
     same_as_trained: tuple[str, ...] = ()
-    # Keys of the model that say what its weights read, whose values fit the same weights: a
-    # checkpoint is evaluated with those that it was trained with.
     model_as_trained: tuple[str, ...] = ("backbone.layers", "backbone.dense_cls")
     # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
     # `self.evaluation_info` before `metrics` is called; those of the data at hand always count.
@@ -59,10 +57,15 @@ class TaskModule(BackboneModule):
         Raises:
             UserError: It does not say all that the head must know.
         """
-        trainer = self.attached
-        if trainer is None:
-            return
-        data = trainer.datamodule
+        if self.attached is not None:
+            self.require_of(self.attached.datamodule)
+
+    def require_of(self, data: Any) -> None:
+        """Take from a data module all that the head must know of it.
+
+        Raises:
+            UserError: It does not say all that the head must know.
+        """
         self.read_data_attributes(data)
         known = self.data_info | self.evaluation_info
         for name in (*self.data_attributes, *self.evaluation_attributes):

@@ -255,14 +255,21 @@ class Outcome(NamedTuple):
 def joined(name: str, rows: list[Row], metrics: list[str]) -> list[Row]:
     """Return a baseline as one row where it is the same beside all rows, else one beside each.
 
-    What looks at nothing is the same on the same data; what depends on the backbone is not.
+    What looks at nothing is the same on the same data or seeds; what depends on a backbone is not.
     """
     of_all = {m: [v for row in rows for v in row.values.get(m, [])] for m in metrics}
     of_all = {metric: values for metric, values in of_all.items() if values}
     if all(_same(value, values[0]) for values in of_all.values() for value in values):
         return [Row(name, {metric: values[-1:] for metric, values in of_all.items()})]
     each = [Row(row.name, {m: row.values[m] for m in metrics if m in row.values}) for row in rows]
-    return [row for row in each if row.values]
+    each = [row for row in each if row.values]
+    return [Row(name, each[0].values)] if all(_alike(row, each[0]) for row in each) else each
+
+
+def _alike(one: Row, other: Row) -> bool:
+    """Whether two rows are the same in every metric and seed."""
+    pairs = [(values, other.values.get(metric, [])) for metric, values in one.values.items()]
+    return all(len(a) == len(b) and all(map(_same, a, b)) for a, b in pairs)
 
 
 def _same(one: float, other: float) -> bool:

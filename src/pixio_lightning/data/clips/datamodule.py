@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
@@ -24,7 +23,7 @@ from pixio_lightning.data.decode import centre_crop, cut
 from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
 from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
-from pixio_lightning.data.sources import Source
+from pixio_lightning.data.sources import Source, refuse_overlap
 from pixio_lightning.data.stream import Loader, collate, none_usable
 from pixio_lightning.errors import UserError
 
@@ -113,11 +112,7 @@ class Clips(StreamData):
                 f"data.clip_seconds is {clip_seconds:g}, but the past frames and the smallest gap "
                 f"take {self.least_seconds:g} s: expected more"
             )
-        if path and val_path and Path(val_path).resolve().is_relative_to(Path(path).resolve()):
-            raise UserError(
-                f"data.val_path '{val_path}' lies inside data.path '{path}', so held-out clips "
-                "would be trained on; leave val_path out, or move them apart"
-            )
+        refuse_overlap(path, val_path)
         # An overlay may put the scenes in place of a recipe's files.
         self.source, self.path = source, path
         self.val_path = None if source == "scenes" else val_path

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,10 @@ class Curation:
     def __post_init__(self) -> None:
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"data.curation.fraction is {self.fraction}, but expected 0 to 1")
-        if self.gamma <= 0:
+        if not 0 < self.gamma < math.inf:
             raise UserError(f"data.curation.gamma is {self.gamma}, but expected more than 0")
+        if not 0 <= self.floor < math.inf:
+            raise UserError(f"data.curation.floor is {self.floor}, but expected 0 or more")
 
     def eligible(self, scores: Scores) -> NDArray[np.bool_]:
         """Return which images pass the thresholds and have a score."""

@@ -137,6 +137,11 @@ def _parts(
             f"{shards[0]}, so it is not clear what to pack: move either somewhere else"
         )
     if local.is_dir() and not shards:
+        if split is not None:
+            raise UserError(
+                f"--split {split} is of data sets of the hub and of shards, but '{source}' holds "
+                "pictures: name the folder of the split itself"
+            )
         files = FolderSource(local, key="the source")
         n = len(files)
         order = [permuted(i, n, seed=0, step=0) if shuffled else i for i in range(n)]

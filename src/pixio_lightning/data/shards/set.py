@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, parse_json, read_text, write_text
 from pixio_lightning.keyed import permuted
+
+_RULE = "curation.json"  # beside shards that were rewritten by it
 
 
 class ShardSource:
@@ -146,7 +149,8 @@ class ShardSet:
         if curation.scores is not None:
             if curation.scores != INSIDE:
                 check_scores(self.index, curation.scores)
-            self.rule = KeepRule(curation, calibrated(self.index, curation), seed)
+            self.rule = rule_of(self.index, curation, seed)
+            self.curation = self.rule.curation
 
     # --- the loader, and where it stands ------------------------------------------------------
 
@@ -265,6 +269,36 @@ def held_out_groups(index: ShardIndex, *, limit: int) -> NDArray[np.int64]:
         chosen.append(permuted(len(chosen), n, seed=0, step=0))
         rows += index.rows_of(chosen[-1])
     return np.array(sorted(chosen), np.int64)
+
+
+def write_rule(folder: Path, rule: KeepRule) -> None:
+    """Keep what shards were rewritten by beside them, where not all is left to calibrate on."""
+    about = asdict(rule.curation) | {"scores": INSIDE, "c": rule.c}
+    write_text(folder / _RULE, json.dumps(about) + "\n")
+
+
+def rule_of(index: ShardIndex, curation: Curation, seed: int) -> KeepRule:
+    """Return the rule of a run: that of the shards, if they were rewritten by one.
+
+    Raises:
+        UserError: Their file cannot be read, or other keys are given than those they have.
+    """
+    path = Path(index.root) / _RULE
+    if curation.scores != INSIDE or not path.is_file():
+        return KeepRule(curation, calibrated(index, curation), seed)
+    try:
+        about = parse_json(read_text(path))
+        c = float(about.pop("c"))
+        own = Curation(**about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"'{path}' is damaged: rewrite the shards by pixio curate") from None
+    if curation not in (own, Curation(scores=INSIDE)):
+        raise UserError(
+            f"'{index.root}' was rewritten by fraction {own.fraction}, gamma {own.gamma:g}, "
+            f"min_entropy {own.min_entropy:g}, min_side {own.min_side}, floor {own.floor:g}, which "
+            "is what is trained on: leave all of data.curation but scores out"
+        )
+    return KeepRule(own, c, seed)
 
 
 def calibrated(index: ShardIndex, curation: Curation) -> float:

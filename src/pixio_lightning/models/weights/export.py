@@ -55,6 +55,8 @@ def export(
         return _export_safetensors(weights, meta, out, readme)
     if meta["name"] and meta["name"] not in SIZES:
         raise UserError(f"'{meta['name']}' is not a Pixio model: export it --to safetensors")
+    if "norm.weight" not in weights.encoder:  # they would make one up
+        raise UserError(f"{to} needs a norm behind the last block: export it --to safetensors")
     model = (SIZES[meta["name"]]._asdict() if meta["name"] else {}) | meta["model_args"]
     if to == "transformers":
         state = to_transformers(weights.encoder)

@@ -74,6 +74,8 @@ class Checkpoints(Checkpoint):
         folder = Path(trainer.default_root_dir)
         self._saved_step = trainer.global_step
         if trainer.global_step:
+            if not (folder / "best.ckpt").exists():  # of another folder's run, or removed
+                self.best_value = None
             self._take_best(folder, pl_module.monitor)
         if trainer.is_global_zero:
             results.rewind(folder, trainer.global_step - self._validation_to_come)
