@@ -344,6 +344,11 @@ def test_tasks_that_lightning_does_not_divide(recipe: dict, tmp_path: Path, caps
         ("--trainer.strategy=dpd", "dpd"),
         ("--trainer.devices=two", "trainer: `devices`"),
         ("--data.val_path=nowhere", "data.val_path 'nowhere' is not a folder"),
+        ("--trainer.val_check_interval=100000", "`val_check_interval` (100000) must be less"),
+        ("--trainer.overfit_batches=1", "trainer.overfit_batches is 1"),
+        ("--trainer.reload_dataloaders_every_n_epochs=1", "a training stream has no end"),
+        ("--model.decoder.dim=0", "decoder.dim is 0, but expected at least 1"),
+        ("--model.decoder.heads=3", "decoder.heads 3 does not divide decoder.dim"),
     ],
 )
 def test_a_mistake_that_shows_only_in_a_run_is_one_line(
@@ -351,6 +356,12 @@ def test_a_mistake_that_shows_only_in_a_run_is_one_line(
 ) -> None:
     assert text in told(capsys, run(recipe, tmp_path, words, verb="fit"))
     assert not list(tmp_path.glob("run/*.ckpt"))
+
+
+def test_pairs_of_frames_are_no_images(tmp_path: Path, capsys) -> None:
+    words = ["fit", "-c", "pretrain/demo", "-c", "with/debug", "--data.class_path", "Clips"]
+    line = told(capsys, cli.main([*words, "--out", str(tmp_path)]))
+    assert line.startswith("PixelPretraining needs images, but Clips gives pairs of frames")
 
 
 def test_the_cause_is_found_behind_other_exceptions() -> None:

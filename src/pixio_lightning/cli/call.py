@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -57,6 +58,9 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         if failure := lost_process(error) or worker_failure(error):
             end_workers()
             raise failure from error
+        if isinstance(error, ValueError) and _is_of_lightning(error):
+            end_workers()
+            raise UserError(" ".join(str(error).split())) from error
         if not ckpt_path or not resume.while_restoring(error):
             raise
         end_workers()
@@ -82,6 +86,12 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         for part in () if ended else (cli.datamodule, cli.model):
             with suppress(Exception):
                 part.teardown(cli.verb)
+
+
+def _is_of_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised an error: of an option of its trainer."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith("lightning.")
 
 
 def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:

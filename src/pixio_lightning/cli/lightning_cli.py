@@ -172,6 +172,7 @@ class PixioCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""
         self._check_precision()
+        self._check_reading()
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
@@ -225,6 +226,19 @@ class PixioCLI(LightningCLI):
                 f"trainer.precision is {precision}, which would keep weights and labels so: "
                 f"give trainer.precision {mixed}, which computes in it"
             )
+
+    def _check_reading(self) -> None:
+        """Refuse options of Lightning under which a stream would begin again, or go on.
+
+        Raises:
+            UserError: One is given.
+        """
+        for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
+            if value := self.config_init["trainer"][name]:
+                raise UserError(
+                    f"trainer.{name} is {value}, but a training stream has no end and goes by the "
+                    "step alone: leave it out; of few samples, give data of few"
+                )
 
     def _loggers(self, asked: Any) -> list[Any]:
         if asked is None or asked is True:

@@ -52,8 +52,9 @@ class Pixels(StreamData):
             `shards` (parquet and tar files of any number, streamed).
         path: Folder, hub id, or address of the shards (`hf://`, `s3://`, ...); not for scenes.
         split: Split of a hub data set to train on, or of shards whose names tell theirs.
-        val_path: Where the held-out images are; None holds out a tenth, at most `val_images`.
-            Not read for scenes, as `val_split`.
+        val_path: Where the held-out images are; None takes `val/` of a folder that has `train/`
+            beside it, or holds out a tenth, at most `val_images`. Not read for scenes, as
+            `val_split`.
         val_split: Or the split of a hub data set or of shards that holds them.
         column: Image column of a hub data set or of parquet shards; None takes the first.
         image_size: Side of the crops in pixels.

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pixio_lightning.errors import UserError
 from pixio_lightning.models.blocks import Attention
 from pixio_lightning.models.masking import gather_tokens
 from pixio_lightning.models.vit import init_linear, resize_positions, sincos_positions
@@ -37,6 +38,13 @@ class DecoderSize:
     depth: int = 32
     heads: int = 16
     pos_init: Literal["trunc_normal", "sincos"] = "trunc_normal"
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("dim", self.dim, 1), ("depth", self.depth, 0)):
+            if value < least:
+                raise UserError(f"decoder.{name} is {value}, but expected at least {least}")
+        if self.heads < 1 or self.dim % self.heads:
+            raise UserError(f"decoder.heads {self.heads} does not divide decoder.dim {self.dim}")
 
 
 class MaeDecoder(nn.Module):
@@ -62,8 +70,6 @@ class MaeDecoder(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if size.dim % size.heads:
-            raise ValueError(f"decoder.heads {size.heads} does not divide decoder.dim {size.dim}")
         self.n_cls_tokens, self.grid, self.checkpointing = n_cls_tokens, grid, checkpointing
         n_patches = grid[0] * grid[1]
         self.embed = nn.Linear(encoder_dim, size.dim)

@@ -50,6 +50,8 @@ class FuturePrediction(PatchPrediction):
         UserError: The backbone is frozen.
     """
 
+    reads_pairs = True
+
     def __init__(
         self,
         backbone: Backbone,

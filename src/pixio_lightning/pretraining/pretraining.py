@@ -24,6 +24,7 @@ class Pretraining(BackboneModule):
     """
 
     pretrains = True
+    reads_pairs = False  # of frames, as `Clips` gives them
 
     def __init__(self, backbone: Backbone, *, optim: Optim, seed: int) -> None:
         super().__init__(backbone, optim=optim)
@@ -38,9 +39,15 @@ class Pretraining(BackboneModule):
         """Refuse images that a mask does not fit: their grid is masked, not that of the weights.
 
         Raises:
-            UserError: The images are not whole tokens, or a mask does not fit them.
+            UserError: The images are not whole tokens, or a mask does not fit them; or there are
+                pairs of frames in their place.
         """
         super().read_data_attributes(data)
+        if hasattr(data, "training_pairs") and not self.reads_pairs:
+            raise UserError(
+                f"{type(self).__name__} needs images, but {type(data).__name__} gives pairs of "
+                "frames: set data to Pixels, or model to FuturePrediction"
+            )
         size, stride = getattr(data, "image_size", None), self.backbone.stride
         if not isinstance(size, int):
             return
