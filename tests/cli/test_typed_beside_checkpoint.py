@@ -61,6 +61,27 @@ def test_each_way_out_is_one(trained: Path, capsys: pytest.CaptureFixture[str]) 
     assert call(trained, "validate") == 0
 
 
+def test_images_that_were_trained_on_are_not_held_out_of_the_same_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_run.write_recipe(tmp_path)
+    few = ("--trainer.max_steps", 2, "--data.val_images", 1)
+    assert tiny_run.fit(recipe, tmp_path / "run", *few) == 0
+    assert call(tmp_path, "validate", "--data.val_images", 1) == 0
+    capsys.readouterr()
+    assert call(tmp_path, "validate") == 2
+    assert "data.val_images is 512, but the run held out at most 1" in capsys.readouterr().err
+    (tmp_path / "others").mkdir()
+    for path in sorted((tmp_path / "photos").iterdir())[:5]:
+        path.rename(tmp_path / "others" / path.name)
+    apart = ("--data.val_path", tmp_path / "others")
+    assert call(tmp_path, "validate", *apart) == 0  # data of its own are free
+    assert tiny_run.fit(recipe, tmp_path / "apart", "--trainer.max_steps", 2, *apart) == 0
+    capsys.readouterr()
+    assert call(tmp_path, "validate", out="apart") == 2
+    assert "without which images that it was trained on" in capsys.readouterr().err
+
+
 def test_what_an_evaluation_may_choose_is_free(trained: Path) -> None:
     words = ("--model.backbone.weights", "random:1", "--model.backbone.checkpointing", "true")
     assert call(trained, "validate", *words, "--model.mask_ratio", 0.5, "--data.batch_size", 2) == 0

@@ -152,6 +152,33 @@ def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
+def refuse_trained_on(now: dict[str, Any], begun: dict[str, Any]) -> None:
+    """Refuse to judge a pretraining by images of its own data that it did not hold out.
+
+    Args:
+        now: Configuration of the data at hand.
+        begun: That of the run.
+
+    Raises:
+        UserError: More images of the same data are held out now, or others.
+    """
+    now, begun = now.get("init_args", {}), begun.get("init_args", {})
+    same = all(now.get(key) == begun.get(key) for key in ("source", "path", "split"))
+    if not same or now.get("source") == "scenes" or now.get("val_path") or now.get("val_split"):
+        return
+    for key in ("val_path", "val_split"):
+        if begun.get(key):
+            raise UserError(
+                f"the run was begun with data.{key} {begun[key]}, without which images that it was "
+                "trained on would be held out: give it again"
+            )
+    if (now.get("val_images") or 0) > (most := begun.get("val_images") or 0):
+        raise UserError(
+            f"data.val_images is {now['val_images']}, but the run held out at most {most}, and was "
+            "trained on the others: give no more"
+        )
+
+
 def check_model(
     words: list[str],
     model: dict[str, Any],

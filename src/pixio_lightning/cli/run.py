@@ -254,6 +254,9 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         counts = cli.model.model_as_trained
         model = cli.config_dict()["model"]
         resume.check_model(cli.options.rest, model, counts, about, cli.verb, path)
+    if not isinstance(cli.model, Head) and cli.verb in ("validate", "test"):
+        data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
+        resume.refuse_trained_on(data, (begun or {}).get("data", data))
     if isinstance(cli.model, Head):
         if cli.verb != "predict":  # images to predict say nothing of a head's data
             cli.model.compare(cli.datamodule, about)
