@@ -153,8 +153,10 @@ def loaded(files: list[bytes], rounds: int, batches: int) -> dict[str, list[floa
                 start = time.perf_counter()
                 for _ in islice(loader, batches):
                     pass
+                took = time.perf_counter() - start
                 if number >= 0:
-                    rates[form].append(batches * BATCH / (time.perf_counter() - start))
+                    rates[form].append(batches * BATCH / took)
+                time.sleep(3 * WORKERS * took / batches)  # until its queue is full again
         loaders["pixio"].close()  # type: ignore[attr-defined]
     return rates
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,10 @@ class PolicyData(SampleData):
             kind = _SIMULATED[source]
             # With the defaults, so that records say them.
             options = _DEFAULTS.get(kind, {}) | self.options
-            steps = horizon or known.get(task) or gym.longest(task) or _LONGEST
+            steps = horizon or known.get(task) or _LONGEST
+            if kind == "gym" and horizon is None:
+                with suppress(UserError):  # told as soon as it is made
+                    steps = gym.longest(task) or _LONGEST
             versions = versions_of(kind, task)
             self._environment = Environment(
                 kind, task, image_size, steps, stop_at_success, options, versions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import yaml
 
 from pixio_lightning.cli import config_errors, recipes
@@ -75,10 +77,17 @@ def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
                     ": give a recipe first, as in `-c pretrain/demo` (`pixio recipes` lists them)"
                 )
             raise UserError(f"{key}.class_path is missing{hint}; there {_are(key)}")
-    for key, name in (*replaced, *asked.items()):
-        if name and "." not in name and "/" not in name:
+        if _is_short(name):
             _import_short(key, name, model=asked["model"])
+    for key, name in replaced:
+        if _is_short(name):
+            with suppress(UserError):  # it need not be there
+                _import_short(key, name, model=asked["model"])
     return asked
+
+
+def _is_short(name: str) -> bool:
+    return bool(name) and "." not in name and "/" not in name
 
 
 def _option(word: str) -> str:

@@ -144,7 +144,7 @@ def test_an_environment_has_its_own_end_and_the_versions_of_its_packages(tmp_pat
     shorter = PolicyData("gym", path, task="point_worlds:Drawn-v0", horizon=7)
     assert shorter.environment["horizon"] == 7
     with pytest.raises(UserError, match="cannot make data.task Drawm-v0"):
-        PolicyData("gym", path, task="Drawm-v0")
+        PolicyData("gym", path, task="Drawm-v0").prepare_data()
     assert versions_of("gym", "torch:Any-v0")["torch"] == metadata.version("torch")
 
 
