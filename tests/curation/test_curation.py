@@ -367,9 +367,10 @@ def test_what_was_rewritten_is_trained_on_by_its_own_rule(
     assert abs(sum(kept[:2]) - sum(kept[2:])) < 0.15 * sum(kept[:2])
     with pytest.raises(UserError, match="leave all of data.curation but scores out"):
         rule_of(again, Curation(scores="inside", gamma=3.0), seed=0)
-    (tmp_path / "out" / "curation.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged: rewrite the shards"):
-        rule_of(again, Curation(scores="inside"), seed=0)
+    for damaged in ("{", '{"scores": "inside", "c": 0}', '{"scores": "inside"}'):
+        (tmp_path / "out" / "curation.json").write_text(damaged)
+        with pytest.raises(UserError, match="is damaged: rewrite the shards"):
+            rule_of(again, Curation(scores="inside"), seed=0)
 
 
 def test_nothing_kept_and_no_numbers_are_refused(

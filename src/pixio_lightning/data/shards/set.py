@@ -290,6 +290,8 @@ def rule_of(index: ShardIndex, curation: Curation, seed: int) -> KeepRule:
         about = parse_json(read_text(path))
         c = float(about.pop("c"))
         own = Curation(**about)
+        if not 0 < c < math.inf:
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"'{path}' is damaged: rewrite the shards by pixio curate") from None
     if curation not in (own, Curation(scores=INSIDE)):
