@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +132,12 @@ def decoded(files: list[bytes], rounds: int) -> dict[str, list[float]]:
     return rates
 
 
-def loaded(files: list[bytes], rounds: int, batches: int) -> dict[str, list[float]]:
+def loaded(files: list[bytes], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Return the images a second of both loaders, in every round; one runs at a time.
 
     Both stay open, and one waits with its queue full while the other is measured: a run of hours
-    has workers that have long started, whose first second is slower.
+    has workers that have long started, whose first second is slower. A round is as long for both:
+    batches come in pairs, and one more or less at its end must not count.
     """
     rates: dict[str, list[float]] = {"plain": [], "pixio": []}
     with tempfile.TemporaryDirectory() as name:
@@ -148,12 +148,13 @@ def loaded(files: list[bytes], rounds: int, batches: int) -> dict[str, list[floa
         loaders = {"plain": plain_loader(folder), "pixio": our_loader(folder)}
         for number in range(-1, rounds):  # the first one warms up
             for form, loader in loaders.items():
-                for _ in range(2 * WORKERS + 1):  # what was prefetched while nobody waited
+                for _ in range(4 * WORKERS):  # what was prefetched while nobody waited
                     next(loader)
-                start = time.perf_counter()
-                for _ in islice(loader, batches):
-                    pass
-                took = time.perf_counter() - start
+                start, batches, took = time.perf_counter(), 0, 0.0
+                while took < seconds or batches % WORKERS:
+                    next(loader)
+                    batches += 1
+                    took = time.perf_counter() - start
                 if number >= 0:
                     rates[form].append(batches * BATCH / took)
                 time.sleep(3 * WORKERS * took / batches)  # until its queue is full again
@@ -166,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=6, help="of the photographs, a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=64, help="of a loader and round, 640x480")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a loader and round")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -179,7 +180,7 @@ def main() -> None:
         repeats = max(1, options.repeats * 640 * 480 // (width * height))
         for name, rates in {
             "one core": decoded(files * repeats, options.rounds),
-            "end to end": loaded(files, options.rounds, options.batches * 480 // height),
+            "end to end": loaded(files, options.rounds, options.seconds),
         }.items():
             ratios = [a / b for a, b in zip(rates["pixio"], rates["plain"], strict=True)]
             row = {form: statistics.median(values) for form, values in rates.items()}

@@ -25,8 +25,8 @@ from sklearn.datasets import load_sample_images
 from pixio_lightning.data.clips.pack import Form, pack_clips
 from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.source import ClipSource, choose_frames
+from pixio_lightning.data.clips.video import video_writer
 from pixio_lightning.data.clips.videos import VideoSource
-from pixio_lightning.data.video import video_writer
 from pixio_lightning.keyed import RandomKey
 
 HEIGHT, WIDTH, FPS, SECONDS = 256, 340, 30, 4

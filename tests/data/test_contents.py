@@ -10,9 +10,9 @@ from PIL import Image
 
 from pixio_heads.classification.data import ClassificationData
 from pixio_heads.segmentation.data import SegmentationData
+from pixio_lightning.data.batches import collate
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards.pack import pack
-from pixio_lightning.data.stream import collate
 from pixio_lightning.errors import UserError
 
 

@@ -14,16 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from pixio_lightning.data.batches import Bad, collate
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.samples import TrainingSamples
-from pixio_lightning.data.stream import (
-    Bad,
-    EvenShare,
-    Loader,
-    Positions,
-    StepLoader,
-    collate,
-)
+from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
 from pixio_lightning.data.workers import start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pixio_lightning.data.batches import collate
 from pixio_lightning.data.decode import BadImage, centre_crop, decode_pixels, to_tensor
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards.format import ShardIndex
 from pixio_lightning.data.shards.keep_rule import check_shard, score_file
 from pixio_lightning.data.shards.set import ShardSource
-from pixio_lightning.data.stream import Loader, collate
+from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 

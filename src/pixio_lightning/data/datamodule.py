@@ -15,9 +15,10 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
+from pixio_lightning.data.batches import Bad, collate
 from pixio_lightning.data.decode import STOPS
 from pixio_lightning.data.sources import digest_of, listed
-from pixio_lightning.data.stream import Bad, EvenShare, Loader, Positions, StepLoader, collate
+from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
 from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
 

@@ -9,6 +9,7 @@ from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal
 
+from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.decode import Crop, centre_crop, cut, random_crop
 from pixio_lightning.data.hub import HubSource
@@ -35,7 +36,6 @@ from pixio_lightning.data.sources import (
     listed,
     refuse_overlap,
 )
-from pixio_lightning.data.stream import Bad, collate, none_usable
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
 from pixio_lightning.keyed import RandomKey, key_of

@@ -1,5 +1,8 @@
 """What heads and plug-ins import of the data side."""
 
+from pixio_lightning.data.batches import Bad
+from pixio_lightning.data.clips.video import SUFFIXES as VIDEO_SUFFIXES
+from pixio_lightning.data.clips.video import frames_at, opened_video, video_frames, video_writer
 from pixio_lightning.data.decode import (
     FORMATS,
     STOPS,
@@ -69,9 +72,7 @@ from pixio_lightning.data.sources import (
     listed,
     visible_files,
 )
-from pixio_lightning.data.stream import Bad, Loader, Positions
-from pixio_lightning.data.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_lightning.data.video import frames_at, opened_video, video_frames, video_writer
+from pixio_lightning.data.stream import Loader, Positions
 
 __all__ = [
     "Archive",

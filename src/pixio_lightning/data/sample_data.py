@@ -7,6 +7,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pixio_lightning.data.batches import collate
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.samples import (
     HeldOutSamples,
@@ -19,7 +20,7 @@ from pixio_lightning.data.samples import (
 )
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import FolderSource, digest_of, listed
-from pixio_lightning.data.stream import Loader, collate
+from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError, one_of
 
 # What changes no sample, only how fast or in what portions it is read.

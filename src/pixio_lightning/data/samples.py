@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.decode import BadImage, Crop, decode_crop, decode_pixels
 from pixio_lightning.data.sources import Source
-from pixio_lightning.data.stream import Bad
 from pixio_lightning.keyed import RandomKey, key_of, permuted
 
 Sample = dict[str, NDArray[Any]]

@@ -11,48 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler
 
+from pixio_lightning.data.batches import Bad, none_usable
 from pixio_lightning.data.workers import watched
-from pixio_lightning.errors import UserError
-
-Bad = tuple[str, str]  # name of an image and why it is unusable
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors and numbers, list names, and keep what all samples share.
-
-    Where a sample is no more than its bad images, or the samples do not fit beside each other,
-    the batch is only that: `bad`.
-    """
-    bad = [bad for sample in samples for bad in sample["bad"]]
-    batch: dict[str, Any] = {"bad": bad}
-    if any(sample.keys() == {"bad"} for sample in samples):
-        return batch
-    for field, first in samples[0].items():
-        values = [sample[field] for sample in samples if field != "bad"]
-        if isinstance(first, Tensor):
-            other = [value.shape for value in values if value.shape != first.shape]
-            if other:
-                sizes = f"{field} of {tuple(first.shape)} beside {tuple(other[0])}"
-                # Samples that are evaluated have a weight each.
-                key = "val_batch_size" if "weight" in samples[0] else "batch_size"
-                also = " or data.image_size to a number" if key == "batch_size" else ""
-                return {"bad": [(samples[0]["name"], f"{sizes}: set data.{key} to 1{also}")]}
-            batch[field] = default_collate(values)  # in a worker, into shared memory at once
-        elif isinstance(first, (int, float)):
-            batch[field] = torch.tensor(values)
-        elif field != "bad":
-            batch[field] = values if isinstance(first, str) else first
-    return batch
-
-
-def none_usable(bad: list[Bad]) -> UserError:
-    """Return what to raise where no image of a batch can be used."""
-    name, reason = bad[0]
-    return UserError(f"none of {len(set(bad))} images can be used; the first, {name}: {reason}")
 
 
 class Positions(Sampler[list[int]]):

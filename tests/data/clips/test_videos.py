@@ -54,7 +54,7 @@ def test_it_goes_to_a_key_frame_or_on_whichever_is_nearer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 24 frames with a key frame every 6: not all of them are decoded."""
-    from pixio_lightning.data import video
+    from pixio_lightning.data.clips import video
 
     write_video(tmp_path / "v" / "a.mp4", options={"bf": "0", "sc_threshold": "0"})
     source = opened(tmp_path / "v")

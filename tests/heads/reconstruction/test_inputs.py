@@ -14,9 +14,9 @@ from skimage import data as photographs
 
 from pixio_heads.reconstruction.reconstructed import to_original
 from pixio_heads.reconstruction.views.inputs import common_size, open_pictures, place
+from pixio_lightning.data.batches import collate
+from pixio_lightning.data.clips.video import evenly
 from pixio_lightning.data.samples import HeldOutSamples
-from pixio_lightning.data.stream import collate
-from pixio_lightning.data.video import evenly
 from pixio_lightning.errors import UserError
 
 # How far a picture of each EXIF orientation is stored turned, in quarters counter-clockwise.

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixio_lightning.data.clips.video import video_writer
 from pixio_lightning.data.scenes.clips import render_clip
 from pixio_lightning.data.scenes.render import render_scene
 from pixio_lightning.data.scenes.store import VERSION, scene_seed
-from pixio_lightning.data.video import video_writer
 from pixio_lightning.files import default_cache, written_aside
 
 _SIDE = 320  # what the curation rule asks of a picture

@@ -13,8 +13,8 @@ import torch
 from pixio_lightning.cli.app.loaded import Loaded, data_config
 from pixio_lightning.cli.app.uploads import MOST_MEGAPIXELS, as_picture, one_line, show_picture
 from pixio_lightning.data.clips.pairs import cut_out
+from pixio_lightning.data.clips.video import video_frames
 from pixio_lightning.data.decode import centre_crop
-from pixio_lightning.data.video import video_frames
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 from pixio_lightning.pretraining.future_frames import FuturePrediction

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
+from pixio_lightning.data.batches import collate, none_usable
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
@@ -24,7 +25,7 @@ from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
 from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import Source, refuse_overlap
-from pixio_lightning.data.stream import Loader, collate, none_usable
+from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError
 
 

@@ -10,11 +10,11 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.source import Frame
 from pixio_lightning.data.clips.videos import windows
 from pixio_lightning.data.decode import BadImage, decode_pixels, read_file
 from pixio_lightning.data.sources import FolderSource
-from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
 
 

@@ -24,16 +24,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.source import ClipSource, Frame
+from pixio_lightning.data.clips.video import SUFFIXES, evenly
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
 from pixio_lightning.data.sources import digest_of_files, existing_folder, files_below
-from pixio_lightning.data.stream import Bad
-from pixio_lightning.data.video import SUFFIXES, evenly
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 from pixio_lightning.keyed import permuted

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.pack import TABLE, TABLE_SCHEMA
 from pixio_lightning.data.clips.source import Frame
 from pixio_lightning.data.decode import BadImage, decode_pixels
@@ -17,7 +18,6 @@ from pixio_lightning.data.parquet import TooLarge, read_groups
 from pixio_lightning.data.shards.format import MAX_MEMBER
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.remote import check_address, file_system, join
-from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
 

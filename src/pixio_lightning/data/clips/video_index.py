@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pixio_lightning.data.video import opened_video, packet_times, pyav
+from pixio_lightning.data.clips.video import opened_video, packet_times, pyav
 from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside

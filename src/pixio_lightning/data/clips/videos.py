@@ -9,12 +9,12 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.source import Frame
+from pixio_lightning.data.clips.video import SUFFIXES, sought_frames
 from pixio_lightning.data.clips.video_index import Video, video_index
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.sources import existing_folder, files_below, listed
-from pixio_lightning.data.stream import Bad
-from pixio_lightning.data.video import SUFFIXES, sought_frames
 from pixio_lightning.errors import UserError
 
 

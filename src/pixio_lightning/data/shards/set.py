@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
@@ -35,7 +36,6 @@ from pixio_lightning.data.shards.stream import (
     ShardLoader,
     Tally,
 )
-from pixio_lightning.data.stream import Bad
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, parse_json, read_text, write_text
 from pixio_lightning.keyed import permuted

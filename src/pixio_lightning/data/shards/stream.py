@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pixio_lightning.data.batches import Bad, collate
 from pixio_lightning.data.decode import BadImage, decode_crop, random_crop
 from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.keep_rule import KeepRule
-from pixio_lightning.data.stream import Bad, EndlessLoader, collate
+from pixio_lightning.data.stream import EndlessLoader
 from pixio_lightning.data.workers import watched
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey, fold, key_of, permuted

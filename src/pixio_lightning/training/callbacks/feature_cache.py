@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from pixio_lightning.data.batches import Bad, collate
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import View
 from pixio_lightning.data.sources import digest_of
-from pixio_lightning.data.stream import Bad, collate
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.training.callbacks.feature_store import NamedViews, Store, Writer
