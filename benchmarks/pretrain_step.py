@@ -291,7 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--rounds", type=int, default=25, help="of a size, at most, 2 or more")
-    parser.add_argument("--seconds", type=float, default=40, help="and about how long they take")
+    parser.add_argument("--seconds", type=float, default=30, help="and about how long they take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="measure compiled forms as well")

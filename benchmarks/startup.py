@@ -52,7 +52,7 @@ def run(command: list[str]) -> tuple[float, float]:
 def main() -> None:
     """Run every command, print a table and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}

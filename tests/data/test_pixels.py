@@ -153,16 +153,17 @@ def test_what_a_folder_of_pictures_has_not_is_refused(photos: Path) -> None:
         Pixels("shards", str(photos), curation=Curation(fraction=0.3))
 
 
-def test_a_folder_with_train_and_val_is_divided_so(photos: Path) -> None:
-    (photos / "val").mkdir()
-    (photos / "c").rename(photos / "val" / "c")
-    (photos / "train").mkdir()
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "validation")])
+def test_a_folder_with_train_and_val_is_divided_so(photos: Path, train: str, val: str) -> None:
+    (photos / val).mkdir()
+    (photos / "c").rename(photos / val / "c")
+    (photos / train).mkdir()
     for name in ("a", "b"):
-        (photos / name).rename(photos / "train" / name)
+        (photos / name).rename(photos / train / name)
     data = pixels(photos, val_images=N)
-    assert trained(data, N // 4) == {key_of(name) for name in names_of(photos / "train")}
+    assert trained(data, N // 4) == {key_of(name) for name in names_of(photos / train)}
     found = {name for batch in data.val_dataloader() for name in batch["name"]}
-    assert found == set(names_of(photos / "val"))
+    assert found == set(names_of(photos / val))
 
 
 # --- unusable images --------------------------------------------------------------------------

@@ -209,6 +209,7 @@ class FakeTrainer:
 
     global_rank, world_size, accumulate_grad_batches, global_step = 0, 1, 1, 0
     log_every_n_steps, loggers, is_global_zero = 1, (), True
+    limit_train_batches, fast_dev_run = 1.0, False
 
     class strategy:
         root_device = torch.device("cpu")
@@ -336,6 +337,24 @@ def test_the_run_stops_above_max_bad(tmp_path: Path, monkeypatch: pytest.MonkeyP
         take(data.train_dataloader(), 60)
     lines = (tmp_path / "run" / "bad_files.txt").read_text().splitlines()
     assert len(lines) >= 80 and all(line.endswith("\tshard is damaged") for line in lines)
+
+
+@pytest.mark.parametrize(("max_bad", "said"), [(0.2, True), (0.4, False)])
+def test_images_of_shards_that_cannot_be_indexed_count_as_many(
+    max_bad: float, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three shards is a third of the images, though nobody knows how many it held."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    root = Path(pack(tmp_path / "shards", 300).root)
+    (root / "1.parquet").write_bytes(b"damaged")
+    remote.forget_opened()
+    data = Pixels("shards", str(root), image_size=16, num_workers=0, max_bad=max_bad)
+    data.trainer = FakeTrainer(tmp_path / "run")  # type: ignore[assignment]
+    if not said:
+        data.setup("fit")
+        return
+    with pytest.raises(UserError, match=r"1 of the shards .* \(1.parquet: .*33\.33% of the images"):
+        data.setup("fit")
 
 
 # --- workers that die or hang ---------------------------------------------------------------------

@@ -4,6 +4,7 @@ import csv
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,16 @@ def test_accumulated_batches_are_no_steps(recipe: Path, tmp_path: Path, capfd) -
     assert fit(recipe, tmp_path, *words, "--trainer.max_steps=4") == 0
     shown = re.findall(r"^step (\d+)/4", capfd.readouterr().out, re.M)
     assert shown == ["1", "2", "3", "4"]
+
+
+def test_an_epoch_ends_with_a_whole_step(recipe: Path, tmp_path: Path, capfd) -> None:
+    words = "--trainer.accumulate_grad_batches=3", "--trainer.log_every_n_steps=1"
+    assert fit(recipe, tmp_path / "a", *words, "--trainer.limit_train_batches=4") == 2
+    said = "trainer.limit_train_batches 4 ends an epoch after 4 batches, which"
+    assert said in capfd.readouterr().err
+    words += "--trainer.limit_train_batches=6", "--trainer.max_steps=4"
+    assert fit(recipe, tmp_path / "b", *words) == 0
+    assert re.findall(r"^step (\d+)/4", capfd.readouterr().out, re.M) == ["1", "2", "3", "4"]
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_loss(recipe: Path, tmp_path: Path) -> None:
@@ -491,3 +502,17 @@ def test_mistakes_of_a_probe(recipe: Path, folder: Path, tmp_path: Path, capsys)
         OnlineProbe(train=str(folder))
     assert fit(recipe, tmp_path, "--trainer.callbacks+=OnlineProbe") == 2
     assert "OnlineProbe found 1 class of images; it needs two" in capsys.readouterr().err
+
+
+def test_a_probe_is_judged_on_classes_that_it_has_learned(
+    recipe: Path, folder: Path, tmp_path: Path, capsys
+) -> None:
+    """Told before the first step: of classes that it never saw, it can name none."""
+    for part in ("train", "val"):
+        shutil.copytree(folder / part, tmp_path / part)
+    paint(tmp_path / "val" / "green" / "0.png", (30, 220, 30), 0)
+    assert fit(recipe, tmp_path / "run", *probe(tmp_path), "--trainer.max_steps=4") == 2
+    shown = capsys.readouterr()
+    expected = "val has images of 'green', of which its train, with 'blue', 'red', has none"
+    assert expected in shown.err
+    assert "step 1" not in shown.out and not (tmp_path / "run" / "last.ckpt").exists()

@@ -115,10 +115,30 @@ class StreamData(L.LightningDataModule):
         self._stream = StepLoader(
             loader,
             self.count_bad,
-            batches=self.steps_per_epoch * accumulate,
+            batches=self.batches_per_epoch(),
             consumed=lambda: trainer.global_step * accumulate,
         )
         return self._stream
+
+    def batches_per_epoch(self) -> int:
+        """Return the training batches between two validations: all of whole steps.
+
+        Raises:
+            UserError: `limit_train_batches` cuts the last step short.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+        batches = self.steps_per_epoch * accumulate
+        read = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        # A step of fewer batches would be counted as a whole one, and the stream go on behind it.
+        if read % accumulate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise UserError(
+                f"trainer.limit_train_batches {limit} ends an epoch after {read} batches, which "
+                f"trainer.accumulate_grad_batches {accumulate} does not divide: give a multiple, "
+                "or data.steps_per_epoch instead"
+            )
+        return batches
 
     def positions(self, *, rank: int, world_size: int) -> Positions:
         """Return the batches of stream positions that a process trains on."""

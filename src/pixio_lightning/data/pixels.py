@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.decode import Crop, centre_crop, cut, random_crop
 from pixio_lightning.data.hub import HubSource
+from pixio_lightning.data.listing.splits import folders_of_splits
 from pixio_lightning.data.samples import (
     HeldOutSamples,
     Images,
@@ -32,6 +32,7 @@ from pixio_lightning.data.sources import (
     FolderSource,
     Source,
     Subset,
+    existing_folder,
     hold_out,
     listed,
     refuse_overlap,
@@ -160,15 +161,16 @@ class Pixels(StreamData):
             self._held_out = self._shards.held_out
             self._skipped = [": ".join(entry) for entry in self._shards.index.skipped]
             self.count_bad(self._shards.index.damaged, 0)
+            self._refuse_lost(self._shards.index)
             return
         if self.source == "scenes":
             self._train, self._held_out = self._scenes("train"), self._scenes("val")
             return
         path, val_path = self.path, self.val_path
         if stage != "predict" and val_path is None and self.source == "folder":
-            parts = [str(Path(path or "").expanduser() / name) for name in ("train", "val")]
-            if all(map(isdir, parts)):  # as heads divide it
-                path, val_path = parts
+            named, _ = folders_of_splits(existing_folder(path or "", "data.path"))
+            if named.keys() >= {"train", "val"}:  # as heads divide it
+                path, val_path = str(named["train"]), str(named["val"])
         self._train = everything = self._open(path, self.split)
         if stage == "predict":
             return
@@ -180,6 +182,17 @@ class Pixels(StreamData):
             self._train, self._held_out = hold_out(everything, limit=self.val_images)
         if len(self._held_out) > self.val_images:
             _, self._held_out = hold_out(self._held_out, limit=self.val_images, share=1.0)
+
+    def _refuse_lost(self, index: ShardIndex) -> None:
+        """Stop where shards that cannot be read hold more than `max_bad` of the images."""
+        if self.max_bad is None or index.lost <= self.max_bad:
+            return
+        name, reason = index.damaged[0]
+        raise UserError(
+            f"{len(index.damaged)} of the shards of '{index.root}' cannot be read ({name}: "
+            f"{reason}), about {index.lost:.2%} of the images, more than data.max_bad "
+            f"{self.max_bad:g}: mend or remove them, or raise it"
+        )
 
     @property
     def streamed(self) -> bool:
@@ -263,7 +276,7 @@ class Pixels(StreamData):
                 "max_megapixels": self.max_megapixels,
             },
             self._report_shards,
-            batches=self.steps_per_epoch * trainer.accumulate_grad_batches,
+            batches=self.batches_per_epoch(),
             arguments=self.loader_arguments,
             restart_pass=self.restart_pass,
         )

@@ -204,7 +204,9 @@ def _jpeg(frame: Frame, side: int) -> bytes:
     scale = side / min(height, width)
     if scale < 1:
         size = (round(height * scale), round(width * scale))
-        image = torch.from_numpy(frame).permute(2, 0, 1)[None]
+        # A copy where it is what a decoder owns and nobody may write to.
+        own = np.require(frame, requirements="W")
+        image = torch.from_numpy(own).permute(2, 0, 1)[None]
         scaled = F.interpolate(image, size, mode="bicubic", antialias=True)
         frame = np.ascontiguousarray(scaled[0].permute(1, 2, 0).numpy())
     return simplejpeg.encode_jpeg(frame, quality=_QUALITY)

@@ -33,6 +33,28 @@ class Part(NamedTuple):
     whole: bool
 
 
+def folders_of_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folders of `root` that are named for a split, by that, and the others' names.
+
+    Raises:
+        UserError: Two are of one split.
+    """
+    named: dict[str, Path] = {}
+    others = []
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name)):
+        name = _SPLIT_OF.get(folder.name.lower())
+        if name is None:
+            others.append(folder.name)
+        elif name in named:
+            raise UserError(
+                f"'{root}' holds {named[name].name}/ and {folder.name}/, which are both of the "
+                f"split {name}: remove or rename one"
+            )
+        else:
+            named[name] = folder
+    return named, others
+
+
 def part_of(root: Path, split: str, *, holds: Callable[[Path], bool]) -> Part:
     """Return where the samples of a split are, in folders of `root` or in itself.
 
@@ -49,19 +71,7 @@ def part_of(root: Path, split: str, *, holds: Callable[[Path], bool]) -> Part:
         UserError: Two folders are of one split; there is a folder for the split, but none to train
             on is asked for; or it cannot be told whether a folder is a split.
     """
-    named: dict[str, Path] = {}
-    others = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name)):
-        name = _SPLIT_OF.get(folder.name.lower())
-        if name is None:
-            others.append(folder.name)
-        elif name in named:
-            raise UserError(
-                f"'{root}' holds {named[name].name}/ and {folder.name}/, which are both of the "
-                f"split {name}: remove or rename one"
-            )
-        else:
-            named[name] = folder
+    named, others = folders_of_splits(root)
     # Alone they can be nothing else.
     found = {name: path for name, path in named.items() if not others or holds(path)}
     if not found:

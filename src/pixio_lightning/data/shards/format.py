@@ -100,6 +100,13 @@ class ShardIndex:
         self.rows = int(self.group_rows.sum(dtype=np.int64))  # images in all shards
 
     @property
+    def lost(self) -> float:
+        """Share of the images in shards that cannot be read, if these have as many as others."""
+        read = {shard.path for shard in self.shards}
+        unread = sum(name not in read for name, _ in self.damaged)
+        return unread / (unread + len(read)) if unread else 0.0
+
+    @property
     def n_groups(self) -> int:
         """Number of groups in all shards."""
         return int(self.first[-1])

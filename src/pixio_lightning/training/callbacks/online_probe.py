@@ -59,6 +59,11 @@ def ridge_accuracy(
     return (scores.argmax(dim=1) == labels).float().mean().item()
 
 
+def _shown(classes: list[str], limit: int = 3) -> str:
+    more = f" and {len(classes) - limit} more" if len(classes) > limit else ""
+    return ", ".join(f"'{name}'" for name in classes[:limit]) + more
+
+
 class OnlineProbe(L.Callback):
     """Log the accuracy of a frozen probe on the mean raw class token, beside the majority class.
 
@@ -114,7 +119,8 @@ class OnlineProbe(L.Callback):
         self._probed_step = state_dict["probed_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
-        """Probe the step that a pre-empted run was saved at, if its turn had come."""
+        """Open the images; probe the step that a pre-empted run was saved at, if it was its turn."""
+        self._sets = self._open(trainer)
         self._probe_in_turn(trainer, pl_module)
 
     def on_train_batch_end(
@@ -134,8 +140,7 @@ class OnlineProbe(L.Callback):
         if trainer.global_step == self._probed_step or is_preempted(trainer):
             return
         self._probed_step = trainer.global_step
-        if self._sets is None:
-            self._sets = self._open(trainer)
+        assert self._sets is not None
         module.eval()
         (bank, bank_labels), (queries, labels) = (
             self._encode(images, known, trainer, module) for images, known in self._sets
@@ -165,6 +170,13 @@ class OnlineProbe(L.Callback):
         classes = {name: i for i, name in enumerate(sorted({*names[0], *names[1]}))}
         if len(classes) < 2:
             raise UserError(f"OnlineProbe found {len(classes)} class of images; it needs two")
+        unknown = sorted({*names[1]} - {*names[0]})
+        # Of one set that was divided, a small class may be held out as a whole.
+        if unknown and (self.val is not None or len(unknown) == len({*names[1]})):
+            raise UserError(
+                f"OnlineProbe's val has images of {_shown(unknown)}, of which its train, with "
+                f"{_shown(sorted({*names[0]}))}, has none: give folders of the same classes"
+            )
         sets = []
         for source, labels in zip(sources, names, strict=True):
             indices = spread(len(source), self.images)
