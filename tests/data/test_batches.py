@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pixio_lightning.data import batches as module
-from pixio_lightning.data.batches import Lent, collate
+from pixio_lightning.data.batches import Buffer, Lent, Sent, collate
 from pixio_lightning.data.workers import WorkerContext, start_worker
 
 SIDE, BATCH, WORKERS = 128, 4, 2
@@ -37,7 +37,8 @@ class Numbered(Dataset):
 
 def counted(samples: list[dict]) -> dict:
     """Collate, and say how many buffers the worker has."""
-    return collate(samples) | {"buffers": len(module._buffers)}
+    used = sum(buffer.in_use for buffer in module._buffers)
+    return collate(samples) | {"buffers": len(module._buffers), "used": used}
 
 
 def loader(total: int, **data: tuple[int, ...]) -> DataLoader:
@@ -68,10 +69,19 @@ def test_memory_that_was_let_go_is_used_again() -> None:
 
 
 def test_batches_that_are_kept_stay_what_they_are() -> None:
-    kept = list(loader(60 * BATCH))  # more than a worker has buffers for
-    assert max(batch["buffers"] for batch in kept) == module._MOST
+    kept = list(loader(60 * BATCH))
+    assert kept[-1]["buffers"] == kept[-1]["used"] + 2 == 2 * 60 / WORKERS  # two tensors each
     for batch in kept:
         check(batch)
+
+
+def test_memory_of_batches_that_were_kept_is_given_up() -> None:
+    kept = []
+    for number, batch in enumerate(loader(100 * BATCH)):
+        check(batch)
+        kept = [*kept, batch] if number < 60 else []
+        last = batch
+    assert last["buffers"] - last["used"] <= module._IDLE
 
 
 def test_a_view_keeps_the_memory_of_its_batch() -> None:
@@ -90,16 +100,14 @@ def test_sizes_may_change() -> None:
     sides = (128, 160, 96, 200, 144, 256, 112, 208, 176, 240, 224, 264)
     for number, batch in enumerate(loader(60 * BATCH, sides=sides)):
         check(batch, sides[number % len(sides)])
-        assert batch["buffers"] <= module._MOST
+        assert batch["buffers"] - batch["used"] <= module._IDLE
 
 
 def lent() -> Lent:
-    buffer = torch.zeros(module._HEADER + 1000, dtype=torch.uint8).share_memory_()
-    buffer[0] = 1
-    return Lent(buffer, (10, 25), torch.float32)
+    return Lent(Buffer(1000), (10, 25), torch.float32)
 
 
-def received(sent: Lent) -> torch.Tensor:
+def received(sent: Lent | Sent) -> torch.Tensor:
     """Return what arrives of a tensor, as unpickling makes it."""
     arrive, arguments = sent.__reduce__()
     return arrive(*arguments)
@@ -112,31 +120,104 @@ def test_a_buffer_is_in_use_until_the_last_view_is_gone() -> None:
     part = arrived[3:5]
     del arrived
     gc.collect()
-    assert sent.buffer[0] == 1
+    assert sent.buffer.in_use
     assert torch.equal(part, torch.arange(75.0, 125.0).view(2, 25))
     del part
     gc.collect()
-    assert sent.buffer[0] == 0
+    assert not sent.buffer.in_use
 
 
 def test_a_fork_gives_nothing_back() -> None:
     sent = lent()
     arrived = [received(sent)]
-    child = os.fork()
-    if child == 0:  # as a data worker that is forked while a batch is in use
+
+    def let_go() -> None:  # of what a data worker found where it was forked
         arrived.clear()
         gc.collect()
+
+    child = WorkerContext().Process(target=let_go)
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and sent.buffer.in_use
+    arrived.clear()
+    assert not sent.buffer.in_use
+
+
+def test_what_a_fork_holds_is_not_written_over() -> None:
+    """As where pictures are saved by a process of their own while training goes on."""
+    sent = lent()
+    arrived = [received(sent)]
+    child = os.fork()
+    if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    assert sent.buffer[0] == 1
     arrived.clear()
-    assert sent.buffer[0] == 0
+    assert sent.buffer.in_use
+    sent.buffer.memory[0] = 0
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.bfloat16])
+def test_data_workers_hold_no_batch() -> None:
+    """Those that are forked for a validation do not cost the batches of the training."""
+    sent = lent()
+    arrived = [received(sent)]
+    for batch in loader(2 * BATCH):
+        check(batch)
+    arrived.clear()
+    assert not sent.buffer.in_use
+
+
+def test_a_batch_that_is_given_up_takes_no_buffer() -> None:
+    class Odd(Numbered):
+        def __getitem__(self, index: int) -> dict:
+            depth = torch.zeros(3, 10 + index % 2)
+            return super().__getitem__(index) | {"depth": depth, "name": str(index)}
+
+    odd = DataLoader(
+        Odd(20 * BATCH),
+        batch_size=BATCH,
+        num_workers=1,
+        collate_fn=counted,
+        multiprocessing_context=WorkerContext(),
+    )
+    for batch in odd:
+        assert batch.keys() == {"bad", "buffers", "used"} and not batch["buffers"]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.bool, torch.int64, torch.bfloat16, torch.complex64]
+)
 def test_every_type_arrives(dtype: torch.dtype) -> None:
-    buffer = torch.zeros(module._HEADER + 1000, dtype=torch.uint8).share_memory_()
-    sent = Lent(buffer, (5, 20), dtype)
     values = torch.arange(100).view(5, 20).to(dtype)
+    sent = Lent(Buffer(1000), (5, 20), dtype)
     sent.tensor().copy_(values)
-    assert torch.equal(received(sent), values)
+    for way in (sent, Sent(values), Sent(values[:, ::3]), Sent(values[:0])):
+        expected = values if way is sent else way.tensor
+        arrived = received(way)
+        assert arrived.dtype == dtype and torch.equal(arrived, expected)
+    arrived.zero_()  # nobody else's
+    # Of a part of a batch torch would save the whole memory.
+    assert received(sent).untyped_storage().nbytes() == values.nbytes
+
+
+def test_nothing_is_taken_of_dev_shm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container it has 64 MB, unless somebody thought of it."""
+
+    def refuse(*size: object) -> None:
+        raise RuntimeError("unable to allocate shared memory: No space left on device")
+
+    for name in ("_share_fd_cpu_", "_share_filename_cpu_", "_new_using_fd_cpu"):
+        monkeypatch.setattr(torch.UntypedStorage, name, refuse)
+    for batch in loader(10 * BATCH):
+        check(batch)
+
+
+def test_where_no_file_can_be_opened_batches_arrive_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(name: str) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    for batch in loader(10 * BATCH):
+        check(batch)
+        assert not batch["buffers"]

@@ -166,6 +166,27 @@ def test_a_folder_with_train_and_val_is_divided_so(photos: Path, train: str, val
     assert found == set(names_of(photos / val))
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [("dev", "training", "cat"), ("train", "training"), ("val", "valid", "train"), ("val",)],
+)
+def test_classes_may_be_called_as_splits_are(photos: Path, classes: tuple[str, ...]) -> None:
+    names = dict(zip("abc", (*classes, "x", "y"), strict=False))
+    for name, new in names.items():
+        (photos / name).rename(photos / new)
+    data = pixels(photos, val_images=1)
+    data.setup("fit")
+    assert data.training_size() == N - 1
+
+
+def test_pictures_beside_train_and_val_are_not_left_out_silently(photos: Path) -> None:
+    for name, new in zip("ab", ("train", "val"), strict=True):
+        (photos / name).rename(photos / new)
+    with pytest.raises(UserError, match="train/ and val/ beside c/, whose pictures are in neither"):
+        pixels(photos).setup("fit")
+    pixels(photos / "train", val_path=str(photos / "val")).setup("fit")
+
+
 # --- unusable images --------------------------------------------------------------------------
 
 

@@ -353,8 +353,23 @@ def test_images_of_shards_that_cannot_be_indexed_count_as_many(
     if not said:
         data.setup("fit")
         return
-    with pytest.raises(UserError, match=r"1 of the shards .* \(1.parquet: .*33\.33% of the images"):
+    with pytest.raises(UserError, match=r"about 33\.33% of the images .* \(1.parquet: "):
         data.setup("fit")
+
+
+def test_what_truncated_archives_lost_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    root = Path(pack(tmp_path / "shards", 300, kind="tar").root)
+    content = (root / "1.tar").read_bytes()
+    (root / "1.tar").write_bytes(content[: len(content) // 2])
+    remote.forget_opened()
+    data = Pixels("shards", str(root), image_size=16, num_workers=0, max_bad=0.1)
+    data.trainer = FakeTrainer(tmp_path / "run")  # type: ignore[assignment]
+    for _ in range(2):  # asking again does not help
+        with pytest.raises(UserError, match=r"about 1\d\.\d\d% .* \(1.tar: truncated after \d+ im"):
+            data.setup("fit")
 
 
 # --- workers that die or hang ---------------------------------------------------------------------

@@ -513,6 +513,6 @@ def test_a_probe_is_judged_on_classes_that_it_has_learned(
     paint(tmp_path / "val" / "green" / "0.png", (30, 220, 30), 0)
     assert fit(recipe, tmp_path / "run", *probe(tmp_path), "--trainer.max_steps=4") == 2
     shown = capsys.readouterr()
-    expected = "val has images of 'green', of which its train, with 'blue', 'red', has none"
+    expected = "judged on images of 'green', of which those to learn from, of 'blue', 'red', have"
     assert expected in shown.err
     assert "step 1" not in shown.out and not (tmp_path / "run" / "last.ckpt").exists()

@@ -33,7 +33,9 @@ from pixio_lightning.data.sources import (
     Source,
     Subset,
     existing_folder,
+    files_below,
     hold_out,
+    is_picture,
     listed,
     refuse_overlap,
 )
@@ -157,20 +159,19 @@ class Pixels(StreamData):
         if self._train is not None or self._held_out is not None:
             return
         if self.streamed:
-            self._shards = self._open_shards()
+            shards = self._open_shards()
+            self._refuse_lost(shards.index)
+            self._shards = shards
             self._held_out = self._shards.held_out
             self._skipped = [": ".join(entry) for entry in self._shards.index.skipped]
             self.count_bad(self._shards.index.damaged, 0)
-            self._refuse_lost(self._shards.index)
             return
         if self.source == "scenes":
             self._train, self._held_out = self._scenes("train"), self._scenes("val")
             return
         path, val_path = self.path, self.val_path
         if stage != "predict" and val_path is None and self.source == "folder":
-            named, _ = folders_of_splits(existing_folder(path or "", "data.path"))
-            if named.keys() >= {"train", "val"}:  # as heads divide it
-                path, val_path = str(named["train"]), str(named["val"])
+            path, val_path = _divided(existing_folder(path or "", "data.path"))
         self._train = everything = self._open(path, self.split)
         if stage == "predict":
             return
@@ -187,11 +188,12 @@ class Pixels(StreamData):
         """Stop where shards that cannot be read hold more than `max_bad` of the images."""
         if self.max_bad is None or index.lost <= self.max_bad:
             return
-        name, reason = index.damaged[0]
+        (name, reason), *more = index.damaged
+        also = f" and {len(more)} more" if more else ""
         raise UserError(
-            f"{len(index.damaged)} of the shards of '{index.root}' cannot be read ({name}: "
-            f"{reason}), about {index.lost:.2%} of the images, more than data.max_bad "
-            f"{self.max_bad:g}: mend or remove them, or raise it"
+            f"about {index.lost:.2%} of the images of '{index.root}' are lost with damaged shards "
+            f"({name}: {reason}{also}), more than data.max_bad {self.max_bad:g}: mend or remove "
+            "the shards, or raise it"
         )
 
     @property
@@ -347,6 +349,27 @@ class Pixels(StreamData):
         if self._shards is not None:
             return self._shards.rows
         return len(self._train) if self._train is not None else 0
+
+
+def _divided(root: Path) -> tuple[str, str | None]:
+    """Return the folders of pictures to train on and to hold out; None holds out some.
+
+    Raises:
+        UserError: Pictures beside train/ and val/ would be in neither.
+    """
+    named, others = folders_of_splits(root)
+    train, val = named.get("train", []), named.get("val", [])
+    if (len(train), len(val)) != (1, 1):
+        return str(root), None
+    beside = [folder for folder in others if any(map(is_picture, files_below(folder)))]
+    if beside and {train[0].name, val[0].name} == {"train", "val"}:
+        shown = ", ".join(f"{folder.name}/" for folder in beside[:3])
+        raise UserError(
+            f"data.path '{root}' holds train/ and val/ beside {shown}, whose pictures are in "
+            "neither: give the folder to train on, and the other one as data.val_path"
+        )
+    # Of other words than these two, folders beside others are more likely classes.
+    return (str(root), None) if beside else (str(train[0]), str(val[0]))
 
 
 class Crops(TrainingSamples):

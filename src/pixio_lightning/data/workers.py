@@ -42,13 +42,18 @@ def available_cores() -> int:
 class WorkerProcess(ForkProcess):
     """A forked process that tells its parent when it runs, and is forked again if it never does."""
 
+    forking = False  # in the parent, while it forks one
     started_fd: int
 
     @staticmethod
     def _Popen(process_obj: WorkerProcess) -> Popen:  # type: ignore[override]  # noqa: N802
         for attempt in range(1, _TRIES + 1):
             reader, process_obj.started_fd = os.pipe()
-            popen = ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            WorkerProcess.forking = True
+            try:
+                popen = ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            finally:
+                WorkerProcess.forking = False
             os.close(process_obj.started_fd)
             try:
                 # Readable as well when the process has died: whoever waits for it will see that.

@@ -33,25 +33,16 @@ class Part(NamedTuple):
     whole: bool
 
 
-def folders_of_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the folders of `root` that are named for a split, by that, and the others' names.
-
-    Raises:
-        UserError: Two are of one split.
-    """
-    named: dict[str, Path] = {}
+def folders_of_splits(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the folders of `root` that are named for a split, by that, and all others."""
+    named: dict[str, list[Path]] = {}
     others = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name)):
         name = _SPLIT_OF.get(folder.name.lower())
         if name is None:
-            others.append(folder.name)
-        elif name in named:
-            raise UserError(
-                f"'{root}' holds {named[name].name}/ and {folder.name}/, which are both of the "
-                f"split {name}: remove or rename one"
-            )
+            others.append(folder)
         else:
-            named[name] = folder
+            named.setdefault(name, []).append(folder)
     return named, others
 
 
@@ -71,14 +62,21 @@ def part_of(root: Path, split: str, *, holds: Callable[[Path], bool]) -> Part:
         UserError: Two folders are of one split; there is a folder for the split, but none to train
             on is asked for; or it cannot be told whether a folder is a split.
     """
-    named, others = folders_of_splits(root)
+    folders, others = folders_of_splits(root)
+    for name, (first, *more) in folders.items():
+        if more:
+            raise UserError(
+                f"'{root}' holds {first.name}/ and {more[0].name}/, which are both of the split "
+                f"{name}: remove or rename one"
+            )
+    named = {name: path for name, (path,) in folders.items()}
     # Alone they can be nothing else.
     found = {name: path for name, path in named.items() if not others or holds(path)}
     if not found:
         return Part(root, whole=False)
     if len(found) == 1 and others:
         (only,) = found.values()
-        shown = ", ".join(f"{name}/" for name in others[:3])
+        shown = ", ".join(f"{folder.name}/" for folder in others[:3])
         raise UserError(
             f"'{root}' holds {only.name}/ beside {shown}, so it cannot be told whether that is a "
             "split; expected train/ and val/, and everything in these"

@@ -101,10 +101,13 @@ class ShardIndex:
 
     @property
     def lost(self) -> float:
-        """Share of the images in shards that cannot be read, if these have as many as others."""
-        read = {shard.path for shard in self.shards}
-        unread = sum(name not in read for name, _ in self.damaged)
-        return unread / (unread + len(read)) if unread else 0.0
+        """About which share of the images is lost: damaged shards had as many as others have."""
+        rows = {shard.path: shard.rows for shard in self.shards}
+        names = [name for name, _ in self.damaged]
+        whole = [n for name, n in rows.items() if name not in names] or list(rows.values())
+        had = sum(whole) / max(1, len(whole))
+        lost = sum(max(0.0, had - rows.get(name, 0)) for name in names)
+        return lost / (lost + self.rows) if lost else 0.0
 
     @property
     def n_groups(self) -> int:

@@ -119,7 +119,7 @@ class OnlineProbe(L.Callback):
         self._probed_step = state_dict["probed_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
-        """Open the images; probe the step that a pre-empted run was saved at, if it was its turn."""
+        """Open the images; probe the step that a run was pre-empted at, if its turn had come."""
         self._sets = self._open(trainer)
         self._probe_in_turn(trainer, pl_module)
 
@@ -173,9 +173,10 @@ class OnlineProbe(L.Callback):
         unknown = sorted({*names[1]} - {*names[0]})
         # Of one set that was divided, a small class may be held out as a whole.
         if unknown and (self.val is not None or len(unknown) == len({*names[1]})):
+            have = f"{_shown(unknown)}, of which those to learn from, of "
             raise UserError(
-                f"OnlineProbe's val has images of {_shown(unknown)}, of which its train, with "
-                f"{_shown(sorted({*names[0]}))}, has none: give folders of the same classes"
+                f"OnlineProbe is to be judged on images of {have}{_shown(sorted({*names[0]}))}, "
+                "have none: give it folders of the same classes as train and val, or leave it out"
             )
         sets = []
         for source, labels in zip(sources, names, strict=True):
