@@ -2,6 +2,8 @@
 
 import gc
 import os
+import select
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -221,3 +223,22 @@ def test_where_no_file_can_be_opened_batches_arrive_all_the_same(
     for batch in loader(10 * BATCH):
         check(batch)
         assert not batch["buffers"]
+
+
+def sized(samples: list[dict]) -> dict:
+    batch = collate(samples)
+    return batch | {"sent": len(ForkingPickler.dumps(batch))}
+
+
+def test_a_small_batch_is_written_at_once() -> None:
+    """Else one whose worker is killed in between would be waited for without an end."""
+    images = DataLoader(
+        Numbered(4 * BATCH, (32,)),
+        batch_size=BATCH,
+        num_workers=1,
+        collate_fn=sized,
+        multiprocessing_context=WorkerContext(),
+    )
+    for batch in images:
+        check(batch, 32)
+        assert batch["sent"] < select.PIPE_BUF

@@ -27,7 +27,9 @@ from pixio_lightning.errors import UserError
 
 Bad = tuple[str, str]  # name of an image and why it is unusable
 
-_LEAST = 1 << 16  # bytes of a tensor for which shared memory pays
+# Bytes of a tensor from which on it is not sent itself: of a worker that is killed while it writes
+# more than a pipe takes at once, the rest would be waited for without an end.
+_LEAST = 1 << 10
 _HEADER = 64  # bytes before a tensor, so that it is aligned; the first is 1 while it is in use
 _IDLE = 8  # buffers that a worker keeps while nothing uses them
 
@@ -215,6 +217,6 @@ def _handed_over(values: list[Tensor]) -> Any:
     try:
         lent = Lent(_free_buffer(size), shape, dtype)
     except OSError:  # as many files are open as may be
-        return Sent(torch.stack(values))
+        return torch.stack(values)
     torch.stack(values, out=lent.tensor())
     return lent
