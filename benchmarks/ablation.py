@@ -1,6 +1,7 @@
 """Do Pixio's changes to MAE pay at this size, and from which budget on?
 
     python benchmarks/ablation.py [--budgets 0.25 1] [--seeds 0 1 2]
+    python benchmarks/ablation.py --rows MAE "+ curation" --budgets 4     these rows alone
     python benchmarks/ablation.py --variants [--seeds 0 1 2]     of mask ratio and decoder depth
     python benchmarks/ablation.py --accelerator gpu --batch 256 --budgets 1 4 16 --jobs 5
     python benchmarks/ablation.py --draw            the page and its chart, from the lines kept
@@ -205,14 +206,15 @@ def baselines(how: How) -> None:
                 judge(cell, how, None if cell.row == "pixels" else backbone)
 
 
-def cells(budgets: list[float], seeds: list[int]) -> list[Cell]:
+def cells(rows: list[str], budgets: list[float], seeds: list[int]) -> list[Cell]:
     """Return the cells in their order; of a budget of 16 the ends, with two seeds.
 
     Those of the first seed come first, as they take the longest.
     """
-    long = [Cell(n, b, s) for b in budgets if b >= 16 for s in seeds[:2] for n in ENDS]
-    short = [Cell(n, b, s) for b in budgets if b < 16 for s in seeds for n in ROWS]
-    return [*long[:2], *short, *long[2:]]
+    ends = [name for name in rows if name in ENDS]
+    long = [Cell(n, b, s) for b in budgets if b >= 16 for s in seeds[:2] for n in ends]
+    short = [Cell(n, b, s) for b in budgets if b < 16 for s in seeds for n in rows]
+    return [*long[: len(ends)], *short, *long[len(ends) :]]
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -250,6 +252,10 @@ def page() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    named = "; ".join(ALL).replace("%", "%%")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ALL, default=[*ROWS], metavar="ROW", help=f"of: {named}"
+    )
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.25, 1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=CHARTED, help="images in a step")
@@ -270,9 +276,9 @@ def main() -> None:
         for row in ALL.values():  # counted here, as it is done with hooks of all modules
             operations(row)
         known = finished(how.batch)
-        asked = cells(wanted.budgets, wanted.seeds)
         if wanted.variants:
-            asked = [Cell(name, 1, seed) for seed in wanted.seeds for name in VARIANTS]
+            wanted.rows, wanted.budgets = [*VARIANTS], [1]
+        asked = cells(wanted.rows, wanted.budgets, wanted.seeds)
         missing = [cell for cell in asked if cell not in known]
         calls = [partial(baselines, how), *(partial(pretrain, cell, how) for cell in missing)]
         child_run.several(calls, wanted.jobs)
