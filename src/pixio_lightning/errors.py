@@ -41,6 +41,13 @@ def one_of(key: str, value: object, choices: Iterable[str]) -> None:
         raise UserError(f"{key} '{value}' is none of {known}{nearest(value, choices)}")
 
 
+def some_of(names: Iterable[str], *, limit: int = 3) -> str:
+    """Return ``'a', 'b', 'c' and 4 more``."""
+    quoted = [f"'{name}'" for name in names]
+    more = f" and {len(quoted) - limit:,} more" if len(quoted) > limit else ""
+    return ", ".join(quoted[:limit]) + more
+
+
 def visible(text: str) -> str:
     """Return text as one line that a terminal only shows, and otherwise as it is.
 

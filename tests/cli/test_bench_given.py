@@ -265,6 +265,13 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
     with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
         refuse_stale(out, line, words)
+    os.utime(weights, ns=(0, 10**9))
+    refuse_stale(out, line, words)  # of an earlier version, which did not keep when it was written
+    kept = {"files": results.files_read(["depth/demo"], str(weights), None)}
+    refuse_stale(out, line | kept, words)
+    os.utime(weights, ns=(0, 2 * 10**9))  # an older file took its place
+    with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
+        refuse_stale(out, line | kept, words)
     recipe = tmp_path / "mine.yaml"
     recipe.touch()
     os.utime(recipe, ns=(0, (out / "results.jsonl").stat().st_mtime_ns + 10**9))

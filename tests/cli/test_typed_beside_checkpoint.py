@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
-from small_runs import SCENES
+from small_runs import SCENES, words_of
 
 from pixio_lightning.cli.main import main
 
@@ -119,6 +119,42 @@ def test_a_frozen_backbone_may_lie_elsewhere(
     assert main(["validate", *words, str(tmp_path / "moved.ckpt")]) == 0
     assert main(["validate", *words, str(trained / "other/last.ckpt")]) == 2
     assert "with digest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["validate", "predict"])
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("decoder: {dim: 16, depth: 1, heads: 4}", "model.decoder.heads: 1 -> 4"),
+        ("backbone: {model_args: {num_heads: 2}}", "model.backbone.model_args.num_heads: 1 -> 2"),
+        ("backbone: {model_args: null}", "model.backbone.model_args.num_heads: 1 -> None"),
+    ],
+)
+def test_what_fits_the_weights_and_reads_them_otherwise_is_that_of_the_run(
+    verb: str, part: str, said: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = trained / "overlay.yaml"
+    overlay.write_text(f"model: {{init_args: {{{part}}}}}")
+    assert call(trained, verb, "-c", str(overlay)) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "words", "said"),
+    [
+        ("policy", "--model.normalize_actions=true", "model.normalize_actions: False -> True"),
+        ("reconstruction", "--model.sizes.taps=[0, 0]", "model.sizes.taps: [0, 1] -> [0, 0]"),
+    ],
+)
+def test_a_head_is_evaluated_as_it_was_trained(
+    head: str, words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = words_of(head, tmp_path / "run")
+    assert main(["fit", *line]) == 0
+    capsys.readouterr()
+    assert main(["validate", *line, words]) == 2
+    assert said in capsys.readouterr().err
 
 
 def classify(folder: Path, verb: str, *words: str) -> int:

@@ -82,6 +82,14 @@ class ClassificationData(SampleData):
                 f"data.crop_scale is {list(crop_scale)}, but expected two shares of the area, "
                 "least and greatest, 0 to 1"
             )
+        self.read_by("scenes", target=target)
+        self.read_by(
+            "hub",
+            split=split,
+            val_split=val_split,
+            image_column=image_column,
+            label_column=label_column,
+        )
         self.target, self.split, self.val_split = target, split, val_split
         self.image_column, self.label_column = image_column, label_column
         self.image_size = min(image_size, self.scenes.size) if source == "scenes" else image_size

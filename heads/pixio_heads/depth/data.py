@@ -107,6 +107,16 @@ class DepthData(SampleData):
                 f"data.min_depth {min_depth} and data.max_depth {max_depth}: expected "
                 "0 < min_depth < max_depth, metres"
             )
+        self.read_by(
+            "hub",
+            split=split,
+            val_split=val_split,
+            image_column=image_column,
+            depth_column=depth_column,
+        )
+        self.read_by("folder", "hub", *_LAYOUTS, depth_scale=depth_scale)
+        self.read_by("kitti", kb_crop=kb_crop)
+        self.read_by("diode", "moge", domain=domain)
         self.split, self.val_split = split, val_split
         self.image_column, self.depth_column = image_column, depth_column
         self.depth_scale = depth_scale or fixed or 1e-3

@@ -66,6 +66,7 @@ class OrdinalData(SampleData):
         super().__init__(
             source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
+        self.read_by("scenes", pairs=pairs)
         if pairs < 1:
             raise UserError(f"data.pairs is {pairs}, but expected at least 1")
         self.pairs = pairs

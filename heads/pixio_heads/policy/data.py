@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -30,15 +29,6 @@ _OTHERS = re.compile(r"-v\d+$|^ID$")  # what the other simulators call a task
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "metaworld": {"camera": "corner2", "shadows": False},
     "tabletop": {"difficulty": 0.5},
-}
-# Keys that a source has no use for: of experts that give demonstrations, of simulators, of LeRobot.
-_OF_EXPERTS = ("noise", "disturbance", "after_success", "demonstration_starts")
-_OF_SIMULATORS = ("task", "options", "horizon", "stop_at_success", "episodes")
-_UNREAD = {
-    "metaworld": ("camera",),
-    "gym": _OF_EXPERTS,
-    "lerobot": (*_OF_EXPERTS, *_OF_SIMULATORS),
-    "cortexbench": (*_OF_EXPERTS, *_OF_SIMULATORS, "camera"),
 }
 # Seeds of demonstrations count up from here, and those of evaluations from there.
 _DEMONSTRATIONS = 10_000_000
@@ -126,19 +116,24 @@ class PolicyData(SampleData):
                 f"data.demonstration_starts is {demonstration_starts}, but there are only "
                 f"{demonstrations} data.demonstrations"
             )
-        given = {
-            "noise": noise,
-            "disturbance": disturbance,
-            "after_success": after_success,
-            "demonstration_starts": demonstration_starts,
-            "task": task,
-            "options": options,
-            "horizon": horizon,
-            "stop_at_success": stop_at_success,
-            "episodes": episodes,
-            "camera": camera,
-        }
-        self._refuse_unread(source, given)
+        self.read_by(
+            "metaworld",
+            noise=noise,
+            disturbance=disturbance,
+            after_success=after_success,
+            demonstration_starts=demonstration_starts,
+        )
+        self.read_by(
+            "metaworld",
+            "gym",
+            task=task,
+            options=options,
+            horizon=horizon,
+            stop_at_success=stop_at_success,
+            episodes=episodes,
+        )
+        self.read_by("lerobot", "gym", camera=camera)
+        self.read_by("cortexbench", trust_pickle=trust_pickle)
         self.task, self.options = task, options or {}
         self.noise, self.disturbance, self.after_success = noise, disturbance, after_success
         self.demonstrations, self.history, self.image_size = demonstrations, history, image_size
@@ -166,20 +161,6 @@ class PolicyData(SampleData):
                 kind, task, image_size, steps, stop_at_success, options, versions
             )
         self._read: tuple[list[Demonstration], str] | None = None
-
-    def _refuse_unread(self, source: str, given: dict[str, Any]) -> None:
-        """Raise a UserError for a key that the source does not read, and that is not its default.
-
-        The rendered scenes take none of them ill, as an overlay puts them in a source's place.
-        """
-        defaults = inspect.signature(PolicyData.__init__).parameters
-        for name in _UNREAD.get(source, ()):
-            if given[name] != defaults[name].default:
-                other = "; of Meta-World, set data.options.camera" if source == "metaworld" else ""
-                raise UserError(
-                    f"data.{name} is {given[name]}, but data.source is {source}, which does not "
-                    f"read it: leave it out{other}"
-                )
 
     # --- what a head is told ------------------------------------------------------------------
 
@@ -321,4 +302,10 @@ class PolicyData(SampleData):
         folder = existing_folder(self.path or "", key="data.path")
         # Without a simulator all are read, to hold out the same ones; pictures when asked for.
         limit = self.demonstrations if self._environment else None
-        return lerobot.read(folder, limit=limit, camera=self.camera, size=self.image_size)
+        return lerobot.read(
+            folder,
+            limit=limit,
+            camera=self.camera,
+            size=self.image_size,
+            max_megapixels=self.max_megapixels,
+        )

@@ -72,7 +72,10 @@ class Policy(Head):
     data_attributes = ("history", "proprio_dim", "action_dim")
     same_as_trained = ("history", "proprio_dim", "action_dim")
     evaluation_attributes = ("environment", "processes")
-    model_as_trained = (*Head.model_as_trained, "observe", "token", "fusion", "proprio")
+    model_as_trained = (
+        *Head.model_as_trained,
+        *("observe", "token", "fusion", "proprio", "normalize_actions"),
+    )
 
     def __init__(
         self,

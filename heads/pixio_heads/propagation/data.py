@@ -82,6 +82,8 @@ class PropagationData(SampleData):
                 f"data.scenes.views is {self.scenes.views}, the frames of a clip; expected 2 or "
                 "more"
             )
+        self.read_by("davis2017", "vip", split=split)
+        self.read_by("scenes", clip_seconds=clip_seconds, smallest=smallest)
         about = _OF_SOURCE[source]
         self.split, self.clip_seconds = split, clip_seconds
         self.smallest, self.grey = smallest, grey

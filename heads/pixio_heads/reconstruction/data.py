@@ -68,9 +68,10 @@ class ReconstructionData(SampleData):
         covisibility: How much of a view its neighbour in a set must see, as a share of what can be
             seen at all.
         hold_out: Share of the scenes that is held out where there is no `val/`; 1 only evaluates.
-        depth_scale: Metres per unit of an integer depth image; None takes what a file says itself
-            (`depth_unit_scale_factor` of transforms.json), or 0.001. A file that says another unit
-            than is given stops the run.
+        depth_scale: Metres per unit of depth, of integers and of floats; None takes what a file
+            says itself (`depth_unit_scale_factor` of transforms.json, or a PNG of `predict`), or
+            0.001 of integers, and floats as metres. A file that says another unit than is given
+            stops the run.
         metric: Whether lengths are metres; None believes the name of a data set's folder, else the
             files, and that a folder's are not.
         synthetic: Whether images are rendered; None believes the name of a data set's folder, else

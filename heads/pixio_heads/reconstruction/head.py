@@ -58,6 +58,8 @@ class Reconstruction(Head):
     # The constant is fitted to maps of these, pixel by pixel.
     statistics_samples = 1000
 
+    model_as_trained = (*Head.model_as_trained, "sizes")
+
     def __init__(
         self,
         backbone: Backbone,

@@ -93,6 +93,8 @@ class SegmentationData(SampleData):
         )
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}, but expected 0 < least <= greatest")
+        self.read_by("hub", "voc", split=split, val_split=val_split)
+        self.read_by("hub", image_column=image_column, mask_column=mask_column)
         splits = _SPLITS.get(source, ("train", "val"))
         self.split, self.val_split = split or splits[0], val_split or splits[1]
         self.image_column, self.mask_column = image_column, mask_column

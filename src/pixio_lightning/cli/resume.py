@@ -196,7 +196,8 @@ def check_model(
     Args:
         words: The command line.
         model: The configuration of the model that it makes, paths as typed.
-        counts: Keys that count wherever they stand; see `TaskModule.model_as_trained`.
+        counts: Keys that count wherever they stand, with those below them; see
+            `TaskModule.model_as_trained`.
         about: The `pixio` entry of the checkpoint that is to be loaded.
         verb: What is done; where it is `fit`, how to train is not ignored.
         source: The checkpoint.
@@ -210,11 +211,14 @@ def check_model(
     keys = tuple(
         f"{key.removeprefix('model.')}." for key in typed(words) if key.startswith("model.")
     )
-    then, said = dict(flatten(about.get("config", {}))), []
-    for key, value in flatten(model):
+    then, now, said = dict(flatten(about.get("config", {}))), dict(flatten(model)), []
+    counted = tuple(f"{key}." for key in counts if verb != "fit")
+    # What is left out now may have been given then.
+    now |= {key: None for key in then.keys() - now.keys() if f"{key}.".startswith(counted)}
+    for key, value in now.items():
         kind = _BEGUN if verb == "fit" else _MADE
         asked = f"{key}.".startswith(keys) and kind.match(key) is not None
-        asked |= verb != "fit" and key in counts
+        asked |= f"{key}.".startswith(counted)
         was = then.get(key)  # None: of an earlier version, or as the weights say
         if not asked or was is None or _is_free(f"model.{key}", {}, {}):
             continue

@@ -251,7 +251,8 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         return
     about = read_plain(path).get("pixio", {})
     if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
-        counts = cli.model.model_as_trained
+        # Weights fit any number of attention heads, say.
+        counts = ("backbone.model_args", *cli.model.model_as_trained)
         model = cli.config_dict()["model"]
         resume.check_model(cli.options.rest, model, counts, about, cli.verb, path)
     if not isinstance(cli.model, Head) and cli.verb in ("validate", "test"):

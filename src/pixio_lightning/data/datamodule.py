@@ -7,6 +7,7 @@ share evenly, and bad files that are counted, named and never fatal by themselve
 from __future__ import annotations
 
 import fcntl
+import inspect
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,8 @@ class StreamData(L.LightningDataModule):
         timeout: Seconds to wait for a batch of the workers before giving up.
     """
 
+    # Kind of files, where there are several.
+    source: str = ""
     # Of its images: what is decoded here is RGB. Data of your own may give others.
     channels: int = 3
     # Samples per process and step of predicting; None takes `val_batch_size`.
@@ -72,6 +75,30 @@ class StreamData(L.LightningDataModule):
         self.bad: dict[str, str] = {}
         self._seen = 0
         self._stream: Any = None
+
+    def read_by(self, *sources: str, **given: Any) -> None:
+        """Refuse arguments that none but these sources read: with another they would do nothing.
+
+        The rendered scenes take none of them ill, as an overlay puts them in place of a recipe's
+        files.
+
+        Args:
+            sources: What `data.source` may be.
+            given: The arguments by their names.
+
+        Raises:
+            UserError: One is not its default.
+        """
+        if self.source in (*sources, "scenes"):
+            return
+        for name, value in given.items():
+            default = _default(type(self), name)
+            if value != default:
+                raise UserError(
+                    f"data.{name} is {value}, but data.source is {self.source}, which does not "
+                    f"read it, as {' and '.join(sources)} would: leave it out, or set it to "
+                    f"{'null' if default is None else default}"
+                )
 
     def training_set(self) -> Dataset:
         """Return the samples by their position in the endless stream."""
@@ -246,3 +273,9 @@ class StreamData(L.LightningDataModule):
     def bad_reasons(self) -> Counter[str]:
         """How many samples were unusable, by reason."""
         return Counter(self.bad.values())
+
+
+def _default(kind: type, name: str) -> Any:
+    """Return the default of an argument, which a class may have from one it is derived from."""
+    signatures = (inspect.signature(base.__init__).parameters for base in kind.__mro__)  # type: ignore[misc]
+    return next(found[name].default for found in signatures if name in found)

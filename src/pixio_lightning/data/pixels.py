@@ -39,7 +39,7 @@ from pixio_lightning.data.sources import (
     listed,
     refuse_overlap,
 )
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.files import default_cache
 from pixio_lightning.keyed import RandomKey, key_of
 
@@ -363,7 +363,7 @@ def _divided(root: Path) -> tuple[str, str | None]:
         return str(root), None
     beside = [folder for folder in others if any(map(is_picture, files_below(folder)))]
     if beside and {train[0].name, val[0].name} == {"train", "val"}:
-        shown = ", ".join(f"{folder.name}/" for folder in beside[:3])
+        shown = some_of(f"{folder.name}/" for folder in beside)
         raise UserError(
             f"data.path '{root}' holds train/ and val/ beside {shown}, whose pictures are in "
             "neither: give the folder to train on, and the other one as data.val_path"

@@ -51,7 +51,7 @@ class PatchPrediction(Pretraining):
         UserError: The backbone is frozen.
     """
 
-    model_as_trained = ("norm_pix",)
+    model_as_trained = ("norm_pix", "decoder")
 
     def __init__(
         self,

@@ -16,6 +16,8 @@ from typing import Any
 
 from pixio_lightning.files import write_text
 from pixio_lightning.files.text import parse_json, read_text
+from pixio_lightning.models.weights.shipped import SHIPPED
+from pixio_lightning.models.weights.students import split_student
 
 FILE = "results.jsonl"
 # What a result may depend on besides this package.
@@ -47,6 +49,27 @@ def versions() -> dict[str, str]:
     """Return the versions of this package, its main libraries and Python."""
     found = {name: version(name) for name in ("pixio-lightning", *_LIBRARIES)}
     return found | {"python": platform.python_version()}
+
+
+def files_read(
+    recipes: Sequence[str], weights: str | None, checkpoint: str | None
+) -> dict[str, float]:
+    """Return when each file of the user's that a result depends on was written, by its path.
+
+    Args:
+        recipes: Names of recipes, or their files.
+        weights: Of the backbone: a file, a folder, or something of no file.
+        checkpoint: What was evaluated, if anything.
+    """
+    named = "" if not weights or weights in SHIPPED else split_student(weights)[0]
+    own = [name for name in recipes if Path(name).expanduser().is_file()]  # others are installed
+    paths = (Path(name).expanduser() for name in (*own, named, checkpoint) if name)
+    return {str(path.resolve()): written(path) for path in paths if path.exists()}
+
+
+def written(path: Path) -> float:
+    """Return when a file was written, or the last one of a folder; 0 where there is none."""
+    return max((f.stat().st_mtime for f in (path, *path.rglob("*")) if f.is_file()), default=0.0)
 
 
 def at_last_step(trainer: Any) -> bool:

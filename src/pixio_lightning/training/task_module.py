@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
@@ -26,7 +26,7 @@ class TaskModule(BackboneModule):
     data_attributes: tuple[str, ...] = ()
     # Those of them in which the data at hand must agree with a checkpoint.
     same_as_trained: tuple[str, ...] = ()
-    model_as_trained: tuple[str, ...] = ("backbone.layers", "backbone.dense_cls")
+    model_as_trained: tuple[str, ...] = ("backbone.layers", "backbone.dense_cls", "decoder")
     # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
     # `self.evaluation_info` before `metrics` is called; those of the data at hand always count.
     evaluation_attributes: tuple[str, ...] = ()
@@ -241,9 +241,9 @@ def absent_classes(counts: Sequence[float], names: Sequence[str], *, samples: in
         )
     if not absent:
         return ""
-    listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
     return (
-        f"{len(absent)} of {len(names)} classes are in none of {samples} training samples: {listed}"
+        f"{len(absent)} of {len(names)} classes are in none of {samples} training samples: "
+        f"{some_of(absent, limit=10)}"
     )
 
 
@@ -264,5 +264,5 @@ def _missing(here: Iterable[Any], there: Iterable[Any]) -> str:
         ([name for name in here if name not in there], "only in the data"),
         ([name for name in there if name not in here], "only in the checkpoint"),
     )
-    found = [f"{', '.join(names[:3])} {where}" for names, where in sides if names]
+    found = [f"{some_of(names)} {where}" for names, where in sides if names]
     return "; ".join([counts, *found] if len(here) != len(there) else found) or counts

@@ -506,3 +506,14 @@ def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(
     pq.write_table(pa.concat_tables([pq.read_table(path)] * 20_000), path, row_group_size=1 << 20)
     with pytest.raises(UserError, match=f"{path.name}' unpacks to a row group over"):
         read(folder, limit=None)
+
+
+@pytest.mark.parametrize(("limit", "decoded"), [(0.001, False), (0.002, True)])
+def test_pictures_over_the_limit_are_not_decoded(
+    tmp_path: Path, limit: float, *, decoded: bool
+) -> None:
+    file = tmp_path / "0.parquet"
+    pq.write_table(pa.table({CAMERA: [{"bytes": encode_png(picture(0, 0))}]}), file)  # 32x48
+    decode = frames.from_parquet(file, CAMERA, 0, tmp_path, max_megapixels=limit)
+    (found,) = decode(0, 1)
+    assert decoded != isinstance(found, str)

@@ -28,7 +28,6 @@ from pixio_lightning.data import (
 from pixio_lightning.errors import UserError
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
-_MEGAPIXELS = 64.0
 
 Frame = NDArray[np.uint8] | str  # or why there is none
 Decode = Callable[[int, int], Iterator[Frame]]  # of the steps from one up to another
@@ -76,9 +75,12 @@ class EpisodeFrames:
             yield frame if plain else square(frame, self.size)  # type: ignore[arg-type]
 
 
-def from_parquet(file: Path, column: str, first_row: int, folder: Path) -> Decode:
+def from_parquet(
+    file: Path, column: str, first_row: int, folder: Path, *, max_megapixels: float = 64.0
+) -> Decode:
     """Return what decodes the pictures of a column from a row on."""
-    return partial(_images, file, column, first_row, folder)
+    decode = partial(_image, folder=folder, max_megapixels=max_megapixels)
+    return partial(_images, file, column, first_row, decode)
 
 
 def from_video(file: Path, times: Sequence[float], fps: float) -> Decode:
@@ -87,7 +89,12 @@ def from_video(file: Path, times: Sequence[float], fps: float) -> Decode:
 
 
 def _images(
-    file: Path, column: str, first_row: int, folder: Path, start: int, stop: int
+    file: Path,
+    column: str,
+    first_row: int,
+    decode: Callable[[Any], NDArray[np.uint8]],
+    start: int,
+    stop: int,
 ) -> Iterator[Frame]:
     try:
         parquet = pq.ParquetFile(file)
@@ -102,34 +109,35 @@ def _images(
         return
     for value in values:
         try:
-            yield _image(value.as_py(), folder)
+            yield decode(value.as_py())
         except (BadImage, UserError) as error:
             yield str(error)
         except OSError as error:
             yield f"cannot be read ({error.strerror})"
 
 
-def _image(value: Any, folder: Path) -> NDArray[np.uint8]:
+def _image(value: Any, *, folder: Path, max_megapixels: float) -> NDArray[np.uint8]:
     """Decode a cell: the file's bytes, or its path where they are not embedded."""
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and isinstance(value.get("path"), str):
         data = read_file(inside(folder, value["path"], "picture"))
     if not isinstance(data, bytes):
         raise BadImage("no picture")
-    return decode_pixels(data, max_megapixels=_MEGAPIXELS)
+    return decode_pixels(data, max_megapixels=max_megapixels)
 
 
-def check_video(file: Path, frames: int) -> None:
+def check_video(file: Path, frames: int, *, max_megapixels: float = 64.0) -> None:
     """Refuse a video that cannot be read, or is shorter than its episodes; decodes nothing.
 
     Args:
         file: The video.
         frames: Frames that it must have.
+        max_megapixels: Larger ones are not decoded.
 
     Raises:
         UserError: It is refused, or PyAV is missing.
     """
-    with opened_video(file, max_megapixels=_MEGAPIXELS) as container:
+    with opened_video(file, max_megapixels=max_megapixels) as container:
         held = container.streams.video[0].frames  # 0 where the container does not say
     if held and held < frames:
         raise UserError(f"'{file}' has {held} frames, but its episodes have {frames} steps")

@@ -10,7 +10,7 @@ import hashlib
 import math
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,12 @@ from pixio_lightning.errors import UserError, nearest
 
 
 def read(
-    folder: Path, *, limit: int | None, camera: str | None = None, size: int | None = None
+    folder: Path,
+    *,
+    limit: int | None,
+    camera: str | None = None,
+    size: int | None = None,
+    max_megapixels: float = 64.0,
 ) -> tuple[list[Demonstration], str]:
     """Read the first episodes of a data set of version 2.0, 2.1 or 3.0.
 
@@ -49,6 +54,7 @@ def read(
         limit: Episodes, at most; None for all.
         camera: Feature of the pictures, or the last part of its name; None takes the only one.
         size: Side of the square that pictures are cut and scaled to; None leaves them.
+        max_megapixels: Larger pictures are not decoded.
 
     Returns:
         The demonstrations in the order of their numbers, and a digest of them.
@@ -63,11 +69,11 @@ def read(
     name = layout.camera(camera)
     episodes = layout.episodes(name, limit)
     if layout.is_video(name):
-        _check_videos(layout, episodes)
-    room = Room()
+        _check_videos(layout, episodes, max_megapixels)
+    pictures = Pictures(name, size, max_megapixels, Room())
     found: list[Demonstration] = []
     for file, group in groupby(episodes, lambda episode: episode.data):
-        found += _of_file(layout, file, list(group), name, size, room)
+        found += _of_file(layout, file, list(group), pictures)
     content = hashlib.sha256()
     for demo in found:
         content.update(demo.name.encode() + demo.actions.tobytes() + demo.proprio.tobytes())
@@ -76,23 +82,32 @@ def read(
     return found, digest_of("lerobot", layout.version, name, size, sizes, content.hexdigest())
 
 
-def _check_videos(layout: Layout, episodes: list[Episode]) -> None:
+class Pictures(NamedTuple):
+    """How the pictures of a data set are read."""
+
+    camera: str
+    size: int | None
+    max_megapixels: float
+    room: Room
+
+
+def _check_videos(layout: Layout, episodes: list[Episode], max_megapixels: float) -> None:
     needed: dict[Path, int] = {}
     for episode in episodes:
         assert episode.video
         last = round(episode.start * layout.fps) + episode.length
         needed[episode.video] = max(last, needed.get(episode.video, 0))
     for file, frames in needed.items():
-        check_video(file, frames)
+        check_video(file, frames, max_megapixels=max_megapixels)
 
 
 def _of_file(
-    layout: Layout, file: Path, episodes: list[Episode], camera: str, size: int | None, room: Room
+    layout: Layout, file: Path, episodes: list[Episode], how: Pictures
 ) -> list[Demonstration]:
     names = [name for name in (ACTION, STATE) if name in layout.features]
     marks = ["episode_index"] if layout.version == "v3.0" else []
-    marks += ["timestamp"] if layout.is_video(camera) else []
-    pictures = [] if layout.is_video(camera) else [camera]
+    marks += ["timestamp"] if layout.is_video(how.camera) else []
+    pictures = [] if layout.is_video(how.camera) else [how.camera]
     table = read_table(file, [*names, *marks], unread=pictures)
     values = {
         name: _numbers(table[name], file, name, layout.features[name].get("shape"))
@@ -119,9 +134,11 @@ def _of_file(
                 raise UserError(f"'{file}': timestamps of episode {episode.index} do not rise")
             decode = from_video(episode.video, (episode.start + times).tolist(), layout.fps)
         else:
-            decode = from_parquet(file, camera, first, layout.folder)
+            decode = from_parquet(
+                file, how.camera, first, layout.folder, max_megapixels=how.max_megapixels
+            )
         state = values.get(STATE, np.empty((len(table), 0), np.float32))
-        frames = EpisodeFrames(episode.length, decode, size=size, room=room)
+        frames = EpisodeFrames(episode.length, decode, size=how.size, room=how.room)
         found.append(
             Demonstration(f"episode_{episode.index:06d}", state[part], values[ACTION][part], frames)
         )

@@ -152,7 +152,8 @@ class FileScene:
         frames: Its frames.
         metric: Whether its lengths are metres.
         synthetic: Whether its images are rendered.
-        scale: Metres per unit of an integer depth image, where a frame does not say it.
+        scale: Metres per unit of depth, where a frame does not say it; None for 0.001 of integers
+            and metres of floats, unless a file says another.
         max_megapixels: Larger images are bad.
         given: A matrix of scores that comes with the data, `(N, N)` npy; None computes it.
     """
@@ -164,7 +165,7 @@ class FileScene:
         *,
         metric: bool,
         synthetic: bool,
-        scale: float,
+        scale: float | None,
         max_megapixels: float,
         given: Path | None = None,
     ) -> None:
@@ -215,8 +216,8 @@ class FileScene:
         return read_depth(
             read_file(frame.depth),
             frame.depth.suffix.lower(),
-            scale=frame.unit or self.scale,
-            insist=frame.unit is not None,
+            scale=frame.unit or self.scale or 1e-3,
+            insist=frame.unit is not None or self.scale is not None,
             max_megapixels=self.max_megapixels,
         )
 

@@ -262,7 +262,7 @@ def open_scenes(
                 found.frames,
                 metric=about.metric,
                 synthetic=about.synthetic,
-                scale=scale or 1e-3,
+                scale=scale,
                 max_megapixels=max_megapixels,
                 given=found.given,
             )

@@ -8,8 +8,7 @@ from typing import Any
 from pixio_lightning.cli.config_tree import parsed, typed
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
-from pixio_lightning.models.weights.shipped import SHIPPED
-from pixio_lightning.models.weights.students import absolute, split_student
+from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import results
 from pixio_lightning.training.run_folder import read_state
 
@@ -80,17 +79,14 @@ def refuse_stale(
     if absolute(evaluated or "") != absolute(checkpoint or ""):
         was, given = (f"checkpoint '{x}'" if x else "untrained" for x in (evaluated, checkpoint))
         raise UserError(f"'{out}' was run with {was}, but now {given} is given: {way_out}")
-    weights = line["backbone"]["weights"] or ""
-    files = [checkpoint or "", "" if weights in SHIPPED else split_student(weights)[0]]
-    recipes = [path for name in options.configs if (path := Path(name).expanduser()).is_file()]
-    for path in (*(Path(file).expanduser() for file in files if file), *recipes):
-        if _written(path) > _written(out / results.FILE):
+    read_then, read_now = (
+        line.get("files", {}),
+        results.files_read(options.configs, line["backbone"]["weights"], checkpoint),
+    )
+    for path, written in read_now.items():
+        # One that takes another's place may be older than the run.
+        if written > results.written(out / results.FILE) or read_then.get(path, written) != written:
             raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
-
-
-def _written(path: Path) -> float:
-    """Return when a file was written, or the last one of a folder; 0 where there is none."""
-    return max((f.stat().st_mtime for f in (path, *path.rglob("*")) if f.is_file()), default=0.0)
 
 
 def _recipe(name: object) -> str:

@@ -117,6 +117,7 @@ class Clips(StreamData):
         # An overlay may put the scenes in place of a recipe's files.
         self.source, self.path = source, path
         self.val_path = None if source == "scenes" else val_path
+        self.read_by("frames", fps=fps)
         self.image_size, self.val_images = image_size, val_images
         self.clip_seconds, self.fps = clip_seconds, fps
         self.gap, self.past_frames, self.past_step = gap, past_frames, past_step

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixio_lightning.data.sources import is_hidden, listed
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, some_of
 
 _WORDS = {
     "train": ("train", "training"),
@@ -76,7 +76,7 @@ def part_of(root: Path, split: str, *, holds: Callable[[Path], bool]) -> Part:
         return Part(root, whole=False)
     if len(found) == 1 and others:
         (only,) = found.values()
-        shown = ", ".join(f"{folder.name}/" for folder in others[:3])
+        shown = some_of(f"{folder.name}/" for folder in others)
         raise UserError(
             f"'{root}' holds {only.name}/ beside {shown}, so it cannot be told whether that is a "
             "split; expected train/ and val/, and everything in these"

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.errors import UserError, nearest, printable, some_of
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.models.settings import check_description
 from pixio_lightning.models.weights.bounds import check_archive, check_unfolded
@@ -224,7 +224,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for suffix in (".safetensors", *PICKLES):
         found = sorted(p for p in folder.glob(f"*{suffix}") if not p.match(f"*{DECODER_SUFFIX}"))
         if len(found) > 1:
-            names = ", ".join(p.name for p in found[:5])
+            names = some_of(p.name for p in found)
             raise UserError(f"{folder} holds several weight files ({names}): name one of them")
         if found:
             return found

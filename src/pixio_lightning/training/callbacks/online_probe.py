@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from pixio_lightning.data.samples import HeldOutSamples, spread
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.data.stream import EvenShare, Loader
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.models.probes import nearest_neighbours, ridge, vote
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.preemption import is_preempted
@@ -57,11 +57,6 @@ def ridge_accuracy(
     fitted = ridge(bank, F.one_hot(bank_labels), penalties=(penalty,))
     scores = queries.float() @ fitted.weight + fitted.bias
     return (scores.argmax(dim=1) == labels).float().mean().item()
-
-
-def _shown(classes: list[str], limit: int = 3) -> str:
-    more = f" and {len(classes) - limit} more" if len(classes) > limit else ""
-    return ", ".join(f"'{name}'" for name in classes[:limit]) + more
 
 
 class OnlineProbe(L.Callback):
@@ -173,9 +168,9 @@ class OnlineProbe(L.Callback):
         unknown = sorted({*names[1]} - {*names[0]})
         # Of one set that was divided, a small class may be held out as a whole.
         if unknown and (self.val is not None or len(unknown) == len({*names[1]})):
-            have = f"{_shown(unknown)}, of which those to learn from, of "
+            have = f"{some_of(unknown)}, of which those to learn from, of "
             raise UserError(
-                f"OnlineProbe is to be judged on images of {have}{_shown(sorted({*names[0]}))}, "
+                f"OnlineProbe is to be judged on images of {have}{some_of(sorted({*names[0]}))}, "
                 "have none: give it folders of the same classes as train and val, or leave it out"
             )
         sets = []

@@ -1,0 +1,75 @@
+"""An argument that a source has no use for is refused, wherever it comes from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pixio_heads.classification.data import ClassificationData
+from pixio_heads.depth.data import DepthData
+from pixio_heads.depth.ordinal_data import OrdinalData
+from pixio_heads.policy.data import PolicyData
+from pixio_heads.propagation.data import PropagationData
+from pixio_heads.segmentation.data import SegmentationData
+from pixio_lightning.data import SampleData
+from pixio_lightning.data.clips.datamodule import Clips
+from pixio_lightning.errors import UserError
+
+UNREAD = [
+    (DepthData, "folder", {"val_split": "test"}, "hub"),
+    (DepthData, "nyuv2", {"kb_crop": True}, "kitti"),
+    (DepthData, "folder", {"domain": "indoor"}, "diode and moge"),
+    (DepthData, "mix", {"depth_scale": 0.01}, "folder and hub"),
+    (ClassificationData, "folder", {"val_split": "test"}, "hub"),
+    (ClassificationData, "folder", {"target": "objects"}, "scenes"),
+    (SegmentationData, "ade20k", {"split": "trainaug"}, "hub and voc"),
+    (SegmentationData, "voc", {"mask_column": "label"}, "hub"),
+    (PropagationData, "jhmdb", {"split": "train"}, "davis2017 and vip"),
+    (OrdinalData, "da2k", {"pairs": 8}, "scenes"),
+    (PolicyData, "metaworld", {"camera": "corner"}, "lerobot and gym"),
+    (PolicyData, "lerobot", {"noise": 0.3}, "metaworld"),
+    (PolicyData, "lerobot", {"trust_pickle": True}, "cortexbench"),
+    (Clips, "videos", {"fps": 10.0}, "frames"),
+]
+
+
+@pytest.mark.parametrize(("kind", "source", "given", "readers"), UNREAD)
+def test_it_is_named_with_what_reads_it(
+    kind: Callable[..., Any], source: str, given: dict[str, Any], readers: str
+) -> None:
+    path = None if source == "metaworld" else "somewhere"
+    task = {"task": "drawer-open-v3"} if source == "metaworld" else {}
+    ((name, _),) = given.items()
+    with pytest.raises(UserError, match=f"data.{name} is .* {source}, .* as {readers}"):
+        kind(source, path, **task, **given)
+
+
+@pytest.mark.parametrize(("kind", "source", "given", "readers"), UNREAD)
+def test_the_scenes_of_an_overlay_take_it(
+    kind: Callable[..., Any], source: str, given: dict[str, Any], readers: str
+) -> None:
+    assert kind("scenes", **given).source == "scenes"
+
+
+class Own(SampleData):
+    """Data of two sources, one of which reads an argument."""
+
+    sources = ("scenes", "a", "b")
+
+    def __init__(self, source: str = "scenes", path: str | None = None, *, k: int = 3) -> None:
+        super().__init__(source, path)
+        self.read_by("a", k=k)
+
+
+class Derived(Own):
+    """The same by another name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+def test_its_default_is_found_in_a_class_that_another_is_derived_from() -> None:
+    assert Derived("b", "somewhere", k=3).path == "somewhere"
+    assert Derived("a", "somewhere", k=4).path == "somewhere"
+    with pytest.raises(UserError, match="set it to 3$"):
+        Derived("b", "somewhere", k=4)
