@@ -317,3 +317,20 @@ def test_what_the_system_refuses_is_one_line(
     assert main(debug) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and "'/dev/null/cache" in error and "Not a directory" in error
+
+
+def test_rows_have_the_number_of_their_step(recipe: Path, tmp_path: Path) -> None:
+    """Also those of validations: in an epoch of five steps, at the end, after a finished run."""
+    line = ("fit", "-c", recipe)
+    assert main(words(*line, "--trainer.max_steps", 4, "--out", tmp_path / "a")) == 0
+    longer = ("--trainer.max_steps", 8, "--ckpt_path", tmp_path / "a/last.ckpt")
+    assert main(words(*line, *longer, "--out", tmp_path / "b")) == 0
+    assert main(words(*line, "--trainer.max_steps", 8, "--out", tmp_path / "c")) == 0
+    for run, trained, validated in (
+        ("a", range(4), {3}),
+        ("b", range(4, 8), {7}),
+        ("c", range(8), {4, 7}),
+    ):
+        rows = Metrics(tmp_path / run / "metrics.csv").rows
+        assert [row["step"] for row in rows] == [*trained], run
+        assert validated <= {row["step"] for row in rows if "val/loss" in row}, run

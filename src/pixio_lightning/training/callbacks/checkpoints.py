@@ -97,6 +97,16 @@ class Checkpoints(Checkpoint):
         if value is not None and _is_better(value, self.best_value, monitor[1]):
             self.best_value = value
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Let what is logged have the number of its step, whatever the run goes on from.
+
+        Lightning counts on from where a checkpoint was saved: after the last step of a run, it is
+        one further than after a step that another one followed.
+        """
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -171,8 +181,11 @@ def _validation_follows(trainer: L.Trainer) -> bool:
 
 def _validate(trainer: L.Trainer) -> None:
     """Run the validation that the run was killed in, or before."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
+    epochs = trainer.fit_loop.epoch_loop
+    loop, counted = epochs.val_loop, epochs._batches_that_stepped
+    epochs._batches_that_stepped = trainer.global_step - 1  # the row of the step that it follows
     loop.restarting = False  # from the first batch on, not from where an earlier one ended
     trainer.validating = True
     loop.run()
     trainer.training = True
+    epochs._batches_that_stepped = counted
