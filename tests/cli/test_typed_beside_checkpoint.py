@@ -157,6 +157,22 @@ def test_a_head_is_evaluated_as_it_was_trained(
     assert said in capsys.readouterr().err
 
 
+def test_so_is_one_that_takes_the_checkpoints_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *words_of("relative depth", tmp_path / "run")]) == 0
+    line = ["test", *words_of("ordinal depth", tmp_path / "ordinal")]
+    at = line.index("--model.optim.lr")
+    del line[at : at + 2]
+    line += ["--ckpt_path", str(tmp_path / "run/last.ckpt")]
+    assert main(line) == 0
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {init_args: {backbone: {layers: [3, 2, 1, 0]}}}")
+    capsys.readouterr()
+    assert main([*line, "-c", str(overlay)]) == 2
+    assert "model.backbone.layers: " in capsys.readouterr().err
+
+
 def classify(folder: Path, verb: str, *words: str) -> int:
     line = [verb, "-c", "classification/demo", *SCENES, "--out", str(folder / "run")]
     line += ["--trainer.max_steps", "1", "--data.steps_per_epoch", "1", "--panels.every_n_steps=0"]

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from pixio_heads.depth.head import RelativeDepth
-from pixio_lightning.training import Batch, visualize
+from pixio_heads.depth.head import MakeDecoder, RelativeDepth
+from pixio_lightning.models import Backbone, LinearDecoder
+from pixio_lightning.training import Batch, Optim, visualize
 
 _NEAR, _FAR = (60, 220, 90), (235, 60, 60)  # colours of the two points in pictures
 
@@ -78,11 +79,38 @@ class OrdinalDepth(RelativeDepth):
     """Disparity up to scale and shift, judged by which of two points is nearer (DA-2K).
 
     It takes the checkpoints of RelativeDepth. Trained by itself, it learns from the pairs alone.
+
+    Args:
+        backbone: The encoder.
+        decoder: `LinearDecoder` or `DPTDecoder`, see `Depth`.
+        image_size: Short side that images are brought to in evaluation, a multiple of 16.
+        optim: Optimiser and schedule.
+        cache: Compute the features of a frozen backbone once.
+        seed: Seed of drop path.
     """
 
     evaluation_attributes = ("kinds",)
     baseline_names = ("image_row",)
     monitor = ("val/accuracy", "max")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        decoder: MakeDecoder = LinearDecoder,
+        image_size: int = 256,
+        optim: Optim = Optim(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), schedule="poly"),  # noqa: B008
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone,
+            decoder=decoder,
+            image_size=image_size,
+            optim=optim,
+            cache=cache,
+            seed=seed,
+        )
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return ``log(1 + exp(farther - nearer))``, a mean over pairs (arXiv 1604.03901)."""

@@ -183,6 +183,7 @@ def check_model(
     words: list[str],
     model: dict[str, Any],
     counts: tuple[str, ...],
+    kinds: tuple[str, ...],
     about: dict[str, Any],
     verb: str,
     source: Path,
@@ -198,6 +199,7 @@ def check_model(
         model: The configuration of the model that it makes, paths as typed.
         counts: Keys that count wherever they stand, with those below them; see
             `TaskModule.model_as_trained`.
+        kinds: Names of the classes that it is derived from, whose checkpoints it takes as well.
         about: The `pixio` entry of the checkpoint that is to be loaded.
         verb: What is done; where it is `fit`, how to train is not ignored.
         source: The checkpoint.
@@ -206,7 +208,7 @@ def check_model(
         UserError: A key contradicts it.
     """
     own = model["class_path"].rpartition(".")[2]
-    if str(about.get("class", own)).rpartition(":")[2] != own:
+    if str(about.get("class", own)).rpartition(":")[2] not in (own, *kinds):
         return  # another model's is told when it is loaded
     keys = tuple(
         f"{key.removeprefix('model.')}." for key in typed(words) if key.startswith("model.")

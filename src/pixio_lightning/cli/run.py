@@ -254,7 +254,8 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         # Weights fit any number of attention heads, say.
         counts = ("backbone.model_args", *cli.model.model_as_trained)
         model = cli.config_dict()["model"]
-        resume.check_model(cli.options.rest, model, counts, about, cli.verb, path)
+        kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
+        resume.check_model(cli.options.rest, model, counts, kinds, about, cli.verb, path)
     if not isinstance(cli.model, Head) and cli.verb in ("validate", "test"):
         data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
         resume.refuse_trained_on(data, (begun or {}).get("data", data))
