@@ -48,6 +48,25 @@ def some_of(names: Iterable[str], *, limit: int = 3) -> str:
     return ", ".join(quoted[:limit]) + more
 
 
+def refuse_unread(key: str, value: object, default: object, because: str) -> None:
+    """Refuse a value that would do nothing.
+
+    Args:
+        key: What the value is called.
+        value: It.
+        default: What it is where nothing is given, and may be.
+        because: Why nothing reads it.
+
+    Raises:
+        UserError: It is not the default.
+    """
+    if value != default:
+        usual = (
+            "null" if default is None else list(default) if isinstance(default, tuple) else default
+        )
+        raise UserError(f"{key} is {value}, but {because}: leave it out, or set it to {usual}")
+
+
 def visible(text: str) -> str:
     """Return text as one line that a terminal only shows, and otherwise as it is.
 

@@ -71,6 +71,10 @@ def test_images_that_were_trained_on_are_not_held_out_of_the_same_data(
     capsys.readouterr()
     assert call(tmp_path, "validate") == 2
     assert "data.val_images is 512, but the run held out at most 1" in capsys.readouterr().err
+    written_otherwise = ("--data.path", tmp_path / "photos/../photos")
+    assert call(tmp_path, "validate", *written_otherwise) == 2
+    assert "data.val_images is 512, but the run held out at most 1" in capsys.readouterr().err
+    assert call(tmp_path, "validate", *written_otherwise, "--data.val_images", 1) == 0
     (tmp_path / "others").mkdir()
     for path in sorted((tmp_path / "photos").iterdir())[:5]:
         path.rename(tmp_path / "others" / path.name)
@@ -80,6 +84,16 @@ def test_images_that_were_trained_on_are_not_held_out_of_the_same_data(
     capsys.readouterr()
     assert call(tmp_path, "validate", out="apart") == 2
     assert "without which images that it was trained on" in capsys.readouterr().err
+
+
+def test_images_that_take_the_place_of_those_held_out_were_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_run.write_recipe(tmp_path)
+    assert tiny_run.fit(recipe, tmp_path / "run", "--trainer.max_steps", 2) == 0
+    (tmp_path / "photos/0.png").unlink()
+    assert call(tmp_path, "validate") == 2
+    assert "holds other images than the run was trained on" in capsys.readouterr().err
 
 
 def test_what_an_evaluation_may_choose_is_free(trained: Path) -> None:

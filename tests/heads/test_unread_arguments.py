@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import nn
 
 from pixio_heads.classification.data import ClassificationData
 from pixio_heads.depth.data import DepthData
@@ -14,6 +15,8 @@ from pixio_heads.segmentation.data import SegmentationData
 from pixio_lightning.data import SampleData
 from pixio_lightning.data.clips.datamodule import Clips
 from pixio_lightning.errors import UserError
+from pixio_lightning.models import Backbone
+from pixio_lightning.training.optim import Optim, Part, build
 
 UNREAD = [
     (DepthData, "folder", {"val_split": "test"}, "hub"),
@@ -73,3 +76,35 @@ def test_its_default_is_found_in_a_class_that_another_is_derived_from() -> None:
     assert Derived("a", "somewhere", k=4).path == "somewhere"
     with pytest.raises(UserError, match="set it to 3$"):
         Derived("b", "somewhere", k=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (ClassificationData, {"crop_scale": None, "crop_ratio": (1.0, 1.0)}, "data.crop_ratio is"),
+        (SegmentationData, {"image_size": None, "scale": (1.0, 1.0)}, "data.scale is"),
+        (Clips, {"past_step": 0.9}, "data.past_step is 0.9, but data.past_frames is 1"),
+        (
+            Backbone,
+            {"weights": "random", "drop_path": 0.1},
+            "backbone.drop_path is 0.1, but .*tune",
+        ),
+    ],
+)
+def test_so_is_one_that_another_argument_leaves_without_effect(
+    kind: Callable[..., Any], given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        kind(**{"name": "pixio_vitt16"} | given if kind is Backbone else given)
+
+
+@pytest.mark.parametrize("name", ["layer_decay", "backbone_lr_scale"])
+def test_so_is_a_rate_of_a_backbone_that_is_not_trained(name: str) -> None:
+    head = nn.ModuleDict(
+        {"backbone": nn.Linear(2, 2).requires_grad_(False), "own": nn.Linear(2, 2)}
+    )
+    part = Part(head, Optim(lr=1e-3, **{name: 0.5}), 1)
+    with pytest.raises(UserError, match=f"optim.{name} is 0.5, but nothing of the backbone"):
+        build([part], global_batch=1, total_steps=1)
+    head.requires_grad_(True)
+    assert build([part], global_batch=1, total_steps=1)

@@ -166,14 +166,14 @@ def of_a_number(coast: list[str], tmp_path_factory: pytest.TempPathFactory) -> I
         (
             "of_names",
             ("4", "[sea, sand, rock, ship]"),
-            ("4 in the data, 3 in the checkpoint", "ship only in the data"),
+            ("4 in the data, 3 in the checkpoint", "'ship' only in the data"),
         ),
         ("of_names", ("4", "null"), ("num_classes is 4 in the data", "trained with 3")),
         ("of_a_number", ("4", "null"), ("num_classes is 4 in the data", "trained with 3")),
         (
             "of_names",
             ("3", "[sea, sand, ship]"),
-            ("ship only in the data", "rock only in the checkpoint"),
+            ("'ship' only in the data", "'rock' only in the checkpoint"),
         ),
         (
             "of_names",

@@ -41,6 +41,27 @@ def test_resumes_bit_for_bit(
     assert curves[0] == curves[1]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_mean_over_steps_is_of_those_before_the_kill_too(
+    recipe: Path, tmp_path: Path, processes: int
+) -> None:
+    every = (
+        "--trainer.log_every_n_steps",
+        3,
+        "--trainer.max_steps",
+        6,
+        "--data.steps_per_epoch",
+        6,
+    )
+    several = ("--trainer.strategy", "ddp", "--trainer.devices", 2) if processes == 2 else ()
+    line = ("fit", "-c", recipe, *every, *several, "--checkpoint.every_n_steps", 4)
+    pixio(*line, "--out", tmp_path / "whole")
+    assert kill_when("step 4: saved last.ckpt", *line, "--out", tmp_path / "run")
+    pixio(*line, "--out", tmp_path / "run")
+    whole, run = ((tmp_path / name / "metrics.csv").read_text() for name in ("whole", "run"))
+    assert run == whole and whole.count("\n") == 4  # a head, and the held-out loss before
+
+
 @pytest.mark.slow
 def test_resumes_at_the_end_of_an_epoch(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--checkpoint.every_n_steps", 5)

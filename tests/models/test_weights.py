@@ -322,7 +322,7 @@ def test_wrong_sources(official, tmp_path, monkeypatch):
         "list.pth": "holds a list",
         "model.onnx": "expected .safetensors",
         "pipe.pth": "neither a file nor a folder",
-        ".": "several weight files .encoder.pth, list.pth, pipe.pth",
+        ".": "several weight files .'encoder.pth', 'list.pth', 'pipe.pth'",
     }
     for source, message in messages.items():
         with pytest.raises(UserError, match=message):

@@ -78,6 +78,8 @@ USED: list[tuple[str, tuple, Any]] = [
     ("fit", ("lr_schedulers", 0, "_last_lr"), [None, None]),
     ("fit", ("lr_schedulers", 0, "last_epoch"), {}),
     ("fit", ("lr_schedulers", 0, "lr_lambdas"), -1),
+    ("fit", ("running_means",), [[[0.5]]]),
+    ("fit", ("running_means",), [[[0.5, 1.0]], 5]),
     ("fit", ("loops", "fit_loop", "state_dict"), -1),
     ("fit", ("loops", "fit_loop", "state_dict"), {"combined_loader": [{}] * 9}),
     ("fit", ("loops", "fit_loop", "epoch_loop.scheduler_progress", "total", "ready"), "x\x1b[31m"),

@@ -22,7 +22,7 @@ from pixio_lightning.data import (
     open_columns,
     random_crop,
 )
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UserError, one_of, refuse_unread
 from pixio_lightning.keyed import Purpose
 
 
@@ -90,6 +90,9 @@ class ClassificationData(SampleData):
             image_column=image_column,
             label_column=label_column,
         )
+        if crop_scale is None:
+            whole = "data.crop_scale is null, so nothing is cropped at random"
+            refuse_unread("data.crop_ratio", crop_ratio, (3 / 4, 4 / 3), whole)
         self.target, self.split, self.val_split = target, split, val_split
         self.image_column, self.label_column = image_column, label_column
         self.image_size = min(image_size, self.scenes.size) if source == "scenes" else image_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pixio_heads.policy.rollout.play import Controller, Outcome, Trajectory
 from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.data import digest_of
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, written_aside
+from pixio_lightning.files import default_cache, parse_json, written_aside
 
 VERSION = 2  # of how demonstrations are collected
 # Experts that fail more often than this share are no experts.
@@ -79,7 +80,7 @@ def collect(
             # A few more than are missing, for the experts that fail.
             seeds = range(end, end + ceil(_MORE * (episodes - len(found))))
             end = seeds.stop
-            missing = [seed for seed in seeds if not _file(folder, seed).exists()]
+            missing = [seed for seed in seeds if not _is_whole(_file(folder, seed))]
             bar.n = len(found)
             broken = []
             for seed, trajectory in pool.play(missing, "expert", **how):
@@ -88,7 +89,8 @@ def collect(
                     continue
                 _write(_file(folder, seed), seed, trajectory)
                 bar.update(trajectory.outcome.success_any)
-            found += [_file(folder, seed) for seed in seeds if _succeeded(_file(folder, seed))]
+            whole = [path for path in map(partial(_file, folder), seeds) if _is_whole(path)]
+            found += [path for path in whole if _outcome(path)["success_any"]]
             if len(found) < min(episodes, _FAILURES * (end - first_seed)):
                 raise UserError(
                     f"the expert of {environment.task} succeeded in {len(found)} of "
@@ -121,19 +123,42 @@ def _outcome(path: Path) -> dict[str, Any]:
     return json.loads(pq.read_schema(path).metadata[b"outcome"])
 
 
-def _succeeded(path: Path) -> bool:
-    return path.exists() and _outcome(path)["success_any"]
+def _is_whole(path: Path) -> bool:
+    """Whether an episode was collected; a damaged file of the cache is collected again."""
+    try:
+        _outcome(path)
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def read(path: Path) -> Demonstration:
-    """Read a collected demonstration."""
-    table = pq.read_table(path)
-    rows = {
-        name: np.array(table[name].to_pylist(), np.float32).reshape(len(table), -1)
-        for name in ("proprio", "action")
-    }
+    """Read a collected demonstration.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        table = pq.read_table(path)
+        rows = {
+            name: np.array(table[name].to_pylist(), np.float32).reshape(len(table), -1)
+            for name in ("proprio", "action")
+        }
+    except (OSError, pa.ArrowException, ValueError, KeyError):
+        raise UserError(
+            f"demonstration '{path}' of the cache is damaged: remove it, and it is collected again"
+        ) from None
     frame = png_frame(table["image"].to_pylist())
     return Demonstration(path.stem, rows["proprio"], rows["action"], frame, _outcome(path)["seed"])
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Return the outcomes by seed that were kept; none of a damaged file, which is made again."""
+    try:
+        kept = parse_json(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def references(
@@ -143,7 +168,7 @@ def references(
     folder = default_cache() / "demonstrations"
     name = digest_of("references", VERSION, environment.plain(), controller)
     path = folder / f"{environment.task}-{controller}-{name}.json"
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    stored = _stored(path)
     known = dict(stored)
     missing = [seed for seed in seeds if str(seed) not in known]
     if missing:

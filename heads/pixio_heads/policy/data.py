@@ -192,10 +192,22 @@ class PolicyData(SampleData):
         if self._environment is None:
             learned, held_out = self._parts()
             counts = f"{len(learned)} demonstrations, {len(held_out)} held out"
-            return f"{self.source} {self.path}, {counts}"
-        count = f"{self.demonstrations} demonstrations"
+            return f"{self.source} {self.path}, {counts}; {self._pictures()}{self.image_size} px"
+        number = self.demonstrations
+        if self.source == "gym":  # whose files may hold fewer
+            number = min(number, len(self._demonstrations()[0]))
+        count = f"{number} demonstrations"
         where = self.path or f"noise {self.noise:g}, disturbance {self.disturbance:g}"
         return f"{self._environment}; {count}, {where}"
+
+    def _pictures(self) -> str:
+        """Return which pictures of a LeRobot data set are looked at, for records."""
+        if self.source != "lerobot":
+            return ""
+        from pixio_heads.policy import lerobot
+
+        folder = existing_folder(self.path or "", key="data.path")
+        return f"{lerobot.read_layout(folder).camera(self.camera)}, "
 
     # --- samples ------------------------------------------------------------------------------
 

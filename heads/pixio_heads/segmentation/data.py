@@ -23,7 +23,7 @@ from pixio_lightning.data import (
     image_files,
     pairs_of_split,
 )
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, refuse_unread
 from pixio_lightning.keyed import Purpose
 from pixio_lightning.training import unnamed
 
@@ -93,6 +93,9 @@ class SegmentationData(SampleData):
         )
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}, but expected 0 < least <= greatest")
+        if image_size is None:
+            whole = "data.image_size is null, so whole images are trained on as they are"
+            refuse_unread("data.scale", scale, (0.5, 2.0), whole)
         self.read_by("hub", "voc", split=split, val_split=val_split)
         self.read_by("hub", image_column=image_column, mask_column=mask_column)
         splits = _SPLITS.get(source, ("train", "val"))

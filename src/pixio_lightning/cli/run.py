@@ -14,6 +14,7 @@ from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import Options, check_environment, parse_options
+from pixio_lightning.cli.resume.trained_on import refuse_trained_on
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.models.weights.students import absolute
@@ -258,7 +259,8 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         resume.check_model(cli.options.rest, model, counts, kinds, about, cli.verb, path)
     if not isinstance(cli.model, Head) and cli.verb in ("validate", "test"):
         data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
-        resume.refuse_trained_on(data, (begun or {}).get("data", data))
+        samples = run_folder.read_state(path.parent).get("samples")
+        refuse_trained_on(data, (begun or {}).get("data", data), cli.datamodule, samples)
     if isinstance(cli.model, Head):
         if cli.verb != "predict":  # images to predict say nothing of a head's data
             cli.model.compare(cli.datamodule, about)

@@ -21,7 +21,7 @@ from pixio_lightning.data.decode import STOPS
 from pixio_lightning.data.sources import digest_of, listed
 from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
 from pixio_lightning.data.workers import WorkerContext, start_worker
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, refuse_unread
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.
 _JUDGED_AFTER = 10_000
@@ -91,14 +91,12 @@ class StreamData(L.LightningDataModule):
         """
         if self.source in (*sources, "scenes"):
             return
+        because = f"data.source is {self.source}, which does not read it, as "
         for name, value in given.items():
             default = _default(type(self), name)
-            if value != default:
-                raise UserError(
-                    f"data.{name} is {value}, but data.source is {self.source}, which does not "
-                    f"read it, as {' and '.join(sources)} would: leave it out, or set it to "
-                    f"{'null' if default is None else default}"
-                )
+            refuse_unread(
+                f"data.{name}", value, default, because + f"{' and '.join(sources)} would"
+            )
 
     def training_set(self) -> Dataset:
         """Return the samples by their position in the endless stream."""

@@ -95,8 +95,7 @@ class Backbone(nn.Module):
                 f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
                 f"train, 0 to {self.depth}"
             )
-        if not 0 <= drop_path < 1:
-            raise UserError(f"backbone.drop_path is {drop_path}; expected 0 to below 1")
+        drop_paths.check(drop_path, frozen=self.frozen)
         self.tapped = tapped_blocks(layers, self.depth, name=self.name)
         self._drop_paths: dict[int, drop_paths.Pair] = {}
         self.loaded, self.matched = False, ""
@@ -189,7 +188,7 @@ class Backbone(nn.Module):
 
     def _prepare(self) -> Backbone:
         self._freeze()
-        if self.drop_path and not self.frozen:
+        if self.drop_path:
             installed = drop_paths.install(self.vit.blocks, self.drop_path)
             self._drop_paths = dict(enumerate(installed[self._first_tuned :], self._first_tuned))
             self.register_buffer("drop_rates", drop_paths.rates_of(installed), persistent=False)

@@ -34,6 +34,21 @@ class KeyedDropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
+def check(rate: float, *, frozen: bool) -> None:
+    """Refuse a rate that is none, or of a backbone that is not trained.
+
+    Raises:
+        UserError: It is.
+    """
+    if not 0 <= rate < 1:
+        raise UserError(f"backbone.drop_path is {rate}; expected 0 to below 1")
+    if rate and frozen:
+        raise UserError(
+            f"backbone.drop_path is {rate:g}, but backbone.tune is frozen, so no block is ever "
+            "dropped: give backbone.tune, as full, or leave it out"
+        )
+
+
 def install(blocks: Iterable[nn.Module], rate: float) -> list[Pair]:
     """Replace both branches' drop path of every block; the rate rises linearly from 0 to `rate`.
 

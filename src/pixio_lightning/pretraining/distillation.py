@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import SumMetric
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
@@ -34,6 +34,7 @@ from pixio_lightning.pretraining.token_loss import (
 )
 from pixio_lightning.pretraining.token_panel import token_panel
 from pixio_lightning.training import visualize
+from pixio_lightning.training.checkpoints.running_mean import RunningMean
 from pixio_lightning.training.optim import Optim, Part
 from pixio_lightning.training.precision import full_precision
 from pixio_lightning.training.run_folder import Metrics
@@ -72,7 +73,7 @@ class Distillation(Pretraining):
             frozen, has another grid of tokens or a name that cannot be used; or there is none.
     """
 
-    model_as_trained = ("loss",)
+    model_as_trained = ("loss", "weighting", "backbone.layers")
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Distillation(Pretraining):
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         sums = [SumMetric(nan_strategy="disable") for _ in range(len(students) + 1)]
         self._val: Any = nn.ModuleList(sums)  # of each student, and of the weights
-        means = [MeanMetric(nan_strategy="disable") for _ in students]
+        means = [RunningMean() for _ in students]
         self._train: Any = nn.ModuleList(means if len(means) > 1 else [])
         self._targets = TargetMeans(loss)
 

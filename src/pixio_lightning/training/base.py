@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from pixio_lightning.errors import UserError, visible_lines
 from pixio_lightning.files import output_path
@@ -25,6 +24,7 @@ from pixio_lightning.training import strategy as sharding
 from pixio_lightning.training import visualize
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.checkpoints.finite import first_not_finite
+from pixio_lightning.training.checkpoints.running_mean import RunningMean
 from pixio_lightning.training.optim import Optim, Part
 from pixio_lightning.training.precision import taken_by
 from pixio_lightning.training.run_folder import Metrics
@@ -62,8 +62,7 @@ class BackboneModule(L.LightningModule):
         self._settings: list[dict[str, Any]] = []
         self._shown: dict[str, Path] = {}  # pictures of predictions by their labels
         self._finite_steps = 0  # up to which step every loss was seen to be finite
-        # "disable": looking for NaN in every step would wait for the device.
-        self._train_loss = MeanMetric(nan_strategy="disable")
+        self._train_loss = RunningMean()
 
     @property
     def trains(self) -> bool:
@@ -282,14 +281,16 @@ class BackboneModule(L.LightningModule):
 
     def log_evaluation(self, values: Mapping[str, Any]) -> None:
         """Log what an evaluation has measured, as `val/NAME` or `test/NAME`."""
-        if self.trainer.sanity_checking:
-            # The pass before the first step is the start of the curve, but Lightning drops it.
-            for logger in self.loggers:
-                logger.log_metrics({f"val/{k}": float(v) for k, v in values.items()}, step=0)
-            return
         stage = "test" if self.trainer.testing else "val"
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value, sync_dist=True)
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        fitting = self.trainer.state.fn == "fit"
+        for logger in self.loggers if fitting else ():
+            # In the row of the step before; the pass before the first one begins the curve.
+            row = max(self.global_step - 1, 0)
+            logger.log_metrics({name: float(value) for name, value in named.items()}, step=row)
+        if not self.trainer.sanity_checking:
+            for name, value in named.items():
+                self.log(name, value, logger=not fitting, sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step; every `log_every_n_steps`, log the mean loss and the highest rate.

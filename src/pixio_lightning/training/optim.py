@@ -157,6 +157,7 @@ def build(
     """
     groups, factors = [], []
     for part in parts:
+        _refuse_unread(part)
         peak = peak_lr(part.optim, global_batch)
         for group in parameter_groups(part.module, part.optim, depth=part.depth):
             group |= {"lr": peak * group.pop("lr_factor"), "betas": tuple(part.optim.betas)}
@@ -167,6 +168,20 @@ def build(
     optimizer = torch.optim.AdamW(groups, fused=fused)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _refuse_unread(part: Part) -> None:
+    """Raise a UserError for a factor on the rates of a backbone that is not trained."""
+    for name in ("layer_decay", "backbone_lr_scale"):
+        value = getattr(part.optim, name)
+        if value != 1.0 and not any(
+            parameter.requires_grad and path.startswith("backbone.")
+            for path, parameter in part.module.named_parameters()
+        ):
+            raise UserError(
+                f"optim.{name} is {value:g}, but nothing of the backbone is trained: give "
+                "backbone.tune, as full, or leave it out"
+            )
 
 
 # What the configuration decides of a group; all else is state.

@@ -10,6 +10,7 @@ import pytest
 from video_files import GOOD, number_of, write_empty, write_sound, write_video
 
 from pixio_lightning.data.clips import video_index as index_module
+from pixio_lightning.data.clips.datamodule import Clips
 from pixio_lightning.data.clips.videos import VideoSource, windows
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.errors import UserError
@@ -139,7 +140,16 @@ def test_what_is_cut_off_in_the_middle_gives_what_it_has(tmp_path: Path) -> None
     assert number_of(source.read(0, [1])[0]) == 1
 
 
-def test_a_frame_that_is_lost_is_bad_under_the_name_of_its_file(tmp_path: Path) -> None:
+def test_what_cannot_be_opened_is_judged_by_how_many_can(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_video(tmp_path / "v" / f"{name}.mp4")
+    (tmp_path / "v" / "e.mp4").write_bytes(b"no video")
+    data = Clips("videos", str(tmp_path / "v"), max_bad=0.5, clip_seconds=1.0, gap=(0.1, 0.3))
+    data.setup("fit")
+    assert set(data.bad) == {"e.mp4"}
+
+
+def test_a_frame_that_is_lost_is_bad_under_the_name_of_its_clip(tmp_path: Path) -> None:
     file = write_video(tmp_path / "v" / "a.mp4")
     source = opened(tmp_path / "v")
     data = bytearray(file.read_bytes())
@@ -149,7 +159,7 @@ def test_a_frame_that_is_lost_is_bad_under_the_name_of_its_file(tmp_path: Path) 
     file.write_bytes(data)
     with pytest.raises(BadImage) as caught:
         source.read(0, [2, 9])
-    assert caught.value.name == "a.mp4"
+    assert caught.value.name == source.name(0) == "a.mp4@0.000"
 
 
 def test_the_index_is_kept_and_follows_the_files(

@@ -86,7 +86,7 @@ def test_other_classes_than_those_learned_are_refused(
     assert main(["validate", *line]) == 2
     error = capsys.readouterr().err
     assert "other classes than the checkpoint was trained on" in error
-    assert "grün only in the data; green only in the checkpoint" in error
+    assert "'grün' only in the data; 'green' only in the checkpoint" in error
 
 
 def test_checkpoint_and_record_of_the_best_and_the_last(tmp_path: Path) -> None:

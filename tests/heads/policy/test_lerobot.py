@@ -47,11 +47,11 @@ def episode(number: int) -> dict[str, Any]:
     }
 
 
-def encode_film(path: Path, pictures: list[NDArray[np.uint8]], gop: int) -> None:
+def encode_film(path: Path, pictures: list[NDArray[np.uint8]], gop: int, rate: int = FPS) -> None:
     """As other recorders do: any distance of key frames, B-frames between them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS)
+        stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         stream.options = {"g": str(gop), "bf": "2", "crf": "10"}
         for pixels in pictures:
@@ -314,9 +314,15 @@ def rewrite(file: Path, change: Any) -> None:
     pq.write_table(change(pq.read_table(file)), file)
 
 
+def relist(root: Path, change: Any) -> None:
+    file = root / "meta" / "episodes.jsonl"
+    file.write_text("\n".join(change(file.read_text().splitlines())))
+
+
 E0 = V2_DATA.format(episode_chunk=0, episode_index=0)
 F0 = V2_VIDEO.format(video_key=CAMERA, episode_chunk=0, episode_index=0)
-CAMERAS = {"observation.images.wrist": {"dtype": "video", "shape": [32, 48, 3]}}
+WRIST = "observation.images.wrist"
+CAMERAS = {WRIST: {"dtype": "video", "shape": [32, 48, 3]}}
 MISTAKES: dict[str, tuple[Any, str]] = {
     "no info": (lambda r: (r / "meta" / "info.json").unlink(), "no LeRobot data set"),
     "no json": (lambda r: (r / "meta" / "info.json").write_text("{"), "info.json' is no JSON"),
@@ -349,9 +355,19 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "empty list": (lambda r: (r / "meta" / "episodes.jsonl").write_text(""), "lists no episode"),
     "list": (lambda r: (r / "meta" / "episodes.jsonl").write_text("[]"), "line 1 of"),
     "length": (
-        lambda r: (r / "meta" / "episodes.jsonl").write_text('{"episode_index": 0, "length": 6}'),
+        lambda r: relist(r, lambda lines: [lines[0].replace("7", "6"), *lines[1:]]),
         "has 7 rows of episode 0, but its length is 6",
     ),
+    "twice": (lambda r: relist(r, lambda lines: [*lines, lines[2]]), "lists episode 2 2 times"),
+    "cut list": (
+        lambda r: relist(r, lambda lines: lines[:2]),
+        "lists 2 episodes in its folder meta, but total_episodes of .* is 3",
+    ),
+    "another's file": (
+        lambda r: shutil.copy(r / E0, r / V2_DATA.format(episode_chunk=0, episode_index=1)),
+        "episode_000001.parquet' has rows of episode 0, but is the file of episode 1",
+    ),
+    "rate": (lambda r: change_info(r, fps=4), "0.1 s apart, but fps of .*info.json' is 4"),
     "negative": (
         lambda r: (r / "meta" / "episodes.jsonl").write_text('{"episode_index": -1, "length": 6}'),
         "episode_index of an episode is -1",
@@ -447,6 +463,10 @@ def test_a_camera_is_chosen_by_name(tmp_path: Path) -> None:
     check_equal(read(root, limit=None, camera=CAMERA)[0], 3)
     with pytest.raises(UserError, match="data.camera 'tob' is none of .*, did you mean 'top'"):
         read(root, limit=None, camera="tob")
+    change_info(root, features=features(root, **{"observation.depth.top": CAMERAS[WRIST]}))
+    with pytest.raises(UserError, match="'top' may be .*images.top or observation.depth.top of"):
+        read(root, limit=None, camera="top")
+    check_equal(read(root, limit=None, camera=CAMERA)[0], 3)
 
 
 def test_bad_pictures_are_bad_images(tmp_path: Path) -> None:
@@ -474,6 +494,34 @@ def test_bad_pictures_are_bad_images(tmp_path: Path) -> None:
         assert off(demo.frame(step), picture(0, expected)) == 0
     with pytest.raises(BadImage):
         demo.frame(1)
+
+
+def test_the_digest_is_of_pictures_that_lie_apart_too(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.0", False)
+    (root / "images").mkdir()
+
+    def taken_out(table: pa.Table) -> pa.Table:
+        cells = [{"bytes": None, "path": f"images/{i}.png"} for i in range(len(table))]
+        return table.set_column(table.schema.get_field_index(CAMERA), CAMERA, pa.array(cells))
+
+    for step, pixels in enumerate(episode(0)["pictures"]):
+        (root / f"images/{step}.png").write_bytes(encode_png(pixels))
+    rewrite(root / E0, taken_out)
+    demonstrations, digest = read(root, limit=1)
+    assert off(demonstrations[0].frame(2), picture(0, 2)) == 0
+    assert read(root, limit=1)[1] == digest
+    (root / "images/2.png").write_bytes(encode_png(picture(1, 2)))
+    assert read(root, limit=1)[1] != digest
+
+
+def test_of_a_video_of_more_frames_the_nearest_is_taken(tmp_path: Path) -> None:
+    """At four times the rate of the steps: three frames lie between two of them."""
+    root = by_hand(tmp_path / "set", "v2.1", True)
+    grey = [np.full((32, 48, 3), 8 * i, np.uint8) for i in range(4 * LENGTHS[0])]
+    encode_film(root / F0, grey, gop=10, rate=4 * FPS)
+    (demo, *_), _ = read(root, limit=1)
+    seen = [round(float(demo.frame(step).mean()) / 8) for step in range(LENGTHS[0])]
+    assert seen == [4 * step for step in range(LENGTHS[0])]
 
 
 def test_odd_text_in_a_video_does_no_harm(tmp_path: Path) -> None:

@@ -155,3 +155,12 @@ def test_only_the_episodes_that_are_missing_are_collected(
     assert [demo.seed for demo in found] == sorted(demo.seed for demo in found)
     assert collect(hurried, 20, **how)[1] == digest
     assert len(list(folder.glob("*.parquet"))) == len(played)
+    # Files of the cache that were damaged are made again.
+    whole = folder / f"{found[0].seed:08d}.parquet"
+    whole.write_bytes(whole.read_bytes()[:-100])
+    again, same = collect(hurried, 20, **how)
+    assert same == digest and np.array_equal(again[0].actions, found[0].actions)
+    outcomes = references(hurried, [1, 2], "expert", processes=1)
+    (kept,) = (tmp_path / "demonstrations").glob("*.json")
+    kept.write_text(kept.read_text()[:-5])
+    assert references(hurried, [1, 2], "expert", processes=1) == outcomes

@@ -117,7 +117,7 @@ def test_classes_that_never_occur_are_named(
     target[1, 1, 1] = 4
     head.fit_statistics([{"target": target}])
     said = capsys.readouterr().out
-    assert said == "2 of 5 classes are in none of 2 training samples: sea, sand\n"
+    assert said == "2 of 5 classes are in none of 2 training samples: 'sea', 'sand'\n"
 
 
 @pytest.mark.parametrize(("other", "said"), [(0, "show sky"), (255, "Is that the foreground?")])

@@ -3,7 +3,8 @@
 Written from the public format alone; the package `lerobot` is not needed.
 """
 
+from pixio_heads.policy.lerobot.layout import read_layout
 from pixio_heads.policy.lerobot.reader import read
 from pixio_heads.policy.lerobot.writer import write
 
-__all__ = ["read", "write"]
+__all__ = ["read", "read_layout", "write"]

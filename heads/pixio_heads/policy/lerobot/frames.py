@@ -83,6 +83,16 @@ def from_parquet(
     return partial(_images, file, column, first_row, decode)
 
 
+def picture_files(file: Path, column: str, folder: Path) -> list[str]:
+    """Return the paths of a column's pictures that are not embedded but files in a folder."""
+    parquet = pq.ParquetFile(file)
+    if f"{column}.path" not in {parquet.schema.column(i).path for i in range(len(parquet.schema))}:
+        return []  # of bytes alone
+    paths = parquet.read([f"{column}.path"])[column]
+    found = (value["path"] for value in paths.to_pylist() if value)
+    return [p for p in found if p and ".." not in p and (folder / p).is_relative_to(folder)]
+
+
 def from_video(file: Path, times: Sequence[float], fps: float) -> Decode:
     """Return what decodes the frames of a video shown at `times`, in seconds and in order."""
     return partial(_frames, file, times, 0.5 / fps)

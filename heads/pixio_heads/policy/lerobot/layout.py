@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -77,15 +78,21 @@ class Layout:
         cameras = [k for k, about in self.features.items() if about["dtype"] in ("image", "video")]
         if not cameras:
             raise UserError(f"'{self.file}' names no feature of dtype image or video")
-        last = {name.rpartition(".")[2]: name for name in cameras}
         if wanted is not None:
-            found = wanted if wanted in cameras else last.get(wanted)
-            if found is None:
+            last = [name.rpartition(".")[2] for name in cameras]
+            named = [wanted] if wanted in cameras else []
+            named = named or [n for n, end in zip(cameras, last, strict=True) if end == wanted]
+            if not named:
                 hint = nearest(wanted, cameras) or nearest(wanted, last)
                 raise UserError(
                     f"data.camera '{wanted}' is none of {', '.join(cameras)} of '{self.file}'{hint}"
                 )
-            return found
+            if len(named) > 1:
+                raise UserError(
+                    f"data.camera '{wanted}' may be {' or '.join(named)} of '{self.file}': give "
+                    "the whole name"
+                )
+            return named[0]
         if len(cameras) > 1:
             raise UserError(
                 f"'{self.folder}' has {len(cameras)} cameras: choose with data.camera one of "
@@ -94,10 +101,27 @@ class Layout:
         return cameras[0]
 
     def episodes(self, camera: str, limit: int | None) -> list[Episode]:
-        """Return the first episodes, at most `limit`, in the order of their numbers."""
+        """Return the first episodes, at most `limit`, in the order of their numbers.
+
+        Raises:
+            UserError: One is listed twice, which would be trained on and held out, or they are not
+                as many as the data set has.
+        """
         listed = list(self._listed_v3(camera) if self.version == "v3.0" else self._listed_v2())
         if not listed:
             raise UserError(f"'{self.folder}' lists no episode in its folder meta")
+        counts = Counter(about["episode_index"] for about in listed)
+        ((most, times),) = counts.most_common(1)
+        if times > 1:
+            raise UserError(
+                f"'{self.folder}' lists episode {most} {times} times in its folder meta"
+            )
+        total = self.info.get("total_episodes", len(listed))
+        if total != len(listed):
+            raise UserError(
+                f"'{self.folder}' lists {len(listed)} episodes in its folder meta, but "
+                f"total_episodes of '{self.file}' is {total!r}: files are missing or cut short"
+            )
         listed = sorted(listed, key=lambda about: about["episode_index"])[:limit]
         return [self._episode(about, camera) for about in listed]
 

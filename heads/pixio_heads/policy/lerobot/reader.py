@@ -24,6 +24,7 @@ from pixio_heads.policy.lerobot.frames import (
     check_video,
     from_parquet,
     from_video,
+    picture_files,
 )
 from pixio_heads.policy.lerobot.layout import (
     ACTION,
@@ -33,8 +34,10 @@ from pixio_heads.policy.lerobot.layout import (
     read_layout,
     read_table,
 )
-from pixio_lightning.data import digest_of
+from pixio_lightning.data import digest_of, digest_of_files
 from pixio_lightning.errors import UserError, nearest
+
+_FPS_OFF = 0.1  # share by which steps may be nearer or farther apart than fps says
 
 
 def read(
@@ -78,8 +81,11 @@ def read(
     for demo in found:
         content.update(demo.name.encode() + demo.actions.tobytes() + demo.proprio.tobytes())
     files = dict.fromkeys(file for e in episodes for file in (e.data, e.video) if file)
-    sizes = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
-    return found, digest_of("lerobot", layout.version, name, size, sizes, content.hexdigest())
+    names = [file.relative_to(folder).as_posix() for file in files]
+    if not layout.is_video(name):
+        names += [path for file in files for path in picture_files(file, name, folder)]
+    state = digest_of_files(folder, names)
+    return found, digest_of("lerobot", layout.version, name, size, state, content.hexdigest())
 
 
 class Pictures(NamedTuple):
@@ -105,20 +111,22 @@ def _of_file(
     layout: Layout, file: Path, episodes: list[Episode], how: Pictures
 ) -> list[Demonstration]:
     names = [name for name in (ACTION, STATE) if name in layout.features]
-    marks = ["episode_index"] if layout.version == "v3.0" else []
-    marks += ["timestamp"] if layout.is_video(how.camera) else []
+    marks = ["timestamp"] if layout.is_video(how.camera) else []
     pictures = [] if layout.is_video(how.camera) else [how.camera]
-    table = read_table(file, [*names, *marks], unread=pictures)
+    table = read_table(file, [*names, *marks, "episode_index"], unread=pictures)
     values = {
         name: _numbers(table[name], file, name, layout.features[name].get("shape"))
         for name in names
     }
-    numbers = table["episode_index"].to_numpy() if "episode_index" in marks else None
+    numbers = table["episode_index"].to_numpy()
     found = []
     for episode in episodes:
-        rows = (
-            np.arange(len(table)) if numbers is None else np.flatnonzero(numbers == episode.index)
-        )
+        rows = np.flatnonzero(numbers == episode.index)
+        if layout.version != "v3.0" and len(rows) < len(table):
+            other = next(number for number in numbers if number != episode.index)
+            raise UserError(
+                f"'{file}' has rows of episode {other}, but is the file of episode {episode.index}"
+            )
         if len(rows) != episode.length:
             raise UserError(
                 f"'{file}' has {len(rows)} rows of episode {episode.index}, but its length is "
@@ -132,6 +140,13 @@ def _of_file(
             times = _numbers(table["timestamp"], file, "timestamp", [1])[part, 0].astype(float)
             if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
                 raise UserError(f"'{file}': timestamps of episode {episode.index} do not rise")
+            # Or a frame would be looked for at the time of another step.
+            apart = float(np.median(np.diff(times))) if len(times) > 1 else 1 / layout.fps
+            if abs(apart * layout.fps - 1) > _FPS_OFF:
+                raise UserError(
+                    f"'{file}': steps of episode {episode.index} are {apart:g} s apart, but fps of "
+                    f"'{layout.file}' is {layout.fps:g}"
+                )
             decode = from_video(episode.video, (episode.start + times).tolist(), layout.fps)
         else:
             decode = from_parquet(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from pixio_lightning.data.batches import collate, none_usable
+from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
@@ -26,7 +26,7 @@ from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import Source, refuse_overlap
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, refuse_unread
 
 
 class Clips(StreamData):
@@ -105,6 +105,10 @@ class Clips(StreamData):
             )
         if past_step <= 0:
             raise UserError(f"data.past_step is {past_step:g}, but expected seconds above 0")
+        if past_frames == 1:
+            refuse_unread(
+                "data.past_step", past_step, 0.2, "data.past_frames is 1, so none follows"
+            )
         if fps <= 0:
             raise UserError(f"data.fps is {fps:g}, but expected frames a second above 0")
         self.least_seconds = gap[0] + (past_frames - 1) * past_step
@@ -126,6 +130,7 @@ class Clips(StreamData):
         self.max_megapixels, self.scenes = max_megapixels, scenes
         self._train: ClipSource | None = None
         self._held_out: ClipSource | None = None
+        self._unusable: list[Bad] = []  # that were found before any is read
 
     def prepare_data(self) -> None:
         """Render the clips once, in one process."""
@@ -143,11 +148,13 @@ class Clips(StreamData):
             return
         self._train = everything = self._open(self.path or "")
         if stage == "predict":
+            self.count_bad(self._unusable, 0)
             return
         if self.val_path is not None:
             self._held_out = self._open(self.val_path, key="data.val_path")
         else:
             self._train, self._held_out = hold_out_files(everything)
+        self.count_bad(self._unusable, 0)
 
     def _open(self, path: str, *, key: str = "data.path") -> ClipSource:
         about: dict[str, Any] = {
@@ -163,7 +170,7 @@ class Clips(StreamData):
             source = VideoSource(path, self.clip_seconds, **about)
         else:
             source = FrameFolders(path, self.fps, self.clip_seconds, **about)
-        self.count_bad(source.bad, 0)
+        self._unusable += source.bad
         return source
 
     def _scene_clips(self) -> SceneClips:

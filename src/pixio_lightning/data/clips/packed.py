@@ -103,7 +103,7 @@ class PackedClips:
             try:
                 data = files.cat_file(join(root, shard), start=start, end=stop)
             except FileNotFoundError:
-                raise BadImage("shard is missing", name=shard) from None
+                raise BadImage("its shard is missing", name=clip.name) from None
             try:
                 found.append(decode_pixels(data, max_megapixels=self.max_megapixels))
             except BadImage as error:

@@ -90,8 +90,7 @@ class TrainingPairs(TrainingSamples):
         except BadImage as error:
             return error.name or name, str(error)
         except OSError as error:
-            file = self.source.file(index)
-            return file, f"cannot be read ({error.strerror or type(error).__name__})"
+            return name, f"cannot be read ({error.strerror or type(error).__name__})"
         # Samples of one clip in one step are masked apart.
         turn = epoch % self.repeat
         return {
@@ -171,8 +170,7 @@ class HeldOutPairs(HeldOutSamples):
         except BadImage as error:
             return error.name or name, str(error)
         except OSError as error:
-            file = self.source.file(index)
-            return file, f"cannot be read ({error.strerror or type(error).__name__})"
+            return name, f"cannot be read ({error.strerror or type(error).__name__})"
         return found | {"key": key, "name": name}
 
     def _other(self, index: int) -> int | None:

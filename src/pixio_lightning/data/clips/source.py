@@ -40,7 +40,11 @@ class ClipSource(Protocol):
         ...
 
     def read(self, index: int, frames: Sequence[int]) -> list[Frame]:
-        """Return some of its frames, in rising order; raises BadImage, named by the file."""
+        """Return some of its frames, in rising order.
+
+        Raises:
+            BadImage: With the name of the clip, as bad ones are counted by name, or of a frame.
+        """
         ...
 
 

@@ -136,7 +136,8 @@ def frames_at(
     Args:
         file: A video that `opened_video` takes.
         times: Seconds, in rising order.
-        early: Seconds by which a frame may be shown before its time.
+        early: Seconds by which a frame may be shown before its time, but no more than half of those
+            between two frames: of several, the nearest is meant.
         late: Likewise, after it, but not at the next one.
     """
     av, at = pyav(file), 0
@@ -144,6 +145,7 @@ def frames_at(
         with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            early = min(early, 0.5 / float(stream.average_rate or 1))
             before = early + _REORDERED / float(stream.average_rate or 1)
             first = int((times[0] - before) / stream.time_base)
             if first > (stream.start_time or 0):

@@ -131,4 +131,4 @@ class VideoSource:
         try:
             return sought_frames(self.root / video.name, video.times[wanted].tolist(), keys)
         except BadImage as error:
-            raise BadImage(str(error), name=video.name) from None
+            raise BadImage(str(error), name=self.name(index)) from None

@@ -14,6 +14,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.training import results
 from pixio_lightning.training.callbacks.csv_logger import MetricsLog
 from pixio_lightning.training.callbacks.progress import say
+from pixio_lightning.training.checkpoints import running_mean
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.run_folder import write_state
 
@@ -56,10 +57,11 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let what is saved in the middle of a validation read as if it were saved before it.
+        """Add the means since the last log; let a validation read as if it were not begun.
 
         Lightning takes up a validation where it was, but not what it had measured.
         """
+        running_mean.keep(trainer, pl_module, checkpoint)
         if not (self._validation_to_come and trainer.validating):
             return
         counts = checkpoint["loops"]["fit_loop"]
@@ -68,6 +70,12 @@ class Checkpoints(Checkpoint):
             counts["epoch_loop.val_loop.batch_progress"][part] = dict.fromkeys(
                 counts["epoch_loop.val_loop.batch_progress"][part], 0
             )
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with the means since the last log."""
+        running_mean.restore(trainer, pl_module, checkpoint)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the folder tell of no more than the step that the run goes on from."""
@@ -96,16 +104,6 @@ class Checkpoints(Checkpoint):
         value = state.get("best_value")
         if value is not None and _is_better(value, self.best_value, monitor[1]):
             self.best_value = value
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Let what is logged have the number of its step, whatever the run goes on from.
-
-        Lightning counts on from where a checkpoint was saved: after the last step of a run, it is
-        one further than after a step that another one followed.
-        """
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(
         self,
@@ -181,11 +179,8 @@ def _validation_follows(trainer: L.Trainer) -> bool:
 
 def _validate(trainer: L.Trainer) -> None:
     """Run the validation that the run was killed in, or before."""
-    epochs = trainer.fit_loop.epoch_loop
-    loop, counted = epochs.val_loop, epochs._batches_that_stepped
-    epochs._batches_that_stepped = trainer.global_step - 1  # the row of the step that it follows
+    loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False  # from the first batch on, not from where an earlier one ended
     trainer.validating = True
     loop.run()
     trainer.training = True
-    epochs._batches_that_stepped = counted

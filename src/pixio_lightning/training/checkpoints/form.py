@@ -155,6 +155,17 @@ def _about(where: str, value: Any) -> _Problems:
             yield from check(f"{where}.{name}", value[name])
 
 
+def _means(where: str, value: Any) -> _Problems:
+    """Look at sum and weight of each running mean, by process."""
+    yield from _list(where, value)
+    pairs = [pair for row in value if isinstance(row, list) for pair in row]
+    whole = all(isinstance(row, list) and len(row) == len(value[0]) for row in value)
+    if not whole or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs
+    ):
+        yield where, value, "two numbers for each mean, by process"
+
+
 _PARTS: dict[str, Callable[[str, Any], _Problems]] = {
     "pytorch-lightning_version": _version,
     "global_step": _count,
@@ -165,4 +176,5 @@ _PARTS: dict[str, Callable[[str, Any], _Problems]] = {
     "callbacks": _tables,
     "optimizer_states": _optimizers,
     "lr_schedulers": _schedules,
+    "running_means": _means,
 }

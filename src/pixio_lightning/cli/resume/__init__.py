@@ -152,33 +152,6 @@ def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
-def refuse_trained_on(now: dict[str, Any], begun: dict[str, Any]) -> None:
-    """Refuse to judge a pretraining by images of its own data that it did not hold out.
-
-    Args:
-        now: Configuration of the data at hand.
-        begun: That of the run.
-
-    Raises:
-        UserError: More images of the same data are held out now, or others.
-    """
-    now, begun = now.get("init_args", {}), begun.get("init_args", {})
-    same = all(now.get(key) == begun.get(key) for key in ("source", "path", "split"))
-    if not same or now.get("source") == "scenes" or now.get("val_path") or now.get("val_split"):
-        return
-    for key in ("val_path", "val_split"):
-        if begun.get(key):
-            raise UserError(
-                f"the run was begun with data.{key} {begun[key]}, without which images that it was "
-                "trained on would be held out: give it again"
-            )
-    if (now.get("val_images") or 0) > (most := begun.get("val_images") or 0):
-        raise UserError(
-            f"data.val_images is {now['val_images']}, but the run held out at most {most}, and was "
-            "trained on the others: give no more"
-        )
-
-
 def check_model(
     words: list[str],
     model: dict[str, Any],
@@ -216,11 +189,11 @@ def check_model(
     then, now, said = dict(flatten(about.get("config", {}))), dict(flatten(model)), []
     counted = tuple(f"{key}." for key in counts if verb != "fit")
     # What is left out now may have been given then.
-    now |= {key: None for key in then.keys() - now.keys() if f"{key}.".startswith(counted)}
+    now |= {key: None for key in then.keys() - now.keys() if _own(key).startswith(counted)}
     for key, value in now.items():
         kind = _BEGUN if verb == "fit" else _MADE
         asked = f"{key}.".startswith(keys) and kind.match(key) is not None
-        asked |= f"{key}.".startswith(counted)
+        asked |= _own(key).startswith(counted)
         was = then.get(key)  # None: of an earlier version, or as the weights say
         if not asked or was is None or _is_free(f"model.{key}", {}, {}):
             continue
@@ -238,6 +211,11 @@ def check_model(
             f"checkpoint '{source}' is of a model with another configuration "
             f"({'; '.join(said)}), which counts: ask for the same, {ways}"
         )
+
+
+def _own(key: str) -> str:
+    """Return a key with a dot behind it; that of a student as if it were the model's own."""
+    return re.sub(r"^students\.[^.]+\.", "", key) + "."
 
 
 def _strategy(value: Any) -> str:

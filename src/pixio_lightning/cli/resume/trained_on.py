@@ -1,0 +1,62 @@
+"""No pretraining is judged by images that it was trained on."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from pixio_lightning.errors import UserError
+
+
+def refuse_trained_on(
+    now: dict[str, Any], begun: dict[str, Any], data: Any, samples: str | None
+) -> None:
+    """Refuse to judge a pretraining by images of its own data that it did not hold out.
+
+    Args:
+        now: Configuration of the data at hand.
+        begun: That of the run.
+        data: The data at hand, not yet opened.
+        samples: What its `listing` was in the run, if that is known.
+
+    Raises:
+        UserError: More images of the same data are held out now, or others.
+    """
+    now, begun = now.get("init_args", {}), begun.get("init_args", {})
+    same = _place(now) == _place(begun)
+    if not same or now.get("source") == "scenes" or now.get("val_path") or now.get("val_split"):
+        return
+    for key in ("val_path", "val_split"):
+        if begun.get(key):
+            raise UserError(
+                f"the run was begun with data.{key} {begun[key]}, without which images that it was "
+                "trained on would be held out: give it again"
+            )
+    most = begun.get("val_images") or 0
+    more = (now.get("val_images") or 0) > most
+    if samples:  # which are left to train on tells which are held out, of as many or more
+        opened = copy(data)
+        opened.val_images = max(now.get("val_images") or 0, most)
+        opened.setup("validate")
+        listing = opened.listing()
+        if listing in ("", samples):
+            more = more and not listing
+        elif not more:
+            raise UserError(
+                f"data.path '{now.get('path')}' holds other images than the run was trained on, so "
+                "that some of those would be held out: put them back as they were, or give images "
+                "apart as data.val_path"
+            )
+    if more:
+        raise UserError(
+            f"data.val_images is {now['val_images']}, but the run held out at most {most}, and was "
+            "trained on the others: give no more"
+        )
+
+
+def _place(data: dict[str, Any]) -> tuple[Any, ...]:
+    """Return where data are, however their path is written."""
+    path = Path(data.get("path") or "").expanduser()
+    place = path.resolve() if data.get("path") and path.exists() else data.get("path")
+    return data.get("source"), place, data.get("split")
