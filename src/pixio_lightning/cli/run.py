@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from pixio_lightning.cli import resume
+from pixio_lightning.cli import recipes, resume
 from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
@@ -236,6 +236,7 @@ def _introduce(cli: PixioCLI) -> None:
     if isinstance(cli.model, Head):
         cli.model.provenance = {
             "recipe": cli.options.configs,
+            "recipe_files": [recipes.find(name) for name in cli.options.configs],
             "overrides": cli.options.rest,
             "seed": config["seed_everything"],
         }

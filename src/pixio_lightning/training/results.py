@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.models.weights.students import split_student
 
 FILE = "results.jsonl"
+_SMALL = 1 << 20  # bytes of a file that is told by its content
 # What a result may depend on besides this package.
 _LIBRARIES = ("torch", "lightning", "timm", "torchmetrics")
 
@@ -52,19 +54,28 @@ def versions() -> dict[str, str]:
 
 
 def files_read(
-    recipes: Sequence[str], weights: str | None, checkpoint: str | None
-) -> dict[str, float]:
-    """Return when each file of the user's that a result depends on was written, by its path.
+    recipes: Iterable[str | os.PathLike[str]], weights: str | None, checkpoint: str | None
+) -> dict[str, str]:
+    """Return the state of each file that a result depends on, by its path.
 
     Args:
-        recipes: Names of recipes, or their files.
+        recipes: Files of the recipes.
         weights: Of the backbone: a file, a folder, or something of no file.
         checkpoint: What was evaluated, if anything.
     """
     named = "" if not weights or weights in SHIPPED else split_student(weights)[0]
-    own = [name for name in recipes if Path(name).expanduser().is_file()]  # others are installed
-    paths = (Path(name).expanduser() for name in (*own, named, checkpoint) if name)
-    return {str(path.resolve()): written(path) for path in paths if path.exists()}
+    paths = (Path(name).expanduser() for name in (*recipes, named, checkpoint) if name)
+    return {str(path.resolve()): _state(path) for path in paths if path.exists()}
+
+
+def _state(path: Path) -> str:
+    """Return what changes with a small file's content, or with the size and time of a large one."""
+    if not path.is_file():
+        return " ".join(_state(file) for file in sorted(path.rglob("*")) if file.is_file())
+    about = path.stat()
+    if about.st_size < _SMALL:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 def written(path: Path) -> float:

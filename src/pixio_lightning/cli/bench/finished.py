@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixio_lightning.cli import recipes
 from pixio_lightning.cli.config_tree import parsed, typed
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
@@ -79,13 +80,14 @@ def refuse_stale(
     if absolute(evaluated or "") != absolute(checkpoint or ""):
         was, given = (f"checkpoint '{x}'" if x else "untrained" for x in (evaluated, checkpoint))
         raise UserError(f"'{out}' was run with {was}, but now {given} is given: {way_out}")
-    read_then, read_now = (
-        line.get("files", {}),
-        results.files_read(options.configs, line["backbone"]["weights"], checkpoint),
-    )
-    for path, written in read_now.items():
-        # One that takes another's place may be older than the run.
-        if written > results.written(out / results.FILE) or read_then.get(path, written) != written:
+    files = [recipes.find(name) for name in options.configs]
+    read = results.files_read(files, line["backbone"]["weights"], checkpoint)
+    for path, state in read.items():
+        if "files" in line:
+            changed = line["files"].get(path, state) != state
+        else:  # of an earlier version
+            changed = results.written(Path(path)) > results.written(out / results.FILE)
+        if changed:
             raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
 
 

@@ -74,7 +74,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         },
         "recipe": head.provenance.get("recipe"),
         "files": results.files_read(
-            head.provenance.get("recipe") or (),
+            head.provenance.get("recipe_files", ()),
             backbone.weights,
             None if verb == "fit" else checkpoint,
         ),
