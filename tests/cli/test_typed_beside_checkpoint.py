@@ -96,6 +96,19 @@ def test_images_that_take_the_place_of_those_held_out_were_trained_on(
     assert "holds other images than the run was trained on" in capsys.readouterr().err
 
 
+def test_images_in_a_folder_of_their_own_may_be_others(tmp_path: Path) -> None:
+    recipe = tiny_run.write_recipe(tmp_path)
+    photos = tmp_path / "photos"
+    for part, numbers in (("train", range(15)), ("val", range(15, 20))):
+        (photos / part).mkdir()
+        for i in numbers:
+            (photos / f"{i}.png").rename(photos / part / f"{i}.png")
+    few = ("--trainer.max_steps", 2, "--data.val_images", 3)
+    assert tiny_run.fit(recipe, tmp_path / "run", *few) == 0
+    (photos / "train/0.png").unlink()
+    assert call(tmp_path, "validate", "--data.val_images", 5) == 0
+
+
 def test_what_an_evaluation_may_choose_is_free(trained: Path) -> None:
     words = ("--model.backbone.weights", "random:1", "--model.backbone.checkpointing", "true")
     assert call(trained, "validate", *words, "--model.mask_ratio", 0.5, "--data.batch_size", 2) == 0

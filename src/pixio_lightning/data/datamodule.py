@@ -47,6 +47,8 @@ class StreamData(L.LightningDataModule):
 
     # Kind of files, where there are several.
     source: str = ""
+    # Whether held-out samples are some of those at `path`, as nothing else was found for them.
+    held_back: bool = False
     # Of its images: what is decoded here is RGB. Data of your own may give others.
     channels: int = 3
     # Samples per process and step of predicting; None takes `val_batch_size`.

@@ -180,6 +180,7 @@ class Pixels(StreamData):
         elif val_path is not None:
             self._held_out = self._open(val_path, self.split, key="data.val_path")
         else:
+            self.held_back = True
             self._train, self._held_out = hold_out(everything, limit=self.val_images)
         if len(self._held_out) > self.val_images:
             _, self._held_out = hold_out(self._held_out, limit=self.val_images, share=1.0)

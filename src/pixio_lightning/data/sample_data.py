@@ -21,7 +21,7 @@ from pixio_lightning.data.samples import (
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import FolderSource, digest_of, listed
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UserError, one_of, refuse_unread
 
 # What changes no sample, only how fast or in what portions it is read.
 _FREE = {
@@ -82,6 +82,8 @@ class SampleData(StreamData):
         for name, value in (("val_images", val_images), ("views", views)):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}, but expected at least 1, or null")
+        if type(self).augment is SampleData.augment:
+            refuse_unread("data.views", views, None, "its training views are the same every time")
         self.source, self.path = source, path
         self.scenes, self.max_megapixels = scenes, max_megapixels
         self.val_images, self.views = val_images, views

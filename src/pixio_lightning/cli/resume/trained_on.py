@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,14 @@ def refuse_trained_on(
             )
     most = begun.get("val_images") or 0
     more = (now.get("val_images") or 0) > most
-    if samples:  # which are left to train on tells which are held out, of as many or more
-        opened = copy(data)
+    if samples and most:
+        opened = deepcopy(data)
         opened.val_images = max(now.get("val_images") or 0, most)
         opened.setup("validate")
-        listing = opened.listing()
-        if listing in ("", samples):
-            more = more and not listing
-        elif not more:
+        listing = opened.listing()  # what is left to train on tells what is held out
+        if listing and (listing == samples or not opened.held_back):
+            return
+        if listing and not more:
             raise UserError(
                 f"data.path '{now.get('path')}' holds other images than the run was trained on, so "
                 "that some of those would be held out: put them back as they were, or give images "

@@ -153,6 +153,7 @@ class Clips(StreamData):
         if self.val_path is not None:
             self._held_out = self._open(self.val_path, key="data.val_path")
         else:
+            self.held_back = True
             self._train, self._held_out = hold_out_files(everything)
         self.count_bad(self._unusable, 0)
 
