@@ -71,9 +71,14 @@ ROWS = {
 }
 ENDS = ("MAE", "+ curation")
 MAE = ROWS["MAE"]
-VARIANTS = {
+_HIDDEN = {
     f"MAE, {ratio:.1%} hidden": MAE._replace(mask_ratio=ratio) for ratio in (0.5, 0.625, 0.875)
-} | {f"MAE, decoder of {depth} blocks": MAE._replace(decoder_depth=depth) for depth in (2, 8)}
+}
+_DECODERS = {
+    f"MAE, decoder of {depth} blocks": MAE._replace(decoder_depth=depth) for depth in (2, 8)
+}
+# The last one in the end, as folders are numbered.
+VARIANTS = _HIDDEN | _DECODERS | {"MAE, 93.8% hidden": MAE._replace(mask_ratio=0.9375)}
 ALL = ROWS | VARIANTS
 
 
