@@ -44,6 +44,9 @@ VARIANTS: dict[str, list[str]] = {
     "shallow, learning rate 4e-3": [*_SHALLOW, "--model.optim.lr", "4e-3"],
     "shallow, learning rate 1e-3": [*_SHALLOW, "--model.optim.lr", "1e-3"],
     "shallow, plain pixels": [*_SHALLOW, "--model.norm_pix", "false"],
+    "shallow, mask 87.5 %": [
+        *(*_SHALLOW, "--model.mask_ratio", "0.875", "--trainer.max_steps", "4500"),
+    ],
     "shallow, mask 60 %": [
         *(*_SHALLOW, "--model.mask_ratio", "0.625", "--trainer.max_steps", "3000"),
     ],
