@@ -100,11 +100,11 @@ def test_so_is_one_that_another_argument_leaves_without_effect(
 
 @pytest.mark.parametrize("name", ["layer_decay", "backbone_lr_scale"])
 def test_so_is_a_rate_of_a_backbone_that_is_not_trained(name: str) -> None:
-    head = nn.ModuleDict(
-        {"backbone": nn.Linear(2, 2).requires_grad_(False), "own": nn.Linear(2, 2)}
-    )
-    part = Part(head, Optim(lr=1e-3, **{name: 0.5}), 1)
+    def part(tune: str) -> Part:
+        backbone = Backbone("pixio_vitt16", weights="random", tune=tune).load()
+        both = nn.ModuleDict({"backbone": backbone, "own": nn.Linear(2, 2)})
+        return Part(both, Optim(lr=1e-3, **{name: 0.5}), backbone.depth)
+
     with pytest.raises(UserError, match=f"optim.{name} is 0.5, but nothing of the backbone"):
-        build([part], global_batch=1, total_steps=1)
-    head.requires_grad_(True)
-    assert build([part], global_batch=1, total_steps=1)
+        build([part("frozen")], global_batch=1, total_steps=1)
+    assert build([part("full")], global_batch=1, total_steps=1)

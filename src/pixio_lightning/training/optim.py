@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ def build(
 
     AdamW looks at one parameter at a time, so that each part is trained as by one of its own.
     """
+    refuse_unread(parts)
     groups, factors = [], []
     for part in parts:
-        _refuse_unread(part)
         peak = peak_lr(part.optim, global_batch)
         for group in parameter_groups(part.module, part.optim, depth=part.depth):
             group |= {"lr": peak * group.pop("lr_factor"), "betas": tuple(part.optim.betas)}
@@ -170,18 +171,21 @@ def build(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _refuse_unread(part: Part) -> None:
-    """Raise a UserError for a factor on the rates of a backbone that is not trained."""
-    for name in ("layer_decay", "backbone_lr_scale"):
-        value = getattr(part.optim, name)
-        if value != 1.0 and not any(
-            parameter.requires_grad and path.startswith("backbone.")
-            for path, parameter in part.module.named_parameters()
-        ):
-            raise UserError(
-                f"optim.{name} is {value:g}, but nothing of the backbone is trained: give "
-                "backbone.tune, as full, or leave it out"
-            )
+def refuse_unread(parts: Sequence[Part]) -> None:
+    """Refuse a factor on the rates of a backbone that is not trained.
+
+    Raises:
+        UserError: There is one.
+    """
+    for part in parts:
+        backbones = [inner for inner in part.module.modules() if isinstance(inner, Backbone)]
+        for name in ("layer_decay", "backbone_lr_scale"):
+            value = getattr(part.optim, name)
+            if value != 1.0 and all(backbone.frozen for backbone in backbones):
+                raise UserError(
+                    f"optim.{name} is {value:g}, but nothing of the backbone is trained: give "
+                    "backbone.tune, as full, or leave it out"
+                )
 
 
 # What the configuration decides of a group; all else is state.

@@ -29,6 +29,7 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     peak = optimisation.peak_lr(module.optim, global_batch) if trained else 0.0
     if trained:
+        optimisation.refuse_unread(module.parts)
         optimisation.schedule_factor(module.optim, steps)  # refuses a decay without an end
     how = "as given"
     if module.optim.lr is None and module.optim.blr is not None:
