@@ -211,15 +211,17 @@ def baselines(how: How) -> None:
                 judge(cell, how, None if cell.row == "pixels" else backbone)
 
 
-def cells(rows: list[str], budgets: list[float], seeds: list[int]) -> list[Cell]:
-    """Return the cells in their order; of a budget of 16 the ends, with two seeds.
+def cells(rows: list[str] | None, budgets: list[float], seeds: list[int]) -> list[Cell]:
+    """Return the cells in their order; where no rows are asked for, of a budget of 16 the ends.
 
-    Those of the first seed come first, as they take the longest.
+    Those of a budget of 16 have two seeds, and those of the first come first, as they take the
+    longest.
     """
-    ends = [name for name in rows if name in ENDS]
-    long = [Cell(n, b, s) for b in budgets if b >= 16 for s in seeds[:2] for n in ends]
-    short = [Cell(n, b, s) for b in budgets if b < 16 for s in seeds for n in rows]
-    return [*long[: len(ends)], *short, *long[len(ends) :]]
+    long_rows, short_rows = rows or [*ENDS], rows or [*ROWS]
+    long = [Cell(n, b, s) for b in budgets if b >= 16 for s in seeds[:2] for n in long_rows]
+    short = [Cell(n, b, s) for b in budgets if b < 16 for s in seeds for n in short_rows]
+    first = len(long_rows)
+    return [*long[:first], *short, *long[first:]]
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -258,9 +260,7 @@ def page() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     named = "; ".join(ALL).replace("%", "%%")
-    parser.add_argument(
-        "--rows", nargs="+", choices=ALL, default=[*ROWS], metavar="ROW", help=f"of: {named}"
-    )
+    parser.add_argument("--rows", nargs="+", choices=ALL, metavar="ROW", help=f"of: {named}")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.25, 1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=CHARTED, help="images in a step")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pixio_lightning.cli import main as cli
 
-_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 1}
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 1}
 
 
 def write_recipe(folder: Path) -> Path:
@@ -24,7 +24,7 @@ def write_recipe(folder: Path) -> Path:
         noise = np.random.default_rng(i).integers(-20, 20, (40, 40, 3))
         pixels = (np.array((9 * i, 128, 255 - 9 * i)) + noise).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(photos / f"{i}.png")
-    backbone = {"name": "pixio_vitt16", "weights": "random", "tune": "full", "model_args": _VIT}
+    backbone = {"name": "pixio_vitt16", "weights": "random", "tune": "full", "model_args": VIT}
     model = {
         "backbone": backbone,
         "mask_grid": 2,

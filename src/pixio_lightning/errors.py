@@ -60,10 +60,9 @@ def refuse_unread(key: str, value: object, default: object, because: str) -> Non
     Raises:
         UserError: It is not the default.
     """
+    value, default = (list(v) if isinstance(v, tuple) else v for v in (value, default))
     if value != default:
-        usual = (
-            "null" if default is None else list(default) if isinstance(default, tuple) else default
-        )
+        usual = "null" if default is None else default
         raise UserError(f"{key} is {value}, but {because}: leave it out, or set it to {usual}")
 
 

@@ -29,7 +29,7 @@ UNREAD = [
     (SegmentationData, "voc", {"mask_column": "label"}, "hub"),
     (PropagationData, "jhmdb", {"split": "train"}, "davis2017 and vip"),
     (OrdinalData, "da2k", {"pairs": 8}, "scenes"),
-    (PolicyData, "metaworld", {"camera": "corner"}, "lerobot and gym"),
+    (PolicyData, "cortexbench", {"camera": "corner"}, "lerobot and gym"),
     (PolicyData, "lerobot", {"noise": 0.3}, "metaworld"),
     (PolicyData, "lerobot", {"trust_pickle": True}, "cortexbench"),
     (Clips, "videos", {"fps": 10.0}, "frames"),

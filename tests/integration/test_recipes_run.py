@@ -268,6 +268,22 @@ def test_debugging_renders_a_handful_of_scenes(capsys: pytest.CaptureFixture[str
     assert scenes == few | {"size": 64, "places": ["studio"]}, "size and places are the recipe's"
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "classification/imagenet_finetune",
+        "depth/relative_dav2",
+        "reconstruction/folder",
+        "reconstruction/mapanything_v1_vith16",
+    ],
+)
+def test_a_recipe_that_trains_the_backbone_takes_a_frozen_one(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "-c", recipe, "-c", "with/frozen", "-c", "with/debug"]) == 0
+    assert "parameters, frozen" in capsys.readouterr().out
+
+
 def test_a_run_folder_goes_by_the_recipe_and_then_by_what_changes_it() -> None:
     names = ["backbone/mae_l", "depth/nyuv2_linear", "with/frozen"]
     assert folder_name(names) == "depth/nyuv2_linear+mae_l+frozen"

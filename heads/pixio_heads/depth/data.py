@@ -114,8 +114,10 @@ class DepthData(SampleData):
             image_column=image_column,
             depth_column=depth_column,
         )
-        self.read_by("folder", "hub", *_LAYOUTS, depth_scale=depth_scale)
-        self.read_by("kitti", kb_crop=kb_crop)
+        if source not in _LAYOUTS:  # which may have a unit of their own, see above
+            self.read_by("folder", "hub", depth_scale=depth_scale)
+        if source != "moge":  # whose KITTI is cropped already
+            self.read_by("kitti", kb_crop=kb_crop)
         self.read_by("diode", "moge", domain=domain)
         self.split, self.val_split = split, val_split
         self.image_column, self.depth_column = image_column, depth_column

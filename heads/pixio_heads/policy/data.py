@@ -132,6 +132,11 @@ class PolicyData(SampleData):
             stop_at_success=stop_at_success,
             episodes=episodes,
         )
+        if source == "metaworld" and camera is not None:
+            raise UserError(
+                f"data.camera is {camera}, but data.source is metaworld, whose camera is "
+                "data.options.camera: set that"
+            )
         self.read_by("lerobot", "gym", camera=camera)
         self.read_by("cortexbench", trust_pickle=trust_pickle)
         self.task, self.options = task, options or {}

@@ -14,6 +14,7 @@ from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import Options, check_environment, parse_options
+from pixio_lightning.cli.resume.attention import check_attention
 from pixio_lightning.cli.resume.trained_on import refuse_trained_on
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
@@ -236,7 +237,12 @@ def _introduce(cli: PixioCLI) -> None:
     if isinstance(cli.model, Head):
         cli.model.provenance = {
             "recipe": cli.options.configs,
-            "recipe_files": [recipes.find(name) for name in cli.options.configs],
+            # As they are now: they may change while it runs.
+            "files": results.files_read(
+                [recipes.find(name) for name in cli.options.configs],
+                (arguments.get("backbone") or {}).get("weights"),
+                None,
+            ),
             "overrides": cli.options.rest,
             "seed": config["seed_everything"],
         }
@@ -253,15 +259,14 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         return
     about = read_plain(path).get("pixio", {})
     if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
-        # Weights fit any number of attention heads, say.
-        counts = ("backbone.model_args", *cli.model.model_as_trained)
-        model = cli.config_dict()["model"]
+        counts, model = cli.model.model_as_trained, cli.config_dict()["model"]
         kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
         resume.check_model(cli.options.rest, model, counts, kinds, about, cli.verb, path)
+        check_attention(cli.model.backbone, about.get("backbone") or {}, path)
     if not isinstance(cli.model, Head) and cli.verb in ("validate", "test"):
         data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
-        samples = run_folder.read_state(path.parent).get("samples")
-        refuse_trained_on(data, (begun or {}).get("data", data), cli.datamodule, samples)
+        held_out = run_folder.read_state(path.parent).get("held_out")
+        refuse_trained_on(data, (begun or {}).get("data", data), cli.datamodule, held_out)
     if isinstance(cli.model, Head):
         if cli.verb != "predict":  # images to predict say nothing of a head's data
             cli.model.compare(cli.datamodule, about)

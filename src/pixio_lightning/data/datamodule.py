@@ -47,8 +47,6 @@ class StreamData(L.LightningDataModule):
 
     # Kind of files, where there are several.
     source: str = ""
-    # Whether held-out samples are some of those at `path`, as nothing else was found for them.
-    held_back: bool = False
     # Of its images: what is decoded here is RGB. Data of your own may give others.
     channels: int = 3
     # Samples per process and step of predicting; None takes `val_batch_size`.
@@ -124,6 +122,10 @@ class StreamData(L.LightningDataModule):
         # Of a very large set a part: with what was added or removed, the names move.
         chosen = range(0, len(samples), -(-len(samples) // _NAMES))
         return digest_of(len(samples), [samples.name(i) for i in chosen])
+
+    def held_out_names(self) -> list[str] | None:
+        """Return which samples at `path` are held out; none of a set apart, None if unknown."""
+        return None
 
     # --- loaders ------------------------------------------------------------------------------
 

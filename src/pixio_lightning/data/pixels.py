@@ -12,7 +12,7 @@ from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.decode import Crop, centre_crop, cut, random_crop
 from pixio_lightning.data.hub import HubSource
-from pixio_lightning.data.listing.splits import folders_of_splits
+from pixio_lightning.data.listing.splits import pictures_of_splits
 from pixio_lightning.data.samples import (
     HeldOutSamples,
     Images,
@@ -33,13 +33,11 @@ from pixio_lightning.data.sources import (
     Source,
     Subset,
     existing_folder,
-    files_below,
     hold_out,
-    is_picture,
     listed,
     refuse_overlap,
 )
-from pixio_lightning.errors import UserError, some_of
+from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
 from pixio_lightning.keyed import RandomKey, key_of
 
@@ -144,6 +142,7 @@ class Pixels(StreamData):
         self._stored: dict[str, Any] | None = None
         self._train: Source | None = None
         self._held_out: Source | None = None
+        self._held_back: list[str] | None = None
         self._skipped: list[str] = []
 
     def prepare_data(self) -> None:
@@ -171,17 +170,18 @@ class Pixels(StreamData):
             return
         path, val_path = self.path, self.val_path
         if stage != "predict" and val_path is None and self.source == "folder":
-            path, val_path = _divided(existing_folder(path or "", "data.path"))
+            path, val_path = pictures_of_splits(existing_folder(path or "", "data.path"))
         self._train = everything = self._open(path, self.split)
         if stage == "predict":
             return
+        self._held_back = []
         if self.val_split is not None:
             self._held_out = self._open(self.path, self.val_split)
         elif val_path is not None:
             self._held_out = self._open(val_path, self.split, key="data.val_path")
         else:
-            self.held_back = True
             self._train, self._held_out = hold_out(everything, limit=self.val_images)
+            self._held_back = [self._held_out.name(i) for i in range(len(self._held_out))]
         if len(self._held_out) > self.val_images:
             _, self._held_out = hold_out(self._held_out, limit=self.val_images, share=1.0)
 
@@ -345,32 +345,15 @@ class Pixels(StreamData):
         """Return the training images; a place in shards says itself which they are."""
         return self._train
 
+    def held_out_names(self) -> list[str] | None:
+        """Return the images at `path` that are held out; None of shards."""
+        return self._held_back
+
     def training_size(self) -> int:
         """Return the number of training images."""
         if self._shards is not None:
             return self._shards.rows
         return len(self._train) if self._train is not None else 0
-
-
-def _divided(root: Path) -> tuple[str, str | None]:
-    """Return the folders of pictures to train on and to hold out; None holds out some.
-
-    Raises:
-        UserError: Pictures beside train/ and val/ would be in neither.
-    """
-    named, others = folders_of_splits(root)
-    train, val = named.get("train", []), named.get("val", [])
-    if (len(train), len(val)) != (1, 1):
-        return str(root), None
-    beside = [folder for folder in others if any(map(is_picture, files_below(folder)))]
-    if beside and {train[0].name, val[0].name} == {"train", "val"}:
-        shown = some_of(f"{folder.name}/" for folder in beside)
-        raise UserError(
-            f"data.path '{root}' holds train/ and val/ beside {shown}, whose pictures are in "
-            "neither: give the folder to train on, and the other one as data.val_path"
-        )
-    # Of other words than these two, folders beside others are more likely classes.
-    return (str(root), None) if beside else (str(train[0]), str(val[0]))
 
 
 class Crops(TrainingSamples):

@@ -44,8 +44,8 @@ def check(rate: float, *, frozen: bool) -> None:
         raise UserError(f"backbone.drop_path is {rate}; expected 0 to below 1")
     if rate and frozen:
         raise UserError(
-            f"backbone.drop_path is {rate:g}, but backbone.tune is frozen, so no block is ever "
-            "dropped: give backbone.tune, as full, or leave it out"
+            f"backbone.drop_path is {rate:g}, but nothing of the backbone is trained, so no block "
+            "is ever dropped: give backbone.tune, as full, or leave it out"
         )
 
 

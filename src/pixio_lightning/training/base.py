@@ -288,6 +288,7 @@ class BackboneModule(L.LightningModule):
             # In the row of the step before; the pass before the first one begins the curve.
             row = max(self.global_step - 1, 0)
             logger.log_metrics({name: float(value) for name, value in named.items()}, step=row)
+            logger.save()
         if not self.trainer.sanity_checking:
             for name, value in named.items():
                 self.log(name, value, logger=not fitting, sync_dist=True)

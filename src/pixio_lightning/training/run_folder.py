@@ -258,7 +258,9 @@ def _is_state(state: dict[str, Any]) -> bool:
     step = state.get("step", 0)
     is_count = isinstance(step, int) and 0 <= step < 1 << 63
     is_text = isinstance(state.get("precision", ""), str)
-    return is_count and is_text and (not state.get("finished") or "step" in state)
+    names = state.get("held_out") or []
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return is_count and is_text and is_list and (not state.get("finished") or "step" in state)
 
 
 def write_state(folder: Path, **facts: Any) -> None:

@@ -28,6 +28,7 @@ from pixio_lightning.data import (
 from pixio_lightning.errors import UserError
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
+_MOST_PATHS = 1 << 28  # bytes of paths in a file
 
 Frame = NDArray[np.uint8] | str  # or why there is none
 Decode = Callable[[int, int], Iterator[Frame]]  # of the steps from one up to another
@@ -83,14 +84,23 @@ def from_parquet(
     return partial(_images, file, column, first_row, decode)
 
 
-def picture_files(file: Path, column: str, folder: Path) -> list[str]:
-    """Return the paths of a column's pictures that are not embedded but files in a folder."""
-    parquet = pq.ParquetFile(file)
-    if f"{column}.path" not in {parquet.schema.column(i).path for i in range(len(parquet.schema))}:
-        return []  # of bytes alone
-    paths = parquet.read([f"{column}.path"])[column]
-    found = (value["path"] for value in paths.to_pylist() if value)
-    return [p for p in found if p and ".." not in p and (folder / p).is_relative_to(folder)]
+def picture_files(file: Path, column: str) -> list[str]:
+    """Return the paths that a column's pictures have in the data set, embedded or not.
+
+    There are none where they cannot be read: the pictures are bad, then.
+    """
+    try:
+        parquet = pq.ParquetFile(file)
+        groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+        parts = [group.column(i) for group in groups for i in range(group.num_columns)]
+        sizes = [p.total_uncompressed_size for p in parts if p.path_in_schema == f"{column}.path"]
+        if not sizes or sum(sizes) > _MOST_PATHS:
+            return []  # of bytes alone
+        values = parquet.read([f"{column}.path"])[column].to_pylist()
+    except (pa.ArrowException, OSError, ValueError):
+        return []
+    found = [value["path"] for value in values if value and value["path"]]
+    return [path for path in found if "\0" not in path and ".." not in path and path[0] != "/"]
 
 
 def from_video(file: Path, times: Sequence[float], fps: float) -> Decode:

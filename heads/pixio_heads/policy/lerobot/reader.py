@@ -83,7 +83,7 @@ def read(
     files = dict.fromkeys(file for e in episodes for file in (e.data, e.video) if file)
     names = [file.relative_to(folder).as_posix() for file in files]
     if not layout.is_video(name):
-        names += [path for file in files for path in picture_files(file, name, folder)]
+        names += [path for file in files for path in picture_files(file, name)]
     state = digest_of_files(folder, names)
     return found, digest_of("lerobot", layout.version, name, size, state, content.hexdigest())
 

@@ -80,15 +80,17 @@ def refuse_stale(
     if absolute(evaluated or "") != absolute(checkpoint or ""):
         was, given = (f"checkpoint '{x}'" if x else "untrained" for x in (evaluated, checkpoint))
         raise UserError(f"'{out}' was run with {was}, but now {given} is given: {way_out}")
+    then, weights = line.get("files"), line["backbone"]["weights"]
+    if then is None:  # of an earlier version, which did not keep what it read
+        own = [name for name in options.configs if Path(name).expanduser().is_file()]
+        for path in results.files_read(own, weights, checkpoint):
+            if results.written(Path(path)) > results.written(out / results.FILE):
+                raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
+        return
     files = [recipes.find(name) for name in options.configs]
-    read = results.files_read(files, line["backbone"]["weights"], checkpoint)
-    for path, state in read.items():
-        if "files" in line:
-            changed = line["files"].get(path, state) != state
-        else:  # of an earlier version
-            changed = results.written(Path(path)) > results.written(out / results.FILE)
-        if changed:
-            raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
+    for path, state in results.files_read(files, weights, checkpoint).items():
+        if state not in then.values():  # wherever it was
+            raise UserError(f"'{out}' was run with another '{path}' than there is now: {way_out}")
 
 
 def _recipe(name: object) -> str:

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from pixio_lightning.cli.config_errors import class_of
 from pixio_lightning.cli.config_tree import differences, flatten, typed
+from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.errors import UserError, printable
 from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import run_folder
@@ -73,6 +74,9 @@ DIVISION = (
 # Keys of a model that its checkpoint answers: what it began with, and how it was made and trained.
 _BEGUN = re.compile(r"(students\.[^.]+\.)?(backbone\.weights|pretrained_decoder)$")
 _MADE = re.compile(r"(students\.[^.]+\.)?(backbone|optim)\.|pretrained_decoder$")
+
+
+_MOST_NAMES = 10_000  # of held-out samples that a run folder keeps
 
 
 class Batch(NamedTuple):
@@ -188,8 +192,6 @@ def check_model(
     )
     then, now, said = dict(flatten(about.get("config", {}))), dict(flatten(model)), []
     counted = tuple(f"{key}." for key in counts if verb != "fit")
-    # What is left out now may have been given then.
-    now |= {key: None for key in then.keys() - now.keys() if _own(key).startswith(counted)}
     for key, value in now.items():
         kind = _BEGUN if verb == "fit" else _MADE
         asked = f"{key}.".startswith(keys) and kind.match(key) is not None
@@ -314,7 +316,9 @@ class SameSamples(L.Callback):
                     f"--ckpt_path {folder / 'last.ckpt'} --out DIR"
                 )
             else:
-                run_folder.write_state(folder, samples=now)
+                names = data.held_out_names() if isinstance(data, StreamData) else None
+                known = names if len(names or ()) <= _MOST_NAMES else None
+                run_folder.write_state(folder, samples=now, held_out=known)
         if text := trainer.strategy.broadcast(text):
             raise UserError(text)
 

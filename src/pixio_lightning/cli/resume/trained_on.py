@@ -6,11 +6,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, some_of
 
 
 def refuse_trained_on(
-    now: dict[str, Any], begun: dict[str, Any], data: Any, samples: str | None
+    now: dict[str, Any], begun: dict[str, Any], data: Any, held_out: list[str] | None
 ) -> None:
     """Refuse to judge a pretraining by images of its own data that it did not hold out.
 
@@ -18,7 +18,7 @@ def refuse_trained_on(
         now: Configuration of the data at hand.
         begun: That of the run.
         data: The data at hand, not yet opened.
-        samples: What its `listing` was in the run, if that is known.
+        held_out: What its `held_out_names` were in the run, if that is known.
 
     Raises:
         UserError: More images of the same data are held out now, or others.
@@ -34,24 +34,21 @@ def refuse_trained_on(
                 "trained on would be held out: give it again"
             )
     most = begun.get("val_images") or 0
-    more = (now.get("val_images") or 0) > most
-    if samples and most:
-        opened = deepcopy(data)
-        opened.val_images = max(now.get("val_images") or 0, most)
-        opened.setup("validate")
-        listing = opened.listing()  # what is left to train on tells what is held out
-        if listing and (listing == samples or not opened.held_back):
-            return
-        if listing and not more:
-            raise UserError(
-                f"data.path '{now.get('path')}' holds other images than the run was trained on, so "
-                "that some of those would be held out: put them back as they were, or give images "
-                "apart as data.val_path"
-            )
-    if more:
+    if (now.get("val_images") or 0) > most and held_out is None:
         raise UserError(
             f"data.val_images is {now['val_images']}, but the run held out at most {most}, and was "
             "trained on the others: give no more"
+        )
+    if held_out is None:
+        return
+    opened = deepcopy(data)
+    opened.setup("validate")
+    known = {*held_out}
+    if others := [name for name in opened.held_out_names() or () if name not in known]:
+        raise UserError(
+            f"data.path '{now.get('path')}' would hold out {some_of(others)}, which the run did "
+            "not, and may have been trained on: put the images back as they were, give "
+            f"data.val_images {most} at most, or images apart as data.val_path"
         )
 
 

@@ -130,6 +130,7 @@ class Clips(StreamData):
         self.max_megapixels, self.scenes = max_megapixels, scenes
         self._train: ClipSource | None = None
         self._held_out: ClipSource | None = None
+        self._held_back: list[str] | None = None
         self._unusable: list[Bad] = []  # that were found before any is read
 
     def prepare_data(self) -> None:
@@ -152,9 +153,10 @@ class Clips(StreamData):
             return
         if self.val_path is not None:
             self._held_out = self._open(self.val_path, key="data.val_path")
+            self._held_back = []
         else:
-            self.held_back = True
-            self._train, self._held_out = hold_out_files(everything)
+            self._train, self._held_out = held = hold_out_files(everything)
+            self._held_back = sorted({held[1].file(i) for i in range(len(held[1]))})
         self.count_bad(self._unusable, 0)
 
     def _open(self, path: str, *, key: str = "data.path") -> ClipSource:
@@ -264,6 +266,10 @@ class Clips(StreamData):
     def training_names(self) -> ClipSource | None:
         """Return the training clips."""
         return self._train
+
+    def held_out_names(self) -> list[str] | None:
+        """Return the files at `path` whose clips are held out."""
+        return self._held_back
 
     def training_size(self) -> int:
         """Return the number of samples in a pass over the training clips."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pixio_lightning.data.sources import is_hidden, listed
+from pixio_lightning.data.sources import files_below, is_hidden, is_picture, listed
 from pixio_lightning.errors import UserError, nearest, some_of
 
 _WORDS = {
@@ -137,3 +137,24 @@ def of_split(names: Sequence[str], split: str | None, key: str, path: str) -> li
             f"{nearest(str(split), counts)}"
         )
     return [n for n, found in zip(names, splits, strict=True) if wanted in (None, found)]
+
+
+def pictures_of_splits(root: Path) -> tuple[str, str | None]:
+    """Return the folders of pictures to train on and to hold out; None holds out some.
+
+    Raises:
+        UserError: Pictures beside train/ and val/ would be in neither.
+    """
+    named, others = folders_of_splits(root)
+    train, val = named.get("train", []), named.get("val", [])
+    if (len(train), len(val)) != (1, 1):
+        return str(root), None
+    beside = [folder for folder in others if any(map(is_picture, files_below(folder)))]
+    if beside and {train[0].name, val[0].name} == {"train", "val"}:
+        shown = some_of(f"{folder.name}/" for folder in beside)
+        raise UserError(
+            f"data.path '{root}' holds train/ and val/ beside {shown}, whose pictures are in "
+            "neither: give the folder to train on, and the other one as data.val_path"
+        )
+    # Of other words than these two, folders beside others are more likely classes.
+    return (str(root), None) if beside else (str(train[0]), str(val[0]))

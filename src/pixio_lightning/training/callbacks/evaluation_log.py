@@ -73,11 +73,8 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
             "dense_cls": backbone.dense_cls,
         },
         "recipe": head.provenance.get("recipe"),
-        "files": results.files_read(
-            head.provenance.get("recipe_files", ()),
-            backbone.weights,
-            None if verb == "fit" else checkpoint,
-        ),
+        "files": head.provenance.get("files", {})
+        | results.files_read((), None, None if verb == "fit" else checkpoint),
         "overrides": head.provenance.get("overrides"),
         "steps": head.trained_steps,
         "checkpoint": which,

@@ -61,6 +61,8 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
             f"checkpoint '{path}' names weights that may have to be fetched: if you trust them, "
             f"load(..., weights={shown(backbone['weights'])})"
         )
+    if "backbone_digest" in about:  # earlier versions took one for a frozen backbone, to no effect
+        backbone.pop("drop_path", None)
     for name, student in _students(arguments).items():  # of distillation: the checkpoint holds them
         student |= {"name": None, "model_args": None, "weights": f"{path}:{name}"}
     config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}

@@ -31,18 +31,20 @@ def keep(trainer: L.Trainer, module: nn.Module, checkpoint: dict[str, Any]) -> N
     if not means:
         return
     own = torch.stack([torch.stack([mean.mean_value, mean.weight]) for mean in means])  # (M, 2)
-    every = trainer.strategy.all_gather(own).reshape(-1, len(means), 2)
-    checkpoint[KEY] = every.tolist()
+    # After a training the module is on the CPU, where processes of several GPUs cannot gather.
+    own = own.to(trainer.strategy.root_device)
+    every = trainer.strategy.all_gather(own).reshape(-1, len(means), 2).float().cpu()
+    # Of a loss that was not finite, which a lower rate may mend, nothing is kept.
+    checkpoint[KEY] = torch.where(every.isfinite().all(), every, 0.0).tolist()
 
 
 def restore(trainer: L.Trainer, module: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Take back what `keep` has added: each process its own, or of another number the first all.
 
-    Those of another module, of a checkpoint without any, or of a loss that was not finite, which a
-    lower rate may mend, begin with nothing.
+    Those of another module, or of a checkpoint without any, begin with nothing.
     """
     means, every = _means(module), torch.tensor(checkpoint.get(KEY, []))
-    if every.ndim != 3 or every.shape[1:] != (len(means), 2) or not every.isfinite().all():
+    if every.ndim != 3 or every.shape[1:] != (len(means), 2):
         return
     if len(every) != trainer.world_size:
         others = every.new_zeros(trainer.world_size - 1, len(means), 2)
