@@ -182,7 +182,9 @@ def test_classes_may_be_called_as_splits_are(photos: Path, classes: tuple[str, .
 def test_pictures_beside_train_and_val_are_not_left_out_silently(photos: Path) -> None:
     for name, new in zip("ab", ("train", "val"), strict=True):
         (photos / name).rename(photos / new)
-    with pytest.raises(UserError, match="train/ and val/ beside c/, whose pictures are in neither"):
+    with pytest.raises(
+        UserError, match="train/ and val/ beside .c/., whose pictures are in neither"
+    ):
         pixels(photos).setup("fit")
     pixels(photos / "train", val_path=str(photos / "val")).setup("fit")
 

@@ -99,7 +99,7 @@ def test_a_class_of_the_name_of_a_split(tmp_path: Path) -> None:
     [
         (("train", "val", "valid"), (), r"val/ and valid/, which are both of the split val"),
         (("Train", "train"), (), r"Train/ and train/, which are both of the split train"),
-        (("train", "old"), (), r"train/ beside old/, so it cannot be told"),
+        (("train", "old"), (), r"train/ beside .old/., so it cannot be told"),
         (("val", "test"), (), r"holds test/, val/ but no folder for train"),
         ((), ("train/0.png", "val/0.png"), r"train' holds images in no folder"),
     ],

@@ -262,7 +262,8 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         counts, model = cli.model.model_as_trained, cli.config_dict()["model"]
         kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
         resume.check_model(cli.options.rest, model, counts, kinds, about, cli.verb, path)
-        check_attention(cli.model.backbone, about.get("backbone") or {}, path)
+        if str(about.get("class", "")).rpartition(":")[2] in kinds:
+            check_attention(cli.model.backbone, about.get("backbone") or {}, path)
     if not isinstance(cli.model, Head) and cli.verb in ("validate", "test"):
         data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
         held_out = run_folder.read_state(path.parent).get("held_out")
