@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from pixio_lightning.data import workers as worker_process
 from pixio_lightning.data.workers import WorkerContext
+from pixio_lightning.errors import UserError
 
 # A function registered for forks stays for good, so these tests share one that looks here.
 stuck: list[Path] = []
@@ -93,3 +95,33 @@ def test_a_worker_that_is_killed_while_it_asks_leaves_nothing_locked() -> None:
         assert not asking.is_alive()
     event.set()
     assert event.is_set()
+
+
+def test_the_signal_of_a_killed_worker_may_come_while_it_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its pipe is gone first, and what is then said of it is interrupted by torch's handler."""
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = DataLoader(
+        list(range(8)), num_workers=1, multiprocessing_context=WorkerContext(), timeout=20
+    )
+    others = {child.pid for child in multiprocessing.active_children()}
+    stream = iter(loader)
+    next(stream)
+    (worker,) = {child.pid for child in multiprocessing.active_children()} - others
+    told = worker_process._killed
+
+    def slow(text: str) -> UserError:
+        if not text:  # of the pipe, which says nothing
+            os.kill(worker, signal.SIGKILL)
+            time.sleep(20)
+        return told(text)
+
+    monkeypatch.setattr(worker_process, "_killed", slow)
+    try:
+        failure = worker_process._told(EOFError())
+        assert isinstance(failure, UserError)
+        assert f"a data worker was killed (DataLoader worker (pid {worker}) is" in str(failure)
+    finally:
+        del stream
+        signal.signal(signal.SIGCHLD, before)

@@ -136,13 +136,22 @@ def watched(loader: DataLoader) -> Iterator[dict[str, Any]]:
         except StopIteration:
             return
         except (ConnectionError, EOFError, RuntimeError) as error:
-            failure = worker_failure(error)
-            if failure is None and not isinstance(error, RuntimeError):
-                failure = _killed(" ".join(str(error).split()))  # the other end of the pipe is gone
-            if failure is not None:
-                # Or torch's handler interrupts the clean-up that the failure itself sets off.
-                _leave_workers_unwatched()
-            raise failure or error from error
+            raise _told(error) from error
+
+
+def _told(error: Exception) -> Exception:
+    """Return what to raise of an error that came in place of a batch."""
+    try:
+        failure = worker_failure(error)
+        if failure is None and not isinstance(error, RuntimeError):
+            failure = _killed(" ".join(str(error).split()))  # the other end of the pipe is gone
+        if failure is not None:
+            # Or torch's handler interrupts the clean-up that the failure itself sets off.
+            _leave_workers_unwatched()
+        return failure or error
+    except RuntimeError as interrupted:  # by that handler, as the worker's pipe goes before it does
+        _leave_workers_unwatched()
+        return worker_failure(interrupted) or interrupted
 
 
 _torchs: list[Any] = []  # handler of a dead worker's signal, which it installs once in a process
