@@ -11,7 +11,7 @@ import tiny_run
 from small_runs import SCENES, words_of
 
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import run_folder
+from pixio_lightning.training import results, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,8 @@ def test_a_frozen_backbone_may_lie_elsewhere(
     assert call(trained, "fit", "--trainer.max_steps", 1, out="other") == 0
     shutil.copy(trained / "run/last.ckpt", tmp_path / "moved.ckpt")
     assert main(["fit", *words, str(trained / "run/last.ckpt")]) == 0
+    (line, *_) = results.read(tmp_path / "depth")
+    assert str((trained / "run/last.ckpt").resolve()) in line["files"]
     assert main(["validate", *words, str(tmp_path / "moved.ckpt")]) == 0
     assert main(["validate", *words, str(trained / "other/last.ckpt")]) == 2
     assert "with digest" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def _introduce(cli: PixioCLI) -> None:
             # As they are now: they may change while it runs.
             "files": results.files_read(
                 [recipes.find(name) for name in cli.options.configs],
-                (arguments.get("backbone") or {}).get("weights"),
+                cli.model.backbone.weights,
                 None,
             ),
             "overrides": cli.options.rest,
