@@ -15,10 +15,14 @@ from tqdm import tqdm
 def run(words: list[str], out: Path) -> float:
     """Run a command line into a folder, its output in a .log beside it; return CPU seconds.
 
+    Where it was stopped before and goes on, those of before are counted; a `.cpu_s` keeps them.
+
     Raises:
         subprocess.CalledProcessError: It failed; the .log says why.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    spent = out.with_name(f"{out.name}.cpu_s")
+    before = float(spent.read_text()) if out.is_dir() and spent.exists() else 0.0
     command = [sys.executable, "-m", "pixio_lightning", *words, "--out", str(out)]
     with out.with_name(f"{out.name}.log").open("w") as log:  # names may hold dots
         env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -30,10 +34,11 @@ def run(words: list[str], out: Path) -> float:
             child.terminate()  # it saves its work
             child.wait()
             raise
+    spent.write_text(f"{before + used.ru_utime:.1f}")
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command)
-    return used.ru_utime
+    return before + used.ru_utime
 
 
 def several(calls: Sequence[Callable[[], object]], jobs: int) -> None:

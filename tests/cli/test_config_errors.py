@@ -412,3 +412,20 @@ def test_data_that_has_no_size_of_images_is_planned_without_costs(
     for name, costs in ((f"{__name__}.AnySize", False), ("Pixels", True)):
         assert run(changed(recipe, "data.class_path", name), tmp_path) == 0
         assert ("GFLOP an image" in capsys.readouterr().out) == costs
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("features=two", "model.decoder.features is 'two', but expected int"),
+        ("featurs=8", "there is no key model.decoder.featurs, did you mean 'features'? There are"),
+        ("stages=null", "model.decoder.stages cannot be null on the command line"),
+    ],
+)
+def test_a_mistake_in_a_decoder_is_told_as_any_other(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["check", "-c", "depth/demo", "--model.decoder", "DPTDecoder"]
+    assert cli.main([*line, f"--model.decoder.{words}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"pixio: error: {said}") and error.count("\n") == 1

@@ -116,9 +116,13 @@ def test_images_in_a_folder_of_their_own_may_be_others(tmp_path: Path) -> None:
     assert call(tmp_path, "validate", "--data.val_images", 5) == 0
 
 
-def test_what_an_evaluation_may_choose_is_free(trained: Path) -> None:
+def test_what_an_evaluation_may_choose_is_free_and_told(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--model.backbone.weights", "random:1", "--model.backbone.checkpointing", "true")
     assert call(trained, "validate", *words, "--model.mask_ratio", 0.5, "--data.batch_size", 2) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"protocol +pixels normalised by patch, 0.5 of each image hidden in bl", told)
 
 
 def test_a_training_from_a_checkpoint_takes_other_rates_but_no_other_weights(

@@ -12,6 +12,7 @@ from pixio_heads.depth.ordinal_data import OrdinalData
 from pixio_heads.policy.data import PolicyData
 from pixio_heads.propagation.data import PropagationData
 from pixio_heads.segmentation.data import SegmentationData
+from pixio_lightning.cli.main import main
 from pixio_lightning.data import SampleData
 from pixio_lightning.data.clips.datamodule import Clips
 from pixio_lightning.errors import UserError
@@ -108,3 +109,15 @@ def test_so_is_a_rate_of_a_backbone_that_is_not_trained(name: str) -> None:
     with pytest.raises(UserError, match=f"optim.{name} is 0.5, but nothing of the backbone"):
         build([part("frozen")], global_batch=1, total_steps=1)
     assert build([part("full")], global_batch=1, total_steps=1)
+
+
+@pytest.mark.parametrize("task", ["depth", "segmentation"])
+def test_how_many_layers_a_decoder_reads_is_the_backbone_s_to_say(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["check", "-c", f"{task}/demo", "--model.decoder", "DPTDecoder"]
+    line += ["--model.backbone.layers", "quarters"]
+    assert main(line) == 0
+    assert main([*line, "--model.decoder.taps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "model.decoder.taps" in error and error.count("\n") == 1

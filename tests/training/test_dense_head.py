@@ -202,7 +202,7 @@ from pixio_lightning.models.dense_decoders import DPTDecoder
 sizes = {"embed_dim": 64, "depth": 4, "num_heads": 2, "img_size": 256}
 backbone = Backbone("pixio_vitt16", weights="random:0", layers="quarters", model_args=sizes)
 head = Depth(backbone, decoder=lambda a, b, taps: DPTDecoder(
-    a, b, taps=taps, features=16, stages=(16, 16, 16, 16)))
+    a, b, taps, features=16, stages=(16, 16, 16, 16)))
 head.data_info = {"max_depth": 10.0}
 head.evaluation_info = {"min_depth": 1e-3, "max_depth": 10.0}
 head.configure_model()

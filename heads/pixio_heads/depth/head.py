@@ -5,7 +5,7 @@ Shapes: B batch, M images the backbone sees for a batch, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +19,10 @@ from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import encode_png, unit_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import output_path
-from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
+from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Head, Optim, visualize
 
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
-
-# A decoder that still has to be told its channels: how jsonargparse reads a class with init_args.
-MakeDecoder = Callable[[int, int], DenseDecoder]
 
 
 class _DepthHead(Head):
@@ -48,7 +45,7 @@ class _DepthHead(Head):
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel."""
-        return self.make_decoder(backbone.dense_dim, 1, taps=len(backbone.tapped))
+        return self.make_decoder(backbone.dense_dim, 1, len(backbone.tapped))
 
     def decoded(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return the decoder's map `(M, 1, H, W)` in float32: bfloat16 is too coarse from here."""

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from pixio_heads.depth.head import MakeDecoder, RelativeDepth
-from pixio_lightning.models import Backbone, LinearDecoder
+from pixio_heads.depth.head import RelativeDepth
+from pixio_lightning.models import Backbone, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, Optim, visualize
 
 _NEAR, _FAR = (60, 220, 90), (235, 60, 60)  # colours of the two points in pictures

@@ -5,7 +5,7 @@ Shapes: B batch, M images the backbone sees for a batch, K classes, H x W pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,10 @@ from pixio_heads.segmentation.losses import cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import output_path
-from pixio_lightning.models import Backbone, DenseDecoder, Features, LinearDecoder
+from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Optim, absent_classes, visualize
 
 _THUMBNAIL = (64, 64)  # the majority is taken of maps of this size, so that images may differ
-
-# A decoder that still has to be told its channels: how jsonargparse reads a class with init_args.
-MakeDecoder = Callable[[int, int], DenseDecoder]
 
 
 class Segmentation(DenseHead):
@@ -76,7 +73,7 @@ class Segmentation(DenseHead):
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel for each class."""
         channels = self.data_info["num_classes"]
-        return self.make_decoder(backbone.dense_dim, channels, taps=len(backbone.tapped))
+        return self.make_decoder(backbone.dense_dim, channels, len(backbone.tapped))
 
     # --- prediction ---------------------------------------------------------------------------
 

@@ -59,6 +59,12 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
 # The begin of a line of a message, and lines that frame it or say what the innermost says better.
 _LINE = r"(?m)^ *+(?:- )?+(?:Parser key \"[^\"]+\":? *)?+"
 _FRAME = r"(?!Problem with|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'None)"
+# What is said of a class that is made later with further arguments, as a decoder with its channels.
+_MADE_LATER = re.compile(
+    r"(?s)( *)Type collections\.abc\.Callable\[\[(?P<given>[^]]*)\], [^\n]*?\] expects a "
+    r"function or a callable class: (?P<said>.*?)\. Got value: "
+    r"Namespace\(class_path='(?P<path>[^']+)'[^\n]*"
+)
 # Parts of the trainer that are classes, found by short names.
 _BASES: dict[str, type] = {"trainer.callbacks": L.Callback, "trainer.logger": Logger}
 _CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
@@ -74,6 +80,8 @@ def explain(message: str, top: Iterable[str]) -> str:
     # Where several types were tried, the first class fits best.
     first = re.match(r"(?s).*?\n( *)- Problem with given class_path.*?(?=\n\1- |\Z)", message)
     text = first[0] if first else message
+    given_later = len(later["given"].split(",")) if (later := _MADE_LATER.search(text)) else 0
+    text = _MADE_LATER.sub(r"\1Problem with given class_path '\g<path>':\n\1\g<said>", text)
     prefix = ".".join(re.findall(r'(?m)^[ -]*Parser key "([^"]+)"', text))
     classes = re.findall(r"(?m)Problem with given class_path '([^']+)':?$", text)
     context = class_of(classes[-1]) if classes else None
@@ -84,14 +92,15 @@ def explain(message: str, top: Iterable[str]) -> str:
     ):
         *groups, name = (match["option"] or match["word"]).split(".")
         groups = [part for part in (prefix, match["group"], *groups) if part]
-        return _no_key(".".join(groups), name, context, top)
+        return _no_key(".".join(groups), name, context, top, given_later)
     if match := re.search(rf"{_LINE}the following arguments are required: (.+)", text):
         names = [f"{prefix}.{name}".strip(".") for name in match[1].split(", ")]
         return f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
     if match := re.search(rf"{_LINE}Expected a dot import path string: (\S+)", text):
         return _no_class(prefix, match[1])
     if expected := re.findall(rf"{_LINE}{_FRAME}Expected an? (.+?)(?:\. Got value: (.*))?$", text):
-        value = next((value for _, value in expected if value), None) or _given(message)
+        value = next((value for _, value in expected if value), None)
+        value = value or _given(text) or _given(message)
         types = ", or ".join(dict.fromkeys(_readable(kind) for kind, _ in expected))
         if value == "None" and "NoneType" in message:  # as jsonargparse reads a null below a group
             group = prefix.rpartition(".")[0]
@@ -209,9 +218,11 @@ def cause(error: BaseException) -> UserError | None:
     return None
 
 
-def _no_key(prefix: str, name: str, context: type | None, top: Iterable[str]) -> str:
+def _no_key(
+    prefix: str, name: str, context: type | None, top: Iterable[str], given_later: int = 0
+) -> str:
     key = f"{prefix}.{name}" if prefix else name
-    choices = sorted(_keys(prefix, context, top))
+    choices = sorted(_keys(prefix, context, top, given_later))
     if not choices:  # the mistake is further up
         name, choices = key.partition(".")[0], sorted(top)
     hint = nearest(name, choices)
@@ -232,8 +243,11 @@ def _no_class(prefix: str, name: str) -> str:
     )
 
 
-def _keys(prefix: str, context: type | None, top: Iterable[str]) -> set[str]:
-    """List the keys that exist below a prefix, given the class it leads into."""
+def _keys(prefix: str, context: type | None, top: Iterable[str], given_later: int) -> set[str]:
+    """List the keys that exist below a prefix, given the class it leads into.
+
+    The first ones of a class that is made later are not for the user to give.
+    """
     last = prefix.rpartition(".")[2]
     if not prefix:
         return set(top)
@@ -244,7 +258,7 @@ def _keys(prefix: str, context: type | None, top: Iterable[str]) -> set[str]:
     inner = _parameters(context).get(last)
     if inner is not None and dataclasses.is_dataclass(inner.default):
         return {field.name for field in dataclasses.fields(inner.default)}
-    return set(_parameters(context))
+    return {*list(_parameters(context))[given_later:]}
 
 
 def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:

@@ -295,6 +295,8 @@ def evaluate(cli: PixioCLI) -> int:
             say(f"recorded in {folder / results.FILE}")
         else:
             facts = {k: f"{v:.6g}" for result in logged for k, v in result.items()}
+            if facts and (protocol := getattr(cli.model, "protocol", "")):
+                facts["protocol"] = protocol
             say(block(cli.verb, facts or {"nothing": "was logged"}))
         for name, reason in getattr(cli.datamodule, "bad", {}).items():
             say(f"unusable: {visible(name)} ({reason})")

@@ -6,7 +6,7 @@ patches, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,13 +87,18 @@ class DenseDecoder(nn.Module):
         taps: Layers it reads.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, taps: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, taps: int) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.taps = in_channels, out_channels, taps
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return the map `(B, K, H, W)` for a size (H, W)."""
         raise NotImplementedError
+
+
+# A decoder that still has to be told its channels and taps, which are the head's to give: how
+# jsonargparse reads a class with init_args.
+MakeDecoder = Callable[[int, int, int], DenseDecoder]
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -135,11 +140,11 @@ class LinearDecoder(DenseDecoder):
         self,
         in_channels: int,
         out_channels: int,
-        *,
         taps: int = 1,
+        *,
         positions: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, taps=taps)
+        super().__init__(in_channels, out_channels, taps)
         if positions and min(positions) < 1:
             raise UserError(
                 f"decoder.positions is {list(positions)}, but expected height and width, 1 or more"
@@ -284,12 +289,12 @@ class DPTDecoder(DenseDecoder):
         self,
         in_channels: int,
         out_channels: int,
-        *,
         taps: int = 4,
+        *,
         features: int = 256,
         stages: tuple[int, int, int, int] = (256, 512, 1024, 1024),
     ) -> None:
-        super().__init__(in_channels, out_channels, taps=taps)
+        super().__init__(in_channels, out_channels, taps)
         if taps != 4:
             raise UserError(
                 f"DPTDecoder reads four layers, but the backbone taps {taps}: "

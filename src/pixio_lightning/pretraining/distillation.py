@@ -107,6 +107,12 @@ class Distillation(Pretraining):
         for name, student in self.students.items():
             self._blocks(name, student, grid)
 
+    @property
+    def protocol(self) -> str:
+        """How far tokens are from the teacher's, and how much of an image each student sees."""
+        hidden = ", ".join(f"{s.mask_ratio:.4g} from {n}" for n, s in self.students.items())
+        return f"{self.distance} distance, weighting {self.weighting}; hidden: {hidden}"
+
     def build(self, backbone: Backbone) -> nn.ModuleDict:
         """Return the students; each starts from random numbers of its own."""
         return nn.ModuleDict(

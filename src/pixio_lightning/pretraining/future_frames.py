@@ -76,6 +76,11 @@ class FuturePrediction(PatchPrediction):
         if self.hide < 1:
             count_blocks(grid, self.mask_grid, self.hide, key="model.hide")
 
+    @property
+    def protocol(self) -> str:
+        """What is predicted, and how much of the future frame is hidden."""
+        return self.told_task(self.hide, self.mask_grid)
+
     def read_data_attributes(self, data: Any) -> None:
         """Refuse data without pairs of frames.
 

@@ -99,6 +99,11 @@ class PixelPretraining(PatchPrediction):
         """Refuse a grid whose patches are not whole blocks, or all or none of which are hidden."""
         count_blocks(grid, self.mask_grid, self.mask_ratio)
 
+    @property
+    def protocol(self) -> str:
+        """What is predicted, and how much is hidden."""
+        return self.told_task(self.mask_ratio, self.mask_grid)
+
     def build(self, backbone: Backbone) -> MaeDecoder:
         """Return the decoder, sized by the backbone."""
         decoder = MaeDecoder(

@@ -62,6 +62,11 @@ class Pretraining(BackboneModule):
         """Refuse a grid of patches that a mask does not fit."""
         raise NotImplementedError
 
+    @property
+    def protocol(self) -> str:
+        """One line on what the held-out loss is of; losses of other lines may not be compared."""
+        return ""
+
     def fixed_draw(self, batch: dict[str, Any]) -> RandomKey:
         """Return the random key of held-out samples."""
         return RandomKey(batch["key"], self.seed, _FIXED_STEP)

@@ -73,6 +73,11 @@ class PatchPrediction(Pretraining):
             {n: SumMetric(nan_strategy="disable") for n in names}
         )
 
+    def told_task(self, share: float, block: int) -> str:
+        """Return what is predicted, where so much of an image is hidden in blocks of that side."""
+        what = "pixels normalised by patch" if self.norm_pix else "plain pixels"
+        return f"{what}, {share:.4g} of each image hidden in blocks of {block} x {block} patches"
+
     def hidden_target(self, pixels: Tensor, mask: Mask) -> Tensor:
         """Return what is to be predicted of patches `(B, N, V)`: the hidden ones `(B, m, V)`."""
         target = gather_tokens(pixels, mask.hide)
