@@ -27,7 +27,8 @@ from pixio_lightning.cli.bench.given import over_backbones, read_places, with_da
 from pixio_lightning.cli.bench.suite import check as check_suite
 from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.help_pages import RUN_VERBS, VERBS
-from pixio_lightning.cli.main import LightParser, main
+from pixio_lightning.cli.light_parser import LightParser
+from pixio_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = ("recipes", "results")  # by docs/conf.py, of headers and tables that have their own tests

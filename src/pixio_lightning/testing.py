@@ -20,11 +20,14 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.errors import UserError
 from pixio_lightning.models.weights import read as weights
 from pixio_lightning.training import results
 from pixio_lightning.training.base import BackboneModule
@@ -172,6 +175,47 @@ class HeadContract:
         again = self.run("validate", run, model__backbone__tune="frozen", **words)
         assert again["verb"] == "validate"
         assert again["metrics"] == pytest.approx(expected, nan_ok=True)
+
+    def test_a_picture_is_seen_as_evaluation_sees_it(
+        self, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`load(run).predict(file)` is what `pixio predict` makes of it through `data.prepare`.
+
+        A head that refuses single pictures, or reads more of a batch than an image, is skipped.
+        """
+        data = []
+        configure = BackboneModule.configure_model
+
+        def note(module: BackboneModule) -> None:
+            data.append(module.attached.datamodule)
+            configure(module)
+
+        path = copied / "last.ckpt"
+        with monkeypatch.context() as patch:
+            patch.setattr(BackboneModule, "configure_model", note)
+            self.run("validate", copied, model__backbone__tune="frozen", ckpt_path=path)
+        head: Any = load(path)
+        json.dumps(head.output_config)  # plain data, which an export can carry
+        file, shape = tmp_path / "picture.png", (64, 96, head.backbone.channels)
+        pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+        Image.fromarray(pixels.squeeze()).save(file)
+        try:
+            head.prepared(pixels)
+        except UserError as error:
+            pytest.skip(f"it refuses single pictures: {error}")
+        seen = np.array(data[-1].prepare({"image": pixels})["image"])
+        image = torch.from_numpy(seen).movedim(-1, 0)[None]
+        try:
+            with torch.no_grad():
+                expected = head.predicted_to_show({"image": image, "size": tuple(seen.shape[:2])})
+        except KeyError as error:
+            pytest.skip(f"it reads {error} beside the image")
+        found = head.predict(file)
+        torch.testing.assert_close(
+            found,
+            expected,
+            msg=lambda text: f"{text}\nLet `prepared` do what the data's `prepare` does.",
+        )
 
     def test_a_missing_tensor_of_the_head_is_an_error(
         self, copied: Path, capsys: pytest.CaptureFixture[str]

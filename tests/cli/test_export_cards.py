@@ -41,8 +41,10 @@ def exported(
     monkeypatch.chdir(where)
     assert main(["export", str(source), "--to", form, "--out", out]) == 0
     path = Path(out)
-    readme = (path.parent / f"{path.stem}.README.md") if path.suffix else path / "README.md"
-    text = readme.read_text()
+    beside = path.parent / f"{path.stem}.README.md"
+    text = (path / "README.md" if path.is_dir() else beside).read_text()
+    assert f"# {path.name if path.is_dir() else path.stem}\n" in text
+    assert not (path.is_dir() and beside.exists())
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(snippet, names)
@@ -59,6 +61,7 @@ def exported(
         ("transformers", "tiny-hf", "transformers"),
         ("timm", "tiny-timm", "timm"),
         ("onnx", "tiny.onnx", "onnx"),
+        ("timm", "tiny.v1.0", "timm"),  # a folder, whatever its name looks like
     ],
 )
 def test_an_encoder(

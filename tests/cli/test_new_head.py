@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from pixio_lightning.cli.new_head import create
 from pixio_lightning.errors import UserError
+from pixio_lightning.testing import HeadContract
+
+
+@pytest.fixture(scope="module")
+def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The data module of a generated head."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(create("ascent", tmp_path_factory.mktemp("ascent")) / "src")
+        yield importlib.import_module("pixio_ascent.data")
 
 
 def test_no_word_of_the_template_is_left(tmp_path: Path) -> None:
@@ -28,6 +40,22 @@ def test_no_word_of_the_template_is_left(tmp_path: Path) -> None:
 def test_names_that_do_not_fit(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot name a head|is taken by pixio-lightning"):
         create(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lightning", "the distribution pixio-lightning, of which .* would be replaced: choose"),
+        ("heads", "the package pixio_heads, which is there already"),
+        ("pretrain", "recipes called pretrain/..., as pixio-lightning does: choose another name"),
+    ],
+)
+def test_a_project_that_would_replace_what_is_installed_is_refused(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        create(name, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -55,3 +83,59 @@ def test_the_generated_data_reads_what_its_readme_says(
     assert data.prepare(plain.load(1)).keys() == {"image"}
     readme = (tmp_path / "pixio-gradient/README.md").read_text()
     assert "`DIR/train` and `DIR/val` hold images, and each a `targets.csv`" in readme
+
+
+def test_a_generated_head_sees_a_picture_as_its_data_does_and_the_contract_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = create("incline", tmp_path) / "src"
+    monkeypatch.syspath_prepend(source)
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    head = importlib.import_module("pixio_incline").Incline
+
+    class Contract(HeadContract):
+        recipe = str(source / "pixio_incline/recipes/incline/demo.yaml")
+        overrides = (
+            *("--model", "pixio_incline.head.Incline", "--data", "pixio_incline.data.InclineData"),
+            *("--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"),
+        )
+
+    contract, run = Contract(), tmp_path / "run"
+    contract.run("fit", run, model__backbone__tune="frozen")
+
+    def ask(name: str) -> None:
+        (tmp_path / name).mkdir()
+        copied = Path(shutil.copytree(run, tmp_path / name / "run"))
+        contract.test_a_picture_is_seen_as_evaluation_sees_it(copied, tmp_path, monkeypatch)
+
+    ask("as it is")
+    monkeypatch.delattr(head, "prepared")
+    with pytest.raises(AssertionError, match="Let `prepared` do what"):
+        ask("without")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (b"name,target\na.png,1\n", "line 1: there is no column .file.; expected file,target"),
+        (b"file,angle\na.png,1\n", "line 1: there is no column .target.; expected"),
+        (b"file,target\na.png,1\nb.png,high\n", "line 3: .*'high'; expected .* a number"),
+        (b"file,target\na.png,1\nb.png\n", "line 3: .* a number in target"),
+        (b"file,target\na.png,1\n\xff.png,2\n", "expected file,target"),
+        (b"file,target\n", "lists no image"),
+        (b"", "lists no image"),
+    ],
+)
+def test_mistakes_of_the_generated_table_are_one_line(
+    table: bytes, message: str, generated_data: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "targets.csv").write_bytes(table)
+    with pytest.raises(UserError, match=message) as caught:
+        generated_data.TableSamples(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_generated_table_may_come_from_excel(generated_data: Any, tmp_path: Path) -> None:
+    text = "file,target\r\nä.png,1.5\r\n".encode("utf-8-sig")
+    (tmp_path / "targets.csv").write_bytes(text)
+    assert generated_data.TableSamples(tmp_path).rows == [("ä.png", 1.5)]

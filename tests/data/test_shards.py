@@ -125,7 +125,7 @@ def test_packing_goes_on_after_a_kill_and_names_what_it_leaves_out(tmp_path: Pat
 def test_tar_shards_are_packed_one_to_one(tmp_path: Path) -> None:
     tars = pack(tmp_path / "tars", 50, kind="tar")
     out = tmp_path / "out"
-    packed = pack_folder(str(tmp_path / "tars"), out, rows=1, group=7, shuffled=True, jobs=1)
+    packed = pack_folder(str(tmp_path / "tars"), out, rows=None, group=7, shuffled=True, jobs=1)
     assert everything(packed) == everything(tars)
     assert [shard.rows for shard in packed.shards] == [shard.rows for shard in tars.shards]
 
@@ -140,7 +140,7 @@ def test_a_shard_without_an_image_counts_for_nothing(kind: str, tmp_path: Path) 
     index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
     assert [shard.path for shard in index.shards] == [shard.path for shard in whole.shards]
     assert not index.damaged
-    packing = {"rows": 1, "group": 7, "shuffled": True, "jobs": 1}
+    packing = {"rows": None, "group": 7, "shuffled": True, "jobs": 1}
     packed = pack_folder(str(tmp_path / "shards"), tmp_path / "out", **packing)
     assert everything(packed) == everything(whole)
     with pytest.raises(UserError, match="holds no image: its shards are empty"):
@@ -187,6 +187,18 @@ def test_mistakes_of_pixio_shard_are_one_line(
     assert main(["shard", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_options_of_pictures_are_refused_for_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pack(tmp_path / "tars", 12, kind="tar")
+    for option in (["--rows", "4"], ["--rows", "10000"], ["--in-order"]):
+        assert main(["shard", "tars", "out", *option]) == 2
+        error = capsys.readouterr().err
+        assert f"{' '.join(option)} is of pictures, but 'tars' holds shards" in error
+        assert error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 # --- the index ------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def contents(index: ShardIndex) -> list[bytes]:
 
 
 def packed(source: Path, out: Path, **options: str) -> ShardIndex:
-    return pack(str(source), out, rows=10, group=5, shuffled=False, jobs=1, **options)  # type: ignore[arg-type]
+    return pack(str(source), out, rows=None, group=5, shuffled=True, jobs=1, **options)  # type: ignore[arg-type]
 
 
 # --- what is no shard -------------------------------------------------------------------------

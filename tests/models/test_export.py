@@ -177,7 +177,10 @@ def test_command_line(checkpoint, tmp_path, monkeypatch, capsys):
     assert main(["last-timm", "--to", "transformers", "--out", "t"]) == 0
     assert "decoder: no" in capsys.readouterr().out
     assert digest(read("t").encoder) == digest(read("last.ckpt").encoder)
-    for argv in (["last.ckpt", "--to", "tim"], ["last.ckpt", "--out", "x.pth"], []):
+    for choice in (["--to", "tim"], ["--dtype", "float6"]):
+        with pytest.raises(UserError, match="did you mean '(timm|float16)'"):
+            main(["last.ckpt", *choice])
+    for argv in (["last.ckpt", "--out", "x.pth"], []):
         with pytest.raises(UserError):
             main(argv)
 

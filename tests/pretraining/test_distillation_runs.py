@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import tiny_run
 import torch
@@ -144,6 +146,42 @@ def test_a_student_is_exported_and_read_back(
     for form, name in (("safetensors", "other.safetensors"), ("timm", "other-timm")):
         assert main(["export", source, "--to", form]) == 0
         assert Backbone(weights=name).digest == Backbone(weights=source).digest
+
+
+def test_onnx_of_a_student_is_the_student_and_not_its_teacher(
+    run: Path, teacher: Path, tmp_path: Path, monkeypatch, capsys, images: torch.Tensor
+) -> None:
+    """Also where its teacher is no more; of several, one is named, as for the other formats."""
+    monkeypatch.chdir(tmp_path)
+    copy = Path(shutil.copytree(run, tmp_path / "copied"))
+    stored = torch.load(copy / "last.ckpt", weights_only=True)
+    stored["pixio"]["config"]["init_args"]["backbone"]["weights"] = "moved.ckpt"
+    torch.save(stored, copy / "last.ckpt")
+    for form in ("onnx", "safetensors"):
+        assert main(["export", "copied", "--to", form, "--out", f"x.{form}"]) == 2
+        assert "holds 2 students: name one" in capsys.readouterr().err
+    source = f"{copy / 'last.ckpt'}:other"
+    assert main(["export", source, "--to", "onnx"]) == 0
+    student = Backbone(weights=source)
+    session = onnxruntime.InferenceSession("other.onnx", providers=["CPUExecutionProvider"])
+    patches = session.run(["patches"], {"images": images.numpy()})[0]
+    with torch.no_grad():
+        expected = student(images).layers[-1].patches
+    assert patches.shape[1] == student.embed_dim == 12
+    torch.testing.assert_close(torch.from_numpy(patches), expected, rtol=1e-3, atol=1e-4)
+    count = sum(p.numel() for p in student.parameters())
+    assert (
+        f"| encoder | pixio_vitt16, {count:,} parameters |" in Path("other.README.md").read_text()
+    )
+
+
+def test_onnx_of_a_run_with_one_student(teacher: Path, tmp_path: Path, capsys) -> None:
+    recipe, out = write_recipe(tmp_path, teacher, "only"), tmp_path / "run"
+    assert tiny_run.fit(recipe, out, "--trainer.max_steps", 1) == 0
+    capsys.readouterr()
+    words = ["export", str(out), "--to", "onnx", "--out", str(tmp_path / "only.onnx")]
+    assert main(words) == 0
+    assert "patches: (B, 12, 4, 4)" in capsys.readouterr().out
 
 
 def test_a_head_learns_on_a_student(run: Path, tmp_path: Path) -> None:

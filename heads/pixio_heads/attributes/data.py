@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pixio_heads.attributes.samples import (
     Columns,
     PlainImages,
@@ -11,6 +14,7 @@ from pixio_heads.attributes.samples import (
     TableAttributes,
     read_table,
     scene_columns,
+    scene_units,
 )
 from pixio_lightning.data import (
     FolderSource,
@@ -64,6 +68,11 @@ class AttributeData(SampleData):
         """Return the names of the attributes with the names of their numbers."""
         return scene_columns(self.scenes) if self.source == "scenes" else self._read()[1]
 
+    @property
+    def units(self) -> dict[str, str]:
+        """Return the units of attributes that have one; a table says none."""
+        return scene_units(self.scenes) if self.source == "scenes" else {}
+
     def contents(self) -> dict[str, str]:
         """Return what the data hold, and the attributes."""
         kinds = [f"{n} ({len(c)} kinds)" if len(c) > 3 else n for n, c in self.attributes.items()]
@@ -78,7 +87,7 @@ class AttributeData(SampleData):
     def open(self, split: str) -> Samples:
         """Return the samples of a split; to predict, all images of the folder."""
         if self.source == "scenes":
-            return SceneAttributes("train" if split == "train" else "val", self.scenes)
+            return SceneAttributes(split, self.scenes)
         root = existing_folder(self.path or "", "data.path")
         if split == "predict":
             return PlainImages(FolderSource(root), max_megapixels=self.max_megapixels)
@@ -86,6 +95,10 @@ class AttributeData(SampleData):
 
     def prepare(self, sample: Sample) -> Sample:
         """Return the centre of the image."""
-        height, width = sample["image"].shape[:2]
-        view = cut(sample["image"], centre_crop(width, height), self.image_size)
-        return sample | {"image": view}
+        return sample | {"image": centre(sample["image"], self.image_size)}
+
+
+def centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return the centre of an image `(H, W, 3)`, its whole short side, at a size."""
+    height, width = image.shape[:2]
+    return cut(image, centre_crop(width, height), side)

@@ -8,11 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from pixio_heads.attributes import picture
+from pixio_heads.attributes.data import centre
 from pixio_heads.attributes.metrics import Explained
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Backbone, Features, ridge
@@ -36,6 +39,7 @@ class Attributes(Head):
     """
 
     data_attributes = ("attributes",)
+    evaluation_attributes = ("image_size", "units")
     baseline_names = ("histogram", "random_init", "shuffled")
 
     def __init__(self, backbone: Backbone, *, samples: int | None = 4000, seed: int = 0) -> None:
@@ -72,6 +76,27 @@ class Attributes(Head):
             f"ridge regression from normed tokens, penalty by a held-back fifth, {many} training "
             "images; share of variance explained, around the training mean"
         )
+
+    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the centre that evaluation sees; of a head that has met no data, all."""
+        side = self.evaluation_side
+        return pixels if side is None else centre(pixels, side)
+
+    @property
+    def evaluation_side(self) -> int | None:
+        """Side of the centre that is seen."""
+        return self.evaluation_info.get("image_size")
+
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return the readings, and the numbers of every attribute with their units."""
+        first = "mean of class tokens" if self.backbone.n_cls_tokens else "patches"
+        return {
+            "values": "numbers of attributes, from each reading",
+            "readings": [first, *self.readings[1:]],
+            "numbers": [name for own in self._columns.values() for name in own],
+            "units": dict(self.evaluation_info.get("units", {})),
+        }
 
     # --- readings and maps --------------------------------------------------------------------
 
@@ -165,11 +190,7 @@ class Attributes(Head):
         """Fit the maps, which nothing stored, and begin the table."""
         super().on_predict_start()
         self.on_validation_start()
-        if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir) / "predictions"
-            for left in folder.glob("attributes*.csv"):
-                left.unlink()
-        self.trainer.strategy.barrier("attributes")
+        self.begin_table("attributes")
 
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
         """Add a line for each image to attributes.csv; other processes have tables of their own."""

@@ -60,6 +60,20 @@ def scene_columns(scenes: Scenes) -> Columns:
     }
 
 
+def scene_units(scenes: Scenes) -> dict[str, str]:
+    """Return the units of the attributes of rendered scenes, see `SceneAttributes`."""
+    units = {
+        "place": "1 of the kind it is, else 0",
+        "outdoor": "1 or 0",
+        "camera_pitch": "degrees above the horizon",
+        "camera_height": "metres above the floor",
+        "light_direction": "unit vector in the camera's axes",
+        "light_contrast": "natural logarithm of all lights over the ambient one",
+        "things": "count",
+    }
+    return {name: units[name] for name in scene_columns(scenes)}
+
+
 @lru_cache(maxsize=64)
 def _lights(seed: int, places: tuple[str, ...] | None) -> tuple[NDArray[np.float64], float]:
     """Return where a scene's strongest light stands `(3,)`, and its light over the ambient one."""
@@ -78,7 +92,7 @@ class SceneAttributes:
     one. `things` counts what stands in view and fills a five-hundredth of it.
 
     Args:
-        split: `train` or `val`.
+        split: As of `SceneSamples`.
         scenes: How many scenes and views.
     """
 
@@ -87,7 +101,7 @@ class SceneAttributes:
     def __init__(self, split: str, scenes: Scenes) -> None:
         fields = (*self._fields, "cam2world", "object_id", "class_id")
         self.views = SceneSamples(split, scenes, fields)
-        self.split, self.places, self.columns = split, scenes.places, scene_columns(scenes)
+        self.places, self.columns = scenes.places, scene_columns(scenes)
 
     def __len__(self) -> int:
         return len(self.views)
@@ -97,7 +111,7 @@ class SceneAttributes:
 
     def load(self, index: int) -> Sample:
         view = self.views.load(index)
-        position, contrast = _lights(scene_seed(self.split, int(view["scene"])), self.places)
+        position, contrast = _lights(scene_seed(self.views.split, int(view["scene"])), self.places)
         pose = view["cam2world"]
         towards = pose[:3, :3].T @ (position - pose[:3, 3])
         shell = np.isin(view["class_id"], [SCENE_CLASSES.index(name) for name in _SHELL])
@@ -222,7 +236,7 @@ class TableAttributes:
 
     def digest(self) -> str:
         files = digest_of_files(self.root, map(self.name, range(len(self))))
-        return digest_of("attributes", self.split, files, self.rows[self.indices].tobytes().hex())
+        return digest_of("attributes", files, self.rows[self.indices].tobytes().hex())
 
 
 class PlainImages(Images):

@@ -5,18 +5,17 @@ Shapes: B batch, M images the backbone sees for a batch, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixio_heads.depth import losses
+from pixio_heads.depth.maps import enlarged, write_map
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
-from pixio_lightning.data import encode_png, unit_of
+from pixio_lightning.data import unit_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
@@ -45,7 +44,7 @@ class _DepthHead(Head):
 
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel."""
-        return self.make_decoder(backbone.dense_dim, 1, len(backbone.tapped))
+        return self.make_decoder(backbone.dense_dim, 1, taps=len(backbone.tapped))
 
     def decoded(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Return the decoder's map `(M, 1, H, W)` in float32: bfloat16 is too coarse from here."""
@@ -156,6 +155,16 @@ class Depth(DenseHead, _DepthHead):
         """Return the mean depth `(B, H, W)` of the windows that overlap."""
         return mean[:, 0]
 
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return the unit and the greatest depth."""
+        return {
+            "values": "depth",
+            "unit": "metres",
+            "activation": "sigmoid times the greatest, applied",
+            "greatest": self.data_info["max_depth"],
+        }
+
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the scale-invariant logarithmic loss."""
         return {
@@ -223,37 +232,14 @@ class Depth(DenseHead, _DepthHead):
         """
         unit = unit_of(self.data_info["max_depth"]) if self.files == "png" else None
         for name, image, depth in zip(batch["name"], batch["image"], prediction, strict=True):
-            large = _enlarged(depth, image.shape[-2:])
+            large = enlarged(depth, image.shape[-2:])
             write_map(output_path(folder, name, f".{self.files}"), large, unit=unit)
             high = visualize.quantile(depth, 0.98)
             picture = visualize.as_shown(image)
-            shown = visualize.colour(_enlarged(depth, picture.shape[-2:]) / high, "depth")
+            shown = visualize.colour(enlarged(depth, picture.shape[-2:]) / high, "depth")
             legend = visualize.Legend("depth", 0, float(f"{high:.3g}"), "m", "depth")
             panel = visualize.Panel([[picture, shown]], ["image", "depth"], legends=(legend,))
             self.show(folder, name, panel)
-
-
-def _enlarged(depth: Tensor, size: Sequence[int]) -> Tensor:
-    """Return a map `(H, W)` at the size of its image."""
-    if depth.shape == tuple(size):
-        return depth
-    return F.interpolate(depth[None, None], tuple(size), mode="bilinear")[0, 0]
-
-
-def write_map(path: Path, depth: Tensor, *, unit: float | None = None) -> None:
-    """Write a depth map: as 16-bit PNG that says its unit in a text field, or as float32 npy.
-
-    Args:
-        path: Where to.
-        depth: `(H, W)` in metres.
-        unit: Metres per unit of a PNG, see `unit_of`; None for npy.
-    """
-    array = depth.detach().float().cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if unit is None:
-        np.save(path, array)
-    else:
-        path.write_bytes(encode_png(array, unit=unit))
 
 
 class RelativeDepth(_DepthHead):
@@ -315,6 +301,21 @@ class RelativeDepth(_DepthHead):
         """Return what decides the size of images in evaluation."""
         return {"image_size": self.image_size}
 
+    @property
+    def evaluation_side(self) -> int:
+        """Side that square images are brought to, a multiple of the pixels of a token."""
+        step = self.backbone.stride
+        return max(1, round(self.image_size / step)) * step
+
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return that it is disparity, and what is not known of it."""
+        return {
+            "values": "disparity, greater is nearer",
+            "unit": "none: known up to an affine map, scale and shift",
+            "activation": "none",
+        }
+
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return disparity `(B, H, W)` up to scale and shift, float32."""
         return self.decoded(features, batch["size"])[:, 0]
@@ -370,7 +371,7 @@ class RelativeDepth(_DepthHead):
             write_map(output_path(folder, name, ".npy"), disparity)
             low, high = disparity.min(), disparity.max()
             picture = visualize.as_shown(image)
-            shown = _enlarged(
+            shown = enlarged(
                 1 - (disparity - low) / (high - low).clamp_min(1e-6), picture.shape[-2:]
             )
             row = [picture, visualize.colour(shown, "depth")]

@@ -73,7 +73,7 @@ class Segmentation(DenseHead):
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel for each class."""
         channels = self.data_info["num_classes"]
-        return self.make_decoder(backbone.dense_dim, channels, len(backbone.tapped))
+        return self.make_decoder(backbone.dense_dim, channels, taps=len(backbone.tapped))
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -89,6 +89,15 @@ class Segmentation(DenseHead):
     def from_mean(self, mean: Tensor) -> Tensor:
         """Return scores `(B, K, H, W)`, the logarithms of the mean probabilities."""
         return mean.clamp_min_(torch.finfo(mean.dtype).tiny).log_()
+
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return what the scores are, and the classes in their order."""
+        return {
+            "values": "natural logarithms of the classes' probabilities",
+            "activation": "softmax and logarithm, applied",
+            "class_names": list(self.data_info["class_names"]),
+        }
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the labelled pixels."""
@@ -119,7 +128,7 @@ class Segmentation(DenseHead):
         return f"{self.metrics().protocol}; windows of {self.window} px every {self.stride}"
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
-        """Return the most frequent class of the training set, and that of every position."""
+        """Return the most frequent class of all training pixels, and that of every position."""
         num_classes = self.data_info["num_classes"]
         # One row more, for pixels without a class.
         counts = torch.zeros(num_classes + 1, _THUMBNAIL[0] * _THUMBNAIL[1], dtype=torch.long)
@@ -133,7 +142,7 @@ class Segmentation(DenseHead):
             counts.scatter_add_(0, small.clamp_max(num_classes), torch.ones_like(small))
         self._look_at(pixels, samples)
         counts = counts[:-1]
-        majority = counts.sum(1).argmax()
+        majority = pixels[:num_classes].argmax()  # of pixels, as what is scored
         majority_map = torch.where(counts.sum(0) > 0, counts.argmax(0), majority)
         return {"majority": majority, "majority_map": majority_map.view(_THUMBNAIL)}
 

@@ -6,7 +6,6 @@ that can be seen from the words alone cost a tenth of a second.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import select
@@ -18,25 +17,15 @@ import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pixio_lightning import __version__
 from pixio_lightning.cli import help_pages, recipes
 from pixio_lightning.cli.help_pages import VERBS
+from pixio_lightning.cli.light_parser import LightParser
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest, visible, visible_lines
 from pixio_lightning.files import expanded, plugins
-
-
-class LightParser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line."""
-
-    def __init__(self, prog: str, *, description: str, usage: str | None = None) -> None:
-        super().__init__(prog, description=description, usage=usage, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        usage = " ".join(self.format_usage().split())
-        raise UserError(f"{message} ({usage})")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -280,7 +269,7 @@ def shard(argv: list[str]) -> int:
         help="folder of JPEG, PNG, WebP, TIFF, BMP at any depth, or of parquet or tar shards",
     )
     parser.add_argument("out", type=expanded, nargs="?", help="folder for the shards")
-    parser.add_argument("--rows", type=int, default=10_000, help="images of a shard (%(default)s)")
+    parser.add_argument("--rows", type=int, help="images of a shard (10000)")
     parser.add_argument("--group", type=int, default=100, help="of a row group (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
     parser.add_argument("--split", help="which shards, where their names tell, such as train")
@@ -304,8 +293,8 @@ def shard(argv: list[str]) -> int:
         shards, digests = verify(options.source, jobs=options.jobs)
         print(f"{shards} shards are what the index says; it has the digests of {digests}")
         return 0
-    out, shuffled = Path(options.out), not options.in_order
-    common: dict[str, Any] = {"rows": options.rows, "shuffled": shuffled, "jobs": options.jobs}
+    out = Path(options.out)
+    common: dict[str, Any] = {"shuffled": not options.in_order, "jobs": options.jobs}
     images_only, clips_only = ("group", "split"), ("fps", "seconds", "side")
     for name in images_only if options.clips else clips_only:
         if getattr(options, name) != parser.get_default(name):
@@ -313,14 +302,17 @@ def shard(argv: list[str]) -> int:
     what, recipe = "", "pretrain/folder"
     if options.clips:
         from pixio_lightning.data.clips.pack import Form, pack_clips
+        from pixio_lightning.data.shards.pack import ROWS
 
+        common["rows"] = ROWS if options.rows is None else options.rows
         form = Form(options.fps, options.seconds, options.side)
         index, count = pack_clips(options.source, out, form, **common)
         what, recipe = f" of {count} clips", "video/shards"
     else:
         from pixio_lightning.data.shards.pack import pack
 
-        index = pack(options.source, out, split=options.split, group=options.group, **common)
+        common |= {"rows": options.rows, "split": options.split, "group": options.group}
+        index = pack(options.source, out, **common)
     size = sum(entry.size for entry in index.shards) / 1e6
     print(f"{index.rows} images{what} in {len(index.shards)} shards, {size:.1f} MB, in {out}")
     for name, reason in index.skipped:

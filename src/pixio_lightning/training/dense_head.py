@@ -144,6 +144,11 @@ class DenseHead(Head):
         """Return what decides how images are cut."""
         return {"window": self.window, "stride": self.stride}
 
+    @property
+    def evaluation_side(self) -> int:
+        """Side of a window in pixels."""
+        return self.window
+
     def _stride(self, blend: bool) -> int:
         return min(self.stride, self.window // 2) if blend else self.stride
 

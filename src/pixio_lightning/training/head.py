@@ -125,6 +125,19 @@ class Head(TaskModule):
             )
         return {}
 
+    @property
+    def evaluation_side(self) -> int | None:
+        """Side in pixels of the square images that evaluation sees; None if sizes are their own."""
+        return None
+
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return, as plain data, what the numbers of a prediction are: `values`, `unit`, ...
+
+        An exported file carries it, whose reader has nothing else to know them by.
+        """
+        return {}
+
     def baselines(self, batch: Batch) -> dict[str, Any]:
         """Return for each name in `baseline_names` what it would predict without looking."""
         return {}
@@ -179,9 +192,17 @@ class Head(TaskModule):
         own = self.backbone
         if not self._untrained:
             layers, args = list(own.tapped), own.model_args
-            random = Backbone(own.name, weights="random:0", layers=layers, model_args=args)
-            self._untrained = [random.to(self.device)]
-        return self._untrained[0](self.inputs(images), normalized=True).only(self.reads)
+            self._untrained = [
+                Backbone(
+                    own.name,
+                    weights="random:0",
+                    layers=layers,
+                    dense_cls=own.dense_cls,
+                    model_args=args,
+                )
+            ]
+        random = self._untrained[0].to(images.device)
+        return random(self.inputs(images), normalized=True).only(self.reads)
 
     def predicted(self, batch: Batch) -> Any:
         """Return the prediction that is scored or written."""
@@ -227,6 +248,18 @@ class Head(TaskModule):
             prediction = predicted(move_data_to_device(taken_by(self.device, batch), self.device))
         self.train(was_training)
         return prediction
+
+    def begin_table(self, name: str) -> None:
+        """Remove tables of earlier predictions, before any process writes a line.
+
+        Args:
+            name: What their names in `predictions/` begin with; each process has one of its own.
+        """
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir) / "predictions"
+            for left in folder.glob(f"{name}*.csv"):
+                left.unlink()
+        self.trainer.strategy.barrier(name)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

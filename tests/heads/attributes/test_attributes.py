@@ -197,6 +197,20 @@ def test_the_digest_follows_pictures_and_table(tmp_path: Path) -> None:
     assert not digests() & first
 
 
+def test_a_head_says_what_its_numbers_are_and_sees_pictures_as_its_data_does() -> None:
+    data = AttributeData("scenes", scenes=Scenes(2, 2, views=1, size=32))
+    head = Attributes(Backbone("pixio_vitt16", weights="random:0", model_args=SMALL))
+    head.read_data_attributes(data)
+    said = json.loads(json.dumps(head.output_config))
+    assert said["readings"][0] == "mean of class tokens" and said["readings"][-1] == "patches"
+    assert said["units"]["camera_pitch"] == "degrees above the horizon"
+    assert said["units"].keys() == data.attributes.keys()
+    assert said["numbers"] == [name for own in data.attributes.values() for name in own]
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    assert np.array_equal(head.prepared(picture), data.prepare({"image": picture})["image"])
+    assert head.evaluation_side == 32 and head.prepared(picture).shape == (32, 32, 3)
+
+
 def test_readings_of_backbones_with_few_class_tokens() -> None:
     def head(k: int) -> Attributes:
         args = SMALL | {"n_cls_tokens": k}

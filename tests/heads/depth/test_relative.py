@@ -44,6 +44,15 @@ def test_an_affine_map_of_the_true_disparity_is_without_error_in_both_spaces() -
     assert metric.compute()["abs_rel"] > 0.01
 
 
+def test_it_says_what_its_numbers_are_and_of_what_size() -> None:
+    made = head(image_size=250)
+    assert "affine map" in made.output_config["unit"]
+    made.backbone.load()
+    side = made.evaluation_side
+    seen = made.eval().inputs(torch.zeros(1, 3, 250, 250, dtype=torch.uint8))
+    assert seen.shape[-2:] == (side, side) == (256, 256)
+
+
 def test_sizes_and_ranges_that_leave_nothing_are_refused() -> None:
     for size in (0, -16):
         with pytest.raises(UserError, match=f"model.image_size is {size}, but expected at least"):

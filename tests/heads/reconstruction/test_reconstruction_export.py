@@ -198,6 +198,21 @@ def test_colmap_reads_the_same_cameras_and_points(
     assert last.error < 1e-2
 
 
+@pytest.mark.parametrize("first", ["a b.jpg", "ab.jpg"])
+def test_no_model_of_an_earlier_export_is_left_in_the_other_form(
+    first: str, found: Reconstructed, tmp_path: Path
+) -> None:
+    """COLMAP would read the binary one of other pictures."""
+    (tmp_path / "sparse/0").mkdir(parents=True)
+    (tmp_path / "sparse/0/notes.txt").write_text("mine")
+    for name in (first, "ab.jpg" if " " in first else "a b.jpg"):
+        names = [name, *found.names[1:]]
+        export(found._replace(names=names), tmp_path, Export(formats=("colmap",)))
+        kind = ".bin" if " " in name else ".txt"
+        model = {f"{part}{kind}" for part in ("cameras", "images", "points3D")}
+        assert {path.name for path in (tmp_path / "sparse/0").iterdir()} == model | {"notes.txt"}
+
+
 def test_every_colmap_text_says_its_convention(folder: Path) -> None:
     for path in (folder / "sparse/0").iterdir():
         assert "world-to-camera in OpenCV axes" in path.read_text().splitlines()[0]

@@ -84,7 +84,8 @@ def export(
 
     Args:
         found: The reconstruction; it stays as it is.
-        folder: Made where it is missing; files of the same names are replaced.
+        folder: Made where it is missing; files of the same names are replaced, and so is a model
+            of COLMAP in its other form, text or binary.
         options: What to export.
         pictures: The original pictures, if they are files elsewhere than in `folder`.
 
@@ -109,6 +110,7 @@ def export(
     if "colmap" in formats:
         for name, data in colmap(found, cloud).items():
             files[f"sparse/0/{name}"] = lambda data=data: data  # type: ignore[misc]
+            _remove_other_form(folder / "sparse" / "0" / name)
     if "npz" in formats:
         files["reconstruction.npz"] = lambda: _arrays(found)
     if "depth" in formats:
@@ -125,6 +127,11 @@ def export(
     for name, make in files.items():
         write_bytes(folder / name, make())
     return [folder / name for name in files]
+
+
+def _remove_other_form(path: Path) -> None:
+    """Remove what COLMAP would read in place of a file that is to be written: .bin before .txt."""
+    path.with_suffix(".bin" if path.suffix == ".txt" else ".txt").unlink(missing_ok=True)
 
 
 def _arrays(found: Reconstructed) -> bytes:

@@ -6,13 +6,14 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from pixio_lightning.cli.export.card import beside, card
-from pixio_lightning.errors import UserError
+from pixio_lightning.cli.export.card import beside, card, output_lines
+from pixio_lightning.cli.light_parser import LightParser
+from pixio_lightning.errors import UserError, visible
 from pixio_lightning.files import expanded, write_text
 from pixio_lightning.models.weights.export import Format, export, identity
 from pixio_lightning.models.weights.key_names import pair
@@ -32,14 +33,13 @@ def _stem(source: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see pixio export --help")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run `pixio export CHECKPOINT [--to FORMAT] [--out PATH]`."""
-    parser = _Parser(prog="pixio export", description="Write an encoder for another library.")
+    parser = LightParser(
+        "pixio export",
+        description="Write an encoder for another library.",
+        usage="pixio export CHECKPOINT [options], see pixio export --help",
+    )
     parser.add_argument(
         "checkpoint", type=expanded, help="a file, a folder or hf:ORG/NAME[@REVISION]"
     )
@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
         return _to_onnx(args)
     if args.image_size is not None:
         raise UserError("--image-size goes with --to onnx: the other formats take any size")
-    of_run = chosen_checkpoint(Path(args.checkpoint))
-    weights = _licensed(read(str(of_run or args.checkpoint)), args.licence)
+    weights = _licensed(read(_chosen(args.checkpoint)), args.licence)
     if args.dtype:
         weights = _cast(weights, getattr(torch, args.dtype))
     ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
@@ -76,6 +75,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"left out: {len(weights.others)} tensors that belong to neither")
     print(f"licence of the weights: {licence_of(weights.source, weights.meta)}")
     return 0
+
+
+def _chosen(source: str) -> str:
+    """Return what is exported: of a run folder one checkpoint."""
+    return str(chosen_checkpoint(Path(source)) or source)
 
 
 def _cast(weights: Weights, dtype: torch.dtype) -> Weights:
@@ -119,9 +123,9 @@ def _readme(weights: Weights, form: str, out: Path) -> tuple[Path, str]:
     if not weights.decoder or form != "safetensors":
         del inside["decoder"]
     known = {key: text for key, text in inside.items() if text}
-    side, channels = max(pair(model.get("img_size", 224))), model.get("in_chans", 3)
-    text = card(weights.source, form, out, inside=known, side=side, channels=channels)
-    return beside(out), text
+    size, channels = pair(model.get("img_size", 224)), model.get("in_chans", 3)
+    text = card(weights.source, form, out, inside=known, size=size, channels=channels)
+    return beside(out, form), text
 
 
 def _count(state: Mapping[str, Tensor]) -> str:
@@ -132,16 +136,20 @@ def _to_onnx(args: argparse.Namespace) -> int:
     from pixio_lightning.cli.export import onnx  # loads the heads' part, which others do not need
 
     out = Path(args.out or _stem(args.checkpoint) + ".onnx")
-    if beside(out).exists():
-        raise UserError(f"{beside(out)} exists already: remove it or give another --out")
-    about = onnx.export(args.checkpoint, out, image_size=args.image_size)
-    channels, side = (int(number) for number in re.findall(r"\d+", about["images"])[1:3])
-    inside = {key: text for key, text in about.items() if key != "difference"}
-    text = card(args.checkpoint, "onnx", out, inside=inside, side=side, channels=channels)
-    write_text(beside(out), text)
+    readme = beside(out, "onnx")
+    if readme.exists():
+        raise UserError(f"{readme} exists already: remove it or give another --out")
+    source = _chosen(args.checkpoint)
+    about = onnx.export(source, out, image_size=args.image_size)
+    channels, height, width = (int(number) for number in re.findall(r"\d+", about["images"])[1:4])
+    difference, output = about.pop("difference"), about.pop("output", {})
+    text = card(
+        source, "onnx", out, inside=about, output=output, size=(height, width), channels=channels
+    )
+    write_text(readme, text)
     print(f"wrote {out} ({out.stat().st_size:,} bytes)")
-    print(f"wrote {beside(out)}: what is inside, and how to load it")
-    print(f"onnxruntime and torch differ by {about.pop('difference'):.1e} of the greatest value")
-    for key, value in about.items():
-        print(f"{key}: {value}")
+    print(f"wrote {readme}: what is inside, and how to load it")
+    print(f"onnxruntime and torch differ by {difference:.1e} of the greatest value")
+    for key, value in (about | output_lines(output, limit=5)).items():
+        print(visible(f"{key}: {value}"))
     return 0

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 from pixio_lightning.training.run_folder import Metrics
 
 _LIBRARY = {"safetensors": "pixio-lightning", "transformers": "transformers", "timm": "timm"}
+_FILES = ("safetensors", "onnx")  # the others are folders, whatever their name
 _KNOWN = ("apache-2.0", "cc-by-nc-4.0", "mit")  # licences by the names that the Hub has for them
 _LOAD = {
     "safetensors": """\
@@ -28,7 +30,7 @@ import torch
 from pixio_lightning import Backbone
 
 backbone = Backbone(weights="{name}")
-features = backbone(torch.zeros(1, {channels}, {side}, {side}, dtype=torch.uint8))
+features = backbone(torch.zeros(1, {channels}, {size}, dtype=torch.uint8))
 features.layers[-1].patches  # (B, C, h, w)
 features.layers[-1].cls  # (B, K, C)
 """,
@@ -37,7 +39,7 @@ import torch
 from transformers import PixioModel
 
 model = PixioModel.from_pretrained("{name}").eval()
-images = torch.zeros(1, {channels}, {side}, {side})  # from 0 to 1, less the mean, by the deviation
+images = torch.zeros(1, {channels}, {size})  # from 0 to 1, less the mean, by the deviation
 tokens = model(images).last_hidden_state  # (B, K + h*w, C): class tokens first
 """,
     "timm": """\
@@ -45,7 +47,7 @@ import timm
 import torch
 
 model = timm.create_model("local-dir:{name}", pretrained=True).eval()
-images = torch.zeros(1, {channels}, {side}, {side})  # from 0 to 1, less the mean, by the deviation
+images = torch.zeros(1, {channels}, {size})  # from 0 to 1, less the mean, by the deviation
 tokens = model.forward_features(images)  # (B, K + h*w, C): class tokens first
 """,
     "onnx": """\
@@ -53,20 +55,27 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{name}")
-images = np.zeros((1, {channels}, {side}, {side}), np.uint8)  # bytes of RGB, any number of images
+images = np.zeros((1, {channels}, {size}), np.uint8)  # bytes of RGB, any number of images
 outputs = session.run(None, {{"images": images}})
 names = [output.name for output in session.get_outputs()]
 """,
 }
 
 
-def beside(out: Path) -> Path:
+def beside(out: Path, form: str) -> Path:
     """Return where the README of an export lies: in its folder, or beside its file."""
-    return out.with_name(f"{out.stem}.README.md") if out.suffix else out / "README.md"
+    return out.with_name(f"{out.stem}.README.md") if form in _FILES else out / "README.md"
 
 
 def card(
-    source: str, form: str, out: Path, *, inside: Mapping[str, str], side: int, channels: int = 3
+    source: str,
+    form: str,
+    out: Path,
+    *,
+    inside: Mapping[str, str],
+    output: Mapping[str, Any] = MappingProxyType({}),
+    size: tuple[int, int],
+    channels: int = 3,
 ) -> str:
     """Return the text.
 
@@ -75,7 +84,8 @@ def card(
         form: One of the formats of `pixio export`.
         out: The file or folder that is written.
         inside: What it holds, by name; `licence` among it.
-        side: Of images in pixels that it takes.
+        output: What the numbers of a prediction are, see `Head.output_config`.
+        size: Height and width of images that it takes, in pixels.
         channels: Of images.
     """
     trained, tables = _training(source)
@@ -86,15 +96,16 @@ def card(
     if "recipe" in trained:
         front["base_recipe"] = trained["recipe"]
     rows = {"form": form} | {key: text for key, text in inside.items() if key != "licence"}
-    snippet = _LOAD[form].format(name=out.name, side=side, channels=channels)
+    snippet = _LOAD[form].format(name=out.name, size=f"{size[0]}, {size[1]}", channels=channels)
     if "head" in inside:
         snippet = snippet.replace("(B, K + h*w, C)", "a prediction")
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {out.stem}",
+        f"# {out.stem if form in _FILES else out.name}",
         f"Written by `pixio export` from `{visible(source)}`.",
         "## What is inside",
         _table(rows),
+        *(["## What it predicts", _table(output_lines(output))] if output else []),
         "## How it was trained",
         _table(trained) if trained else "Not known: the file says nothing of it.",
         *tables,
@@ -108,6 +119,25 @@ def card(
         line = f"--model.backbone.weights {out.name} --model.pretrained_decoder true"
         parts.append(f"To go on with encoder and decoder: `pixio fit -c RECIPE {line}`")
     return "\n\n".join(parts) + "\n"
+
+
+def output_lines(output: Mapping[str, Any], *, limit: int | None = None) -> dict[str, str]:
+    """Write what the numbers of a prediction are; names along an axis by their index.
+
+    Args:
+        output: See `Head.output_config`.
+        limit: Of names that are shown; None for all.
+    """
+    return {key.replace("_", " "): _written(value, limit) for key, value in output.items()}
+
+
+def _written(value: Any, limit: int | None) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {text}" for key, text in value.items())
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    shown = [f"{index} {name}" for index, name in enumerate(value[:limit])]
+    return ", ".join([*shown, *(["..."] if len(shown) < len(value) else [])])
 
 
 def _licence_fields(licence: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """`pixio export --to onnx`: an encoder, or a trained head with its encoder, for onnxruntime.
 
-Shapes: B images, H = W side of an image in pixels, K class tokens, C width, h x w patches.
+Shapes: B images, H x W pixels of an image, K class tokens, C width, h x w patches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pixio_lightning.files import written_aside
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.weights.shipped import located
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
-from pixio_lightning.training.checkpoints.load import load
+from pixio_lightning.training.checkpoints.load import class_of, load
 from pixio_lightning.training.dense_head import DenseHead
 from pixio_lightning.training.head import Head
 from pixio_lightning.training.run_folder import chosen_checkpoint
@@ -61,15 +61,15 @@ class HeadGraph(nn.Module):
         super().__init__()
         self.head = head
 
-    def prepare(self, side: int) -> None:
-        """Make images of a side the windows of a dense head.
+    def prepare(self, size: tuple[int, int]) -> None:
+        """Make images of a size `(height, width)` the windows of a dense head, which are square.
 
         Raises:
             UserError: The head predicts nothing from a single image.
         """
-        self.head.prepared(np.zeros((side, side, 3), np.uint8))
+        self.head.prepared(np.zeros((*size, 3), np.uint8))
         if isinstance(self.head, DenseHead):
-            self.head.window = side
+            self.head.window = size[0]
 
     def forward(self, images: Tensor) -> Any:
         """Predict for uint8 images `(B, 3, H, W)`."""
@@ -88,8 +88,8 @@ def export(source: str, out: Path, *, image_size: int | None = None) -> dict[str
         source: A checkpoint or a run folder, whose head is exported with its encoder; or weights of
             an encoder.
         out: A new file that ends in `.onnx`.
-        image_size: Side of the images in pixels; None takes that of a dense head's windows, or the
-            one that the encoder was made for.
+        image_size: Side of the images in pixels; None takes the one that a head evaluates, of a
+            dense head a window's, else height and width that the encoder was made for.
 
     Raises:
         UserError: A package is missing, the file exists, the size does not fit, or the model has no
@@ -101,18 +101,19 @@ def export(source: str, out: Path, *, image_size: int | None = None) -> dict[str
     if out.exists():
         raise UserError(f"{out} exists already: remove it or give another --out")
     graph, backbone, about = _graph(source)
-    side = image_size or about.pop("side")
-    about.pop("side", None)
-    if side < 1 or side % backbone.stride:
-        raise UserError(
-            f"--image-size is {side}, but expected a multiple of {backbone.stride}, the pixels of "
-            f"a token of {backbone.name}"
-        )
+    size = _size(graph, backbone) if image_size is None else (image_size, image_size)
+    for side in size:
+        if side < 1 or side % backbone.stride:
+            given = "--image-size is" if image_size is not None else "the side of an image would be"
+            raise UserError(
+                f"{given} {side}, but expected a multiple of {backbone.stride}, the pixels of a "
+                f"token of {backbone.name}: give such an --image-size"
+            )
     if sum(p.numel() for p in graph.parameters()) * 4 > _MOST_BYTES:
         raise UserError("a file of ONNX holds 2 GB, and this model has more: export --to another")
-    images = torch.randint(0, 256, (2, backbone.channels, side, side), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, backbone.channels, *size), dtype=torch.uint8)
     if isinstance(graph, HeadGraph):
-        graph.prepare(side)
+        graph.prepare(size)
     with torch.no_grad():
         try:
             outputs = _named(graph(images))
@@ -122,7 +123,7 @@ def export(source: str, out: Path, *, image_size: int | None = None) -> dict[str
                 f"{name} needs {error} beside images, so it has no form of ONNX"
             ) from None
         program = _traced(graph, images, list(outputs))
-    about |= {"images": f"uint8 (B, {backbone.channels}, {side}, {side})"}
+    about |= {"images": f"uint8 (B, {backbone.channels}, {size[0]}, {size[1]})"}
     about |= {name: f"(B, {', '.join(map(str, t.shape[1:]))})" for name, t in outputs.items()}
     program.model.metadata_props["pixio"] = json.dumps(about)
     with written_aside(out, durable=True) as aside:
@@ -144,17 +145,22 @@ def _require() -> None:
 
 def _graph(source: str) -> tuple[nn.Module, Backbone, dict[str, Any]]:
     """Return what is exported, its encoder, and what to say of it."""
-    module = load(source) if _is_of_a_run(Path(located(source))) else None
-    if isinstance(module, Head):
-        backbone = module.backbone
-        side = module.window if isinstance(module, DenseHead) else _side(backbone)
-        about = {"head": type(module).__name__, "side": side} | _said_of(backbone)
-        return HeadGraph(module).eval(), backbone, about
-    backbone = Backbone(weights=source) if module is None else module.backbone
-    if module is None:
-        backbone.load()
-    graph = EncoderGraph(backbone.eval()).eval()
-    return graph, backbone, {"side": _side(backbone)} | _said_of(backbone)
+    head = _head_of(Path(located(source)))
+    if head is not None:
+        backbone = head.backbone
+        return HeadGraph(head).eval(), backbone, _told_of(head) | _said_of(backbone)
+    # Also of a run: of distillation the encoder is a student, which is told from its checkpoint.
+    backbone = Backbone(weights=str(chosen_checkpoint(Path(source)) or source))
+    graph = EncoderGraph(backbone.load().eval()).eval()
+    return graph, backbone, _said_of(backbone)
+
+
+def _told_of(head: Head) -> dict[str, Any]:
+    """Return what a head says of itself, as plain data."""
+    about: dict[str, Any] = {"head": type(head).__name__}
+    if isinstance(head, DenseHead):
+        about["sees"] = "one window of an image, of which `pixio predict` blends several"
+    return about | ({"output": head.output_config} if head.output_config else {})
 
 
 def _said_of(backbone: Backbone) -> dict[str, Any]:
@@ -167,16 +173,27 @@ def _said_of(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _is_of_a_run(path: Path) -> bool:
-    """Whether `pixio fit` wrote a file, or one in a folder."""
-    if path.is_dir():
-        return chosen_checkpoint(path) is not None
-    about = read_plain(path).get("pixio") if path.suffix == ".ckpt" and path.is_file() else None
-    return isinstance(about, dict) and "class" in about
+def _head_of(path: Path) -> Head | None:
+    """Return the head in a checkpoint of `pixio fit`, or in the one chosen of a run folder.
+
+    None of weights, and of what trains an encoder as such.
+    """
+    path = chosen_checkpoint(path) or path
+    about = read_plain(path).get("pixio") if path.suffix == ".ckpt" and path.exists() else None
+    name = about.get("class") if isinstance(about, dict) else None
+    if name is None or not issubclass(class_of(str(name), path), Head):
+        return None
+    head = load(path)
+    assert isinstance(head, Head)
+    return head
 
 
-def _side(backbone: Backbone) -> int:
-    return max(backbone.grid) * backbone.stride
+def _size(graph: nn.Module, backbone: Backbone) -> tuple[int, int]:
+    """Return height and width of what a head evaluates, or else what an encoder was made for."""
+    side = graph.head.evaluation_side if isinstance(graph, HeadGraph) else None
+    if side is not None:
+        return side, side
+    return backbone.grid[0] * backbone.stride, backbone.grid[1] * backbone.stride
 
 
 def _named(found: Any) -> dict[str, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import keyword
 import re
+from contextlib import suppress
 from pathlib import Path
 
+from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import plugins
 
@@ -18,7 +21,8 @@ def spellings(name: str) -> dict[str, str]:
     """Return what the template's words become: `my_task` gives pixio-my-task and MyTask.
 
     Raises:
-        UserError: The name is no Python name in lower case, or is taken by an installed head.
+        UserError: The name is no Python name in lower case, or is taken: by an installed head, a
+            distribution, a package, or a folder of recipes.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(
@@ -28,11 +32,35 @@ def spellings(name: str) -> dict[str, str]:
     for head in plugins.installed():
         if head.name == name:
             raise UserError(f"head '{name}' is taken by {head.origin}; choose another name")
+    project = f"pixio-{name.replace('_', '-')}"
+    _refuse_installed(name, project, f"pixio_{name}")
     return {
-        "pixio-example": f"pixio-{name.replace('_', '-')}",
+        "pixio-example": project,
         "example": name,
         "Example": "".join(part.capitalize() for part in name.split("_")),
     }
+
+
+def _refuse_installed(name: str, distribution: str, package: str) -> None:
+    """Refuse a name whose project would replace what is installed, or hide recipes."""
+    advice = "choose another name, or uninstall it if it is an earlier one of yours"
+    with suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version(distribution)
+        raise UserError(
+            f"head '{name}' would be the distribution {distribution}, of which {version} is "
+            f"installed and would be replaced: {advice}"
+        )
+    if places := plugins.locate(package):
+        raise UserError(
+            f"head '{name}' would be the package {package}, which is there already "
+            f"('{places[0]}'): {advice}"
+        )
+    for root in recipes.roots():
+        if (root.path / name).is_dir():
+            raise UserError(
+                f"head '{name}' would bring recipes called {name}/..., as {root.origin} does: "
+                "choose another name"
+            )
 
 
 def create(name: str, directory: Path) -> Path:

@@ -43,6 +43,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.keyed import key_of, permuted
 
+ROWS = 10_000  # images of a shard, where nothing else is said
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 BASE_SCHEMA = pa.schema([("key", pa.string()), ("hash", pa.int64()), ("image", IMAGE)])
 
@@ -60,7 +61,7 @@ def pack(
     out: Path,
     *,
     split: str | None = None,
-    rows: int,
+    rows: int | None,
     group: int,
     shuffled: bool,
     jobs: int,
@@ -71,19 +72,22 @@ def pack(
         source: Folder of pictures at any depth, or folder or address of shards.
         out: Folder to write to.
         split: Which shards are packed anew, where their names tell.
-        rows: Images of a shard; shards that are packed anew keep theirs.
+        rows: Images of a shard; None for `ROWS`, and where shards are packed anew, which keep
+            theirs.
         group: Images of a row group, which are read together; all there are make ten groups at
             least, so that some can be held out.
-        shuffled: Whether to put the files of a folder into a random order, always the same.
+        shuffled: Whether to put the files of a folder into a random order, always the same; shards
+            keep theirs.
         jobs: Shards packed at a time.
 
     Returns:
         The index, which is written beside the shards.
 
     Raises:
-        UserError: There is nothing to pack, or pictures and shards; or `out` cannot be written.
+        UserError: There is nothing to pack, or pictures and shards; an option is of pictures, but
+            there are shards; or `out` cannot be written.
     """
-    if rows < 1 or group < 1 or jobs < 1:
+    if (rows is not None and rows < 1) or group < 1 or jobs < 1:
         raise UserError(f"--rows {rows}, --group {group}, --jobs {jobs}: expected at least 1")
     parts, skipped = _parts(source, out, split=split, rows=rows, shuffled=shuffled)
     try:
@@ -123,7 +127,7 @@ Read = Callable[[], Iterator[Encoded]]
 
 
 def _parts(
-    source: str, out: Path, *, split: str | None, rows: int, shuffled: bool
+    source: str, out: Path, *, split: str | None, rows: int | None, shuffled: bool
 ) -> tuple[list[tuple[str, Read]], list[tuple[str, str]]]:
     """Return, for each shard to write, what tells it apart and how to read its images.
 
@@ -143,7 +147,7 @@ def _parts(
                 "pictures: name the folder of the split itself"
             )
         files = FolderSource(local, key="the source")
-        n = len(files)
+        n, rows = len(files), ROWS if rows is None else rows
         order = [permuted(i, n, seed=0, step=0) if shuffled else i for i in range(n)]
         cut = [order[start : start + rows] for start in range(0, n, rows)]
         skipped += [(f"*{suffix}", f"{n} of them") for suffix, n in files.skipped.most_common()]
@@ -151,6 +155,12 @@ def _parts(
             (digest_of_files(files.root, map(files.name, part)), partial(_files, files, part))
             for part in cut
         ], skipped
+    for given, option in ((rows is not None, f"--rows {rows}"), (not shuffled, "--in-order")):
+        if given:
+            raise UserError(
+                f"{option} is of pictures, but '{source}' holds shards, which keep their images "
+                "and the order of these: leave it out"
+            )
     index = open_index(
         source, cache=default_cache(), split=split, key="the source", split_key="--split"
     )

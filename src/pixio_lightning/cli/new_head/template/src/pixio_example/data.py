@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pixio_lightning import SampleData, UserError
@@ -31,7 +32,7 @@ class TableSamples:
         predicting: Whether all images of the folder are taken instead, without targets.
 
     Raises:
-        UserError: There is no such table, or no image.
+        UserError: There is no such table, it holds something else, or there is no image.
     """
 
     def __init__(self, folder: Path, *, predicting: bool = False) -> None:
@@ -42,8 +43,7 @@ class TableSamples:
             return
         if not table.is_file():
             raise UserError(f"{table} does not exist; expected the columns file,target")
-        with table.open(newline="") as file:
-            self.rows = [(row["file"], float(row["target"])) for row in csv.DictReader(file)]
+        self.rows = [*read_table(table)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,6 +59,32 @@ class TableSamples:
     def digest(self) -> str:
         files = [(self.folder / name) for name, _ in self.rows]
         return digest_of(self.rows, [f.stat().st_mtime_ns for f in files if f.exists()])
+
+
+def read_table(table: Path) -> list[tuple[str, float]]:
+    """Return the file and the target of each line of a table.
+
+    Raises:
+        UserError: A column is missing, a target is no number, or there is no line.
+    """
+    found = []
+    # Excel begins a file with a mark, which would count as a part of the first column's name.
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.DictReader(file)
+        try:
+            for line in lines:
+                found.append((line["file"], float(line["target"])))
+        except KeyError as error:
+            raise UserError(
+                f"{table}, line 1: there is no column {error}; expected file,target"
+            ) from None
+        except (ValueError, TypeError, csv.Error) as error:  # also of bytes that are no text
+            raise UserError(
+                f"{table}, line {lines.line_num}: {error}; expected file,target, a number in target"
+            ) from None
+    if not found:
+        raise UserError(f"{table} lists no image; expected a line file,target for each")
+    return found
 
 
 class ExampleData(SampleData):
@@ -94,7 +120,6 @@ class ExampleData(SampleData):
     def open(self, split: str) -> Samples:
         """Return the samples of a split."""
         if self.source == "scenes":
-            split = "val" if split in ("test", "predict") else split
             return SceneSamples(split, self.scenes, ("image", "camera_pitch"))
         folder = existing_folder(self.path or "", "data.path")
         if split == "predict":
@@ -103,11 +128,15 @@ class ExampleData(SampleData):
 
     def prepare(self, sample: Sample) -> Sample:
         """Scale the image; a random `augment` may stand beside this for training."""
-        image = Image.fromarray(sample["image"])
-        scaled = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        image = scaled(sample["image"], self.image_size)
         target = sample.get("camera_pitch", sample.get("target"))
         if target is None:  # an image to predict
-            return {"image": np.array(scaled)}
+            return {"image": image}
         if not np.isfinite(target):
             raise BadImage("the target is no number")
-        return {"image": np.array(scaled), "target": np.float32(target)}
+        return {"image": image, "target": np.float32(target)}
+
+
+def scaled(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return an image `(H, W, 3)` scaled to a square; the head sees pictures through it, too."""
+    return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))

@@ -8,11 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 
+from pixio_example.data import scaled
 from pixio_lightning import Backbone, Features, Head
 from pixio_lightning.files import output_path
 
@@ -22,6 +25,8 @@ class Example(Head):
 
     # best.ckpt is the one with the least mean absolute error.
     monitor = ("val/mae", "min")
+    # What an evaluation depends on: attributes of the data, found in `self.evaluation_info`.
+    evaluation_attributes = ("image_size",)
     # What stands beside every result: see `baselines`.
     baseline_names = ("constant",)
 
@@ -52,6 +57,20 @@ class Example(Head):
     def baselines(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return predictions that do not look, by the names in `baseline_names`."""
         return {"constant": self.statistics["median"].expand_as(batch["target"])}
+
+    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return what evaluation sees of a picture `(H, W, 3)` that `predict` is given."""
+        return scaled(pixels, self.evaluation_side)
+
+    @property
+    def evaluation_side(self) -> int:
+        """Side of the images that evaluation sees, in pixels; an export takes such."""
+        return self.evaluation_info["image_size"]
+
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return what the numbers of a prediction are, for those who read an export."""
+        return {"values": "how far the camera looks up", "unit": "degrees"}
 
     def write(self, prediction: Tensor, batch: dict[str, Any], folder: Path) -> None:
         """Write a text file for each image."""
