@@ -7,6 +7,7 @@ import pytest
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.config_tree import typed
 from pixio_lightning.cli.lightning_cli import PixioCLI
+from pixio_lightning.cli.main import main
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
 
@@ -46,3 +47,16 @@ def test_typed_weights_say_which_model_they_are(words: list[str]) -> None:
 def test_an_architecture_that_is_typed_too_must_agree(words: list[str]) -> None:
     with pytest.raises(UserError, match="model_args.*depth"):
         parsed(["--model.backbone.weights=tiny", *words]).model.backbone  # noqa: B018
+
+
+def test_a_name_that_is_left_out_is_that_of_the_weights() -> None:
+    words = ["--model.backbone.name", "null", "--model.backbone.weights", "tiny"]
+    assert parsed(words).model.backbone.embed_dim == 128
+
+
+def test_a_plan_says_that_there_are_no_data_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["check", "-c", "pretrain/folder", "--trainer.accelerator", "cpu"]
+    assert main([*line, "--data.path", "not/yet"]) == 0
+    assert "not looked at: 'not/yet' does not exist here" in capsys.readouterr().out
+    assert main([*line, "--data.path", "."]) == 0
+    assert "not looked at" not in capsys.readouterr().out

@@ -77,14 +77,14 @@ def test_a_large_jpeg_gives_the_same_crop_from_fewer_pixels(
             -whole.shape[1] % factor * (turn in (2, 3, 6, 7)),
             -whole.shape[0] % factor * (turn in (3, 4, 7, 8)),
         ]
-        left, top = (
+        left, top, width, height = boxes[0]
+        left, top, right, bottom = (
             round((side + a) / factor) * factor - a
-            for side, a in zip(boxes[0][:2], ahead, strict=True)
+            for side, a in zip((left, top, left + width, top + height), 2 * ahead, strict=True)
         )
-        width, height = (side // factor * factor for side in boxes[0][2:])
-        if min(left, top) < 0:
+        if min(left, top) < 0 or right > whole.shape[1] or bottom > whole.shape[0]:
             continue
-        same = cut(whole, Crop(left, top, width, height), SIZE)
+        same = cut(whole, Crop(left, top, right - left, bottom - top), SIZE)
         differences.append(np.abs(crop.astype(int) - same.astype(int)).mean())
     assert len(differences) > 5 and max(differences) < 2.5, differences
 
@@ -108,3 +108,22 @@ def test_a_large_truncated_jpeg_is_refused() -> None:
         decode_crop(data[: len(data) // 2], draw_of(0), SIZE, max_megapixels=1)
     with pytest.raises(BadImage, match=r"over 0\.5 megapixels"):
         decode_crop(data, draw_of(0), SIZE, max_megapixels=0.5)
+
+
+def test_the_box_of_a_reduced_jpeg_is_not_moved_one_way() -> None:
+    """Of a picture of its own coordinates, the mean of a crop is the middle of its box."""
+    rows, columns = np.mgrid[:1600, :1600] * (255 / 1600)
+    data = file_of(np.stack([rows, columns, rows], axis=2).round().astype(np.uint8))
+    shifts = []
+    for number in range(60):
+        boxes: list[Crop] = []
+
+        def draw(width: int, height: int) -> Crop:
+            boxes.append(draw_of(number)(width, height))  # noqa: B023
+            return boxes[-1]  # noqa: B023
+
+        crop = decode_crop(data, draw, SIZE, max_megapixels=4).mean(axis=(0, 1)) * (1600 / 255)
+        ((left, top, width, height),) = boxes
+        shifts.append([crop[1] - left - width / 2, crop[0] - top - height / 2])
+    assert np.abs(np.mean(shifts, axis=0)).max() < 1, np.mean(shifts, axis=0)
+    assert np.abs(shifts).max() < 6  # half of a factor of 8, and what a level is

@@ -252,3 +252,24 @@ def test_a_few_bad_images_do_not(photos: Path, max_bad: float | None) -> None:
     damage(photos, *BAD)
     trained(pixels(photos, max_bad=max_bad), 4 * N)
     assert len(listed(photos)) in (4, 5)
+
+
+def test_predicting_first_leaves_nothing_held_out_to_train_on(photos: Path) -> None:
+    data = pixels(photos, "predict")
+    assert len(data.evaluation_set("predict")) == N
+    data.setup("fit")
+    alone = pixels(photos)
+    assert data.training_size() == alone.training_size() == N - 3
+    assert data.held_out_names() == alone.held_out_names()
+    assert len(data.evaluation_set("val")) == 3
+
+
+def test_bad_held_out_images_are_no_share_of_the_training_ones(photos: Path) -> None:
+    apart = photos.parent / "apart"
+    (photos / "a").rename(apart)
+    damage(apart, *(path.name for path in sorted(apart.iterdir())[:8]))
+    data = pixels(photos, max_bad=0.1, val_path=str(apart), val_images=10)
+    for _ in data.val_dataloader():
+        pass
+    trained(data, N)
+    assert len(data.bad) == 8 and len(listed(photos)) == 8

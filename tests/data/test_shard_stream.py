@@ -214,6 +214,9 @@ class FakeTrainer:
     class strategy:
         root_device = torch.device("cpu")
 
+    class state:
+        fn = "fit"
+
     def __init__(self, folder: Path) -> None:
         self.default_root_dir = str(folder)
 

@@ -57,7 +57,7 @@ class PaintedPixels(Pixels):
 
     def __init__(self, source: Painted, **arguments: Any) -> None:
         super().__init__("folder", "none", **arguments)
-        self._train = source
+        self._train = self._everything = source
 
 
 def training(source: Painted, seed: int = 0) -> TrainingSamples:

@@ -251,7 +251,7 @@ def test_names_of_pictures_only_show(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().out
     assert "unusable: a?]0;owned??[2J?val loss  0.001.png (no JPEG" in told
     assert all(line.isprintable() for line in told.splitlines())
-    bad = (tmp_path / "out/bad_files.txt").read_bytes().splitlines()
+    bad = (tmp_path / "out/predictions/bad_files.txt").read_bytes().splitlines()
     assert len(bad) == 1 and bad[0].endswith(
         b"?val loss  0.001.png\tno JPEG, PNG, WebP, TIFF or BMP"
     )

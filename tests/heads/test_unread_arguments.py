@@ -116,7 +116,7 @@ def test_how_many_layers_a_decoder_reads_is_the_backbone_s_to_say(
     task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["check", "-c", f"{task}/demo", "--model.decoder", "DPTDecoder"]
-    line += ["--model.backbone.layers", "quarters"]
+    line += ["--model.backbone.layers", "quarters", "--model.backbone.weights", "random:0"]
     assert main(line) == 0
     assert main([*line, "--model.decoder.taps", "2"]) == 2
     error = capsys.readouterr().err

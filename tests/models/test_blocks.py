@@ -69,3 +69,15 @@ def test_without_gradients_it_stays_in_half_precision():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Kernels() as kernels:
         ours(x)
     assert kernels.types == [torch.bfloat16]
+
+
+def test_a_frozen_one_computes_the_same_in_training_and_in_evaluation():
+    ours, _ = both()
+    ours.requires_grad_(False)
+    x = torch.randn(2, 9, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_training = ours(x)
+        with torch.no_grad():
+            in_evaluation = ours(x)
+        through = ours(x.requires_grad_())
+    assert torch.equal(in_training, in_evaluation) and through.requires_grad

@@ -343,8 +343,9 @@ def test_baselines_are_computed_once_in_a_run(build, batch):
         {"image": image, "key": key, "weight": torch.tensor(weight)}
         for image, key, weight in zip(batch["image"], batch["key"], [1.0, 1.0, 0.0], strict=True)
     ]
-    # The third can be read after all.
+    # The third could not be read, so that another stood for it; now it can.
     repaired = [*samples[:2], samples[2] | {"weight": torch.tensor(1.0)}]
+    samples[2] = samples[2] | {"image": samples[0]["image"]}
     # A test set of images that go by the same names.
     others = [sample | {"image": 255 - sample["image"] // 3} for sample in samples]
     trainer = L.Trainer(
@@ -449,3 +450,32 @@ def test_mistakes(backbone, arguments, message):
         PixelPretraining(
             Backbone("pixio_vitt16", weights="random", **({"tune": "full"} | backbone)), **arguments
         )
+
+
+class Held(torch.utils.data.Dataset):
+    """Two held-out images of the same names, whatever they show."""
+
+    def __init__(self, value, side):
+        ramp = torch.arange(side).expand(3, side, side)
+        self.image = (value * ramp % 256).to(torch.uint8)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {"image": self.image, "key": index, "weight": 1.0}
+
+
+def test_other_images_of_the_same_names_have_baselines_of_their_own(build, tmp_path):
+    def baselines(module, value, side=SIDE * PATCH):
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+        )
+        loader = DataLoader(Held(value, side), batch_size=2)
+        (found,) = trainer.validate(module, loader, verbose=False)
+        return found["val/interpolated"]
+
+    module = build()
+    first = baselines(module, 1)
+    second = baselines(module, 37)
+    assert second == pytest.approx(baselines(build(), 37)) and abs(second - first) > 1e-3

@@ -106,3 +106,17 @@ def test_the_absolute_difference_has_no_baseline():
     means = TargetMeans("l1")
     means.add(layer(4), torch.ones(B))
     assert means.sums() is None
+
+
+def test_a_channel_far_from_zero_costs_the_baseline_no_digits():
+    """As some channels of a ViT are; the variance is left of the difference of two sums."""
+    means, squares = TargetMeans("mse"), []
+    for _ in range(50):
+        raw = torch.randn(8, 1 + N, D)
+        raw[..., 0] += 3000
+        means.add(Layer(raw, raw, 1, (2, 3)), torch.ones(8))
+        squares.append(raw.double())
+    said = means.losses(means.sums(), n_cls=0, teacher_cls=1, weighting="tokens")
+    patches = torch.cat(squares)[:, 1:]
+    true = (patches - patches.mean(0)).square().mean()
+    assert said["position"].item() == pytest.approx(true.item(), rel=1e-5)

@@ -222,7 +222,7 @@ def test_the_table_reads_as_if_never_interrupted(
         fit(recipe, tmp_path / "cut", *words)
     assert fit(recipe, tmp_path / "cut", *words) == 0
     assert table(tmp_path / "cut") == table(tmp_path / "whole")
-    assert [row["step"] for row in table(tmp_path / "cut")] == list(range(13))
+    assert [row["step"] for row in table(tmp_path / "cut")] == list(range(12))
 
 
 def test_a_fresh_run_starts_a_table_of_its_own(recipe: Path, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_a_probe_is_logged_beside_the_majority(
     words = [*probe(folder), f"--trainer.callbacks.kind={kind}", "--trainer.callbacks.k=3"]
     assert fit(recipe, tmp_path / "probed", *words, "--trainer.max_steps=7") == 0
     rows = [row for row in table(tmp_path / "probed") if f"probe/{kind}" in row]
-    assert [row["step"] for row in rows] == [3, 6, 7]
+    assert [row["step"] for row in rows] == [2, 5, 6]
     # Red is most common where it learns, and one in four where it is judged, the damaged one
     # not counted; colours are told apart by any encoder.
     assert [row["probe/majority"] for row in rows] == [0.25] * 3
@@ -417,7 +417,7 @@ def test_a_probe_every_0_steps_is_made_at_the_end(
 ) -> None:
     words = [*probe(folder), "--trainer.max_steps=4"]
     assert fit(recipe, tmp_path / "run", *words, "--trainer.callbacks.every_n_steps=0") == 0
-    assert [row["step"] for row in table(tmp_path / "run") if "probe/knn" in row] == [4]
+    assert [row["step"] for row in table(tmp_path / "run") if "probe/knn" in row] == [3]
     assert fit(recipe, tmp_path / "other", *words, "--trainer.callbacks.every_n_steps=-1") == 2
     assert "every_n_steps is -1" in capsys.readouterr().err.splitlines()[-1]
 
@@ -428,7 +428,7 @@ def test_accumulated_batches_are_probed_and_drawn_as_steps(
     """The batches before the first step are not step 0."""
     words = [*probe(folder), "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=4"]
     assert fit(recipe, tmp_path, *words, "--panels.every_n_steps=2") == 0
-    assert [row["step"] for row in table(tmp_path) if "probe/knn" in row] == [3, 4]
+    assert [row["step"] for row in table(tmp_path) if "probe/knn" in row] == [2, 3]
     drawn = [path.name for path in sorted((tmp_path / "panels").iterdir())]
     assert drawn == ["step-0000002.png", "step-0000004.png"]
 
@@ -494,7 +494,7 @@ def test_two_probes_beside_each_other(recipe: Path, folder: Path, tmp_path: Path
     both = [*probe(folder), *probe(folder), "--trainer.callbacks.kind=linear"]
     assert fit(recipe, tmp_path, *both, "--trainer.max_steps=4") == 0
     rows = [row for row in table(tmp_path) if "probe/knn" in row and "probe/linear" in row]
-    assert [row["step"] for row in rows] == [3, 4]
+    assert [row["step"] for row in rows] == [2, 3]
 
 
 def test_mistakes_of_a_probe(recipe: Path, folder: Path, tmp_path: Path, capsys) -> None:

@@ -234,3 +234,36 @@ def test_a_backbone_of_other_channels_than_the_data_is_refused() -> None:
         channels = 4
 
     head.read_data_attributes(Satellites())
+
+
+def test_a_random_backbone_beside_it_reads_the_same_tokens() -> None:
+    backbone = Backbone(
+        "pixio_vits16", weights="random:1", dense_cls=False, layers=[0, 1], model_args=TINY
+    )
+    images = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)
+    untrained = Step(backbone, part="tokens").encode_untrained(images)
+    assert untrained.dense_cls is False
+    assert untrained.dense().shape == backbone(images).dense().shape
+
+
+class Quantile(Step):
+    """With statistics that depend on an argument."""
+
+    def __init__(self, backbone: Backbone, *, share: float, **keys: Any) -> None:
+        super().__init__(backbone, **keys)
+        self.share = share
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        targets = torch.cat([batch["target"] for batch in loader])
+        return {"quantile": targets.quantile(self.share)}
+
+
+def test_statistics_of_one_setting_are_not_those_of_another(cache: Path, tmp_path: Path) -> None:
+    found = []
+    for share in (0.0, 1.0, 1.0):
+        backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+        model = Quantile(backbone, share=share, cache=True)
+        fit(tmp_path, model, HistoryData())
+        found.append(model.statistics["quantile"].item())
+    assert found == [0, FRAMES - 1, FRAMES - 1]
+    assert len(list((cache / "features").glob("statistics-*.pt"))) == 2

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -17,6 +18,7 @@ import pixio_lightning
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training import run_folder
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 
 
@@ -269,6 +271,18 @@ def test_a_picture_is_given_in_any_way(trained: Path, tmp_path: Path) -> None:
     assert head.predict(pixels[..., 0]).shape == (1, 64, 85)
 
 
+def test_an_image_of_pil_is_read_as_its_file_is(trained: Path, tmp_path: Path) -> None:
+    head: Any = pixio_lightning.load(trained)
+    numbers = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(">u2")
+    wide = Image.frombytes("I;16B", (64, 48), numbers.tobytes())
+    wide.save(tmp_path / "wide.tif")
+    assert torch.equal(head.predict(wide), head.predict(tmp_path / "wide.tif"))
+    shares = (numbers / 65535).astype(np.float32)
+    assert torch.equal(head.predict(Image.fromarray(shares)), head.predict(shares))
+    with pytest.raises(UserError, match="expected 0 to 1"):
+        head.predict(Image.fromarray(shares * 9))
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -303,3 +317,15 @@ def test_a_head_keeps_float32(trained: Path, capsys: pytest.CaptureFixture) -> N
     for verb in ("validate", "check"):
         assert main([verb, *words, "--trainer.precision", "bf16-true"]) == 2
         assert "give trainer.precision bf16-mixed" in capsys.readouterr().err
+
+
+def test_a_decoder_of_an_earlier_version_is_read(trained: Path, tmp_path: Path) -> None:
+    """It wrote how many layers it reads, which is the backbone's to say."""
+    config = torch.load(trained, weights_only=True)["pixio"]["config"]
+    decoder = config["init_args"]["decoder"]
+    decoder["init_args"] = (decoder.get("init_args") or {}) | {"taps": 1}
+    assert pixio_lightning.load(rewritten(trained, tmp_path, config=config))
+    content = {"model": config, "data": {}, "trainer": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    kept = run_folder.stored_config(tmp_path)
+    assert kept and "taps" not in kept["model"]["init_args"]["decoder"]["init_args"]

@@ -255,3 +255,16 @@ def test_a_run_that_goes_on_drops_the_rows_after_it(tmp_path: Path, first: dict)
     assert not path.exists()
     resumed.add(0, {"loss": 9.0})
     assert table(path) == [{"step": 0, "loss": 9}]
+
+
+def test_a_table_that_is_opened_again_goes_on_with_its_columns(tmp_path: Path) -> None:
+    """Also where one came late into an earlier row."""
+    metrics = Metrics(tmp_path / "metrics.csv")
+    metrics.add(0, {"loss": 1.0})
+    metrics.add(1, {"loss": 2.0, "rate": 0.5})
+    metrics.add(0, {"probe": 0.25})
+    again = Metrics(tmp_path / "metrics.csv")
+    again.add(3, {"loss": 4.0, "rate": 0.125, "probe": 0.75})
+    assert Metrics(tmp_path / "metrics.csv").rows[-1] == {
+        **{"step": 3, "loss": 4, "rate": 0.125, "probe": 0.75}
+    }

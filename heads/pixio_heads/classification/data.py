@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -148,13 +149,18 @@ class ClassificationData(SampleData):
         data = open_columns(self.path or "", self.split, {"label_column": self.label_column})
         return layouts.row_classes(data, self.label_column)
 
+    def prepare_as(self, known: Mapping[str, Any], asked: Collection[str]) -> str:
+        """See of images to predict what the evaluation of a checkpoint saw."""
+        then = dict(zip(("image_size", "crop_pct"), known.get("centre_crop", ()), strict=False))
+        return self.take(then, asked)
+
     # --- files --------------------------------------------------------------------------------
 
     def open(self, split: str) -> Samples:
         """Return the samples of a split."""
         predicting = split == "predict"
         if self.source == "scenes":
-            return LabelledScenes("train" if split == "train" else "val", self.scenes, self.target)
+            return LabelledScenes(split, self.scenes, self.target)
         if self.source == "hub":
             return RowSamples(
                 self.path or "",

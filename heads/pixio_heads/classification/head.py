@@ -59,6 +59,12 @@ class _ClassHead(Head):
         return pixels if crop is None else centre(pixels, *crop)
 
     @property
+    def evaluation_side(self) -> int | None:
+        """Side of the centre crop; None of an earlier version's checkpoint."""
+        crop = self.evaluation_info.get("centre_crop")
+        return None if crop is None else crop[0]
+
+    @property
     def seen(self) -> str:
         """Return what evaluation sees of an image."""
         side, share = self.evaluation_info["centre_crop"]
@@ -77,12 +83,9 @@ class _ClassHead(Head):
         return visualize.Panel([images, guesses], titles)
 
     def on_predict_start(self) -> None:
-        """Make room for the table of predictions."""
-        if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir) / "predictions"
-            for left in folder.glob("predictions*.csv"):
-                left.unlink()
-        self.trainer.strategy.barrier("predictions")
+        """Begin the table of predictions."""
+        super().on_predict_start()
+        self.begin_table("predictions")
 
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
         """Add the likeliest class of each image to predictions.csv, with its probability.
@@ -163,6 +166,17 @@ class Classification(_ClassHead):
         smooth = target.float() * (1 - smoothing) + smoothing / 2
         return {"loss": F.binary_cross_entropy_with_logits(prediction, smooth)}
 
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return how logits become probabilities, and the classes in their order."""
+        of_several = "none: the sigmoid of each is its probability"
+        of_one = "none: their softmax is the probabilities"
+        return {
+            "values": "logits",
+            "activation": of_several if self.data_info["multilabel"] else of_one,
+            "class_names": list(self.data_info["class_names"]),
+        }
+
     def metrics(self) -> MetricCollection:
         """Return top-1 and top-5 accuracy, or mean average precision."""
         if self.data_info["multilabel"]:
@@ -181,13 +195,13 @@ class Classification(_ClassHead):
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return how frequent every class is among training images."""
-        count, seen = torch.zeros(self.data_info["num_classes"]), 0.0
+        count, seen = torch.zeros(self.data_info["num_classes"]), 0
         for batch in loader:
-            target, weight = batch["target"], batch["weight"]
+            target = batch["target"]
             hot = target if target.ndim == 2 else F.one_hot(target, len(count))
-            count += (hot * weight[:, None]).sum(dim=0)
-            seen += float(weight.sum())
-        self.note(absent_classes(count.tolist(), self.data_info["class_names"], samples=int(seen)))
+            count += hot.sum(dim=0)
+            seen += len(target)
+        self.note(absent_classes(count.tolist(), self.data_info["class_names"], samples=seen))
         return {"frequency": count / seen}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
@@ -200,7 +214,7 @@ class KNN(_ClassHead):
     """The nearest neighbours of an image among the training set vote for its class.
 
     Nothing is trained. Images are compared by the mean raw class token of the last tapped block;
-    the features of the training set are computed for each evaluation, every process encoding its
+    the features of the training set are computed before it is evaluated, every process encoding its
     share, and are in no checkpoint.
 
     Args:
@@ -228,6 +242,7 @@ class KNN(_ClassHead):
         if temperature <= 0:
             raise UserError(f"model.temperature is {temperature}; expected more than 0")
         self.k, self.temperature, self.statistics_samples = k, temperature, bank
+        self._in_bank = False  # whether what is looked at may be among the neighbours
 
     def build(self, backbone: Backbone) -> None:
         """Return nothing to train.
@@ -241,7 +256,12 @@ class KNN(_ClassHead):
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return each class's share of the votes `(B, K, C)`, for every number of neighbours."""
         bank, labels = self.statistics["bank"], self.statistics["labels"]
-        similarity, index = nearest_neighbours(knn.feature(features), bank, n=max(self.k))
+        similarity, index = nearest_neighbours(knn.feature(features), bank, n=max(self.k) + 1)
+        if self._in_bank and "key" in batch:  # none is a neighbour of its own
+            own = self.statistics["keys"][index] == batch["key"][:, None]
+            similarity = similarity.masked_fill(own, -torch.inf)
+            order = own.int().argsort(dim=1, stable=True)
+            similarity, index = similarity.gather(1, order), index.gather(1, order)
         return torch.stack(
             [
                 vote(
@@ -254,6 +274,15 @@ class KNN(_ClassHead):
             ],
             dim=1,
         )
+
+    @property
+    def output_config(self) -> dict[str, Any]:
+        """Return the numbers of neighbours, and the classes, each in their order."""
+        return {
+            "values": "shares of the votes, for each number of neighbours and class",
+            "neighbours": list(self.k),
+            "class_names": list(self.data_info["class_names"]),
+        }
 
     @property
     def reads(self) -> Reads:
@@ -284,27 +313,44 @@ class KNN(_ClassHead):
         return self.fit_statistics(data.statistics_dataloader(self.statistics_samples, share=True))
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
-        """Return features `(M, D)` and classes `(M,)` of all processes' training images."""
+        """Return features `(M, D)`, classes and keys `(M,)` of all processes' training images.
+
+        And `majority`, scores of the classes `(C,)` by how frequent they are.
+        """
         rows = []
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in loader:
                 batch = self.trainer.strategy.batch_to_device(batch)
                 # Half the memory, and finer than the bfloat16 that features are computed in.
                 found = knn.feature(self.encode(batch)).half()
-                rows.append((found, batch["target"], batch["weight"]))
-        bank, labels, weight = (self.gathered(torch.cat(part)) for part in zip(*rows, strict=True))
-        bank, labels, names = bank[weight > 0], labels[weight > 0], self.data_info["class_names"]
+                rows.append((found, batch["target"], batch["key"], batch["weight"]))
+        *known, weight = (self.gathered(torch.cat(part)) for part in zip(*rows, strict=True))
+        (bank, labels, keys), names = (x[weight > 0] for x in known), self.data_info["class_names"]
         counts = labels.bincount(minlength=len(names))
         self.note(absent_classes(counts.tolist(), names, samples=len(labels)))
-        return {"bank": bank, "labels": labels}
+        return {"bank": bank, "labels": labels, "keys": keys, "majority": by_frequency(counts)}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Return the most frequent classes of the bank first, for every image."""
-        labels, num_classes = self.statistics["labels"], self.data_info["num_classes"]
-        scores = by_frequency(labels.bincount(minlength=num_classes))
+        scores = self.statistics["majority"]
         return {"majority": scores.expand(len(batch["target"]), len(self.k), -1)}
 
     def on_predict_start(self) -> None:
         """Encode the training set, which nothing stored."""
         super().on_predict_start()
-        self.on_validation_start()
+        self._begin("predict")
+
+    def on_validation_start(self) -> None:
+        """Encode the training set, if that is not done."""
+        self._begin("val")
+
+    def on_test_start(self) -> None:
+        """Encode the training set, if that is not done."""
+        self._begin("test")
+
+    def _begin(self, split: str) -> None:
+        super().on_fit_start()
+        data = self.trainer.datamodule
+        # Names are below a folder, so that those of two folders may be the same.
+        first, second = (getattr(data.samples_of(s), "root", None) for s in ("train", split))
+        self._in_bank = first == second

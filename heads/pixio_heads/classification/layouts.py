@@ -247,7 +247,7 @@ class LabelledScenes:
     """Views of rendered scenes with the kind of place, what they show, or if it is outdoors.
 
     Args:
-        split: `train`, `val` or `test`; no scene is in two of them.
+        split: As of `SceneSamples`.
         scenes: How many scenes and views.
         target: What the classes are; with `objects`, all a view shows.
     """

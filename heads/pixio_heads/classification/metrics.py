@@ -79,7 +79,7 @@ class _AccuracyAt(MeanMetric):
     """
 
     def __init__(self, *, top_k: int, at: int) -> None:
-        super().__init__()
+        super().__init__(nan_strategy="disable")  # or every update would wait for the device
         self.top_k, self.at = top_k, at
 
     def update(self, votes: Tensor, target: Tensor) -> None:  # type: ignore[override]

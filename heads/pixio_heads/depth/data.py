@@ -140,7 +140,6 @@ class DepthData(SampleData):
     def open(self, split: str) -> Samples:
         """Return the samples of a split."""
         if self.source == "scenes":
-            split = "val" if split in ("test", "predict") else split
             return SceneSamples(split, self.scenes, ("image", "depth", "valid", "intrinsics"))
         if self.source == "hub":
             predicting = split == "predict"

@@ -176,8 +176,9 @@ class DepthMetrics(Metric):
             valid: bool `(B, H, W)`.
         """
         height, width = depth.shape[-2:]
-        crop = crop_mask(height, width, self.eval_crop).to(valid.device)
-        valid = valid & (depth >= self.min_depth) & (depth <= self.max_depth) & crop
+        valid = valid & (depth >= self.min_depth) & (depth <= self.max_depth)
+        if self.eval_crop != "none":
+            valid = valid & crop_mask(height, width, self.eval_crop).to(valid.device)
         enough = valid.sum((1, 2)) >= self.min_pixels
         self.skipped += (~enough).sum()
         if not bool(enough.any()):

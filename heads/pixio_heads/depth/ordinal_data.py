@@ -75,7 +75,6 @@ class OrdinalData(SampleData):
     def open(self, split: str) -> Samples:
         """Return the samples of a split."""
         if self.source == "scenes":
-            split = "train" if split == "train" else "val"
             return OrdinalScenes(split, self.scenes, pairs=self.pairs, kinds=self.kinds)
         if split == "train":
             raise UserError(
@@ -89,7 +88,7 @@ class OrdinalScenes:
     """Views of rendered scenes with pairs of points, the same ones every time.
 
     Args:
-        split: `train`, `val` or `test`.
+        split: As of `SceneSamples`.
         scenes: How many scenes and views.
         pairs: Pairs of each view.
         kinds: The places that scenes may be.

@@ -226,6 +226,10 @@ class PolicyData(SampleData):
         self.samples_of("train")
         self.samples_of("val")
 
+    def part_of(self, stage: str) -> str:
+        """Return the split that a stage reads: a simulator has episodes of its own for each."""
+        return stage if self._environment is not None else super().part_of(stage)
+
     def open(self, split: str) -> Samples:
         """Return the steps of the demonstrations, or the episodes to evaluate in."""
         played = split != "train" and self._environment is not None
@@ -237,7 +241,7 @@ class PolicyData(SampleData):
                 chosen = demonstrations[: self.demonstrations]
             elif self._environment is None:
                 chosen = self._parts()[split != "train"]
-                part = f"{split}{len(chosen)}"
+                part = f"{'train' if split == 'train' else 'val'}{len(chosen)}"
             return DemonstrationSamples(
                 chosen, history=self.history, size=self.image_size, digest=f"{digest}{part}"
             )

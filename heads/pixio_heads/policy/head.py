@@ -202,7 +202,7 @@ class Policy(Head):
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return the mean and the deviation of the actions, each `(A,)`."""
-        actions = torch.cat([batch["action"][batch["weight"] > 0] for batch in loader])
+        actions = torch.cat([batch["action"] for batch in loader])
         std = actions.std(dim=0, correction=0)
         # A part that never changes is not scaled.
         return {"mean": actions.mean(dim=0), "std": torch.where(std < 1e-6, 1.0, std)}
@@ -240,7 +240,8 @@ class Policy(Head):
         real = [i for i, kept in enumerate(weight.tolist()) if kept > 0]
         names = batch.get("name", [str(int(seed)) for seed in batch["seed"]])
         # Of all processes together no more than `videos` episodes.
-        room = max(0, -(-self.videos // self._world) - len(self.films))
+        share = self.videos // self._world + (self.global_rank < self.videos % self._world)
+        room = max(0, share - len(self.films))
         runs = self.play([int(batch["seed"][i]) for i in real], keep_frames=min(room, len(real)))
         outcomes = torch.zeros(len(weight), 5)
         for i, run in zip(real, runs, strict=True):
@@ -326,12 +327,9 @@ class Policy(Head):
         picture.write_actions(folder, batch["name"], *actions, self.global_rank)
 
     def on_predict_start(self) -> None:
-        """Make room for the table of actions."""
-        folder = Path(self.trainer.default_root_dir) / "predictions"
-        if self.trainer.is_global_zero:
-            for left in folder.glob("actions*.csv"):
-                left.unlink()
-        self.trainer.strategy.barrier("actions")
+        """Begin the table of actions."""
+        super().on_predict_start()
+        self.begin_table("actions")
 
     def predictions_text(self, folder: Path) -> str:
         """Return where the episodes are, or the actions."""

@@ -13,6 +13,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pixio_lightning.models import Attention
+
 
 def reference_embedding(dim: int) -> Tensor:
     """Return what marks the reference view: a sinusoid at position 0, ``(0, 1, 0, 1, ...)``."""
@@ -51,7 +53,8 @@ class AlternatingAttention(nn.Module):
         self.project = nn.Linear(in_dim, dim) if in_dim != dim else nn.Identity()
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+            Block(dim, heads, qkv_bias=True, norm_layer=norm, attn_layer=Attention)
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.register_buffer("reference", reference_embedding(dim), persistent=False)

@@ -191,7 +191,7 @@ class ReconstructionData(SampleData):
         if split == "predict":
             return self._open_pictures()
         if self.source == "scenes":
-            scenes: Sequence[Scene] = _rendered("train" if split == "train" else "val", self.scenes)
+            scenes: Sequence[Scene] = _rendered(split, self.scenes)
         else:
             scenes = self._open_scenes(existing_folder(self.path or "", "data.path"), split)
         return Sets(
@@ -241,7 +241,7 @@ class ReconstructionData(SampleData):
             every=self.every,
             frames=run / "predictions" if run else None,
         )
-        self.count_bad(pictures.bad, 0)
+        self.list_bad(pictures.bad)
         return pictures
 
     @property
@@ -280,13 +280,15 @@ class ReconstructionData(SampleData):
     def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the sets of a stage, each once, ready to be loaded.
 
-        Neighbours are of different scenes, where there are several: the baseline of a wrong
-        reference takes one from the set before.
+        Neighbours are of different scenes, where there are several, in each process: the baseline
+        of a wrong reference takes one from the set before.
         """
         held_out = super().evaluation_set(stage)
         if stage != "predict":
             self._measure(stage, held_out.indices)
             held_out.indices.sort(key=lambda index: index % self.sets_per_scene)
+            processes = self.trainer.world_size if self.trainer else 1
+            held_out.indices = dealt(held_out.indices, processes)
         return held_out
 
     def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:
@@ -343,6 +345,22 @@ class ReconstructionData(SampleData):
         if not self.augments:
             return sample
         return sample | {"image": recoloured(sample["image"], self.colour, random_key)}
+
+
+def dealt(indices: list[int], processes: int) -> list[int]:
+    """Return indices in an order of which each process, taking every so many-th, has neighbours.
+
+    Args:
+        indices: What is evaluated.
+        processes: How many share them.
+    """
+    order, start = indices.copy(), 0
+    for rank in range(processes):
+        places = range(rank, len(indices), processes)
+        for place, index in zip(places, indices[start:], strict=False):
+            order[place] = index
+        start += len(places)
+    return order
 
 
 def _rendered(split: str, scenes: Scenes) -> list[Scene]:

@@ -140,7 +140,7 @@ class SegmentationData(SampleData):
     def open(self, split: str) -> Samples:
         """Return the samples of a split."""
         if self.source == "scenes":
-            return SceneMasks("train" if split == "train" else "val", self.scenes)
+            return SceneMasks(split, self.scenes)
         listed = self.split if split == "train" else self.val_split
         if self.source == "hub":
             return HubSamples(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from pixio_lightning.files import expanded
-from pixio_lightning.files.text import parse_yaml
+from pixio_lightning.files.text import parse_yaml, read_text
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -50,6 +51,15 @@ def typed(words: Sequence[str]) -> dict[str, Any]:
         key = option[2:].replace(".init_args", "")
         if value != {}:
             found |= flatten(value if isinstance(value, dict) else text, key)
+    return found
+
+
+def in_files(names: Sequence[str]) -> dict[str, Any]:
+    """Return what configurations that are given as files set, by dotted key; no recipes by name."""
+    found: dict[str, Any] = {}
+    for name in names:
+        if name.endswith((".yaml", ".yml")):
+            found |= flatten(parse_yaml(read_text(Path(name).expanduser())))
     return found
 
 

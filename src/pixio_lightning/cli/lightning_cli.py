@@ -109,10 +109,12 @@ class PixioCLI(LightningCLI):
         Where the command line names the model too, the two must agree.
         """
         given = typed(self.options.rest)
-        if "model.backbone.weights" not in given:
-            return
         around = self.config["model"]["init_args"]["backbone"]
         backbone = around.get("init_args", around)
+        if given.get("model.backbone.name") == "null":  # which is parsed as the text None
+            backbone["name"] = None
+        if "model.backbone.weights" not in given:
+            return
         weights = backbone["weights"]
         if is_generated(weights):
             return

@@ -12,15 +12,20 @@ import yaml
 from pixio_lightning.cli import recipes, resume
 from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
+from pixio_lightning.cli.config_tree import in_files, typed
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import Options, check_environment, parse_options
 from pixio_lightning.cli.resume.attention import check_attention
 from pixio_lightning.cli.resume.trained_on import refuse_trained_on
+from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
+from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.pretraining import costs
 from pixio_lightning.training import results, run_folder
+from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks import MetricsLog, Preemption
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
@@ -271,6 +276,12 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
     if isinstance(cli.model, Head):
         if cli.verb != "predict":  # images to predict say nothing of a head's data
             cli.model.compare(cli.datamodule, about)
+        elif isinstance(cli.datamodule, SampleData):
+            asked = {*typed(cli.options.rest), *in_files(cli.options.configs)}
+            note = cli.datamodule.prepare_as(
+                about.get("evaluation_facts", {}), {key.removeprefix("data.") for key in asked}
+            )
+            cli.model.note(note)
         cli.model.remember(about)
 
 
@@ -283,9 +294,12 @@ def evaluate(cli: PixioCLI) -> int:
         if ckpt_path is None and not cli.options.untrained:
             _refuse_untrained(cli)
         if cli.trainer.is_global_zero:
-            say(f"checkpoint: {ckpt_path or 'none, the model as it is initialised'}")
+            say(f"checkpoint: {ckpt_path or _without_checkpoint(cli.model)}")
     _introduce(cli)
     _recall(cli, ckpt_path)
+    if cli.verb == "predict" and cli.trainer.is_global_zero:
+        (folder / "predictions/bad_files.txt").unlink(missing_ok=True)
+        cli.model.note(run_folder.earlier_predictions(folder))
     logged = call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
@@ -300,7 +314,17 @@ def evaluate(cli: PixioCLI) -> int:
             say(block(cli.verb, facts or {"nothing": "was logged"}))
         for name, reason in getattr(cli.datamodule, "bad", {}).items():
             say(f"unusable: {visible(name)} ({reason})")
+        if isinstance(cli.datamodule, StreamData) and (left := cli.datamodule.left_out()):
+            say(left)
     return 0
+
+
+def _without_checkpoint(model: BackboneModule) -> str:
+    """Return what is evaluated where there is no checkpoint."""
+    weights = model.backbone.weights
+    return "none, " + (
+        "the model as it is initialised" if is_generated(weights) else f"the weights '{weights}'"
+    )
 
 
 def _refuse_untrained(cli: PixioCLI) -> None:
@@ -362,6 +386,10 @@ def check(cli: PixioCLI) -> int:
             accumulate=accumulate,
             on_gpu=trainer["accelerator"] != "cpu",
         )
+    path = str(getattr(data, "path", None) or "")
+    is_place = path and data.source != "hub" and "://" not in path
+    if is_place and not Path(path).expanduser().exists():
+        facts["data"] = f"not looked at: '{path}' does not exist here"
     say(block("plan", facts | {"run folder": str(cli.options.out)}))
     if not cli.options.run:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,11 @@ class ImagesToScore(Pixels):
     def prepare_data(self) -> None:
         """Build the index once."""
         self.shard_index()
+
+    @property
+    def bad_file(self) -> Path:
+        """Where bad images are listed: in the run folder, as what was scored is not read again."""
+        return Path(self.trainer.default_root_dir) / "bad_files.txt"
 
     def training_size(self) -> int:
         """Return the number of images to score, by which bad ones are judged."""

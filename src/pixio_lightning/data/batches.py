@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -72,6 +73,17 @@ def _odd_size(samples: list[dict[str, Any]]) -> Bad | None:
             also = " or data.image_size to a number" if key == "batch_size" else ""
             return samples[0]["name"], f"{sizes}: set data.{key} to 1{also}"
     return None
+
+
+def usable(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch without the rows that only fill it up: those of weight 0."""
+    keep = batch["weight"] > 0
+    if bool(keep.all()):
+        return batch
+    names = [name for name, kept in zip(batch["name"], keep.tolist(), strict=True) if kept]
+    return apply_to_collection(
+        batch, Tensor, lambda tensor: tensor[keep] if tensor.ndim else tensor
+    ) | {"name": names}
 
 
 def none_usable(bad: list[Bad]) -> UserError:

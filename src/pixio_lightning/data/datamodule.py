@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import inspect
 from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class StreamData(L.LightningDataModule):
             `batch_size`.
         num_workers: Processes that decode, per training process.
         steps_per_epoch: Training batches between two validations.
-        max_bad: Stop when more than this share of the samples is unusable; None never stops.
+        max_bad: Stop when more than this share of the training samples is unusable; None never
+            stops.
         seed: Seed of order and augmentation.
         timeout: Seconds to wait for a batch of the workers before giving up.
     """
@@ -73,7 +75,9 @@ class StreamData(L.LightningDataModule):
         self.val_batch_size = val_batch_size or batch_size
         self.timeout = timeout
         self.bad: dict[str, str] = {}
+        self._bad_of_training: set[str] = set()
         self._seen = 0
+        self._lists: dict[Path, _BadList] = {}
         self._stream: Any = None
 
     def read_by(self, *sources: str, **given: Any) -> None:
@@ -192,7 +196,13 @@ class StreamData(L.LightningDataModule):
         return self.evaluation_loader(samples, batch_size=self.predict_batch_size)
 
     def evaluation_loader(
-        self, samples: Any, *, batch_size: int | None = None, share: bool = True
+        self,
+        samples: Any,
+        *,
+        batch_size: int | None = None,
+        share: bool = True,
+        stand_ins: bool = True,
+        count_bad: Callable[[list[Bad], int], None] | None = None,
     ) -> Loader:
         """Return a loader over a sized set, each sample once.
 
@@ -200,6 +210,9 @@ class StreamData(L.LightningDataModule):
             samples: A data set with a length; index -1 pads.
             batch_size: Samples per process and step; None takes `val_batch_size`.
             share: Whether the processes share the samples; otherwise each reads all.
+            stand_ins: Whether batches keep the rows of weight 0, which stand for samples that
+                cannot be used, so that all processes have equally many.
+            count_bad: Told of what cannot be used; by default `list_bad`.
         """
         rank, world_size = 0, 1
         if share and self.trainer:
@@ -209,7 +222,7 @@ class StreamData(L.LightningDataModule):
         loader = DataLoader(
             samples, batch_size=batch_size, sampler=indices, **self.loader_arguments
         )
-        return Loader(loader, self.count_bad)
+        return Loader(loader, count_bad or self.list_bad, stand_ins=stand_ins)
 
     @property
     def loader_arguments(self) -> dict:
@@ -225,45 +238,65 @@ class StreamData(L.LightningDataModule):
 
     # --- bad samples --------------------------------------------------------------------------
 
-    def count_bad(self, bad: list[Bad], seen: int) -> None:
-        """Count bad samples by name, list new ones in bad_files.txt, stop above `max_bad`.
+    @property
+    def bad_file(self) -> Path:
+        """Where bad samples are listed: in the run folder; of what is predicted beside the rest."""
+        folder = Path(self.trainer.default_root_dir)
+        predicting = self.trainer.state.fn == "predict"
+        return (folder / "predictions" if predicting else folder) / "bad_files.txt"
+
+    def list_bad(self, bad: list[Bad], seen: int = 0) -> None:
+        """List bad samples that are not yet known in bad_files.txt.
 
         Raises:
-            UserError: More than `max_bad` of the samples are unusable; or one is for a reason that
-                is hardly ever its alone: the rest may fit by chance and mean something else.
+            UserError: One is bad for a reason that is hardly ever its alone: the rest may fit by
+                chance and mean something else.
         """
-        self._seen += seen
         new = {name: reason for name, reason in bad if name not in self.bad}
         self.bad |= new
-        if new and self.trainer is not None:
-            self._write(new)
+        if bad and self.trainer is not None:
+            self._lists.setdefault(self.bad_file, _BadList(self.bad_file)).add(dict(bad))
         for name, reason in new.items():
             if reason.startswith(STOPS):
                 raise UserError(f"{name}: {reason.removeprefix(STOPS)}")
-        if self.max_bad is None:
-            return
+
+    def count_bad(self, bad: list[Bad], seen: int) -> None:
+        """List bad samples of those that are trained on, and stop above `max_bad`.
+
+        Raises:
+            UserError: More than `max_bad` of them are unusable; or as in `list_bad`.
+        """
+        self.list_bad(bad)
+        self._seen += seen
+        self._bad_of_training.update(name for name, _ in bad)
+        if self.max_bad is not None:
+            self._judge(self._bad_of_training, self._seen, self.training_size())
+
+    def counter(self, total: int) -> Callable[[list[Bad], int], None]:
+        """Return what does as `count_bad` for `total` training samples that are read once."""
+        found: set[str] = set()
+        read = 0
+
+        def count(bad: list[Bad], seen: int) -> None:
+            nonlocal read
+            read += seen
+            found.update(name for name, _ in bad)
+            self.list_bad(bad)
+            self._judge(found, read, total)
+
+        return count
+
+    def _judge(self, bad: Collection[str], seen: int, total: int) -> None:
         # Without new ones, too: in a small set all are found before it is time to judge.
-        total = self.training_size()
-        if self._seen < min(_JUDGED_AFTER, total):
+        if self.max_bad is None or seen < min(_JUDGED_AFTER, total):
             return
-        if len(self.bad) > self.max_bad * min(self._seen, total):
-            reasons = listed(self.bad_reasons)
+        count, seen = len(bad), min(seen, total)
+        if count > self.max_bad * seen:
+            reasons = listed(Counter(self.bad[name] for name in bad))
             raise UserError(
-                f"{len(self.bad)} of {min(self._seen, total)} images are unusable ({reasons}), "
+                f"{count} of {seen} images are unusable ({reasons}), "
                 f"more than data.max_bad {self.max_bad}; see bad_files.txt in the run folder"
             )
-
-    def _write(self, new: dict[str, str]) -> None:
-        path = Path(self.trainer.default_root_dir) / "bad_files.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name need not be UTF-8: file systems take any bytes.
-        with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
-            with suppress(OSError):  # without locks, as on some clusters, a line may come twice
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            listed = set(file.read().splitlines())
-            lines = [f"{name}\t{reason}".replace("\n", "?") for name, reason in new.items()]
-            file.writelines(f"{line}\n" for line in lines if line not in listed)
 
     # --- what is said of the data -------------------------------------------------------------
 
@@ -271,10 +304,44 @@ class StreamData(L.LightningDataModule):
         """Return what a run's card says of the data, by name: how many there are, and where."""
         return {"images": f"{self.training_size():,} to train on"}
 
+    def left_out(self) -> str:
+        """Return what of the files is not looked at, because it is of no format that is read."""
+        return ""
+
     @property
     def bad_reasons(self) -> Counter[str]:
         """How many samples were unusable, by reason."""
         return Counter(self.bad.values())
+
+
+class _BadList:
+    """A file with a line for each bad sample, written to by all processes.
+
+    Args:
+        path: Where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: set[str] = set()  # whoever wrote them
+        self.read_to = 0  # bytes
+
+    def add(self, bad: dict[str, str]) -> None:
+        """Write the lines that are not there."""
+        lines = {f"{name}\t{reason}".replace("\n", "?"): None for name, reason in bad.items()}
+        if lines.keys() <= self.lines:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            with suppress(OSError):  # without locks, as on some clusters, a line may come twice
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(self.read_to)
+            # A name need not be UTF-8: file systems take any bytes.
+            self.lines.update(file.read().decode(errors="surrogateescape").splitlines())
+            added = [line for line in lines if line not in self.lines]
+            file.write("".join(f"{line}\n" for line in added).encode(errors="surrogateescape"))
+            self.lines.update(added)
+            self.read_to = file.tell()
 
 
 def _default(kind: type, name: str) -> Any:

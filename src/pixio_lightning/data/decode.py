@@ -154,8 +154,9 @@ def decode_crop(
             # last pixels cover more than the image, and turning may bring them to the front.
             left = crop.left + (-width % factor if turn in _TURNED_LEFT else 0)
             top = crop.top + (-height % factor if turn in _TURNED_UP else 0)
-            left, top = round(left / factor), round(top / factor)
-            crop = Crop(left, top, crop.width // factor, crop.height // factor)
+            right, bottom = left + crop.width, top + crop.height
+            left, top, right, bottom = (round(n / factor) for n in (left, top, right, bottom))
+            crop = Crop(left, top, right - left, bottom - top)
         return cut(pixels, crop, size)
 
 

@@ -141,6 +141,7 @@ class Pixels(StreamData):
         self._shards: ShardSet | None = None
         self._stored: dict[str, Any] | None = None
         self._train: Source | None = None
+        self._everything: Source | None = None  # at `path`, to predict
         self._held_out: Source | None = None
         self._held_back: list[str] | None = None
         self._skipped: list[str] = []
@@ -155,6 +156,10 @@ class Pixels(StreamData):
 
     def setup(self, stage: str) -> None:
         """Open the sources; nothing is decoded yet."""
+        if stage == "predict" and self.source in ("folder", "hub"):
+            if self._everything is None:
+                self._everything = self._open(self.path, self.split)
+            return
         if self._train is not None or self._held_out is not None:
             return
         if self.streamed:
@@ -169,11 +174,9 @@ class Pixels(StreamData):
             self._train, self._held_out = self._scenes("train"), self._scenes("val")
             return
         path, val_path = self.path, self.val_path
-        if stage != "predict" and val_path is None and self.source == "folder":
+        if val_path is None and self.source == "folder":
             path, val_path = pictures_of_splits(existing_folder(path or "", "data.path"))
         self._train = everything = self._open(path, self.split)
-        if stage == "predict":
-            return
         self._held_back = []
         if self.val_split is not None:
             self._held_out = self._open(self.path, self.val_split)
@@ -238,7 +241,7 @@ class Pixels(StreamData):
         if self.source == "folder":
             source = FolderSource(path or "", key=key)
             if source.skipped:
-                self._skipped.append(f"of other formats {listed(source.skipped)}")
+                self._skipped = [f"of other formats {listed(source.skipped)}"]
             return source
         return HubSource(path or "", split, column=self.column, key=key)
 
@@ -326,8 +329,8 @@ class Pixels(StreamData):
 
     def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the held-out images; to predict, all of a source but the scenes'."""
-        whole = stage == "predict" and self.source in ("folder", "hub")
-        source = self._train if whole else self._held_out
+        source = self._everything if stage == "predict" else None
+        source = self._held_out if source is None else source
         assert source is not None
         return self.evaluated(source)
 
@@ -335,11 +338,13 @@ class Pixels(StreamData):
         """Return how many images there are to train on and held out, and what is none."""
         split = f" of {self.split}" if self.source == "hub" else ""
         held_out = len(self._held_out) if self._held_out is not None else 0
-        skipped = f"; skipped {', '.join(self._skipped[:3])}" if self._skipped else ""
-        if len(self._skipped) > 3:
-            skipped += f" and {len(self._skipped) - 3} more"
-        images = f"{self.training_size():,}{split} to train on, {held_out:,} held out{skipped}"
-        return {"images": images}
+        images = f"{self.training_size():,}{split} to train on, {held_out:,} held out"
+        return {"images": "; ".join(filter(None, (images, self.left_out())))}
+
+    def left_out(self) -> str:
+        """Return which files, or shards, are not looked at, and why."""
+        more = f" and {len(self._skipped) - 3} more" if len(self._skipped) > 3 else ""
+        return f"skipped {', '.join(self._skipped[:3])}{more}" if self._skipped else ""
 
     def training_names(self) -> Source | None:
         """Return the training images; a place in shards says itself which they are."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -124,14 +125,52 @@ class SampleData(StreamData):
     def prepare_data(self) -> None:
         """Render the scenes once, in one process."""
         if self.source == "scenes":
-            self.samples_of("train")
-            self.samples_of("val")
+            stage = self.trainer.state.fn if self.trainer is not None else "fit"
+            for split in ("train", "val", *(["test"] if stage == "test" else [])):
+                self.samples_of(split)
 
     def samples_of(self, split: str) -> Samples:
         """Return the samples of a split, opened once."""
         if split not in self._opened:
             self._opened[split] = self.open(split)
         return self._opened[split]
+
+    def part_of(self, stage: str) -> str:
+        """Return the split that a stage reads: of data without a part to test on, `val`.
+
+        best.ckpt was chosen on those samples, so they are no test of it.
+        """
+        if stage != "test":
+            return stage
+        with suppress(UserError):  # of data with nothing but a part to test on
+            if self.samples_of("val").digest() == self.samples_of("test").digest():
+                return "val"
+        return stage
+
+    def prepare_as(self, known: Mapping[str, Any], asked: Collection[str]) -> str:
+        """Prepare images to predict as the evaluation of a checkpoint did.
+
+        Args:
+            known: What that depended on, by the names in `evaluation_attributes`.
+            asked: Arguments of this data that were given on purpose, and stay.
+
+        Returns:
+            A line that says what is changed, if anything is. Here `image_size` is, where an
+            evaluation depends on it.
+        """
+        return self.take({"image_size": known.get("image_size")}, asked)
+
+    def take(self, then: Mapping[str, Any], asked: Collection[str]) -> str:
+        """Set attributes that were not asked for to what they were, and say so; None is unknown."""
+        taken = {
+            name: value
+            for name, value in then.items()
+            if value not in (None, getattr(self, name, value)) and name not in asked
+        }
+        for name, value in taken.items():
+            setattr(self, name, value)
+        said = ", ".join(f"data.{name} {value}" for name, value in taken.items())
+        return f"{said}: as the checkpoint was evaluated" if taken else ""
 
     def training_set(self) -> TrainingSamples:
         """Return training views by their position in the stream."""
@@ -161,6 +200,9 @@ class SampleData(StreamData):
     def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:
         """Return training samples as they are evaluated, each once; without images of frames.
 
+        Where each process reads all, batches hold usable samples alone; where they share them, rows
+        that stand for others have a weight of 0, so that all have equally many.
+
         Args:
             limit: At most so many, evenly spread; None for all.
             share: Whether the processes share them; otherwise each reads all.
@@ -169,7 +211,9 @@ class SampleData(StreamData):
         indices = spread(len(samples), limit)
         held_out = HeldOutSamples(samples, self.prepare, indices=indices)
         held_out.frames = None
-        return self.evaluation_loader(held_out, share=share)
+        world_size = self.trainer.world_size if share and self.trainer else 1
+        count = self.counter(len(indices) // world_size)
+        return self.evaluation_loader(held_out, share=share, stand_ins=share, count_bad=count)
 
     def contents(self) -> dict[str, str]:
         """Return how many samples each split that was opened has, and where; and what is none."""
@@ -180,9 +224,16 @@ class SampleData(StreamData):
             inside = below != root and below.is_relative_to(root)
             where = f" in {below.relative_to(root).as_posix()}/" if inside else ""
             parts.append(f"{len(samples):,} {split}{where}")
-        if self.source == "folder" and (skipped := FolderSource(root).skipped):
-            parts.append(f"skipped of other formats {listed(skipped)}")
+        if left := self.left_out():
+            parts.append(left)
         return {"samples": ", ".join(parts)} if parts else {}
+
+    def left_out(self) -> str:
+        """Return what of a folder is of no format that is read."""
+        if self.source != "folder":
+            return ""
+        skipped = FolderSource(Path(self.path or "").expanduser()).skipped
+        return f"skipped of other formats {listed(skipped)}" if skipped else ""
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation samples for pictures, as batches of one: sizes may differ."""
@@ -193,15 +244,25 @@ class SampleData(StreamData):
 
     def identity(self) -> dict[str, Any]:
         """Return, as plain data, all that decides what a sample looks like."""
-        plain = {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in vars(self).items()
-            if not name.startswith("_") and name not in {*_FREE, *self.incidental}
-        }
-        kinds = (str, int, float, bool, list, tuple, dict, type(None))
-        kept = {name: value for name, value in plain.items() if isinstance(value, kinds)}
-        return {"class": f"{type(self).__module__}:{type(self).__qualname__}"} | kept
+        return plain_facts(self, without={*_FREE, *self.incidental})
 
     def digest(self, split: str) -> str:
         """Return a hash that changes with the samples of a split and with how they are cut."""
         return digest_of(self.identity(), self.samples_of(split).digest())
+
+
+def plain_facts(thing: Any, *, without: Collection[str]) -> dict[str, Any]:
+    """Return the class and the plain attributes of something, which tell it from others.
+
+    Args:
+        thing: It.
+        without: Attributes that do not count; those that begin with `_` never do.
+    """
+    values = {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in vars(thing).items()
+        if not name.startswith("_") and name not in without
+    }
+    kinds = (str, int, float, bool, list, tuple, dict, type(None))
+    kept = {name: value for name, value in values.items() if isinstance(value, kinds)}
+    return {"class": f"{type(thing).__module__}:{type(thing).__qualname__}"} | kept

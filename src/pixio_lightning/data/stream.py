@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from pixio_lightning.data.batches import Bad, none_usable
+from pixio_lightning.data.batches import Bad, none_usable, usable
 from pixio_lightning.data.workers import watched
 
 
@@ -54,10 +54,17 @@ class Loader:
     Args:
         loader: Yields batches with a list of `bad` images.
         count_bad: Called with them, in the main process.
+        stand_ins: Whether rows of weight 0, which stand for bad images, are handed on.
     """
 
-    def __init__(self, loader: DataLoader, count_bad: Callable[[list[Bad], int], None]) -> None:
-        self.loader, self.count_bad = loader, count_bad
+    def __init__(
+        self,
+        loader: DataLoader,
+        count_bad: Callable[[list[Bad], int], None],
+        *,
+        stand_ins: bool = True,
+    ) -> None:
+        self.loader, self.count_bad, self.stand_ins = loader, count_bad, stand_ins
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -76,7 +83,7 @@ class Loader:
         if not batch:
             # Here, because an error in a worker arrives with its traceback for a text.
             raise none_usable(bad)
-        return batch
+        return batch if self.stand_ins else usable(batch)
 
 
 class EndlessLoader(Loader):

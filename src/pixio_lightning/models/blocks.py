@@ -28,7 +28,9 @@ class Attention(timm.layers.Attention):
         plain = attn_mask is None and not is_causal and self.gate is None
         halved = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
         halved = halved or x.dtype in (torch.bfloat16, torch.float16)
-        if not (plain and halved and x.device.type == "cpu" and torch.is_grad_enabled()):
+        trained = x.requires_grad or self.qkv.weight.requires_grad
+        needed = torch.is_grad_enabled() and trained  # of a frozen backbone it is not
+        if not (plain and halved and x.device.type == "cpu" and needed):
             return super().forward(x, attn_mask, is_causal)
         heads = (3, self.num_heads, self.head_dim)
         values = self.qkv(x).unflatten(-1, heads).permute(2, 0, 3, 1, 4)

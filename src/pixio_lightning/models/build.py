@@ -57,13 +57,13 @@ def resolve_architecture(
         found = dict(file.meta)
         if (name or found.get("name")) in (None, *vit.SIZES):
             found |= spellings.infer(file.encoder, file.meta)
-    name = name or found.get("name")
+    name = _of_both(name, found.get("name"))
     if name is None:
         raise UserError(
             f"backbone.name is missing and {where} do not say it; "
             f"give one of {', '.join(vit.SIZES)}, or a timm ViT"
         )
-    if (found.get("name") or name) != name:
+    if found.get("name") not in (None, name, name.partition(".")[0]):
         raise UserError(
             f"backbone.name is '{name}', but {where} hold '{found['name']}'; "
             "leave the name out or change the weights"
@@ -79,6 +79,13 @@ def resolve_architecture(
     if file is not None:
         _check_sizes(stored | asked, file)
     return name, stored | asked
+
+
+def _of_both(asked: str | None, stored: str | None) -> str | None:
+    """Return the name that is asked for, with the stored one's tag where it has none itself."""
+    if asked and stored and "." not in asked and stored.partition(".")[0] == asked:
+        return stored
+    return asked or stored
 
 
 def _check_sizes(model_args: Mapping[str, Any], file: Weights) -> None:

@@ -1,6 +1,7 @@
 """What heads and plug-ins import of the models."""
 
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.blocks import Attention
 from pixio_lightning.models.dense_decoders import (
     DPT,
     DenseDecoder,
@@ -24,6 +25,7 @@ from pixio_lightning.models.probes import (
 __all__ = [
     "nearest_neighbours",
     "vote",
+    "Attention",
     "Backbone",
     "DPT",
     "DPTDecoder",

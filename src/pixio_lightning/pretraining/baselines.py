@@ -77,10 +77,11 @@ def digits(value: float) -> str:
 
 
 def inverse_distance(images: Tensor, visible: Tensor, *, power: float = 3.0) -> Tensor:
-    """Fill each hidden pixel with the mean of all visible ones, weighted by ``1 / distance^power``.
+    """Fill each hidden pixel with the mean of all visible ones, the nearer the more.
 
-    Shepard's method (1968, https://doi.org/10.1145/800186.810616). On rendered scenes it came out
-    ahead of Gaussians and of the pull-push pyramid, so that the baseline is a strong one.
+    The weight is ``(distance + 1/2) ^ -power``: half a pixel more than in Shepard's method (1968,
+    https://doi.org/10.1145/800186.810616), so that that of a pixel on itself is finite. On rendered
+    scenes it came out ahead of Gaussians and of the pull-push pyramid: a strong baseline.
 
     Args:
         images: Float `(B, C, H, W)`.
@@ -96,7 +97,6 @@ def inverse_distance(images: Tensor, visible: Tensor, *, power: float = 3.0) -> 
     rows = torch.arange(2 * height, device=home, dtype=torch.float64)
     columns = torch.arange(2 * width, device=home, dtype=torch.float64)
     rows, columns = rows.minimum(2 * height - rows), columns.minimum(2 * width - columns)
-    # Half a pixel keeps the weight of a pixel on itself finite; it is hidden or not asked for.
     kernel = (torch.hypot(rows[:, None], columns) + 0.5) ** -power
     spectrum = torch.fft.rfft2(kernel)
 

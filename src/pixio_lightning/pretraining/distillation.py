@@ -256,7 +256,10 @@ class Distillation(Pretraining):
             )
             for student in self.students.values()
         ]
-        return {name: torch.stack([losses[name] for losses in found]).mean() for name in _BASELINES}
+        return {
+            name: torch.stack([losses[name] for losses in found]).mean().float()
+            for name in _BASELINES
+        }
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Write one picture for each image: the teacher's tokens, the students', and how far."""

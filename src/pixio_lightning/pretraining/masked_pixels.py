@@ -159,8 +159,10 @@ class PixelPretraining(PatchPrediction):
         """Accumulate the loss of held-out images under fixed masks, and its baselines."""
         weight = batch["weight"]
         # Neither images nor masks change in a run, so that a batch that was seen needs no second
-        # interpolation; an image that could not be read that time has another weight now.
-        seen = (self.trainer.testing, *batch["key"].tolist(), *weight.tolist())
+        # interpolation. It is known by its sums, too: images of other data may go by these names,
+        # and one that could not be read that time had another in its place.
+        sums = batch["image"].flatten(1).sum(dim=1, dtype=torch.int64)
+        seen = (*batch["image"].shape, *torch.stack([batch["key"], sums]).flatten().tolist())
         result = self(batch["image"], self.fixed_draw(batch))
         if seen not in self._baseline_losses:
             self._baseline_losses[seen] = self._score_baselines(result)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pixio_lightning.models.features import Layer
 from pixio_lightning.models.masking import gather_tokens
+from pixio_lightning.models.probes import in_float64
 from pixio_lightning.training.precision import to_float32
 
 Distance = Literal["cosine", "l1", "mse"]
@@ -118,7 +119,7 @@ class TargetMeans:
         """Take in the teacher's tokens of a batch, each image with its weight `(B,)`."""
         if self.kind == "l1":
             return
-        raw = to_float32(teacher.raw_tokens)
+        raw = in_float64(teacher.raw_tokens)  # a variance is left of the difference of two sums
         # The mean class token, for students of another number of them, stands behind the others.
         k = teacher.n_cls
         mean = raw[:, :k].mean(dim=1, keepdim=True) if k else raw[:, :0]
@@ -128,7 +129,7 @@ class TargetMeans:
         # Of each token the sum, the mean square over its channels, and the weight.
         square = targets.square().mean(dim=-1, keepdim=True)
         values = torch.cat([targets, square, torch.ones_like(square)], dim=-1)
-        sums = (values * weight[:, None, None]).sum(dim=0)
+        sums = (values * in_float64(weight)[:, None, None]).sum(dim=0)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def sums(self) -> Tensor | None:

@@ -10,6 +10,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, SumMetric
 
+from pixio_lightning.data.batches import usable
 from pixio_lightning.models.probes import has_float64
 
 _MODEL = "model"
@@ -93,8 +94,7 @@ def without_padding(batch: dict[str, Any], prediction: Any) -> tuple[dict[str, A
         ValueError: A tensor has not one row for each sample, so that it cannot be told which of
             its rows are to be dropped.
     """
-    keep = batch["weight"] > 0
-    size = len(keep)
+    size = len(batch["weight"])
 
     def checked(tensor: Tensor) -> Tensor:
         if tensor.ndim and len(tensor) != size:
@@ -105,14 +105,7 @@ def without_padding(batch: dict[str, Any], prediction: Any) -> tuple[dict[str, A
         return tensor
 
     apply_to_collection((batch, prediction), Tensor, checked)
-    if bool(keep.all()):  # almost every batch, of which nothing need be copied
+    if bool((batch["weight"] > 0).all()):  # almost every batch
         return batch, prediction
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor[keep] if tensor.ndim else tensor
-
-    names = [name for name, kept in zip(batch["name"], keep.tolist(), strict=True) if kept]
-    return (
-        apply_to_collection(batch, Tensor, rows) | {"name": names},
-        apply_to_collection(prediction, Tensor, rows),
-    )
+    kept = usable(batch | {"prediction": prediction})
+    return kept, kept.pop("prediction")

@@ -40,9 +40,18 @@ def pixels_of(picture: Any, *, channels: int = 3) -> NDArray[np.uint8]:
             raise UserError(f"picture '{picture}' cannot be read: {error.strerror}") from None
     if isinstance(picture, Image.Image):
         upright = ImageOps.exif_transpose(picture)
+        if upright.mode == "F":  # numbers of whatever range, as an array of them is
+            return pixels_of(np.asarray(upright), channels=channels)
+        if upright.mode not in _MODES:
+            try:
+                wide = upright.mode.startswith("I;16")  # of another order of bytes
+                upright = upright.convert("I" if wide else "RGB")
+            except ValueError:
+                raise UserError(
+                    f"a PIL image of mode {upright.mode} is not read: convert it to RGB"
+                ) from None
         # As a file, so that depth, palettes and opacity are taken as those of files are.
         file = io.BytesIO()
-        upright = upright if upright.mode in _MODES else upright.convert("RGB")
         upright.save(file, "PNG", compress_level=0)
         return decode_pixels(file.getvalue(), max_megapixels=_MAX_MEGAPIXELS)
     if not isinstance(picture, np.ndarray):

@@ -99,6 +99,8 @@ def summary(line: dict[str, Any]) -> dict[str, str]:
         ]
         facts[name] = f"{value:.4g}" + (f"  ({', '.join(beside)})" if beside else "")
     what = f"{line['split']} of {line['dataset']}, {line['n']} samples, step {line['steps']}"
+    if line["verb"] == "test" and line["split"] == "val":
+        what += " (the same that are validated on: the data have no other part to test on)"
     return (
         {line["task"]: what} | facts | ({"protocol": line["protocol"]} if line["protocol"] else {})
     )

@@ -214,6 +214,9 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
             f"'{path}' is no configuration of a run: it is damaged or another program's, and is "
             "not overwritten; give another --out"
         )
+    decoder = content["model"].get("init_args", {}).get("decoder")
+    if isinstance(decoder, dict) and isinstance(decoder.get("init_args"), dict):
+        decoder["init_args"].pop("taps", None)  # which earlier versions wrote, to no effect
     return content
 
 
@@ -268,6 +271,15 @@ def write_state(folder: Path, **facts: Any) -> None:
     write_text(folder / "state.json", json.dumps(read_state(folder) | facts))
 
 
+def earlier_predictions(folder: Path) -> str:
+    """Return a line on what `predict` wrote before, if it did: it stays where it is."""
+    predictions = folder / "predictions"
+    count = sum(len(files) for _, _, files in os.walk(predictions))
+    if not count:
+        return ""
+    return f"{predictions} holds {count:,} files from before: what is not written again stays"
+
+
 class Metrics:
     """A CSV file with one row per logged step, in order, whose columns may grow.
 
@@ -281,13 +293,16 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self._columns = {"step": None}
         if path.exists():
             try:
+                table = csv.DictReader(io.StringIO(read_text(path, limit=1 << 30)))
                 self.rows = [
                     {"step": float(row["step"])}
                     | {k: float(v) for k, v in row.items() if v not in ("", None)}
-                    for row in csv.DictReader(io.StringIO(read_text(path, limit=1 << 30)))
+                    for row in table
                 ]
+                self._columns |= dict.fromkeys(table.fieldnames or ())
             except (ValueError, TypeError, KeyError, csv.Error):
                 raise UserError(
                     f"'{path}' is damaged, or no table of numbers by step: remove it, and the run "
@@ -299,17 +314,19 @@ class Metrics:
         kept = [row for row in self.rows if row["step"] <= step]
         if len(kept) < len(self.rows):
             self.rows = kept
+            self._columns = self._named()
             self._write()
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Add values to the row of a step, and write the file."""
-        columns = self._columns()
+        complete = values.keys() <= self._columns.keys()
+        self._columns |= dict.fromkeys(values)
         # What is logged after a step and before the next may come out of order.
         at = bisect_left(self.rows, step, key=lambda row: row["step"])
-        if at == len(self.rows) and values.keys() <= set(columns) and self.path.exists():
+        if at == len(self.rows) and complete and self.path.exists():
             self.rows.append({"step": step} | values)
             with self.path.open("a") as file:
-                file.write(self._line(self.rows[-1], columns))
+                file.write(self._line(self.rows[-1]))
             return
         if at == len(self.rows) or self.rows[at]["step"] != step:
             self.rows.insert(at, {"step": step})
@@ -320,16 +337,16 @@ class Metrics:
         if not self.rows:
             self.path.unlink(missing_ok=True)
             return
-        columns = self._columns()
-        lines = [self._line(row, columns) for row in self.rows]
-        write_text(self.path, "".join([",".join(columns) + "\n", *lines]))
+        write_text(
+            self.path, "".join([",".join(self._columns) + "\n", *map(self._line, self.rows)])
+        )
 
-    def _columns(self) -> list[str]:
-        return list(dict.fromkeys(key for row in self.rows for key in row))
+    def _named(self) -> dict[str, None]:
+        """Return the columns in order; step is the first."""
+        return dict.fromkeys(["step", *(key for row in self.rows for key in row)])
 
-    @staticmethod
-    def _line(row: dict[str, Any], columns: list[str]) -> str:
-        return ",".join(_number(row.get(key)) for key in columns) + "\n"
+    def _line(self, row: dict[str, Any]) -> str:
+        return ",".join(_number(row.get(key)) for key in self._columns) + "\n"
 
     def first_and_last(self, key: str) -> tuple[float, float] | None:
         """Return a metric's first and last value, None if it was never logged."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from pixio_lightning.errors import UserError, some_of
@@ -38,6 +39,7 @@ class TaskModule(BackboneModule):
         self.data_info: dict[str, Any] = {}
         self.evaluation_info: dict[str, Any] = {}
         self._statistics = nn.Module()  # holds buffers, which follow the module to its device
+        self._fitted_on: str | None = None  # the data set that statistics are of
         self._loaded_step = 0
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
@@ -122,15 +124,23 @@ class TaskModule(BackboneModule):
 
     @statistics.setter
     def statistics(self, found: dict[str, Tensor]) -> None:
-        self._statistics = nn.Module()
+        self._statistics, self._fitted_on = nn.Module(), self._dataset
         for name, tensor in found.items():
             # Not persistent: they are kept beside the weights, for heads without any.
             self._statistics.register_buffer(name, tensor.to(self.device), persistent=False)
 
     @property
     def lacks_statistics(self) -> bool:
-        """Whether the head fits statistics and has none yet."""
-        return not self.statistics and type(self).fit_statistics is not TaskModule.fit_statistics
+        """Whether the head fits statistics and has none yet, or, where none is learned, others'."""
+        if type(self).fit_statistics is TaskModule.fit_statistics:
+            return False
+        # What was trained keeps those of its training, whatever it is evaluated on.
+        of_others = self.decoder is None and self._fitted_on != self._dataset
+        return not self.statistics or of_others
+
+    @property
+    def _dataset(self) -> str | None:
+        return getattr(self.trainer.datamodule, "dataset", None) if self.attached else None
 
     def on_fit_start(self) -> None:
         """Compute statistics, unless a checkpoint or a callback brought them."""
@@ -170,6 +180,7 @@ class TaskModule(BackboneModule):
         """
         super().on_load_checkpoint(checkpoint)
         stored = checkpoint.get("pixio", {})
+        self._refuse_other_preparation(stored.get("backbone") or {})
         of_data, evaluation_info = self.data_info, self.evaluation_info
         self.remember(stored)
         refuse_other(self.same_as_trained, of_data, self.data_info)
@@ -177,6 +188,17 @@ class TaskModule(BackboneModule):
         self.evaluation_info |= evaluation_info
         self.statistics = stored.get("statistics", {})
         self._loaded_step = checkpoint.get("global_step", 0)
+
+    def _refuse_other_preparation(self, then: Mapping[str, Any]) -> None:
+        """Refuse a backbone whose weights state another mean or deviation of images than then."""
+        now = self.backbone.identity
+        for key in ("mean", "std"):
+            if key in then and not np.allclose(then[key], now[key], atol=1e-4):
+                raise UserError(
+                    f"the head was trained on images whose {key} is {list(then[key])}, but weights "
+                    f"'{self.backbone.weights}' state {now[key]}: give "
+                    f"model.backbone.model_args.{key} as it was, or train anew"
+                )
 
 
 # --- what data says of itself, beside what a checkpoint was trained on --------------------------

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
 from pixio_heads.classification import knn
+from pixio_heads.classification.data import ClassificationData
 from pixio_heads.classification.head import KNN
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
@@ -163,3 +167,21 @@ def test_mistakes(keys: dict, message: str) -> None:
 def test_a_backbone_that_would_be_trained_is_refused() -> None:
     with pytest.raises(UserError, match="set model.backbone.tune to frozen"):
         KNN(Backbone("pixio_vitt16", weights="random", tune="full"))
+
+
+def test_other_data_have_neighbours_of_their_own(colours: Path, tmp_path: Path) -> None:
+    """One module, evaluated on one folder and then on another whose classes are swapped."""
+    swapped = tmp_path / "swapped"
+    shutil.copytree(colours, swapped)
+    (swapped / "red").rename(swapped / "aside")
+    (swapped / "blue").rename(swapped / "red")
+    (swapped / "aside").rename(swapped / "blue")
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
+    head = KNN(Backbone("pixio_vitt16", weights="random:0", model_args=sizes), k=(1,))
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    for folder in (colours, swapped, colours):
+        data = ClassificationData("folder", str(folder), image_size=64, num_workers=0)
+        (found,) = trainer.validate(head, data, verbose=False)
+        assert found["val/top1_k1"] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import scene_folders
 import torch
 from scene_folders import rendered
 
-from pixio_heads.reconstruction.data import ReconstructionData
+from pixio_heads.reconstruction.data import ReconstructionData, dealt
 from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.covisibility import Neighbours
@@ -52,7 +52,7 @@ def attached(data: ReconstructionData, rank: int = 0, world_size: int = 1) -> Re
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_rank=rank, world_size=world_size, strategy=strategy, accumulate_grad_batches=1,
         limit_train_batches=1.0, fast_dev_run=False,
-        global_step=0, default_root_dir="unused",
+        global_step=0, default_root_dir="unused", state=SimpleNamespace(fn="fit"),
     )  # fmt: skip
     return data
 
@@ -503,3 +503,13 @@ def test_the_digest_follows_files_and_shapes(folder: Path) -> None:
     for root in folder.iterdir():
         scene_folders.save_millimetres(root / "depth/000.png", rendered(9)[0].depth)
     assert digest() != first
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 5])
+def test_each_process_s_sets_beside_each_other_are_of_different_scenes(processes: int) -> None:
+    scenes = [0, 1] * 10  # of sets in turns
+    order = dealt(list(range(20)), processes)
+    assert sorted(order) == list(range(20))
+    for rank in range(processes):
+        own = [scenes[i] for i in order[rank::processes]]
+        assert all(a != b for a, b in pairwise(own))

@@ -89,7 +89,10 @@ def test_training_never_cuts(head: Segmentation) -> None:
 
 
 def test_majorities_are_those_of_the_labels(head: Segmentation) -> None:
-    """Of images of two sizes: 1 to the left, mostly 3 to the right, 255 in one corner."""
+    """Of images of three sizes: 1 to the left, mostly 3 to the right, 255 in one corner.
+
+    The most frequent class is that of most pixels, not of most images.
+    """
     first = torch.ones(2, 64, 64, dtype=torch.uint8)
     first[:, :, 32:] = 3
     first[:, :8, :8] = 255
@@ -97,6 +100,8 @@ def test_majorities_are_those_of_the_labels(head: Segmentation) -> None:
     other[:, :16, :8] = 255
     found = head.fit_statistics([{"target": first}, {"target": other}])
     assert found["majority"] == 1
+    large = torch.full((1, 640, 640), 2, dtype=torch.uint8)
+    assert head.fit_statistics([{"target": first}, {"target": large}])["majority"] == 2
     expected = torch.ones(64, 64, dtype=torch.long)
     expected[:, 32:] = 3
     assert torch.equal(found["majority_map"], expected)  # where no pixel has a class: the majority

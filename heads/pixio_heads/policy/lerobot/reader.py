@@ -119,23 +119,24 @@ def _of_file(
         for name in names
     }
     numbers = table["episode_index"].to_numpy()
+    known = np.unique(numbers, return_index=True, return_counts=True)
+    places = {number: (first, rows) for number, first, rows in zip(*known, strict=True)}
     found = []
     for episode in episodes:
-        rows = np.flatnonzero(numbers == episode.index)
-        if layout.version != "v3.0" and len(rows) < len(table):
+        first, rows = map(int, places.get(episode.index, (0, 0)))
+        if layout.version != "v3.0" and rows < len(table):
             other = next(number for number in numbers if number != episode.index)
             raise UserError(
                 f"'{file}' has rows of episode {other}, but is the file of episode {episode.index}"
             )
-        if len(rows) != episode.length:
+        if rows != episode.length:
             raise UserError(
-                f"'{file}' has {len(rows)} rows of episode {episode.index}, but its length is "
+                f"'{file}' has {rows} rows of episode {episode.index}, but its length is "
                 f"{episode.length} in the folder meta"
             )
-        first = int(rows[0])
-        if rows[-1] - first + 1 != len(rows):
+        part = slice(first, first + rows)
+        if (numbers[part] != episode.index).any():
             raise UserError(f"'{file}': the rows of episode {episode.index} lie scattered")
-        part = slice(first, first + len(rows))
         if episode.video:
             times = _numbers(table["timestamp"], file, "timestamp", [1])[part, 0].astype(float)
             if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):

@@ -75,7 +75,7 @@ class Pictures:
         root: Path | None = None,
     ) -> None:
         self.title, self.names, self.placed = title, list(names), list(placed)
-        self.bad, self.data_info, self.root = list(bad), facts, root
+        self.bad, self.facts, self.root = list(bad), facts, root
 
     def __len__(self) -> int:
         return 1
@@ -95,7 +95,7 @@ class Pictures:
         }
 
     def digest(self) -> str:
-        return self.data_info
+        return self.facts
 
 
 def open_pictures(

@@ -160,14 +160,18 @@ def _data_of(config: dict[str, Any], head: Head, source: Path, views: int) -> L.
 
 def _run(head: Head, data: L.LightningDataModule, folder: Path) -> None:
     """Let Lightning predict, as `pixio predict` does."""
+    device = head.device
     with warnings.catch_warnings(action="ignore"):
         trainer = L.Trainer(
             default_root_dir=folder,
-            accelerator="gpu" if head.device.type == "cuda" else "cpu",
+            accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.predict(head, datamodule=data, return_predictions=False)
+        try:
+            trainer.predict(head, datamodule=data, return_predictions=False)
+        finally:
+            head.to(device)  # a trainer leaves its module on the processor

@@ -129,6 +129,7 @@ class Clips(StreamData):
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.max_megapixels, self.scenes = max_megapixels, scenes
         self._train: ClipSource | None = None
+        self._everything: ClipSource | None = None  # at `path`, to predict
         self._held_out: ClipSource | None = None
         self._held_back: list[str] | None = None
         self._unusable: list[Bad] = []  # that were found before any is read
@@ -141,6 +142,11 @@ class Clips(StreamData):
 
     def setup(self, stage: str) -> None:
         """Open the sources; nothing is decoded yet."""
+        if stage == "predict" and self.source != "scenes":
+            if self._everything is None:
+                self._everything = self._open(self.path or "")
+                self.list_bad(self._unusable)
+            return
         if self._train is not None or self._held_out is not None:
             return
         if self.source == "scenes":
@@ -148,9 +154,6 @@ class Clips(StreamData):
             self._held_out = SceneSource(RenderedClips("val", self._scene_clips()))
             return
         self._train = everything = self._open(self.path or "")
-        if stage == "predict":
-            self.count_bad(self._unusable, 0)
-            return
         if self.val_path is not None:
             self._held_out = self._open(self.val_path, key="data.val_path")
             self._held_back = []
@@ -221,10 +224,10 @@ class Clips(StreamData):
 
     def evaluation_set(self, stage: str) -> HeldOutPairs:
         """Return a sample of every held-out clip; to predict, of every clip but the scenes'."""
-        whole = stage == "predict" and self.source != "scenes"
-        source = self._train if whole else self._held_out
+        whole = self._everything if stage == "predict" else None
+        source = self._held_out if whole is None else whole
         assert source is not None
-        indices = spread(len(source), None if whole else self.val_images)
+        indices = spread(len(source), self.val_images if whole is None else None)
         return HeldOutPairs(source, self._choose, size=self.image_size, indices=indices)
 
     def samples(self, n: int) -> dict[str, Any]:

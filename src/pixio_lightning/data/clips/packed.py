@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.pack import TABLE, TABLE_SCHEMA
 from pixio_lightning.data.clips.source import Frame
 from pixio_lightning.data.decode import BadImage, decode_pixels
-from pixio_lightning.data.parquet import TooLarge, read_groups
+from pixio_lightning.data.parquet import TooLarge, read_groups, rows_of
 from pixio_lightning.data.shards.format import MAX_MEMBER
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.remote import check_address, file_system, join
@@ -48,17 +48,17 @@ class PackedClips:
         max_megapixels: float,
         key: str = "data.path",
     ) -> None:
-        rows = _table(path, key)
+        table = _table(path, key)
         self.index = open_index(path, cache=default_cache(), key=key)
         self.max_megapixels = max_megapixels
-        if len(rows) != self.index.n_groups:
+        if len(table) != self.index.n_groups:
             raise UserError(
-                f"{key} '{path}': {TABLE} lists {len(rows):,} clips, but the shards hold "
+                f"{key} '{path}': {TABLE} lists {len(table):,} clips, but the shards hold "
                 f"{self.index.n_groups:,}: pack them again"
             )
         self.bad: list[Bad] = []
         self._clips: list[_Packed] = []
-        for group, row in enumerate(rows):
+        for group, row in enumerate(rows_of(table)):
             number, _ = self.index.locate(group)
             try:
                 times = np.array(row["times"], np.float64)
@@ -111,7 +111,7 @@ class PackedClips:
         return found
 
 
-def _table(path: str, key: str) -> list[dict[str, Any]]:
+def _table(path: str, key: str) -> pa.Table:
     """Return what the groups of the shards are.
 
     Raises:
@@ -120,7 +120,7 @@ def _table(path: str, key: str) -> list[dict[str, Any]]:
     files, _ = check_address(path, key)
     try:
         with files.open(join(path, TABLE), "rb") as opened, pq.ParquetFile(opened) as file:
-            return read_groups(file, range(file.num_row_groups), TABLE_SCHEMA.names).to_pylist()
+            return read_groups(file, range(file.num_row_groups), TABLE_SCHEMA.names)
     except (OSError, KeyError, TooLarge, pa.ArrowException):
         raise UserError(
             f"{key} '{path}' holds no shards of clips ({TABLE} is missing or damaged): write "

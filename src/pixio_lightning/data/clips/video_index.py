@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pixio_lightning.data.clips.video import opened_video, packet_times, pyav
+from pixio_lightning.data.parquet import rows_of
 from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
@@ -122,7 +123,7 @@ def _read(path: Path) -> list[Video]:
                     "keys": np.array(row["keys"], np.int32),
                 }
             )
-            for row in pq.read_table(path).to_pylist()
+            for row in rows_of(pq.read_table(path))
         ]
     except (pa.ArrowException, OSError, TypeError, KeyError):
         return []  # damaged, and so made anew

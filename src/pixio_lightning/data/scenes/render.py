@@ -149,8 +149,8 @@ def glancing_cameras(rng: Rng, glance: Glance, *, views: int) -> list[Pose]:
     for share in np.linspace(-0.5, 0.5, views):
         # Noise along the line of sight and upwards; along `right` it would blur the baseline.
         position = start + shift * share * right + rng.uniform(-0.05, 0.05, 3)
-        epoch, pitch = offset + share * yaw, np.radians(rng.uniform(-2, 2))
-        cos, sin = np.cos(epoch), np.sin(epoch)
+        turned, pitch = offset + share * yaw, np.radians(rng.uniform(-2, 2))
+        cos, sin = np.cos(turned), np.sin(turned)
         forward = np.array([-cos * away[0] + sin * away[1], -sin * away[0] - cos * away[1], 0.0])
         forward[2] = np.tan(pitch - up) * np.hypot(forward[0], forward[1])
         roll = np.radians(rng.uniform(-1.5, 1.5))

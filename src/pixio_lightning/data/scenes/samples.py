@@ -22,7 +22,7 @@ class Scenes:
 
     Attributes:
         train: Scenes to train on.
-        held_out: Other scenes to validate on.
+        held_out: Other scenes to validate on, and as many more to test on.
         views: Views of each scene.
         size: Side of a view in pixels.
         places: Kinds of place, such as `[studio]` or `[office, corridor]`; None for all.
@@ -54,7 +54,7 @@ class SceneSamples:
     """Views of rendered scenes; as a source of images, their class is the kind of place.
 
     Args:
-        split: `train`, `val` or `test`; no scene is in two of them.
+        split: `train`, `val` or `test`, of which no two share a scene; `predict` shows `val`.
         scenes: How many scenes and views.
         fields: What to load of each view: `image`; `depth`, metres along the optical axis; `valid`;
             `normal`, unit vectors `(H, W, 3)` in the camera's OpenCV axes (x right, y down, z
@@ -63,6 +63,7 @@ class SceneSamples:
     """
 
     def __init__(self, split: str, scenes: Scenes, fields: tuple[str, ...]) -> None:
+        split = "val" if split == "predict" else split
         self.split, self.scenes, self.fields = split, scenes, fields
         shards = scenes.shards(split)
         columns = ["key", *fields]

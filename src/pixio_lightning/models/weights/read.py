@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -238,8 +239,8 @@ def _folder_meta(folder: Path) -> dict[str, Any]:
         return {}
     config = _read_json(path)
     if "architecture" in config:
-        name = {"name": config["architecture"], "model_args": config.get("model_args", {})}
-        return check_description(config.get("pixio", name), source=str(path))
+        said = config["pixio"] if "pixio" in config else _as_timm_says(config)
+        return check_description(said, source=str(path))
     if config.get("model_type") != "pixio":
         raise UserError(
             f"{path}: model_type {config.get('model_type')!r} is not read, only 'pixio'; "
@@ -255,7 +256,29 @@ def _folder_meta(folder: Path) -> dict[str, Any]:
         "num_heads": config.get("num_attention_heads", 16),
         "img_size": config.get("image_size", 256),
     }
-    return check_description({"model_args": args}, source=str(path))
+    prepared = folder / "preprocessor_config.json"
+    shown = _read_json(prepared) if prepared.is_file() else {}
+    statistics = {key: shown[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in shown}
+    return check_description({"model_args": args} | statistics, source=str(path))
+
+
+def _as_timm_says(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate timm's `config.json`: the model, its input statistics, a licence.
+
+    The tag tells weights of one architecture apart, as `vit_base_patch16_224.mae`, and is part of
+    the name where timm knows it.
+    """
+    said = config.get("pretrained_cfg")
+    said = said if isinstance(said, Mapping) else config  # earlier versions had no such part
+    name, tag = config["architecture"], said.get("tag")
+    if isinstance(name, str) and tag and timm.is_model_pretrained(f"{name}.{tag}"):
+        name = f"{name}.{tag}"
+    found = {
+        "name": name,
+        "model_args": config.get("model_args", {}),
+        "licence": said.get("license"),
+    }
+    return found | {key: said[key] for key in ("mean", "std") if key in said}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -281,7 +304,7 @@ def _download(source: str) -> Path:
                 snapshot_download(
                     repository,
                     revision=revision or None,
-                    allow_patterns=["config.json", *patterns],
+                    allow_patterns=["*config.json", *patterns],
                     ignore_patterns=["*/*"],
                 )
             )

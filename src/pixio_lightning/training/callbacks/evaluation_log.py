@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.files import plugins
 from pixio_lightning.training import results
 from pixio_lightning.training.evaluation_metrics import Outcome
@@ -30,6 +31,8 @@ class EvaluationLog(L.Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
+        data = trainer.datamodule
+        split = data.part_of(split) if isinstance(data, SampleData) else split
         line = _describe(module, module.outcome, split=split, digest=digest)
         if line["verb"] == "fit" and line["checkpoint"] == "last":
             # Before the last one, which stays what a reader of the last line finds.
@@ -43,7 +46,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
     Args:
         head: What was evaluated.
         outcome: Its metrics.
-        split: Of the data.
+        split: Of the data, as it was read.
         digest: Of the backbone; None while it is being trained.
     """
     trainer, backbone = head.trainer, head.backbone

@@ -8,6 +8,7 @@ no file of the data set.
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pixio_lightning.data.batches import Bad, collate
-from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.sample_data import SampleData, plain_facts
 from pixio_lightning.data.samples import View
 from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError
@@ -27,6 +28,10 @@ from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.training.callbacks.feature_store import NamedViews, Store, Writer
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.head import Head
+
+# Attributes of a head that say nothing of what its `fit_statistics` does. Runs of other seeds share
+# statistics as they share features.
+_NOT_OF_STATISTICS = {"cache", "config", "optim", "outcome", "provenance", "seed", "training"}
 
 
 class FeatureCache(L.Callback):
@@ -75,7 +80,8 @@ def _install(head: Head) -> None:
 def _statistics(head: Head) -> dict[str, Tensor]:
     """Return what a head's `fit_statistics` found, from the cache if it looked before."""
     data = _sample_data(head)
-    about = (f"{type(head).__module__}:{type(head).__qualname__}", head.statistics_samples)
+    own = plain_facts(head, without=_NOT_OF_STATISTICS)
+    about = (own, head.statistics_samples, version("pixio-lightning"))
     name = digest_of(about, data.digest("train"))
     path = default_cache() / "features" / f"statistics-{name}.pt"
     # One process decides: another may have written the file since.

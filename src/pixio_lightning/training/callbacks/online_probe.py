@@ -148,8 +148,9 @@ class OnlineProbe(L.Callback):
         majority, _ = Counter(bank_labels.tolist()).most_common(1)[0]
         chance = (labels == majority).float().mean().item()
         values = {f"probe/{self.kind}": accuracy, "probe/majority": chance}
+        row = max(trainer.global_step - 1, 0)  # where a loss of the same weights stands
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            logger.log_metrics(values, step=row)
 
     def _open(self, trainer: L.Trainer) -> list[tuple[HeldOutSamples, Tensor]]:
         """Return images and classes `(M,)` of both sets."""

@@ -50,7 +50,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         raise UserError(
             f"checkpoint '{path}' does not say what wrote it: it is none of `pixio fit`"
         )
-    cls = _class_of(str(about.get("class")), path)
+    cls = class_of(str(about.get("class")), path)
     if "backbone_digest" not in about:  # it was trained, so the checkpoint holds all of it
         # Which model that is it says once, and `weights.read` checks how it says it.
         backbone |= {"name": None, "model_args": None, "weights": str(path)}
@@ -63,6 +63,9 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         )
     if "backbone_digest" in about:  # earlier versions took one for a frozen backbone, to no effect
         backbone.pop("drop_path", None)
+    decoder = arguments.get("decoder")
+    if isinstance(decoder, dict) and isinstance(decoder.get("init_args"), dict):
+        decoder["init_args"].pop("taps", None)  # which earlier versions wrote, to no effect
     for name, student in _students(arguments).items():  # of distillation: the checkpoint holds them
         student |= {"name": None, "model_args": None, "weights": f"{path}:{name}"}
     config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
@@ -119,10 +122,17 @@ def _students(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
+def class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
     """Find a class by its name among what is imported, the core's and the installed heads.
 
     Earlier versions wrote `module:Class`; heads may since have moved inside of their package.
+
+    Args:
+        name: As a checkpoint says it.
+        path: Of the checkpoint, for messages.
+
+    Raises:
+        UserError: No such class is installed, or several are.
     """
     module, _, short = name.rpartition(":")
     package = module.partition(".")[0]
