@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pixio_lightning.cli.class_lookup import import_named
@@ -60,3 +62,18 @@ def test_a_plan_says_that_there_are_no_data_yet(capsys: pytest.CaptureFixture[st
     assert "not looked at: 'not/yet' does not exist here" in capsys.readouterr().out
     assert main([*line, "--data.path", "."]) == 0
     assert "not looked at" not in capsys.readouterr().out
+
+
+def test_a_plan_of_other_data_modules_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of Lightning's own kind, that has a path and no source."""
+    (tmp_path / "theirs.py").write_text(
+        "import lightning as L\n"
+        "class Data(L.LightningDataModule):\n"
+        "    batch_size, image_size, path = 2, 64, 'nowhere'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = ["check", "-c", "pretrain/demo", "--data", "theirs.Data"]
+    assert main(line) == 0
+    assert "not looked at: 'nowhere'" in capsys.readouterr().out

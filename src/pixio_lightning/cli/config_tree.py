@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,11 @@ def typed(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def in_files(names: Sequence[str]) -> dict[str, Any]:
-    """Return what configurations that are given as files set, by dotted key; no recipes by name."""
+def in_files(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return what configurations set, by dotted key, the last value of each."""
     found: dict[str, Any] = {}
-    for name in names:
-        if name.endswith((".yaml", ".yml")):
-            found |= flatten(parse_yaml(read_text(Path(name).expanduser())))
+    for path in paths:
+        found |= flatten(parse_yaml(read_text(path)))
     return found
 
 

@@ -277,7 +277,8 @@ def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         if cli.verb != "predict":  # images to predict say nothing of a head's data
             cli.model.compare(cli.datamodule, about)
         elif isinstance(cli.datamodule, SampleData):
-            asked = {*typed(cli.options.rest), *in_files(cli.options.configs)}
+            files = [Path(name) for name in cli.options.configs if recipes.find(name) == Path(name)]
+            asked = {*typed(cli.options.rest), *in_files(files)}  # recipes by name ask for nothing
             note = cli.datamodule.prepare_as(
                 about.get("evaluation_facts", {}), {key.removeprefix("data.") for key in asked}
             )
@@ -387,7 +388,7 @@ def check(cli: PixioCLI) -> int:
             on_gpu=trainer["accelerator"] != "cpu",
         )
     path = str(getattr(data, "path", None) or "")
-    is_place = path and data.source != "hub" and "://" not in path
+    is_place = path and getattr(data, "source", "") != "hub" and "://" not in path
     if is_place and not Path(path).expanduser().exists():
         facts["data"] = f"not looked at: '{path}' does not exist here"
     say(block("plan", facts | {"run folder": str(cli.options.out)}))
