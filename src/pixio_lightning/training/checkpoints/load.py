@@ -20,7 +20,7 @@ from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
-from pixio_lightning.training.run_folder import chosen_checkpoint
+from pixio_lightning.training.run_folder import chosen_checkpoint, forget_taps
 
 
 def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModule:
@@ -63,9 +63,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         )
     if "backbone_digest" in about:  # earlier versions took one for a frozen backbone, to no effect
         backbone.pop("drop_path", None)
-    decoder = arguments.get("decoder")
-    if isinstance(decoder, dict) and isinstance(decoder.get("init_args"), dict):
-        decoder["init_args"].pop("taps", None)  # which earlier versions wrote, to no effect
+    forget_taps(arguments)
     for name, student in _students(arguments).items():  # of distillation: the checkpoint holds them
         student |= {"name": None, "model_args": None, "weights": f"{path}:{name}"}
     config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
