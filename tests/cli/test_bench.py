@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pixio_lightning.cli.bench import suite
 from pixio_lightning.cli.bench.finished import has_run, last_result
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.training import results
 
 SUITE = {
@@ -106,6 +108,61 @@ def test_a_difference_stands_beside_what_seeds_do(tmp_path: Path) -> None:
         "row, x: 1.1000 -> 1.2500 (worse; 0.8 standard errors over seeds, may be chance)"
     )
     assert clear == "row, x: 1.1000 -> 0.5500 (better; 4.9 standard errors over seeds)"
+
+
+def test_what_is_no_number_is_not_better(tmp_path: Path) -> None:
+    for name, value in (("a", [0.5]), ("b", [math.nan]), ("c", [math.nan])):
+        table = {"better": {"x": "max"}, "rows": {"row": {"x": value}}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.json").write_text(json.dumps(table))
+    one, two, three = (tmp_path / name for name in "abc")
+    assert bench.compare(one, two) == "row, x: 0.5000 -> nan (not both are numbers)"
+    assert bench.compare(two, three) == "no difference"
+
+
+def test_rows_of_two_tables_that_may_not_be_compared_are_not_judged(tmp_path: Path) -> None:
+    about = {key: line()[key] for key in results.COMPARED}
+    for name, value, n in (("a", [1.0, 1.2], 3), ("b", [0.5, 0.6], 3), ("c", [0.5, 0.6], 4)):
+        table = {"better": BETTER, "rows": {"row": {"x": value}}}
+        table["compared"] = {"row": about | {"n": n}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.json").write_text(json.dumps(table))
+    one, alike, other = (tmp_path / name for name in "abc")
+    assert "(better; " in bench.compare(one, alike)
+    assert bench.compare(one, other).splitlines() == [
+        "row: not to be compared: n is 3 and 4",
+        "row, x: 1.1000 -> 0.5500",
+    ]
+
+
+def test_all_seeds_are_looked_at_before_the_first_trains(tmp_path: Path) -> None:
+    tmp_path.joinpath("0.ckpt").touch()
+    row = {"validate": "depth/demo", "seeds": [0, 1], "checkpoint": f"{tmp_path}/{{seed}}.ckpt"}
+    suite = bench.read_suite(write(tmp_path, rows={"a": row}))
+    with pytest.raises(UserError, match="row a: checkpoint '.*1.ckpt' does not exist"):
+        bench.run(suite, tmp_path / "out", words=TINY)
+    shutil.copy(SHIPPED["tiny"], tmp_path / "0.safetensors")
+    weights = {"model.backbone.weights": f"{tmp_path}/{{seed}}.safetensors"}
+    row = {"fit": "depth/demo", "seeds": [0, 1], "set": weights}
+    suite = bench.read_suite(write(tmp_path, rows={"a": row}))
+    with pytest.raises(UserError, match="row a: .*1.safetensors"):
+        bench.run(suite, tmp_path / "out", words=TINY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_that_change_nothing_are_not_several(tmp_path: Path) -> None:
+    row = {"fit": "depth/demo", "seeds": [0, 1], "set": {"data.seed": 0}}
+    path = write(tmp_path, rows={"a": row})
+    fixed = ["--seed_everything=0", "--model.seed", "0"]
+    with pytest.raises(UserError, match="row a: its seeds 0 and 1 have the same settings"):
+        bench.run(bench.read_suite(path), tmp_path / "out", words=[*TINY, *fixed])
+
+
+def test_a_row_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text("rows:\n  a: {fit: depth/demo}\n  a: {fit: depth/folder}\n")
+    with pytest.raises(UserError, match="the key a stands there twice"):
+        bench.read_suite(path)
 
 
 def test_all_rows_are_planned_before_the_first_trains(

@@ -103,9 +103,11 @@ def test_each_backbone_is_a_group_of_rows(tmp_path: Path) -> None:
     found = over_backbones(suite, ["dinov2_l", "random:{seed}"])["rows"]
     assert list(found) == [
         *("linear, dinov2_l", "linear, random:{seed}"),
-        *("depth/demo, dinov2_l", "depth/demo, random:{seed}", "trained"),
+        *(f"depth/demo with/finetune, {name}" for name in ("dinov2_l", "random:{seed}")),
+        "trained",
     ]
-    assert found["depth/demo, dinov2_l"]["with"] == ["with/finetune", "backbone/dinov2_l"]
+    tuned = found["depth/demo with/finetune, dinov2_l"]
+    assert tuned["with"] == ["with/finetune", "backbone/dinov2_l"]
     assert found["linear, random:{seed}"]["set"] == {"model.backbone.weights": "random:{seed}"}
     assert found["trained"] == rows["trained"]
     assert [name for name, row in found.items() if "published" in row] == ["linear, random:{seed}"]
@@ -115,6 +117,39 @@ def test_each_backbone_is_a_group_of_rows(tmp_path: Path) -> None:
         over_backbones(suite, ["backbone/dinov2_x"])
     with pytest.raises(UserError, match="each once"):
         over_backbones(suite, ["random", "random"])
+
+
+def test_what_is_not_the_backbone_stays_with_a_row_and_names_it(tmp_path: Path) -> None:
+    """A control of another backbone would stand there as a result of this one."""
+    rows = {
+        "trained": {"fit": "depth/demo", "data": "one"},
+        "random, frozen": {
+            "fit": "depth/demo",
+            "data": "one",
+            "set": {"model.backbone": {"weights": "random:0", "tune": "frozen"}},
+        },
+        "random, tuned": {
+            "fit": "depth/demo",
+            "set": {
+                "model.backbone.tune": 2,
+                "model.backbone.model_args.depth": 3,
+                "model.observe": "blind",
+            },
+        },
+    }
+    suite = with_data(bench.read_suite(write(tmp_path, rows=rows)), {"one": str(tmp_path)})
+    found = over_backbones(suite, ["dinov2_l"])["rows"]
+    assert {name: row.get("set") for name, row in found.items()} == {
+        "trained, dinov2_l": {"data.path": str(tmp_path)},
+        "depth/demo, backbone.tune frozen, data one, dinov2_l": {
+            "model.backbone.tune": "frozen",
+            "data.path": str(tmp_path),
+        },
+        "depth/demo, backbone.tune 2, observe blind, dinov2_l": {
+            "model.backbone.tune": 2,
+            "model.observe": "blind",
+        },
+    }
 
 
 def test_rows_that_become_one_keep_the_seeds_and_the_published_figures_of_all(
@@ -183,6 +218,7 @@ def test_a_checkpoint_is_evaluated_by_the_verb_of_its_row(
         assert main(["bench", path, *words, "--out", "out"]) == 0
     (line,) = results.read(tmp_path / "out" / "trained-0")
     assert line["verb"] == "test" and line["split"] == "val"  # there is no part to test on
+    assert len(line["samples"]) == 16
     shutil.copytree("out", "two")
     line |= {"n": line["n"] + 1, "metrics": line["metrics"] | {"abs_rel": 9.0}}
     Path("two/trained-0/results.jsonl").write_text(json.dumps(line) + "\n")

@@ -79,6 +79,12 @@ def test_lines_compare_if_only_the_model_and_what_it_scored_differ() -> None:
     for name, value in (("dataset", "nyuv2"), ("split", "test"), ("n", 9), ("protocol", "cropped")):
         (why,) = results.differences([line(10, 0.4), line(10, 0.4) | {name: value}, other])
         assert why.startswith(f"{name} is ") and repr(value) in why
+    one, same, others = (line(10, 0.4, samples=digest) for digest in ("a", "a", "b"))
+    assert results.differences([one, same]) == results.differences([one, other]) == []
+    assert results.differences([one, others]) == [
+        "the samples have other names, though they are as many"
+    ]
+    assert results.differences([results.compared(x) for x in (one, others)]) != []
 
 
 def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import yaml
-
 from pixio_lightning.cli import config_errors, recipes
 from pixio_lightning.cli.config_tree import typed
 from pixio_lightning.curation.scores import ImagesToScore
@@ -13,7 +11,7 @@ from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data.clips.datamodule import Clips
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.files import plugins
+from pixio_lightning.files import parse_yaml, plugins, read_text
 from pixio_lightning.pretraining.distillation import Distillation
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
@@ -43,13 +41,11 @@ def import_named(configs: list[str], words: list[str]) -> dict[str, str]:
     early: dict[str, str] = {}  # recipes that change a part before its class is chosen
     for name in configs:
         path = recipes.find(name)
+        text = read_text(path)
         try:
-            content = yaml.safe_load(path.read_text())
-        except RecursionError:
-            raise UserError(f"recipe '{path}' is nested too deeply") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            where = " ".join(str(error).split())
-            raise UserError(f"recipe '{path}' is not valid YAML: {where}") from None
+            content = parse_yaml(text)
+        except ValueError as error:
+            raise UserError(f"recipe '{path}' is not valid YAML: {error}") from None
         content = config_errors.check_recipe(content, path, TOP_KEYS)
         for key in asked:
             section = content.get(key, {})

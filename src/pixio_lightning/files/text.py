@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,15 +98,18 @@ def parse_yaml(text: str) -> Any:
     """Return what YAML says.
 
     Raises:
-        ValueError: It is none, too long, nested without end, or unfolds to far more than it is.
+        ValueError: It is none, too long, nested without end, or unfolds to far more than it is; or
+            a key stands twice in one table, of which YAML would silently take the last.
     """
     import yaml  # here: light verbs need none
 
     if len(text) > MAX_YAML:
         raise ValueError("too long")
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        content = yaml.load(text, _loader())  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     for number, value in enumerate(unfolded(content)):
         if number > MAX_VALUES:
@@ -113,6 +117,28 @@ def parse_yaml(text: str) -> Any:
         if isinstance(value, int) and abs(value) >> 64:
             raise ValueError("a whole number beyond 64 bits")
     return content
+
+
+@cache
+def _loader() -> type:
+    """Return yaml's SafeLoader, but without two equal keys in a table."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                name = (key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key))
+                if name in seen and not key.tag.endswith(":merge"):
+                    problem = f"the key {key.value} stands there twice"
+                    raise yaml.MarkedYAMLError(
+                        "in a table", node.start_mark, problem, key.start_mark
+                    )
+                seen.add(name)
+            return node
+
+    return Loader
 
 
 def unfolded(content: Any, *, inside: Callable[[Any], list[Any]] | None = None) -> Iterator[Any]:

@@ -21,6 +21,8 @@ from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.models.weights.students import split_student
 
 FILE = "results.jsonl"
+# In what evaluations that are compared must agree.
+COMPARED = ("task", "dataset", "split", "n", "protocol")
 _SMALL = 1 << 20  # bytes of a file that is told by its content
 # What a result may depend on besides this package.
 _LIBRARIES = ("torch", "lightning", "timm", "torchmetrics")
@@ -151,11 +153,19 @@ def differences(lines: Sequence[dict[str, Any]]) -> list[str]:
     measured differs, and nothing of how.
     """
     found = []
-    for name in ("task", "dataset", "split", "n", "protocol"):
+    for name in COMPARED:
         values = list(dict.fromkeys(line[name] for line in lines))
         if len(values) > 1:
             found.append(f"{name} is {' and '.join(map(repr, values))}")
+    names = [line.get("samples") for line in lines]  # earlier versions did not keep it
+    if not found and None not in names and len(set(names)) > 1:
+        found.append("the samples have other names, though they are as many")
     return found
+
+
+def compared(line: dict[str, Any]) -> dict[str, Any]:
+    """Return of a line what `differences` reads."""
+    return {name: line.get(name) for name in (*COMPARED, "samples")}
 
 
 def append(folder: Path, line: dict[str, Any]) -> None:
@@ -204,6 +214,7 @@ def _is_evaluation(line: Any) -> bool:
         and isinstance(tables, dict)
         and all(_is_table(table) for table in (line.get("metrics"), *tables.values()))
         and all(isinstance(line.get(name, ""), str) for name in ("chosen_by", "chosen"))
+        and isinstance(line.get("samples"), str | None)
     )
 
 

@@ -8,13 +8,8 @@ from pathlib import Path
 from pixio_lightning.cli.bench.compare import compare, stored, together
 from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.page import page
-from pixio_lightning.cli.bench.suite import (
-    columns_of,
-    incomparable,
-    is_first,
-    read_suite,
-    run,
-)
+from pixio_lightning.cli.bench.suite import incomparable, is_first, run
+from pixio_lightning.cli.bench.suite_file import columns_of, read_suite
 from pixio_lightning.cli.bench.tables import Row, as_csv, latex, table
 from pixio_lightning.errors import visible_lines
 from pixio_lightning.files import write_text

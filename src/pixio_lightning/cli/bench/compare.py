@@ -31,6 +31,8 @@ def stored(outcome: Outcome, better: Mapping[str, str | None], title: str, *, fo
         "about": outcome.about,
         "notes": list(outcome.notes),
         "runs": [[one.row, os.path.relpath(one.folder, folder)] for one in outcome.evaluations],
+        # Stays where the folders of the runs do not.
+        "compared": {one.row: results.compared(one.line) for one in outcome.evaluations},
     }
     return json.dumps(content, indent=1) + "\n"
 
@@ -42,6 +44,7 @@ def _read_table(folder: Path) -> dict[str, Any]:
             f"'{folder}' holds no table.json; give the folders of two suites, or of two runs"
         )
     defaults = {"better": {}, "published": {}, "baselines": 0, "about": [], "notes": [], "runs": []}
+    defaults["compared"] = {}
     try:
         found = parse_json(read_text(path))
         if not {"better", "rows"} <= found.keys():  # earlier versions wrote the rows alone
@@ -55,6 +58,9 @@ def _read_table(folder: Path) -> dict[str, Any]:
                 raise TypeError
         if not all(isinstance(text, str) for text in [*found["about"], *found["notes"]]):
             raise TypeError
+        for facts in dict(found["compared"]).values():
+            if not facts.keys() >= {*results.COMPARED}:
+                raise TypeError
         found |= {"better": dict(found["better"]), "baselines": int(found["baselines"])}
     except (ValueError, AttributeError, TypeError, OverflowError):
         raise UserError(
@@ -119,6 +125,8 @@ def _as_in_table(line: dict[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
 def _verdict(before: list[float], after: list[float], end: str | None) -> str:
     """Say which is better, and how far they are apart beside what seeds alone do."""
     difference = statistics.mean(after) - statistics.mean(before)
+    if not math.isfinite(difference):
+        return " (not both are numbers)"
     words = []
     if end is not None:
         words.append("better" if (difference < 0) == (end == "min") else "worse")
@@ -133,7 +141,8 @@ def _verdict(before: list[float], after: list[float], end: str | None) -> str:
 def compare(first: Path, second: Path) -> str:
     """Return what differs between two tables, row by row, or between two runs.
 
-    Of tables, also which is better, and by how many standard errors over the seeds.
+    Of tables, also which is better, and by how many standard errors over the seeds; but not of rows
+    that were evaluated on other data or in another way.
 
     Raises:
         UserError: One of them is no folder of a suite or a run, or the runs may not be compared.
@@ -144,17 +153,26 @@ def compare(first: Path, second: Path) -> str:
             raise UserError(f"{first} and {second} may not be compared: {'; '.join(why)}")
         a, b = ({"last": {k: [v] for k, v in e["metrics"].items()}} for e in evaluations)
         better: dict[str, str | None] = {}
+        refused: dict[str, list[str]] = {}
     else:
         one, two = _read_table(first), _read_table(second)
         a, b, better = one["rows"], two["rows"], two["better"]
+        both = one["compared"].keys() & two["compared"].keys()
+        pairs = {name: [one["compared"][name], two["compared"][name]] for name in both}
+        refused = {name: why for name, pair in pairs.items() if (why := results.differences(pair))}
     lines = []
     for name in [*a, *(n for n in b if n not in a)]:
         if name not in a or name not in b:
             lines.append(f"{name}: only in {first if name in a else second}")
             continue
+        if name in refused:
+            lines.append(f"{name}: not to be compared: {'; '.join(refused[name])}")
         for metric in (metric for metric in a[name] if metric in b[name]):
             before, after = statistics.mean(a[name][metric]), statistics.mean(b[name][metric])
-            if before != after:
+            if before == after or (math.isnan(before) and math.isnan(after)):
+                continue
+            verdict = ""
+            if name not in refused:
                 verdict = _verdict(a[name][metric], b[name][metric], better.get(metric))
-                lines.append(f"{name}, {metric}: {before:.4f} -> {after:.4f}{verdict}")
+            lines.append(f"{name}, {metric}: {before:.4f} -> {after:.4f}{verdict}")
     return "\n".join(lines) or "no difference"

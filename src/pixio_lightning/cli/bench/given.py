@@ -12,6 +12,8 @@ from pixio_lightning.files import expanded
 
 LEFT_OUT = "none"
 _FOLDER = "backbone/"  # of the overlays that name a backbone
+# Which backbone it is; all else that a row says of it, as how much of it is tuned, is of the row.
+_NAMING = ("weights", "name", "model_args")
 
 
 def read_places(words: Iterable[str]) -> dict[str, str]:
@@ -72,8 +74,9 @@ def with_data(suite: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
 def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any]:
     """Return a suite with a group of rows for each backbone.
 
-    What rows say of their backbone is taken out, and rows that are equal then become one, named
-    after its recipe, with the seeds and the published figures of all. Rows that evaluate a
+    Which backbone a row is of is taken out. Rows that are equal then become one, with the seeds and
+    the published figures of all, and are named after their recipe with the overlays and settings
+    that are left, as their names may tell of the backbone that was there. Rows that evaluate a
     checkpoint stay as they are.
 
     Args:
@@ -90,17 +93,16 @@ def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any
     trained = {name: row for name, row in suite["rows"].items() if "checkpoint" in row}
     for name, row in ((n, r) for n, r in suite["rows"].items() if n not in trained):
         settings = row.get("set", {})
-        free = {k: v for k, v in settings.items() if not k.startswith("model.backbone.")}
+        free = _without_backbone(settings)
         overlays = [o for o in row.get("with", []) if not o.startswith(_FOLDER)]
         bare = row | {"set": free, "with": overlays}
         own = free != settings or overlays != row.get("with", [])
-        label = next(row[verb] for verb in ("fit", "validate", "test") if verb in row)
-        label = label if own else name
+        label = _label(bare) if own else name
         for other, known in groups.items():
             if _plain(known) == _plain(bare):
                 label = other
-        if label in groups and _plain(groups[label]) != _plain(bare):
-            label = name
+        if label in groups and _plain(groups[label]) != _plain(bare):  # a row is called like that
+            label = f"{label} ({name})"
         known = groups.setdefault(label, bare)
         for key in ("seeds", "published"):
             there = known.get(key, [])
@@ -122,6 +124,26 @@ def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any
             if backbone != backbones[-1]:  # once for each group, behind its rows
                 rows[one].pop("published", None)
     return suite | {"rows": rows | trained}
+
+
+def _without_backbone(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row sets, without what says which backbone it is."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key == "model.backbone" and isinstance(value, dict):
+            found |= {f"{key}.{k}": v for k, v in value.items() if k not in _NAMING}
+        elif not key.startswith(tuple(f"model.backbone.{name}" for name in _NAMING)):
+            found[key] = value
+    return found
+
+
+def _label(row: dict[str, Any]) -> str:
+    """Name a row after all that tells it from others: recipe, overlays, settings and data."""
+    recipe = next(row[verb] for verb in ("fit", "validate", "test") if verb in row)
+    data = [f"data {row['data']}"] if "data" in row else []  # of which the path is told elsewhere
+    told = {k: v for k, v in row["set"].items() if not (data and k == "data.path")}
+    settings = [f"{key.removeprefix('model.')} {value}" for key, value in told.items()]
+    return ", ".join([" ".join([recipe, *row["with"]]), *settings, *data])
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

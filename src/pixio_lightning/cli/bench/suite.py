@@ -1,25 +1,6 @@
-"""Suites of `pixio bench`: runs of recipes, whose results stand in one table.
+"""Suites of `pixio bench`: their rows run, each with its seeds, and what came of them.
 
-A suite is a YAML file:
-
-    title: What the table is called.
-    metrics: {abs_rel: min, delta1: max}  # columns, and which end is better (null: neither); a row
-                                        # without one of them leaves it empty
-    baselines: [constant, median_map]   # rows of what predicts without looking
-    rows:
-      random-init backbone:
-        fit: depth/demo                  # a recipe; `validate` and `test` evaluate it untrained,
-                                         # or with a `checkpoint: FILE`
-        with: [with/finetune]            # overlays
-        set: {model.backbone.weights: random}
-        seeds: [0, 1, 2]
-        data: nyuv2                      # its path is given by `--data nyuv2=DIR`
-        published:                       # stand beside it, marked where protocols differ
-        - {name: Pixio ViT-H, abs_rel: 0.1, source: "arXiv ..., table 1", comparable: "no: why"}
-    data: {nyuv2: what it is}
-
-A row's seeds set `seed_everything`, `data.seed` and `model.seed`, and stand for `{seed}` in what it
-sets. All rows are parsed and planned before the first is run; finished runs are not run again. The
+All rows are parsed and planned before the first is run; finished runs are not run again. The
 result is that of the last step, never the best. Below the table stands what was evaluated and how,
 and which rows of a column may not be compared, if any; beside it lie CSV and LaTeX.
 """
@@ -36,114 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pixio_lightning.cli.bench.finished import has_run, last_result, refuse_stale
+from pixio_lightning.cli.bench.suite_file import SOURCE_WORDS, VERBS, better_ends, columns_of
 from pixio_lightning.cli.bench.tables import Row
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.files.text import parse_yaml, read_text
 from pixio_lightning.training import results
-
-_KEYS = {"title", "metrics", "baselines", "rows", "data"}
-_VERBS = ("fit", "validate", "test")
-_ROW_KEYS = {*_VERBS, "checkpoint", "with", "set", "seeds", "data", "published"}
-_WORDS = ("name", "source", "comparable")  # of a published figure
-
-
-def read_suite(path: Path) -> dict[str, Any]:
-    """Read a suite.
-
-    Raises:
-        UserError: The file is missing, or holds another key than a suite has.
-    """
-    if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"no suite '{path}'{nearest(path.name, names)}")
-    text = read_text(path)
-    try:
-        suite = parse_yaml(text)
-    except ValueError as error:
-        raise UserError(f"suite '{path}' is not valid YAML: {error}") from None
-    if not isinstance(suite, dict) or not isinstance(suite.get("rows"), dict):
-        raise UserError(f"suite '{path}' has no rows; expected {', '.join(sorted(_KEYS))}")
-    _check(suite, _KEYS, f"suite '{path}'")
-    named = suite.get("baselines") or [], suite.get("metrics") or []
-    if not all(isinstance(names, dict | list) for names in named) or not all(
-        isinstance(name, str) for names in named for name in names
-    ):
-        raise UserError(f"suite '{path}': metrics and baselines are no lists of names")
-    for metric, end in better_ends(suite).items():
-        if end is not None and (not isinstance(end, str) or end not in ("min", "max")):
-            raise UserError(
-                f"suite '{path}': metric {metric} is {end!r}; expected min, max or null"
-            )
-    if not isinstance(suite.get("data") or {}, dict):
-        raise UserError(f"suite '{path}': data is no table of names, each with what it is")
-    for name, row in suite["rows"].items():
-        where = f"suite '{path}', row {name}"
-        _check_row(row, name, where)
-        if "data" in row and row["data"] not in (suite.get("data") or {}):
-            raise UserError(f"{where}: data {row['data']!r} is not among the suite's data")
-    return suite
-
-
-def _check_row(row: Any, name: Any, where: str) -> None:
-    if not isinstance(name, str) or not isinstance(row, dict):
-        raise UserError(f"{where}: expected a name, and below it {', '.join(sorted(_ROW_KEYS))}")
-    _check(row, _ROW_KEYS, where)
-    recipes = [row[verb] for verb in _VERBS if verb in row]
-    if len(recipes) != 1 or not isinstance(recipes[0], str):
-        raise UserError(f"{where}: give fit or validate or test, a recipe")
-    if "checkpoint" in row and (not isinstance(row["checkpoint"], str) or "fit" in row):
-        raise UserError(f"{where}: checkpoint is the file that validate or test evaluates")
-    if not isinstance(row.get("set", {}), dict):
-        raise UserError(f"{where}: set is no table of keys with their values")
-    overlays = row.get("with", [])
-    if not isinstance(overlays, list) or not all(isinstance(name, str) for name in overlays):
-        raise UserError(f"{where}: with is no list of overlays, such as [with/finetune]")
-    _check_published(row.get("published", []), where)
-    seeds = row.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{where}: seeds is no list of whole numbers, such as [0, 1, 2]")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}: seeds is {seeds}, but one run would count twice: each once")
-
-
-def _check_published(entries: Any, where: str) -> None:
-    """Refuse figures of others that do not say whose they are, and whether they may be compared."""
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{where}: published is no list of tables")
-    for entry in entries:
-        said = [str(entry.get(word, "")) for word in _WORDS]
-        figures = {key: value for key, value in entry.items() if key not in _WORDS}
-        if (
-            not all(said)
-            or not (said[2] == "yes" or said[2].startswith("no: "))
-            or not figures
-            or not all(type(value) in (int, float) for value in figures.values())
-        ):
-            raise UserError(
-                f"{where}: published has {entry}; expected name, source, comparable ('yes' or "
-                "'no: WHY'), and figures by metric"
-            )
-
-
-def better_ends(suite: dict[str, Any]) -> dict[str, str | None]:
-    """Return the columns of a suite, each with the end that is better, where it says so."""
-    found = suite.get("metrics") or {}
-    return found if isinstance(found, dict) else dict.fromkeys(found)
-
-
-def columns_of(suite: dict[str, Any]) -> dict[str, str | None]:
-    """Return the same for each of the suite's data, where its rows name any."""
-    data = dict.fromkeys(row.get("data") for row in suite["rows"].values())
-    ends = better_ends(suite)
-    return {
-        f"{name} {metric}" if name else metric: ends[metric] for name in data for metric in ends
-    }
-
-
-def _check(values: dict[str, Any], known: set[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            raise UserError(f"{where}: there is no key {key}{nearest(key, known)}")
 
 
 def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> list[str]:
@@ -152,13 +29,15 @@ def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> lis
     own = about.get("set", {})  # a seed that the row sets stays
     seeds = (k for k in ("seed_everything", "data.seed", "model.seed") if k not in own)
     options += [f"--{k}={seed}" for k in seeds]
-    recipe = next(about[verb] for verb in _VERBS if verb in about)
+    recipe = next(about[verb] for verb in VERBS if verb in about)
     overlays = [word for name in about.get("with", []) for word in ("-c", name)]
     return ["-c", recipe, *overlays, "--out", str(out), *options, *words]
 
 
 def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     """Plan every row that has not run, so that a mistake in the last shows before the first trains.
+
+    Its seeds differ by what they read, so that is looked for with each of them.
 
     Raises:
         UserError: A row has one, and is named; two share a folder; or none has one of the suite's
@@ -174,19 +53,8 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
                 )
     known: dict[str, set[str]] = {}
     for name, about in suite["rows"].items():
-        seed = about.get("seeds", [0])[0]
-        out, verb = _folder(folder, name, seed), next(verb for verb in _VERBS if verb in about)
         try:
-            if has_run(out, verb):
-                line = last_result(out, verb)
-                given = _words(about, seed, out, words)
-                refuse_stale(out, line, given, _checkpoint(about, seed))
-                known[name] = set(line["metrics"])
-                continue
-            checkpoint = _checkpoint(about, seed)
-            if checkpoint and not Path(checkpoint).exists():
-                raise UserError(f"checkpoint '{checkpoint}' does not exist")
-            known[name] = _planned(about, out, words)
+            known[name] = _checked(name, about, folder, words)
         except UserError as error:
             raise UserError(f"row {name}: {error}") from error
     wanted = list(better_ends(suite))
@@ -202,14 +70,47 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
             raise UserError(f"no row has a metric {metric}{nearest(metric, every)}")
 
 
-def _planned(about: dict[str, Any], out: Path, words: list[str]) -> set[str]:
+def _checked(name: str, about: dict[str, Any], folder: Path, words: list[str]) -> set[str]:
+    """Look at a row with each of its seeds; returns its metrics, if they are known."""
+    from pixio_lightning.cli.config_tree import typed
+    from pixio_lightning.cli.options import parse_options
+
+    verb = next(verb for verb in VERBS if verb in about)
+    seen: dict[str, int] = {}
+    waiting: list[int] = []
+    metrics: set[str] = set()
+    for seed in about.get("seeds", [0]):
+        out, checkpoint = _folder(folder, name, seed), _checkpoint(about, seed)
+        given = _words(about, seed, out, words)
+        read = f"{typed(parse_options(given).rest)} {checkpoint}"
+        if (other := seen.setdefault(read, seed)) != seed:
+            raise UserError(
+                f"its seeds {other} and {seed} have the same settings, so one run would count "
+                "twice: let them set a seed, or give one"
+            )
+        if has_run(out, verb):
+            line = last_result(out, verb)
+            refuse_stale(out, line, given, checkpoint)
+            metrics = metrics or set(line["metrics"])
+        elif checkpoint and not Path(checkpoint).exists():
+            raise UserError(f"checkpoint '{checkpoint}' does not exist")
+        else:
+            waiting.append(seed)
+    if not any("{seed}" in str(value) for value in about.get("set", {}).values()):
+        waiting = waiting[:1]  # the others read nothing else
+    for seed in waiting:
+        metrics = _planned(about, seed, _folder(folder, name, seed), words) or metrics
+    return metrics
+
+
+def _planned(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> set[str]:
     """Plan a row; returns the names of its metrics, or none where they show by measuring alone."""
     from pixio_lightning.cli import run as runs
     from pixio_lightning.cli.class_lookup import import_named
     from pixio_lightning.cli.lightning_cli import PixioCLI
     from pixio_lightning.cli.options import parse_options
 
-    options = parse_options(_words(about, about.get("seeds", [0])[0], out, words))
+    options = parse_options(_words(about, seed, out, words))
     import_named(options.configs, options.rest)
     with redirect_stdout(io.StringIO()):
         cli = PixioCLI(options, "check")
@@ -298,7 +199,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
     columns = columns_of(suite)
     for name, about in suite["rows"].items():
         found: dict[str, list[float]] = {}
-        verb = next(verb for verb in _VERBS if verb in about)
+        verb = next(verb for verb in VERBS if verb in about)
         for seed in about.get("seeds", [0]):
             out = _folder(folder, name, seed)
             given = _words(about, seed, out, words)
@@ -311,6 +212,9 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
                 runs.main(verb, [*given, *taken])
             line = last_result(out, verb)
             line |= {"metrics": _of_data(about, line["metrics"])}
+            if path := about.get("data") and about.get("set", {}).get("data.path"):
+                # They lie elsewhere on another machine, and are the same.
+                line["dataset"] = line["dataset"].replace(str(path), about["data"])
             evaluations.append(Evaluation(name, out, line))
             for baseline, values in line["baselines"].items():
                 label = f"{baseline.replace('_', ' ')} of {name}"
@@ -325,7 +229,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
             raise UserError(f"row {name} has none of the suite's metrics; it has {others}")
         rows.append(Row(name, found))
         for entry in about.get("published", []):
-            figures = {k: [float(v)] for k, v in entry.items() if k not in _WORDS}
+            figures = {k: [float(v)] for k, v in entry.items() if k not in SOURCE_WORDS}
             mark = "" if entry["comparable"] == "yes" else " †"
             label = f"{entry['name']}, published{mark} ({about.get('group', name)})"
             rows.append(Row(label, _of_data(about, figures), published=True))

@@ -60,6 +60,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "task": _task_of(head),
         "dataset": data.dataset,
         "split": split,
+        "samples": data.digest_of_names(split) if isinstance(data, SampleData) else None,
         "n": outcome.n,
         "protocol": head.protocol,
         "metrics": outcome.metrics,
