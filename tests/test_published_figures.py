@@ -190,12 +190,12 @@ def test_the_costs_of_curation_are_measured() -> None:
     }
     named = {
         "shards": "a photograph, 640x480, quality 90",
-        "scores on disk": "a score on disk, groups of 100",
+        "scores on disk": "a score on disk",
         "decode, crop and entropy, to score": "decode, crop, entropy (scoring)",
         "read from a shard, file cache warm": "read a photograph from a shard, file cache warm",
         "hash the keys, once": "hash a key",
         "keep or not, each pass": "keep or not",
-        "count a score, to calibrate": "calibrate: count a score",
+        "read a score and count it, to calibrate": "calibrate: read a score and count it",
         "read for a kept image, as packed": "read for each kept byte, shards as packed",
         "read for a kept image, materialized": "the same, 16 bins (`--materialize`)",
     }

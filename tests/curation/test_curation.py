@@ -5,32 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_files import images, keys, pack
+from shard_files import images, jpeg, keys, pack
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.curation.materialize import materialize, waste
 from pixio_lightning.data import parquet
-from pixio_lightning.data.shards.format import ShardIndex, read_columns
+from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.shards import remote
+from pixio_lightning.data.shards.format import ShardIndex, read_columns, read_group
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.keep_rule import (
-    SCORE_SCHEMA,
-    Curation,
-    Histogram,
-    KeepRule,
-    Scores,
-    about_scores,
-    calibrate,
-    check_scores,
-    check_shard,
-    score_file,
-)
+from pixio_lightning.data.shards.keep_rule import Curation, Histogram, KeepRule, calibrate
 from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.remote import forget_opened
-from pixio_lightning.data.shards.set import rule_of
+from pixio_lightning.data.shards.rule_of_run import rule_of
+from pixio_lightning.data.shards.score_files import (
+    SCORE_SCHEMA,
+    Scores,
+    about_scores,
+    all_scores,
+    check_scores,
+    check_shard,
+    different,
+    score_file,
+    scores_of,
+    write_scores,
+)
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers, uniform
@@ -161,30 +165,20 @@ def test_fractions_that_cannot_be_reached_are_refused() -> None:
 # --- score files ----------------------------------------------------------------------------------
 
 
-def write_scores(
-    index: ShardIndex, folder: Path, losses: dict[int, float], **settings: Any
-) -> None:
+def score(index: ShardIndex, folder: Path, losses: dict[int, float], **settings: Any) -> None:
     """Write score files for packed shards, from the losses by key."""
-    import json
-
-    from pixio_lightning.data.shards.format import read_group
-
-    folder.mkdir(exist_ok=True)
-    about = {"pixio_scores": json.dumps({"checkpoint": "c", "masks": 4} | settings)}
     for number, shard in enumerate(index.shards):
-        schema = SCORE_SCHEMA.with_metadata(about)
-        with pq.ParquetWriter(score_file(folder, shard.path), schema) as writer:
-            for group in index.groups_of(number):
-                hashes = [key_of(image.key) for image in read_group(index, group)]
-                n = len(hashes)
-                table = {
-                    "hash": hashes,
-                    "loss": [losses[key] for key in hashes],
-                    "entropy": [6.0] * n,
-                    "width": [400] * n,
-                    "height": [400] * n,
-                }
-                writer.write_table(pa.Table.from_pydict(table, schema=schema))
+        read = [image for group in index.groups_of(number) for image in read_group(index, group)]
+        hashes = [key_of(image.key) for image in read]
+        n = len(hashes)
+        table = {
+            "hash": hashes,
+            "loss": [losses[key] for key in hashes],
+            "entropy": [6.0] * n,
+            "width": [400] * n,
+            "height": [400] * n,
+        }
+        write_scores(folder, shard, table, {"checkpoint": "c", "masks": 4} | settings)
 
 
 def losses_of(n: int) -> dict[int, float]:
@@ -225,7 +219,7 @@ def kept_in_pass(
 def test_the_stream_keeps_the_same_images_whoever_reads(tmp_path: Path) -> None:
     index = pack(tmp_path / "shards", 400)
     losses = losses_of(400)
-    write_scores(index, tmp_path / "scores", losses)
+    score(index, tmp_path / "scores", losses)
     rule = KeepRule(Curation(scores=str(tmp_path / "scores")), 1.2, seed=5)
     one, drawn = kept_in_pass(index, rule, readers=1, epoch=3)
     six, _ = kept_in_pass(index, rule, readers=6, epoch=3)
@@ -258,17 +252,17 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "scores"
     with pytest.raises(UserError, match="is not a folder"):
         check_scores(index, str(folder))
-    write_scores(index, folder, losses_of(60))
+    score(index, folder, losses_of(60))
     assert check_scores(index, str(folder)) == {"checkpoint": "c", "masks": 4}
     last = ShardIndex(index.root, index.shards[2:])
-    write_scores(last, folder, losses_of(60), masks=8)
+    score(last, folder, losses_of(60), masks=8)
     with pytest.raises(UserError, match=r"made differently \(masks 4 and 8, first in '2.parquet'"):
         check_scores(index, str(folder))
     score_file(folder, "1.parquet").unlink()
     with pytest.raises(UserError, match="1 of 3 shards have no scores.*'1.parquet'"):
         check_scores(index, str(folder))
     # Files that have changed places.
-    write_scores(index, folder, losses_of(60))
+    score(index, folder, losses_of(60))
     score_file(folder, "0.parquet").rename(folder / "x")
     score_file(folder, "1.parquet").rename(score_file(folder, "0.parquet"))
     rule = KeepRule(Curation(scores=str(folder)), 1.0, seed=0)
@@ -287,6 +281,70 @@ def test_shards_of_one_size_are_told_apart_by_their_digests(tmp_path: Path) -> N
     for other in (shard._replace(sha256="b" * 64), shard._replace(size=shard.size + 1)):
         with pytest.raises(UserError, match=f"made of another '0.parquet', of {shard.size} bytes"):
             check_shard(other, path)
+
+
+def test_scores_are_written_for_a_whole_shard(tmp_path: Path) -> None:
+    index = pack(tmp_path / "shards", 60)
+    shard, folder = index.shards[0], tmp_path / "scores"
+    n = np.arange(20)
+    columns = {"hash": n, "loss": n / 20, "entropy": n / 5, "width": n, "height": n, "reason": [""]}
+    path = write_scores(folder, shard, columns, {"masks": 4})
+    assert path == score_file(folder, shard.path) and pq.read_metadata(path).num_row_groups == 1
+    hashes, scores = scores_of(index, shard, 1, str(folder))
+    assert hashes.tolist() == [*range(10, 20)] and scores.loss[0] == 0.5
+    # Of earlier versions they are in as many groups as the shard.
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=10)
+    np.testing.assert_array_equal(scores_of(index, shard, 1, str(folder))[1].loss, scores.loss)
+    pq.write_table(table[:15], path)
+    with pytest.raises(UserError, match="has 15 scores, but '0.parquet' has 20 images"):
+        scores_of(index, shard, 0, str(folder))
+    with pytest.raises(UserError, match=r"loss of shape \(19,\), but the shard has 20 images"):
+        write_scores(folder, shard, columns | {"loss": n[1:]}, {})
+    del columns["width"]
+    with pytest.raises(UserError, match="have no width: expected"):
+        write_scores(folder, shard, columns, {})
+
+
+@pytest.fixture
+def two_columns(tmp_path: Path) -> ShardIndex:
+    """Twenty pairs of images, of which those in the second column are not read by default."""
+    (tmp_path / "pairs").mkdir()
+    sides = {
+        side: pa.array([jpeg(100 * at + i) for i in range(20)], pa.binary())
+        for at, side in enumerate(("left", "right"))
+    }
+    table = pa.table({"key": keys(20), **sides})
+    pq.write_table(table, tmp_path / "pairs" / "0.parquet", row_group_size=5)
+    cache = tmp_path / "cache"
+    return open_index(str(tmp_path / "pairs"), cache=cache, column="right", progress=False)
+
+
+def test_scores_know_the_column_they_are_of(
+    two_columns: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "scores"
+    score(two_columns, folder, losses_of(20), column="right", precision="32-true")
+    assert check_scores(two_columns, str(folder))["column"] == "right"
+    curation = Curation(scores=str(folder), min_side=0)
+    data = Pixels("shards", two_columns.root, val_images=5, curation=curation)
+    with pytest.raises(UserError, match="of column 'right', but those of column 'left' are read"):
+        data.setup("fit")
+    Pixels("shards", two_columns.root, column="right", curation=curation).setup("fit")
+    out, report = str(tmp_path / "binned"), str(tmp_path / "report")
+    line = ["curate", two_columns.root, "--scores", str(folder), "--min-side", "0"]
+    assert main([*line, "--materialize", out, "--out", report]) == 0
+    binned = open_index(out, cache=tmp_path / "cache")
+    written = {
+        image.data for group in range(binned.n_groups) for image in read_group(binned, group)
+    }
+    assert written == {jpeg(100 + i) for i in range(20)}
+    # What earlier versions wrote says neither, and is taken.
+    score(two_columns, folder, losses_of(20))
+    data.setup("fit")
+    assert different({"masks": 4}, {"masks": 4, "column": "left", "precision": "x"}) == []
+    assert different({"column": "left"}, {"column": "right", "seed": 1}) == ["column", "seed"]
 
 
 # --- materialize ----------------------------------------------------------------------------------
@@ -373,6 +431,66 @@ def test_what_was_rewritten_is_trained_on_by_its_own_rule(
             rule_of(again, Curation(scores="inside"), seed=0)
 
 
+def test_the_rule_of_rewritten_shards_is_found_wherever_they_are(
+    scored: tuple[ShardIndex, dict[int, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In an object store, below the folder that is given, or beside a single one of them."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    inside = Curation(scores="inside")
+    rule = rule_of(scored[0], Curation(scores="inside", fraction=0.1, gamma=2.0), seed=0)
+    out = tmp_path / "above" / "out"
+    first = materialize(scored[0], rule, out).shards[0].path
+    monkeypatch.setattr(remote, "PROTOCOLS", (*remote.PROTOCOLS, "memory"))
+    store = fsspec.filesystem("memory")
+    store.put(f"{out}/", f"/{tmp_path.name}/", recursive=True)
+    address = f"memory://{tmp_path.name}"
+    for place in (address, str(out.parent), str(out / first)):
+        assert rule_of(open_index(place, progress=False), inside, seed=0) == rule
+    assert main(["curate", str(out), "--out", str(tmp_path / "report")]) == 0
+    assert f"{rule.c:.6g}" in capsys.readouterr().out
+    assert main(["curate", str(out), "--out", str(tmp_path / "report"), "--gamma", "3"]) == 2
+    assert "or of pixio curate these options" in capsys.readouterr().err
+    store.rm(f"/{tmp_path.name}/curation.json")
+    with pytest.raises(UserError, match="are sorted by loss, but 'curation.json'"):
+        rule_of(open_index(address), inside, seed=0)
+    write_shard(out.parent / "0.parquet", images(10), {}, group=5, about={})
+    with pytest.raises(UserError, match="by another rule than others, or by none"):
+        rule_of(open_index(str(out.parent), progress=False), inside, seed=0)
+
+
+def test_rewritten_shards_are_sampled_by_the_scores_that_are_given(
+    scored: tuple[ShardIndex, dict[int, float]], tmp_path: Path
+) -> None:
+    """Those of another model find other images hard than the shards were sorted by."""
+    rule = KeepRule(Curation(scores="inside"), 1.0, seed=0)
+    binned = materialize(scored[0], rule, tmp_path / "out")
+    other = np.random.default_rng(2).permutation([*scored[1].values()])
+    losses = dict(zip(scored[1], other.tolist(), strict=True))
+    score(binned, tmp_path / "scores", losses)
+    again = KeepRule(Curation(scores=str(tmp_path / "scores")), 1.0, seed=0)
+    found = [scores for _, _, scores in all_scores(binned, str(tmp_path / "scores"))]
+    p = np.concatenate([again.probability(scores) for scores in found])
+    kept = [len(kept_in_pass(binned, again, readers=1, epoch=epoch)[0]) for epoch in range(10)]
+    assert abs(sum(kept) / 10 - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum() / 10)
+    assert all(again.takes_group(binned, g, epoch=0) for g in range(binned.n_groups))
+
+
+def test_new_shards_are_not_written_among_the_old(
+    scored: tuple[ShardIndex, dict[int, float]], tmp_path: Path
+) -> None:
+    rule = KeepRule(Curation(scores="inside"), 1.0, seed=0)
+    out = Path(scored[0].root) / "curated"
+    with pytest.raises(UserError, match="curated' lies inside .*, to whose shards"):
+        materialize(scored[0], rule, out)
+    assert not out.exists()
+    (tmp_path / "link").symlink_to(scored[0].root)
+    with pytest.raises(UserError, match="lies inside"):
+        materialize(scored[0], rule, tmp_path / "link" / "curated")
+
+
 def test_nothing_kept_and_no_numbers_are_refused(
     scored: tuple[ShardIndex, dict[int, float]], tmp_path: Path
 ) -> None:
@@ -417,7 +535,7 @@ def test_curate_reports_calibrates_and_draws(
     losses = losses_of(200)
     for key in list(losses)[:7]:
         losses[key] = float("nan")
-    write_scores(index, tmp_path / "scores", losses)
+    score(index, tmp_path / "scores", losses)
     line = ["curate", str(tmp_path / "shards"), "--scores", str(tmp_path / "scores")]
     line += ["--fraction", "0.3", "--out", str(tmp_path / "report")]
     assert main(line) == 0
@@ -454,7 +572,7 @@ def test_mistakes_of_curate_are_one_line(
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     index = pack(tmp_path / "shards", 30)
-    write_scores(index, tmp_path / "scores", losses_of(30))
+    score(index, tmp_path / "scores", losses_of(30))
     assert main(["curate", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

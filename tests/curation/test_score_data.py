@@ -8,7 +8,17 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 from sklearn.datasets import load_sample_images
 
-from pixio_lightning.curation.scores import ScoredImages, colour_entropy
+from pixio_lightning.curation.scores import ScoredImages, WholeGroups, colour_entropy
+
+
+class Groups:
+    """As much of an index of shards as batches are made by."""
+
+    def __init__(self, *rows: int) -> None:
+        self.rows = rows
+
+    def rows_of(self, group: int) -> int:
+        return self.rows[group]
 
 
 def levels(*values: int) -> np.ndarray:
@@ -56,3 +66,19 @@ def test_what_cannot_be_decoded_is_described_with_its_reason() -> None:
         32,
     )
     assert (found["width"], found["entropy"]) == (0, 0.0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3, 4])
+def test_no_group_is_read_by_two_workers(workers: int) -> None:
+    rows = (100,) * 12
+    batches = [
+        *WholeGroups(Groups(*rows), np.arange(len(rows)), 30, workers=workers)  # type: ignore[arg-type]
+    ]
+    assert sorted(row for batch in batches for row in batch) == list(range(sum(rows)))
+    assert max(map(len, batches)) <= 30
+    ends = np.cumsum(rows)
+    readers: dict[int, set[int]] = {}
+    for i, batch in enumerate(batches):  # as a DataLoader gives them to its workers
+        (group,) = {int(np.searchsorted(ends, row, side="right")) for row in batch}
+        readers.setdefault(group, set()).add(i % max(1, workers))
+    assert all(len(of_group) == 1 for of_group in readers.values())

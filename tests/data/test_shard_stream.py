@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shard_files import images, keys, pack
+from shard_files import images, jpeg, keys, pack
 
+from pixio_lightning.data.clips.pack import Form, pack_clips
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards import remote
 from pixio_lightning.data.shards import stream as shard_stream
-from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.format import ShardIndex, read_group
+from pixio_lightning.data.shards.held_out import held_out_groups
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
 from pixio_lightning.data.shards.pack import write_shard
-from pixio_lightning.data.shards.set import ShardSet, calibrated, held_out_groups, next_pass
+from pixio_lightning.data.shards.rule_of_run import calibrated
+from pixio_lightning.data.shards.set import ShardSet, next_pass
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages, ShardLoader
 from pixio_lightning.data.workers import start_worker
 from pixio_lightning.errors import UserError
@@ -199,6 +202,39 @@ def test_held_out_groups_are_never_trained_on(index: ShardIndex) -> None:
         held_out_groups(ShardIndex(index.root, []), limit=1)
 
 
+def test_of_shards_of_clips_whole_videos_are_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    for video in range(4):
+        (tmp_path / "frames" / f"v{video}").mkdir(parents=True)
+        for number in range(36):
+            data = jpeg(100 * video + number)
+            (tmp_path / "frames" / f"v{video}" / f"{number:03d}.jpg").write_bytes(data)
+    out = tmp_path / "shards"
+    form = Form(fps=24.0, seconds=0.25, side=16)
+    index, clips = pack_clips(str(tmp_path / "frames"), out, form, rows=50, shuffled=True, jobs=1)
+    assert clips == index.n_groups == 24
+
+    def videos(groups: np.ndarray) -> set[str]:
+        read = (image for group in groups for image in read_group(index, int(group)))
+        return {image.key.split("@")[0] for image in read}
+
+    shards = ShardSet(index, val_path=None, val_images=10, curation=Curation(), seed=0)
+    held, trained = videos(shards.held_out.groups), videos(shards.order.groups)
+    assert (len(held), len(trained), len(held | trained)) == (1, 3, 4)
+    assert len(shards.held_out) == 10 and len(shards.order.groups) == 18
+    # Where nothing tells which video a frame is of, none is held out.
+    above = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    (out / "_clips.parquet").write_bytes(b"half")
+    for untold in (above, index):
+        with pytest.raises(UserError, match="no _clips.parquet beside them tells which video"):
+            held_out_groups(untold, limit=10)
+    apart = {"val_images": 10, "curation": Curation(), "seed": 0}
+    other = pack(tmp_path / "val", 20)
+    assert len(ShardSet(index, val_path=other.root, **apart).order.groups) == 24  # type: ignore[arg-type]
+
+
 def state_of(data: Pixels) -> dict[str, Any]:
     take(data.train_dataloader(), 3)
     return data.state_dict()
@@ -249,7 +285,16 @@ def test_another_layout_is_refused_or_begins_the_next_pass(
     loader = free.train_dataloader()
     blocks = loader.images.order.blocks_per_pass
     assert [tuple(cursor) for cursor in loader.cursors] == [(blocks, 0), (blocks + 1, 0)]
-    assert next_pass([{"cursors": [[5, 1], [16, 0]]}], blocks_per_pass=8) == 24
+    # In the fourth pass of a data set that had a fifth of the blocks.
+    small = {"groups": 2, "groups per block": 1}
+    state["states"][0]["cursors"] = [[7, 3]]
+    free = pixels(index, tmp_path, num_workers=2, restart_pass=True)
+    free.load_state_dict(state | {"layout": state["layout"] | small})
+    loader = free.train_dataloader()
+    assert loader.cursors[0] == (4 * blocks, 0) and loader.images.order.epoch(4 * blocks) == 4
+    states = [{"cursors": [[5, 1], [16, 0]]}]
+    assert next_pass(states, before=8, now=8) == 24
+    assert next_pass(states, before=8, now=100) == 300  # the data has grown
     free.teardown("fit")
 
 
@@ -298,6 +343,7 @@ PLACES: list[Any] = [
     5,
     {"layout": 5, "states": []},
     {"states": []},
+    {"layout": {"processes": 1, "workers": 0, "groups": 10, "groups per block": 0}},
     {"states": [{"cursors": [], "turn": 0}]},
     {"states": [{"cursors": [[-1, 0]], "turn": 0}]},
     {"states": [{"cursors": [[0, 10**30]], "turn": 0}]},

@@ -23,8 +23,8 @@ from pixio_lightning.data.shards import index as shard_index
 from pixio_lightning.data.shards import remote
 from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.keep_rule import INSIDE, all_scores
 from pixio_lightning.data.shards.pack import pack as pack_folder
+from pixio_lightning.data.shards.score_files import INSIDE, all_scores
 from pixio_lightning.data.shards.set import held_out_groups
 from pixio_lightning.data.shards.stream import BlockOrder, Cursor, ShardImages
 from pixio_lightning.errors import UserError

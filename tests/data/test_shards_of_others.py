@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -133,6 +134,10 @@ def test_images_under_another_name(tmp_path: Path) -> None:
     data = Pixels("shards", str(tmp_path / "one"), column="img", val_images=5)
     data.setup("fit")
     assert data.training_size() == 5
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars/0.tar", [(image.key, image.data) for image in images(12)])
+    with pytest.raises(UserError, match="data.column is img, but the shards of .* are tar arch"):
+        Pixels("shards", str(tmp_path / "tars"), column="img").setup("fit")
 
 
 # --- splits -----------------------------------------------------------------------------------
@@ -170,10 +175,49 @@ def test_shards_of_other_splits_are_not_trained_on(tmp_path: Path) -> None:
         Pixels("shards", str(tmp_path), split="tests").setup("fit")
     with pytest.raises(UserError, match="of several splits .* give the folder of one, or --split"):
         packed(tmp_path, tmp_path / "out")
-    assert packed(tmp_path, tmp_path / "out", split="test").rows == 20
+    with pytest.raises(UserError, match="to whose shards those written there would be counted"):
+        packed(tmp_path, tmp_path / "out", split="test")
+    out = tmp_path.with_name(f"{tmp_path.name}-out")
+    assert packed(tmp_path, out, split="test").rows == 20
     table(tmp_path / "more.parquet")
     with pytest.raises(UserError, match="of several splits .* unnamed"):
         Pixels("shards", str(tmp_path)).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_split": "validation"}, "data.val_split is validation, but no name of the shards"),
+        ({"split": "test"}, "data.split is test, but no name of the shards"),
+        ({"val_split": "train"}, "data.val_split is 'train', as data.split is"),
+        ({"val_split": "Training"}, "data.val_split 'Training' holds out 3 of the shards that are"),
+    ],
+)
+def test_a_split_that_no_name_tells_is_refused(
+    options: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    """As of what `pixio shard` writes: all of it would be held out, and trained on as well."""
+    for number in range(3):
+        table(tmp_path / "in" / f"{number:05d}-of-00003.parquet", first=10 * number)
+    with pytest.raises(UserError, match=message):
+        Pixels("shards", str(tmp_path / "in"), **options).setup("fit")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--split is test, but no name"):
+        packed(tmp_path / "in", tmp_path / "out", split="test")
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_shard_under_another_name_is_not_held_out(
+    link: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    for number in range(2):
+        table(tmp_path / "in" / f"{number}.parquet", first=10 * number)
+    table(tmp_path / "val" / "0.parquet", first=20)
+    data = Pixels("shards", str(tmp_path / "in"), val_path=str(tmp_path / "val"))
+    data.setup("fit")
+    assert data.training_size() == 20
+    link(tmp_path / "val" / "1.parquet", tmp_path / "in" / "1.parquet")
+    with pytest.raises(UserError, match=r"data.val_path '.*val' holds out 1 of .* '1.parquet'"):
+        Pixels("shards", str(tmp_path / "in"), val_path=str(tmp_path / "val")).setup("fit")
 
 
 # --- pictures and shards ----------------------------------------------------------------------

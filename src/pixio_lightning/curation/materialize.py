@@ -18,16 +18,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex, read_group
-from pixio_lightning.data.shards.index import INDEX, write_index
-from pixio_lightning.data.shards.keep_rule import (
-    INSIDE,
-    KeepRule,
-    Scores,
-    digest_of_scores,
-    scores_of,
-)
+from pixio_lightning.data.shards.index import INDEX, refuse_inside, write_index
+from pixio_lightning.data.shards.keep_rule import KeepRule, digest_of_scores
 from pixio_lightning.data.shards.pack import entry_of, shard_schema, table_of
-from pixio_lightning.data.shards.set import write_rule
+from pixio_lightning.data.shards.rule_of_run import write_rule
+from pixio_lightning.data.shards.score_files import INSIDE, Scores, scores_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import write_text
 from pixio_lightning.files.atomic import aside_of, put_in_place, remove_leftovers
@@ -62,8 +57,9 @@ def materialize(
         The index of the new shards, written beside them.
 
     Raises:
-        UserError: The folder holds something else.
+        UserError: The folder holds something else, or lies among the shards.
     """
+    refuse_inside(out, index)
     out.mkdir(parents=True, exist_ok=True)
     about = f"{digest_of_scores(index, rule.curation)} c {rule.c:.9g} group {group}"
     stamp = out / ".materialized"

@@ -6,26 +6,31 @@ import argparse
 import heapq
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixio_lightning.data.shards.format import ShardIndex, read_group
+from pixio_lightning.data.shards.format import ShardIndex, column_read, read_group
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
-    INSIDE,
     Curation,
     Histogram,
     KeepRule,
-    Scores,
-    all_scores,
     calibrate,
-    check_scores,
     histogram_of,
 )
+from pixio_lightning.data.shards.rule_of_run import own_rule
+from pixio_lightning.data.shards.score_files import (
+    INSIDE,
+    Scores,
+    all_scores,
+    check_scores,
+    column_scored,
+)
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, expanded, write_text
+from pixio_lightning.files import expanded, write_text
 
 _SHOWN = 24  # of the hardest and of the easiest images
 _PASSES = (0, 1)  # for which the realised keep rate is counted
@@ -84,20 +89,15 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         min_side=options.min_side,
         floor=options.floor,
     )
-    index = open_index(
-        options.shards,
-        cache=default_cache(),
-        split=options.split,
-        key="the shards",
-        split_key="--split",
-    )
-    made = {} if options.scores == INSIDE else check_scores(index, options.scores)
+    index, made = _scored(options.shards, options.split, options.scores)
+    own = own_rule(index, curation, options.seed)
+    curation = curation if own is None else own.curation
     losses = histogram_of(index, curation)
     if not losses.counts.any():
         raise UserError(
             f"no image passes the thresholds ({losses.reasons}): lower --min-entropy or --min-side"
         )
-    rule = KeepRule(curation, calibrate(losses, curation), options.seed)
+    rule = own or KeepRule(curation, calibrate(losses, curation), options.seed)
     survey = _survey(index, rule, losses)
     facts = _facts(index, rule, survey)
     out = Path(options.out)
@@ -118,6 +118,18 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         print(f"{found.rows} images in {len(found.shards)} shards by keep probability, in {folder}")
         print("train on them with data.source shards, data.curation.scores inside")
     return 0
+
+
+def _scored(path: str, split: str | None, scores: str) -> tuple[ShardIndex, dict[str, Any]]:
+    """Return the index of the images that were scored, and how they were."""
+    opened = partial(open_index, path, split=split, key="the shards", split_key="--split")
+    index = opened()
+    if scores == INSIDE:
+        return index, {}
+    column = column_scored(index, scores)
+    if column not in (None, column_read(index)):
+        index = opened(column=column)
+    return index, check_scores(index, scores)
 
 
 def _survey(index: ShardIndex, rule: KeepRule, losses: Histogram) -> Survey:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pixio_lightning.data.batches import collate
 from pixio_lightning.data.decode import BadImage, centre_crop, decode_pixels, to_tensor
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards.format import ShardIndex
-from pixio_lightning.data.shards.keep_rule import check_shard, score_file
+from pixio_lightning.data.shards.score_files import check_shard, score_file
 from pixio_lightning.data.shards.set import ShardSource
 from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError
@@ -102,19 +103,39 @@ class ScoredImages(Dataset):
         }
 
 
-class _WholeGroups(Sampler[list[int]]):
-    """Batches that never straddle two groups, so that no group is read by two workers."""
+class WholeGroups(Sampler[list[int]]):
+    """Batches that never straddle two groups, in an order by which each worker reads its own.
 
-    def __init__(self, index: ShardIndex, groups: NDArray[np.int64], batch_size: int) -> None:
-        self.batches: list[range] = []
+    Workers take batches in turns: so many groups are taken together, and of each a batch in turn.
+    A few are read by several where groups are of different lengths, and at the end.
+
+    Args:
+        index: Has the groups.
+        groups: Those to read.
+        batch_size: Rows of a batch, at most.
+        workers: How many take them in turns.
+    """
+
+    def __init__(
+        self, index: ShardIndex, groups: NDArray[np.int64], batch_size: int, *, workers: int
+    ) -> None:
+        split: list[list[range]] = []
         start = 0
         for group in groups:
             end = start + index.rows_of(int(group))
             # Even parts: 100 rows at 64 are 50 and 50, not 64 and 36.
             parts = -(-(end - start) // batch_size)
             bounds = [start + (end - start) * i // max(1, parts) for i in range(parts + 1)]
-            self.batches += [range(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            split.append([range(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
             start = end
+        together = max(1, workers)
+        self.batches = [
+            batch
+            for first in range(0, len(split), together)
+            for turn in zip_longest(*split[first : first + together])
+            for batch in turn
+            if batch is not None
+        ]
 
     def __iter__(self) -> Iterator[list[int]]:
         return (list(batch) for batch in self.batches)
@@ -167,6 +188,6 @@ class ImagesToScore(Pixels):
         images = ScoredImages(
             self.index, groups, size=self.image_size, max_megapixels=self.max_megapixels
         )
-        batches = _WholeGroups(self.index, groups, self.batch_size)
+        batches = WholeGroups(self.index, groups, self.batch_size, workers=self.num_workers)
         arguments = self.loader_arguments | {"collate_fn": collate}
         return Loader(DataLoader(images, batch_sampler=batches, **arguments), self.count_bad)

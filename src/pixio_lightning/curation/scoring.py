@@ -1,7 +1,7 @@
 """Scoring: how hard every image of a data set is to reconstruct, for self-curation.
 
-`Scorer` is free of Lightning: it turns a batch of encoded images into losses, and fits into
-`ray.data.map_batches` or any loop. `Scoring` runs the same over shards with the trainer's
+`Scorer` is free of Lightning: it turns a batch of encoded images into losses, and fits into a
+worker of Ray or any loop. `Scoring` runs the same over shards with the trainer's
 processes, precision and devices, and writes one file of scores for each shard.
 """
 
@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from pixio_lightning.curation.scores import ENTROPY, ImagesToScore, ScoredImages
-from pixio_lightning.data.shards.format import Shard
-from pixio_lightning.data.shards.keep_rule import (
+from pixio_lightning.data.shards.format import Shard, column_read
+from pixio_lightning.data.shards.score_files import (
     SCORE_SCHEMA,
-    about_scores,
-    score_file,
+    different,
     settings_of,
+    write_scores,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import written_aside
 from pixio_lightning.keyed import RandomKey, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.build import is_generated
@@ -42,11 +39,16 @@ from pixio_lightning.training.optim import Optim
 _FIRST_STEP = -1000
 
 
-def load_model(weights: str) -> PixelPretraining:
+def load_model(weights: str, *, noise_floor: float = 0.0) -> PixelPretraining:
     """Return the pretraining module of a checkpoint, or a small one of random weights.
 
+    Args:
+        weights: The file, or `random:SEED`.
+        noise_floor: What images will be scored with, see `image_losses`.
+
     Raises:
-        UserError: The file is no checkpoint of pretraining.
+        UserError: The file is no checkpoint of pretraining, or one that a noise floor says nothing
+            of.
     """
     if is_generated(weights):
         backbone = Backbone("pixio_vitt16", weights=weights, tune="full")
@@ -58,6 +60,11 @@ def load_model(weights: str) -> PixelPretraining:
         raise UserError(
             f"'{weights}' is a checkpoint of {type(loaded).__name__}: images are scored by a "
             "pretraining, whose decoder reconstructs them"
+        )
+    if noise_floor and not loaded.norm_pix:
+        raise UserError(
+            f"model.noise_floor is {noise_floor:g}, but '{weights}' predicts plain pixels "
+            "(norm_pix false), of which noise is never blown up: leave it out"
         )
     return loaded
 
@@ -74,12 +81,13 @@ def image_losses(
 ) -> Tensor:
     """Return the mean reconstruction loss of each image over several masks.
 
-    With a noise floor s, a hidden patch of variance v counts ``v / (v + s^2)`` of its loss: what it
-    would cost if targets were normalised by ``v + s^2``. So a flat patch that holds nothing but
-    noise of that strength costs half, and an image is not hard for being noisy.
+    With a noise floor S, a hidden patch of variance v counts ``v / (v + s^2)`` of its loss: what it
+    would cost if targets were normalised by ``v + s^2``. Both are of the colours as the model sees
+    them, so that s^2 is the mean of ``(S / (255 std_c))^2`` over the three. So a patch that holds
+    nothing but noise of that strength costs half, and an image is not hard for being noisy.
 
     Args:
-        model: The pretraining module, loaded.
+        model: The pretraining module, loaded; with a noise floor one of normalised pixels.
         images: uint8 `(B, 3, S, S)`.
         keys: int64 `(B,)`; an image's masks depend on its key and the seed.
         masks: Masks drawn for each image.
@@ -94,19 +102,26 @@ def image_losses(
         result = model(images, RandomKey(keys, seed, _FIRST_STEP - number))
         errors = (result.prediction.float() - result.target.float()).square().mean(dim=-1)
         if noise_floor:
-            # What the model saw, brought back to levels of 255.
-            hidden = gather_tokens(result.pixels, result.mask.hide).unflatten(-1, (-1, 3))
-            levels = 255 * (hidden * model.backbone.std.flatten() + model.backbone.mean.flatten())
-            variance = levels.flatten(-2).var(dim=-1)
-            errors = errors * variance / (variance + noise_floor**2)
+            # By which the targets were divided.
+            variance = gather_tokens(result.pixels, result.mask.hide).var(dim=-1)
+            noise = (noise_floor / (255 * model.backbone.std)).square().mean()
+            errors = errors * variance / (variance + noise)
         total += errors.mean(dim=1)
     return total / masks
 
 
 def settings(
-    model: PixelPretraining, *, masks: int, noise_floor: float, seed: int
+    model: PixelPretraining,
+    *,
+    masks: int,
+    noise_floor: float,
+    seed: int,
+    precision: str = "32-true",
 ) -> dict[str, Any]:
-    """Return, as plain data, all that scores depend on; only equal ones may be compared."""
+    """Return, as plain data, what the scores of images depend on; only equal ones may be compared.
+
+    Of images in shards that is their column, too.
+    """
     return {
         "checkpoint": digest(model.state_dict()),
         "image_size": side_of(model),
@@ -114,8 +129,10 @@ def settings(
         "mask_grid": model.mask_grid,
         "norm_pix": model.norm_pix,
         "masks": masks,
-        "noise_floor": noise_floor,
+        # In words, as earlier versions had a number that meant another formula.
+        "noise_floor": f"{noise_floor:g} levels as the model sees them" if noise_floor else 0.0,
         "seed": seed,
+        "precision": precision,
         "entropy": ENTROPY,
     }
 
@@ -148,9 +165,14 @@ class Scorer:
         max_megapixels: float = 64.0,
     ) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_model(checkpoint).to(self.device)
+        self.model = load_model(checkpoint, noise_floor=noise_floor).to(self.device)
         self.options: dict[str, Any] = {"masks": masks, "noise_floor": noise_floor, "seed": seed}
         self.max_megapixels = max_megapixels
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its scores depend on, as plain data, for `write_scores`."""
+        return settings(self.model, **self.options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add `hash`, `loss`, `entropy`, `width`, `height` and `reason` to a batch.
@@ -193,7 +215,8 @@ class Scoring(BackboneModule):
         backbone: Its `weights` are a checkpoint of pretraining, which brings all else with it.
         masks: Masks drawn for each image; more make the scores steadier.
         noise_floor: Standard deviation of noise that must not count as content, in levels of 255;
-            0 is the paper's rule. See docs/curation.md.
+            0 is the paper's rule, and all there is for a model of plain pixels. See
+            docs/curation.md.
         seed: Seed of the masks.
         optim: Not used: nothing is trained.
     """
@@ -229,21 +252,26 @@ class Scoring(BackboneModule):
         """Load the pretraining of the checkpoint, once.
 
         Raises:
-            UserError: It is none, or scores that are there were made differently.
+            UserError: It is none, or scores that are there were made differently, or a noise floor
+                is given for a model of plain pixels.
         """
         if self.model is not None:
             return
-        self.model = load_model(self.backbone.weights)
+        self.model = load_model(self.backbone.weights, noise_floor=self.noise_floor)
         self.backbone = self.model.backbone
-        self.settings = settings(
-            self.model, masks=self.masks, noise_floor=self.noise_floor, seed=self.seed
-        )
         data = self.trainer.datamodule
         if not isinstance(data, ImagesToScore):
             raise UserError(
                 f"Scoring needs data.class_path ImagesToScore, not {type(data).__name__}"
             )
         data.image_size = side_of(self.model)
+        self.settings = settings(
+            self.model,
+            masks=self.masks,
+            noise_floor=self.noise_floor,
+            seed=self.seed,
+            precision=str(self.trainer.precision),
+        ) | {"column": column_read(data.index)}
         self._refuse_others()
 
     @property
@@ -256,10 +284,10 @@ class Scoring(BackboneModule):
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.glob("*.scores.parquet")):
             found = settings_of(path)
-            differ = [k for k, v in self.settings.items() if found.get(k) != v]
+            differ = different(found, self.settings)
             if differ:
                 facts = ", ".join(
-                    f"{k} {found.get(k)} there, {self.settings[k]} now" for k in differ
+                    f"{k} {found.get(k)} there, {self.settings.get(k)} now" for k in differ
                 )
                 raise UserError(
                     f"'{path}' holds scores that were made differently ({facts}): give another "
@@ -304,19 +332,7 @@ class Scoring(BackboneModule):
         return data.index.shards[number]
 
     def _write(self, number: int) -> None:
-        """Write the scores of a shard, in row groups that match its own."""
-        table, shard = self._open.pop(number), self._shard(number)
-        path = score_file(self.folder, shard.path)
-        schema = SCORE_SCHEMA.with_metadata(about_scores(self.settings, shard))
-        with (
-            written_aside(path) as aside,
-            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
-        ):
-            start = 0
-            for rows in shard.group_rows.tolist():
-                part = {name: column[start : start + rows] for name, column in table.items()}
-                writer.write_table(pa.Table.from_pydict(part, schema=schema))
-                start += rows
+        write_scores(self.folder, self._shard(number), self._open.pop(number), self.settings)
 
     def predictions_text(self, folder: Path) -> str:
         """Say where the scores are, and what to do with them."""

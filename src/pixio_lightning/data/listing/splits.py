@@ -110,7 +110,7 @@ def split_of(name: str) -> str | None:
 
 
 def of_split(names: Sequence[str], split: str | None, key: str, path: str) -> list[str]:
-    """Return the shards of a split; all of them where none says which it is of.
+    """Return the shards of a split; where no name tells one, all are to train on.
 
     Args:
         names: Their paths.
@@ -123,9 +123,14 @@ def of_split(names: Sequence[str], split: str | None, key: str, path: str) -> li
     """
     splits = [split_of(name) for name in names]
     counts = Counter(found or "unnamed" for found in splits)
-    if set(splits) == {None}:
-        return list(names)
     wanted = _SPLIT_OF.get((split or "").lower(), split)
+    if not any(splits):
+        if wanted in (None, "train"):
+            return list(names)
+        raise UserError(
+            f"{key} is {split}, but no name of the shards of '{path}' tells a split, as "
+            f"{split}-00000-of-00004.parquet or {split}/0.parquet would: leave it out, or name them"
+        )
     if None in splits or (wanted is None and len(counts) > 1):
         raise UserError(
             f"the shards of '{path}' are of several splits ({listed(counts)}), and it cannot be "

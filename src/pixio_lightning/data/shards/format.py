@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pixio_lightning.data.parquet import TooLarge, read_rows
+from pixio_lightning.data.parquet import TooLarge, read_groups, read_rows
 from pixio_lightning.data.shards.remote import file_system, join, parquet_file
 from pixio_lightning.data.sources import is_picture
 from pixio_lightning.errors import UserError, printable
@@ -193,15 +194,38 @@ def column_of_images(schema: pa.Schema, wanted: str | None) -> str:
     raise NoImages(f"no column of {what}, but {printable(', '.join(schema.names))}")
 
 
-def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
+def column_read(index: ShardIndex) -> str | None:
+    """Return the column that images are read from: of the first parquet file, if none is given.
+
+    None of tars alone, and where that file cannot be read.
+    """
+    files = (shard.path for shard in index.shards if not is_tar(shard.path))
+    first = next(files, None)
+    if index.column is not None or first is None:
+        return index.column
+    try:
+        return column_of_images(parquet_file(index.root, first).schema_arrow, None)
+    except Exception:  # what readers raise of damaged bytes has no common class
+        return None
+
+
+def read_columns(
+    root: str, path: str, group: int | None, columns: tuple[str, ...]
+) -> dict[str, Any]:
     """Return columns of one row group as numpy arrays, NaN for nulls.
+
+    Args:
+        root: Folder or address of the file.
+        path: The file.
+        group: Number of the group; None reads all groups, of a local file that is opened anew.
+        columns: Names of the columns.
 
     Raises:
         UserError: A column is missing, or the file is, or it is damaged or too large.
     """
     place = join(root, path)
     try:
-        file = parquet_file(root, path)
+        file = parquet_file(root, path) if group is not None else pq.ParquetFile(place)
         known = file.schema_arrow.names
         missing = [name for name in columns if name not in known]
         if missing:
@@ -209,7 +233,11 @@ def read_columns(root: str, path: str, group: int, columns: tuple[str, ...]) -> 
                 f"'{place}' has no column '{missing[0]}': give a folder of scores, written "
                 "by `pixio predict -c curation/score`"
             )
-        table = read_rows(file, group, columns)
+        if group is not None:
+            table = read_rows(file, group, columns)
+        else:
+            with file:
+                table = read_groups(file, range(file.num_row_groups), columns)
         return {name: table[name].to_numpy() for name in columns}
     except UserError:
         raise

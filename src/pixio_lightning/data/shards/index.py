@@ -31,9 +31,9 @@ from pixio_lightning.data.shards.format import (
     is_tar,
     short_reason,
 )
-from pixio_lightning.data.shards.remote import check_address, file_system, join
+from pixio_lightning.data.shards.remote import check_address, file_system, join, local_path
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.files import written_aside
+from pixio_lightning.files import default_cache, written_aside
 
 INDEX = "index.parquet"
 _ENDINGS = (".parquet", ".tar")
@@ -58,7 +58,7 @@ _INDEX_SCHEMA = pa.schema(
 def open_index(
     path: str,
     *,
-    cache: Path,
+    cache: Path | None = None,
     split: str | None = None,
     column: str | None = None,
     key: str = "data.path",
@@ -73,7 +73,7 @@ def open_index(
     Args:
         path: Folder of parquet and tar files at any depth, one such file, or an address such as
             `hf://datasets/ORG/NAME` or `s3://BUCKET/FOLDER`.
-        cache: Folder for indices of data that bring none.
+        cache: Folder for indices of data that bring none; None takes the usual one.
         split: Which of them are meant where names tell, see `of_split`.
         column: Column of the images in parquet files; None finds it.
         key: What a mistake is blamed on.
@@ -124,7 +124,7 @@ def open_index(
         for n, i in zip(names, sizes, strict=True)
     ]
     digest = hashlib.blake2b("\n".join([root, *facts]).encode(), digest_size=8).hexdigest()
-    kept = cache / f"index-{digest}"
+    kept = (cache or default_cache()) / f"index-{digest}"
     if (kept / INDEX).exists():
         return read_index(str(kept), root=root, column=column)
     index = build_index(root, names, column=column, progress=progress)
@@ -303,6 +303,27 @@ def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
         reason = f"damaged after {sum(counts)} images"
     bounds = np.array(starts, np.int64), np.array(ends, np.int64)
     return Shard(name, size, "", np.array(counts, np.int32), *bounds, UNSORTED), reason
+
+
+def refuse_inside(out: Path, index: ShardIndex, source: str = "") -> None:
+    """Refuse a folder for new shards among those they are made of, which they would be counted to.
+
+    Args:
+        out: The folder.
+        index: Of the shards; where it lies beside them, it says for good which they are.
+        source: What was named: of a single file, no folder counts.
+
+    Raises:
+        UserError: It lies there.
+    """
+    root = local_path(index.root)
+    if root is None or Path(root, INDEX).exists() or Path(source or root).expanduser().is_file():
+        return
+    if out.expanduser().resolve().is_relative_to(root):
+        raise UserError(
+            f"'{out}' lies inside '{index.root}', to whose shards those written there would be "
+            "counted: give a folder elsewhere"
+        )
 
 
 def is_shard(name: str) -> bool:

@@ -5,8 +5,7 @@ by a hash of its key, the seed and the pass. Nothing is drawn from a generator, 
 same for any number of processes and workers, and nothing has to be saved. The paper's rule is
 ``c = 1, gamma = 1``; a wanted fraction is reached by calibrating c on a histogram of the losses.
 
-Scores come from `pixio predict -c curation/score`: one parquet file for each shard, in the order
-of the shard, joined by position and checked by key.
+Scores come from `pixio predict -c curation/score`, see `score_files`.
 """
 
 from __future__ import annotations
@@ -14,38 +13,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pixio_lightning.data.shards.format import SCORE_COLUMNS, Shard, ShardIndex, read_columns
+from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.score_files import (
+    INSIDE,
+    Floats,
+    Scores,
+    all_scores,
+    score_file,
+    scores_of,
+)
 from pixio_lightning.errors import UserError
-from pixio_lightning.files.naming import output_name
-from pixio_lightning.files.text import parse_json
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers
 
-Floats = NDArray[np.float64]
-
-INSIDE = "inside"  # for a folder: the scores are columns of the shards
 BINS = 4096
 # Losses above the last edge are counted in the last bin: with c near 1 they are always kept.
 MAX_LOSS = 4.0
-SCORE_SCHEMA = pa.schema(
-    [
-        ("hash", pa.int64()),
-        ("loss", pa.float32()),
-        ("entropy", pa.float32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -85,20 +74,6 @@ class Curation:
     def power(self, loss: Floats) -> Floats:
         """Return ``max(loss - floor, 0)^gamma``."""
         return np.maximum(loss - self.floor, 0) ** self.gamma
-
-
-class Scores(NamedTuple):
-    """Scores of some images, `(N,)` each; the loss is NaN where an image could not be scored."""
-
-    loss: Floats
-    entropy: Floats
-    width: NDArray
-    height: NDArray
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """Which images have a score: finite, and not negative."""
-        return np.isfinite(self.loss) & (self.loss >= 0)
 
 
 class Histogram(NamedTuple):
@@ -203,7 +178,7 @@ class KeepRule(NamedTuple):
         return keyed_numbers(hashes, seed=self.seed, step=epoch, purpose=Purpose.KEEP)
 
     def takes_group(self, index: ShardIndex, group: int, *, epoch: int) -> bool:
-        """Whether a group is read at all: always, but where shards are sorted by loss.
+        """Whether a group is read at all: always, but where shards are sorted by these losses.
 
         There a group is taken with the probability of its hardest image, and its images are
         thinned by the rest, so that each keeps its own probability and little is read in vain.
@@ -219,6 +194,9 @@ class KeepRule(NamedTuple):
         return bool(draw[0] < ceiling)
 
     def _ceiling(self, index: ShardIndex, group: int) -> float | None:
+        """Return the largest probability in a group; None where it is not known."""
+        if self.curation.scores not in (None, INSIDE):
+            return None  # of other losses than those that the shards were sorted by
         number, local = index.locate(group)
         largest = index.shards[number].group_max_loss
         if not len(largest):
@@ -246,131 +224,6 @@ class KeepRule(NamedTuple):
             )
         p = self.probability(scores) / (self._ceiling(index, group) or 1.0)
         return self.draws(hashes, epoch=epoch) < p
-
-
-# --- score files --------------------------------------------------------------------------------
-
-
-def score_file(folder: str | Path, shard: str) -> Path:
-    """Return where the scores of a shard are kept."""
-    flat = shard.replace("/", "--")
-    if flat.replace("--", "/") != shard:  # another shard's as well
-        flat = "\0" + shard.replace("/", "\0")  # in the name of no file, so that a hash is added
-    return Path(folder) / output_name(flat, ".scores.parquet")
-
-
-def scores_of(
-    index: ShardIndex, shard: Shard, group: int, folder: str
-) -> tuple[NDArray[np.int64], Scores]:
-    """Return the keys' hashes and the scores of one group."""
-    columns = ("hash", *SCORE_COLUMNS)
-    if folder == INSIDE:
-        found = read_columns(index.root, shard.path, group, columns)
-    else:
-        root = str(Path(folder).resolve())
-        found = read_columns(root, score_file("", shard.path).name, group, columns)
-    return found["hash"], as_scores(found)
-
-
-def as_scores(columns: dict[str, Any]) -> Scores:
-    """Return columns as scores, the floats in double precision."""
-    loss, entropy = (np.asarray(columns[name], np.float64) for name in ("loss", "entropy"))
-    return Scores(loss, entropy, np.asarray(columns["width"]), np.asarray(columns["height"]))
-
-
-def all_scores(index: ShardIndex, folder: str) -> Any:
-    """Yield every shard's number, keys' hashes and scores."""
-    for number, shard in enumerate(index.shards):
-        groups = range(len(shard.group_rows))
-        found = [scores_of(index, shard, group, folder) for group in groups]
-        if not found:
-            continue
-        joined = Scores(
-            *(np.concatenate(part) for part in zip(*(s for _, s in found), strict=True))
-        )
-        yield number, np.concatenate([h for h, _ in found]), joined
-
-
-def about_scores(settings: dict[str, Any], shard: Shard) -> dict[str, str]:
-    """Return what is kept in a score file beside the scores: how they were made, and of what."""
-    about = {"bytes": shard.size, "sha256": shard.sha256}
-    return {"pixio_scores": json.dumps(settings), "pixio_shard": json.dumps(about)}
-
-
-def check_shard(shard: Shard, path: Path) -> None:
-    """Refuse a score file that is another shard's of this name; where it says none, it is taken.
-
-    Names and keys alone do not tell data sets apart: many number both from nought. Two files are
-    the same by their digests, or where the index of one has none, by their sizes.
-
-    Raises:
-        UserError: It is.
-    """
-    _check_shard(shard, path, _about(path))
-
-
-def _check_shard(shard: Shard, path: Path, about: dict[str, Any]) -> None:
-    of = about.get("pixio_shard", {})
-    size, digest = of.get("bytes", shard.size), of.get("sha256")
-    if size != shard.size or (digest and shard.sha256 and digest != shard.sha256):
-        raise UserError(
-            f"the scores in '{path}' were made of another '{shard.path}', of {size} bytes; this "
-            f"one has {shard.size}: score these shards into a folder of their own"
-        )
-
-
-def settings_of(path: Path) -> dict[str, Any]:
-    """Return how a score file was made: checkpoint digest, masks, size.
-
-    Raises:
-        UserError: It is no score file.
-    """
-    return _about(path)["pixio_scores"]
-
-
-def _about(path: Path) -> dict[str, Any]:
-    """Return what a score file says of its scores, and if it does, of its shard."""
-    found: dict[str, Any] = {}
-    with suppress(OSError, pa.ArrowException, ValueError):
-        for name, text in (pq.read_schema(path).metadata or {}).items():
-            if name in (b"pixio_scores", b"pixio_shard"):
-                found[name.decode()] = parse_json(text.decode())
-    if "pixio_scores" not in found or not all(isinstance(v, dict) for v in found.values()):
-        raise UserError(f"'{path}' is no score file of `pixio predict -c curation/score`")
-    return found
-
-
-def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
-    """Return the settings that all score files of a data set share.
-
-    Raises:
-        UserError: A shard has no scores or another's, or files disagree on how they were made.
-    """
-    if not Path(folder).is_dir():
-        raise UserError(f"data.curation.scores '{folder}' is not a folder")
-    missing = [s.path for s in index.shards if s.rows and not score_file(folder, s.path).exists()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(index.shards)} shards have no scores in '{folder}', the first "
-            f"is '{missing[0]}': run `pixio predict -c curation/score` again, it does the rest"
-        )
-    shared: dict[str, Any] = {}
-    for shard in index.shards:
-        if not shard.rows:
-            continue
-        path = score_file(folder, shard.path)
-        about = _about(path)
-        _check_shard(shard, path, about)
-        found = about["pixio_scores"]
-        differ = [k for k in shared.keys() | found.keys() if shared.get(k) != found.get(k)]
-        if shared and differ:
-            facts = ", ".join(f"{k} {shared.get(k)} and {found.get(k)}" for k in sorted(differ))
-            raise UserError(
-                f"score files in '{folder}' were made differently ({facts}, first in "
-                f"'{shard.path}'): their losses cannot be compared; score into a new folder"
-            )
-        shared = found
-    return shared
 
 
 def histogram_of(index: ShardIndex, curation: Curation) -> Histogram:

@@ -32,7 +32,13 @@ from pixio_lightning.data.shards.format import (
     is_tar,
     read_group,
 )
-from pixio_lightning.data.shards.index import INDEX, is_shard, open_index, write_index
+from pixio_lightning.data.shards.index import (
+    INDEX,
+    is_shard,
+    open_index,
+    refuse_inside,
+    write_index,
+)
 from pixio_lightning.data.sources import (
     FolderSource,
     digest_of_files,
@@ -40,7 +46,7 @@ from pixio_lightning.data.sources import (
     is_picture,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, written_aside
+from pixio_lightning.files import written_aside
 from pixio_lightning.keyed import key_of, permuted
 
 ROWS = 10_000  # images of a shard, where nothing else is said
@@ -85,7 +91,7 @@ def pack(
 
     Raises:
         UserError: There is nothing to pack, or pictures and shards; an option is of pictures, but
-            there are shards; or `out` cannot be written.
+            there are shards; or `out` cannot be written, or lies among the shards.
     """
     if (rows is not None and rows < 1) or group < 1 or jobs < 1:
         raise UserError(f"--rows {rows}, --group {group}, --jobs {jobs}: expected at least 1")
@@ -161,14 +167,13 @@ def _parts(
                 f"{option} is of pictures, but '{source}' holds shards, which keep their images "
                 "and the order of these: leave it out"
             )
-    index = open_index(
-        source, cache=default_cache(), split=split, key="the source", split_key="--split"
-    )
+    index = open_index(source, split=split, key="the source", split_key="--split")
     if index.damaged:
         reasons = "; ".join(": ".join(bad) for bad in index.damaged[:5])
         raise UserError(f"{len(index.damaged)} shards of '{source}' are damaged ({reasons})")
     if not index.rows:
         raise UserError(f"the source '{source}' holds no image: its shards are empty")
+    refuse_inside(out, index, source)
     entries = enumerate(index.shards)
     return [
         (f"{entry.path} {entry.size} {index.digest}", partial(_groups, index, number))

@@ -44,6 +44,26 @@ def parquet_file(root: str, path: str) -> pq.ParquetFile:
     return _opened_parquet(root, path, os.getpid())
 
 
+def local_path(address: str) -> str | None:
+    """Return the absolute path of a file or folder on this machine; None of other addresses."""
+    if "://" in address and not address.startswith("file://"):
+        return None
+    return os.path.realpath(fsspec.core.strip_protocol(address))
+
+
+def place_of(root: str, path: str) -> Any:
+    """Return what is equal for two files only if they are one, whatever names and links it has."""
+    place = join(root, path)
+    local = local_path(place)
+    if local is None:
+        return fsspec.core.strip_protocol(place)
+    try:
+        about = os.stat(local)
+    except OSError:
+        return local
+    return about.st_dev, about.st_ino
+
+
 def forget_opened() -> None:
     """Close what is kept open, as after files have been replaced."""
     _opened_parquet.cache_clear()

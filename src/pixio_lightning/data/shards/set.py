@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +15,11 @@ from numpy.typing import NDArray
 
 from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
+from pixio_lightning.data.shards.held_out import held_out_groups, refuse_trained_on
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.keep_rule import (
-    INSIDE,
-    Curation,
-    KeepRule,
-    calibrate,
-    check_scores,
-    digest_of_scores,
-    histogram_of,
-)
+from pixio_lightning.data.shards.keep_rule import Curation, KeepRule, digest_of_scores
+from pixio_lightning.data.shards.rule_of_run import rule_of
+from pixio_lightning.data.shards.score_files import INSIDE, check_scores
 from pixio_lightning.data.shards.stream import (
     BLOCK_ROWS,
     BlockOrder,
@@ -37,10 +28,9 @@ from pixio_lightning.data.shards.stream import (
     Tally,
 )
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, parse_json, read_text, write_text
-from pixio_lightning.keyed import permuted
+from pixio_lightning.files import write_text
 
-_RULE = "curation.json"  # beside shards that were rewritten by it
+_PER_BLOCK = "groups per block"  # in a layout
 
 
 class ShardSource:
@@ -102,7 +92,8 @@ class ShardSet:
         seed: Seed of the order and of what is kept.
 
     Raises:
-        UserError: There are no shards, too few groups, or the scores do not fit.
+        UserError: There are no shards, or too few groups; some of them are trained on and held out;
+            or the scores do not fit.
     """
 
     def __init__(
@@ -124,11 +115,15 @@ class ShardSet:
         if val_path is not None or val_split is not None:
             apart = open_index(
                 val_path or index.root,
-                cache=default_cache(),
                 split=val_split,
                 column=index.column,
                 key="data.val_path" if val_path else "data.path",
                 split_key="data.val_split",
+            )
+            refuse_trained_on(
+                index,
+                apart,
+                f"data.val_path '{val_path}'" if val_path else f"data.val_split '{val_split}'",
             )
             self.held_out = ShardSource(apart, np.arange(apart.n_groups), limit=val_images)
             train = every
@@ -184,7 +179,11 @@ class ShardSet:
             if self.stored["layout"] == live:
                 loader.go_to(states[images["rank"]])
             elif restart_pass:
-                first = next_pass(states, blocks_per_pass=self.order.blocks_per_pass)
+                first = next_pass(
+                    states,
+                    before=blocks_of_layout(self.stored["layout"]),
+                    now=self.order.blocks_per_pass,
+                )
                 cursors = data.first_cursors(loader.readers, block=first)
                 loader.go_to({"cursors": cursors, "turn": 0})
             else:
@@ -198,7 +197,7 @@ class ShardSet:
             "workers": workers,
             "seed": self.seed,
             "index": self.index.digest,
-            "groups per block": self.order.per_block,
+            _PER_BLOCK: self.order.per_block,
             "groups": len(self.order.groups),
             "curation": digest_of_scores(self.index, self.curation) if self.rule else "",
         }
@@ -251,72 +250,6 @@ class ShardSet:
         write_text(folder / "keep_rates.csv", text.getvalue())
 
 
-def held_out_groups(index: ShardIndex, *, limit: int) -> NDArray[np.int64]:
-    """Choose groups to hold out, the same ones every time: for `limit` images, at most a tenth.
-
-    Raises:
-        UserError: There is one group only.
-    """
-    n = index.n_groups
-    if n < 2:
-        raise UserError(
-            "the shards have a single group of images, from which none can be held out: "
-            "give data.val_path, or pack more images"
-        )
-    chosen: list[int] = []
-    rows = 0
-    while rows < limit and len(chosen) < max(1, n // 10):
-        chosen.append(permuted(len(chosen), n, seed=0, step=0))
-        rows += index.rows_of(chosen[-1])
-    return np.array(sorted(chosen), np.int64)
-
-
-def write_rule(folder: Path, rule: KeepRule) -> None:
-    """Keep what shards were rewritten by beside them, where not all is left to calibrate on."""
-    about = asdict(rule.curation) | {"scores": INSIDE, "c": rule.c}
-    write_text(folder / _RULE, json.dumps(about) + "\n")
-
-
-def rule_of(index: ShardIndex, curation: Curation, seed: int) -> KeepRule:
-    """Return the rule of a run: that of the shards, if they were rewritten by one.
-
-    Raises:
-        UserError: Their file cannot be read, or other keys are given than those they have.
-    """
-    path = Path(index.root) / _RULE
-    if curation.scores != INSIDE or not path.is_file():
-        return KeepRule(curation, calibrated(index, curation), seed)
-    try:
-        about = parse_json(read_text(path))
-        c = float(about.pop("c"))
-        own = Curation(**about)
-        if not 0 < c < math.inf:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"'{path}' is damaged: rewrite the shards by pixio curate") from None
-    if curation not in (own, Curation(scores=INSIDE)):
-        raise UserError(
-            f"'{index.root}' was rewritten by fraction {own.fraction}, gamma {own.gamma:g}, "
-            f"min_entropy {own.min_entropy:g}, min_side {own.min_side}, floor {own.floor:g}, which "
-            "is what is trained on: leave all of data.curation but scores out"
-        )
-    return KeepRule(own, c, seed)
-
-
-def calibrated(index: ShardIndex, curation: Curation) -> float:
-    """Return the constant of the rule; what is counted for it is kept in the cache."""
-    if curation.fraction is None:
-        return 1.0
-    kept = default_cache() / f"calibrated-{digest_of_scores(index, curation)}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
-        if 0 < (c := float(parse_json(read_text(kept))["c"])) < math.inf:
-            return c
-    c = calibrate(histogram_of(index, curation), curation)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_text(kept, json.dumps({"c": c}))
-    return c
-
-
 def _check_place(stored: Any) -> None:
     """Refuse what a checkpoint says of the place in the shards where it is no place.
 
@@ -342,6 +275,7 @@ def _check_place(stored: Any) -> None:
     if not (
         isinstance(layout, dict)
         and all(is_count(layout.get(name)) for name in ("processes", "workers"))
+        and all(is_count(layout.get(name)) and layout[name] for name in ("groups", _PER_BLOCK))
         and isinstance(states, list)
         and len(states) == layout["processes"]
         and all(map(is_state, states))
@@ -352,10 +286,21 @@ def _check_place(stored: Any) -> None:
         )
 
 
-def next_pass(states: list[dict[str, Any]], *, blocks_per_pass: int) -> int:
-    """Return the first block of the first pass that no reader has begun."""
+def blocks_of_layout(layout: dict[str, Any]) -> int:
+    """Return how many blocks a pass has in a layout."""
+    return -(-layout["groups"] // layout[_PER_BLOCK])
+
+
+def next_pass(states: list[dict[str, Any]], *, before: int, now: int) -> int:
+    """Return the first block of the first pass that no reader has begun.
+
+    Args:
+        states: Where the readers stood.
+        before: Blocks that a pass had then.
+        now: Blocks that it has.
+    """
     furthest = max(block for state in states for block, _ in state["cursors"])
-    return (furthest // blocks_per_pass + 1) * blocks_per_pass
+    return (furthest // before + 1) * now
 
 
 def other_layout(stored: dict[str, Any], live: dict[str, Any]) -> str:
