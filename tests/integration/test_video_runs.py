@@ -61,7 +61,8 @@ def recipe(folder: Path, source: str, path: Path, **data: object) -> Path:
     tiny["data"] = {
         "class_path": "Clips",
         "init_args": {
-            **{"source": source, "path": str(path), "image_size": 64, "clip_seconds": 1.5},
+            **{"source": source, "path": str(path), "image_size": 64},
+            **({"clip_seconds": 1.5} if source == "videos" else {}),
             **{"batch_size": 4, "num_workers": 2, "val_images": 4, "steps_per_epoch": 5},
             **{"val_batch_size": 2, "repeat": 2, "past_frames": 2, "past_step": 0.25},
             **data,

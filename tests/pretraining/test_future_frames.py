@@ -17,7 +17,7 @@ from pixio_lightning.pretraining.baselines import errors_of, parts_of
 from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
 from pixio_lightning.pretraining.future_decoder import FutureDecoder, time_features
 from pixio_lightning.pretraining.future_frames import FuturePrediction
-from pixio_lightning.pretraining.future_report import verdict
+from pixio_lightning.pretraining.future_report import MeanError, verdict
 
 PATCH, SIDE = 8, 4
 
@@ -248,7 +248,45 @@ def test_it_says_predicts_only_where_no_copy_does_as_well() -> None:
     for worse in ({"structure": 0.42}, {"wrong_past": 0.5}, {"gain_error": 0.006}):
         assert "predicts" not in verdict(last | worse)
     assert "does not use the past" in verdict(last | {"wrong_past": 0.45})
-    assert verdict({n: v for n, v in last.items() if n != "wrong_past"}).startswith("none")
+    for unknown in ("wrong_past", "gain_error"):
+        assert verdict({n: v for n, v in last.items() if n != unknown}).startswith("none")
+
+
+def error_of(values: list[float], weights: list[float], videos: list[int]) -> float:
+    metric = MeanError()
+    for start in range(0, len(values), 3):  # batches
+        own = slice(start, start + 3)
+        metric.update(
+            torch.tensor(values[own]), torch.tensor(weights[own]), torch.tensor(videos[own])
+        )
+    return float(metric.compute())
+
+
+def test_clips_of_one_video_count_as_one_in_the_error_of_a_mean() -> None:
+    values = [0.3, -0.1, 0.4, 0.1, 0.2, 0.7, -0.5]
+    usual = float(torch.tensor(values).std() / 7**0.5)
+    assert error_of(values, [1.0] * 7, [2**62 + i for i in range(7)]) == pytest.approx(usual)
+    # Four equal clips of each say no more than one.
+    repeated = [value for value in values for _ in range(4)]
+    videos = [i for i in range(7) for _ in range(4)]
+    assert error_of(repeated, [1.0] * 28, videos) == pytest.approx(usual)
+    # What stands for an unusable pair does not count.
+    padded = error_of([*values, 9.0], [1.0] * 7 + [0.0], [*range(8)])
+    assert padded == pytest.approx(usual)
+    assert error_of(values, [1.0] * 7, [5] * 7) == float("inf")
+
+
+@torch.no_grad()
+def test_the_error_of_the_gain_is_of_held_out_videos(build) -> None:
+    module, batch = build(), batch_of() | {"weight": torch.ones(3)}
+    errors = {}
+    for name, video in {"alone": [1, 2, 3], "pairs": [1, 1, 2], "one": [4, 4, 4]}.items():
+        module.validation_step(batch | {"video": torch.tensor(video)}, 0)
+        errors[name] = float(module.gain_error.compute())
+        module.gain_error.reset()
+    assert 0 < errors["alone"] != errors["pairs"] > 0 and errors["one"] == float("inf")
+    module.validation_step(batch, 0)
+    assert float(module.gain_error.compute()) == errors["alone"]
 
 
 # --- learning ---------------------------------------------------------------------------------

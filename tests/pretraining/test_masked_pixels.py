@@ -202,19 +202,22 @@ def test_patch_14_is_resized_once(build, batch):
 
 def test_patch_14_is_resized_once_for_each_mask_of_a_score(build, batch):
     """Also where the noise floor looks at the contrast of what the model saw."""
-    module, floor = build(patch=14).eval(), 2.0
-    images = batch["image"] // 32 + 100  # so flat that the floor matters
+    module, floor = build(patch=14).eval(), 30.0
+    images = batch["image"] // 8 + 100  # so flat that the floor matters
     with Calls("interpolate") as calls:
         found = image_losses(module, images, batch["key"], masks=3, noise_floor=floor)
     assert len(calls.found) == 3
-    levels = patchify(module.backbone.resize(images.float()), 14)
+    seen = patchify(module.backbone.resize(module.backbone.normalize(images)), 14)
+    noise = sum((floor / 255 / std) ** 2 for std in module.backbone.std.flatten().tolist()) / 3
     expected = torch.zeros(len(images))
     for number in range(3):
         with torch.no_grad():
             result = module(images, RandomKey(batch["key"], 0, -1000 - number))
-        variance = gather_tokens(levels, result.mask.hide).var(dim=-1)
-        error = (result.prediction - result.target).square().mean(dim=-1)
-        expected += (error * variance / (variance + floor**2)).mean(dim=1) / 3
+        # As if the targets were divided by the root of the variance plus that of the noise.
+        variance = gather_tokens(seen, result.mask.hide).var(dim=-1, keepdim=True)
+        scale = (variance / (variance + noise)).sqrt()
+        error = (scale * result.prediction - scale * result.target).square().mean(dim=-1)
+        expected += error.mean(dim=1) / 3
     assert torch.allclose(found, expected, rtol=1e-4)
     assert (found < 0.8 * image_losses(module, images, batch["key"], masks=3)).all()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,15 +51,6 @@ def read_groups(file: pq.ParquetFile, groups: Iterable[int], columns: Sequence[s
         if size > MAX_WHOLE:
             raise TooLarge
     return pa.concat_tables(table for table in tables if table.num_columns)
-
-
-def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table, of which few are lists of Python's numbers at a time.
-
-    As those they take five times as much memory or more.
-    """
-    for part in table.to_batches(max_chunksize=_LISTS_AT_ONCE):
-        yield from part.to_pylist()
 
 
 def check_unpacked(path: Path) -> None:

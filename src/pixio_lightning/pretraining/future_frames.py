@@ -22,7 +22,7 @@ from pixio_lightning.models.masking import Mask, block_mask, count_blocks, gathe
 from pixio_lightning.pretraining.baselines import errors_of
 from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
 from pixio_lightning.pretraining.future_decoder import FutureDecoder
-from pixio_lightning.pretraining.future_report import SUMMED, WEIGHED_BY, report
+from pixio_lightning.pretraining.future_report import SUMMED, WEIGHED_BY, MeanError, report
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
@@ -70,6 +70,7 @@ class FuturePrediction(PatchPrediction):
             raise UserError(f"model.hide is {hide}, but expected above 0 and at most 1")
         self.hide, self.mask_grid = hide, mask_grid
         self.hedged = HedgedCopy(backbone.channels)
+        self.gain_error = MeanError()
 
     def check_mask(self, grid: tuple[int, int]) -> None:
         """Refuse a grid whose patches are not whole blocks, or none of which is seen or hidden."""
@@ -227,21 +228,22 @@ class FuturePrediction(PatchPrediction):
             "moving_patches": moving.sum(dim=1),
             "psnr": self._psnr(result, result.prediction),
             "psnr_copy": self._psnr(result, copy),
-            "gain_squared": (values["hedged_structure"] - values["structure"]).square(),
             "weight": torch.ones_like(weight),
         }
         for name, value in values.items():
             self.held_out_sums[name].update(value * weight)
+        gain = values["hedged_structure"] - values["structure"]
+        self.gain_error.update(gain, weight, batch.get("video", batch["key"]))
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss in its parts beside what needs no learning."""
         values = self.held_out_means(WEIGHED_BY)
-        pairs, squared = values.pop("weight"), values.pop("gain_squared")
-        gain = values["hedged_structure"] - values["structure"]
-        variance = (squared - gain.square()).clamp_min(0) / (pairs - 1).clamp_min(1)
-        self.log_evaluation(values | {"gain_error": variance.sqrt()})
+        del values["weight"]
+        error = self.gain_error.compute()
+        self.gain_error.reset()
+        self.log_evaluation(values if error.isinf() else values | {"gain_error": error})
 
     on_test_epoch_end = on_validation_epoch_end
 

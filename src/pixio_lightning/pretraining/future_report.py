@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
 from pixio_lightning.training.run_folder import Metrics
 
 # Summed over held-out pairs and logged as val/NAME: errors of hidden patches, a mean over pairs.
 SUMMED = (
     *("loss", "hue", "structure", "zero", "copy", "hedged", "hedged_hue", "hedged_structure"),
     *("warp", "wrong_past", "moving", "moving_hedged", "moving_patches", "psnr", "psnr_copy"),
-    "gain_squared",  # of the hedged copy's structure less the model's; logged as its standard error
 )
 # Those that are means over the patches that move.
 WEIGHED_BY = {"moving": "moving_patches", "moving_hedged": "moving_patches"}
@@ -20,6 +26,44 @@ _BASELINES = {
     "warp": "exact flow",
     "wrong_past": "past of another clip",
 }
+
+
+class MeanError(Metric):
+    """The standard error of a mean over pairs, of which those of one video vary together.
+
+    It is that of a cluster-robust variance (Liang and Zeger, 1986,
+    https://doi.org/10.1093/biomet/73.1.13), ``G / (G - 1) * sum_g (sum_i (x_i - mean))^2 / n^2``
+    for n pairs of G videos: the usual one where each pair is of its own.
+    """
+
+    full_state_update = False
+    values: list[Tensor]
+    weights: list[Tensor]
+    videos: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("values", "weights", "videos"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, value: Tensor, weight: Tensor, video: Tensor) -> None:
+        """Add values `(B,)`, weights that are 0 for what does not count, and int64 videos."""
+        self.values.append(value)
+        self.weights.append(weight)
+        self.videos.append(video)
+
+    def compute(self) -> Tensor:
+        """Return the error in float64; infinity for fewer than two videos."""
+        value, weight, video = (
+            dim_zero_cat(state).cpu() for state in (self.values, self.weights, self.videos)
+        )
+        value, video = value[weight > 0].double(), video[weight > 0]
+        videos, of_each = video.unique(return_inverse=True)
+        groups = len(videos)
+        if groups < 2:
+            return torch.tensor(torch.inf, dtype=torch.float64)
+        sums = value.new_zeros(groups).index_add_(0, of_each, value - value.mean())
+        return (groups / (groups - 1) * sums.square().sum()).sqrt() / len(value)
 
 
 def report(metrics: Metrics) -> dict[str, str]:
@@ -51,13 +95,15 @@ def report(metrics: Metrics) -> dict[str, str]:
 def verdict(last: dict[str, float]) -> str:
     """Say "predicts" only where copying does clearly less well and the past is used.
 
-    Clearly is by more than two standard errors of the difference, over the held-out pairs.
+    Clearly is by more than two standard errors of the difference, over the held-out videos.
     """
     if "wrong_past" not in last:
         return "none: whether the past is used shows beside that of another clip; hold out two"
     if last["wrong_past"] <= last["loss"]:
         return "does not use the past: that of another clip does as well"
-    gain, error = last["hedged_structure"] - last["structure"], last.get("gain_error", 0.0)
+    if "gain_error" not in last:
+        return "none: clips of one video vary together; hold out two videos"
+    gain, error = last["hedged_structure"] - last["structure"], last["gain_error"]
     if gain > 2 * error:
         better = gain / last["hedged_structure"]
         return f"predicts: its structure is {better:.1%} better than a hedged copy's"

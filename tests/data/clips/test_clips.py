@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
 from pixio_lightning.data.clips.source import choose_frames, hold_out_files
 from pixio_lightning.data.clips.videos import VideoSource
-from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.decode import BadImage, centre_crop, to_tensor
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey
@@ -257,6 +260,118 @@ def test_folders_of_numbered_pictures(tmp_path: Path) -> None:
         FrameFolders(str(tmp_path), 10.0, 0.8, **about | {"least": 9.0})
 
 
+def pictures(folder: Path, names: Iterable[str]) -> None:
+    """Write a picture for each name, of the brightness of its place in the list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        Image.fromarray(painted(i % 25, 16, 16)).save(folder / name)
+
+
+def numbered(folder: Path, fps: float = 10.0, seconds: float = 4.0) -> FrameFolders:
+    return FrameFolders(str(folder), fps, seconds, least=0.2, frames=2, max_megapixels=1.0)
+
+
+def test_pictures_that_differ_in_their_last_number_are_a_video(tmp_path: Path) -> None:
+    """Two cameras, a date in front, a suffix behind; a poster and what has no number are named."""
+    for camera in ("left", "right"):
+        pictures(tmp_path / "two", (f"2024-05-0{camera[0]}7_{camera}{i}.png" for i in range(12)))
+    pictures(tmp_path / "two", ["poster.png", "cover_1.png"])
+    pictures(tmp_path / "one", (f"cam2_{i:03d}_rgb.{'PNG' if i % 2 else 'png'}" for i in range(5)))
+    pictures(tmp_path / "none", ["a.png", "b.png", "c2.png"])
+    source = numbered(tmp_path)
+    videos = ["one", "two/2024-05-0l7_left*.png", "two/2024-05-0r7_right*.png"]
+    assert [source.file(i) for i in range(len(source))] == videos
+    assert source.name(1) == f"{videos[1]}@0.000"
+    left = [f"two/2024-05-0l7_left{i}.png" for i in range(12)]
+    assert source.paths(1) == left and len(source.paths(0)) == 5
+    assert [number_of(frame) for frame in source.read(2, [2, 10])] == [2, 10]
+    assert [name for name, _ in source.bad] == ["none", "two/cover_1.png", "two/poster.png"]
+    assert all(reason.startswith("in no numbered row") for _, reason in source.bad)
+
+
+def test_the_number_of_a_picture_says_when_it_is_shown(tmp_path: Path) -> None:
+    pictures(tmp_path / "fives", (f"{i:05d}.png" for i in range(0, 60, 5)))
+    pictures(tmp_path / "from_one", (f"{i}.png" for i in range(1, 12)))
+    pictures(tmp_path / "missing", (f"{i}.png" for i in (0, 1, 2, 5, 6)))
+    source = numbered(tmp_path, fps=30.0)
+    times = {source.file(i): source.times(i) for i in range(len(source))}
+    assert times["fives"] == pytest.approx(np.arange(12) / 6)
+    assert times["from_one"] == pytest.approx(np.arange(11) / 30)
+    assert times["missing"] == pytest.approx(np.array([0, 1, 2, 5, 6]) / 30)
+    stamps = [1531884156012460000 + i * 100_000_000 for i in range(9)]
+    pictures(tmp_path / "stamps" / "of", (f"{stamp}.png" for stamp in stamps))
+    assert numbered(tmp_path / "stamps", fps=1e9).times(0) == pytest.approx(np.arange(9) / 10)
+    seconds = [f"13050311{i // 10:02d}.{i % 10}75304.png" for i in range(5, 25)]  # as TUM's
+    pictures(tmp_path / "seconds" / "of", seconds)
+    assert numbered(tmp_path / "seconds", fps=1.0).times(0) == pytest.approx(np.arange(20) / 10)
+
+
+def test_no_clip_spans_a_jump_in_the_numbers(tmp_path: Path) -> None:
+    numbers = [*range(20), *range(40, 50), *range(5000, 5020)]
+    pictures(tmp_path / "a", (f"{i:05d}.png" for i in numbers))
+    pictures(tmp_path / "far", (f"{1531884156012460 + i * 83333}.png" for i in range(9)))
+    pictures(tmp_path / "twice", [*(f"{i:02d}.png" for i in range(9)), "3.png"])
+    source = numbered(tmp_path)
+    assert [source.name(i) for i in range(len(source))] == ["a@0.000", "a@4.000", "a@500.000"]
+    assert [len(source.times(i)) for i in range(3)] == [20, 10, 20]
+    assert [number_of(f) for f in source.read(2, [0, 4])] == [5, 9]
+    reasons = dict(source.bad)
+    assert reasons["far"] == "numbers 83333 apart, 8333.3 s at 10 a second"
+    assert reasons["twice"] == "two pictures of one number"
+
+
+@pytest.mark.parametrize("how", ["copy", "link", "hard link", "folder link"])
+@pytest.mark.parametrize("source", ["videos", "frames"])
+def test_a_video_at_both_paths_is_refused(
+    source: str, how: str, tmp_path: Path, cache: None
+) -> None:
+    train, apart = tmp_path / "train", tmp_path / "val"
+    for place, counts in ((train, (20, 21, 22)), (apart, (20, 21))):
+        for count in counts:
+            folder = place / f"{count}"
+            if source == "videos":
+                # As long as those to train on, of other frames.
+                write_video(folder / "a.mp4", count=count, size=(48, 64 if place == train else 80))
+            else:
+                pictures(folder, (f"{i}.png" for i in range(count)))
+                colour = "red" if place == train else "blue"
+                Image.new("RGB", (16, 16), colour).save(folder / "3.png")
+    where = Clips(source, str(train), val_path=str(apart), num_workers=0)
+    where.setup("fit")
+    moved = apart / "other"
+    if how == "folder link":
+        moved.symlink_to(train / "21")
+    else:
+        moved.mkdir()
+        link = {"link": os.symlink, "hard link": os.link, "copy": shutil.copyfile}[how]
+        for file in (train / "21").iterdir():
+            link(file, moved / file.name)
+    name = "/a.mp4" if source == "videos" else ""
+    data = Clips(source, str(train), val_path=str(apart), num_workers=0)
+    with pytest.raises(UserError, match=f"holds 'other{name}', which is '21{name}' of data.path"):
+        data.setup("fit")
+
+
+def test_a_hedged_copy_is_fitted_to_pairs_cut_as_they_are_judged(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = noise.integers(0, 255, (24, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    data = Clips("frames", str(tmp_path), image_size=24, fps=8.0, num_workers=0, gap=(0.2, 1.0))
+    data.setup("fit")
+    train = data.training_set().source
+    whole = [
+        to_tensor(frame, centre_crop(40, 24), 24)
+        for index in range(len(train))
+        for frame in train.read(index, range(12))
+    ]
+    (pairs,) = data.training_pairs(6)
+    for image in (*pairs["past"][:, 0], *pairs["future"]):
+        assert any(torch.equal(image, x) or torch.equal(image.flip(-1), x) for x in whole)
+
+
 def test_no_video_is_open_before_a_worker_reads(tmp_path: Path, cache: None) -> None:
     """Nothing of FFmpeg is shared by a fork: opening and decoding happen where frames are read."""
     for name in ("a", "b", "c"):
@@ -293,9 +408,17 @@ def test_no_video_is_open_before_a_worker_reads(tmp_path: Path, cache: None) -> 
         ({"clip_seconds": 0.3, "past_frames": 2}, "take 0.33 s"),
         ({"repeat": 0}, "data.repeat is 0"),
         ({"fps": 0.0}, "data.fps is 0"),
+        ({"source": "shards", "path": "a", "fps": 8.0}, "data.fps is 8.0, but data.source is sh"),
+        ({"source": "shards", "path": "a", "clip_seconds": 9.0}, "data.clip_seconds is 9.0, but"),
         ({"source": "frames", "path": "a", "val_path": "a/b"}, "lies inside data.path"),
     ],
 )
 def test_mistakes(words: dict, text: str) -> None:
     with pytest.raises(UserError, match=text):
         Clips(**words)
+
+
+def test_the_length_of_packed_clips_is_not_judged_by_a_key_they_do_not_read() -> None:
+    assert Clips("shards", "a", gap=(5.0, 6.0)).least_seconds == 5.0
+    with pytest.raises(UserError, match="data.clip_seconds is 4, but .* take 5 s"):
+        Clips("videos", "a", gap=(5.0, 6.0))

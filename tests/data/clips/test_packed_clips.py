@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from video_files import number_of, painted, write_sound, write_video
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.clips.datamodule import Clips
-from pixio_lightning.data.clips.pack import TABLE
+from pixio_lightning.data.clips.pack import TABLE, TABLE_SCHEMA
 from pixio_lightning.data.clips.packed import PackedClips
+from pixio_lightning.data.clips.source import hold_out_files
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex
+from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.errors import UserError
 
 
@@ -153,9 +157,8 @@ def test_samples_of_shards_are_those_of_the_videos(videos: Path, tmp_path: Path)
     pack(videos, tmp_path / "shards", "--seconds", "1.5", "--side", "200")
     found = {}
     for source, path in (("videos", videos), ("shards", tmp_path / "shards")):
-        data = Clips(
-            source, str(path), clip_seconds=1.5, image_size=32, num_workers=0, val_images=4
-        )
+        own = {"clip_seconds": 1.5} if source == "videos" else {}  # packed, they have their length
+        data = Clips(source, str(path), image_size=32, num_workers=0, val_images=4, **own)
         data.setup("fit")
         train = data.training_set()
         samples = [train[i] for i in range(len(train.source))]
@@ -174,7 +177,8 @@ def test_masked_pretraining_reads_the_same_shards(videos: Path, tmp_path: Path) 
     data = Pixels("shards", str(tmp_path / "shards"), image_size=32, val_images=8, num_workers=0)
     data.prepare_data()
     data.setup("fit")
-    assert data.training_size() + len(data._held_out) == 96
+    # One of four videos is held out, whole, and some of its frames are looked at.
+    assert data.training_size() == 72 and len(data._held_out) == 8
     assert data.samples(3)["image"].shape == (3, 3, 32, 32)
 
 
@@ -182,10 +186,12 @@ def test_what_is_lost_or_other_is_one_line(videos: Path, tmp_path: Path) -> None
     out = tmp_path / "shards"
     pack(videos, out, "--seconds", "1", "--rows", "16")
     clips = opened(out)
-    at, name = next((i, clips.name(i)) for i in range(len(clips)) if clips._clips[i].shard == 1)
     shard = out / "00001-of-00006.parquet"
+    name = pq.read_table(shard)["clip"][0].as_py()
+    at = [clips.name(i) for i in range(len(clips))].index(name)
     whole = shard.read_bytes()
-    start = int(clips._clips[at].starts[0])
+    table = pq.read_table(out / TABLE)
+    start = next(row["starts"][0] for row in table.to_pylist() if row["clip"] == name)
     shard.write_bytes(whole[:start] + bytes(40) + whole[start + 40 :])
     with pytest.raises(BadImage) as caught:
         clips.read(at, [0])
@@ -196,7 +202,6 @@ def test_what_is_lost_or_other_is_one_line(videos: Path, tmp_path: Path) -> None
     assert caught.value.name == name  # each clip of it counts
     shard.write_bytes(whole)
     shutil.copy(out / TABLE, tmp_path / "kept")
-    table = pq.read_table(out / TABLE)
     pq.write_table(table.slice(1), out / TABLE)
     with pytest.raises(UserError, match="lists 11 clips, but the shards hold 12"):
         opened(out)
@@ -206,6 +211,9 @@ def test_what_is_lost_or_other_is_one_line(videos: Path, tmp_path: Path) -> None
         {"times": [0.0] * 8},
         {"sizes": [1]},
         {"times": [None] * 8},
+        {"times": None},
+        {"clip": None},
+        {"starts": [], "times": [], "sizes": []},
     ):
         changed = [rows[0] | wrong, *rows[1:]]
         pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), out / TABLE)
@@ -217,3 +225,42 @@ def test_what_is_lost_or_other_is_one_line(videos: Path, tmp_path: Path) -> None
     shutil.copy(tmp_path / "kept", out / TABLE)
     with pytest.raises(UserError, match="holds no clip that can be used"):
         PackedClips(str(out), least=9.0, frames=2, max_megapixels=1.0)
+
+
+def test_packed_clips_are_arrays_and_not_objects(tmp_path: Path) -> None:
+    """Of the 4 frames of a clip the table has 80 bytes; as objects they took over 800."""
+    count, frames = 3000, 4
+    rows = np.full(count, frames, np.int32)
+    nothing = np.zeros(0, np.int64)
+    shard = Shard("0.parquet", 1, "", rows, nothing, nothing, UNSORTED)
+    write_index(ShardIndex(str(tmp_path), [shard]), tmp_path / INDEX)
+    of_each = np.arange(frames)
+    table = {
+        "clip": [f"v{i // 3}@{i % 3}.000" for i in range(count)],
+        "file": [f"v{i // 3}" for i in range(count)],
+        "times": [of_each / 8] * count,
+        "starts": [of_each * 30000 + i for i in range(count)],
+        "sizes": [of_each + 30000] * count,
+    }
+    pq.write_table(pa.table(table, schema=TABLE_SCHEMA), tmp_path / TABLE)
+    opened(tmp_path)  # what is made once
+    tracemalloc.start()
+    held = hold_out_files(opened(tmp_path))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, held)) == count
+    assert held[0].times(7).tolist() == [0, 0.125, 0.25, 0.375]
+    assert size / count < 300
+
+
+def test_packed_clips_at_both_addresses_are_refused(videos: Path, tmp_path: Path) -> None:
+    pack(videos, tmp_path / "a", "--seconds", "1")
+    (tmp_path / "w").mkdir()
+    shutil.copy(videos / "2.mp4", tmp_path / "w" / "2.mp4")
+    pack(tmp_path / "w", tmp_path / "b", "--seconds", "1")
+    data = Clips("shards", str(tmp_path / "a"), val_path=str(tmp_path / "b"))
+    with pytest.raises(UserError, match="holds '2.mp4@.*', which is '2.mp4@.*' of data.path"):
+        data.setup("fit")
+    write_video(tmp_path / "w" / "2.mp4", size=(200, 104))
+    pack(tmp_path / "w", tmp_path / "c", "--seconds", "1")
+    Clips("shards", str(tmp_path / "a"), val_path=str(tmp_path / "c")).setup("fit")

@@ -59,7 +59,8 @@ def test_it_goes_to_a_key_frame_or_on_whichever_is_nearer(
 
     write_video(tmp_path / "v" / "a.mp4", options={"bf": "0", "sc_threshold": "0"})
     source = opened(tmp_path / "v")
-    assert source.videos[0].keys.tolist() == [0, 6, 12, 18]
+    (about,) = index_module.video_index(tmp_path / "v", ["a.mp4"])
+    assert about.keys.tolist() == [0, 6, 12, 18]
     decoded = []
     first_from = video._first_from
 
@@ -186,6 +187,16 @@ def test_the_index_is_kept_and_follows_the_files(
     (index,) = (tmp_path / "cache").glob("videos-*.parquet")
     index.write_bytes(b"no parquet")
     assert len(opened(tmp_path / "v")) == 2 and len(looked) == 5
+
+
+def test_a_link_that_leads_nowhere_is_listed_in_every_run(tmp_path: Path) -> None:
+    write_video(tmp_path / "v" / "a.mp4")
+    (tmp_path / "v" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    for _ in range(3):
+        source = opened(tmp_path / "v")
+        assert source.bad == [("gone.mp4", "cannot be read (No such file or directory)")]
+    write_video(tmp_path / "nowhere.mp4", count=9)
+    assert len(opened(tmp_path / "v")) == 2
 
 
 def test_a_name_may_hold_any_bytes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.clips.frame_folders import FrameFolders
+from pixio_lightning.data.clips.overlap import refuse_copies
 from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
 from pixio_lightning.data.clips.source import (
@@ -34,21 +35,23 @@ class Clips(StreamData):
 
     A batch holds `past` uint8 `(B, K, 3, S, S)`, `future` uint8 `(B, 3, S, S)`, `gap` float32
     `(B, K)`, the seconds from each past frame to the future one, and `key` int64 `(B,)`; of
-    held-out clips also `wrong_past`, that of another one, if any, and of rendered ones `warp`, the
-    last past frame moved by exact flow.
+    held-out clips also `video` int64 `(B,)`, a number of the file that each is a part of, and
+    `wrong_past`, that of another one, if any; of rendered ones `warp`, the last past frame moved by
+    exact flow.
 
     Args:
         source: `scenes` (rendered on first use), `videos` (nested mp4, mov, mkv, webm, avi; by
-            PyAV), `frames` (a folder of numbered pictures for each video, as DAVIS) or `shards`
-            (what `pixio shard --clips` wrote).
+            PyAV), `frames` (pictures in folders whose last number counts the frames, as DAVIS) or
+            `shards` (what `pixio shard --clips` wrote).
         path: Folder of the clips, or address of the shards (`hf://`, `s3://`, ...); not for scenes.
         val_path: Where the held-out clips are; None holds out a tenth of the files.
         image_size: Side of the crops in pixels.
         batch_size: Samples per process and step.
         val_images: Held-out samples, one of each clip, at most.
-        clip_seconds: Length of a clip: longer videos are cut into so many. Those of shards are
-            as long as they were packed.
-        fps: Pictures a second of `frames`.
+        clip_seconds: Length of a clip: longer videos are cut into so many. Not of shards,
+            whose clips are as long as they were packed.
+        fps: By how much the numbers of `frames` rise in a second: pictures a second, or where only
+            every fifth is there, five times that.
         gap: Range of seconds from the last past frame to the future one.
         past_frames: Past frames K of a sample.
         past_step: Seconds between them.
@@ -112,7 +115,7 @@ class Clips(StreamData):
         if fps <= 0:
             raise UserError(f"data.fps is {fps:g}, but expected frames a second above 0")
         self.least_seconds = gap[0] + (past_frames - 1) * past_step
-        if clip_seconds <= self.least_seconds:
+        if source != "shards" and clip_seconds <= self.least_seconds:
             raise UserError(
                 f"data.clip_seconds is {clip_seconds:g}, but the past frames and the smallest gap "
                 f"take {self.least_seconds:g} s: expected more"
@@ -122,6 +125,7 @@ class Clips(StreamData):
         self.source, self.path = source, path
         self.val_path = None if source == "scenes" else val_path
         self.read_by("frames", fps=fps)
+        self.read_by("videos", "frames", clip_seconds=clip_seconds)
         self.image_size, self.val_images = image_size, val_images
         self.clip_seconds, self.fps = clip_seconds, fps
         self.gap, self.past_frames, self.past_step = gap, past_frames, past_step
@@ -153,16 +157,20 @@ class Clips(StreamData):
             self._train = SceneSource(RenderedClips("train", self._scene_clips(), geometry=False))
             self._held_out = SceneSource(RenderedClips("val", self._scene_clips()))
             return
-        self._train = everything = self._open(self.path or "")
+        path = self.path or ""
+        self._train = everything = self._open(path)
         if self.val_path is not None:
-            self._held_out = self._open(self.val_path, key="data.val_path")
+            self._held_out = held_out = self._open(self.val_path, key="data.val_path")
+            refuse_copies(everything, held_out, path=path, val_path=self.val_path)
             self._held_back = []
         else:
             self._train, self._held_out = held = hold_out_files(everything)
             self._held_back = sorted({held[1].file(i) for i in range(len(held[1]))})
         self.count_bad(self._unusable, 0)
 
-    def _open(self, path: str, *, key: str = "data.path") -> ClipSource:
+    def _open(
+        self, path: str, *, key: str = "data.path"
+    ) -> VideoSource | FrameFolders | PackedClips:
         about: dict[str, Any] = {
             "least": self.least_seconds,
             "frames": self.past_frames + 1,
@@ -212,10 +220,11 @@ class Clips(StreamData):
     def training_pairs(self, count: int) -> Iterator[dict[str, Any]]:
         """Yield the first training samples of the stream, in batches, whichever process asks.
 
-        They are pairs of frames, whatever is trained on.
+        They are pairs of frames, cut as held-out ones are, whatever is trained on.
         """
         samples = self.training_set()
         samples.two_crops = False
+        samples.scale = samples.ratio = (1.0, 1.0)  # the largest square, in the middle
         # By workers: nothing of FFmpeg is opened where they are forked from.
         loader = DataLoader(
             samples, batch_size=self.val_batch_size, sampler=range(count), **self.loader_arguments
@@ -270,9 +279,9 @@ class Clips(StreamData):
         """Return the training clips."""
         return self._train
 
-    def held_out_names(self) -> list[str] | None:
+    def names_of(self, split: str) -> list[str] | None:
         """Return the files at `path` whose clips are held out."""
-        return self._held_back
+        return None if split == "train" else self._held_back
 
     def training_size(self) -> int:
         """Return the number of samples in a pass over the training clips."""

@@ -50,7 +50,7 @@ TABLE_SCHEMA = pa.schema(
         ("sizes", pa.list_(pa.int32())),
     ]
 )
-_FRAME_FOLDER_FPS = 24.0  # pictures a second of folders of frames, as of DAVIS
+_FRAME_FOLDER_FPS = 24.0  # by which numbers of frames in folders rise in a second, as in DAVIS
 _QUALITY = 90
 _LEAST = 2  # frames of a clip
 

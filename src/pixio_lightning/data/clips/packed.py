@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,9 @@ from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.pack import TABLE, TABLE_SCHEMA
 from pixio_lightning.data.clips.source import Frame
 from pixio_lightning.data.decode import BadImage, decode_pixels
-from pixio_lightning.data.parquet import TooLarge, read_groups, rows_of
+from pixio_lightning.data.listing.names import Names
+from pixio_lightning.data.listing.ragged import Ragged
+from pixio_lightning.data.parquet import TooLarge, read_groups
 from pixio_lightning.data.shards.format import MAX_MEMBER
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.remote import check_address, file_system, join
@@ -56,59 +59,81 @@ class PackedClips:
                 f"{key} '{path}': {TABLE} lists {len(table):,} clips, but the shards hold "
                 f"{self.index.n_groups:,}: pack them again"
             )
-        self.bad: list[Bad] = []
-        self._clips: list[_Packed] = []
-        for group, row in enumerate(rows_of(table)):
-            number, _ = self.index.locate(group)
-            try:
-                times = np.array(row["times"], np.float64)
-                starts, sizes = (np.array(row[name], np.int64) for name in ("starts", "sizes"))
-                clip = _Packed(str(row["clip"]), str(row["file"]), number, times, starts, sizes)
-            except (TypeError, ValueError):
-                raise UserError(
-                    f"{key} '{path}': {TABLE} is damaged: pack the clips again"
-                ) from None
-            fits = len(times) == len(starts) == len(sizes) == self.index.rows_of(group)
-            if not fits or min(starts.min(), sizes.min()) < 0 or not (np.diff(times) > 0).all():
-                raise UserError(f"{key} '{path}': {TABLE} does not fit the shards: pack them again")
-            if len(times) < frames or times[-1] - times[0] < least:
-                reason = f"shorter than {least:g} s, or of fewer than {frames} frames"
-                self.bad.append((clip.name, reason))
-            else:
-                self._clips.append(clip)
-        if not self._clips:
+        try:
+            # By group, in arrays, which workers share: of a list each would copy what it reads.
+            self._names, self._files = (Names(table[name].to_pylist()) for name in ("clip", "file"))
+            self._times, self._starts, self._sizes = (
+                Ragged.of_column(table[name]) for name in ("times", "starts", "sizes")
+            )
+            self._check()
+        except (ValueError, AttributeError):  # of names that are missing or no text, too
+            raise UserError(
+                f"{key} '{path}': {TABLE} is damaged or does not fit the shards: pack them again"
+            ) from None
+        lengths, values = self._times.lengths, self._times.values
+        first, last = self._times.starts[:-1], self._times.starts[1:] - 1
+        fit = (lengths >= frames) & (values[last] - values[first] >= least)
+        self._clips = np.flatnonzero(fit)  # their groups
+        reason = f"shorter than {least:g} s, or of fewer than {frames} frames"
+        self.bad: list[Bad] = [(self._names[int(i)], reason) for i in np.flatnonzero(~fit)]
+        if not len(self._clips):
             name, reason = self.bad[0]
             raise UserError(f"{key} '{path}' holds no clip that can be used; {name}: {reason}")
+
+    def _check(self) -> None:
+        """Raise a ValueError where the table contradicts itself or the shards."""
+        rows = self.index.group_rows
+        lengths = (self._times.lengths, self._starts.lengths, self._sizes.lengths)
+        if rows.min() < 1 or not all(np.array_equal(each, rows) for each in lengths):
+            raise ValueError("not as many frames as images")
+        times = self._times.values
+        rises = np.diff(times) > 0
+        rises[self._times.starts[1:-1] - 1] = True  # from the last frame of a clip to the next one
+        if not (rises.all() and np.isfinite(times).all()):
+            raise ValueError("times that do not rise")
+        if min(self._starts.values.min(), self._sizes.values.min()) < 0:
+            raise ValueError("bytes before the file")
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def name(self, index: int) -> str:
-        return self._clips[index].name
+        return self._names[int(self._clips[index])]
 
     def file(self, index: int) -> str:
-        return self._clips[index].file
+        return self._files[int(self._clips[index])]
 
     def times(self, index: int) -> NDArray[np.float64]:
-        return self._clips[index].times
+        return self._times[self._clips[index]]
 
     def read(self, index: int, frames: Sequence[int]) -> list[Frame]:
-        clip, root = self._clips[index], self.index.root
-        shard = self.index.shards[clip.shard].path
+        group, root = int(self._clips[index]), self.index.root
+        starts, sizes = self._starts[group], self._sizes[group]
+        shard = self.index.shards[self.index.locate(group)[0]].path
         files = file_system(root)
         found = []
         for frame in frames:
-            start = int(clip.starts[frame])
-            stop = start + min(int(clip.sizes[frame]), MAX_MEMBER)
+            start = int(starts[frame])
+            stop = start + min(int(sizes[frame]), MAX_MEMBER)
             try:
                 data = files.cat_file(join(root, shard), start=start, end=stop)
             except FileNotFoundError:
-                raise BadImage("its shard is missing", name=clip.name) from None
+                raise BadImage("its shard is missing", name=self.name(index)) from None
             try:
                 found.append(decode_pixels(data, max_megapixels=self.max_megapixels))
             except BadImage as error:
-                raise BadImage(str(error), name=clip.name) from None
+                raise BadImage(str(error), name=self.name(index)) from None
         return found
+
+    def facts(self) -> Iterator[tuple[str, Any]]:
+        """Yield the name of each clip, and what it shares with its copies."""
+        for group in map(int, self._clips):
+            name = self._names[group]
+            yield name, (name, self._times[group].tobytes(), self._sizes[group].tobytes())
+
+    def files_of(self, clip: int) -> list[Path]:
+        """Return no file: frames of equal names, times and sizes are the same ones."""
+        return []
 
 
 def _table(path: str, key: str) -> pa.Table:
@@ -120,18 +145,14 @@ def _table(path: str, key: str) -> pa.Table:
     files, _ = check_address(path, key)
     try:
         with files.open(join(path, TABLE), "rb") as opened, pq.ParquetFile(opened) as file:
-            return read_groups(file, range(file.num_row_groups), TABLE_SCHEMA.names)
+            columns: dict[str, pa.ChunkedArray] = {}
+            # Apart: text is read by a few rows at a time, which for lists of numbers is slow.
+            for names in (TABLE_SCHEMA.names[:2], TABLE_SCHEMA.names[2:]):
+                part = read_groups(file, range(file.num_row_groups), names)
+                columns |= {name: part[name] for name in names}
+            return pa.table(columns).cast(TABLE_SCHEMA)
     except (OSError, KeyError, TooLarge, pa.ArrowException):
         raise UserError(
             f"{key} '{path}' holds no shards of clips ({TABLE} is missing or damaged): write "
             "them with `pixio shard DIR SHARDS --clips`"
         ) from None
-
-
-class _Packed(NamedTuple):
-    name: str
-    file: str
-    shard: int  # its number
-    times: NDArray[np.float64]
-    starts: NDArray[np.int64]  # of each frame, bytes
-    sizes: NDArray[np.int64]

@@ -171,7 +171,8 @@ class HeldOutPairs(HeldOutSamples):
             return error.name or name, str(error)
         except OSError as error:
             return name, f"cannot be read ({error.strerror or type(error).__name__})"
-        return found | {"key": key, "name": name}
+        video = key_of(self.source.file(index))
+        return found | {"key": key, "video": video, "name": name}
 
     def _other(self, index: int) -> int | None:
         """Return the clip half of all further on, or the next one that is of another file."""

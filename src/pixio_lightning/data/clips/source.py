@@ -83,23 +83,24 @@ class SceneSource:
 class SomeClips:
     """Some clips of a source, under their own names."""
 
-    def __init__(self, source: ClipSource, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, list(indices)
+    def __init__(self, source: ClipSource, indices: NDArray[np.int64]) -> None:
+        # As an array: workers would copy a list's numbers one by one.
+        self.source, self.indices = source, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        return self.source.name(self.indices[index])
+        return self.source.name(int(self.indices[index]))
 
     def file(self, index: int) -> str:
-        return self.source.file(self.indices[index])
+        return self.source.file(int(self.indices[index]))
 
     def times(self, index: int) -> NDArray[np.float64]:
-        return self.source.times(self.indices[index])
+        return self.source.times(int(self.indices[index]))
 
     def read(self, index: int, frames: Sequence[int]) -> list[Frame]:
-        return self.source.read(self.indices[index], frames)
+        return self.source.read(int(self.indices[index]), frames)
 
 
 def hold_out_files(source: ClipSource, *, share: float = 0.1) -> tuple[SomeClips, SomeClips]:
@@ -108,7 +109,8 @@ def hold_out_files(source: ClipSource, *, share: float = 0.1) -> tuple[SomeClips
     Raises:
         UserError: There are fewer than two files.
     """
-    files = sorted({source.file(i) for i in range(len(source))})
+    file_of = [source.file(i) for i in range(len(source))]
+    files = sorted({*file_of})
     if len(files) < 2:
         raise UserError(
             f"{len(files)} clip is too few to train on one and hold one out: give data.val_path, "
@@ -116,8 +118,8 @@ def hold_out_files(source: ClipSource, *, share: float = 0.1) -> tuple[SomeClips
         )
     _, apart = held_out(files, str, share=share)
     held = set(apart)
-    train = [i for i in range(len(source)) if source.file(i) not in held]
-    val = [i for i in range(len(source)) if source.file(i) in held]
+    is_held = np.array([file in held for file in file_of])
+    train, val = (np.flatnonzero(part) for part in (~is_held, is_held))
     return SomeClips(source, train), SomeClips(source, val)
 
 

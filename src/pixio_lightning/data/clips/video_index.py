@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pixio_lightning.data.clips.video import opened_video, packet_times, pyav
-from pixio_lightning.data.parquet import rows_of
+from pixio_lightning.data.listing.ragged import Ragged
 from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
@@ -87,9 +87,14 @@ def video_index(root: Path, names: Iterable[str]) -> list[Video]:
     with ThreadPoolExecutor(available_cores()) as pool:
         bar = tqdm(pool.map(look, names), "indexing videos", len(names), disable=None)
         videos = list(bar)
-    if {video.name: video for video in videos} != known:
+    if _files(videos) != _files(known.values()):
         _write(path, videos)
     return videos
+
+
+def _files(videos: Iterable[Video]) -> set[tuple[str, int, int]]:
+    """Return what an index is compared by; arrays of times cannot be."""
+    return {(video.name, video.size, video.mtime) for video in videos}
 
 
 def _look(root: Path, name: str, size: int, mtime: int) -> Video:
@@ -114,22 +119,18 @@ def _read(path: Path) -> list[Video]:
     if not path.exists():
         return []
     try:
+        table = pq.read_table(path)
+        times, keys = (Ragged.of_column(table[name]) for name in ("times", "keys"))
+        rows = table.drop_columns(["times", "keys"]).to_pylist()
         return [
-            Video(
-                **row
-                | {
-                    "name": os.fsdecode(row["name"]),
-                    "times": np.array(row["times"]),
-                    "keys": np.array(row["keys"], np.int32),
-                }
-            )
-            for row in rows_of(pq.read_table(path))
+            Video(**row | {"name": os.fsdecode(row["name"]), "times": times[i], "keys": keys[i]})
+            for i, row in enumerate(rows)
         ]
-    except (pa.ArrowException, OSError, TypeError, KeyError):
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError, AttributeError):
         return []  # damaged, and so made anew
 
 
-def _write(path: Path, videos: list[Video]) -> None:
+def _write(path: Path, videos: Sequence[Video]) -> None:
     rows = [video._asdict() | {"name": os.fsencode(video.name)} for video in videos]
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     with written_aside(path) as aside:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from pixio_lightning.data.clips.source import Frame
 from pixio_lightning.data.clips.video import SUFFIXES, sought_frames
 from pixio_lightning.data.clips.video_index import Video, video_index
 from pixio_lightning.data.decode import BadImage
+from pixio_lightning.data.listing.names import Names
+from pixio_lightning.data.listing.ragged import Ragged
 from pixio_lightning.data.sources import existing_folder, files_below, listed
 from pixio_lightning.errors import UserError
 
@@ -81,8 +84,8 @@ class VideoSource:
                 f"{key} '{path}' holds no video{but}; expected {', '.join(SUFFIXES)} at any depth"
             )
         self.bad: list[Bad] = []
-        self.videos: list[Video] = []
-        self._clips: list[tuple[int, int, int]] = []  # video, first frame, the one after the last
+        videos: list[Video] = []
+        clips: list[tuple[int, int, int]] = []
         for video in video_index(self.root, names):
             reason = video.reason
             cut = windows(video.times, seconds, least=least, frames=frames) if not reason else []
@@ -93,42 +96,55 @@ class VideoSource:
             if reason:
                 self.bad.append((video.name, reason))
                 continue
-            self._clips += [(len(self.videos), start, stop) for start, stop in cut]
-            self.videos.append(video)
-        if not self._clips:
+            clips += [(len(videos), start, stop) for start, stop in cut]
+            videos.append(video)
+        if not clips:
             name, reason = self.bad[0]
             raise UserError(
                 f"{key} '{path}' holds no video that can be used; the first of {len(self.bad)}, "
                 f"{name}: {reason}"
             )
+        # In arrays, which workers share: of lists each would copy what it reads.
+        self._names = Names(video.name for video in videos)
+        self._times = Ragged.of([video.times for video in videos], np.float64)
+        self._keys = Ragged.of([video.keys for video in videos], np.int32)
+        self._sizes = np.array([video.size for video in videos], np.int64)
+        self._clips = np.array(clips, np.int64)  # video, first frame, the one after the last
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def name(self, index: int) -> str:
-        number, start, _ = self._clips[index]
-        video = self.videos[number]
-        return f"{video.name}@{video.times[start]:.3f}"
+        return f"{self.file(index)}@{self.times(index)[0]:.3f}"
 
     def file(self, index: int) -> str:
-        return self.videos[self._clips[index][0]].name
+        return self._names[int(self._clips[index, 0])]
 
     def paths(self, index: int) -> list[str]:
         """Return the files below `root` that the clip is read from."""
         return [self.file(index)]
 
     def times(self, index: int) -> NDArray[np.float64]:
-        number, start, stop = self._clips[index]
-        return self.videos[number].times[start:stop]
+        video, start, stop = self._clips[index]
+        return self._times[video][start:stop]
 
     def read(self, index: int, frames: Sequence[int]) -> list[Frame]:
-        number, start, _ = self._clips[index]
-        video = self.videos[number]
-        wanted = [start + frame for frame in frames]
+        video, start, _ = self._clips[index]
+        times, numbers = self._times[video], self._keys[video]
+        wanted = [int(start) + frame for frame in frames]
         # Before the first key frame there is nothing to go to but the beginning.
-        at = np.searchsorted(video.keys, wanted, side="right") - 1
-        keys = [video.times[video.keys[i]] if i >= 0 else video.times[0] for i in at]
+        at = np.searchsorted(numbers, wanted, side="right") - 1
+        keys = [float(times[numbers[i] if i >= 0 else 0]) for i in at]
         try:
-            return sought_frames(self.root / video.name, video.times[wanted].tolist(), keys)
+            return sought_frames(self.root / self.file(index), times[wanted].tolist(), keys)
         except BadImage as error:
             raise BadImage(str(error), name=self.name(index)) from None
+
+    def facts(self) -> Iterator[tuple[str, Any]]:
+        """Yield the name of each video, and what it shares with its copies."""
+        for name, size, frames in zip(self._names, self._sizes, self._times.lengths, strict=True):
+            yield name, (int(size), int(frames))
+
+    def files_of(self, video: int) -> list[Path]:
+        """Return the file of a video."""
+        return [self.root / self._names[video]]
