@@ -1,7 +1,8 @@
 """Demonstrations of scripted experts, and what experts and random actions reach; kept in the cache.
 
-A folder of the cache holds a parquet file for each episode, its pictures as PNG: a collection that
-was killed goes on where it was, and one that is there is not collected again.
+A folder of the cache holds a file for each episode, of a demonstration a parquet with its pictures
+as PNG: what was killed goes on where it was, even in several processes, and what is there is not
+played again.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def collect(
     disturbance: float,
     after_success: int,
     processes: int,
+    timeout: float,
 ) -> tuple[list[Demonstration], str]:
     """Return demonstrations of a task's expert, collected now where they are missing.
 
@@ -55,6 +57,7 @@ def collect(
         disturbance: Probability of random actions, see `play.play`.
         after_success: Steps that are kept after success.
         processes: Environments at once.
+        timeout: Seconds that a step may take.
 
     Returns:
         The demonstrations in the order of their seeds, and a digest of them.
@@ -72,7 +75,7 @@ def collect(
             aside.write_text(json.dumps(about, indent=1) + "\n")
     found: list[Path] = []
     with (
-        Pool(environment, processes) as pool,
+        Pool(environment, processes, timeout=timeout) as pool,
         tqdm(total=episodes, unit="demo", desc=environment.task, leave=False, delay=1) as bar,
     ):
         end = first_seed
@@ -152,36 +155,36 @@ def read(path: Path) -> Demonstration:
     return Demonstration(path.stem, rows["proprio"], rows["action"], frame, _outcome(path)["seed"])
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    """Return the outcomes by seed that were kept; none of a damaged file, which is made again."""
+def _reached(path: Path) -> Outcome | None:
+    """Return the outcome that was kept; None where there is none, or the file is damaged."""
     try:
-        kept = parse_json(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
+        return Outcome(**parse_json(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def references(
-    environment: Environment, seeds: Sequence[int], controller: Controller, *, processes: int
+    environment: Environment,
+    seeds: Sequence[int],
+    controller: Controller,
+    *,
+    processes: int,
+    timeout: float,
 ) -> list[Outcome]:
     """Return what a controller reaches in the episodes of these seeds, played once and kept."""
-    folder = default_cache() / "demonstrations"
     name = digest_of("references", VERSION, environment.plain(), controller)
-    path = folder / f"{environment.task}-{controller}-{name}.json"
-    stored = _stored(path)
-    known = dict(stored)
-    missing = [seed for seed in seeds if str(seed) not in known]
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            Pool(environment, processes, images=False) as pool,
-            tqdm(total=len(missing), unit="episode", desc=controller, leave=False, delay=1) as bar,
-        ):
-            for seed, trajectory in pool.play(missing, controller):
-                known[str(seed)] = asdict(trajectory.outcome)
-                if not trajectory.outcome.error:  # or else it is played again another time
-                    stored[str(seed)] = known[str(seed)]
-                bar.update()
-        with written_aside(path) as aside:
-            aside.write_text(json.dumps(stored))
-    return [Outcome(**known[str(seed)]) for seed in seeds]
+    folder = default_cache() / "demonstrations" / f"{environment.task}-{controller}-{name}"
+    files = {seed: folder / f"{seed:08d}.json" for seed in seeds}
+    known = {seed: kept for seed, path in files.items() if (kept := _reached(path))}
+    missing = [seed for seed in seeds if seed not in known]
+    with (
+        Pool(environment, processes, images=False, timeout=timeout) as pool,
+        tqdm(total=len(missing), unit="episode", desc=controller, leave=False, delay=1) as bar,
+    ):
+        for seed, trajectory in pool.play(missing, controller):
+            known[seed] = trajectory.outcome
+            if not known[seed].error:  # or else it is played again another time
+                with written_aside(files[seed]) as aside:
+                    aside.write_text(json.dumps(asdict(known[seed])))
+            bar.update()
+    return [known[seed] for seed in seeds]

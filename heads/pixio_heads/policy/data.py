@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +12,13 @@ from pixio_heads.policy import collect, gym
 from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
 from pixio_heads.policy.episodes import EpisodeSamples, Start
 from pixio_heads.policy.rollout.environments import SHAPES, Environment, versions_of
+from pixio_heads.policy.rollout.options import options_of
 from pixio_heads.policy.rollout.play import Outcome
 from pixio_lightning.data import SampleData, Samples, digest_of, existing_folder
 from pixio_lightning.errors import UserError, one_of
 
 TABLETOP = {"reach": 40, "push": 80, "pick_place": 80}  # tasks, and steps of an episode
-METAWORLD = {
+METAWORLD = {  # it goes no further than that
     name: 500
     for name in (
         *("assembly-v3", "bin-picking-v3", "button-press-topdown-v3"),
@@ -26,13 +28,12 @@ METAWORLD = {
 _LONGEST = 1000  # steps of an episode that nothing else ends
 _SIMULATED = {"scenes": "tabletop", "metaworld": "metaworld", "gym": "gym"}
 _OTHERS = re.compile(r"-v\d+$|^ID$")  # what the other simulators call a task
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "metaworld": {"camera": "corner2", "shadows": False},
-    "tabletop": {"difficulty": 0.5},
-}
 # Seeds of demonstrations count up from here, and those of evaluations from there.
 _DEMONSTRATIONS = 10_000_000
 _EVALUATIONS = {"val": 20_000_000, "test": 30_000_000, "predict": 20_000_000}
+# The splits that a stage of the trainer reads.
+_READ = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_TIMEOUT = 60.0  # seconds a simulator may take for a step where no policy says how many
 
 
 class PolicyData(SampleData):
@@ -51,7 +52,8 @@ class PolicyData(SampleData):
         task: Of the table top `reach`, `push` or `pick_place`; of Meta-World as `drawer-open-v3`;
             of gymnasium the environment's id.
         options: What else the environment takes: `difficulty` of the table top; `camera` and
-            `shadows` of Meta-World; of gymnasium, whatever `gymnasium.make` takes.
+            `shadows` of Meta-World; of gymnasium `image` and `proprio`, keys of what is observed,
+            and whatever `gymnasium.make` takes.
         demonstrations: How many to learn from.
         noise: Standard deviation of what is added to the actions that an expert executes; labels
             are without it.
@@ -101,7 +103,7 @@ class PolicyData(SampleData):
         counts = {
             "demonstrations": (demonstrations, 1),
             "history": (history, 1),
-            "image_size": (image_size, 1),
+            "image_size": (image_size, 16 if source == "scenes" else 1),
             "episodes": (episodes, 1),
             "processes": (processes, 1),
             "demonstration_starts": (demonstration_starts, 0),
@@ -111,6 +113,12 @@ class PolicyData(SampleData):
         for name, (value, least) in counts.items():
             if value < least:
                 raise UserError(f"data.{name} is {value}, but expected at least {least}")
+        if not 0 <= noise < math.inf:
+            raise UserError(f"data.noise is {noise:g}, but expected a deviation, 0 or more")
+        if not 0 <= disturbance <= 1:
+            raise UserError(
+                f"data.disturbance is {disturbance:g}, but expected a probability, 0 to 1"
+            )
         if demonstration_starts > demonstrations:
             raise UserError(
                 f"data.demonstration_starts is {demonstration_starts}, but there are only "
@@ -155,9 +163,12 @@ class PolicyData(SampleData):
         self._environment = None
         if source in _SIMULATED:
             kind = _SIMULATED[source]
-            # With the defaults, so that records say them.
-            options = _DEFAULTS.get(kind, {}) | self.options
+            options = options_of(kind, self.options)
             steps = horizon or known.get(task) or _LONGEST
+            if kind == "metaworld" and steps > known[task]:
+                raise UserError(
+                    f"data.horizon is {steps}, but Meta-World ends after {known[task]} steps"
+                )
             if kind == "gym" and horizon is None:
                 with suppress(UserError):  # told as soon as it is made
                     steps = gym.longest(task) or _LONGEST
@@ -193,17 +204,29 @@ class PolicyData(SampleData):
 
     @property
     def dataset(self) -> str:
-        """What records call the data."""
+        """What records call the data that a policy is judged by."""
         if self._environment is None:
-            learned, held_out = self._parts()
-            counts = f"{len(learned)} demonstrations, {len(held_out)} held out"
-            return f"{self.source} {self.path}, {counts}; {self._pictures()}{self.image_size} px"
-        number = self.demonstrations
-        if self.source == "gym":  # whose files may hold fewer
-            number = min(number, len(self._demonstrations()[0]))
-        count = f"{number} demonstrations"
-        where = self.path or f"noise {self.noise:g}, disturbance {self.disturbance:g}"
-        return f"{self._environment}; {count}, {where}"
+            held_out = f"{len(self._parts()[1])} demonstrations held out"
+            return f"{self.source} {self.path}, {held_out}; {self._pictures()}{self.image_size} px"
+        starts = f"{self.episodes} episodes"
+        if self.demonstration_starts:
+            starts += f", {self.demonstration_starts} from starts of demonstrations ({self._how})"
+        return f"{self._environment}; {starts}"
+
+    @property
+    def learned_from(self) -> str:
+        """What records call the demonstrations that a policy learns from here."""
+        if self._environment is None:
+            return f"{len(self._parts()[0])} demonstrations of {self.source} {self.path}"
+        if self.source == "gym":  # whose files may hold fewer than are asked for
+            number = min(self.demonstrations, len(self._demonstrations()[0]))
+            return f"{number} demonstrations of {self.path}"
+        after = f"{self.after_success} steps after success"
+        return f"{self.demonstrations} demonstrations ({self._how}, {after})"
+
+    @property
+    def _how(self) -> str:
+        return f"noise {self.noise:g}, disturbance {self.disturbance:g}"
 
     def _pictures(self) -> str:
         """Return which pictures of a LeRobot data set are looked at, for records."""
@@ -220,11 +243,16 @@ class PolicyData(SampleData):
         """Collect what a simulator gives, once, in one process."""
         if self._environment is None:
             return
-        if self.trainer is not None and self.trainer.state.fn == "predict":  # it only plays
-            self.samples_of("predict")
-            return
-        self.samples_of("train")
-        self.samples_of("val")
+        stage = "fit" if self.trainer is None else self.trainer.state.fn.value
+        for split in _READ[stage]:
+            self.samples_of(split)
+        if stage in ("validate", "test") and not self._of_policy("data_info", {}):
+            self.samples_of("train")  # a policy that no checkpoint brought takes statistics of it
+
+    def _of_policy(self, name: str, default: Any) -> Any:
+        """Return an attribute of the policy that is trained or judged with the data."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return getattr(module, name, default)
 
     def part_of(self, stage: str) -> str:
         """Return the split that a stage reads: a simulator has episodes of its own for each."""
@@ -291,11 +319,20 @@ class PolicyData(SampleData):
         held_out = max(1, len(every) // 10)
         return every[:-held_out][: self.demonstrations], every[-held_out:]
 
+    def names_of(self, split: str) -> list[str] | None:
+        """Return the demonstrations of files in a split; a simulator has episodes apart."""
+        if self._environment is not None:
+            return None
+        return [demo.name for demo in self._parts()[split != "train"]]
+
     def _references(self, seeds: list[int], controller: Any) -> list[Any]:
         assert self._environment is not None
         if controller == "expert" and self.source == "gym":
             return [Outcome()] * len(seeds)  # it has none, and none is reported
-        return collect.references(self._environment, seeds, controller, processes=self.processes)
+        timeout = self._of_policy("timeout", _TIMEOUT)
+        return collect.references(
+            self._environment, seeds, controller, processes=self.processes, timeout=timeout
+        )
 
     def _demonstrations(self) -> tuple[list[Demonstration], str]:
         if self._read is None:
@@ -312,6 +349,7 @@ class PolicyData(SampleData):
                 disturbance=self.disturbance,
                 after_success=self.after_success,
                 processes=self.processes,
+                timeout=self._of_policy("timeout", _TIMEOUT),
             )
         if self.source == "cortexbench":
             from pixio_heads.policy import cortexbench

@@ -28,6 +28,7 @@ from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel
 
+_UNKNOWN = "demonstrations of which the checkpoint says nothing"
 _READS: dict[str, Reads] = {"cls": "cls", "first_cls": "cls"}
 
 
@@ -52,7 +53,8 @@ class Policy(Head):
         backbone: The encoder.
         observe: What the policy looks at: the backbone's features; nothing but the robot's own
             state (`blind`); or the pixels through a small convolution net that is trained with it
-            (`conv`). The last two are controls, which do not use the backbone.
+            (`conv`). The last two are controls, which do not use the backbone, and so no `token`;
+            the first has no frames for `fusion`.
         token: What is read of the features of a frame: the mean class token (`cls`), the first one
             (`first_cls`), the mean patch (`patches`), positions of learned maps (`keypoints`), or
             what one learned query attends to (`attention`).
@@ -63,13 +65,13 @@ class Policy(Head):
         batch_norm: Whether the network's input is normalised by its batch.
         normalize_actions: Whether actions are scaled by their mean and deviation in training.
         videos: Episodes of each evaluation that are kept as videos.
-        timeout: Seconds a simulator may take for a step.
+        timeout: Seconds a simulator may take for a step, or to begin an episode.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once for each frame.
         seed: Seed of drop path.
     """
 
-    data_attributes = ("history", "proprio_dim", "action_dim")
+    data_attributes = ("history", "proprio_dim", "action_dim", "learned_from")
     same_as_trained = ("history", "proprio_dim", "action_dim")
     evaluation_attributes = ("environment", "processes")
     model_as_trained = (
@@ -151,11 +153,27 @@ class Policy(Head):
 
     @property
     def protocol(self) -> str:
-        """What an episode is, and how a policy is judged."""
+        """What a policy learned from, what an episode is, and how it is judged."""
+        learned = f"learned from {self.data_info['learned_from']}"
         if not self.acts:
-            return "error of actions in held-out demonstrations, in units of their deviation"
+            judged = "error of actions in held-out demonstrations, in units of their deviation"
+            return f"{judged}; {learned}"
         environment = Environment(**self.evaluation_info["environment"])
-        return f"closed loop, deterministic actions; {environment}; success at the last step"
+        judged = f"closed loop, deterministic actions; {environment}; success at the last step"
+        return f"{judged}; {learned}"
+
+    def remember(self, about: dict[str, Any]) -> None:
+        """Take what a checkpoint says of its training; the data at hand may be others."""
+        super().remember(about)
+        self.data_info.setdefault("learned_from", _UNKNOWN)
+
+    def on_fit_start(self) -> None:
+        """Note demonstrations that the weights of a checkpoint have not learned from until now."""
+        super().on_fit_start()
+        data: Any = self.trainer.datamodule
+        then, now = str(self.data_info["learned_from"]), data.learned_from
+        if then != now and not then.endswith(f", then {now}"):
+            self.data_info["learned_from"] = f"{then}, then {now}"
 
     # --- the network --------------------------------------------------------------------------
 

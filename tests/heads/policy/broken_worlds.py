@@ -52,6 +52,16 @@ class Hangs(Sound):
         time.sleep(600)
 
 
+class Stuck(Sound):
+    """An episode never begins."""
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        begun = super().reset(**how)
+        if self.odd:
+            time.sleep(600)
+        return begun
+
+
 class Dies(Sound):
     def fail(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -74,5 +84,5 @@ class Unpaid(Sound):
         return float("inf") if self.odd and self.steps == 2 else 1.0
 
 
-for world in (Sound, Raises, Hangs, Dies, Unseen, Unpaid):
+for world in (Sound, Raises, Hangs, Stuck, Dies, Unseen, Unpaid):
     gymnasium.register(f"{world.__name__}-v0", world)

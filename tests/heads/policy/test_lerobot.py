@@ -189,6 +189,24 @@ def test_frames_without_room_are_the_same(
         assert demo.frame.kept is None
 
 
+def test_frames_without_room_read_a_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = by_hand(tmp_path / "set", "v3.0", False)
+    monkeypatch.setattr(frames, "_KEPT", 0)
+    found = read(root, limit=None)[0]
+    taken = []
+    read_groups = frames.read_groups
+    monkeypatch.setattr(
+        frames,
+        "read_groups",
+        lambda file, groups, names: taken.append([*groups]) or read_groups(file, groups, names),
+    )
+    check_equal(found, 0)
+    files = map(pq.ParquetFile, sorted((root / "data").rglob("*.parquet")))
+    assert taken == [[group] for file in files for group in range(file.num_row_groups)]
+
+
 def test_frames_are_kept_at_the_size_that_is_asked_for(tmp_path: Path) -> None:
     root = by_hand(tmp_path / "set", "v2.1", True)
     (scaled, *_), (whole, *_) = read(root, limit=1, size=16)[0], read(root, limit=1)[0]
@@ -319,6 +337,13 @@ def relist(root: Path, change: Any) -> None:
     file.write_text("\n".join(change(file.read_text().splitlines())))
 
 
+def renumbered(table: pa.Table, first: Any) -> pa.Table:
+    """Give the steps of the first episode, whose rows stay where they are, other numbers."""
+    numbers = [*first, *table["frame_index"].to_pylist()[len(first) :]]
+    at = table.column_names.index("frame_index")
+    return table.set_column(at, "frame_index", pa.array(numbers))
+
+
 E0 = V2_DATA.format(episode_chunk=0, episode_index=0)
 F0 = V2_VIDEO.format(video_key=CAMERA, episode_chunk=0, episode_index=0)
 WRIST = "observation.images.wrist"
@@ -447,6 +472,10 @@ def test_a_broken_data_set_is_one_line(tmp_path: Path, what: str) -> None:
         (lambda t: t.slice(0, 10), "has 3 rows of episode 1, but its length is 4"),
         (lambda t: pa.concat_tables([t.slice(1), t.slice(0, 1)]), "of episode 0 lie scattered"),
         (lambda t: t.drop_columns(CAMERA), f"has no column '{CAMERA}'"),
+        (lambda t: t.take([*range(6, -1, -1), *range(7, 11)]), "of episode 0 do not rise"),
+        (lambda t: renumbered(t, [6, 5, 4, 3, 2, 1, 0]), "frame_index of episode 0 does not rise"),
+        (lambda t: renumbered(t, range(1, 8)), "frame_index of episode 0 does not rise by one"),
+        (lambda t: t.drop_columns("timestamp"), "has no column 'timestamp'"),
     ],
 )
 def test_broken_rows_of_version_3(tmp_path: Path, spoil: Any, message: str) -> None:
@@ -454,6 +483,13 @@ def test_broken_rows_of_version_3(tmp_path: Path, spoil: Any, message: str) -> N
     rewrite(root / V3_DATA.format(chunk_index=0, file_index=0), spoil)
     with pytest.raises(UserError, match=message):
         read(root, limit=None)
+
+
+def test_a_data_set_that_does_not_number_its_steps_is_read(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", False)
+    for file in (root / "data").rglob("*.parquet"):
+        rewrite(file, lambda t: t.drop_columns("frame_index"))
+    check_equal(read(root, limit=None)[0], 0)
 
 
 def test_a_camera_is_chosen_by_name(tmp_path: Path) -> None:
@@ -562,6 +598,6 @@ def test_pictures_over_the_limit_are_not_decoded(
 ) -> None:
     file = tmp_path / "0.parquet"
     pq.write_table(pa.table({CAMERA: [{"bytes": encode_png(picture(0, 0))}]}), file)  # 32x48
-    decode = frames.from_parquet(file, CAMERA, 0, tmp_path, max_megapixels=limit)
+    decode = frames.from_parquet(file, CAMERA, 0, tmp_path, frames.Room(), max_megapixels=limit)
     (found,) = decode(0, 1)
     assert decoded != isinstance(found, str)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixio_heads.policy import Policy
+from pixio_heads.policy import Policy, PolicyData
 from pixio_heads.policy.gym.env import GymEnvironment
 from pixio_heads.policy.gym.env import make as make_gym
 from pixio_heads.policy.rollout.pictures import square
@@ -73,6 +73,16 @@ def test_normalised_actions_are_learned_and_real_ones_given() -> None:
     torch.testing.assert_close(truth, target)
     mean = head.scored(head.baselines(batch)["mean_action"], batch)[0]
     torch.testing.assert_close(mean, torch.zeros(2, 2))
+
+
+def test_an_old_checkpoint_does_not_claim_the_demonstrations_at_hand() -> None:
+    head = policy()
+    head.remember({"facts": {"history": 3, "proprio_dim": 4, "action_dim": 2}})
+    head.read_data_attributes(PolicyData(demonstrations=7))
+    assert "learned from demonstrations of which the checkpoint says nothing" in head.protocol
+    head.remember({"facts": {"learned_from": "3 demonstrations of DIR"}})
+    head.read_data_attributes(PolicyData(demonstrations=7))
+    assert head.protocol.endswith("learned from 3 demonstrations of DIR")
 
 
 def test_a_live_picture_is_cut_as_that_of_a_demonstration() -> None:

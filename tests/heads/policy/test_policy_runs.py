@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import fork_server
+import lightning as L
 import numpy as np
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
-from pixio_heads.policy import lerobot
+from pixio_heads.policy import Policy, lerobot
 from pixio_heads.policy.data import PolicyData
 from pixio_heads.policy.demonstrations import Demonstration
+from pixio_lightning import Backbone
 from pixio_lightning.cli.main import main
+from pixio_lightning.errors import UserError
+from pixio_lightning.training import results
 
 TINY = "{img_size: 32, patch_size: 16, embed_dim: 24, depth: 1, num_heads: 2, n_cls_tokens: 2}"
 BACKBONE = (
@@ -67,6 +72,88 @@ def test_episodes_are_the_same_again_and_in_two_processes(tmp_path: Path) -> Non
         assert sorted(again, key=lambda r: r[key]) == sorted(trained, key=lambda r: r[key])
 
 
+def test_a_checkpoint_is_tested_on_episodes_alone_and_says_what_it_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever number of demonstrations the line that tests it gives; none is collected."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    line = ["-c", "policy/demo", *BACKBONE, *EPISODES, "--data.demonstration_starts", "0"]
+    line += ["--data.episodes", "2", "--data.processes", "1", "--model.videos", "0"]
+    assert main(["fit", *line, "--out", str(tmp_path / "run")]) == 0
+    collected = list((tmp_path / "cache").rglob("*.parquet"))
+    tested = ["test", *line, "--data.demonstrations", "5", "--out", str(tmp_path / "test")]
+    assert main([*tested, "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]) == 0
+    assert list((tmp_path / "cache").rglob("*.parquet")) == collected
+    begun = {int(file.stem) // 10_000_000 for file in (tmp_path / "cache").rglob("[0-9]*.json")}
+    assert begun == {2, 3}  # of validation and test
+    fit, test = (results.read(tmp_path / name)[-1] for name in ("run", "test"))
+    learned = "learned from 2 demonstrations (noise 0.1, disturbance 0.15, 0 steps after success)"
+    assert fit["protocol"].endswith(learned) and test["protocol"].endswith(learned)
+    assert "at most 12 steps, until success; 2 episodes" in fit["dataset"] == test["dataset"]
+    # What goes on with others learned from both, and does not pass for comparable.
+    further = ["fit", *line, "--data.demonstrations", "3", "--trainer.max_steps", "3"]
+    further += ["--out", str(tmp_path / "more"), "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]
+    assert main(further) == 0
+    more = results.read(tmp_path / "more")[-1]
+    both = f"{learned}, then {learned.removeprefix('learned from ').replace('2', '3', 1)}"
+    assert more["protocol"].endswith(both)
+    assert [why.split()[0] for why in results.differences([fit, more])] == ["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained", "opened"),
+    [
+        ("fit", False, ["train", "val"]),
+        ("validate", True, ["val"]),
+        ("test", True, ["test"]),
+        ("test", False, ["test", "train"]),  # statistics are taken of demonstrations
+        ("predict", True, ["predict"]),
+    ],
+)
+def test_one_process_prepares_what_the_stage_reads(
+    stage: str, trained: bool, opened: list[str]
+) -> None:
+    data = PolicyData(demonstrations=1, episodes=1, horizon=12, image_size=16, processes=1)
+    head = Policy(Backbone("pixio_vits16", weights="random:0"))
+    if trained:
+        head.remember({"facts": {"history": 3}})
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(head)
+    trainer.state.fn = TrainerFn(stage)
+    data.trainer = trainer
+    data.prepare_data()
+    found = [part.split()[1] for part in data.contents()["samples"].split(", ")]
+    assert sorted(found) == sorted(opened)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"noise": -1.0}, "data.noise is -1, but expected a deviation, 0 or more"),
+        ({"noise": float("nan")}, "data.noise is nan"),
+        ({"disturbance": 2.0}, "data.disturbance is 2, but expected a probability, 0 to 1"),
+        ({"image_size": 8}, "data.image_size is 8, but expected at least 16"),
+        ({"options": {"dificulty": 0.5}}, "did you mean 'difficulty'?"),
+        ({"options": {"image_size": 8}}, "data.options 'image_size' is none of difficulty"),
+        ({"options": {"difficulty": "a"}}, "difficulty is a, but expected a number from 0 to 1"),
+        ({"options": {"difficulty": 2}}, "difficulty is 2, but expected a number from 0 to 1"),
+        ({"source": "metaworld", "options": {"camra": 1}}, "did you mean 'camera'?"),
+        ({"source": "metaworld", "options": {"camera": 3}}, "expected the name of a camera"),
+        ({"source": "metaworld", "options": {"shadows": "no"}}, "expected true or false"),
+        ({"source": "metaworld", "options": {"horizon": 900}}, "'horizon' is none of camera, sha"),
+        ({"source": "metaworld", "horizon": 900}, "Meta-World ends after 500 steps"),
+        ({"source": "gym", "options": {"horizon": 9}}, "data.horizon decides it: leave it out"),
+        ({"source": "gym", "options": {"proprio": "arm"}}, "expected a list of keys or null"),
+    ],
+)
+def test_what_no_environment_takes_is_one_line(given: dict[str, Any], line: str) -> None:
+    task = {"metaworld": "hammer-v3", "gym": "Pendulum-v1"}.get(given.get("source", ""), "reach")
+    path = "somewhere" if given.get("source") == "gym" else None
+    with pytest.raises(UserError) as told:
+        PolicyData(path=path, task=task, **given)
+    assert line in str(told.value) and "\n" not in str(told.value)
+
+
 def demonstration(name: str, steps: int = 6) -> Demonstration:
     rng = np.random.default_rng(int(name))
     frames = rng.integers(0, 256, (steps, 64, 64, 3), dtype=np.uint8)
@@ -103,5 +190,7 @@ def test_the_same_demonstrations_are_held_out_however_many_are_learned_from(tmp_
         names = [{s.name(i) for i in range(len(s))} for s in (learned, judged)]
         held_out.add(frozenset(names[1]))
         assert len(learned) == 3 * min(count, 11) and not names[0] & names[1]
-        assert f"{min(count, 11)} demonstrations, 1 held out" in data.dataset
+        assert data.learned_from.startswith(f"{min(count, 11)} demonstrations of lerobot ")
+        assert "set, 1 demonstrations held out; " in data.dataset
+        assert data.names_of("val") == ["episode_000011"]
     assert len(held_out) == 1

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,12 +71,13 @@ def test_a_batch_has_a_row_for_each_environment_whatever_is_left_to_play(sound: 
         ("Raises", "RuntimeError: the arm fell off", 2),
         ("Dies", "its process ended with code -9", 2),
         ("Hangs", "no answer in 3 s", 2),
+        ("Stuck", "no answer in 3 s", 0),
         ("Unseen", "proprio is not finite", 2),
         ("Unpaid", "the reward is inf", 2),
     ],
 )
 def test_a_broken_episode_is_named_and_the_others_stand(name: str, why: str, step: int) -> None:
-    with Pool(environment(name), 2, timeout=3.0 if name == "Hangs" else 60.0) as pool:
+    with Pool(environment(name), 2, timeout=3.0 if why.endswith(" 3 s") else 60.0) as pool:
         runs = pool.run(SEEDS, still)
         outcomes = [run.outcome for run in runs]
         assert outcomes[1].error == f"broken_worlds:{name}-v0, seed 3, step {step}: {why}"
@@ -135,10 +140,36 @@ def test_nothing_to_play_starts_nothing() -> None:
 def test_what_broke_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
     seeds = [2, 3]
-    first = references(environment("Raises"), seeds, "random", processes=1)
+    first = references(environment("Raises"), seeds, "random", processes=1, timeout=60.0)
     assert [bool(outcome.error) for outcome in first] == [False, True]
-    (file,) = (tmp_path / "demonstrations").glob("*.json")
-    assert list(json.loads(file.read_text())) == ["2"]
+    assert [file.stem for file in (tmp_path / "demonstrations").rglob("*.json")] == ["00000002"]
+
+
+def test_episodes_of_references_outlive_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of three never ends; what is kept of the others is read again, not played."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    world = environment("Hangs")
+
+    def interrupt() -> None:
+        for _ in range(600):
+            if len(list(tmp_path.rglob("[0-9]*.json"))) == 2:
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        references(world, [2, 4, 3], "random", processes=1, timeout=600.0)
+    thread.join()
+    files = sorted(tmp_path.rglob("[0-9]*.json"))
+    assert [file.stem for file in files] == ["00000002", "00000004"]
+    marked = json.loads(files[0].read_text()) | {"total": 7.5}
+    files[0].write_text(json.dumps(marked))
+    again = references(world, [2, 4], "random", processes=1, timeout=600.0)
+    assert [outcome.total for outcome in again] == [7.5, 3.0]
 
 
 def test_only_the_episodes_that_are_missing_are_collected(
@@ -146,7 +177,8 @@ def test_only_the_episodes_that_are_missing_are_collected(
 ) -> None:
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
     hurried = Environment("tabletop", "reach", 16, 8, True, {"difficulty": 0.0})
-    how = {"first_seed": 5, "noise": 0.0, "disturbance": 0.0, "after_success": 0, "processes": 2}
+    how: dict[str, Any] = {"first_seed": 5, "noise": 0.0, "disturbance": 0.0, "after_success": 0}
+    how |= {"processes": 2, "timeout": 60.0}
     found, digest = collect(hurried, 20, **how)
     (folder,) = (tmp_path / "demonstrations").iterdir()
     played = sorted(int(path.stem) for path in folder.glob("*.parquet"))
@@ -160,7 +192,7 @@ def test_only_the_episodes_that_are_missing_are_collected(
     whole.write_bytes(whole.read_bytes()[:-100])
     again, same = collect(hurried, 20, **how)
     assert same == digest and np.array_equal(again[0].actions, found[0].actions)
-    outcomes = references(hurried, [1, 2], "expert", processes=1)
-    (kept,) = (tmp_path / "demonstrations").glob("*.json")
+    outcomes = references(hurried, [1, 2], "expert", processes=1, timeout=60.0)
+    kept, _ = (tmp_path / "demonstrations").rglob("0*.json")
     kept.write_text(kept.read_text()[:-5])
-    assert references(hurried, [1, 2], "expert", processes=1) == outcomes
+    assert references(hurried, [1, 2], "expert", processes=1, timeout=60.0) == outcomes

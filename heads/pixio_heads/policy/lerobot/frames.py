@@ -28,6 +28,7 @@ from pixio_lightning.data import (
 from pixio_lightning.errors import UserError
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
+_KEPT_GROUP = 1 << 28  # bytes of a row group that is kept
 _MOST_PATHS = 1 << 28  # bytes of paths in a file
 
 Frame = NDArray[np.uint8] | str  # or why there is none
@@ -35,10 +36,33 @@ Decode = Callable[[int, int], Iterator[Frame]]  # of the steps from one up to an
 
 
 class Room:
-    """Bytes that are left for frames."""
+    """What is kept of a data set: bytes that are left for frames, and the last row group.
+
+    Without room for more frames, those of a row group, as they lie there, are read once and not for
+    each of them.
+    """
 
     def __init__(self) -> None:
         self.left = _KEPT
+        self._last: tuple[tuple[Path, str, int] | None, pa.ChunkedArray | None] = (None, None)
+
+    def column(
+        self, parquet: pq.ParquetFile, file: Path, name: str, groups: Sequence[int]
+    ) -> pa.ChunkedArray:
+        """Return a column of row groups.
+
+        Raises:
+            TooLarge: They are larger than they may be.
+            pa.ArrowException: The file is damaged.
+        """
+        asked = (file, name, groups[0])
+        kept, values = self._last
+        if kept == asked and values is not None and len(groups) == 1:
+            return values
+        values = read_groups(parquet, groups, [name])[name]
+        if len(groups) == 1 and values.nbytes <= _KEPT_GROUP:
+            self._last = (asked, values)
+        return values
 
 
 class EpisodeFrames:
@@ -77,11 +101,11 @@ class EpisodeFrames:
 
 
 def from_parquet(
-    file: Path, column: str, first_row: int, folder: Path, *, max_megapixels: float = 64.0
+    file: Path, column: str, first_row: int, folder: Path, room: Room, *, max_megapixels: float
 ) -> Decode:
     """Return what decodes the pictures of a column from a row on."""
     decode = partial(_image, folder=folder, max_megapixels=max_megapixels)
-    return partial(_images, file, column, first_row, decode)
+    return partial(_images, file, column, first_row, decode, room)
 
 
 def picture_files(file: Path, column: str) -> list[str]:
@@ -113,6 +137,7 @@ def _images(
     column: str,
     first_row: int,
     decode: Callable[[Any], NDArray[np.uint8]],
+    room: Room,
     start: int,
     stop: int,
 ) -> Iterator[Frame]:
@@ -122,8 +147,8 @@ def _images(
         ends = np.cumsum(sizes)
         first, last = first_row + start, first_row + stop
         groups = [i for i, end in enumerate(ends) if end > first and end - sizes[i] < last]
-        table = read_groups(parquet, groups, [column])
-        values = table[column].slice(first - int(ends[groups[0]]) + sizes[groups[0]], stop - start)
+        values = room.column(parquet, file, column, groups)
+        values = values.slice(first - int(ends[groups[0]]) + sizes[groups[0]], stop - start)
     except (pa.ArrowException, OSError, ValueError):
         yield from [f"{file.name} is damaged"] * (stop - start)
         return

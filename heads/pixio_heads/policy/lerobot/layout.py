@@ -200,13 +200,20 @@ def read_layout(folder: Path) -> Layout:
     return Layout(folder, version, _positive(fps, "fps", file), features, info)
 
 
-def read_table(file: Path, columns: list[str], *, unread: Sequence[str] = ()) -> pa.Table:
+def read_table(
+    file: Path,
+    columns: list[str],
+    *,
+    unread: Sequence[str] = (),
+    where_present: Sequence[str] = (),
+) -> pa.Table:
     """Read columns of a parquet file.
 
     Args:
         file: It.
         columns: What is read.
         unread: Columns that must be there as well, to be read later.
+        where_present: Columns that are read if they are there.
 
     Raises:
         UserError: It is missing or damaged, or has no such column.
@@ -217,7 +224,8 @@ def read_table(file: Path, columns: list[str], *, unread: Sequence[str] = ()) ->
             if name not in parquet.schema_arrow.names:
                 known = nearest(name, parquet.schema_arrow.names)
                 raise UserError(f"'{file}' has no column '{name}'{known}")
-        return read_groups(parquet, range(parquet.num_row_groups), columns)
+        more = [name for name in where_present if name in parquet.schema_arrow.names]
+        return read_groups(parquet, range(parquet.num_row_groups), [*columns, *more])
     except FileNotFoundError:
         raise UserError(f"'{file}' does not exist, but the data set names it") from None
     except UserError:

@@ -37,6 +37,7 @@ from pixio_heads.policy.lerobot.layout import (
 from pixio_lightning.data import digest_of, digest_of_files
 from pixio_lightning.errors import UserError, nearest
 
+_STEP = "frame_index"  # number of a step in its episode
 _FPS_OFF = 0.1  # share by which steps may be nearer or farther apart than fps says
 
 
@@ -111,12 +112,17 @@ def _of_file(
     layout: Layout, file: Path, episodes: list[Episode], how: Pictures
 ) -> list[Demonstration]:
     names = [name for name in (ACTION, STATE) if name in layout.features]
-    marks = ["timestamp"] if layout.is_video(how.camera) else []
     pictures = [] if layout.is_video(how.camera) else [how.camera]
-    table = read_table(file, [*names, *marks, "episode_index"], unread=pictures)
+    columns = [*names, "timestamp", "episode_index"]
+    table = read_table(file, columns, unread=pictures, where_present=[_STEP])
     values = {
         name: _numbers(table[name], file, name, layout.features[name].get("shape"))
         for name in names
+    }
+    marks = {
+        name: _numbers(table[name], file, name, [1])[:, 0]
+        for name in ("timestamp", _STEP)
+        if name in table.column_names
     }
     numbers = table["episode_index"].to_numpy()
     known = np.unique(numbers, return_index=True, return_counts=True)
@@ -137,21 +143,13 @@ def _of_file(
         part = slice(first, first + rows)
         if (numbers[part] != episode.index).any():
             raise UserError(f"'{file}': the rows of episode {episode.index} lie scattered")
+        times = _times({name: of[part] for name, of in marks.items()}, file, episode, layout)
         if episode.video:
-            times = _numbers(table["timestamp"], file, "timestamp", [1])[part, 0].astype(float)
-            if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
-                raise UserError(f"'{file}': timestamps of episode {episode.index} do not rise")
-            # Or a frame would be looked for at the time of another step.
-            apart = float(np.median(np.diff(times))) if len(times) > 1 else 1 / layout.fps
-            if abs(apart * layout.fps - 1) > _FPS_OFF:
-                raise UserError(
-                    f"'{file}': steps of episode {episode.index} are {apart:g} s apart, but fps of "
-                    f"'{layout.file}' is {layout.fps:g}"
-                )
             decode = from_video(episode.video, (episode.start + times).tolist(), layout.fps)
         else:
             decode = from_parquet(
-                file, how.camera, first, layout.folder, max_megapixels=how.max_megapixels
+                *(file, how.camera, first, layout.folder, how.room),
+                max_megapixels=how.max_megapixels,
             )
         state = values.get(STATE, np.empty((len(table), 0), np.float32))
         frames = EpisodeFrames(episode.length, decode, size=how.size, room=how.room)
@@ -159,6 +157,38 @@ def _of_file(
             Demonstration(f"episode_{episode.index:06d}", state[part], values[ACTION][part], frames)
         )
     return found
+
+
+def _times(
+    marks: dict[str, NDArray[np.float32]], file: Path, episode: Episode, layout: Layout
+) -> NDArray[np.float64]:
+    """Return when in its episode each step was, in seconds `(T,)`.
+
+    Args:
+        marks: The episode's `timestamp`, and its `frame_index` if the file has one, each `(T,)`.
+        file: It.
+        episode: Which.
+        layout: Says how far apart steps are.
+
+    Raises:
+        UserError: The steps are not in order, or not as far apart as `fps` says: a history would
+            hold what is yet to come, or a frame be looked for at the time of another step.
+    """
+    times = marks["timestamp"].astype(float)
+    if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
+        raise UserError(f"'{file}': timestamps of episode {episode.index} do not rise")
+    if (marks.get(_STEP, np.arange(len(times))) != np.arange(len(times))).any():
+        raise UserError(
+            f"'{file}': {_STEP} of episode {episode.index} does not rise by one from 0: rows are "
+            "missing or out of order"
+        )
+    apart = float(np.median(np.diff(times))) if len(times) > 1 else 1 / layout.fps
+    if abs(apart * layout.fps - 1) > _FPS_OFF:
+        raise UserError(
+            f"'{file}': steps of episode {episode.index} are {apart:g} s apart, but fps of "
+            f"'{layout.file}' is {layout.fps:g}"
+        )
+    return times
 
 
 def _numbers(column: pa.ChunkedArray, file: Path, name: str, shape: Any) -> NDArray[np.float32]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pixio_heads.policy.metaworld.rendering import Renderer, opengl
 from pixio_lightning.errors import UserError, one_of
 
-HORIZON = 500  # steps after which Meta-World goes no further
 _PROPRIO = 4  # position of the hand in metres, and how far the gripper is open
 
 
@@ -115,13 +114,8 @@ def make(
     horizon: int | None = None,
     camera: str = "corner2",
     shadows: bool = False,
-    **unknown: Any,
 ) -> MetaWorld:
-    """Make the environment of a task, see `MetaWorld`."""
-    for name in unknown:
-        one_of("data.options", name, ["camera", "shadows"])
-    if horizon and horizon > HORIZON:
-        raise UserError(f"data.horizon is {horizon}, but Meta-World ends after {HORIZON} steps")
+    """Make the environment of a task, see `MetaWorld`; whoever plays counts up to `horizon`."""
     return MetaWorld(task, size, images=images, camera=camera, shadows=shadows)
 
 

@@ -46,7 +46,8 @@ class Pool:
         environment: What they serve.
         count: How many.
         images: Whether pictures are drawn.
-        timeout: Seconds that a step may take; after them the process is replaced.
+        timeout: Seconds that a step, or the beginning of an episode, may take; after them the
+            process is replaced.
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class Pool:
                 slot, seed = idle.pop(), waiting.popleft()
                 self._send(slot, ("play", seed, controller, how))
                 busy[self._slots[slot][1]] = slot, seed
-            for connection in wait(list(busy)):  # of a step that hangs, the process ends itself
+            for connection in wait(list(busy)):  # where one hangs, the process ends itself
                 slot, seed = busy.pop(connection)  # type: ignore[call-overload]
                 answer = self._receive(slot)
                 idle.append(slot)

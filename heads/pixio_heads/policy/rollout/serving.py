@@ -18,7 +18,8 @@ FIELDS = ("image", "proprio")
 def serve(connection: Connection, environment: Environment, images: bool, timeout: float) -> None:
     """Answer commands until the other end is closed; what goes wrong is answered as a text.
 
-    Where it plays by itself, and a step takes longer than `timeout` seconds, SIGALRM ends it.
+    Where it plays by itself, and a step or the episode's beginning takes longer than `timeout`
+    seconds, SIGALRM ends it.
     """
     # Signals go to the whole job: the parent saves its work, and then closes the other end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -62,6 +63,7 @@ def _played(
     def watch() -> None:
         signal.setitimer(signal.ITIMER_REAL, timeout)
 
+    watch()  # what begins an episode may hang as well
     try:
         return play(env, environment, seed, controller, before_step=watch, **how)
     finally:
