@@ -48,6 +48,20 @@ def some_of(names: Iterable[str], *, limit: int = 3) -> str:
     return ", ".join(quoted[:limit]) + more
 
 
+def at_least_1(**given: float | None) -> None:
+    """Refuse numbers and sizes below 1; None is none.
+
+    Args:
+        given: The values by what they are called.
+
+    Raises:
+        UserError: One is below 1.
+    """
+    for key, value in given.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key} is {value}, but expected at least 1")
+
+
 def refuse_unread(key: str, value: object, default: object, because: str) -> None:
     """Refuse a value that would do nothing.
 

@@ -126,6 +126,7 @@ WRONG_VALUES = [
     ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val is -1", None),
     ("trainer.accumulate_grad_batches", 0, "is 0, but expected at least 1", None),
     ("seed_everything", -1, "expected at least 0 and at most 4294967295", None),
+    ("data/image_size", -8, "data.image_size is -8, but expected at least 1", None),
     ("data/image_size", 36, "data.image_size is 36, but expected a multiple of 8", None),
     ("data/image_size", 40, "model.mask_grid 2 does not divide the 5 x 5 grid of patches", None),
     ("data/image_size", 16, "model.mask_ratio 0.75 keeps 0 of 1 blocks", None),
@@ -229,7 +230,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
         ("model:\n\t- 1", "is not valid YAML"),
         ("- 1\n- 2", "holds no keys; expected checkpoint, data, model"),
         ("# a comment alone\n", "holds no keys"),
-        ("model: " + "[" * 5000, "is nested too deeply"),
+        ("model: " + "[" * 5000, "nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_one_line(
@@ -314,10 +315,15 @@ def test_a_checkpoint_of_another_model_is_told_by_its_name(
 
 
 def test_every_bound_is_that_of_a_key(recipe: dict, tmp_path: Path, capsys) -> None:
-    with pytest.raises(SystemExit):
-        run(recipe, tmp_path, "--print_config")
-    configuration = yaml.safe_load(capsys.readouterr().out)
-    assert config_errors.BOUNDS.keys() <= dict(flatten(configuration)).keys()
+    keys: set[str] = set()
+    for given in (recipe, "depth/demo"):
+        with pytest.raises(SystemExit):
+            if isinstance(given, dict):
+                run(given, tmp_path, "--print_config")
+            else:
+                cli.main(["fit", "-c", given, "--print_config"])
+        keys |= dict(flatten(yaml.safe_load(capsys.readouterr().out))).keys()
+    assert config_errors.BOUNDS.keys() <= keys
 
 
 def test_a_recipe_comes_before_what_changes_it(capsys) -> None:
@@ -346,6 +352,13 @@ def test_tasks_that_lightning_does_not_divide(recipe: dict, tmp_path: Path, caps
         ("--data.val_path=nowhere", "data.val_path 'nowhere' is not a folder"),
         ("--trainer.val_check_interval=100000", "`val_check_interval` (100000) must be less"),
         ("--trainer.overfit_batches=1", "trainer.overfit_batches is 1"),
+        ("--trainer.min_steps=3", "trainer.min_steps is 3, but a run takes trainer.max_steps"),
+        ("--trainer.min_epochs=2", "trainer.min_epochs is 2"),
+        (
+            "--trainer.callbacks+={class_path: GradientAccumulationScheduler, "
+            "init_args: {scheduling: {0: 1}}}",
+            "trainer.callbacks has GradientAccumulationScheduler",
+        ),
         ("--trainer.reload_dataloaders_every_n_epochs=1", "a training stream has no end"),
         ("--model.decoder.dim=0", "decoder.dim is 0, but expected at least 1"),
         ("--model.decoder.heads=3", "decoder.heads 3 does not divide decoder.dim"),

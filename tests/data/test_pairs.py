@@ -135,7 +135,7 @@ def test_an_image_is_not_offered_as_what_belongs_to_it(tmp_path: Path) -> None:
 
 
 def test_partners_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
-    for name in ("a.PNG", "b.jpg.png", "sub/c.Npy", "d.png", "d.npy", ".e.png", "__MACOSX/f.png"):
+    for name in ("a.PNG", "b.jpg.png", "sub/c.Npy", "d.png", ".e.png", "__MACOSX/f.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     partners = Partners(tmp_path, [".png", ".npy"])
@@ -145,6 +145,28 @@ def test_partners_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) ->
     for missing in (".e", "f", "n" * 300):
         assert partners.of(f"{missing}.jpg") == tmp_path / f"{missing}.png"
     assert Partners(tmp_path / "nowhere", [".png"]).of("a.jpg").name == "a.png"
+    (tmp_path / "d.npy").touch()
+    assert Partners(tmp_path, [".png"]).of("d.jpg").name == "d.png"
+    with pytest.raises(UserError, match=r"holds 'd\.png' and 'd\.npy' for one image: keep one"):
+        Partners(tmp_path, [".png", ".npy"]).of("d.jpg")
+
+
+@tasks
+def test_images_to_predict_are_those_of_a_split_and_never_maps(task: str, tmp_path: Path) -> None:
+    def predicted() -> list[str]:
+        samples = data_of(task, tmp_path).samples_of("predict")
+        return [samples.name(i) for i in range(len(samples))]
+
+    photograph(tmp_path / "images/a.webp")
+    write_map(tmp_path / f"{task}/a.png")
+    assert predicted() == ["images/a.webp"]
+    for folder in ("images", task):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / folder).rename(tmp_path / "train" / folder)
+    for part in ("valid", "test"):
+        photograph(tmp_path / part / "images" / f"{part}.webp")
+        write_map(tmp_path / part / task / f"{part}.png")
+        assert predicted() == [f"images/{part}.webp"]
 
 
 def test_pictures_of_other_formats_are_counted(tmp_path: Path) -> None:

@@ -147,6 +147,10 @@ def test_source_and_path_must_agree(source: str, path: str | None, text: str) ->
 def test_what_a_folder_of_pictures_has_not_is_refused(photos: Path) -> None:
     with pytest.raises(UserError, match="data.split 'val' is of the hub and of shards"):
         Pixels("folder", str(photos), split="val")
+    with pytest.raises(UserError, match="data.restart_pass is True, but data.source is folder"):
+        Pixels("folder", str(photos), restart_pass=True)
+    with pytest.raises(UserError, match="data.val_split is 'train', as data.split is"):
+        Pixels("hub", str(photos), val_split="train").setup("fit")
     with pytest.raises(UserError, match="data.column 'image' is of the hub and of shards"):
         Pixels("folder", str(photos), column="image")
     with pytest.raises(UserError, match="data.curation.scores, which names the scores, is missing"):
@@ -260,7 +264,7 @@ def test_predicting_first_leaves_nothing_held_out_to_train_on(photos: Path) -> N
     data.setup("fit")
     alone = pixels(photos)
     assert data.training_size() == alone.training_size() == N - 3
-    assert data.held_out_names() == alone.held_out_names()
+    assert data.names_of("val") == alone.names_of("val")
     assert len(data.evaluation_set("val")) == 3
 
 

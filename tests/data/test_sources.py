@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -78,6 +79,32 @@ def test_a_missing_or_empty_folder_is_one_line(tmp_path: Path) -> None:
     file = paint(tmp_path / "a.png")
     named = refusal(FolderSource, file, key="data.val_path")
     assert named.startswith(f"data.val_path '{file}' is not a folder")
+
+
+def test_a_folder_that_nothing_changed_in_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.png", "a/b/2.png", "c/3.png"):
+        paint(tmp_path / name)
+    for folder in (tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "c"):
+        os.utime(folder, (1e9, 1e9))
+    listed = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scan(path))
+    assert list(FolderSource(tmp_path / "a").names) == ["1.png", "b/2.png"]
+    assert list(FolderSource(tmp_path).names) == ["a/1.png", "a/b/2.png", "c/3.png"]
+    assert sorted(listed) == sorted(["a", "b", tmp_path.name, "c"])
+    paint(tmp_path / "a" / "b" / "4.png")
+    (tmp_path / "a" / "b" / "2.png").unlink()
+    assert list(FolderSource(tmp_path).names) == ["a/1.png", "a/b/4.png", "c/3.png"]
+
+
+def test_what_is_added_within_a_tick_of_the_disk_s_clock_is_found(tmp_path: Path) -> None:
+    now = time.time()
+    for name in ("a.png", "b.png"):
+        paint(tmp_path / name)
+        os.utime(tmp_path, (now, now))
+        assert FolderSource(tmp_path).names[-1] == name
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")

@@ -98,3 +98,24 @@ def test_what_stands_for_an_unusable_sample_is_no_training_sample(tmp_path: Path
     found = Depth(backbone).fit_statistics(data.statistics_dataloader())
     assert found["constant"] == 1  # the lower one of 1 m and 3 m
     assert torch.equal(found["median_map"], torch.ones(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        (DepthData, {"depth_column": "other"}),
+        (DepthData, {"orientation": "stored"}),
+        (DepthData, {"val_split": "test"}),
+        (SegmentationData, {"mask_column": "other"}),
+        (SegmentationData, {"label_shift": -1}),
+        (SegmentationData, {"orientation": "stored"}),
+        (ClassificationData, {"label_column": "other"}),
+    ],
+)
+def test_what_decides_on_targets_is_in_what_records_call_the_data(
+    data: type[SampleData], keys: dict[str, Any]
+) -> None:
+    """Rows with equal names are compared, and get a verdict."""
+    more = {"num_classes": 3} if data is SegmentationData else {}
+    plain, other = (data("hub", "x", **more, **k).dataset for k in ({}, keys))
+    assert plain != other and plain.startswith("hub x, validation")

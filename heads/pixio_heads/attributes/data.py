@@ -25,7 +25,7 @@ from pixio_lightning.data import (
     cut,
     existing_folder,
 )
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least_1
 
 
 class AttributeData(SampleData):
@@ -55,8 +55,7 @@ class AttributeData(SampleData):
         **loading: Any,
     ) -> None:
         super().__init__(source, path, **loading)
-        if image_size < 1:
-            raise UserError(f"data.image_size is {image_size}; expected a side in pixels")
+        at_least_1(**{"data.image_size": image_size})
         if source == "scenes" and columns is not None:
             raise UserError("data.columns is of a table, but data.source is scenes: leave it out")
         self.columns = columns

@@ -17,13 +17,14 @@ from pixio_lightning.data import (
     Sample,
     SampleData,
     Samples,
+    check_crops,
     cut,
     existing_folder,
     listed,
     open_columns,
     random_crop,
 )
-from pixio_lightning.errors import UserError, one_of, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
 from pixio_lightning.keyed import Purpose
 
 
@@ -74,15 +75,10 @@ class ClassificationData(SampleData):
     ) -> None:
         super().__init__(source, path, **loading)
         one_of("data.target", target, get_args(Target))
-        if image_size < 1:
-            raise UserError(f"data.image_size is {image_size}, but expected at least 1")
+        at_least_1(**{"data.image_size": image_size})
         if not 0 < crop_pct <= 1:
             raise UserError(f"data.crop_pct is {crop_pct}, but expected a share, 0 to 1")
-        if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise UserError(
-                f"data.crop_scale is {list(crop_scale)}, but expected two shares of the area, "
-                "least and greatest, 0 to 1"
-            )
+        check_crops(crop_scale, crop_ratio)
         self.read_by("scenes", target=target)
         self.read_by(
             "hub",
@@ -126,7 +122,10 @@ class ClassificationData(SampleData):
     @property
     def dataset(self) -> str:
         """What records call the data."""
-        part = {"scenes": f" ({self.target})", "hub": f", {self.val_split}"}
+        part = {
+            "scenes": f" ({self.target})",
+            "hub": f", {self.val_split}, column {self.label_column}",
+        }
         return super().dataset + part.get(self.source, "")
 
     def contents(self) -> dict[str, str]:

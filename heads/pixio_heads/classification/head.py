@@ -5,8 +5,9 @@ Shapes: B batch, C classes, D width of a token, K numbers of neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,7 @@ from pixio_heads.classification.metrics import (
 )
 from pixio_heads.classification.picture import bars, shown
 from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.keyed import key_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
 
@@ -242,7 +244,9 @@ class KNN(_ClassHead):
         if temperature <= 0:
             raise UserError(f"model.temperature is {temperature}; expected more than 0")
         self.k, self.temperature, self.statistics_samples = k, temperature, bank
-        self._in_bank = False  # whether what is looked at may be among the neighbours
+        # Where the files of the bank lie, and of what is looked at; None where names are unique.
+        self._bank_root: Path | None = None
+        self._root: Path | None = None
 
     def build(self, backbone: Backbone) -> None:
         """Return nothing to train.
@@ -257,8 +261,9 @@ class KNN(_ClassHead):
         """Return each class's share of the votes `(B, K, C)`, for every number of neighbours."""
         bank, labels = self.statistics["bank"], self.statistics["labels"]
         similarity, index = nearest_neighbours(knn.feature(features), bank, n=max(self.k) + 1)
-        if self._in_bank and "key" in batch:  # none is a neighbour of its own
-            own = self.statistics["keys"][index] == batch["key"][:, None]
+        if "name" in batch:  # none is a neighbour of its own
+            keys = _file_keys(self._root, batch["name"]).to(index.device)
+            own = self.statistics["keys"][index] == keys[:, None]
             similarity = similarity.masked_fill(own, -torch.inf)
             order = own.int().argsort(dim=1, stable=True)
             similarity, index = similarity.gather(1, order), index.gather(1, order)
@@ -323,7 +328,8 @@ class KNN(_ClassHead):
                 batch = self.trainer.strategy.batch_to_device(batch)
                 # Half the memory, and finer than the bfloat16 that features are computed in.
                 found = knn.feature(self.encode(batch)).half()
-                rows.append((found, batch["target"], batch["key"], batch["weight"]))
+                keys = _file_keys(self._bank_root, batch["name"]).to(found.device)
+                rows.append((found, batch["target"], keys, batch["weight"]))
         *known, weight = (self.gathered(torch.cat(part)) for part in zip(*rows, strict=True))
         (bank, labels, keys), names = (x[weight > 0] for x in known), self.data_info["class_names"]
         counts = labels.bincount(minlength=len(names))
@@ -349,8 +355,30 @@ class KNN(_ClassHead):
         self._begin("test")
 
     def _begin(self, split: str) -> None:
-        super().on_fit_start()
         data = self.trainer.datamodule
-        # Names are below a folder, so that those of two folders may be the same.
-        first, second = (getattr(data.samples_of(s), "root", None) for s in ("train", split))
-        self._in_bank = first == second
+        self._bank_root, self._root = (
+            getattr(data.samples_of(s), "root", None) for s in ("train", split)
+        )
+        super().on_fit_start()
+
+
+def _file_keys(root: Path | None, names: Sequence[str]) -> Tensor:
+    """Return keys of samples `(B,)`, the same for a file by whatever folder and link it is named.
+
+    Args:
+        root: What the names are relative to; None where they are of no files, and unique.
+        names: Their names.
+    """
+    files = names if root is None else [_real_file(root / name) for name in names]
+    return torch.tensor([key_of(file) for file in files], dtype=torch.int64)
+
+
+def _real_file(path: Path) -> str:
+    """Return where a file lies, through links; of its folder that is found out once."""
+    file = os.path.join(_real_folder(path.parent), path.name)
+    return os.path.realpath(file) if os.path.islink(file) else file
+
+
+@lru_cache(maxsize=1 << 14)
+def _real_folder(path: Path) -> str:
+    return os.path.realpath(path)

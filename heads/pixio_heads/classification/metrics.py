@@ -68,7 +68,18 @@ class MeanAveragePrecision(Metric):
         if not bool(shown.any()):
             return torch.tensor(torch.nan, device=scores.device)
         pairs = zip(scores[:, shown].T, targets[:, shown].T, strict=True)
-        return torch.stack([binary_average_precision(*pair) for pair in pairs]).mean()
+        return torch.stack([binary_average_precision(_ranked(s), t) for s, t in pairs]).mean()
+
+
+def _ranked(scores: Tensor) -> Tensor:
+    """Return the ranks of scores `(N,)`, of equal ones the same, from 0 to 1.
+
+    torchmetrics takes what is beyond 0 and 1 for logits, whose sigmoids are equal where they
+    saturate.
+    """
+    ranks = scores.unique(return_inverse=True)[1]
+    # Some devices have no float64; in float32 the ranks of 8 million scores are still apart.
+    return ranks.float() / max(1, len(scores) - 1)
 
 
 class _AccuracyAt(MeanMetric):

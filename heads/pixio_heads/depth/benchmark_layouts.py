@@ -127,6 +127,15 @@ class MogeSamples:
             what = f"{domain} sample" if domain else "image.jpg with depth.png beside it"
             raise UserError(f"data.path '{path}' holds no {what}, as the MoGe evaluation's zips do")
 
+    @property
+    def metric(self) -> bool:
+        """Whether the unit is known: it is left out of all files of a set or of none."""
+        try:
+            encoded = self.archive.read(f"{self.folders[0]}/depth.png")
+            return "unit" in open_picture(encoded, max_megapixels=self.max_megapixels).info
+        except (BadImage, OSError):  # counted when it is read
+            return True
+
     def _indexed(self) -> list[str]:
         names = self.archive.names
         tables = [name for name in names if posixpath.basename(name) == ".index.txt"]

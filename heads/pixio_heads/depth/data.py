@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from pixio_heads.depth import benchmark_layouts, layouts, synthetic_layouts
 from pixio_heads.depth.benchmark_layouts import MogeSamples
@@ -21,10 +24,11 @@ from pixio_lightning.data import (
     Samples,
     SceneSamples,
     existing_folder,
-    image_files,
+    images_to_predict,
     pairs_of_split,
+    part_of,
 )
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least_1
 from pixio_lightning.keyed import Purpose
 
 _LAYOUTS = layouts.LAYOUTS | synthetic_layouts.LAYOUTS | benchmark_layouts.LAYOUTS
@@ -123,6 +127,7 @@ class DepthData(SampleData):
         self.image_column, self.depth_column = image_column, depth_column
         self.depth_scale = depth_scale or fixed or 1e-3
         self.insist, self.orientation = depth_scale is not None, orientation
+        at_least_1(**{"data.image_size": image_size, "data.short_side": short_side})
         if short_side is not None and image_size is not None and short_side < image_size:
             raise UserError(
                 f"data.short_side {short_side} is less than data.image_size {image_size}, which is "
@@ -179,12 +184,32 @@ class DepthData(SampleData):
 
     @property
     def dataset(self) -> str:
-        """What records call the data, its part, crop and unit."""
-        parts = {"diode": self.domain, "moge": self.domain, "hub": self.val_split}
+        """What records call the data, its part, crop, unit and how images are turned."""
+        of_hub = f"{self.val_split}, column {self.depth_column}"
+        parts = {"diode": self.domain, "moge": self.domain, "hub": of_hub}
         part = parts.get(self.source)
         crop = "benchmark crop" if self.source == "kitti" and self.kb_crop else None
         unit = f"depth_scale {self.depth_scale:g}" if self.insist else None
-        return ", ".join(filter(None, (super().dataset, part, crop, unit)))
+        masks = "masks" if self.source == "folder" and self._masked() else None
+        return ", ".join(filter(None, (super().dataset, part, crop, unit, masks, self.orientation)))
+
+    @property
+    def metric(self) -> bool:
+        """Whether depth is in metres, not in a unit that nobody knows."""
+        if self.source == "moge":
+            samples = self.samples_of("val")
+            return not isinstance(samples, MogeSamples) or samples.metric
+        path = Path(self.path or "").expanduser()
+        sets = mixed_sets(path) if self.source == "mix" else [self.source]
+        return "blendedmvs" not in sets
+
+    def _masked(self) -> bool:
+        """Whether masks say which depth of the held-out images of a folder is scored."""
+        with suppress(UserError):  # a folder to predict is laid out in any way
+            root = existing_folder(self.path or "", "data.path")
+            part = part_of(root, "val", holds=lambda folder: (folder / "images").is_dir())
+            return layouts.has_masks(part.folder)
+        return False
 
     def _turned(self, split: str) -> Orientation | None:
         return self.orientation or ("upright" if split == "predict" else None)
@@ -202,9 +227,8 @@ class DepthData(SampleData):
 
     def _open_folder(self, root: Path, split: str) -> PairSamples:
         if split == "predict":
-            images = image_files(root / "images" if (root / "images").is_dir() else root)
-            pairs = [Pair(path, None) for path in images]
-            return self._pairs(root, pairs, images_only=True)
+            folder, images = images_to_predict(root)
+            return self._pairs(folder, [Pair(path, None) for path in images], images_only=True)
         return self._pairs(*pairs_of_split(root, split, layouts.folder_pairs))
 
     def _pairs(self, root: Path, pairs: list[Pair], *, images_only: bool = False) -> PairSamples:
@@ -233,15 +257,26 @@ class DepthData(SampleData):
         """Return the whole image; what is nearer or farther than the range is not valid.
 
         Raises:
-            BadImage: Nothing is.
+            BadImage: Nothing is; the reason says whether all is too near, or too far.
         """
         if "depth" not in sample:
             return sample
         depth = sample["depth"]
         valid = sample["valid"] & (depth >= self.min_depth) & (depth <= self.max_depth)
         if not valid.any():
-            raise BadImage(f"no depth within {self.min_depth:g} to {self.max_depth:g} m")
+            raise BadImage(self._none_within(depth[sample["valid"]]))
         return sample | {"valid": valid}
+
+    def _none_within(self, measured: np.ndarray) -> str:
+        """Say why no depth counts; without its values, so that reasons can be counted."""
+        if not measured.size:
+            return "no depth is measured"
+        unit = f"; data.depth_scale is {self.depth_scale:g} m of one unit" if self.insist else ""
+        if measured.min() > self.max_depth:
+            return f"all depth is beyond {self.max_depth:g} m{unit}"
+        if measured.max() < self.min_depth:
+            return f"all depth is nearer than {self.min_depth:g} m{unit}"
+        return f"no depth within {self.min_depth:g} to {self.max_depth:g} m"
 
     def augment(self, sample: Sample, random_key: RandomKey) -> Sample:
         """Return a random crop of the image, brought to `short_side`, mirrored half of the time.

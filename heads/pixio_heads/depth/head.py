@@ -16,7 +16,7 @@ from pixio_heads.depth import losses
 from pixio_heads.depth.maps import enlarged, write_map
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import unit_of
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, refuse_unread
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Head, Optim, visualize
@@ -130,6 +130,22 @@ class Depth(DenseHead, _DepthHead):
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
         self.eval_crop = eval_crop
         self.set_windows(window, stride, windows_per_chunk, predict_side)
+
+    def on_fit_start(self) -> None:
+        """Begin as every head does.
+
+        Raises:
+            UserError: The data's depth has no unit, so that no metres can be told from it.
+        """
+        data = self.trainer.datamodule
+        if not getattr(data, "metric", True):
+            raise UserError(
+                f"depth of data.source {data.source} at '{data.path}' has no unit, but Depth is in "
+                "metres: use RelativeDepth"
+            )
+        super().on_fit_start()
+
+    on_validation_start = on_test_start = on_fit_start
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -253,7 +269,8 @@ class RelativeDepth(_DepthHead):
         gradient_weight: Weight of gradient matching beside the affine-invariant loss.
         image_size: Short side that images are brought to in evaluation, a multiple of 16.
         space: Where the prediction is aligned and scored: `disparity` or `depth`.
-        cap: Greatest depth of the aligned prediction, metres; None takes the data's `max_depth`.
+        cap: Greatest depth of the aligned prediction, metres, in the space `depth`; None takes the
+            data's `max_depth`.
         eval_crop: Part of the image that is scored; what is scored of it are depths within the
             data's `min_depth` and `max_depth`.
         optim: Optimiser and schedule.
@@ -282,6 +299,10 @@ class RelativeDepth(_DepthHead):
         self.form, self.gradient_weight = form, gradient_weight
         if image_size < 1:
             raise UserError(f"model.image_size is {image_size}, but expected at least 1")
+        if cap is not None and cap <= 0:
+            raise UserError(f"model.cap is {cap}, but expected more than 0 metres, or null")
+        if space == "disparity":
+            refuse_unread("model.cap", cap, None, "model.space is disparity, which is not capped")
         self.image_size, self.space, self.cap, self.eval_crop = image_size, space, cap, eval_crop
 
     def inputs(self, images: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ where there is none, `valid` bool (H, W), and `intrinsics` (3, 3) where they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from pixio_lightning.data import DEPTH_SUFFIXES as SUFFIXES
 from pixio_lightning.data import (
+    IMAGE_SUFFIXES,
     BadImage,
     FolderSource,
     Orientation,
@@ -35,6 +35,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import parse_json, read_text
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
+MASK_SUFFIXES = (".png", ".npy", *(suffix for suffix in IMAGE_SUFFIXES if suffix != ".png"))
 NYU_SIZE = (480, 640)
 NYU_BOX: Box = (45, 471, 41, 601)  # of Eigen et al., 2014: what the sensor covers
 KB_SIZE = (352, 1216)
@@ -83,7 +84,7 @@ def checked(
 
 
 def read_mask(data: bytes, *, max_megapixels: float) -> NDArray[Any]:
-    """Read what is valid, where it is above 0: a JPEG, PNG, WebP or npy.
+    """Read what is valid, where it is above 0: npy, or a picture of any format that is read.
 
     Raises:
         BadImage: It is damaged, of another format or too large.
@@ -155,7 +156,8 @@ class PairSamples(PairedFiles):
         depth = self.partner(index, "depth")
         mask = None
         if pair.mask is not None:
-            mask = read_mask(read_file(pair.mask), max_megapixels=self.max_megapixels)
+            data = read_file(self.partner(index, "mask"))
+            mask = read_mask(data, max_megapixels=self.max_megapixels)
         sample = checked(image, self.metres(depth), mask)
         if self.intrinsics:
             matrix = self.intrinsics.get(self.name(index), self.intrinsics.get("default"))
@@ -163,6 +165,11 @@ class PairSamples(PairedFiles):
                 raise BadImage("no intrinsics")
             sample["intrinsics"] = np.asarray(matrix, dtype=np.float32).reshape(3, 3)
         return cut(sample, self.box(*image.shape[:2]))
+
+    @property
+    def note(self) -> str:
+        """What is said of them beside their number."""
+        return "with masks" if any(pair.mask for pair in self.pairs) else ""
 
     def metres(self, path: Path) -> NDArray[np.float32]:
         """Return a depth map `(H, W)` in metres; 0, NaN and infinity are no depth."""
@@ -222,14 +229,22 @@ def folder_pairs(root: Path) -> list[Pair]:
     """List `images/**` with `depth/**` of the same name, and `mask/**` if there is such a folder.
 
     Raises:
-        UserError: There are no such folders.
+        UserError: There are no such folders, or two depth files or masks for one image.
     """
     expected = "16-bit PNG, npy, exr, pfm of the same names"
     images, depths = folders_of_pairs(root, "depth", expected=expected)
-    partners, masks = Partners(depths, SUFFIXES), Partners(root / "mask", [".png"])
-    names = FolderSource(images).names
-    pairs = [(images / name, partners.of(name), masks.of(name)) for name in names]
-    return [Pair(image, depth, mask if isfile(mask) else None) for image, depth, mask in pairs]
+    partners, names = Partners(depths, SUFFIXES), FolderSource(images).names
+    if not has_masks(root):
+        return [Pair(images / name, partners.of(name)) for name in names]
+    # A mask that is looked for and not there makes its image bad: unmasked it would be trained on,
+    # and scored, where nothing is known.
+    masks = Partners(root / "mask", MASK_SUFFIXES)
+    return [Pair(images / name, partners.of(name), masks.of(name)) for name in names]
+
+
+def has_masks(root: Path) -> bool:
+    """Whether a folder of pairs says by `mask/` which of its depth is valid."""
+    return (root / "mask").is_dir()
 
 
 def read_intrinsics(root: Path) -> dict[str, Any]:

@@ -29,11 +29,11 @@ from pixio_lightning.data import (
     RenderedClips,
     Sample,
     SceneClips,
+    decode_numbers,
     decode_pixels,
     digest_of,
     digest_of_files,
     is_hidden,
-    open_picture,
     read_file,
 )
 
@@ -169,8 +169,7 @@ class MaskClips(FileClips):
         except FileNotFoundError:
             raise BadImage(f"mask {path.name} is not there") from None
         try:
-            picture = open_picture(data, max_megapixels=self.look.max_megapixels, formats=("PNG",))
-            mask = np.asarray(picture)
+            mask = decode_numbers(data, max_megapixels=self.look.max_megapixels)
         except BadImage as error:
             raise BadImage(f"mask {path.name}: {error}") from None
         except Exception:  # the library raises whatever the damaged bytes lead it to

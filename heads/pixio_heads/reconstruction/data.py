@@ -218,11 +218,24 @@ class ReconstructionData(SampleData):
         part = part_of(root, split, holds=lambda folder: not is_scene(folder, self.source))
         if part.whole:
             return opened(part.folder)
-        least = max(self.max_views, self.val_views)
-        train, held_out = split_scenes(opened(part.folder), share=self.hold_out, least=least)
+        views = (self.max_views, self.val_views)
+        train, held_out = split_scenes(opened(part.folder), share=self.hold_out, views=views)
         if split == "train" and not train:
             raise UserError("data.hold_out is 1, so there is no scene to train on: set it lower")
         return train if split == "train" else held_out
+
+    def names_of(self, split: str) -> list[str] | None:
+        """Return the scenes of a split; where all are parts of a single one, the frames."""
+        if self.source == "scenes":
+            return None
+        root = existing_folder(self.path or "", "data.path")
+        if part_of(root, split, holds=lambda folder: not is_scene(folder, self.source)).whole:
+            return []
+        scenes = self._sets_of(split).scenes
+        if self.hold_out < 1 and len(self._sets_of("train").scenes) == 1:
+            files = [scene for scene in scenes if isinstance(scene, FileScene)]
+            return [f"{scene.name}/{frame.name}" for scene in files for frame in scene.frames]
+        return [scene.name for scene in scenes]
 
     def _open_pictures(self) -> Pictures:
         if self.source == "scenes":

@@ -20,10 +20,10 @@ from pixio_lightning.data import (
     SampleData,
     Samples,
     existing_folder,
-    image_files,
+    images_to_predict,
     pairs_of_split,
 )
-from pixio_lightning.errors import UserError, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 from pixio_lightning.keyed import Purpose
 from pixio_lightning.training import unnamed
 
@@ -91,6 +91,7 @@ class SegmentationData(SampleData):
         super().__init__(
             source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
+        at_least_1(**{"data.image_size": image_size})
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}, but expected 0 < least <= greatest")
         if image_size is None:
@@ -132,8 +133,12 @@ class SegmentationData(SampleData):
     @property
     def dataset(self) -> str:
         """What records call the data."""
-        part = f", {self.val_split}" if self.source in ("hub", "voc") else ""
-        return super().dataset + part
+        parts = [super().dataset]
+        parts += [self.val_split] if self.source in ("hub", "voc") else []
+        parts += [f"column {self.mask_column}"] if self.source == "hub" else []
+        moved = self.label_shift != _SHIFTS.get(self.source, 0)
+        parts += [f"label_shift {self.label_shift}"] if moved else []
+        return ", ".join([*parts, *([self.orientation] if self.orientation else [])])
 
     # --- files --------------------------------------------------------------------------------
 
@@ -175,8 +180,8 @@ class SegmentationData(SampleData):
 
     def _open_folder(self, root: Path, split: str) -> PairSamples:
         if split == "predict":
-            images = image_files(root / "images" if (root / "images").is_dir() else root)
-            return self._pairs(root, [Pair(path, None) for path in images], split)
+            folder, images = images_to_predict(root)
+            return self._pairs(folder, [Pair(path, None) for path in images], split)
         return self._pairs(*pairs_of_split(root, split, layouts.folder_pairs), split)
 
     # --- views --------------------------------------------------------------------------------

@@ -27,11 +27,11 @@ from pixio_lightning.data import (
     Scenes,
     SceneSamples,
     content,
+    decode_numbers,
     decode_pixels,
     digest_of,
     folders_of_pairs,
     open_columns,
-    open_picture,
     read_file,
     rows_digest,
 )
@@ -60,13 +60,14 @@ class Labels(NamedTuple):
     def read(self, data: bytes, *, max_megapixels: float) -> NDArray[np.uint8]:
         """Decode a PNG of class indices `(H, W)`, grey or with a palette; no class becomes 255.
 
+        Of 1 bit, the indices are 0 and 1.
+
         Raises:
             BadImage: The file is damaged or too large; or its labels are not these classes, and
                 the reason then begins with `STOPS`.
         """
         try:
-            picture = open_picture(data, max_megapixels=max_megapixels, formats=("PNG",))
-            array = np.asarray(picture)
+            array = decode_numbers(data, max_megapixels=max_megapixels)
         except BadImage as error:
             raise BadImage(f"mask: {error}") from None
         except Exception:  # the library raises whatever the damaged bytes lead it to

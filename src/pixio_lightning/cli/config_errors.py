@@ -38,6 +38,8 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "data.timeout": (0, None),
     "data.max_bad": (0, 1),
     "data.max_megapixels": (_ABOVE_0, None),
+    "data.image_size": (1, None),
+    "data.short_side": (1, None),
     "data.crop_scale": (_ABOVE_0, 1),
     "data.crop_ratio": (_ABOVE_0, None),
     "model.optim.lr": (0, None),

@@ -22,7 +22,7 @@ from pixio_lightning.data.decode import STOPS
 from pixio_lightning.data.sources import digest_of, listed
 from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
 from pixio_lightning.data.workers import WorkerContext, start_worker
-from pixio_lightning.errors import UserError, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.
 _JUDGED_AFTER = 10_000
@@ -66,10 +66,8 @@ class StreamData(L.LightningDataModule):
         timeout: float = 600.0,
     ) -> None:
         super().__init__()
-        counts = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
-        for name, value in (counts | {"val_batch_size": val_batch_size or 1}).items():
-            if value < 1:
-                raise UserError(f"data.{name} is {value}, but expected at least 1")
+        counts = {"data.batch_size": batch_size, "data.steps_per_epoch": steps_per_epoch}
+        at_least_1(**counts, **{"data.val_batch_size": val_batch_size})
         self.batch_size, self.num_workers = batch_size, num_workers
         self.steps_per_epoch, self.max_bad, self.seed = steps_per_epoch, max_bad, seed
         self.val_batch_size = val_batch_size or batch_size
@@ -127,8 +125,15 @@ class StreamData(L.LightningDataModule):
         chosen = range(0, len(samples), -(-len(samples) // _NAMES))
         return digest_of(len(samples), [samples.name(i) for i in chosen])
 
-    def held_out_names(self) -> list[str] | None:
-        """Return which samples at `path` are held out; none of a set apart, None if unknown."""
+    def names_of(self, split: str) -> list[str] | None:
+        """Return the names of the samples of a split, where splits are made here of one whole.
+
+        Args:
+            split: "train", "val" or "test".
+
+        Returns:
+            No names where the split has a place of its own; None where they are not known.
+        """
         return None
 
     # --- loaders ------------------------------------------------------------------------------

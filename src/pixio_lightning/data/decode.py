@@ -23,6 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pixio_lightning.errors import UserError
 from pixio_lightning.files.text import open_regular
 from pixio_lightning.keyed import Purpose, RandomKey
 
@@ -49,6 +50,7 @@ _MIN_SIDE = 16  # a thinner image has no content at any crop size
 _LEAST_OF_16_BITS = 16  # high bytes of a picture of 12 bits are below: 16 levels of brightness
 _TURNED_UP, _TURNED_LEFT = (3, 4, 7, 8), (2, 3, 6, 7)  # orientations with these sides exchanged
 _BACK = {6: 8, 8: 6}  # orientations that undo another one than themselves
+_STRETCHED = {2: 85, 4: 17}  # what Pillow multiplies grey of so few bits by
 _CUT = re.compile("truncated|[Pp]remature end")  # as Pillow and libjpeg say it
 
 
@@ -246,6 +248,20 @@ def open_picture(
     return image
 
 
+def decode_numbers(data: bytes, *, max_megapixels: float) -> NDArray[Any]:
+    """Decode a PNG of numbers, as masks are: `(H, W)`, of grey or of a palette, as it stores them.
+
+    Of 1 bit they are False and True; several channels are `(H, W, C)`.
+
+    Raises:
+        BadImage: It is of another format, its header is corrupt, or it is too large.
+        Exception: It is damaged: whatever Pillow raises.
+    """
+    array = np.asarray(open_picture(data, max_megapixels=max_megapixels, formats=("PNG",)))
+    bits, colour = data[24], data[25]  # of the header, which every PNG begins with
+    return array // _STRETCHED[bits] if colour == 0 and bits in _STRETCHED else array
+
+
 def _scans(data: bytes) -> int:
     """Count the scans of a JPEG; `bytes.count` takes six times as long."""
     values = np.frombuffer(data, np.uint8)
@@ -295,6 +311,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P":
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def check_crops(scale: tuple[float, float] | None, ratio: tuple[float, float]) -> None:
+    """Refuse ranges that `random_crop` draws no box from; a `scale` of None draws none.
+
+    Raises:
+        UserError: `scale` holds no shares of the area, or `ratio` no ratios of the sides.
+    """
+    if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(
+            f"data.crop_scale is {list(scale)}, but expected two shares of the area, least and "
+            "greatest, 0 to 1"
+        )
+    if not 0 < ratio[0] <= ratio[1]:
+        raise UserError(f"data.crop_ratio is {list(ratio)}, but expected 0 < least <= greatest")
 
 
 def random_crop(

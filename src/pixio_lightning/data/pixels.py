@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import Crop, centre_crop, cut, random_crop
+from pixio_lightning.data.decode import Crop, centre_crop, check_crops, cut, random_crop
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.listing.splits import pictures_of_splits
 from pixio_lightning.data.samples import (
@@ -23,9 +23,10 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
-from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.format import ShardIndex, is_tar
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.keep_rule import INSIDE, Curation
+from pixio_lightning.data.shards.keep_rule import Curation
+from pixio_lightning.data.shards.score_files import INSIDE
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
 from pixio_lightning.data.sources import (
@@ -37,8 +38,7 @@ from pixio_lightning.data.sources import (
     listed,
     refuse_overlap,
 )
-from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache
+from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 from pixio_lightning.keyed import RandomKey, key_of
 
 _MAX_BAD_OF_SHARDS = 0.001
@@ -56,7 +56,8 @@ class Pixels(StreamData):
         val_path: Where the held-out images are; None takes `val/` of a folder that has `train/`
             beside it, or holds out a tenth, at most `val_images`. Not read for scenes, as
             `val_split`.
-        val_split: Or the split of a hub data set or of shards that holds them.
+        val_split: Or the split of a hub data set, or of shards whose names tell theirs, that
+            holds them.
         column: Image column of a hub data set or of parquet shards; None takes the first.
         image_size: Side of the crops in pixels.
         batch_size: Images per process and step.
@@ -129,15 +130,15 @@ class Pixels(StreamData):
                 f"data.curation.scores '{curation.scores}' are scores of shards, but data.source "
                 f"is {source}: pack the images with `pixio shard`, and set it to shards"
             )
-        for name, value in {"image_size": image_size, "val_images": val_images}.items():
-            if value < 1:
-                raise UserError(f"data.{name} is {value}, but expected at least 1")
+        at_least_1(**{"data.image_size": image_size, "data.val_images": val_images})
+        check_crops(crop_scale, crop_ratio)
         refuse_overlap(path, val_path)
         self.source, self.path, self.split, self.column = source, path, split, column
         self.val_path, self.val_split, self.val_images = val_path, val_split, val_images
         self.image_size, self.max_megapixels, self.scenes = image_size, max_megapixels, scenes
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.curation, self.restart_pass = curation, restart_pass
+        self.read_by("shards", restart_pass=restart_pass)
         self._shards: ShardSet | None = None
         self._stored: dict[str, Any] | None = None
         self._train: Source | None = None
@@ -156,6 +157,11 @@ class Pixels(StreamData):
 
     def setup(self, stage: str) -> None:
         """Open the sources; nothing is decoded yet."""
+        if stage == "fit" and self.val_split == self.split and not self.val_path:
+            raise UserError(
+                f"data.val_split is '{self.val_split}', as data.split is, so held-out images would "
+                "be trained on: give another one, or leave it out"
+            )
         if stage == "predict" and self.source in ("folder", "hub"):
             if self._everything is None:
                 self._everything = self._open(self.path, self.split)
@@ -215,10 +221,14 @@ class Pixels(StreamData):
 
     def shard_index(self) -> ShardIndex:
         """Return the index of the shards to train on or to score; made where there is none."""
-        path, cache = self.shard_path("train"), default_cache()
+        path = self.shard_path("train")
         if self.source == "scenes":
-            return open_index(path, cache=cache)
-        return open_index(path, cache=cache, split=self.split, column=self.column)
+            return open_index(path)
+        index = open_index(path, split=self.split, column=self.column)
+        if index.shards and all(is_tar(shard.path) for shard in index.shards):
+            because = f"the shards of '{path}' are tar archives, whose images are in no column"
+            refuse_unread("data.column", self.column, None, because)
+        return index
 
     def _open_shards(self) -> ShardSet:
         val_path = self.shard_path("val") if self.source == "scenes" else self.val_path
@@ -350,9 +360,11 @@ class Pixels(StreamData):
         """Return the training images; a place in shards says itself which they are."""
         return self._train
 
-    def held_out_names(self) -> list[str] | None:
-        """Return the images at `path` that are held out; None of shards."""
-        return self._held_back
+    def names_of(self, split: str) -> list[str] | None:
+        """Return the images of a folder or of a hub data set that are trained on or held out."""
+        if split == "train" and self._held_back is not None and self._train is not None:
+            return [self._train.name(i) for i in range(len(self._train))]
+        return None if split == "train" else self._held_back
 
     def training_size(self) -> int:
         """Return the number of training images."""

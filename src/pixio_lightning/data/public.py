@@ -10,7 +10,9 @@ from pixio_lightning.data.decode import (
     Crop,
     Orientation,
     centre_crop,
+    check_crops,
     cut,
+    decode_numbers,
     decode_pixels,
     open_picture,
     random_crop,
@@ -32,6 +34,7 @@ from pixio_lightning.data.listing.pairs import (
     PairedFiles,
     Partners,
     folders_of_pairs,
+    images_to_predict,
     pairs_of_split,
 )
 from pixio_lightning.data.listing.splits import Part, part_of
@@ -58,6 +61,8 @@ from pixio_lightning.data.scenes.render import lights_of
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.scenes.store import scene_seed
 from pixio_lightning.data.scenes.worlds import PLACES, is_open, known_places
+from pixio_lightning.data.shards.index import open_index
+from pixio_lightning.data.shards.score_files import write_scores
 from pixio_lightning.data.sources import SUFFIXES as IMAGE_SUFFIXES
 from pixio_lightning.data.sources import (
     FolderSource,
@@ -117,8 +122,10 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "View",
     "centre_crop",
+    "check_crops",
     "content",
     "cut",
+    "decode_numbers",
     "decode_pixels",
     "digest_of",
     "digest_of_files",
@@ -128,6 +135,7 @@ __all__ = [
     "held_out",
     "hold_out",
     "image_files",
+    "images_to_predict",
     "is_hidden",
     "is_open",
     "known_places",
@@ -135,6 +143,7 @@ __all__ = [
     "listed",
     "load_or_name",
     "open_columns",
+    "open_index",
     "part_of",
     "open_picture",
     "opened_video",
@@ -155,4 +164,5 @@ __all__ = [
     "video_frames",
     "video_writer",
     "visible_files",
+    "write_scores",
 ]

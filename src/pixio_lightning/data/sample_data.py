@@ -10,6 +10,7 @@ from typing import Any
 
 from pixio_lightning.data.batches import collate
 from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.hub import HubRows
 from pixio_lightning.data.samples import (
     HeldOutSamples,
     RandomKey,
@@ -22,7 +23,7 @@ from pixio_lightning.data.samples import (
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import FolderSource, digest_of, listed
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError, one_of, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
 
 # What changes no sample, only how fast or in what portions it is read.
 _FREE = {
@@ -80,9 +81,7 @@ class SampleData(StreamData):
             )
         if source not in self.made and path is None:
             raise UserError(f"data.source is {source}: give data.path")
-        for name, value in (("val_images", val_images), ("views", views)):
-            if value is not None and value < 1:
-                raise UserError(f"data.{name} is {value}, but expected at least 1, or null")
+        at_least_1(**{"data.val_images": val_images, "data.views": views})
         if type(self).augment is SampleData.augment:
             refuse_unread("data.views", views, None, "its training views are the same every time")
         self.source, self.path = source, path
@@ -130,7 +129,11 @@ class SampleData(StreamData):
                 self.samples_of(split)
 
     def samples_of(self, split: str) -> Samples:
-        """Return the samples of a split, opened once."""
+        """Return the samples of a split, opened once.
+
+        Raises:
+            UserError: Of `open`.
+        """
         if split not in self._opened:
             self._opened[split] = self.open(split)
         return self._opened[split]
@@ -173,7 +176,15 @@ class SampleData(StreamData):
         return f"{said}: as the checkpoint was evaluated" if taken else ""
 
     def training_set(self) -> TrainingSamples:
-        """Return training views by their position in the stream."""
+        """Return training views by their position in the stream.
+
+        Raises:
+            UserError: Samples are held out as well.
+        """
+        with suppress(UserError):  # nothing need be held out
+            self.samples_of("val")
+        if "val" in self._opened:
+            self._refuse_shared(self.samples_of("train"), self._opened["val"])
         return TrainingSamples(
             self.samples_of("train"),
             self.augment,
@@ -181,6 +192,23 @@ class SampleData(StreamData):
             views=None if self.random else self.views or 1,
             store=self.stores.get("train"),
         )
+
+    def _refuse_shared(self, train: Samples, held_out: Samples) -> None:
+        """Refuse training samples that are held out as well: files, or rows of a data set."""
+        roots = [getattr(samples, "root", None) for samples in (train, held_out)]
+        if isinstance(train, HubRows) and isinstance(held_out, HubRows):
+            ways = "give another data.split or data.val_split"
+        elif None not in roots and roots[0] == roots[1]:
+            ways = "give lists, or data.split and data.val_split, that share none"
+        else:  # scenes, or what has a folder of its own
+            return
+        trained_on = {train.name(i) for i in range(len(train))}
+        names = (held_out.name(i) for i in range(len(held_out)))
+        if shared := [name for name in names if name in trained_on]:
+            raise UserError(
+                f"{len(shared):,} of {len(held_out):,} held-out samples of '{self.path}' are "
+                f"trained on as well, '{shared[0]}' for one: {ways}"
+            )
 
     def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the samples of a stage, each once; of validation at most `val_images`."""
@@ -192,6 +220,23 @@ class SampleData(StreamData):
     def training_names(self) -> Samples:
         """Return the training samples."""
         return self.samples_of("train")
+
+    def names_of(self, split: str) -> list[str] | None:
+        """Return the samples of a split of a folder, where it is made of the training one's.
+
+        They are where both have one root: what has a folder of its own is apart.
+        """
+        if self.source != "folder":
+            return None
+        others = "val" if split == "train" else "train"
+        try:
+            samples, beside = self.samples_of(split), self.samples_of(others)
+        except UserError:  # what is trained on need not be there to evaluate
+            return []
+        root = getattr(samples, "root", None)
+        if root is None or getattr(beside, "root", None) != root:
+            return None if root is None else []
+        return [samples.name(i) for i in range(len(samples))]
 
     def training_size(self) -> int:
         """Return the number of training samples."""
@@ -222,8 +267,9 @@ class SampleData(StreamData):
         for split, samples in self._opened.items():
             below = getattr(samples, "root", root)
             inside = below != root and below.is_relative_to(root)
-            where = f" in {below.relative_to(root).as_posix()}/" if inside else ""
-            parts.append(f"{len(samples):,} {split}{where}")
+            where = f"in {below.relative_to(root).as_posix()}/" if inside else ""
+            words = (f"{len(samples):,} {split}", where, getattr(samples, "note", ""))
+            parts.append(" ".join(filter(None, words)))
         if left := self.left_out():
             parts.append(left)
         return {"samples": ", ".join(parts)} if parts else {}
@@ -249,6 +295,11 @@ class SampleData(StreamData):
     def digest(self, split: str) -> str:
         """Return a hash that changes with the samples of a split and with how they are cut."""
         return digest_of(self.identity(), self.samples_of(split).digest())
+
+    def digest_of_names(self, split: str) -> str:
+        """Return a hash of which samples a split has, wherever and whenever they were written."""
+        samples = self.samples_of(split)
+        return digest_of([samples.name(i) for i in range(len(samples))])
 
 
 def plain_facts(thing: Any, *, without: Collection[str]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -156,26 +157,68 @@ def listed(counts: Counter[str], *, limit: int = 4) -> str:
 def files_below(root: Path, *, key: str = "data.path") -> Iterator[str]:
     """Yield all files below a folder, by their paths there; no hidden ones, and links once.
 
+    A folder that was listed before, and that nothing was added to, taken from or renamed in since,
+    is not listed again: a run asks for the same one several times, of which each may take minutes
+    on the disks of a cluster.
+
     Raises:
         UserError: A folder cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{key}: folder '{error.filename}' cannot be read ({error.strerror})")
-
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
-        real = os.path.realpath(folder)
+    ahead = [""]
+    while ahead:
+        below = ahead.pop()
+        real = os.path.realpath(root / below)
         if real in seen:  # a link back to a folder above, or to one that was visited
-            subfolders.clear()
             continue
         seen.add(real)
+        try:
+            subfolders, files = _contents_of(real)
+        except OSError as error:
+            told = f"folder '{root / below}' cannot be read ({error.strerror})"
+            raise UserError(f"{key}: {told}") from None
         # In order, so that a folder with two names always goes by the same one.
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        for file in files:
-            if not is_hidden(file):
-                yield file if below == "." else f"{below}/{file}"
+        ahead += [f"{below}{name}/" for name in reversed(subfolders)]
+        for name in files:
+            yield f"{below}{name}"
+
+
+class _Contents(NamedTuple):
+    """What a folder holds that is not hidden, sorted, and since when it does.
+
+    Names are in one string, with `/` between them: millions of their own would take five times as
+    much memory.
+    """
+
+    since: int
+    subfolders: str
+    files: str
+
+
+_known: dict[str, _Contents] = {}
+_A_TICK = 2_000_000_000  # ns: twice what any file system counts time in
+
+
+def _contents_of(folder: str) -> tuple[list[str], list[str]]:
+    changed, now = os.stat(folder).st_mtime_ns, time.time_ns()
+    known = _known.get(folder)
+    if known is None or known.since != changed:
+        with os.scandir(folder) as entries:
+            visible = [(e.name, _is_folder(e)) for e in entries if not is_hidden(e.name)]
+        subfolders = "/".join(sorted(name for name, is_folder in visible if is_folder))
+        files = "/".join(sorted(name for name, is_folder in visible if not is_folder))
+        known = _Contents(changed, subfolders, files)
+        # What changed a moment ago may change again at the same time, as it is counted.
+        if now - changed > _A_TICK:
+            _known[folder] = known
+    return [*filter(None, known.subfolders.split("/"))], [*filter(None, known.files.split("/"))]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere, or in a circle
+        return False
 
 
 def digest_of(*facts: Any) -> str:

@@ -174,6 +174,9 @@ def test_a_hub_column_of_classes(tmp_path: Path) -> None:
         _ = ClassificationData("hub", path, label_column="image").num_classes
     with pytest.raises(UserError, match="data.image_size is 0, but expected at least 1"):
         ClassificationData("hub", path, image_size=0)
+    for ratio in ((0, 1), (-1, 1), (2, 1)):
+        with pytest.raises(UserError, match="data.crop_ratio is .* expected 0 < least"):
+            ClassificationData("hub", path, crop_ratio=ratio)
 
 
 def test_a_hub_column_of_words_and_one_of_lists(tmp_path: Path) -> None:

@@ -151,6 +151,20 @@ def test_mean_average_precision_leaves_out_classes_that_nothing_shows() -> None:
     assert math.isnan(metric.compute())
 
 
+@pytest.mark.parametrize("shift", [-120.0, 15.0, 30.0])
+def test_the_average_precision_depends_on_the_order_of_scores_alone(shift: float) -> None:
+    """Sigmoids of logits are equal where they saturate; so would float32 be, without doubles."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-2000, 2000, (400, 3), generator=generator) / 64
+    target = (scores / 9 + torch.randn(400, 3, generator=generator) > 1).long()
+    found = []
+    for added in (0.0, shift):
+        metric = MeanAveragePrecision()
+        metric.update(scores + added, target)
+        found.append(float(metric.compute()))
+    assert found[0] == found[1] < 1
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

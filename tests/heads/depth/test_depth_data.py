@@ -55,6 +55,35 @@ def test_a_folder_is_read_in_metres_and_a_tenth_is_held_out(folder: Path) -> Non
     assert sample["depth"].dtype == np.float32 and sample["image"].shape == (40, 56, 3)
 
 
+def test_masks_of_every_form_count_and_none_may_lack(tmp_path: Path) -> None:
+    known = np.zeros((40, 56), np.uint8)
+    known[:4] = 255
+    for part in ("train", "val"):
+        for i in range(5):
+            picture(tmp_path / f"{part}/images/{i}.png", (40, 56), i)
+            depth_png(tmp_path / f"{part}/depth/{i}.png", millimetres((40, 56), i))
+    plain = DepthData("folder", str(tmp_path)).dataset
+    for name in ("0.png", "1.WEBP", "2.bmp", "3_mask.png"):
+        depth_png(tmp_path / "val/mask" / name, known)
+    np.save(tmp_path / "val/mask/4.npy", known > 0)
+    data = DepthData("folder", str(tmp_path), num_workers=0)
+    val = data.samples_of("val")
+    for i in (0, 1, 2, 4):
+        assert np.array_equal(val.load(i)["valid"], known > 0)
+    with pytest.raises(BadImage, match=r"no mask: mask/NAME\.png is not there$"):
+        val.load(3)
+    data.samples_of("train")
+    assert data.contents() == {"samples": "5 val in val/ with masks, 5 train in train/"}
+    assert data.dataset == f"{plain}, masks"
+
+
+def test_two_depth_files_for_one_image_are_refused(folder: Path) -> None:
+    np.save(folder / "depth/room/03.npy", np.ones((40, 56), np.float32))
+    both = r"depth' holds 'room/03\.png' and 'room/03\.npy' for one image: keep one"
+    with pytest.raises(UserError, match=both):
+        DepthData("folder", str(folder)).samples_of("val")
+
+
 def test_a_scale_that_is_stated_is_that_of_floats_too(tmp_path: Path) -> None:
     for i in range(12):
         picture(tmp_path / f"images/{i:02d}.png", (16, 16), i)
@@ -172,7 +201,10 @@ def test_kitti_in_its_layout(tmp_path: Path) -> None:
     assert np.allclose(sample["depth"], units / 256) and sample["image"].shape == (375, 1242, 3)
     assert not sample["valid"][:100].any() and sample["valid"][100:].all()
     with pytest.raises(BadImage, match="no depth is listed"):
-        data.samples_of("test").load(1)
+        DepthData("kitti", str(tmp_path)).samples_of("test").load(1)
+    shared = rf"2 of 2 test samples of '.*' are trained on as well, 'images/{image}' for one: give"
+    with pytest.raises(UserError, match=shared):
+        data.samples_of("test")
 
 
 def test_parquet_with_16_bit_png(tmp_path: Path) -> None:
@@ -228,6 +260,8 @@ def test_a_row_is_not_judged_by_columns_that_are_not_read(tmp_path: Path) -> Non
     sample = data.samples_of("train").load(0)
     assert sample["valid"].sum() == 20 and sample["intrinsics"].shape == (3, 3)
     assert data.samples_of("predict").load(0).keys() == {"image"}
+    with pytest.raises(UserError, match="1 of 1 val samples .* trained on .*data.val_split$"):
+        data.samples_of("val")
 
 
 def test_crops_and_flips_are_keyed_and_move_the_camera(folder: Path) -> None:
@@ -284,6 +318,27 @@ def test_the_digest_follows_files_crops_and_flips(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scale", "depth", "reason"),
+    [
+        # Units in a metre, as other tools count, for metres of a unit.
+        (1000.0, 2.0, "all depth is beyond 10 m; data.depth_scale is 1000 m of one unit"),
+        (1e-6, 2.0, "all depth is nearer than 0.001 m; data.depth_scale is 1e-06 m of one unit"),
+        (None, 20.0, "all depth is beyond 10 m"),
+        (None, 0.0, "no depth is measured"),
+    ],
+)
+def test_what_has_no_depth_in_range_says_why(
+    scale: float | None, depth: float, reason: str
+) -> None:
+    data = DepthData("folder", "anywhere", depth_scale=scale, max_depth=10.0)
+    array = np.full((2, 3), depth * (scale or 1), np.float32)
+    sample = {"image": np.zeros((2, 3, 3), np.uint8), "depth": array, "valid": array > 0}
+    with pytest.raises(BadImage) as caught:
+        data.prepare(sample)
+    assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"source": "scene"}, "did you mean 'scenes'"),
@@ -291,6 +346,8 @@ def test_the_digest_follows_files_crops_and_flips(folder: Path) -> None:
         ({"path": "x"}, "data.source is scenes"),
         ({"min_depth": 5.0, "max_depth": 2.0}, "0 < min_depth < max_depth"),
         ({"views": 0}, "data.views is 0"),
+        ({"image_size": -16}, "data.image_size is -16, but expected at least 1"),
+        ({"image_size": None, "short_side": 0}, "data.short_side is 0, but expected at least 1"),
     ],
 )
 def test_mistakes(keys: dict, message: str) -> None:

@@ -57,6 +57,11 @@ def test_sizes_and_ranges_that_leave_nothing_are_refused() -> None:
     for size in (0, -16):
         with pytest.raises(UserError, match=f"model.image_size is {size}, but expected at least"):
             head(image_size=size)
+    for cap in (0, -3.0):
+        with pytest.raises(UserError, match=f"model.cap is {cap}, but expected more than 0"):
+            head(cap=cap)
+    with pytest.raises(UserError, match="model.cap is 5.0, but model.space is disparity"):
+        head(cap=5.0, space="disparity")
     tiny = head(image_size=1).eval()
     tiny.backbone.load()
     assert tiny.inputs(torch.zeros(1, 3, 20, 90, dtype=torch.uint8)).shape[-2:] == (16, 16)

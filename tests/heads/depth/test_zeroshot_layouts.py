@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import lightning as L
 import numpy as np
 import OpenEXR
 import pytest
 from PIL import Image, PngImagePlugin
 
 from pixio_heads.depth.data import DepthData
+from pixio_heads.depth.head import Depth, RelativeDepth
 from pixio_heads.depth.synthetic_layouts import HYPERSIM_SPLIT
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import RandomKey, Samples
 from pixio_lightning.errors import UserError
+from pixio_lightning.models import Backbone
 
 SIZE = (24, 32)
 DEPTH = np.linspace(0.5, 60, SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
@@ -405,6 +408,26 @@ def test_depth_without_a_unit_and_domains_of_diode(tmp_path: Path) -> None:
     moge(tmp_path, "outdoor/scene_2", unit=0.1)
     scaled = load("moge", tmp_path, "test", domain="outdoor").load(0)
     assert scaled["depth"].max() == pytest.approx(6, rel=1e-4)
+
+
+def test_depth_without_a_unit_is_no_metres_to_be_scored(tmp_path: Path) -> None:
+    moge(tmp_path / "unknown", "a", unit=None)
+    moge(tmp_path / "metres", "a")
+    a_set(tmp_path / "mix/blendedmvs", "blendedmvs")
+    a_set(tmp_path / "irs", "irs")
+    assert DepthData("irs", str(tmp_path / "irs")).metric
+    assert not DepthData("mix", str(tmp_path / "mix")).metric
+    sizes = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    backbone = Backbone("pixio_vitt16", weights="random:0", model_args=sizes)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    for name in ("metres", "unknown"):
+        data = DepthData("moge", str(tmp_path / name), max_depth=100.0, num_workers=0)
+        assert data.metric == (name == "metres")
+        trainer.test(RelativeDepth(backbone, image_size=32), data, verbose=False)
+    with pytest.raises(UserError, match="has no unit, but Depth is in metres: use RelativeDepth"):
+        trainer.test(Depth(backbone, window=32), data, verbose=False)
 
 
 @pytest.mark.parametrize(

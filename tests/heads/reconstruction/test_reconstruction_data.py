@@ -475,6 +475,26 @@ def test_records_tell_how_sets_are_made() -> None:
     assert files.endswith("sets a scene, hold_out 0.5, depth_scale 0.01")
 
 
+def test_what_is_held_out_is_said_and_depends_on_the_share_alone(
+    tmp_path: Path, folder: Path
+) -> None:
+    names = of("folder", folder, hold_out=0.5).names_of("val")
+    assert names is not None and len(names) == 2 and names[0].startswith("room")
+    assert of("folder", folder, hold_out=1.0).names_of("val") == [f"room{i}" for i in range(4)]
+    scene_folders.nerfstudio(tmp_path / "one" / "hall", rendered(1, views=12))
+    (alone,) = (tmp_path / "one").iterdir()
+    found = [
+        of("folder", alone.parent, max_views=views, val_views=evaluated).names_of("val")
+        for views, evaluated in ((2, 2), (8, 2), (4, 4))
+    ]
+    assert found[0] == found[1] == found[2] and len(found[0] or ()) == 4
+    more = of("folder", alone.parent, hold_out=0.5).names_of("val") or []
+    assert len(more) == 6 and {*more} > {*(found[0] or ())}
+    for part in ("train", "val"):
+        scene_folders.nerfstudio(tmp_path / "parts" / part / "room", rendered(1, views=4))
+    assert of("folder", tmp_path / "parts").names_of("val") == []
+
+
 def test_evaluated_sets_are_the_same_for_all_seeds_and_trained_ones_are_not() -> None:
     for split, same in (("train", False), ("val", True), ("test", True)):
         one, other = (

@@ -407,24 +407,26 @@ def test_scenes_are_held_out_and_of_a_single_one_its_last_frames(tmp_path: Path)
     for i in range(12):
         scene_folders.nerfstudio(tmp_path / f"many/{i:02d}", rendered(1))
     scenes = opened(tmp_path / "many")
-    train, val = split_scenes(scenes, share=0.25, least=2)
+    train, val = split_scenes(scenes, share=0.25, views=(2, 2))
     names = {scene.name for scene in train} | {scene.name for scene in val}
     assert (len(train), len(val), len(names)) == (9, 3, 12)
-    assert split_scenes(scenes, share=1.0, least=2) == ([], scenes)
+    assert split_scenes(scenes, share=1.0, views=(2, 2)) == ([], scenes)
     scene_folders.nerfstudio(tmp_path / "one", rendered(1, views=6))
     (whole,) = opened(tmp_path / "one")
-    (start,), (end,) = split_scenes([whole], share=0.1, least=2)
-    assert (len(start), len(end)) == (4, 2)
-    assert np.array_equal(end.load(1).image, whole.load(5).image)
-    assert np.array_equal(end.scores(), whole.scores()[4:, 4:])
+    for views in ((2, 2), (3, 2), (2, 3)):  # whatever is asked for, the same are held out
+        (start,), (end,) = split_scenes([whole], share=0.1, views=views)
+        assert (len(start), len(end)) == (3, 3)
+    assert np.array_equal(end.load(2).image, whole.load(5).image)
+    assert np.array_equal(end.scores(), whole.scores()[3:, 3:])
     # Of scores that come with the data, those of its frames.
     given = np.random.default_rng(0).random((6, 6))
     scene_folders.wai(tmp_path / "given", rendered(1, views=6), scores=given)
-    parts = split_scenes(opened(tmp_path / "given", "wai"), share=0.1, least=2)
+    parts = split_scenes(opened(tmp_path / "given", "wai"), share=0.1, views=(2, 2))
     (start,), (end,) = parts
-    assert np.allclose(start.scores(), given[:4, :4]) and np.allclose(end.scores(), given[4:, 4:])
-    with pytest.raises(UserError, match="has 6 frames, too few to train on 4 and hold 4 out"):
-        split_scenes([whole], share=0.1, least=4)
+    assert np.allclose(start.scores(), given[:3, :3]) and np.allclose(end.scores(), given[3:, 3:])
+    for views in ((4, 2), (2, 4)):
+        with pytest.raises(UserError, match="3 to train on and 3 held out are too few for data"):
+            split_scenes([whole], share=0.1, views=views)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from pixio_heads.segmentation import classes
 from pixio_heads.segmentation.data import SegmentationData, random_crop
+from pixio_heads.segmentation.layouts import Labels
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
@@ -277,6 +280,48 @@ def test_voc_in_its_layout(tmp_path: Path) -> None:
         more.load(2)
 
 
+def test_a_list_of_voc_that_holds_out_what_is_trained_on_is_refused(tmp_path: Path) -> None:
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "trainval.txt").write_text("a\nb\nc\n")
+    (lists / "val.txt").write_text("c\nd\nb\n")
+    for name in "abcd":
+        picture(tmp_path / f"JPEGImages/{name}.jpg")
+        mask(tmp_path / f"SegmentationClass/{name}.png", labels(0, 20))
+    shared = (
+        "2 of 3 val samples of '.*' are trained on as well, 'JPEGImages/c.jpg' for one: .*split"
+    )
+    for first, second in (("train", "val"), ("val", "train")):
+        data = SegmentationData("voc", str(tmp_path), split="trainval")
+        assert len(data.samples_of(first)) == 3
+        with pytest.raises(UserError, match=shared):
+            data.samples_of(second)
+
+
+def grey_png(values: np.ndarray, bits: int) -> bytes:
+    """Encode grey `(H, W)` of 1, 2 or 4 bits, which Pillow does not write; W is whole bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    height, width = values.shape
+    shifts = np.arange(8 // bits)[::-1] * bits
+    packed = (values.reshape(height, -1, 8 // bits) << shifts).sum(axis=2).astype(np.uint8)
+    lines = np.pad(packed, ((0, 0), (1, 0))).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_are_read_as_they_are_stored(bits: int) -> None:
+    stored = labels(0, (1 << bits) - 1)
+    found = Labels(1 << bits).read(grey_png(stored, bits), max_megapixels=1)
+    assert np.array_equal(found, stored)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_loveda_in_its_layout(nested: bool, tmp_path: Path) -> None:
     stored = labels(0, 7)
@@ -428,6 +473,7 @@ def test_the_digest_follows_files_labels_and_crops(folder: Path) -> None:
         ),
         ({"source": "folder", "path": "x", "num_classes": 255}, "expected 2 to 254"),
         ({"scale": (2.0, 0.5)}, "0 < least <= greatest"),
+        ({"image_size": 0}, "data.image_size is 0, but expected at least 1"),
     ],
 )
 def test_mistakes(keys: dict, message: str) -> None:

@@ -30,6 +30,7 @@ from pixio_lightning.files import parse_json, read_text
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z backward, as in Nerfstudio
 _UNIT = "depth_unit_scale_factor"  # of Nerfstudio, which reads it of its own configuration
+_HELD_OUT = 4  # frames of a single scene at least, but no more than half of it
 _DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 _PINHOLE = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
 
@@ -296,14 +297,17 @@ def _places(
 
 
 def split_scenes(
-    scenes: list[FileScene], *, share: float, least: int
+    scenes: list[FileScene], *, share: float, views: tuple[int, int]
 ) -> tuple[list[Scene], list[Scene]]:
     """Split scenes into those to train on and those held out; of a single one its last frames.
+
+    Which these are depends on the share alone, so that all that are judged by it are judged by the
+    same.
 
     Args:
         scenes: At least one.
         share: Of the scenes, or of the frames of the only one, that is held out; 1 holds all out.
-        least: Frames that are held out of a single scene, at least.
+        views: Of a set that is trained on, and of one that is evaluated, at most.
 
     Raises:
         UserError: The only scene is too small to be split.
@@ -314,11 +318,14 @@ def split_scenes(
         train, val = held_out(scenes, lambda scene: scene.name, share=share)
         return list(train), list(val)
     (scene,) = scenes
-    kept = len(scene) - max(least, int(len(scene) * share))
-    if kept < least:
+    apart = max(int(len(scene) * share), min(_HELD_OUT, len(scene) // 2))
+    kept = len(scene) - apart
+    if kept < views[0] or apart < views[1]:
         raise UserError(
-            f"scene '{scene.name}' has {len(scene)} frames, too few to train on {least} and hold "
-            f"{least} out; give more, or train/ and val/ with scenes of their own"
+            f"scene '{scene.name}' has {len(scene)} frames: {kept} to train on and {apart} held "
+            f"out are too few for data.max_views {views[0]} and data.val_views {views[1]}; give "
+            "more frames, set these or data.hold_out, or give train/ and val/ with scenes of "
+            "their own"
         )
     # The end of a walk through the scene: what lies next to a frame would be no test.
     return [scene.part(range(kept))], [scene.part(range(kept, len(scene)))]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pixio_lightning.data.decode import BadImage, Orientation, decode_pixels, read_file
 from pixio_lightning.data.listing.splits import part_of
-from pixio_lightning.data.sources import files_below, held_out
+from pixio_lightning.data.sources import files_below, held_out, image_files
 from pixio_lightning.errors import UserError
 
 
@@ -113,12 +113,30 @@ def pairs_of_split(
     Raises:
         UserError: Of `part_of` and of `pairs_in`.
     """
-    folder, whole = part_of(root, split, holds=lambda folder: (folder / "images").is_dir())
+    folder, whole = part_of(root, split, holds=_holds_images)
     pairs = pairs_in(folder)
     if not whole:
         train, val = held_out(pairs, lambda pair: pair.image.relative_to(folder).as_posix())
         pairs = train if split == "train" else val
     return folder, pairs
+
+
+def images_to_predict(root: Path) -> tuple[Path, list[Path]]:
+    """Return what names are relative to, and the images: of the part to test or validate on.
+
+    Without such a part they are all below the root. Where there is `images/`, they are those in it:
+    what lies beside it are maps, which are pictures too.
+
+    Raises:
+        UserError: Of `part_of`; or there is no image.
+    """
+    folder, whole = part_of(root, "test", holds=_holds_images)
+    folder = folder if whole else root
+    return folder, image_files(folder / "images" if _holds_images(folder) else folder)
+
+
+def _holds_images(folder: Path) -> bool:
+    return (folder / "images").is_dir()
 
 
 class Partners:
@@ -129,7 +147,7 @@ class Partners:
 
     Args:
         folder: The folder; one that is not there holds nothing.
-        suffixes: Of the files, in lower case; the first that is there counts.
+        suffixes: Of the files, in lower case.
     """
 
     def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
@@ -143,11 +161,17 @@ class Partners:
         """Return the file of an image, given its name below its own folder.
 
         Where there is none, it is the path that was looked for first.
+
+        Raises:
+            UserError: There are several of one name, and it cannot be told which is meant.
         """
         named = PurePosixPath(image)
         stem = str(named.with_suffix("")) if named.name else image  # of nothing, or of a folder
         for name in (image, stem):
-            for suffix in self.suffixes:
-                if path := self.files.get(f"{name}{suffix}"):
-                    return path
+            found = [path for s in self.suffixes if (path := self.files.get(f"{name}{s}"))]
+            if len(found) > 1:
+                files = " and ".join(f"'{path.relative_to(self.folder)}'" for path in found)
+                raise UserError(f"'{self.folder}' holds {files} for one image: keep one of them")
+            if found:
+                return found[0]
         return self.folder / f"{stem}{self.suffixes[0]}"

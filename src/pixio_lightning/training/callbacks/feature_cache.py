@@ -1,8 +1,8 @@
 """Features of a frozen backbone, computed once and read from disk ever after.
 
 A store is a folder named by a hash of everything the features depend on: the backbone's tensors,
-the tapped blocks, the precision, what the head shows the backbone, and the samples. A hit decodes
-no file of the data set.
+the tapped blocks, the precision, what the head shows the backbone, the samples, and the version of
+this package. A hit decodes no file of the data set.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from pixio_lightning.training.head import Head
 # Attributes of a head that say nothing of what its `fit_statistics` does. Runs of other seeds share
 # statistics as they share features.
 _NOT_OF_STATISTICS = {"cache", "config", "optim", "outcome", "provenance", "seed", "training"}
+
+
+# Another version may decode, crop or encode an image otherwise.
+_CODE = version("pixio-lightning")
 
 
 class FeatureCache(L.Callback):
@@ -81,7 +85,7 @@ def _statistics(head: Head) -> dict[str, Tensor]:
     """Return what a head's `fit_statistics` found, from the cache if it looked before."""
     data = _sample_data(head)
     own = plain_facts(head, without=_NOT_OF_STATISTICS)
-    about = (own, head.statistics_samples, version("pixio-lightning"))
+    about = (own, head.statistics_samples, _CODE)
     name = digest_of(about, data.digest("train"))
     path = default_cache() / "features" / f"statistics-{name}.pt"
     # One process decides: another may have written the file since.
@@ -114,6 +118,7 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
     """Return the name of the store of a split: a hash of all its features depend on."""
     backbone = head.backbone
     return digest_of(
+        _CODE,
         head.backbone_digest,
         {k: v for k, v in backbone.identity.items() if k not in ("weights", "licence")},
         backbone.tapped,
@@ -129,9 +134,14 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
     trainer = head.trainer
     # Listed by one process: what another has begun to write changes what a late one would list.
     listed = samples.fixed_views() if trainer.is_global_zero else []
-    jobs = trainer.strategy.broadcast([job for job in listed if job[0] not in store])
+    found = ([job for job in listed if job[0] not in store], len(store))
+    jobs, known = trainer.strategy.broadcast(found)
+    if not jobs:
+        if len(store) < known:  # this process read the store before another run had filled it
+            store.reload()
+        return
     mine = jobs[trainer.global_rank :: trainer.world_size]
-    if jobs and trainer.is_global_zero:
+    if trainer.is_global_zero:
         say(f"encoding {len(jobs)} {split} views once, into {store.folder}")
     loader = DataLoader(
         NamedViews(samples, mine),

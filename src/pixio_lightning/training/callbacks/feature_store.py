@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class Store(Mapping[str, View]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._index: dict[str, dict[str, Any]] = {}
+        # Why a sample cannot be used; or the part, the form, and where each of its tensors begins.
+        self._index: dict[str, str | tuple[Any, ...]] = {}
         self._maps: dict[str, np.memmap] = {}
         self.reload()
 
@@ -43,15 +44,17 @@ class Store(Mapping[str, View]):
         """Read the indices of all parts, which other processes may have grown."""
         self._index.clear()
         self._maps.clear()
+        forms: dict[str, _Form] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            data = path.with_suffix(".bin")
+            part, data = path.stem, path.with_suffix(".bin")
             held = data.stat().st_size if data.is_file() else 0
-            for line in path.read_bytes().splitlines():
-                # Cut short by a kill, or damaged: these are computed again.
-                with suppress(ValueError):
-                    entry = parse_json(line.decode())
-                    if _is_entry(entry, held):
-                        self._index[entry["name"]] = entry | {"part": path.stem}
+            with path.open("rb") as lines:
+                for line in lines:
+                    # Cut short by a kill, or damaged: these are computed again.
+                    with suppress(ValueError):
+                        entry = parse_json(line.decode())
+                        if _is_entry(entry, held):
+                            self._index[entry["name"]] = _lean(entry, part, forms)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -64,22 +67,47 @@ class Store(Mapping[str, View]):
 
     def __getitem__(self, name: str) -> View:
         entry = self._index[name]
-        if "bad" in entry:
-            return name, entry["bad"]
-        part = entry["part"]
+        if isinstance(entry, str):
+            return name, entry
+        part, form, *offsets = entry
         if part not in self._maps:
             # Copy on write: torch wants memory that may be written, and the file stays as it is.
             self._maps[part] = np.memmap(self.folder / f"{part}.bin", np.uint8, mode="c")
-        plain = entry["plain"].items()
-        found: Entry = {k: tuple(v) if isinstance(v, list) else v for k, v in plain}
-        for field, (dtype, shape, offset, size) in entry["tensors"].items():
+        found: Entry = dict(form.plain)
+        for (field, dtype, shape, size), offset in zip(form.tensors, offsets, strict=True):
             data = torch.from_numpy(self._maps[part][offset : offset + size])
-            found[field] = data.view(getattr(torch, dtype)).view(shape)
+            found[field] = data.view(dtype).view(shape)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         # Data workers map the files themselves.
         return self.__dict__ | {"_maps": {}}
+
+
+class _Form(NamedTuple):
+    """What entries share, of which there are millions: plain values, and what tensors they have.
+
+    Attributes:
+        plain: The values by name.
+        tensors: Name, type, shape and number of bytes of each.
+    """
+
+    plain: Entry
+    tensors: tuple[tuple[str, torch.dtype, list[int], int], ...]
+
+
+def _lean(entry: Entry, part: str, forms: dict[str, _Form]) -> str | tuple[Any, ...]:
+    """Return an entry of a part as the index keeps it; a form that is new is added to `forms`."""
+    if isinstance(bad := entry.get("bad"), str):
+        return bad
+    tensors, plain = entry["tensors"], entry["plain"]
+    kinds = [(field, *place[:2], place[3]) for field, place in tensors.items()]
+    key = repr((plain, kinds))
+    if key not in forms:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        typed = ((field, getattr(torch, dtype), shape, size) for field, dtype, shape, size in kinds)
+        forms[key] = _Form(values, tuple(typed))
+    return part, forms[key], *(place[2] for place in tensors.values())
 
 
 def _is_entry(entry: Any, held: int) -> bool:

@@ -43,8 +43,16 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
         "parameters": f"{millions(trained)} trained, {millions(frozen)} frozen",
         "global batch": f"{global_batch} = {batch}",
         "peak lr": f"{peak:g} ({how})",
-        "steps": f"{steps}, {module.optim.schedule} after warm-up",
+        "steps": _schedule(module.optim, steps),
     }
+
+
+def _schedule(optim: optimisation.Optim, steps: int) -> str:
+    """Return how the learning rate goes; a warm-up may be of a longer run than this one."""
+    warmup = optimisation.warmup_steps(optim, steps)
+    if warmup > steps > 0:
+        return f"{steps}, all of them warm-up, which has {warmup:g}: the peak lr is not reached"
+    return f"{steps}, {optim.schedule} after {warmup:g} of warm-up"
 
 
 def block(title: str, facts: dict[str, str]) -> str:
