@@ -136,6 +136,21 @@ def test_the_global_batch_may_be_divided_otherwise() -> None:
     assert "x 2 accumulated" in check(now=Batch(8, 1, 2), trainer__accumulate_grad_batches=2, **one)
 
 
+@pytest.mark.parametrize("key", ["val_check_interval", "limit_train_batches"])
+def test_what_counts_batches_would_count_other_steps(key: str) -> None:
+    """Of other validations best.ckpt is chosen otherwise."""
+
+    def divided(value: float) -> str:
+        old = changed(**{f"trainer__{key}": value})
+        keys = {"trainer__devices": 1, "trainer__accumulate_grad_batches": 2}
+        new = changed(**keys, **{f"trainer__{key}": value})
+        return check_changes(Path("runs/a"), old, new, then=BATCH, now=Batch(8, 1, 2))
+
+    with pytest.raises(UserError, match=f"{key} 4 counts batches"):
+        divided(4)
+    assert "x 2 accumulated" in divided(1.0)
+
+
 def test_another_global_batch_is_refused_with_what_keeps_it() -> None:
     with pytest.raises(UserError) as refused:
         check(now=Batch(8, 1, 1), trainer__devices=1)

@@ -6,8 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_run
+from PIL import Image
 from small_runs import SCENES, words_of
 
 from pixio_lightning.cli.main import main
@@ -72,7 +74,7 @@ def test_images_that_were_trained_on_are_not_held_out_of_the_same_data(
     assert call(tmp_path, "validate", "--data.val_images", 1) == 0
     capsys.readouterr()
     assert call(tmp_path, "validate") == 2
-    assert "png', which the run did not, and may have been trained on" in capsys.readouterr().err
+    assert "png', which the run did not, and was trained on" in capsys.readouterr().err
     written_otherwise = ("--data.path", tmp_path / "photos/../photos")
     assert call(tmp_path, "validate", *written_otherwise) == 2
     assert "give data.val_images 1 at most" in capsys.readouterr().err
@@ -100,7 +102,42 @@ def test_images_that_take_the_place_of_those_held_out_were_trained_on(
     for name in held_out:
         (tmp_path / "photos" / name).unlink()
     assert call(tmp_path, "validate") == 2
-    assert "which the run did not, and may have been trained on" in capsys.readouterr().err
+    assert "which the run did not, and was trained on" in capsys.readouterr().err
+
+
+def test_a_head_is_not_judged_by_samples_that_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / "DIR" / name).mkdir(parents=True)
+    for i in range(30):
+        pixels = noise.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"DIR/images/{i}.png")
+        labels = noise.integers(0, 3, (64, 64), np.uint8)
+        Image.fromarray(labels).save(tmp_path / f"DIR/masks/{i}.png")
+    words = ["-c", "segmentation/folder", "--data.path", str(tmp_path / "DIR"), "--out"]
+    words += [str(tmp_path / "run"), "--model.backbone", "{weights: tiny, tune: frozen}"]
+    words += ["--model.window=64", "--model.stride=64", "--data.image_size=64"]
+    words += ["--data.num_classes=3", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    short = ["--trainer.max_steps=1", "--data.steps_per_epoch=1", "--data.batch_size=2"]
+    assert main(["fit", *words, *short, "--panels.every_n_steps=0"]) == 0
+    held_out = run_folder.read_state(tmp_path / "run")["held_out"]
+    assert len(held_out) == 3
+    for verb in ("validate", "test"):
+        assert main([verb, *words]) == 0
+    for i in range(30, 60):  # what is added since is free
+        for name in ("images", "masks"):
+            shutil.copy(tmp_path / f"DIR/{name}/0.png", tmp_path / f"DIR/{name}/{i}.png")
+    assert main(["validate", *words]) == 0
+    for i in range(30, 60):
+        (tmp_path / f"DIR/images/{i}.png").unlink()
+    for name in held_out:
+        (tmp_path / "DIR" / name).unlink()
+    capsys.readouterr()
+    for verb in ("validate", "test"):
+        assert main([verb, *words]) == 2
+        assert "did not, and was trained on: put the files" in capsys.readouterr().err
 
 
 def test_images_in_a_folder_of_their_own_may_be_others(tmp_path: Path) -> None:

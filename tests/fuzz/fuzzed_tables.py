@@ -16,11 +16,7 @@ from kind import Kind, Make
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.shards.format import read_group
 from pixio_lightning.data.shards.index import open_index, write_index
-from pixio_lightning.data.shards.keep_rule import (
-    check_scores,
-    score_file,
-    scores_of,
-)
+from pixio_lightning.data.shards.score_files import check_scores, score_file, scores_of
 from pixio_lightning.keyed import key_of
 
 

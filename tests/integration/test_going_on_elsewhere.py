@@ -13,6 +13,7 @@ import yaml
 from running import TINY, kill_when, pixio, same, started
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.training import run_folder
 from pixio_lightning.training.run_folder import Metrics
 
 # In double precision, where six steps of Adam do not amplify the rounding of sums.
@@ -271,6 +272,34 @@ def test_a_job_that_is_queued_again_does_not_begin_anew(
     assert main(line) == 0
     assert "the earlier run is now in" in capfd.readouterr().out
     assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_run_from_a_checkpoint_goes_on_from_its_own(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line of a job that is queued again names the checkpoint again."""
+    first, out = tmp_path / "first", tmp_path / "second"
+    line = words("fit", "-c", recipe, "--checkpoint.every_n_steps", 3, "--trainer.max_steps")
+    assert main([*line, "3", "--out", str(first)]) == 0
+    line += words(9, "--out", out, "--ckpt_path", first / "last.ckpt")
+    assert kill_when("step 6: saved last.ckpt", *line)
+    capfd.readouterr()
+    assert main(line) == 0
+    told = capfd.readouterr().out
+    assert f"began from {first / 'last.ckpt'}: now it goes on from last.ckpt" in told
+    assert "step 6: saved" not in told and "step 9: saved" in told
+    assert main(line) == 0
+    assert "finished at step 9" in capfd.readouterr().out
+    # From another one it begins, and until it has saved, last.ckpt is of the run before.
+    shutil.copy(first / "last.ckpt", tmp_path / "other.ckpt")
+    line[-1] = str(tmp_path / "other.ckpt")
+    assert not run_folder.began_from(out, tmp_path / "other.ckpt")
+    run_folder.write_state(out, start=run_folder.start_of(out, tmp_path / "other.ckpt"))
+    assert main(line) == 0
+    assert "step 6: saved" in capfd.readouterr().out
+    assert run_folder.began_from(out, tmp_path / "other.ckpt")
+    os.utime(tmp_path / "other.ckpt")  # another has taken its place
+    assert not run_folder.began_from(out, tmp_path / "other.ckpt")
 
 
 def test_a_link_to_nothing_is_named(

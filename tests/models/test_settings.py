@@ -425,6 +425,18 @@ def test_settings_that_would_change_nothing_are_refused(name: str) -> None:
         Backbone("pixio_vitt16", weights="random", model_args={name: UNREAD[name]})
 
 
+def test_what_is_dropped_is_drawn_by_sample_and_step_or_not_at_all(tmp_path: Path) -> None:
+    """From torch's generator, a run that goes on would draw again what it has drawn."""
+    rates = ("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "pos_drop_rate")
+    for rate in rates:
+        with pytest.raises(UserError, match=f"model_args.{rate} is 0.3, .*backbone.drop_path is"):
+            Backbone("vit_tiny_patch16_224", weights="random", model_args={rate: 0.3})
+    stated = SMALL | {"proj_drop_rate": 0.5, "attn_drop_rate": 0.5}
+    backbone = Backbone(weights=str(as_safetensors(tmp_path, "pixio_vitt16", stated)), tune="full")
+    dropouts = [m for m in backbone.modules() if isinstance(m, torch.nn.Dropout)]
+    assert dropouts and all(module.p == 0 for module in dropouts)
+
+
 def test_arguments_that_no_model_takes() -> None:
     with pytest.raises(UserError, match=r"there is no setting 'patch_drop_rate'"):
         Backbone("vit_tiny_patch16_224", weights="random", model_args={"patch_drop_rate": 0.5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from pixio_lightning import Backbone, Features, Head, SampleData
 from pixio_lightning.data import BadImage, Sample, Samples
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Reads
+from pixio_lightning.training.callbacks import feature_cache
 from pixio_lightning.training.callbacks.feature_cache import FeatureCache
-from pixio_lightning.training.callbacks.feature_store import Store
+from pixio_lightning.training.callbacks.feature_store import Store, Writer
 
 SIZE, FRAMES, HISTORY = 32, 7, 3
 TINY = {"img_size": SIZE, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -162,6 +164,50 @@ def test_histories_share_their_frames_in_the_cache(cache: Path, tmp_path: Path) 
     for name, tensor in plain.items():
         torch.testing.assert_close(cached[name], tensor)
         assert torch.equal(again[name], cached[name])
+
+
+def test_features_of_another_version_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path, head(cache=True), HistoryData())
+    read.clear()
+    monkeypatch.setattr(feature_cache, "_CODE", "another version")
+    fit(tmp_path, head(cache=True), HistoryData())
+    assert len(read) == FRAMES
+
+
+def test_a_store_is_read_again_only_after_something_was_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[Path] = []
+    reload = Store.reload
+
+    def counted(store: Store) -> None:
+        times.append(store.folder)
+        reload(store)
+
+    monkeypatch.setattr(Store, "reload", counted)
+    fit(tmp_path, head(cache=True), HistoryData())
+    first = len(times)
+    fit(tmp_path, head(cache=True), HistoryData())
+    assert len(times) - first == 2 < first  # of training and validation, when they are opened
+
+
+def test_an_entry_of_a_store_takes_little_memory(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    for i in range(2000):
+        about = {"target": torch.tensor(i), "size": (256, 256), "grid": (16, 16)}
+        writer.add(f"n01440764/n01440764_{i:08d}.JPEG#0", about | {"features": torch.ones(1, 4)})
+    writer.add("bad", ("bad", "torn"))
+    writer.close()
+    tracemalloc.start()
+    store = Store(tmp_path)
+    held = tracemalloc.get_traced_memory()[0] / len(store)
+    tracemalloc.stop()
+    assert held < 500  # bytes
+    last = store["n01440764/n01440764_00001999.JPEG#0"]
+    assert isinstance(last, dict) and (last["target"], last["size"]) == (1999, (256, 256))
+    assert torch.equal(last["features"], torch.ones(1, 4)) and store["bad"] == ("bad", "torn")
 
 
 @pytest.mark.parametrize(("part", "tokens"), [("cls", 8), ("patches", 4), ("tokens", 12)])

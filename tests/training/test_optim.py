@@ -1,11 +1,13 @@
 """Parameter groups, learning rates and schedules, number for number."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize
@@ -100,6 +102,7 @@ def test_a_scale_for_all_of_the_backbone(module):
     ("name", "blocks"),
     [
         ("backbone.vit.fc_norm.weight", 0),
+        ("backbone.vit.patch_embed.norm.weight", 13),
         ("backbone.vit.norm_pre.weight", 13),
         ("backbone.vit.reg_token", 13),
         ("backbone.vit.blocks.11.ls1.gamma", 1),
@@ -173,3 +176,13 @@ def test_optimizer_follows_the_schedule(module):
 def test_nothing_to_train(module):
     module.requires_grad_(False)
     assert build([Part(module, Optim(lr=1.0), 3)], global_batch=1, total_steps=1) == {}
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = ["check", "-c", "pretrain/demo", "--trainer.max_steps", "4", "--out", str(tmp_path)]
+    assert main([*line, "--model.optim.warmup", "100"]) == 0
+    assert "4, all of them warm-up, which has 100: the peak lr is not" in capsys.readouterr().out
+    assert main([*line, "--model.optim.warmup", "0.5"]) == 0
+    assert "4, cosine after 2 of warm-up" in capsys.readouterr().out

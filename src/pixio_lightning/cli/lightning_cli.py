@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -235,6 +236,20 @@ class PixioCLI(LightningCLI):
         Raises:
             UserError: One is given.
         """
+        trainer = self.config_init["trainer"]
+        for name in ("min_steps", "min_epochs"):
+            if trainer[name]:
+                raise UserError(
+                    f"trainer.{name} is {trainer[name]}, but a run takes trainer.max_steps, and "
+                    "one that is interrupted has to stop before: leave it out"
+                )
+        for callback in _listed(trainer["callbacks"]):
+            if isinstance(callback, GradientAccumulationScheduler):
+                raise UserError(
+                    "trainer.callbacks has GradientAccumulationScheduler, but a training stream "
+                    "goes by the step, of trainer.accumulate_grad_batches batches each: leave it "
+                    "out"
+                )
         for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
             if value := self.config_init["trainer"][name]:
                 raise UserError(

@@ -9,20 +9,16 @@ from typing import Any
 import torch
 import yaml
 
-from pixio_lightning.cli import recipes, resume
+from pixio_lightning.cli import resume
 from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
-from pixio_lightning.cli.config_tree import in_files, typed
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import Options, check_environment, parse_options
-from pixio_lightning.cli.resume.attention import check_attention
-from pixio_lightning.cli.resume.trained_on import refuse_trained_on
+from pixio_lightning.cli.resume.recall import introduce, recall
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.models.build import is_generated
-from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.pretraining import costs
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.base import BackboneModule
@@ -119,6 +115,11 @@ def _fit(cli: PixioCLI) -> int:
     # no checkpoint is saved before all of them are here, and config.yaml says nothing before that
     # any of them would refuse.
     found = [] if options.fresh else run_folder.checkpoints(folder)
+    if found and ckpt_path and run_folder.began_from(folder, local_path(ckpt_path)):
+        if primary:
+            say(f"the run in {folder} began from {ckpt_path}: now it goes on from last.ckpt")
+        ckpt_path, options = None, options._replace(ckpt_path=None)
+        cli.options = options
     if found:
         _go_on(cli, config, batch, found[0])
         last = folder / "last.ckpt"
@@ -146,14 +147,17 @@ def _fit(cli: PixioCLI) -> int:
         about = {"recipe": " ".join(options.configs), "steps": steps, "monitor": cli.model.monitor}
         about |= {"batch": batch._asdict() if batch else None, "precision": cli.trainer.precision}
         about["commit"] = results.commit()
+        if options.ckpt_path or not found:
+            start = local_path(options.ckpt_path) if options.ckpt_path else None
+            about["start"] = run_folder.start_of(folder, start)
         run_folder.write_state(folder, finished=False, **about)
 
     if found:  # what is there stays true if this start comes to nothing
         cli.trainer.callbacks.append(resume.Takeover(write))
     elif primary:
         write()
-    _introduce(cli)
-    _recall(cli, ckpt_path)
+    introduce(cli)
+    recall(cli, ckpt_path)
     if isinstance(cli.model, Head):
         cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
@@ -228,64 +232,6 @@ def _stored_batch(folder: Path, stored: dict[str, Any]) -> resume.Batch | None:
     return None
 
 
-def _introduce(cli: PixioCLI) -> None:
-    """Tell the model where it comes from, for its checkpoints and records."""
-    config = cli.config_dict()
-    arguments = config["model"]["init_args"]
-    students = (arguments.get("students") or {}).values()
-    for around in (arguments, *students):
-        backbone = around.get("backbone", {})
-        backbone = backbone.get("init_args", backbone)
-        if backbone.get("weights"):  # a checkpoint is loaded from anywhere
-            backbone["weights"] = absolute(backbone["weights"])
-    cli.model.config = config["model"]
-    if isinstance(cli.model, Head):
-        cli.model.provenance = {
-            "recipe": cli.options.configs,
-            # As they are now: they may change while it runs.
-            "files": results.files_read(
-                [recipes.find(name) for name in cli.options.configs],
-                cli.model.backbone.weights,
-                None,
-            ),
-            "overrides": cli.options.rest,
-            "seed": config["seed_everything"],
-        }
-
-
-def _recall(cli: PixioCLI, ckpt_path: str | None) -> None:
-    """Tell a head, before it is built, what the weights that it will load are made for.
-
-    Raises:
-        UserError: The data, or what is asked of the model, contradicts it.
-    """
-    path = local_path(ckpt_path) if ckpt_path else None
-    if path is None or not path.exists():
-        return
-    about = read_plain(path).get("pixio", {})
-    if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
-        counts, model = cli.model.model_as_trained, cli.config_dict()["model"]
-        kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
-        resume.check_model(cli.options.rest, model, counts, kinds, about, cli.verb, path)
-        if str(about.get("class", "")).rpartition(":")[2] in kinds:
-            check_attention(cli.model.backbone, about.get("backbone") or {}, path)
-    if not isinstance(cli.model, Head) and cli.verb in ("validate", "test"):
-        data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
-        held_out = run_folder.read_state(path.parent).get("held_out")
-        refuse_trained_on(data, (begun or {}).get("data", data), cli.datamodule, held_out)
-    if isinstance(cli.model, Head):
-        if cli.verb != "predict":  # images to predict say nothing of a head's data
-            cli.model.compare(cli.datamodule, about)
-        elif isinstance(cli.datamodule, SampleData):
-            files = [Path(name) for name in cli.options.configs if recipes.find(name) == Path(name)]
-            asked = {*typed(cli.options.rest), *in_files(files)}  # recipes by name ask for nothing
-            note = cli.datamodule.prepare_as(
-                about.get("evaluation_facts", {}), {key.removeprefix("data.") for key in asked}
-            )
-            cli.model.note(note)
-        cli.model.remember(about)
-
-
 def evaluate(cli: PixioCLI) -> int:
     """Validate, test or predict with a checkpoint; by default the run folder's best."""
     folder, ckpt_path = cli.options.out, cli.options.ckpt_path
@@ -296,8 +242,8 @@ def evaluate(cli: PixioCLI) -> int:
             _refuse_untrained(cli)
         if cli.trainer.is_global_zero:
             say(f"checkpoint: {ckpt_path or _without_checkpoint(cli.model)}")
-    _introduce(cli)
-    _recall(cli, ckpt_path)
+    introduce(cli)
+    recall(cli, ckpt_path)
     if cli.verb == "predict" and cli.trainer.is_global_zero:
         (folder / "predictions/bad_files.txt").unlink(missing_ok=True)
         cli.model.note(run_folder.earlier_predictions(folder))

@@ -13,7 +13,7 @@ from torch import nn
 
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.models import vit  # vit registers the Pixio names with timm
-from pixio_lightning.models.settings import check_arguments, is_known, shown
+from pixio_lightning.models.settings import check_arguments, is_drop_rate, is_known, shown
 from pixio_lightning.models.weights import key_names as spellings
 from pixio_lightning.models.weights.read import Weights, licence_of
 from pixio_lightning.models.weights.shipped import SHIPPED
@@ -51,6 +51,13 @@ def resolve_architecture(
     if name is not None:
         _check_name(name)
     asked = plain(check_arguments(model_args, intro=_intro(name)))
+    for key in filter(is_drop_rate, asked):
+        if asked[key]:
+            raise UserError(
+                f"backbone.model_args.{key} is {asked[key]}, but what it drops is drawn from a "
+                "generator, with which a run that goes on would begin again: leave it out; "
+                "backbone.drop_path is drawn by sample and step"
+            )
     where = f"weights '{weights}'" + " (the small Pixio of this package)" * (weights in SHIPPED)
     found: dict[str, Any] = {}
     if file is not None:
@@ -69,6 +76,7 @@ def resolve_architecture(
             "leave the name out or change the weights"
         )
     stored = dict(found.get("model_args") or {})
+    stored |= dict.fromkeys(filter(is_drop_rate, stored), 0.0)
     stored |= {key: found[key] for key in ("mean", "std") if key in found}
     for key, value in asked.items():
         if stored.get(key, value) != value and key != "pos_init":

@@ -126,10 +126,16 @@ ARGUMENTS["dynamic_img_size"] = Rule("true: images of any size are taken", lambd
 ARGUMENTS |= {
     key: _or_none(_FLAG) for key in ("fc_norm", "use_fc_norm", "use_post_transformer_norm")
 }
-ARGUMENTS |= {
+_DROP_RATES = {
     f"{part}_rate": _real(0, 0.999)
     for part in ("drop", "pos_drop", "proj_drop", "attn_drop", "drop_path")
 }
+ARGUMENTS |= _DROP_RATES
+
+
+def is_drop_rate(key: str) -> bool:
+    """Whether a setting says how much of something a model drops at random in training."""
+    return key in _DROP_RATES
 
 
 def check_arguments(arguments: Any, *, intro: str) -> dict[str, Any]:

@@ -58,6 +58,11 @@ def peak_lr(optim: Optim, global_batch: int) -> float:
     return optim.blr * global_batch / 256
 
 
+def warmup_steps(optim: Optim, total_steps: int) -> float:
+    """Return the steps over which the learning rate rises, given as such or as a share of all."""
+    return optim.warmup if optim.warmup >= 1 else optim.warmup * total_steps
+
+
 def schedule_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
     """Return the factor on the peak learning rate as a function of the step.
 
@@ -73,7 +78,7 @@ def schedule_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
             f"a warm-up of {optim.warmup} is a share of all steps: set trainer.max_steps, or give "
             "model.optim.warmup as a number of steps"
         )
-    warmup = optim.warmup if optim.warmup >= 1 else optim.warmup * total_steps
+    warmup = warmup_steps(optim, total_steps)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -102,7 +107,7 @@ def block_depth(name: str, depth: int) -> int:
     block = re.search(r"\.blocks\.(\d+)\.", name)
     if block:
         return depth - int(block.group(1))
-    return 0 if re.search(r"\.(fc_)?norm\.", name) else depth + 1
+    return 0 if re.match(r"backbone\.vit\.(fc_)?norm\.", name) else depth + 1
 
 
 def parameter_groups(module: nn.Module, optim: Optim, *, depth: int) -> list[dict[str, Any]]:

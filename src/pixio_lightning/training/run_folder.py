@@ -195,6 +195,36 @@ def begun_by_this_job(folder: Path) -> bool:
         return False
 
 
+def start_of(folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
+    """Return what a state says of the checkpoint that a run is begun from; None for none.
+
+    The last.ckpt of that moment is noted with it: it is of the run before.
+    """
+    if checkpoint is None:
+        return None
+    before = _saved(folder / "last.ckpt")
+    return {"path": str(checkpoint.resolve()), "saved": _saved(checkpoint), "before": before}
+
+
+def began_from(folder: Path, checkpoint: Path) -> bool:
+    """Whether the run in a folder began from a checkpoint, and has saved one of its own since.
+
+    The same line then goes on with it, as that of a job that is queued again has to.
+    """
+    start, now = read_state(folder).get("start"), _saved(folder / "last.ckpt")
+    return (
+        isinstance(start, dict)
+        and start.get("path") == str(checkpoint.resolve())
+        and start.get("saved") == _saved(checkpoint)  # or another has taken its place
+        and now not in (None, start.get("before"))
+    )
+
+
+def _saved(path: Path) -> int | None:
+    """Return when a checkpoint was saved, in ns; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def stored_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration of the run in a folder, None where there is none.
 
@@ -269,8 +299,10 @@ def _is_state(state: dict[str, Any]) -> bool:
     step = state.get("step", 0)
     is_count = isinstance(step, int) and 0 <= step < 1 << 63
     is_text = isinstance(state.get("precision", ""), str)
-    names = state.get("held_out") or []
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    lists = [state.get(name) or [] for name in ("held_out", "trained_on")]
+    is_list = all(isinstance(names, list) for names in lists) and all(
+        isinstance(name, str) for names in lists for name in names
+    )
     return is_count and is_text and is_list and (not state.get("finished") or "step" in state)
 
 

@@ -71,6 +71,8 @@ DIVISION = (
     "trainer.devices",
     "trainer.num_nodes",
 )
+# Options of the trainer that, as whole numbers, count batches and not steps.
+_COUNTED = ("val_check_interval", "limit_train_batches")
 # Keys of a model that its checkpoint answers: what it began with, and how it was made and trained.
 _BEGUN = re.compile(r"(students\.[^.]+\.)?(backbone\.weights|pretrained_decoder)$")
 _MADE = re.compile(r"(students\.[^.]+\.)?(backbone|optim)\.|pretrained_decoder$")
@@ -135,6 +137,14 @@ def check_changes(
             f"{folder} holds a run with a global batch of {then}, but now it would be {now}, which "
             f"changes what is learned: {_same_size(then, now)}give another --out, or --fresh to "
             "start anew (the old folder is kept under another name)"
+        )
+    counted = [key for key in _COUNTED if isinstance(new["trainer"].get(key), int)]
+    if then and now and then.accumulate != now.accumulate and counted:
+        raise UserError(
+            f"{folder} holds a run with trainer.accumulate_grad_batches {then.accumulate}, and now "
+            f"it is {now.accumulate}, but trainer.{counted[0]} {new['trainer'][counted[0]]} counts "
+            "batches, so that it would be validated at other steps: keep it, and divide by devices "
+            "or data.batch_size alone"
         )
     texts = [f"{key}: {text}" for key, text in changed.items()]
     if then and now and then != now:
@@ -294,6 +304,18 @@ class Takeover(L.Callback):
             self.write()
 
 
+def _names(data: Any) -> dict[str, list[str] | None]:
+    """Return what is held out of a run's data, and trained on; None of what is unknown, or many."""
+    if not isinstance(data, StreamData):
+        return {"held_out": None, "trained_on": None}
+    held_out = data.names_of("val")
+    trained_on = data.names_of("train") if data.training_size() <= _MOST_NAMES else None
+    return {
+        "held_out": held_out if len(held_out or ()) <= _MOST_NAMES else None,
+        "trained_on": trained_on if len(trained_on or ()) <= _MOST_NAMES else None,
+    }
+
+
 class SameSamples(L.Callback):
     """Stop where a run would go on with other training samples than it began with.
 
@@ -316,9 +338,7 @@ class SameSamples(L.Callback):
                     f"--ckpt_path {folder / 'last.ckpt'} --out DIR"
                 )
             else:
-                names = data.held_out_names() if isinstance(data, StreamData) else None
-                known = names if len(names or ()) <= _MOST_NAMES else None
-                run_folder.write_state(folder, samples=now, held_out=known)
+                run_folder.write_state(folder, samples=now, **_names(data))
         if text := trainer.strategy.broadcast(text):
             raise UserError(text)
 

@@ -1,4 +1,4 @@
-"""No pretraining is judged by images that it was trained on."""
+"""No training is judged by samples that it was trained on."""
 
 from __future__ import annotations
 
@@ -6,27 +6,55 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from pixio_lightning.data.datamodule import StreamData
+from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.errors import UserError, some_of
 
 
 def refuse_trained_on(
-    now: dict[str, Any], begun: dict[str, Any], data: Any, held_out: list[str] | None
+    now: dict[str, Any], begun: dict[str, Any], data: Any, state: dict[str, Any], *, split: str
 ) -> None:
-    """Refuse to judge a pretraining by images of its own data that it did not hold out.
+    """Refuse to judge a training by samples of its own data that it was trained on.
 
     Args:
         now: Configuration of the data at hand.
         begun: That of the run.
         data: The data at hand, not yet opened.
-        held_out: What its `held_out_names` were in the run, if that is known.
+        state: Of the run folder: the names that it held out and trained on, if they are known.
+        split: What is evaluated, "val" or "test".
 
     Raises:
-        UserError: More images of the same data are held out now, or others.
+        UserError: More samples of the same data are held out now, or others.
     """
     now, begun = now.get("init_args", {}), begun.get("init_args", {})
-    same = _place(now) == _place(begun)
-    if not same or now.get("source") == "scenes" or now.get("val_path") or now.get("val_split"):
+    if _place(now) != _place(begun) or now.get("source") == "scenes":
         return
+    held_out, trained_on = state.get("held_out"), state.get("trained_on")
+    ways = "put the files back as they were, or give a folder val/ of its own"
+    if not isinstance(data, SampleData):
+        if now.get("val_path") or now.get("val_split"):
+            return
+        ways = _refuse_more(now, begun, held_out)
+    if held_out is None or not isinstance(data, StreamData):
+        return
+    if not isinstance(data, SampleData):
+        data = deepcopy(data)
+        data.setup("validate")
+    known = {*held_out}
+    others = [name for name in data.names_of(split) or () if name not in known]
+    sure = trained_on is not None
+    if sure:  # and files that were added since are free
+        trained = {*(trained_on or ())}
+        others = [name for name in others if name in trained]
+    if others:
+        raise UserError(
+            f"data.path '{now.get('path')}' would hold out {some_of(others)}, which the run did "
+            f"not, and {'was' if sure else 'may have been'} trained on: {ways}"
+        )
+
+
+def _refuse_more(now: dict[str, Any], begun: dict[str, Any], held_out: list[str] | None) -> str:
+    """Refuse to hold more images out than a pretraining did; returns what else may be done."""
     for key in ("val_path", "val_split"):
         if begun.get(key):
             raise UserError(
@@ -39,17 +67,10 @@ def refuse_trained_on(
             f"data.val_images is {now['val_images']}, but the run held out at most {most}, and was "
             "trained on the others: give no more"
         )
-    if held_out is None:
-        return
-    opened = deepcopy(data)
-    opened.setup("validate")
-    known = {*held_out}
-    if others := [name for name in opened.held_out_names() or () if name not in known]:
-        raise UserError(
-            f"data.path '{now.get('path')}' would hold out {some_of(others)}, which the run did "
-            "not, and may have been trained on: put the images back as they were, give "
-            f"data.val_images {most} at most, or images apart as data.val_path"
-        )
+    return (
+        f"put the images back as they were, give data.val_images {most} at most, or images apart "
+        "as data.val_path"
+    )
 
 
 def _place(data: dict[str, Any]) -> tuple[Any, ...]:

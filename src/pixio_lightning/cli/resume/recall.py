@@ -1,0 +1,78 @@
+"""What a model is told before it runs: where it comes from, and what its checkpoint is made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixio_lightning.cli import recipes, resume
+from pixio_lightning.cli.config_tree import in_files, typed
+from pixio_lightning.cli.resume.attention import check_attention
+from pixio_lightning.cli.resume.trained_on import refuse_trained_on
+from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.models.weights.students import absolute
+from pixio_lightning.training import results, run_folder
+from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
+from pixio_lightning.training.head import Head
+
+if TYPE_CHECKING:
+    from pixio_lightning.cli.lightning_cli import PixioCLI
+
+
+def introduce(cli: PixioCLI) -> None:
+    """Tell the model where it comes from, for its checkpoints and records."""
+    config = cli.config_dict()
+    arguments = config["model"]["init_args"]
+    students = (arguments.get("students") or {}).values()
+    for around in (arguments, *students):
+        backbone = around.get("backbone", {})
+        backbone = backbone.get("init_args", backbone)
+        if backbone.get("weights"):  # a checkpoint is loaded from anywhere
+            backbone["weights"] = absolute(backbone["weights"])
+    cli.model.config = config["model"]
+    if isinstance(cli.model, Head):
+        cli.model.provenance = {
+            "recipe": cli.options.configs,
+            # As they are now: they may change while it runs.
+            "files": results.files_read(
+                [recipes.find(name) for name in cli.options.configs],
+                cli.model.backbone.weights,
+                None,
+            ),
+            "overrides": cli.options.rest,
+            "seed": config["seed_everything"],
+        }
+
+
+def recall(cli: PixioCLI, ckpt_path: str | None) -> None:
+    """Tell a head, before it is built, what the weights that it will load are made for.
+
+    Raises:
+        UserError: The data, or what is asked of the model, contradicts it.
+    """
+    path = local_path(ckpt_path) if ckpt_path else None
+    if path is None or not path.exists():
+        return
+    about = read_plain(path).get("pixio", {})
+    if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
+        counts, model = cli.model.model_as_trained, cli.config_dict()["model"]
+        kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
+        resume.check_model(cli.options.rest, model, counts, kinds, about, cli.verb, path)
+        if str(about.get("class", "")).rpartition(":")[2] in kinds:
+            check_attention(cli.model.backbone, about.get("backbone") or {}, path)
+    if isinstance(cli.model, Head):
+        if cli.verb != "predict":  # images to predict say nothing of a head's data
+            cli.model.compare(cli.datamodule, about)
+        elif isinstance(cli.datamodule, SampleData):
+            files = [Path(name) for name in cli.options.configs if recipes.find(name) == Path(name)]
+            asked = {*typed(cli.options.rest), *in_files(files)}  # recipes by name ask for nothing
+            note = cli.datamodule.prepare_as(
+                about.get("evaluation_facts", {}), {key.removeprefix("data.") for key in asked}
+            )
+            cli.model.note(note)
+        cli.model.remember(about)
+    if cli.verb in ("validate", "test"):
+        data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
+        of_run, split = (begun or {}).get("data", data), {"validate": "val"}.get(cli.verb, "test")
+        state = run_folder.read_state(path.parent)
+        refuse_trained_on(data, of_run, cli.datamodule, state, split=split)
