@@ -400,6 +400,15 @@ def test_torch_s_advice_on_workers_reaches_no_one() -> None:
     assert not [str(warning.message) for warning in told]
 
 
+def test_an_evaluation_is_not_told_that_it_has_no_logger(tmp_path: Path) -> None:
+    line = ["validate", "-c", "depth/demo", "--model.backbone.weights", "tiny", "--ckpt_path"]
+    line += ["none", "--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert cli.main([*line, "--data.num_workers", "0", "--out", str(tmp_path)]) == 0
+    assert not [str(w.message) for w in told if "no logger" in str(w.message)]
+
+
 def test_a_verb_that_the_model_has_no_step_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from running import equal, kill_when, pixio, same
 
+from pixio_heads.depth import Depth
 from pixio_lightning.cli.main import main
 from pixio_lightning.training import results
 from pixio_lightning.training.callbacks import Checkpoints
@@ -114,7 +115,7 @@ def _cut(patch: pytest.MonkeyPatch, owner: type, name: str, when: Any, *, after:
 
 
 _MOMENTS = {
-    "before the first batch": (Head, "on_validation_start", lambda s: s.global_step == 8, False),
+    "before the first batch": (Depth, "on_validation_start", lambda s: s.global_step == 8, False),
     "between batches": (Head, "validation_step", lambda s, b, i: s.global_step == 8 and i, False),
     "before the record": (
         *(Head, "on_validation_epoch_end"),

@@ -274,6 +274,8 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # Evaluations write results.jsonl, and need none.
+    warnings.filterwarnings("ignore", r"You called `self\.log.*no logger configured.*")
     # torch counts the cores, but not what a worker of ours waits for.
     warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
