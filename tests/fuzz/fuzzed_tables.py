@@ -78,7 +78,7 @@ def _scored(folder: Path) -> list[str]:
             "height": pa.array(numbers + 20, pa.int32()),
         }
     ).replace_schema_metadata({b"pixio_scores": json.dumps({"size": 64, "masks": 2}).encode()})
-    pq.write_table(table, path, row_group_size=10)
+    pq.write_table(table, path)  # in one group, as `write_scores` does
     return [str(path.relative_to(folder))]
 
 

@@ -248,12 +248,12 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def forget_taps(arguments: dict[str, Any]) -> None:
+def forget_taps(arguments: Any) -> None:
     """Take out of a model's stored arguments what earlier versions wrote of a decoder for nothing.
 
     How many layers it reads is the backbone's to say.
     """
-    decoder = arguments.get("decoder")
+    decoder = arguments.get("decoder") if isinstance(arguments, dict) else None
     if isinstance(decoder, dict) and isinstance(decoder.get("init_args"), dict):
         decoder["init_args"].pop("taps", None)
 
