@@ -89,6 +89,7 @@ class SampleData(StreamData):
         self.val_images, self.views = val_images, views
         self.stores: dict[str, Mapping[str, View]] = {}
         self._opened: dict[str, Samples] = {}
+        self._digests_of_names: dict[str, str] = {}
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -298,8 +299,11 @@ class SampleData(StreamData):
 
     def digest_of_names(self, split: str) -> str:
         """Return a hash of which samples a split has, wherever and whenever they were written."""
-        samples = self.samples_of(split)
-        return digest_of([samples.name(i) for i in range(len(samples))])
+        if split not in self._digests_of_names:  # asked for at every validation
+            samples = self.samples_of(split)
+            names = [samples.name(i) for i in range(len(samples))]
+            self._digests_of_names[split] = digest_of(names)
+        return self._digests_of_names[split]
 
 
 def plain_facts(thing: Any, *, without: Collection[str]) -> dict[str, Any]:
