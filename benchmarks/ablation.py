@@ -174,8 +174,7 @@ def score(how: How) -> None:
             return
         pretrain(SCORER, how)
         weights = how.folder / SCORER.name / "last.ckpt"
-        if not weights.exists():  # it was judged on another machine
-            child_run.run(words(SCORER, how), weights.parent)
+        child_run.run(words(SCORER, how), weights.parent)  # judged elsewhere, or stopped halfway
         line = ["predict", "-c", "curation/demo", "--model.backbone.weights", str(weights)]
         out = how.folder / "scoring"
         child_run.run([*line, "--data.batch_size", "500", *on_device(how)], out)
