@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
-from pixio_heads.reconstruction.views.frames import FileScene, RenderedScene, Scene
+from pixio_heads.reconstruction.views.frames import FileScene, Scene, rendered_scenes
+from pixio_heads.reconstruction.views.framing import within
 from pixio_heads.reconstruction.views.inputs import Pictures, Placed, open_pictures
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
-from pixio_heads.reconstruction.views.layouts import is_scene, open_scenes, split_scenes
 from pixio_heads.reconstruction.views.mirror import mirrored
+from pixio_heads.reconstruction.views.opening import SceneFiles, names_anywhere
 from pixio_heads.reconstruction.views.sets import (
     SetPositions,
     Sets,
     SetsOfOneShape,
     Shapes,
-    Size,
     TrainingSets,
 )
+from pixio_heads.reconstruction.views.wai.mixture import dealt, in_turns, numbered
 from pixio_lightning.data import (
     HeldOutSamples,
     Loader,
@@ -27,15 +28,13 @@ from pixio_lightning.data import (
     Sample,
     SampleData,
     Samples,
-    Scenes,
-    SceneSamples,
-    existing_folder,
-    part_of,
     spread,
 )
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, refuse_unread
 from pixio_lightning.keyed import Purpose
 
+_COVISIBILITY = 0.25  # where neither the user nor the data set says another
+_NAMES = 10_000  # of scenes that a run keeps to know them again elsewhere
 _STEP = 16  # sides are multiples of the backbone's patch
 # What a layout is known to be: metric, synthetic.
 _KNOWN = {"scenes": (True, True), "blendedmvs": (False, False)}
@@ -50,7 +49,8 @@ class ReconstructionData(SampleData):
     - `folder`: `transforms.json` of Nerfstudio with `depth_file_path`, or COLMAP in
       `sparse/0/` with `images/` and `depth/` of the same names (16-bit PNG, npy, EXR, PFM).
     - `wai`: the layout of MapAnything, `scene_meta.json`; scenes may lie in a folder for each data
-      set they are of, whose name says whether it is metric and synthetic, where it is known.
+      set they are of. Of a known one the name (the folder's, else the file's) tells what holds: see
+      `sets` and `masks`.
     - `blendedmvs`: `blended_images/`, `rendered_depth_maps/`, `cams/`.
 
     A negative depth marks what has none, such as the sky; 0 what was not measured.
@@ -64,10 +64,13 @@ class ReconstructionData(SampleData):
         min_views: Least number of views of a training set.
         max_views: Greatest; each batch draws one, and has fewer sets if it has more views.
         val_views: Views of a set that is evaluated.
-        sets_per_scene: Sets of each scene in a pass.
+        sets_per_scene: Sets of each scene in a pass; of several data sets at least, see `sets`.
         covisibility: How much of a view its neighbour in a set must see, as a share of what can be
-            seen at all.
+            seen at all; None is 0.25, of MPSD 0.15 and of ETH3D 0.025 as in MapAnything.
         hold_out: Share of the scenes that is held out where there is no `val/`; 1 only evaluates.
+        scene_lists: Folder of lists of the scenes to train on, validate and test on, as MapAnything
+            publishes them for its sets: `train/NAME_scene_list_train.txt`, and so on. None holds
+            scenes out by their names.
         depth_scale: Metres per unit of depth, of integers and of floats; None takes what a file
             says itself (`depth_unit_scale_factor` of transforms.json, or a PNG of `predict`), or
             0.001 of integers, and floats as metres. A file that says another unit than is given
@@ -76,7 +79,12 @@ class ReconstructionData(SampleData):
             files, and that a folder's are not.
         synthetic: Whether images are rendered; None believes the name of a data set's folder, else
             that they are not.
-        sets: Of data sets by the names of their folders, whether they are metric and synthetic.
+        sets: Of data sets by the names of their folders, whether they are metric and synthetic, and
+            how often each is trained on beside the others (`weight`), whatever the number of its
+            scenes: what is not said is as in MapAnything, or 1.
+        masks: Whether depth that is no geometry is taken out as MapAnything does for the set: sky,
+            what a mask calls unusable, the farthest 5 %. Of a set that is not known the masks that
+            its files have count.
         augment: Whether colours of training views change; None for those of files.
         colour: How they do.
         mirror: Whether half of the training sets are seen in a mirror.
@@ -103,12 +111,14 @@ class ReconstructionData(SampleData):
         max_views: int = 4,
         val_views: int = 2,
         sets_per_scene: int = 10,
-        covisibility: float = 0.25,
+        covisibility: float | None = None,
         hold_out: float = 0.1,
+        scene_lists: str | None = None,
         depth_scale: float | None = None,
         metric: bool | None = None,
         synthetic: bool | None = None,
         sets: dict[str, SetFlags] | None = None,
+        masks: bool = True,
         augment: bool | None = None,
         colour: Colour = Colour(),  # noqa: B008 (frozen)
         mirror: bool = False,
@@ -129,12 +139,13 @@ class ReconstructionData(SampleData):
         )
         sizes = [image_size] if isinstance(image_size, tuple) else image_size
         if source == "scenes":
-            sizes = [_within(size, self.scenes.size) for size in sizes]
+            sizes = [within(size, self.scenes.size, step=_STEP) for size in sizes]
         self.sizes = [(height, width) for height, width in sizes]
         self.min_views, self.max_views, self.val_views = min_views, max_views, val_views
-        self.sets_per_scene, self.covisibility, self.hold_out = (
-            sets_per_scene, covisibility, hold_out,
-        )  # fmt: skip
+        self.sets_per_scene, self.hold_out, self.scene_lists = sets_per_scene, hold_out, scene_lists
+        if covisibility is None and source != "wai":
+            covisibility = _COVISIBILITY
+        self.covisibility, self.masks = covisibility, masks
         self.depth_scale, self.colour = depth_scale, colour
         known = _KNOWN.get(source, (None, None))
         self.metric = metric if known[0] is None else known[0]
@@ -143,6 +154,7 @@ class ReconstructionData(SampleData):
         self.augments = source != "scenes" if augment is None else augment
         self.mirror = mirror
         self.predict_views, self.every = predict_views, every
+        self._shares: dict[str, float] = {}  # of the training sets, by data set
         self._refuse(given={"metric": metric, "synthetic": synthetic}, known=known)
 
     def _refuse(self, *, given: dict[str, bool | None], known: tuple[bool | None, ...]) -> None:
@@ -159,6 +171,8 @@ class ReconstructionData(SampleData):
                 f"data.sets is of folders in the layout wai, but data.source is {self.source}; say "
                 "data.metric and data.synthetic"
             )
+        if self.source not in ("wai", "scenes"):
+            refuse_unread("data.scene_lists", self.scene_lists, None, "only wai has data sets")
         for size in self.sizes:
             if min(size) < _STEP or any(side % _STEP for side in size):
                 raise UserError(
@@ -176,8 +190,9 @@ class ReconstructionData(SampleData):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name} is {getattr(self, name)}; expected at least {least}")
         for name in ("covisibility", "hold_out"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}; expected over 0 up to 1")
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"data.{name} is {value}; expected over 0 up to 1")
         if self.views is not None and (self.min_views < self.max_views or len(self.sizes) > 1):
             raise UserError(
                 "data.views fixes the training sets, so they must be of one shape: set "
@@ -190,56 +205,61 @@ class ReconstructionData(SampleData):
         """Return the sets of a split."""
         if split == "predict":
             return self._open_pictures()
+        scenes: Sequence[Scene]
         if self.source == "scenes":
-            scenes: Sequence[Scene] = _rendered(split, self.scenes)
+            scenes = rendered_scenes(split, self.scenes)
         else:
-            scenes = self._open_scenes(existing_folder(self.path or "", "data.path"), split)
-        return Sets(
+            scenes = self._files().of(split)
+        train, starts = split == "train", None
+        if train:
+            groups, weights = [s.set_name for s in scenes], {s.set_name: s.weight for s in scenes}
+            starts = numbered(groups, weights, per_scene=self.sets_per_scene)
+        sets = Sets(
             scenes,
             views=self.val_views,
             size=self.sizes[0],
             per_scene=self.sets_per_scene,
-            covisibility=self.covisibility,
+            covisibility=self.covisibility or _COVISIBILITY,
             # Whatever a run's seed is, all are judged on the same sets.
-            seed=self.seed if split == "train" else 0,
+            seed=self.seed if train else 0,
+            starts=starts,
         )
+        if starts is not None:
+            self._shares = {k: n / len(sets) for k, n in sets.of_data_sets().items()}
+        return sets
 
-    def _open_scenes(self, root: Path, split: str) -> Sequence[Scene]:
-        def opened(folder: Path) -> list[FileScene]:
-            return open_scenes(
-                folder,
-                self.source,
-                scale=self.depth_scale,
-                max_megapixels=self.max_megapixels,
-                flags=Flags(self.metric, self.synthetic, self.sets),
-            )
-
-        # A scene may be called train, as one of Tanks and Temples is.
-        part = part_of(root, split, holds=lambda folder: not is_scene(folder, self.source))
-        if part.whole:
-            return opened(part.folder)
-        views = (self.max_views, self.val_views)
-        train, held_out = split_scenes(opened(part.folder), share=self.hold_out, views=views)
-        if split == "train" and not train:
-            raise UserError("data.hold_out is 1, so there is no scene to train on: set it lower")
-        return train if split == "train" else held_out
+    def _files(self) -> SceneFiles:
+        return SceneFiles(
+            self.path or "",
+            self.source,
+            hold_out=self.hold_out,
+            views=(self.max_views, self.val_views),
+            lists=self.scene_lists,
+            scale=self.depth_scale,
+            max_megapixels=self.max_megapixels,
+            flags=Flags(self.metric, self.synthetic, self.sets, self.covisibility, self.masks),
+        )
 
     def names_of(self, split: str) -> list[str] | None:
         """Return the scenes of a split; where all are parts of a single one, the frames."""
         if self.source == "scenes":
             return None
-        root = existing_folder(self.path or "", "data.path")
-        if part_of(root, split, holds=lambda folder: not is_scene(folder, self.source)).whole:
+        if self._files().part(split).whole:
             return []
         scenes = self._sets_of(split).scenes
-        if self.hold_out < 1 and len(self._sets_of("train").scenes) == 1:
+        made_here = self.scene_lists is None and self.hold_out < 1
+        if made_here and len(self._sets_of("train").scenes) == 1:
             files = [scene for scene in scenes if isinstance(scene, FileScene)]
             return [f"{scene.name}/{frame.name}" for scene in files for frame in scene.frames]
         return [scene.name for scene in scenes]
 
+    def names_anywhere(self, split: str) -> list[str]:
+        """Return the scenes of known data sets as `SET/SCENE`: of whole sets, up to 10,000."""
+        return names_anywhere(self._sets_of(split).scenes, limit=_NAMES)
+
     def _open_pictures(self) -> Pictures:
         if self.source == "scenes":
-            scene, *_ = _rendered("val", self.scenes)
+            scene, *_ = rendered_scenes("val", self.scenes)
             shots = [scene.load(i) for i in range(len(scene))]
             placed = [Placed(s.image, s.image.shape[:2], (1.0, 1.0, 0, 0)) for s in shots]
             names = [f"{i}.png" for i in range(len(scene))]
@@ -262,12 +282,26 @@ class ReconstructionData(SampleData):
         """What records call the data: with what decides on which sets there are, and how hard."""
         height, width = self.sizes[0]
         parts = [super().dataset, f"{self.val_views} views of {height}x{width}"]
-        parts += [f"covisibility {self.covisibility:g}", f"{self.sets_per_scene} sets a scene"]
+        seen = "of each data set" if self.covisibility is None else f"{self.covisibility:g}"
+        parts += [f"covisibility {seen}", f"{self.sets_per_scene} sets a scene"]
+        if self.source == "wai":
+            parts.append("depth within masks" if self.masks else "depth without masks")
         if self.source != "scenes":
-            parts.append(f"hold_out {self.hold_out:g}")
+            listed = self.scene_lists is not None
+            parts.append("scenes of lists" if listed else f"hold_out {self.hold_out:g}")
             if self.depth_scale is not None:
                 parts.append(f"depth_scale {self.depth_scale:g}")
         return ", ".join(parts)
+
+    def contents(self) -> dict[str, str]:
+        """Return how many sets there are, of which data sets, and what tells the splits."""
+        facts = super().contents()
+        if self._shares:
+            facts["data sets"] = ", ".join(f"{k} {100 * v:.1f} %" for k, v in self._shares.items())
+        unlisted = self.source == "wai" and self.scene_lists is None and self.hold_out < 1
+        if unlisted and not self._files().part("val").whole:
+            facts["splits"] = "by names, not by lists of a benchmark: see data.scene_lists"
+        return facts
 
     # --- covisibility -------------------------------------------------------------------------
 
@@ -298,8 +332,11 @@ class ReconstructionData(SampleData):
         """
         held_out = super().evaluation_set(stage)
         if stage != "predict":
+            sets = self._sets_of(stage)
+            if len(held_out.indices) < len(sets):  # as many of each data set
+                held_out.indices = in_turns(sets.by_data_set(), len(held_out.indices))
             self._measure(stage, held_out.indices)
-            held_out.indices.sort(key=lambda index: index % self.sets_per_scene)
+            held_out.indices.sort(key=lambda index: sets.place(index)[1])
             processes = self.trainer.world_size if self.trainer else 1
             held_out.indices = dealt(held_out.indices, processes)
         return held_out
@@ -358,33 +395,3 @@ class ReconstructionData(SampleData):
         if not self.augments:
             return sample
         return sample | {"image": recoloured(sample["image"], self.colour, random_key)}
-
-
-def dealt(indices: list[int], processes: int) -> list[int]:
-    """Return indices in an order of which each process, taking every so many-th, has neighbours.
-
-    Args:
-        indices: What is evaluated.
-        processes: How many share them.
-    """
-    order, start = indices.copy(), 0
-    for rank in range(processes):
-        places = range(rank, len(indices), processes)
-        for place, index in zip(places, indices[start:], strict=False):
-            order[place] = index
-        start += len(places)
-    return order
-
-
-def _rendered(split: str, scenes: Scenes) -> list[Scene]:
-    fields = ("image", "depth", "class_id", "intrinsics", "cam2world")
-    views = SceneSamples(split, scenes, fields)
-    starts = range(0, len(views), scenes.views)
-    return [RenderedScene(views, range(start, start + scenes.views)) for start in starts]
-
-
-def _within(size: Size, side: int) -> Size:
-    """Return a size scaled down until it fits into a square, in whole patches."""
-    scale = min(1.0, side / max(size))
-    height, width = (max(_STEP, round(n * scale / _STEP) * _STEP) for n in size)
-    return height, width

@@ -97,8 +97,15 @@ def colmap(root: Path, views: list[View], *, model: str = "PINHOLE", rest: str =
     (sparse / "images.txt").write_text("\n".join(images) + "\n")
 
 
-def wai(root: Path, views: list[View], *, scores: np.ndarray | None = None, **changes: Any) -> None:
-    """Write scene_meta.json with OpenCV poses, depth as EXR."""
+def wai(
+    root: Path,
+    views: list[View],
+    *,
+    scores: np.ndarray | None = None,
+    masks: dict[str, np.ndarray] | None = None,
+    **changes: Any,
+) -> None:
+    """Write scene_meta.json with OpenCV poses, depth as EXR; masks of all views as PNG."""
     frames = []
     for i, view in enumerate(views):
         save_image(root / f"images/{i:03d}.png", view)
@@ -117,6 +124,17 @@ def wai(root: Path, views: list[View], *, scores: np.ndarray | None = None, **ch
     about |= {"scale_type": "metric", "shared_intrinsics": True, "w": SIDE, "h": SIDE}
     about |= {"fl_x": k[0, 0], "fl_y": k[1, 1], "cx": k[0, 2], "cy": k[1, 2]}
     content = about | {"frames": frames} | changes
+    for modality, mask in (masks or {}).items():
+        *outer, name = modality.split("/")
+        found = content.setdefault("frame_modalities", {})
+        for part in outer:
+            found = found.setdefault(part, {})
+        found[name] = {"frame_key": f"{name}_mask", "format": "binary"}
+        for frame in frames:
+            path = Path("masks") / name / f"{frame['frame_name']}.png"
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(root / path)
+            frame[f"{name}_mask"] = path.as_posix()
     (root / "scene_meta.json").write_text(json.dumps(content))
     if scores is not None:
         n = len(scores)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scene_folders
 from scene_folders import rendered
@@ -57,10 +58,15 @@ def odd_bytes(data: bytes, random_key: random.Random) -> bytes:
     return bytes(changed)
 
 
+def wai(root: Path, views: list[Any]) -> None:
+    masks = {"pred_mask/moge2": np.ones((4, 4)), "skymask": np.zeros((48, 48))}
+    scene_folders.wai(root, views, masks=masks, dataset_name="spring")
+
+
 Change = Callable[[str, random.Random], str]
 _LAYOUTS: dict[str, tuple[Callable[..., Any], str, str, Change]] = {
     "transforms": (scene_folders.nerfstudio, "folder", "transforms.json", odd_json),
-    "wai": (scene_folders.wai, "wai", "scene_meta.json", odd_json),
+    "wai": (wai, "wai", "scene_meta.json", odd_json),
     "colmap images": (scene_folders.colmap, "folder", "sparse/0/images.txt", odd_words),
     "colmap cameras": (scene_folders.colmap, "folder", "sparse/0/cameras.txt", odd_words),
     "blendedmvs": (scene_folders.blendedmvs, "blendedmvs", "cams/00000001_cam.txt", odd_words),

@@ -177,7 +177,7 @@ def test_sets_beside_each_other_are_known_by_their_folders(tmp_path: Path) -> No
             scale = "up_to_scale" if name == "tav2_wb" else "metric"
             root = tmp_path / name / f"room{room}"
             scene_folders.wai(root, rendered(room, views=4), scale_type=scale)
-    keys: dict[str, Any] = {"min_views": 2, "max_views": 2, "hold_out": 1.0}
+    keys: dict[str, Any] = {"min_views": 2, "max_views": 2, "hold_out": 1.0, "masks": False}
 
     def flags(**more: Any) -> dict[str, tuple[bool, bool]]:
         sets = of("wai", tmp_path, **keys, **more).samples_of("val")
@@ -209,7 +209,7 @@ def test_sets_beside_each_other_are_known_by_their_folders(tmp_path: Path) -> No
 def test_sets_are_in_train_and_val_folders_too(tmp_path: Path) -> None:
     for split, name in (("train", "spring"), ("train", "mpsd"), ("val", "mpsd")):
         scene_folders.wai(tmp_path / split / name / "a", rendered(1, views=4))
-    data = of("wai", tmp_path)
+    data = of("wai", tmp_path, masks=False)
     found = {scene.name: scene.synthetic for scene in data.samples_of("train").scenes}
     assert found == {"mpsd/a": False, "spring/a": True}
     assert [scene.name for scene in data.samples_of("val").scenes] == ["mpsd/a"]

@@ -19,7 +19,7 @@ from pixio_heads.reconstruction import reconstructed
 from pixio_lightning import load
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.main import main
-from pixio_lightning.training import results
+from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.checkpoints import checkpoint_io
 
 SMALL = ["--data.scenes", "{train: 6, held_out: 4, views: 2, size: 48, places: [den]}"]
@@ -187,15 +187,30 @@ def test_a_run_whose_pictured_sets_cannot_be_used_draws_nothing(
 def test_sets_of_two_kinds_train_together(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for room in ("spring/a", "spring/b", "mine/a"):
-        scene_folders.wai(tmp_path / room, scene_folders.rendered(len(room)))
+    masks = {"skymask": np.zeros((48, 48), bool), "pred_mask/moge2": np.ones((48, 48), bool)}
+    for room in ("train/spring/a", "train/mine/a", "val/spring/b", "val/mine/b"):
+        views = scene_folders.rendered(len(room))
+        scene_folders.wai(tmp_path / "data" / room, views, masks=masks)
     line = [word if not word.endswith("/run") else str(tmp_path / "run") for word in words]
-    line += ["--data.source", "wai", "--data.path", str(tmp_path), "--data.image_size", "[48, 48]"]
+    line += ["--data.source", "wai", "--data.path", str(tmp_path / "data")]
+    line += ["--data.image_size", "[48, 48]"]
     assert main(["fit", *line]) == 2
     assert "a set 'mine'" in capsys.readouterr().err
-    line += ["--data.sets", "{mine: {metric: false, synthetic: false}}", "--fresh"]
-    assert main(["fit", *line]) == 0, capsys.readouterr().err
-    assert (tmp_path / "run/last.ckpt").exists()
+    flags = ["--data.sets", "{mine: {metric: false, synthetic: false}, spring: {weight: 0.5}}"]
+    assert main(["fit", *line, *flags, "--fresh"]) == 0, capsys.readouterr().err
+    assert "mine 66.7 %, spring 33.3 %" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert run_folder.read_state(run)["trained_anywhere"] == ["spring/a"]
+    # A scene of a known data set is known again wherever it lies.
+    for room in ("train/spring/a", "val/spring/b"):
+        shutil.copytree(tmp_path / "data" / room, tmp_path / "apart/spring" / room[-1])
+    words = [*line, "--data.path", str(tmp_path / "apart/spring"), "--data.hold_out", "1"]
+    words += ["--ckpt_path", str(run / "last.ckpt")]
+    assert main(["test", *words]) == 2
+    error = capsys.readouterr().err
+    assert "apart/spring' holds 'spring/a', which the run was trained on" in error
+    shutil.rmtree(tmp_path / "apart/spring/a")
+    assert main(["test", *words]) == 0, capsys.readouterr().err
 
 
 def test_the_recipe_s_header_is_its_global_batch() -> None:

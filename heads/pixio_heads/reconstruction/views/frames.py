@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,8 +17,16 @@ from numpy.typing import NDArray
 
 from pixio_heads.reconstruction.views import covisibility
 from pixio_heads.reconstruction.views.score_file import ScoreFile
+from pixio_heads.reconstruction.views.wai.depth_rules import DepthRule, read_mask
 from pixio_lightning.data import SCENE_CLASSES as CLASSES
-from pixio_lightning.data import BadImage, SceneSamples, decode_pixels, read_depth, read_file
+from pixio_lightning.data import (
+    BadImage,
+    Scenes,
+    SceneSamples,
+    decode_pixels,
+    read_depth,
+    read_file,
+)
 from pixio_lightning.errors import UserError
 
 _SKY = CLASSES.index("sky")
@@ -35,6 +44,7 @@ class Frame(NamedTuple):
         cam2world: `(4, 4)`.
         size: Height and width of the image the intrinsics are for; None if the layout has none.
         unit: Metres per unit of its depth, where the layout says it.
+        masks: Names and files of the masks that come with it.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Frame(NamedTuple):
     cam2world: NDArray[np.float64]
     size: tuple[int, int] | None
     unit: float | None = None
+    masks: tuple[tuple[str, Path], ...] = ()
 
 
 class Found(NamedTuple):
@@ -53,11 +64,13 @@ class Found(NamedTuple):
         frames: Its frames, in the file's order.
         metric: Whether the file says that lengths are metres.
         given: A matrix of covisibility that comes with it.
+        set_name: The data set that the file says it is of.
     """
 
     frames: list[Frame]
     metric: bool = False
     given: Path | None = None
+    set_name: str | None = None
 
 
 def posed_frame(
@@ -119,11 +132,17 @@ class Scene(Protocol):
         name: Unique and stable, the scene's folder below the data's where there are files.
         metric: Whether its lengths are metres.
         synthetic: Whether its images are rendered.
+        set_name: The data set it is of, as MapAnything calls it.
+        weight: How often that is trained on beside others.
+        covisibility: How much of a view its neighbour must see; None is as of all scenes.
     """
 
     name: str
     metric: bool
     synthetic: bool
+    set_name: str
+    weight: float
+    covisibility: float | None
 
     def __len__(self) -> int: ...
 
@@ -156,6 +175,10 @@ class FileScene:
             and metres of floats, unless a file says another.
         max_megapixels: Larger images are bad.
         given: A matrix of scores that comes with the data, `(N, N)` npy; None computes it.
+        rule: Which depth counts.
+        set_name: The data set it is of.
+        weight: How often that is trained on beside others.
+        covisibility: How much of a view its neighbour must see; None is as of all scenes.
     """
 
     def __init__(
@@ -168,9 +191,14 @@ class FileScene:
         scale: float | None,
         max_megapixels: float,
         given: Path | None = None,
+        rule: DepthRule = DepthRule(),  # noqa: B008 (frozen)
+        set_name: str = "",
+        weight: float = 1.0,
+        covisibility: float | None = None,
     ) -> None:
         self.name, self.frames = name, list(frames)
-        self.metric, self.synthetic = metric, synthetic
+        self.metric, self.synthetic, self.rule = metric, synthetic, rule
+        self.set_name, self.weight, self.covisibility = set_name, weight, covisibility
         self.scale, self.max_megapixels, self.given = scale, max_megapixels, given
         self._given_rows = slice(0, len(frames))
         self._scores: NDArray[np.float32] | None = None
@@ -183,6 +211,7 @@ class FileScene:
         first = self._given_rows.start
         part._given_rows = slice(first + indices.start, first + indices.stop)
         part._scores = part._file = None
+        part.set_name = ""  # whose scenes it is not one of: its name tells other frames too
         return part
 
     def __len__(self) -> int:
@@ -202,6 +231,7 @@ class FileScene:
             # Up to a pixel of rounding: depth is often kept at a fraction of the image's size.
             if abs(depth.shape[0] * size[1] - depth.shape[1] * size[0]) > max(size):
                 raise BadImage(f"depth of {_wide(depth.shape)} for an image of {_wide(size)}")
+            depth = self.rule.applied(depth, self._masks(frame))
         except OSError as error:
             reason = f"cannot be read ({error.strerror or type(error).__name__})"
             raise BadImage(reason, name=f"{self.name}/{frame.name}") from None
@@ -221,6 +251,16 @@ class FileScene:
             max_megapixels=self.max_megapixels,
         )
 
+    def _masks(self, frame: Frame) -> dict[str, NDArray[np.bool_]]:
+        """Read the masks that its rule needs."""
+        files, masks = dict(frame.masks), {}
+        for name in self.rule.masks:
+            if name not in files:
+                raise BadImage(f"no mask {name}")
+            data = read_file(files[name])
+            masks[name] = read_mask(data, max_megapixels=self.max_megapixels)
+        return masks
+
     def scores(self) -> NDArray[np.float32]:
         if self._scores is None:
             file = self.score_file()
@@ -234,7 +274,8 @@ class FileScene:
 
     def score_file(self) -> ScoreFile | None:
         if self._file is None and self.given is None:
-            self._file = ScoreFile(self.facts(), len(self), self._measured)
+            # Measured, as MapAnything does, on depth as it is: what is seen beyond a mask is seen.
+            self._file = ScoreFile(self._depth_facts(), len(self), self._measured)
         return self._file
 
     def _measured(self, start: int) -> Iterator[NDArray[np.float32]]:
@@ -261,6 +302,14 @@ class FileScene:
             yield row
 
     def facts(self) -> Any:
+        if self.rule.keeps_all:
+            return self._depth_facts()
+        masks = [path for f in self.frames for name, path in f.masks if name in self.rule.masks]
+        stats = [(str(path), path.stat()) for path in masks if path.exists()]
+        about = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+        return self._depth_facts(), about, asdict(self.rule)
+
+    def _depth_facts(self) -> Any:
         files = [path for f in self.frames for path in (f.image, f.depth) if path is not None]
         stats = [(str(path), path.stat()) for path in files if path.exists()]
         cameras = [
@@ -280,6 +329,8 @@ class RenderedScene:
     """
 
     metric = synthetic = True
+    set_name, weight = "", 1.0
+    covisibility: float | None = None
 
     def __init__(self, views: SceneSamples, indices: range) -> None:
         self.views, self.indices = views, indices
@@ -312,6 +363,13 @@ class RenderedScene:
 
     def facts(self) -> Any:
         return self.name, self.views.digest()
+
+
+def rendered_scenes(split: str, scenes: Scenes) -> list[RenderedScene]:
+    """Return the rendered scenes of a split."""
+    views = SceneSamples(split, scenes, ("image", "depth", "class_id", "intrinsics", "cam2world"))
+    starts = range(0, len(views), scenes.views)
+    return [RenderedScene(views, range(start, start + scenes.views)) for start in starts]
 
 
 def _wide(size: tuple[int, ...] | None) -> str:

@@ -71,6 +71,13 @@ def framed(shot: Shot, size: tuple[int, int]) -> Shot:
     return Shot(image, shot.depth[rows[:, None], columns], matrix, shot.cam2world)
 
 
+def within(size: tuple[int, int], side: int, *, step: int) -> tuple[int, int]:
+    """Return a size scaled down until it fits into a square, in whole steps."""
+    scale = min(1.0, side / max(size))
+    height, width = (max(step, round(n * scale / step) * step) for n in size)
+    return height, width
+
+
 def _nearest(n: int, start: int, length: int, scale: float) -> NDArray[np.int64]:
     """Return which pixels of a depth map, `scale` times the image, lie nearest to `n` new ones."""
     return np.floor((start + (np.arange(n) + 0.5) * length / n) * scale).astype(np.int64)

@@ -8,8 +8,9 @@ their principal points are moved by half a pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from pixio_heads.reconstruction.views.frames import (
     camera_matrix,
     posed_frame,
 )
-from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
+from pixio_heads.reconstruction.views.known_sets import Flags, SetFacts
+from pixio_heads.reconstruction.views.wai.depth_rules import MODALITIES, rule_of_files
 from pixio_lightning.data import held_out, is_hidden, require_reader
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import parse_json, read_text
@@ -51,17 +53,34 @@ def wai(root: Path) -> Found:
     """Read `scene_meta.json`: poses in OpenCV axes unless `camera_convention` is opengl.
 
     Depth is what the sensor or renderer of the data set gave, under `depth`, or what was rendered
-    of a mesh, under `rendered_depth`.
+    of a mesh, under `rendered_depth`; `frame_modalities` says under which key frames name a mask.
     """
     path = root / "scene_meta.json"
     content = _read_json(path)
-    keys = ("depth", "rendered_depth")
-    frames = _frames(path, content, depth_keys=keys, corner=0.0, convention="opencv")
+    masks = {name: _frame_key(content, name) for name in MODALITIES}
+    frames = _frames(
+        path,
+        content,
+        depth_keys=("depth", "rendered_depth"),
+        corner=0.0,
+        convention="opencv",
+        mask_keys={name: key for name, key in masks.items() if key is not None},
+    )
     matrices = sorted((root / "covisibility" / "v0").glob("*.npy"))
     given = matrices[0] if matrices else None
     if given is not None:
         _check_matrix(given, len(frames))
-    return Found(frames, content.get("scale_type") == "metric", given)
+    said = content.get("dataset_name")
+    name = said if isinstance(said, str) else None
+    return Found(frames, content.get("scale_type") == "metric", given, name)
+
+
+def _frame_key(content: dict[str, Any], modality: str) -> str | None:
+    """Return the key of a frame under which the file of a modality is named, if there is one."""
+    found: Any = content.get("frame_modalities")
+    for part in (*modality.split("/"), "frame_key"):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -81,6 +100,7 @@ def _frames(
     depth_keys: tuple[str, ...],
     corner: float,
     convention: str,
+    mask_keys: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Frame]:
     """Read the frames of a file, each with its own camera or that of all.
 
@@ -90,6 +110,7 @@ def _frames(
         depth_keys: Where the depth's file is named; the first one there is counts.
         corner: Coordinate of the centre of the first pixel, as the file counts.
         convention: The axes, where the file does not say.
+        mask_keys: Where the files of masks are named, by what these are.
     """
     frames = []
     for number, entry in enumerate(content["frames"]):
@@ -111,6 +132,11 @@ def _frames(
             if unit is not None and not 0 < unit < math.inf:
                 raise ValueError(f"{_UNIT} is {unit:g}; expected metres per unit of depth, over 0")
             named = [Path(about[key]) for key in depth_keys if about.get(key)]
+            masks = tuple(
+                (mask, path.parent / entry[key])
+                for mask, key in mask_keys.items()
+                if entry.get(key)
+            )
         except KeyError as error:
             raise UserError(
                 f"{where} has no {error}; expected file_path, transform_matrix, fl_x, cx, cy, w "
@@ -128,10 +154,10 @@ def _frames(
             raise UserError(f"{where}: camera_convention '{axes}'; expected opengl or opencv")
         if axes == "opengl" and pose.shape == (4, 4):
             pose = pose @ _OPENGL
-        named = [about[key] for key in depth_keys if about.get(key)]
         depth = path.parent / named[0] if named else None
         files = path.parent / name, depth
-        frames.append(posed_frame(where, name, files, matrix, pose, size)._replace(unit=unit))
+        frame = posed_frame(where, name, files, matrix, pose, size)
+        frames.append(frame._replace(unit=unit, masks=masks))
     return frames
 
 
@@ -221,11 +247,12 @@ def open_scenes(
         source: `folder`, `wai` or `blendedmvs`.
         scale: Metres per unit of an integer depth image; None takes what the layout says, or 0.001.
         max_megapixels: Larger images are bad.
-        flags: Which lengths are metres and which images are rendered.
+        flags: Which lengths are metres and which images are rendered, and which depth counts.
 
     Raises:
-        UserError: There is no scene, a scene has no depth, or its cameras cannot be read; a set is
-            unknown; or a file says another unit of depth than `scale`.
+        UserError: There is no scene, a scene has no depth or lacks a mask that its set needs, or
+            its cameras cannot be read; a set is unknown; or a file says another unit of depth than
+            `scale`.
     """
     readers, expected = _READERS[source]
     places = _places(root, readers, sets=source == "wai")
@@ -236,8 +263,8 @@ def open_scenes(
             else ("in it or in sub-folders")
         )
         raise UserError(f"'{root}' holds no scene; expected {expected}, {where}")
-    sets = {parent: flags.of(parent) for _, _, parent in places if parent is not None}
-    flags.refuse_others(root, (folder.name for folder in sets))
+    facts = _facts(root, places, flags) if source == "wai" else {}
+    name = source if source == "blendedmvs" else ""
     scenes = []
     for folder, read, parent in places:
         found = read(folder)
@@ -255,20 +282,46 @@ def open_scenes(
             )
         for suffix in {path.suffix.lower() for path in depths}:
             require_reader(suffix)
-        metric = found.metric if flags.metric is None else flags.metric
-        about = SetFlags(metric, bool(flags.synthetic)) if parent is None else sets[parent]
+        about = facts.get(parent, SetFacts(flags.metric, flags.synthetic, name=name))
+        there = {mask for frame in found.frames for mask, _ in frame.masks}
+        rule = rule_of_files(there) if about.rule is None else about.rule
+        if lacking := [mask for mask in rule.masks if mask not in there]:
+            raise UserError(
+                f"scene '{folder}' of the set {about.name} has no {' and no '.join(lacking)} in "
+                "frame_modalities, without which sky and outliers count as geometry: add what "
+                "MapAnything's processing makes, or go without and say so, --data.masks false"
+            )
         scenes.append(
             FileScene(
                 folder.relative_to(root).as_posix() if folder != root else folder.resolve().name,
                 found.frames,
-                metric=about.metric,
-                synthetic=about.synthetic,
+                metric=found.metric if about.metric is None else about.metric,
+                synthetic=bool(about.synthetic),
+                rule=rule,
+                set_name=about.name,
+                weight=about.weight,
+                covisibility=about.covisibility,
                 scale=scale,
                 max_megapixels=max_megapixels,
                 given=found.given,
             )
         )
     return scenes
+
+
+def _facts(
+    root: Path, places: list[tuple[Path, Reader, Path | None]], flags: Flags
+) -> dict[Path | None, SetFacts]:
+    """Return what holds for the scenes of each folder of a set, and for those in none."""
+    first: dict[Path | None, tuple[Path, Reader]] = {}
+    for folder, read, parent in places:
+        first.setdefault(parent, (folder, read))
+    facts = {
+        parent: flags.of(folder.parent, read(folder).set_name, needed=parent is not None)
+        for parent, (folder, read) in first.items()
+    }
+    flags.refuse_others(root, (about.name for about in facts.values()))
+    return facts
 
 
 def _places(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +45,10 @@ class Sets:
         views: Views of a set.
         size: Height and width of the views.
         per_scene: Sets of each scene.
-        covisibility: How much of a view its neighbour must see, see `covisibility.Neighbours`.
+        starts: First number of each scene's sets and their total `(N + 1,)`, where scenes have more
+            than `per_scene`.
+        covisibility: How much of a view its neighbour must see, see `covisibility.Neighbours`;
+            what a scene says itself counts before it.
         seed: Seed of which views make a set.
         epoch: The pass; each draws other sets.
     """
@@ -56,17 +60,49 @@ class Sets:
     covisibility: float
     seed: int
     epoch: int = 0
+    starts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.scenes) * self.per_scene
+        if self.starts is None:
+            return len(self.scenes) * self.per_scene
+        return int(self.starts[-1])
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the scene of a set, and which of its sets it is."""
+        if self.starts is None:
+            return divmod(index, self.per_scene)
+        scene = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return scene, index - int(self.starts[scene])
 
     def name(self, index: int) -> str:
-        return f"{self.scenes[index // self.per_scene].name}/{index % self.per_scene:02d}"
+        scene, number = self.place(index)
+        return f"{self.scenes[scene].name}/{number:02d}"
+
+    def of_scene(self, scene: int) -> range:
+        """Return the numbers of the sets of a scene."""
+        if self.starts is None:
+            return range(scene * self.per_scene, (scene + 1) * self.per_scene)
+        return range(int(self.starts[scene]), int(self.starts[scene + 1]))
+
+    def by_data_set(self) -> list[list[int]]:
+        """Return the numbers of the sets of each data set."""
+        found: dict[str, list[int]] = {}
+        for i, scene in enumerate(self.scenes):
+            found.setdefault(scene.set_name, []).extend(self.of_scene(i))
+        return [*found.values()]
+
+    def of_data_sets(self) -> Counter[str]:
+        """Return how many sets are of each data set."""
+        counts: Counter[str] = Counter()
+        for i, scene in enumerate(self.scenes):
+            counts[scene.set_name] += len(self.of_scene(i))
+        return counts
 
     def load(self, index: int) -> Sample:
-        scene = self.scenes[index // self.per_scene]
+        scene = self.scenes[self.place(index)[0]]
         random_key = RandomKey(key_of(self.name(index)), self.seed, self.epoch)
-        near = Neighbours(scene.scores(), threshold=self.covisibility)
+        threshold = scene.covisibility or self.covisibility
+        near = Neighbours(scene.scores(), threshold=threshold)
         shots = [framed(scene.load(i), self.size) for i in chosen(near, self.views, random_key)]
         depth = np.stack([shot.depth for shot in shots])
         valid = np.isfinite(depth) & (depth > 0)
@@ -93,7 +129,7 @@ class Sets:
             hidden: Whether to show no progress.
         """
         numbers = range(len(self)) if indices is None else indices
-        scenes = [self.scenes[i] for i in sorted({n // self.per_scene for n in numbers})]
+        scenes = [self.scenes[i] for i in sorted({self.place(n)[0] for n in numbers})]
         files = [file for scene in scenes if (file := scene.score_file()) and file.missing]
         if not files:
             return

@@ -16,6 +16,8 @@ def refuse_trained_on(
 ) -> None:
     """Refuse to judge a training by samples of its own data that it was trained on.
 
+    In other folders it is judged by anything but samples whose names tell that they are the same.
+
     Args:
         now: Configuration of the data at hand.
         begun: That of the run.
@@ -24,10 +26,20 @@ def refuse_trained_on(
         split: What is evaluated, "val" or "test".
 
     Raises:
-        UserError: More samples of the same data are held out now, or others.
+        UserError: More samples of the same data are held out now, or others; or some were trained
+            on in another folder.
     """
     now, begun = now.get("init_args", {}), begun.get("init_args", {})
-    if _place(now) != _place(begun) or now.get("source") == "scenes":
+    if now.get("source") == "scenes":
+        return
+    anywhere = {*(state.get("trained_anywhere") or ())}
+    here = data.names_anywhere(split) if anywhere and isinstance(data, StreamData) else []
+    if again := [name for name in here if name in anywhere]:
+        raise UserError(
+            f"data.path '{now.get('path')}' holds {some_of(again)}, which the run was trained on: "
+            "evaluate on others, or train without these"
+        )
+    if _place(now) != _place(begun):
         return
     held_out, trained_on = state.get("held_out"), state.get("trained_on")
     ways = "put the files back as they were, or give a folder val/ of its own"
