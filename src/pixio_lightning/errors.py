@@ -5,6 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What torch, the libraries of CUDA, MPS and the system say where memory runs out.
+_OUT_OF_MEMORY = (
+    *("out of memory", "DefaultCPUAllocator:", "Unable to allocate", "Cannot allocate memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+
 
 class UserError(ValueError):
     """A mistake in the user's input; the command line prints its text and exits with code 2.
@@ -15,6 +21,22 @@ class UserError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(str(message), limit=4000))
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Return what says that memory ran out, and whose, as one line; empty of any other error.
+
+    Nothing of torch is imported for it: its own class goes by its name.
+    """
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return ""
+    lines = str(error).splitlines()  # of a data worker, with its trace
+    said = [line for line in lines if any(known in line for known in _OUT_OF_MEMORY)]
+    if not said and type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):
+        return ""
+    # What follows is the allocator's own advice.
+    text = printable((said or lines or [""])[0].partition(" Including non-PyTorch")[0]).strip(". ")
+    return f"out of memory ({text})" if text else "out of memory"
 
 
 def nearest(word: object, choices: Iterable[str]) -> str:

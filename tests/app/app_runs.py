@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import tiny_run
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from pixio_heads.depth import Depth
 from pixio_lightning import Backbone, Features, Head
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli.app.loaded import Loaded
@@ -81,10 +83,47 @@ class Brightness(Head):
             output_path(folder, name, ".txt").write_text(f"brightness {value:.0f}\n")
 
 
-def plug_in() -> Loaded:
+class Greedy(Brightness):
+    """A head that runs out of memory where a picture is bright."""
+
+    def forward(self, features: Features, batch: dict[str, Any]) -> Tensor:
+        """Return the mean of the pixels, `(B,)`.
+
+        Raises:
+            OutOfMemoryError: It is high, as a GPU raises it.
+        """
+        found = super().forward(features, batch)
+        if found.max() > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return found
+
+
+class GreedyDepth(Depth):
+    """A head that no device has room for."""
+
+    def to(self, *args: Any, **kwargs: Any) -> GreedyDepth:
+        """Go nowhere.
+
+        Raises:
+            OutOfMemoryError: Always.
+        """
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.")
+
+
+def rewritten(run: Path, path: Path, *, weights: str | None = None, **about: Any) -> Path:
+    """Write a run's best checkpoint that says other things of itself; returns its path."""
+    stored = torch.load(run / "best.ckpt", weights_only=True)
+    stored["pixio"] |= about
+    if weights is not None:
+        stored["pixio"]["config"]["init_args"]["backbone"]["init_args"]["weights"] = weights
+    torch.save(stored, path)
+    return path
+
+
+def plug_in(kind: type[Brightness] = Brightness) -> Loaded:
     """Return a head that no distribution brings."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
-    head = Brightness(Backbone("pixio_vitt16", weights="random", model_args=size))
+    head = kind(Backbone("pixio_vitt16", weights="random", model_args=size))
     head.configure_model()
     return Loaded("brightness", None, head.eval(), head.backbone)
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 
+import app_runs
 import fork_server
 import gradio as gr
 import pytest
 import yaml
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli import recipes
+from pixio_lightning.cli.app import features_tab
 from pixio_lightning.cli.app.loaded import newest, open_run
 from pixio_lightning.cli.app.server import opened, served
 from pixio_lightning.errors import UserError
@@ -101,6 +106,125 @@ def test_a_frozen_backbone_is_found_from_another_folder(
     (tmp_path / "runs/pretrain/last.ckpt").unlink()
     with pytest.raises(UserError, match="frozen weights"):
         open_run(tmp_path / "runs/depth")
+
+
+def test_runs_on_weights_of_a_hub_take_those_that_are_given(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run that names a source takes it; of files, each run the one with its digest."""
+    seeds = []
+    for number in (1, 2):
+        words = ["fit", "-c", "depth/demo", "-c", "with/debug", "--trainer.max_steps", "1"]
+        words += ["--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}"]
+        words += ["--model.backbone.weights", f"random:{number}", "--out", str(tmp_path / "run")]
+        assert cli.main([*words, "--fresh"]) == 0
+        path = tmp_path / f"{number}.ckpt"
+        seeds.append(app_runs.rewritten(tmp_path / "run", path, weights="hf:a/b"))
+    given = [str(path) for path in seeds]
+    assert cli.main(["app", given[0]]) == 2
+    error = capsys.readouterr().err
+    assert "if you trust them, --weights hf:a/b\n" in error and "load(" not in error
+    with pytest.raises(UserError, match="--weights hf:a/b"):
+        opened(given, ["hf:someone/else"])
+    with pytest.raises(UserError, match="digest"):
+        opened(given, ["random:7"])
+    loaded = opened([*given, str(runs / "depth")], ["random:2", "random:1", "random:7"])
+    assert [one.backbone.weights for one in loaded[:2]] == ["random:1", "random:2"]
+    said = capsys.readouterr().out
+    assert "--weights random:7: no run" in said and "--weights random:1" not in said
+
+
+def test_a_run_without_room_is_left_out(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {"class": "app_runs:GreedyDepth"}
+    greedy = str(app_runs.rewritten(runs / "depth", tmp_path / "greedy.ckpt", **about))
+    loaded = opened([greedy, str(runs / "depth")])
+    said = capsys.readouterr().out
+    assert [one.name for one in loaded] == ["depth/demo"]
+    assert f"left out {greedy}: out of memory (CUDA out of memory. Tried" in said
+    with pytest.raises(UserError, match=r"none of the runs can be loaded: out of memory \(CUDA"):
+        opened([greedy])
+
+
+def test_a_picture_without_room_is_one_line(tmp_path: Path) -> None:
+    with served([app_runs.plug_in(app_runs.Greedy)], host="127.0.0.1", port=0) as address:
+        user = Client(address, verbose=False, httpx_kwargs={"timeout": 120})
+        for shade in (250, 100):
+            Image.new("RGB", (64, 64), (shade,) * 3).save(tmp_path / f"{shade}.png")
+        with pytest.raises(AppError, match=r"out of memory \(CUDA .*: try a smaller picture"):
+            user.predict(handle_file(tmp_path / "250.png"), api_name="/greedy")
+        *_, text = user.predict(handle_file(tmp_path / "100.png"), api_name="/greedy")
+        user.close()
+    assert text == "brightness 100"
+
+
+def test_the_page_says_among_how_many_pictures_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_tab, "_MOST_FILES", 3)
+    folder = tmp_path / "folder"
+    app_runs.write_photographs(folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    given = handle_file(folder / "gradient.png")
+    with served([app_runs.plug_in()], host="127.0.0.1", port=0, folder=folder) as address:
+        user = Client(address, verbose=False, httpx_kwargs={"timeout": 120})
+        user.predict("brightness", 1, given, None, api_name="/features_look")
+        found, among = user.predict("brightness", "mean of all", api_name="/neighbours")
+        (folder / "green.png").unlink()
+        less, _ = user.predict("brightness", "mean of all", api_name="/neighbours")
+        user.close()
+    assert among == "Among the first 3 of 4 pictures of the folder, 1 of them unusable"
+    assert {item["caption"].split(":")[0] for item in found} == {"gradient.png", "green.png"}
+    assert [item["caption"].split(":")[0] for item in less] == ["gradient.png"]
+
+
+# --- where it listens ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "many", "7860.5"])
+def test_what_is_no_port_is_one_line(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["app", "tiny", "--port", port]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"'{port}' is no port: expected 1 to 65535, or 0" in error
+
+
+def test_a_port_that_is_taken_is_one_line_and_so_is_a_foreign_host() -> None:
+    loaded = [app_runs.plug_in()]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {taken}: .*in use; give another --port"):
+            served(loaded, host="127.0.0.1", port=taken).__enter__()
+    for host in ("203.0.113.1", "no such host", "a" * 70, "2001:db8::1"):
+        with pytest.raises(UserError, match="cannot listen on .* or another --host"):
+            served(loaded, host=host, port=0).__enter__()
+
+
+def test_no_proxy_is_asked_for_the_page_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most clusters name one, and not always what is not to go through it."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with served([app_runs.plug_in()], host="127.0.0.1", port=0) as address:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        assert direct.open(address, timeout=60).status == 200
+        assert "no_proxy" not in os.environ
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_ipv6_is_listened_on(host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with served([app_runs.plug_in()], host=host, port=0) as address:
+        assert address.startswith("http://[::1]:")
+        assert urllib.request.urlopen(address, timeout=60).status == 200
+        foreign = urllib.request.Request(address, headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(foreign, timeout=60)
 
 
 def test_it_says_who_can_reach_it_and_ends_in_one_line(runs: Path, tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_features_find_a_picture_in_its_folder(client: Client, photographs: Path
     *shown, text = client.predict(0.0, 1.0, api_name="/features")
     assert len(shown) == 6 and all(shown)
     assert "Patch 0, 3 of 4 x 4" in text and "cosine between the two pictures" in text
-    found = client.predict(name, "mean of all", api_name="/neighbours")
+    found, among = client.predict(name, "mean of all", api_name="/neighbours")
+    assert among == "Among 3 pictures of the folder"
     assert [item["caption"].split(":")[0] for item in found][0] == "green.png"
     assert found[0]["caption"].endswith("1.000") and len(found) == 3
 

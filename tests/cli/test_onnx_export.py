@@ -97,6 +97,24 @@ def test_a_head_predicts_as_it_does_on_one_window(recipe: str, tmp_path: Path) -
     assert found.shape[-2:] == (2 * head.window, 2 * head.window)
 
 
+def test_a_head_on_weights_of_a_hub_needs_them_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-c", "depth/demo", "-c", "with/debug", "--out", str(tmp_path / "run"), *_SCENES]
+    assert main(["fit", *words, "--model.backbone", _SMALL]) == 0
+    stored = torch.load(tmp_path / "run/best.ckpt", weights_only=True)
+    stored["pixio"]["config"]["init_args"]["backbone"]["init_args"]["weights"] = "hf:someone/vit"
+    torch.save(stored, tmp_path / "hub.ckpt")
+    line = ["export", str(tmp_path / "hub.ckpt"), "--to", "onnx", "--out", str(tmp_path / "a.onnx")]
+    capsys.readouterr()
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert "if you trust them, --weights hf:someone/vit\n" in error and "load(" not in error
+    assert main([*line, "--weights", "random:1"]) == 2
+    assert "digest" in capsys.readouterr().err and not (tmp_path / "a.onnx").exists()
+    assert main([*line, "--weights", "random:0"]) == 0
+
+
 def test_a_classifier_takes_images_of_the_size_it_is_evaluated_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +187,9 @@ def test_a_graph_that_computes_something_else_is_not_written(
         (("--to", "onnx", "--image-size", "0"), "--image-size is 0, but expected a multiple"),
         (("--to", "onnx", "--image-size", "-8"), "--image-size is -8, but expected a multiple"),
         (("--to", "onnx", "--out", "x.txt"), "must end in .onnx"),
-        (("--image-size", "32"), "goes with --to onnx"),
+        (("--image-size", "32"), "goes with --to onnx and timm"),
+        (("--weights", "timm"), "--weights goes with --to onnx"),
+        (("--to", "onnx", "--weights", "timm"), "has no head"),
     ],
 )
 def test_mistakes_are_one_line(

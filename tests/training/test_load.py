@@ -181,6 +181,26 @@ def test_nothing_is_fetched_that_only_the_checkpoint_names(
     assert pixio_lightning.load(path, weights="random:0").backbone.weights == "random:0"
 
 
+def test_a_loaded_module_is_not_compiled_and_recomputes_nothing(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Those are of training, and a machine that predicts may have no compiler."""
+    config = torch.load(trained, weights_only=True)["pixio"]["config"]
+    config["init_args"]["backbone"]["init_args"] |= {"compile": True, "checkpointing": True}
+    head: Any = pixio_lightning.load(rewritten(trained, tmp_path, config=config))
+    assert not head.backbone.compile_blocks and not head.backbone.checkpointing
+    images = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(head.predict(images), pixio_lightning.load(trained).predict(images))
+
+
+def test_weights_for_a_backbone_that_was_trained_are_refused(trained: Path, tmp_path: Path) -> None:
+    stored = torch.load(trained, weights_only=True)
+    del stored["pixio"]["backbone_digest"]
+    torch.save(stored, tmp_path / "tuned.ckpt")
+    with pytest.raises(UserError, match="'random:0' would not be read: leave them out"):
+        pixio_lightning.load(tmp_path / "tuned.ckpt", weights="random:0")
+
+
 def test_a_head_that_diverged_is_refused(trained: Path, tmp_path: Path) -> None:
     stored = torch.load(trained, weights_only=True)
     name = next(name for name in stored["state_dict"] if name.endswith("weight"))
@@ -247,9 +267,24 @@ def test_a_head_is_loaded_elsewhere_than_it_was_trained(
     monkeypatch.chdir(tmp_path)
     assert pixio_lightning.load("there/run").backbone.embed_dim == 32
     (tmp_path / "there").rename(tmp_path / "moved")
+    found = pixio_lightning.load("moved/run").backbone  # both were moved
+    assert found.weights == str(tmp_path / "moved/small.safetensors")
+    (tmp_path / "moved/run").rename(tmp_path / "run")
     with pytest.raises(UserError, match=r"which are not there from here: .* load\(..., weights="):
-        pixio_lightning.load("moved/run")
-    assert pixio_lightning.load("moved/run", weights="moved/small.safetensors")
+        pixio_lightning.load("run")
+    assert pixio_lightning.load("run", weights="moved/small.safetensors")
+    with pytest.raises(UserError, match="weights 'nowhere.safetensors' of checkpoint .* not exist"):
+        pixio_lightning.load("run", weights="nowhere.safetensors")
+    # Another file in the place of the one that is named is another backbone.
+    other = Backbone("pixio_vitt16", weights="random:4", model_args=small).load()
+    save_file(other.vit.state_dict(), "small.safetensors", {"pixio": json.dumps(meta)})
+    with pytest.raises(UserError, match="digest"):
+        pixio_lightning.load("run", weights="small.safetensors")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "run").rename(tmp_path / "deep/run")
+    monkeypatch.chdir("deep")
+    with pytest.raises(UserError, match="digest"):
+        pixio_lightning.load("run")
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array is not writable")

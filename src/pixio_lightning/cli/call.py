@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.lightning_cli import PixioCLI
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
-from pixio_lightning.errors import UserError, printable
+from pixio_lightning.errors import UserError, out_of_memory, printable
+from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.callbacks.preemption import is_preempted
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.strategy import lost_process
@@ -27,7 +28,8 @@ def call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
         ckpt_path: What is restored; None for nothing.
 
     Raises:
-        UserError: The checkpoint does not fit or a process was lost, or Lightning finds a mistake.
+        UserError: The checkpoint does not fit, a process was lost, memory ran out, or Lightning
+            finds a mistake.
     """
     arguments = {"verbose": False} if cli.verb in ("validate", "test") else {}
     if cli.verb == "predict":
@@ -55,7 +57,7 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except Exception as error:
-        if failure := lost_process(error) or worker_failure(error):
+        if failure := _no_memory(cli, error) or lost_process(error) or worker_failure(error):
             end_workers()
             raise failure from error
         if isinstance(error, ValueError) and _is_of_lightning(error):
@@ -86,6 +88,29 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         for part in () if ended else (cli.datamodule, cli.model):
             with suppress(Exception):
                 part.teardown(cli.verb)
+
+
+def _no_memory(cli: PixioCLI, error: Exception) -> UserError | None:
+    """Return what to do about memory that ran out; None of any other error."""
+    text = out_of_memory(error)
+    if not text:
+        return None
+    advice = []
+    per_step, training = getattr(cli.datamodule, "batch_size", None), cli.verb == "fit"
+    counts_batches = any(isinstance(cli.config_init["trainer"][key], int) for key in resume.COUNTED)
+    if training and isinstance(per_step, int) and per_step % 2 == 0 and not counts_batches:
+        parts = 2 * cli.trainer.accumulate_grad_batches
+        words = f"--data.batch_size {per_step // 2} --trainer.accumulate_grad_batches {parts}"
+        advice.append(f"{words} (the same global batch)")
+    trained = [m for m in cli.model.modules() if isinstance(m, Backbone) and not m.frozen]
+    if training and cli.model.backbone in trained and not cli.model.backbone.checkpointing:
+        advice.append("--model.backbone.checkpointing true")
+    elif training and any(not backbone.checkpointing for backbone in trained):
+        advice.append("checkpointing true of the students' backbones")
+    if hasattr(cli.datamodule, "val_batch_size"):
+        advice.append("a lower --data.val_batch_size" + " (of evaluations)" * training)
+    advice.append("a device that nothing else uses")
+    return UserError(f"{text}: run the same line again with {', or '.join(advice)}")
 
 
 def _is_of_lightning(error: BaseException) -> bool:

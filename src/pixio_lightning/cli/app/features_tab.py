@@ -6,6 +6,7 @@ Shapes: K class tokens, h x w grid of patches, C width of a token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +53,14 @@ class _Seen(NamedTuple):
 
 
 class _Bank(NamedTuple):
-    """Pictures of the folder: files, thumbnails, and class tokens `(M, K, C)`."""
+    """Pictures of the folder that could be used: files, class tokens `(M, K, C)`, and the rest.
 
-    files: list[str]
-    thumbnails: list[NDArray[np.uint8]]
+    No pixels: they are read again of the few that are shown.
+    """
+
+    files: list[Path]
     cls: Tensor
-    bad: int
+    note: str
 
 
 def add_features_tab(
@@ -92,6 +95,7 @@ def add_features_tab(
                 found = gr.Gallery(
                     label=f"Nearest in {folder.name}", columns=4, interactive=False, buttons=[]
                 )
+                among = gr.Markdown()
     seen = gr.State(None)
     about: dict[str, Any] = {"concurrency_id": "model", "show_progress": "minimal"}
     maps = [*pictures, line, text]
@@ -113,7 +117,11 @@ def add_features_tab(
     if folder is not None:
         name.change(work.tokens, name, token, api_visibility="private")
         searching = search.click(
-            work.search, [name, seen, token], found, api_name="neighbours", concurrency_id="model"
+            work.search,
+            [name, seen, token],
+            [found, among],
+            api_name="neighbours",
+            concurrency_id="model",
         )
         stop.click(None, None, None, cancels=[searching], api_visibility="private")
 
@@ -133,7 +141,7 @@ class _Work:
             return None
         backbone = self._backbone(name)
         photos = [open_photo(path) for path in given]
-        side = backbone.grid[0] * backbone.stride
+        side = _side_of(backbone)
         images = torch.cat([square(photo, side * int(scale), backbone) for photo in photos])
         last = backbone(images).layers[-1]
         # As the pictures of the folder are encoded, whatever the size that is looked at.
@@ -189,25 +197,28 @@ class _Work:
         seen: _Seen | None,
         token: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio finds it)
-    ) -> Iterator[list[tuple[NDArray[np.uint8], str]] | None]:
-        """Yield the pictures of the folder that are nearest to the first one."""
+    ) -> Iterator[tuple[list[tuple[NDArray[np.uint8], str]] | None, str]]:
+        """Yield the pictures of the folder that are nearest to the first one, and among which."""
         if seen is None:
             raise UserError("choose a picture first")
         backbone = self._backbone(name)
+        assert self.folder is not None
         if name not in self.banks:
-            assert self.folder is not None
             for bank in _encoded(self.folder, backbone, progress):
                 if bank is None:
-                    yield None  # where it can be stopped
+                    yield None, ""  # where it can be stopped
                 else:
                     self.banks[name] = bank
         bank = self.banks[name]
         query, entries = _tokens_of(seen.cls[:1], token), _tokens_of(bank.cls, token)
         similarity, index = nearest_neighbours(query, entries, n=_NEIGHBOURS)
-        yield [
-            (bank.thumbnails[i], f"{bank.files[i]}: {value:.3f}")
-            for value, i in zip(similarity[0].tolist(), index[0].tolist(), strict=True)
-        ]
+        shown = []
+        for value, i in zip(similarity[0].tolist(), index[0].tolist(), strict=True):
+            with suppress(BadImage, OSError):  # it is gone since
+                thumbnail = _cropped(bank.files[i], _side_of(backbone))
+                file = visible(bank.files[i].relative_to(self.folder).as_posix())
+                shown.append((thumbnail, f"{file}: {value:.3f}"))
+        yield shown, bank.note
 
     def _backbone(self, name: str) -> Backbone:
         if name not in self.backbones:
@@ -217,30 +228,39 @@ class _Work:
 
 def _encoded(folder: Path, backbone: Backbone, progress: Any) -> Iterator[_Bank | None]:
     """Encode the pictures of a folder; yield None after each step, and last what was found."""
-    side = backbone.grid[0] * backbone.stride
-    files = image_files(folder)[:_MOST_FILES]
-    names, thumbnails, parts, bad = [], [], [], 0
+    every = image_files(folder)
+    files, used, parts = every[:_MOST_FILES], [], []
     for start in range(0, len(files), _AT_ONCE):
         progress((start, len(files)), desc="encoding the folder", unit="pictures")
         crops = []
         for file in files[start : start + _AT_ONCE]:
-            try:
-                pixels = decode_pixels(read_file(file), max_megapixels=MOST_MEGAPIXELS)
-            except (BadImage, OSError):
-                bad += 1
-                continue
-            crops.append(cut(pixels, centre_crop(pixels.shape[1], pixels.shape[0]), side))
-            names.append(visible(file.relative_to(folder).as_posix()))
+            with suppress(BadImage, OSError):
+                crops.append(_cropped(file, _side_of(backbone)))
+                used.append(file)
         if crops:
             images = torch.from_numpy(np.stack(crops)).movedim(-1, 1).to(backbone.mean.device)
             with torch.no_grad():
                 last = backbone(images).layers[-1]
             parts.append(_summary(last).cpu())
-            thumbnails += crops
         yield None
     if not parts:
         raise UserError(f"the folder has no picture that can be used, of {len(files)}")
-    yield _Bank(names, thumbnails, torch.cat(parts), bad)
+    note = f"Among {len(files):,} pictures of the folder"
+    if len(files) < len(every):
+        note = f"Among the first {len(files):,} of {len(every):,} pictures of the folder"
+    bad = len(files) - len(used)
+    yield _Bank(used, torch.cat(parts), f"{note}, {bad:,} of them unusable" if bad else note)
+
+
+def _side_of(backbone: Backbone) -> int:
+    """Return the side of the pictures that an encoder was trained on, in pixels."""
+    return backbone.grid[0] * backbone.stride
+
+
+def _cropped(file: Path, side: int) -> NDArray[np.uint8]:
+    """Return the square in the middle of a picture of the folder, uint8 `(side, side, 3)`."""
+    pixels = decode_pixels(read_file(file), max_megapixels=MOST_MEGAPIXELS)
+    return cut(pixels, centre_crop(pixels.shape[1], pixels.shape[0]), side)
 
 
 def _tokens_of(cls: Tensor, token: str) -> Tensor:

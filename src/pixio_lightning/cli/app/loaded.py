@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +13,11 @@ from pixio_lightning.cli import recipes, runs
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize
-from pixio_lightning.models.weights.shipped import RECIPE, SHIPPED
+from pixio_lightning.models.weights.shipped import RECIPE
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training import run_folder
 from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.checkpoints.load import load
+from pixio_lightning.training.checkpoints.load import WeightsNeeded, load, may_be_fetched
 
 _MOST_RUNS = 8  # each has a tab, and its weights in memory
 
@@ -47,8 +48,12 @@ def newest(root: Path) -> list[Path]:
     return list(chosen.values())[:_MOST_RUNS]
 
 
-def open_run(path: Path) -> Loaded:
+def open_run(path: Path, weights: Sequence[str] = ()) -> Loaded:
     """Load a run folder, a checkpoint, or the encoder of an exported file or folder.
+
+    Args:
+        path: It.
+        weights: Of frozen backbones, for a run whose own are not at hand.
 
     Raises:
         UserError: It is none of these, or cannot be loaded.
@@ -61,10 +66,30 @@ def open_run(path: Path) -> Loaded:
         backbone = Backbone(weights=str(path.absolute())).load().eval()
         return Loaded(path.name, None, None, backbone.to(_device()))
     folder = checkpoint.parent if (checkpoint.parent / "config.yaml").exists() else None
-    module = load(checkpoint, weights=_frozen_weights(folder)).to(_device())
+    module = _load(checkpoint, weights).to(_device())
     recipe = run_folder.read_state(folder).get("recipe") if folder else None
     name = recipe if isinstance(recipe, str) and recipe else path.resolve().name
     return Loaded(visible(name), folder, module, module.probed_backbone.eval())
+
+
+def _load(checkpoint: Path, weights: Sequence[str]) -> BackboneModule:
+    """Load a checkpoint, on one of `weights` where those of its frozen backbone are not at hand.
+
+    What may have to be fetched is only for runs that name it; of files, the first whose digest is
+    that of the run.
+    """
+    problem: UserError
+    try:
+        return load(checkpoint)
+    except WeightsNeeded as needed:
+        problem, named = needed.typed(), needed.source
+    files = [source for source in weights if not may_be_fetched(source)]
+    for source in [named] if named in weights else files:
+        try:
+            return load(checkpoint, weights=source)
+        except UserError as error:
+            problem = error
+    raise problem
 
 
 def open_shipped(name: str) -> Loaded:
@@ -87,23 +112,3 @@ def data_config(loaded: Loaded) -> dict[str, Any] | None:
     config = run_folder.stored_config(loaded.folder) if loaded.folder else None
     data = (config or {}).get("data")
     return data if isinstance(data, dict) and isinstance(data.get("init_args"), dict) else None
-
-
-def _frozen_weights(folder: Path | None) -> str | None:
-    """Return where the weights of a run's frozen backbone are, if they lie above the run folder.
-
-    A recipe names them from the folder in which it was run, as runs/pretrain/demo/last.ckpt, and
-    the page may be opened from another one. Their digest is checked.
-    """
-    config = run_folder.stored_config(folder) if folder else None
-    if config is None or folder is None:
-        return None
-    arguments = config["model"].get("init_args") or {}
-    backbone = arguments.get("backbone") or {}
-    stated = (backbone.get("init_args") or backbone).get("weights")
-    if not isinstance(stated, str) or stated in SHIPPED:
-        return None
-    if Path(stated).exists() or Path(stated).is_absolute():
-        return None
-    around = (parent / stated for parent in folder.resolve().parents)
-    return next((str(path) for path in around if path.exists()), None)

@@ -24,7 +24,7 @@ from pixio_lightning.cli.app.uploads import (
     show_picture,
 )
 from pixio_lightning.cli.app.written_files import Map, Written, pack, sort_files
-from pixio_lightning.errors import UserError, printable
+from pixio_lightning.errors import UserError, out_of_memory, printable
 from pixio_lightning.keyed import key_of
 from pixio_lightning.training.head import Head
 from pixio_lightning.training.precision import full_precision, to_float32
@@ -57,7 +57,7 @@ def rehearse(head: Head, folder: Path) -> Rehearsal:
     except UserError as error:
         return Rehearsal(str(error))
     except Exception as error:  # a head may need anything of its data
-        return Rehearsal(printable(f"{type(error).__name__}: {error}"))
+        return Rehearsal(out_of_memory(error) or printable(f"{type(error).__name__}: {error}"))
     finally:
         shutil.rmtree(folder)
 

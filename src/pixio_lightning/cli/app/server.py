@@ -7,6 +7,7 @@ import ipaddress
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pixio_lightning.errors import UserError, visible
+from pixio_lightning.errors import UserError, out_of_memory, visible
 from pixio_lightning.files import expanded
 from pixio_lightning.models.weights.shipped import SHIPPED
 
@@ -37,7 +38,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     folder = Path(options.folder) if options.folder else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--folder '{folder}' is no folder")
-    loaded = opened(options.runs)
+    loaded = opened(options.runs, options.weights)
     with served(loaded, host=options.host, port=options.port, folder=folder) as address:
         if not _is_loopback(options.host):
             print(
@@ -59,13 +60,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "run folders, checkpoints, exported encoders, or tiny; default: the newest below runs/"
     parser.add_argument("runs", nargs="*", type=expanded, metavar="RUN", help=about)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="%(default)s; 0 takes a free one")
+    parser.add_argument("--port", type=_port, default=7860, help="%(default)s; 0 takes a free one")
     about = "pictures among which the page looks for the nearest; it reads no other folder"
     parser.add_argument("--folder", type=expanded, help=about)
+    about = (
+        "a file, hf:ORG/NAME or timm: weights of a frozen backbone, for runs whose own are not "
+        "there, or would have to be fetched; repeatable"
+    )
+    parser.add_argument(
+        "--weights", type=expanded, action="append", default=[], metavar="SOURCE", help=about
+    )
 
 
-def opened(given: Sequence[str]) -> list[Any]:
-    """Load the runs that are named, or the newest ones, of which any may be unusable; or `tiny`."""
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 16:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no port: expected 1 to 65535, or 0 for a free one"
+        )
+    return int(text)
+
+
+def opened(given: Sequence[str], weights: Sequence[str] = ()) -> list[Any]:
+    """Load runs; one for which there is no memory is left out.
+
+    Args:
+        given: Run folders, files or `tiny`; none for the newest runs, of which any may be unusable,
+            or `tiny` where there are none.
+        weights: Of frozen backbones, for runs whose own are not at hand.
+
+    Raises:
+        UserError: A run that is named cannot be used, or none can be.
+    """
     from pixio_lightning.cli.app.loaded import newest, open_run, open_shipped
 
     found, problem = [], ""
@@ -75,15 +100,21 @@ def opened(given: Sequence[str]) -> list[Any]:
         print("no run with a checkpoint below runs/: this is what the package brings", flush=True)
     for path in chosen:
         try:
-            found.append(open_shipped(path) if path in SHIPPED else open_run(Path(path)))
+            found.append(open_shipped(path) if path in SHIPPED else open_run(Path(path), weights))
             print(visible(f"loaded {path}"), flush=True)
-        except UserError as error:
-            if given:
+        except (UserError, MemoryError, RuntimeError) as error:
+            problem = out_of_memory(error)
+            if not problem and (given or not isinstance(error, UserError)):
                 raise
-            problem = str(error)
+            problem = problem or str(error)
             print(visible(f"left out {path}: {problem}"), flush=True)
     if not found:
-        raise UserError(f"no run below runs/ can be loaded: {problem}")
+        which = "none of the runs" if given else "no run below runs/"
+        raise UserError(f"{which} can be loaded: {problem}")
+    taken = {one.module.backbone.weights for one in found if one.module is not None}
+    for source in weights:
+        if source not in taken:
+            print(visible(f"--weights {source}: no run is shown that needs them"), flush=True)
     return found
 
 
@@ -105,44 +136,47 @@ def served(
     Raises:
         UserError: The address cannot be listened on.
     """
+    host = host.strip("[]")  # in which an IPv6 address stands in that of a page
     work = Path(tempfile.mkdtemp(prefix="pixio-app-"))
     os.environ["GRADIO_TEMP_DIR"] = str(work / "served")  # uploads, and copies of results
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     page = None
     try:
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        port = _bindable(host, port)
+        with _without_proxy():
+            from starlette.middleware import Middleware
+            from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-        from pixio_lightning.cli.app.page import CSS, SCRIPT, THEME, build
+            from pixio_lightning.cli.app.page import CSS, SCRIPT, THEME, build
 
-        page = build(loaded, work, folder=folder)
-        layers = [Middleware(_Policy)]
-        if _is_loopback(host):
-            # Another page could give its own name this machine's address, and read what is here.
-            names = ["localhost", "127.0.0.1", "[::1]", host]
-            layers.append(Middleware(TrustedHostMiddleware, allowed_hosts=names))
-        try:
-            _, address, _ = page.launch(
-                server_name=host,
-                server_port=port or _free_port(host),
-                share=False,
-                inbrowser=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                ssr_mode=False,
-                max_file_size=_MOST_UPLOAD,
-                allowed_paths=[],
-                footer_links=[],
-                enable_monitoring=False,  # whoever asked would print a line on the terminal
-                theme=THEME,
-                css=CSS,
-                js=SCRIPT,
-                app_kwargs={"middleware": layers},
-            )
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port}: {error}; give another --port, or 0 for any"
-            ) from None
+            page = build(loaded, work, folder=folder)
+            layers = [Middleware(_Policy)]
+            name = f"[{host}]" if ":" in host else host
+            if _is_loopback(host):
+                # Another page could give its own name this machine's address, and read what is
+                # here.
+                names = ["localhost", "127.0.0.1", "[::1]", name]
+                layers.append(Middleware(TrustedHostMiddleware, allowed_hosts=names))
+            try:
+                _, address, _ = page.launch(
+                    server_name=name,
+                    server_port=port,
+                    share=False,
+                    inbrowser=False,
+                    quiet=True,
+                    prevent_thread_lock=True,
+                    ssr_mode=False,
+                    max_file_size=_MOST_UPLOAD,
+                    allowed_paths=[],
+                    footer_links=[],
+                    enable_monitoring=False,  # whoever asked would print a line on the terminal
+                    theme=THEME,
+                    css=CSS,
+                    js=SCRIPT,
+                    app_kwargs={"middleware": layers},
+                )
+            except OSError as error:
+                raise _cannot_listen(host, port, error) from None
         yield address
     finally:
         try:
@@ -152,18 +186,45 @@ def served(
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _free_port(host: str) -> int:
-    import socket
+def _bindable(host: str, port: int) -> int:
+    """Return a port that can be listened on: the one that is asked for, of 0 a free one.
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as found:
-        found.bind((host, 0))
-        return found.getsockname()[1]
+    Raises:
+        UserError: There is none, or the host is none of this machine.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+            return found.getsockname()[1]
+    except (OSError, UnicodeError) as error:  # the second of what can be no name
+        raise _cannot_listen(host, port, error) from None
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> UserError:
+    return UserError(
+        f"cannot listen on {host}, port {port}: {error}; give another --port, or 0 for any, or "
+        "another --host"
+    )
+
+
+@contextmanager
+def _without_proxy() -> Iterator[None]:
+    """Ask no proxy: while Gradio starts, it asks its own address alone, which no proxy reaches."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixio_lightning.data.decode import BadImage, centre_crop, decode_pixels, read_file, to_tensor
-from pixio_lightning.errors import UserError, visible
+from pixio_lightning.errors import UserError, out_of_memory, visible
 from pixio_lightning.models.backbone import Backbone
 
 P = ParamSpec("P")
@@ -118,7 +118,10 @@ def _digest(text: str) -> str:
 
 
 def one_line(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function of the page show a user's mistake as one line, and keep no gradients."""
+    """Make a function of the page show a user's mistake as one line, and keep no gradients.
+
+    So it does where memory runs out; the next, smaller request may fit.
+    """
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -127,6 +130,8 @@ def one_line(function: Callable[P, R]) -> Callable[P, R]:
                 return function(*args, **kwargs)
         except (UserError, BadImage) as error:
             raise told(error) from None
+        except (MemoryError, RuntimeError) as error:
+            raise _told_of_memory(error) from None
 
     @functools.wraps(function)
     def called_in_steps(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -134,6 +139,8 @@ def one_line(function: Callable[P, R]) -> Callable[P, R]:
             yield from function(*args, **kwargs)  # type: ignore[misc]
         except (UserError, BadImage) as error:
             raise told(error) from None
+        except (MemoryError, RuntimeError) as error:
+            raise _told_of_memory(error) from None
 
     return called_in_steps if inspect.isgeneratorfunction(function) else called
 
@@ -141,6 +148,12 @@ def one_line(function: Callable[P, R]) -> Callable[P, R]:
 def told(error: Exception) -> gr.Error:
     """Return a mistake as the page shows it, of which the terminal says nothing."""
     return gr.Error(visible(str(error)), title="That did not work", print_exception=False)
+
+
+def _told_of_memory(error: Exception) -> Exception:
+    """Return what the page shows where memory ran out; any other error as it is."""
+    text = out_of_memory(error)
+    return told(UserError(f"{text}: try a smaller picture, or fewer")) if text else error
 
 
 def show_picture(label: str, *, min_width: int = 200) -> gr.Image:

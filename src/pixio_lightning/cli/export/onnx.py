@@ -21,7 +21,7 @@ from pixio_lightning.files import written_aside
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.weights.shipped import located
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
-from pixio_lightning.training.checkpoints.load import class_of, load
+from pixio_lightning.training.checkpoints.load import WeightsNeeded, class_of, load
 from pixio_lightning.training.dense_head import DenseHead
 from pixio_lightning.training.head import Head
 from pixio_lightning.training.run_folder import chosen_checkpoint
@@ -81,7 +81,9 @@ class HeadGraph(nn.Module):
         return head(features.only(head.reads), {"image": images, "size": size})
 
 
-def export(source: str, out: Path, *, image_size: int | None = None) -> dict[str, Any]:
+def export(
+    source: str, out: Path, *, image_size: int | None = None, weights: str | None = None
+) -> dict[str, Any]:
     """Write `out`, compare it with torch, and return what it is.
 
     Args:
@@ -90,6 +92,7 @@ def export(source: str, out: Path, *, image_size: int | None = None) -> dict[str
         out: A new file that ends in `.onnx`.
         image_size: Side of the images in pixels; None takes the one that a head evaluates, of a
             dense head a window's, else height and width that the encoder was made for.
+        weights: Of the frozen backbone of a head, where its own are not at hand.
 
     Raises:
         UserError: A package is missing, the file exists, the size does not fit, or the model has no
@@ -100,7 +103,7 @@ def export(source: str, out: Path, *, image_size: int | None = None) -> dict[str
         raise UserError(f"--out {out} must end in .onnx")
     if out.exists():
         raise UserError(f"{out} exists already: remove it or give another --out")
-    graph, backbone, about = _graph(source)
+    graph, backbone, about = _graph(source, weights)
     size = _size(graph, backbone) if image_size is None else (image_size, image_size)
     for side in size:
         if side < 1 or side % backbone.stride:
@@ -143,9 +146,11 @@ def _require() -> None:
         ) from None
 
 
-def _graph(source: str) -> tuple[nn.Module, Backbone, dict[str, Any]]:
+def _graph(source: str, weights: str | None) -> tuple[nn.Module, Backbone, dict[str, Any]]:
     """Return what is exported, its encoder, and what to say of it."""
-    head = _head_of(Path(located(source)))
+    head = _head_of(Path(located(source)), weights)
+    if head is None and weights is not None:
+        raise UserError(f"--weights are of a head's frozen backbone, but '{source}' has no head")
     if head is not None:
         backbone = head.backbone
         return HeadGraph(head).eval(), backbone, _told_of(head) | _said_of(backbone)
@@ -173,7 +178,7 @@ def _said_of(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _head_of(path: Path) -> Head | None:
+def _head_of(path: Path, weights: str | None) -> Head | None:
     """Return the head in a checkpoint of `pixio fit`, or in the one chosen of a run folder.
 
     None of weights, and of what trains an encoder as such.
@@ -183,7 +188,10 @@ def _head_of(path: Path) -> Head | None:
     name = about.get("class") if isinstance(about, dict) else None
     if name is None or not issubclass(class_of(str(name), path), Head):
         return None
-    head = load(path)
+    try:
+        head = load(path, weights=weights)
+    except WeightsNeeded as error:
+        raise error.typed() from None
     assert isinstance(head, Head)
     return head
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from argparse import ArgumentError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 import pixio_lightning
-from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.errors import UserError, nearest, out_of_memory, printable
 from pixio_lightning.files import plugins
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
@@ -20,20 +22,48 @@ from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
-from pixio_lightning.training.run_folder import chosen_checkpoint, forget_taps
+from pixio_lightning.training.run_folder import chosen_checkpoint, forget_taps, stored_config
+
+
+class WeightsNeeded(UserError):
+    """The weights of a frozen backbone are not at hand, or may have to be fetched.
+
+    Args:
+        problem: What is wrong, and what to do about it.
+        source: Where the checkpoint says that they are.
+        given: What to give, in Python.
+    """
+
+    def __init__(self, problem: str, source: str, given: str) -> None:
+        super().__init__(f"{problem}, load(..., weights={given})")
+        self.problem, self.source = problem, source
+
+    def typed(self) -> UserError:
+        """Return what to say of it on the command line, where `--weights` gives them."""
+        given = shlex.quote(self.source) if may_be_fetched(self.source) else "PATH"
+        return UserError(f"{self.problem}, --weights {given}")
+
+
+def may_be_fetched(source: str) -> bool:
+    """Whether weights may come from a hub: `hf:ORG/NAME`, `timm`."""
+    return source.startswith("hf:") or source == "timm"
 
 
 def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModule:
     """Rebuild the module of a checkpoint of `pixio fit`, in evaluation mode, on the CPU.
 
-    Nothing the file names is imported but installed heads and what they import themselves.
+    Nothing the file names is imported but installed heads and what they import themselves. It is
+    not compiled, and recomputes nothing in a backward pass, though it was trained so.
 
     Args:
         path: A checkpoint, or a run folder, of which the best one is taken, else the last.
         weights: Where the weights of a frozen backbone are now; None takes the file they were
-            read from. Those of a hub have to be named, as nothing is fetched that you did not name.
+            read from, or where it is gone, the one that the run named by a relative path, from
+            a folder above the run's. Those of a hub have to be named, as nothing is fetched that
+            you did not name.
 
     Raises:
+        WeightsNeeded: The weights of a frozen backbone have to be given.
         UserError: The file is missing, damaged or of something else; its head is not installed;
             the backbone is another; or a tensor is missing or unexpected.
     """
@@ -51,32 +81,31 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
             f"checkpoint '{path}' does not say what wrote it: it is none of `pixio fit`"
         )
     cls = class_of(str(about.get("class")), path)
-    if "backbone_digest" not in about:  # it was trained, so the checkpoint holds all of it
+    frozen = "backbone_digest" in about
+    if frozen:  # earlier versions took a drop path for it, to no effect
+        backbone.pop("drop_path", None)
+    elif weights is None:  # it was trained, so the checkpoint holds all of it
         # Which model that is it says once, and `weights.read` checks how it says it.
         backbone |= {"name": None, "model_args": None, "weights": str(path)}
-    elif weights is not None:
-        backbone["weights"] = weights
-    elif str(backbone.get("weights")).startswith("hf:") or backbone.get("weights") == "timm":
+    else:
         raise UserError(
-            f"checkpoint '{path}' names weights that may have to be fetched: if you trust them, "
-            f"load(..., weights={shown(backbone['weights'])})"
+            f"checkpoint '{path}' holds its backbone, which was trained, so that weights "
+            f"'{weights}' would not be read: leave them out"
         )
-    if "backbone_digest" in about:  # earlier versions took one for a frozen backbone, to no effect
-        backbone.pop("drop_path", None)
     forget_taps(arguments)
-    for name, student in _students(arguments).items():  # of distillation: the checkpoint holds them
+    students = _students(arguments)
+    for name, student in students.items():  # of distillation: the checkpoint holds them
         student |= {"name": None, "model_args": None, "weights": f"{path}:{name}"}
+    for settings in (backbone, *students.values()):
+        for of_training in ("compile", "checkpointing"):
+            settings.pop(of_training, None)
     config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
     # After the last change, and all but the path, which is only ever opened as a file.
     named = arguments | {"backbone": [around | {"init_args": None}, backbone | {"weights": None}]}
     ours = {name.partition(".")[0] for name in (__name__, cls.__module__)}
     refuse_foreign(named, ours=ours, path=path)
-    where, _ = split_student(str(backbone.get("weights")))
-    if not is_generated(where) and not where.startswith("hf:") and not Path(where).exists():
-        raise UserError(
-            f"checkpoint '{path}' was trained on the frozen weights {shown(where)}, which are not "
-            "there from here: say where they are now, load(..., weights=PATH)"
-        )
+    if frozen:
+        backbone["weights"] = _at_hand(str(backbone.get("weights")), weights, Path(path))
     parser = ArgumentParser(exit_on_error=False)
     # As an argument of its own, no string in it is taken for the path of a further configuration.
     parser.add_argument("--model", type=BackboneModule)
@@ -92,6 +121,8 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     except UserError:
         raise
     except Exception as error:  # values of other kinds lead a head anywhere
+        if out_of_memory(error):
+            raise
         text = " ".join(str(error).split())
         raise UserError(
             f"checkpoint '{path}' does not fit {cls.__name__}: {type(error).__name__}: {text}"
@@ -107,6 +138,61 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     except Exception as error:
         raise UserError(f"checkpoint '{path}': {' '.join(str(error).split())}") from None
     return module.eval()
+
+
+def _at_hand(stored: str, given: str | None, checkpoint: Path) -> str:
+    """Return where the weights of a frozen backbone are now; their digest is compared later.
+
+    Args:
+        stored: Where they were.
+        given: Where they are said to be; None where nothing is said.
+        checkpoint: Of the head.
+
+    Raises:
+        WeightsNeeded: It has to be said.
+    """
+    if given is None and may_be_fetched(stored):
+        raise WeightsNeeded(
+            f"checkpoint '{checkpoint}' names weights that may have to be fetched: if you trust "
+            "them",
+            stored,
+            shown(stored),
+        )
+    where = stored if given is None else os.fspath(given)
+    file, _ = split_student(where)
+    if is_generated(file) or may_be_fetched(file) or Path(file).exists():
+        return where
+    if given is not None:
+        raise UserError(f"weights {shown(given)} of checkpoint '{checkpoint}' do not exist")
+    if (found := _beside(checkpoint.parent)) is not None:
+        return found
+    raise WeightsNeeded(
+        f"checkpoint '{checkpoint}' was trained on the frozen weights {shown(file)}, which are not "
+        "there from here: say where they are now",
+        stored,
+        "PATH",
+    )
+
+
+def _beside(folder: Path) -> str | None:
+    """Return the weights that a run folder's config.yaml names from a folder above it, if any.
+
+    A recipe names them from where it is run, as runs/pretrain/demo/last.ckpt, and folders of runs
+    are moved and copied together.
+    """
+    config = None
+    with suppress(UserError):  # damaged, and not what is asked for
+        config = stored_config(folder)
+    arguments = (config or {}).get("model", {}).get("init_args")
+    around = arguments.get("backbone") if isinstance(arguments, dict) else None
+    backbone = around.get("init_args", around) if isinstance(around, dict) else None
+    stated = backbone.get("weights") if isinstance(backbone, dict) else None
+    file, student = split_student(stated) if isinstance(stated, str) else ("", "")
+    if not file or Path(file).is_absolute():
+        return None
+    above = (parent / file for parent in folder.resolve().parents)
+    found = next((str(path) for path in above if path.exists()), None)
+    return f"{found}:{student}" if found and student else found
 
 
 def _students(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
