@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, PixioModel
 from pixio_lightning.cli.export import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.vit import PixioViT
-from pixio_lightning.models.weights.export import export
+from pixio_lightning.models.weights.export import export, identity, resized
 from pixio_lightning.models.weights.fill import fill
 from pixio_lightning.models.weights.key_names import infer
 from pixio_lightning.models.weights.read import Weights, digest, read
@@ -80,6 +80,20 @@ def test_transformers_folder(vit, weights, tmp_path):
     assert abs(pixels.numpy() - expected.transpose(2, 0, 1)).mean() < 0.01
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_processor_of_transformers_keeps_the_channels(channels, tmp_path):
+    """It converts to three channels where there are three, and nothing where there are others."""
+    args = ARGS | {"in_chans": channels, "depth": 1}
+    meta = {"name": None, "model_args": args, "mean": [0.5] * channels, "std": [0.2] * channels}
+    encoder = PixioViT(**args).state_dict()
+    export(Weights(encoder, None, meta, "run/last.ckpt"), "transformers", tmp_path / "out")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    pixels = np.full((channels, 64, 64), 102, dtype=np.uint8)
+    found = processor(pixels, input_data_format="channels_first", return_tensors="pt")
+    assert found["pixel_values"].shape == (1, channels, 64, 64)
+    torch.testing.assert_close(found["pixel_values"].mean().item(), (102 / 255 - 0.5) / 0.2)
+
+
 def test_timm_folder(vit, weights, tmp_path):
     export(weights, "timm", tmp_path / "out")
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
@@ -89,6 +103,28 @@ def test_timm_folder(vit, weights, tmp_path):
         torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=0)
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (3, 64, 64) and config["interpolation"] == "bicubic"
+
+
+@torch.no_grad()
+def test_a_timm_folder_for_images_of_another_size(vit, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    words = [str(checkpoint), "--to", "timm", "--out", str(out)]
+    assert main([*words, "--image-size", "96"]) == 0
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model(images), vit.forward_features(images), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="--image-size is 40, but expected a multiple of 16"):
+        main([*words, "--image-size", "40"])
+
+
+def test_an_encoder_of_another_size_keeps_what_it_says_of_itself(weights):
+    own = {"mean": [0.5] * 3, "std": [0.25] * 3, "licence": "MIT"}
+    found = resized(weights._replace(meta=weights.meta | own), 96)
+    about = identity(found)
+    assert {key: about[key] for key in own} == own and about["model_args"]["img_size"] == 96
+    other = weights._replace(meta={"name": "vit_small_patch14_dinov2"})
+    with pytest.raises(UserError, match="is not a Pixio model: export it --to safetensors"):
+        resized(other, 96)
 
 
 @pytest.mark.parametrize("to", ["safetensors", "transformers", "timm"])

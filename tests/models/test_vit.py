@@ -7,12 +7,18 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import nn
 from transformers import PixioConfig, PixioModel
 
 from pixio_lightning.models.backbone import Backbone
-from pixio_lightning.models.vit import PixioViT, resize_positions, sincos_positions
+from pixio_lightning.models.vit import (
+    PixioViT,
+    dinov2_positions,
+    resize_positions,
+    sincos_positions,
+)
 from pixio_lightning.models.weights.key_names import to_official
 
 SMALL = {"embed_dim": 96, "depth": 4, "num_heads": 6}
@@ -157,3 +163,42 @@ def test_timm_knows_the_family():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         PixioViT(**(SMALL | arguments))
+
+
+@torch.no_grad()
+def test_positions_of_dinov2_are_of_its_offset_grid():
+    # 16 patches a side from 37: of half-pixel centres, patch j lies at (j + 0.5) * 37 / 16.1 - 0.5;
+    # without the offset the last would lie 0.2 further. The cubic leaves a ramp by up to 0.05.
+    name = "vit_small_patch14_dinov2"
+    backbone = Backbone(name, weights="random:0", model_args={"depth": 1}).load()
+    vit = backbone.vit
+    ramp = torch.arange(37.0).repeat_interleave(37)[:, None].expand(-1, backbone.embed_dim)
+    vit.pos_embed[:, 1:] = ramp
+    found = dinov2_positions(vit, (16, 20))
+    rows = (torch.arange(2, 14) + 0.5) * 37 / 16.1 - 0.5
+    assert found.shape == (1, 320, backbone.embed_dim)
+    torch.testing.assert_close(found[0, :, 0].view(16, 20)[2:14, 7], rows, rtol=0, atol=0.06)
+    assert torch.equal(dinov2_positions(vit, (37, 37)), vit.pos_embed[:, 1:])
+    # They are what the backbone adds, to all patches and to kept ones.
+    vit.patch_embed.proj.weight.zero_()
+    seen = []
+    vit.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pictures = torch.zeros(1, 3, 256, 320, dtype=torch.uint8)
+    backbone(pictures)
+    backbone(pictures, keep=torch.tensor([[319, 5]]))
+    bias = vit.patch_embed.proj.bias
+    torch.testing.assert_close(seen[0][:, 1:], found + bias)
+    torch.testing.assert_close(seen[1][:, 1:], (found + bias)[:, [319, 5]])
+
+
+@torch.no_grad()
+def test_positions_of_dinov2_with_registers_are_timms():
+    name = "vit_small_patch14_reg4_dinov2"
+    backbone = Backbone(name, weights="random:0", model_args={"depth": 1}).load()
+    resized = resample_abs_pos_embed(backbone.vit.pos_embed, [16, 16], num_prefix_tokens=0)
+    backbone.vit.patch_embed.proj.weight.zero_()
+    seen = []
+    backbone.vit.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    backbone(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    bias = backbone.vit.patch_embed.proj.bias
+    torch.testing.assert_close(seen[0][:, 5:], resized + bias)

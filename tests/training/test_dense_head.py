@@ -85,6 +85,14 @@ def test_blended_windows_leave_no_seam() -> None:
     assert torch.allclose(same.result(), torch.full((1, 1, *size), 3.0))
 
 
+def test_windows_of_half_precision_are_added_in_full() -> None:
+    mean = sliding_window.Mean(1, (64, 200), window=64, stride=16, blend=True)
+    count = len(sliding_window.corners((64, 200), window=64, stride=16, inside=True))
+    mean.add(torch.full((count, 1, 64, 64), 0.7, dtype=torch.bfloat16))
+    expected = torch.full((1, 1, 64, 200), 0.7).bfloat16().float()
+    torch.testing.assert_close(mean.result(), expected)
+
+
 @pytest.mark.parametrize("length", [10, 64, 65, 96, 128, 200, 1111])
 def test_windows_that_are_blended_lie_inside(length: int) -> None:
     """Over the border is nothing but zeros: what a window says there is of another picture."""

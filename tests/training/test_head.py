@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
+import shutil
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -176,6 +180,71 @@ def test_features_of_another_version_are_not_read(
     assert len(read) == FRAMES
 
 
+def test_features_of_data_whose_source_has_changed_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in under work has one version all the time."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "plugged_histories.py"
+
+    def encoded(text: str) -> int:
+        file.write_text(f"from {__name__} import HistoryData\n\n\n{text}")
+        sys.modules.pop(file.stem, None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        read.clear()
+        fit(tmp_path, head(cache=True), importlib.import_module(file.stem).Own())
+        return len(read)
+
+    assert encoded("class Own(HistoryData):\n    pass\n") == FRAMES
+    assert encoded("class Own(HistoryData):\n    pass\n") == 0
+    prepare = "def prepare(self, sample):\n        return super().prepare(sample)\n"
+    assert encoded(f"class Own(HistoryData):\n    {prepare}") == FRAMES
+
+
+class Pictures(Numbers):
+    """Samples of one image each."""
+
+    def load(self, index: int) -> Sample:
+        image = np.full((SIZE, SIZE, 3), 40 * index, dtype=np.uint8)
+        return super().load(index) | {"image": np.stack([image] * HISTORY)}
+
+
+class PictureData(HistoryData):
+    def open(self, split: str) -> Samples:
+        return Pictures()
+
+
+class Centred(Step):
+    """Knows the mean of what its backbone makes of the first batch."""
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        return {"mean": self.encode(next(iter(loader))).pooled.mean(0)}
+
+
+class Counting(Step):
+    """Knows how many histories there are."""
+
+    def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
+        return {"count": torch.tensor(sum(len(batch["target"]) for batch in loader))}
+
+
+@pytest.mark.parametrize(("kind", "shared"), [(Centred, False), (Counting, True)])
+def test_statistics_of_features_are_of_one_backbone(
+    kind: type[Step], shared: bool, cache: Path, tmp_path: Path
+) -> None:
+    found = []
+    for seed in (1, 2, 1):
+        args = {"weights": f"random:{seed}", "tune": "frozen", "model_args": TINY}
+        model = kind(Backbone("pixio_vits16", **args), cache=True)
+        fit(tmp_path, model, PictureData())
+        found.append(next(iter(model.statistics.values())))
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[1]) == shared
+    assert len(list((cache / "features").glob("statistics-*.pt"))) == (1 if shared else 2)
+
+
 def test_a_store_is_read_again_only_after_something_was_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +304,9 @@ def test_what_is_read_is_the_same_with_and_without_a_cache() -> None:
         torch.testing.assert_close(back, found)
         expected = whole.layers[-1].patches.mean((2, 3)) if part == "patches" else whole.pooled
         torch.testing.assert_close(back.pooled, expected)
+        if part == "patches":  # not the mean of no class token, which is no number
+            with pytest.raises(ValueError, match="let its `reads` be 'tokens'"):
+                found.dense()
 
 
 def test_a_head_that_reads_nothing_opens_no_store(cache: Path, tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ from pixio_lightning.models import drop_path as drop_paths
 from pixio_lightning.models.blocks import compile_blocks
 from pixio_lightning.models.features import Features, Layer, Reads, tapped_blocks
 from pixio_lightning.models.masking import gather_tokens, patchify
+from pixio_lightning.models.vit import dinov2_positions
 from pixio_lightning.models.weights import fill
 from pixio_lightning.models.weights import read as weight_files
 
-# Token width in pixels that every backbone is brought to, so that one crop gives one grid.
+# Pixels between tokens where patches are of no power of two, as 14; others keep their own.
 STRIDE = 16
 
 
@@ -122,6 +123,8 @@ class Backbone(nn.Module):
         self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
         self.licence = architecture.licence(self.name, self.weights, self._file, config)
         self._statistics: dict[str, list[float]] = {}
+        # A file that says nothing of mean and deviation gets those that timm has for the name.
+        self.input_assumed = self._file is not None and "mean" not in statistics
         self.channels: int = self.vit.patch_embed.proj.in_channels
         for key in ("mean", "std"):
             value = self._statistics[key] = list(statistics.get(key, config[key]))
@@ -136,13 +139,9 @@ class Backbone(nn.Module):
     @property
     def identity(self) -> dict[str, Any]:
         """Plain data from which the same architecture can be built again."""
-        return {
-            "name": self.name,
-            "model_args": architecture.plain(self.model_args),
-            **self._statistics,
-            "weights": self.weights,
-            "licence": self.licence,
-        }
+        arguments = {"model_args": architecture.plain(self.model_args), **self._statistics}
+        whence = {"weights": self.weights, "licence": self.licence}
+        return {"name": self.name, **arguments, **whence}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -382,10 +381,10 @@ class Backbone(nn.Module):
         embedded, rope = self.vit._pos_embed(images.new_zeros(2, *grid, self.embed_dim)), None
         if isinstance(embedded, tuple):
             embedded, rope = embedded
-        prefix_and_positions = embedded[:1]
         n_prefix = self.vit.num_prefix_tokens
-        prefix = prefix_and_positions[:, :n_prefix].expand(images.shape[0], -1, -1)
-        positions = prefix_and_positions[:, n_prefix:]
+        prefix, positions = embedded[:1].tensor_split([n_prefix], dim=1)
+        if "dinov2" in self.name and not self.n_registers:
+            positions = dinov2_positions(self.vit, grid)
         if keep is None:
             patches = self.vit.patch_embed(images).flatten(1, 2) + positions
         else:
@@ -396,4 +395,5 @@ class Backbone(nn.Module):
             patches = patches + gather_tokens(positions.expand(images.shape[0], -1, -1), keep)
             if rope is not None:
                 rope = rope[keep][:, None]
+        prefix = prefix.expand(images.shape[0], -1, -1)
         return self.vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope

@@ -86,7 +86,10 @@ class Features(NamedTuple):
 
     @property
     def pooled(self) -> Tensor:
-        """One vector per image `(B, C)`: the mean class token, or patch where there is none."""
+        """One vector per image `(B, C)`: the mean class token.
+
+        The mean patch where there is none, or where `reads` is `patches`.
+        """
         layer = self.layers[-1]
         return (layer.cls if layer.n_cls else layer.tokens).mean(dim=1)
 
@@ -113,10 +116,18 @@ class Features(NamedTuple):
             `(B, 2C, h, w)` with the class token, `(B, C, h, w)` without; channels lie last in
             memory, as in the tokens. Convolutions keep to that, and small ones take two thirds of
             the time.
+
+        Raises:
+            ValueError: Class tokens, which belong to it, or patches were left out.
         """
         layer = self.layers[i]
         if not self.dense_cls:
             return layer.patches
+        if not layer.n_cls:
+            raise ValueError(
+                "dense features hold the mean class token, which a head that reads patches does "
+                "not get: let its `reads` be 'tokens', or take .layers[i].patches"
+            )
         patches = layer.tokens[:, layer.n_cls :]
         mean = layer.cls.mean(dim=1, keepdim=True).expand_as(patches)
         return layer.as_map(torch.cat([patches, mean], dim=2))

@@ -114,7 +114,9 @@ class Mean:
         """Add the next windows `(m, K, S, S)` in the order of `cut`."""
         if self._total is None:
             shape = (self.images, predictions.shape[1], *self.size)
-            self._total = predictions.new_zeros(shape)
+            # Sums of half precision would lose digits, and so would its weights.
+            dtype = torch.promote_types(predictions.dtype, torch.float32)
+            self._total = predictions.new_zeros(shape, dtype=dtype)
         for prediction in predictions:
             image, place = divmod(self._added, len(self._places))
             top, left = self._places[place]
@@ -126,7 +128,7 @@ class Mean:
             part = self._total[image, :, top : top + height, left : left + width]
             seen = prediction[:, :height, :width]
             if self._blend:
-                weights = self._weights.to(seen)
+                weights = self._weights.to(part)
                 seen = seen * (weights[:height, None] * weights[:width])
             part += seen
             self._added += 1

@@ -63,7 +63,12 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def resize_positions(
-    pos_embed: Tensor, *, n_prefix: int, old: tuple[int, int], new: tuple[int, int]
+    pos_embed: Tensor,
+    *,
+    n_prefix: int,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    offset: float = 0.0,
 ) -> Tensor:
     """Interpolate the patch part of a position embedding; the prefix part stays as it is.
 
@@ -75,6 +80,7 @@ def resize_positions(
         n_prefix: Tokens that stand before the patches.
         old: Grid of `pos_embed`.
         new: Grid wanted.
+        offset: Added to the sides of `new` where the scale is computed.
 
     Returns:
         `(1, n_prefix + new_h*new_w, D)`.
@@ -84,8 +90,23 @@ def resize_positions(
     prefix, patches = pos_embed[:, :n_prefix], pos_embed[:, n_prefix:]
     grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)
     # Interpolated in float32 whatever the parameter is kept in: bicubic weights lose in bfloat16.
-    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False)
+    how: dict[str, Any] = {"size": new}
+    if offset:
+        how = {"scale_factor": [(n + offset) / o for n, o in zip(new, old, strict=True)]}
+    grid = F.interpolate(grid.float(), **how, mode="bicubic", align_corners=False)
     return torch.cat([prefix, grid.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
+
+
+def dinov2_positions(vit: Any, grid: tuple[int, int]) -> Tensor:
+    """Return the positions of patches `(1, h*w, D)` as DINOv2 without registers is evaluated with.
+
+    That is without antialiasing and with 0.1 added to the grid (`interpolate_offset` of its
+    published models; those with registers have antialiasing and none added, as timm does it).
+    """
+    n_prefix = vit.num_prefix_tokens
+    old = tuple(vit.patch_embed.grid_size)
+    resized = resize_positions(vit.pos_embed, n_prefix=n_prefix, old=old, new=grid, offset=0.1)
+    return resized[:, n_prefix:]
 
 
 def init_linear(module: nn.Module) -> None:

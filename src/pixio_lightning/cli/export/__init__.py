@@ -15,7 +15,7 @@ from pixio_lightning.cli.export.card import beside, card, output_lines
 from pixio_lightning.cli.light_parser import LightParser
 from pixio_lightning.errors import UserError, visible
 from pixio_lightning.files import expanded, write_text
-from pixio_lightning.models.weights.export import Format, export, identity
+from pixio_lightning.models.weights.export import Format, export, identity, resized
 from pixio_lightning.models.weights.key_names import pair
 from pixio_lightning.models.weights.read import Weights, digest, licence_of, read
 from pixio_lightning.models.weights.students import split_student
@@ -50,15 +50,21 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--licence", help="of weights of your own, as Apache-2.0")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of tensors")
-    parser.add_argument("--image-size", type=int, help="side of the images of onnx, in pixels")
+    parser.add_argument("--image-size", type=int, help="side of the images of onnx and timm")
+    about = "of a head for onnx: where the weights of its frozen backbone are"
+    parser.add_argument("--weights", type=expanded, help=about)
     args = parser.parse_args(argv)
     if args.to == "onnx":
         if args.licence or args.dtype:
             raise UserError("--licence and --dtype do not go with --to onnx: first to safetensors")
         return _to_onnx(args)
-    if args.image_size is not None:
-        raise UserError("--image-size goes with --to onnx: the other formats take any size")
+    if args.image_size is not None and args.to != "timm":
+        raise UserError(f"--image-size goes with --to onnx and timm: {args.to} takes any size")
+    if args.weights is not None:
+        raise UserError("--weights goes with --to onnx: the other formats hold no head")
     weights = _licensed(read(_chosen(args.checkpoint)), args.licence)
+    if args.image_size is not None:
+        weights = resized(weights, args.image_size)
     if args.dtype:
         weights = _cast(weights, getattr(torch, args.dtype))
     ending = ".safetensors" if args.to == "safetensors" else f"-{args.to}"
@@ -140,7 +146,7 @@ def _to_onnx(args: argparse.Namespace) -> int:
     if readme.exists():
         raise UserError(f"{readme} exists already: remove it or give another --out")
     source = _chosen(args.checkpoint)
-    about = onnx.export(source, out, image_size=args.image_size)
+    about = onnx.export(source, out, image_size=args.image_size, weights=args.weights)
     channels, height, width = (int(number) for number in re.findall(r"\d+", about["images"])[1:4])
     difference, output = about.pop("difference"), about.pop("output", {})
     text = card(

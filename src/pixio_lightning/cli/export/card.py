@@ -46,6 +46,7 @@ tokens = model(images).last_hidden_state  # (B, K + h*w, C): class tokens first
 import timm
 import torch
 
+# For this size of images: timm resizes positions otherwise than they were trained.
 model = timm.create_model("local-dir:{name}", pretrained=True).eval()
 images = torch.zeros(1, {channels}, {size})  # from 0 to 1, less the mean, by the deviation
 tokens = model.forward_features(images)  # (B, K + h*w, C): class tokens first

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import write_text, written_aside
-from pixio_lightning.models.vit import SIZES
+from pixio_lightning.models.vit import SIZES, resize_positions
 from pixio_lightning.models.weights.fill import refuse_non_finite
 from pixio_lightning.models.weights.key_names import infer, pair, to_timm, to_transformers
 from pixio_lightning.models.weights.read import DECODER_SUFFIX, Weights, licence_of
@@ -53,8 +53,7 @@ def export(
     meta = identity(weights)
     if to == "safetensors":
         return _export_safetensors(weights, meta, out, readme)
-    if meta["name"] and meta["name"] not in SIZES:
-        raise UserError(f"'{meta['name']}' is not a Pixio model: export it --to safetensors")
+    _refuse_others(meta)
     if "norm.weight" not in weights.encoder:  # they would make one up
         raise UserError(f"{to} needs a norm behind the last block: export it --to safetensors")
     model = (SIZES[meta["name"]]._asdict() if meta["name"] else {}) | meta["model_args"]
@@ -76,6 +75,39 @@ def export(
         if readme:
             (aside / readme[0].name).write_text(readme[1])
     return [out / name for name in (*documents, "model.safetensors")]
+
+
+def resized(weights: Weights, side: int) -> Weights:
+    """Return an encoder with positions for square images of another side, as ours are resized.
+
+    timm resizes positions with antialiasing, and so computes other features at any size but that
+    of its folder.
+
+    Raises:
+        UserError: It is no Pixio encoder, or the side is no multiple of the patch size.
+    """
+    found = infer(weights.encoder, weights.meta)
+    _refuse_others(found)
+    args = found["model_args"]
+    (height, width), (patch, other) = pair(args["img_size"]), pair(args["patch_size"])
+    if patch != other:
+        raise UserError(f"--image-size needs square patches, but they are {patch} x {other}")
+    if side < patch or side % patch:
+        raise UserError(f"--image-size is {side}, but expected a multiple of {patch}, the patch")
+    positions = resize_positions(
+        weights.encoder["pos_embed"],
+        n_prefix=args["n_cls_tokens"],
+        old=(height // patch, width // patch),
+        new=(side // patch, side // patch),
+    )
+    meta = {**weights.meta, **found, "model_args": {**args, "img_size": side}}
+    return weights._replace(encoder={**weights.encoder, "pos_embed": positions}, meta=meta)
+
+
+def _refuse_others(meta: Mapping[str, Any]) -> None:
+    """Refuse what only `safetensors` can hold."""
+    if meta["name"] and meta["name"] not in SIZES:
+        raise UserError(f"'{meta['name']}' is not a Pixio model: export it --to safetensors")
 
 
 def _export_safetensors(
@@ -138,7 +170,7 @@ def _preprocessor_config(model: Mapping[str, Any], meta: Mapping[str, Any]) -> d
     height, width = pair(model["img_size"])
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": model["in_chans"] == 3,
         "do_resize": True,
         "size": {"height": height, "width": width},
         "resample": 3,  # PIL's bicubic

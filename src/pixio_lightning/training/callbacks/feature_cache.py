@@ -1,12 +1,15 @@
 """Features of a frozen backbone, computed once and read from disk ever after.
 
 A store is a folder named by a hash of everything the features depend on: the backbone's tensors,
-the tapped blocks, the precision, what the head shows the backbone, the samples, and the version of
-this package. A hit decodes no file of the data set.
+the tapped blocks, the precision, what the head shows the backbone, the samples, the source of the
+classes that prepare them, and the version of this package. A hit decodes no file of the data set.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import marshal
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -85,15 +88,28 @@ def _statistics(head: Head) -> dict[str, Tensor]:
     """Return what a head's `fit_statistics` found, from the cache if it looked before."""
     data = _sample_data(head)
     own = plain_facts(head, without=_NOT_OF_STATISTICS)
-    about = (own, head.statistics_samples, _CODE)
-    name = digest_of(about, data.digest("train"))
-    path = default_cache() / "features" / f"statistics-{name}.pt"
+    about = (
+        own,
+        head.statistics_samples,
+        _CODE,
+        source_of(head, Head),
+        source_of(data, SampleData),
+    )
+    # Those of labels serve every backbone, those of features one.
+    names = [(about, data.digest("train")), (about, store_name(head, data, "train"))]
+    paths = [default_cache() / "features" / f"statistics-{digest_of(*name)}.pt" for name in names]
     # One process decides: another may have written the file since.
-    if head.trainer.strategy.broadcast(_readable(path)):
-        return torch.load(path, map_location=head.device, weights_only=True)
-    found = head.compute_statistics()
+    known = next((path for path in paths if _readable(path)), None)
+    if (known := head.trainer.strategy.broadcast(known)) is not None:
+        return torch.load(known, map_location=head.device, weights_only=True)
+    encoded: list[bool] = []
+    hook = head.backbone.register_forward_pre_hook(lambda *_: encoded.append(True))
+    try:
+        found = head.compute_statistics()
+    finally:
+        hook.remove()
     if head.trainer.is_global_zero:
-        with written_aside(path) as aside:
+        with written_aside(paths[bool(encoded)]) as aside:
             torch.save({name: tensor.cpu() for name, tensor in found.items()}, aside)
     return found
 
@@ -105,6 +121,24 @@ def _readable(path: Path) -> bool:
     except (OSError, RuntimeError, EOFError, UnpicklingError):
         return False
     return True
+
+
+def source_of(thing: object, base: type) -> list[str]:
+    """Return digests of the files that define the classes of something, down to a base.
+
+    Plug-ins change without a version of this package. What these files import is not looked at. Of
+    classes without a file, as a notebook's, it is their compiled functions.
+    """
+    found = set()
+    for cls in type(thing).__mro__:
+        if issubclass(cls, base):
+            try:
+                code = Path(inspect.getsourcefile(cls) or "").read_bytes()
+            except (OSError, TypeError):
+                own = [f.__code__ for f in vars(cls).values() if inspect.isfunction(f)]
+                code = marshal.dumps(own)
+            found.add(hashlib.blake2b(code, digest_size=16).hexdigest())
+    return sorted(found)
 
 
 def _sample_data(head: Head) -> SampleData:
@@ -126,6 +160,7 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
         head.input_config,
         head.reads,
         data.digest(split),
+        source_of(data, SampleData),
         (data.views, data.seed) if split == "train" and data.views else None,
     )
 
