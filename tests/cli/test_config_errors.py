@@ -13,6 +13,7 @@ from pixio_lightning.cli import config_errors
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.lightning_cli import quieten
+from pixio_lightning.cli.options import check_environment
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError
 
@@ -341,6 +342,9 @@ def test_tasks_that_lightning_does_not_divide(recipe: dict, tmp_path: Path, caps
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert "SLURM gives 4 tasks by --ntasks" in told(capsys, run(recipe, tmp_path, verb="fit"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # `srun torchrun` counts its own
+    assert run(recipe, tmp_path) == 0
+    check_environment()
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,16 @@ def test_how_long_processes_wait_for_each_other_may_change() -> None:
     given = {"timeout": "0:05:00", "ddp_comm_hook": None, "model_averaging_period": None}
     ddp = {"class_path": DDP, "init_args": given}
     assert "trainer.strategy.timeout: None -> 0:05:00" in check(trainer__strategy=ddp)
+    sharded = {"class_path": "pixio_lightning.ShardedStrategy"}
+    then, now = ({**sharded, "init_args": {"timeout": time}} for time in ("0:30:00", "1:00:00"))
+    line = check_changes(
+        Path("runs/a"),
+        changed(trainer__strategy=then),
+        changed(trainer__strategy=now),
+        then=BATCH,
+        now=BATCH,
+    )
+    assert "trainer.strategy.timeout: 0:30:00 -> 1:00:00" in line
 
 
 def test_where_the_processes_are_told_of_may_change_and_what_they_compute_may_not() -> None:

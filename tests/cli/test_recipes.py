@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pixio_lightning.cli import recipes
+from pixio_lightning.cli.config_tree import in_files
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import plugins
 
@@ -118,6 +119,16 @@ def test_published_probes_take_the_steps_of_60_passes(name, kind, images, per_gp
     assert recipe["trainer"]["max_steps"] == 60 * steps
     assert recipe["checkpoint"] == {"every_n_steps": steps}
     assert recipe["panels"] == {"every_n_steps": 10 * steps}
+
+
+def test_a_recipe_whose_rate_is_for_a_batch_says_on_how_many_devices():
+    """Lightning would take all there are, and with them as many times the batch."""
+    named = {recipe.name: in_files([recipe.path]) for recipe in recipes.all_recipes()}
+    # A head that is given no rate has an `lr` of its own.
+    fixed = {name: keys for name, keys in named.items() if "model.optim.blr" not in keys}
+    trained = {name: keys for name, keys in fixed.items() if keys.get("trainer.max_steps", 0) > 1}
+    assert len(trained) > 40
+    assert [name for name, keys in trained.items() if "trainer.devices" not in keys] == []
 
 
 @pytest.mark.parametrize("task", ["depth", "segmentation"])

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.cli.runs import look_at
 from pixio_lightning.training import run_folder
 
 _CONFIG = {"model": {"class_path": "Depth"}, "data": {"seed": 0}, "trainer": {"max_steps": 9}}
@@ -72,6 +73,18 @@ def test_a_run_that_is_on_is_seen_from_another_process(tmp_path: Path) -> None:
         during = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     after = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert " running " in during and " stopped " in after
+
+
+def test_where_the_system_does_not_say_it_is_unknown_whether_a_run_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, finished in (("on", False), ("done", True)):
+        make(tmp_path / name, step=1, finished=finished)
+        (tmp_path / name / run_folder.LOCK).touch()
+    stopped = make(tmp_path / "never", step=0)
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert look_at(tmp_path / "on").state == "unknown"
+    assert look_at(tmp_path / "done").state == "finished" and look_at(stopped).state == "stopped"
 
 
 def test_two_hundred_runs_are_listed_without_torch(tmp_path: Path) -> None:

@@ -46,13 +46,14 @@ def test_the_documented_pipeline_gives_the_scores_of_predict(
     pixio(
         *("predict", "-c", "curation/score", "--data.path", shards, "--out", tmp_path),
         *("--model.backbone.weights", checkpoint, "--data.max_bad", 0.1, "--data.num_workers", 0),
-        *("--trainer.accelerator", "cpu"),
+        *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
     )
     code = re.findall(r"```python\n([^`]*import ray\n[^`]*)```", DOCS.read_text())[0]
     for text, here in {
         '"SHARDS"': repr(str(shards)),
         '"SCORES"': repr(str(tmp_path / "ray")),
         '"last.ckpt"': repr(str(checkpoint)),
+        "bf16-mixed": "32-true",
         "num_gpus=1": "num_cpus=1",
         "range(8)": "range(2)",
         "iter_batches(256": "iter_batches(4",

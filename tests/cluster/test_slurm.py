@@ -93,6 +93,14 @@ def test_a_job_told_to_stop_is_queued_again_and_ends_as_if_it_had_not_been(
     assert equals(job.run, whole)
 
 
+def test_a_job_that_is_cancelled_stays_so(cluster: Slurm, job: Job) -> None:
+    number = cluster.submit(job.script)
+    job.reached(10)
+    cluster("scancel", number)  # SIGTERM first
+    assert cluster.ended(number, "CANCELLED")["Restarts"] == "0"
+    wait_for("the end of all processes", lambda: not processes(job.run), 60)
+
+
 def test_a_task_that_is_killed_ends_the_job_and_the_same_script_goes_on(
     cluster: Slurm, job: Job, whole: Path
 ) -> None:

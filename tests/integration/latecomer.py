@@ -1,4 +1,4 @@
-"""A callback that makes one process come late to what all of them do when training starts."""
+"""Callbacks that make one process come late to what others have done."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ class Latecomer(L.Callback):
         share, until = int(os.environ["SHARE"]), time.monotonic() + _PATIENCE
         while time.monotonic() < until and len(names_in(Path(os.environ["PIXIO_CACHE"]))) < share:
             time.sleep(0.01)
+
+
+class LateReader(L.Callback):
+    """Let the second process of a prediction end after the first one, by a fault if told to."""
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank == 1:
+            time.sleep(_PATIENCE)
+            print("the second process is done", flush=True)
+            if os.environ.get("LATE_READER") == "fails":
+                os._exit(5)
 
 
 def names_in(cache: Path) -> list[str]:

@@ -42,11 +42,14 @@ def scored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
+ON_CPU = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+
+
 def predict(checkpoint: Path, shards: Path, out: Path, *words: object) -> str:
     return pixio(
         *("predict", "-c", "curation/score", "--data.path", shards, "--out", out),
         *("--model.backbone.weights", checkpoint, "--data.max_bad", 0.1, "--data.num_workers", 1),
-        *("--trainer.accelerator", "cpu", *words),
+        *(*ON_CPU, *words),
     )
 
 
@@ -103,7 +106,7 @@ def test_scores_of_other_settings_are_refused(
 ) -> None:
     words = ["predict", "-c", "curation/score", "--data.path", str(shards), "--model.masks", "2"]
     words += ["--out", str(scores.parent), "--model.backbone.weights", str(checkpoint)]
-    assert main([*words, "--trainer.accelerator", "cpu"]) == 2
+    assert main([*words, *ON_CPU]) == 2
     error = capfd.readouterr().err
     assert "made differently (masks 4 there, 2 now)" in error
     about = settings_of(next(scores.glob("*.parquet")))
@@ -120,7 +123,7 @@ def test_scores_of_another_set_with_the_same_names_are_refused(
         images = table["image"][::-1].combine_chunks()
         table = table.set_column(table.column_names.index("image"), "image", images)
         pq.write_table(table, tmp_path / "others" / path.name, row_group_size=5)
-    words = ["--data.path", str(tmp_path / "others"), "--trainer.accelerator", "cpu"]
+    words = ["--data.path", str(tmp_path / "others"), *ON_CPU]
     line = ["-c", "curation/score", "--model.backbone.weights", str(checkpoint)]
     assert main(["predict", *line, "--out", str(scores.parent), *words]) == 2
     assert "were made of another" in capfd.readouterr().err
@@ -153,6 +156,34 @@ def test_the_scorer_without_lightning_gives_the_same_scores(
             np.testing.assert_allclose(got[column], want[column], rtol=1e-4)
             assert got[column].dtype == want[column].dtype
         assert set(got["reason"]) <= {"", "no JPEG, PNG, WebP, TIFF or BMP"}
+
+
+def test_a_prediction_ends_with_the_last_of_its_processes(
+    checkpoint: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    words = ("--trainer.devices", 2, "--trainer.callbacks+=latecomer.LateReader")
+    printed = predict(checkpoint, shards, tmp_path / "scored", *words)
+    assert -1 < printed.find("the second process is done") < printed.find("pixio curate")
+    monkeypatch.setenv("LATE_READER", "fails")
+    with pytest.raises(AssertionError, match="another process of this run ended with exit code 5"):
+        predict(checkpoint, shards, tmp_path / "again", *words)
+
+
+def test_the_scorer_may_compute_in_half_precision(checkpoint: Path, shards: Path) -> None:
+    from pixio_lightning import Scorer
+    from pixio_lightning.errors import UserError
+
+    path = min(shards.glob("0*.parquet"))
+    table = pq.read_table(path, columns=["key", "image"])
+    batch = {name: np.array(table[name].to_pylist(), object) for name in table.column_names}
+    whole, half = Scorer(str(checkpoint)), Scorer(str(checkpoint), precision="bf16-mixed")
+    assert whole.settings == half.settings | {"precision": "32-true"}
+    losses = [scorer(batch)["loss"] for scorer in (whole, half)]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    assert (losses[0] != losses[1]).any()
+    with pytest.raises(UserError, match="did you mean 'bf16-mixed'"):
+        Scorer(str(checkpoint), precision="bf16-mixd")
 
 
 def test_a_noise_floor_lowers_what_flat_patches_cost(checkpoint: Path) -> None:

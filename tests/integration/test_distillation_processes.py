@@ -71,6 +71,22 @@ def test_a_static_graph_goes_through(distillation: Path, tmp_path: Path) -> None
     assert (tmp_path / "run" / "last.ckpt").exists()
 
 
+def test_students_may_all_have_a_rate_of_their_own(
+    distillation: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pixio_lightning.cli.main import main
+
+    content = yaml.safe_load(distillation.read_text())
+    arguments = content["model"]["init_args"]
+    del arguments["optim"]
+    arguments["students"]["masked"]["optim"] = {"blr": 0.032}
+    path = tmp_path / "own_rates.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert main(["check", "-c", str(path), "--out", str(tmp_path / "run")]) == 0
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "peak lr" in line]
+    assert line.split(None, 2)[2] == "0.001 (0.032 x 8 / 256); 0.0003 (as given)"
+
+
 def test_sharding_is_refused_in_a_line(
     distillation: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

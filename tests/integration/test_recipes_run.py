@@ -140,6 +140,8 @@ def test_runs_two_steps(
         line += ["--data.curation.scores", str(tmp_path / "scored" / "scores")]
     if name == "depth/relative_dav2" or name.startswith("depth/zeroshot_"):
         line += ["--model.image_size", "64"]  # of 512, which takes a processor a minute
+    if name == "depth/zeroshot_nyuv2":
+        line += ["--model.eval_crop", "none"]  # of NYUv2's images alone
     line += [*SMALL.get(name, []), *words]
     if not name.endswith("/demo"):  # whose backbones are small
         line += ["--model.backbone.model_args.depth", "4"]

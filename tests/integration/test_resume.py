@@ -62,6 +62,21 @@ def test_a_mean_over_steps_is_of_those_before_the_kill_too(
     assert run == whole and whole.count("\n") == 4  # a head, and the held-out loss before
 
 
+def test_without_its_last_checkpoint_a_run_goes_on_from_its_best(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    line = ("fit", "-c", recipe, "--out", tmp_path / "run")
+    assert kill_when("step 8: saved last.ckpt", *line)
+    (tmp_path / "run" / "last.ckpt").unlink()
+    best = checkpoint_io.read(tmp_path / "run" / "best.ckpt")["global_step"]
+    printed = pixio(*line)
+    assert "goes on from best.ckpt" in printed and 0 < best <= 8
+    assert f"resumed at step {best}" in " ".join(printed.split())
+    assert same(uninterrupted / "last.ckpt", tmp_path / "run" / "last.ckpt")
+    curves = [(folder / "metrics.csv").read_text() for folder in (uninterrupted, tmp_path / "run")]
+    assert curves[0] == curves[1]
+
+
 @pytest.mark.slow
 def test_resumes_at_the_end_of_an_epoch(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     line = ("fit", "-c", recipe, "--out", tmp_path / "run", "--checkpoint.every_n_steps", 5)

@@ -333,6 +333,19 @@ def test_a_second_interrupt_stops_at_once() -> None:
         callback._received(signal.SIGINT, None)
 
 
+def test_only_the_notice_of_a_time_limit_asks_for_the_job_again() -> None:
+    """SIGTERM is of `scancel`, too; after a notice it is the limit itself."""
+    asked = {}
+    for numbers in [(signal.SIGTERM,), (signal.SIGUSR1,), (signal.SIGUSR1, signal.SIGTERM)]:
+        callback = Preemption(requeue=True)
+        callback._step = 3  # training
+        for number in numbers:
+            callback._received(number, None)
+        assert callback.signal == numbers[-1]
+        asked[numbers] = callback.noticed
+    assert list(asked.values()) == [False, True, True]
+
+
 # --- runs without a step ----------------------------------------------------------------------
 
 

@@ -281,7 +281,8 @@ def nyu_pairs(root: Path, split: str) -> list[Pair]:
     if not folder.is_dir():
         raise UserError(
             f"data.path '{root}' has no {folder.relative_to(root)}/ with rgb_00001.jpg and "
-            "sync_depth_00001.png in a folder for each scene, as NYUv2 for depth comes"
+            "sync_depth_00001.png in a folder for each scene, as BTS extracts NYUv2 "
+            "(docs/data_sets.md)"
         )
     return [
         Pair(path, path.with_name(path.name.replace("rgb_", "sync_depth_")).with_suffix(".png"))
@@ -302,7 +303,7 @@ def kitti_pairs(root: Path, split: str) -> list[Pair]:
             raise UserError(
                 f"data.path '{root}' has no {path.name}; expected images/DATE/DRIVE_sync/image_02/"
                 "data/*.png, annotations/DRIVE_sync/proj_depth/groundtruth/image_02/*.png, and "
-                'kitti_train.txt and kitti_test.txt with lines "IMAGE DEPTH"'
+                'kitti_train.txt and kitti_test.txt with lines "IMAGE DEPTH" (docs/data_sets.md)'
             )
     return _listed(table, root / "images", root / "annotations")
 

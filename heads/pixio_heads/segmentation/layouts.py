@@ -244,13 +244,14 @@ def ade20k_pairs(root: Path, training: bool) -> list[Pair]:
 
 
 def voc_pairs(root: Path, listed: str) -> list[Pair]:
-    """List VOC by `ImageSets/Segmentation/LISTED.txt`, lines of image names.
+    """List VOC by `ImageSets/Segmentation/LISTED.txt`: lines "NAME", or "IMAGE MASK" below root.
 
-    A mask is that of `SegmentationClass`; what it lacks is taken from `SegmentationClassAug`, where
-    the further annotations of SBD (Hariharan et al., 2011) usually lie.
+    The mask of a name is that of `SegmentationClass`; what it lacks is taken from
+    `SegmentationClassAug`, where the further annotations of SBD (Hariharan et al., 2011) usually
+    lie.
 
     Raises:
-        UserError: The list or a folder is missing.
+        UserError: The list or a folder is missing, or a line is neither.
     """
     lists, images = root / "ImageSets" / "Segmentation", root / "JPEGImages"
     for folder in (lists, images, root / "SegmentationClass"):
@@ -267,11 +268,16 @@ def voc_pairs(root: Path, listed: str) -> list[Pair]:
             f"and data.val_split{nearest(listed, known)}"
         )
     pairs = []
-    # Relative, even where a list says otherwise.
-    for name in (word.lstrip("/") for word in read_text(table).split()):
-        own = root / "SegmentationClass" / f"{name}.png"
-        added = root / "SegmentationClassAug" / f"{name}.png"
-        pairs.append(Pair(images / f"{name}.jpg", own if own.is_file() else added))
+    for number, line in enumerate(read_text(table).splitlines(), 1):
+        words = [word.lstrip("/") for word in line.split()]  # relative, whatever a list says
+        if len(words) == 1:
+            own = root / "SegmentationClass" / f"{words[0]}.png"
+            added = root / "SegmentationClassAug" / f"{words[0]}.png"
+            pairs.append(Pair(images / f"{words[0]}.jpg", own if own.is_file() else added))
+        elif len(words) == 2 and words[1].endswith(".png"):
+            pairs.append(Pair(root / words[0], root / words[1]))
+        elif words:
+            raise UserError(f'{table}, line {number}: {line!r}; expected "NAME" or "IMAGE MASK"')
     if not pairs:
         raise UserError(f"{table} lists no image")
     return pairs

@@ -121,7 +121,9 @@ inside, how it was trained and how to load it.
   --out PATH                   file or folder; default: here, named as the checkpoint
   --licence NAME               of weights of your own, as Apache-2.0; others keep theirs
   --dtype T                    float32, bfloat16 or float16; default: as they are stored
-  --image-size N               side of the images of onnx; default: what the model was made for
+  --image-size N               side of images, of onnx and timm; default: the model's own
+  --weights SOURCE             of a head for onnx whose frozen backbone is not where it was, or
+                               would have to be fetched: a path, hf:ORG/NAME or timm
 
 Examples: pixio export runs/pretrain/demo/last.ckpt --to timm
           pixio export runs/depth/demo --to onnx --out depth.onnx

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixio_lightning.cli import config_errors, recipes, resume
 from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
-from pixio_lightning.cli.config_tree import flatten, typed
+from pixio_lightning.cli.config_tree import flatten, in_files, nested, typed
 from pixio_lightning.cli.options import Options
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
@@ -95,6 +95,11 @@ class PixioCLI(LightningCLI):
         for key, value in list(self.config.items()):
             self.config[key] = expanded(value)
         self._take_architecture()
+        # What was given, the later counts; all else is a default.
+        in_recipes = [in_files([recipes.find(name)]) for name in self.options.configs]
+        given = [*in_recipes, typed(self.options.rest)]
+        self._take_rates(given)
+        self._take_seed(given)
         self._plain = self._as_plain(self.config)
         for key, values in self._plain.items():
             if key in config_errors.GROUPS:
@@ -127,6 +132,41 @@ class PixioCLI(LightningCLI):
             if not any(word.startswith(f"model.backbone.{key}") for word in given):
                 backbone[key] = None
 
+    def _take_seed(self, given: list[dict[str, Any]]) -> None:
+        """Let model and data follow the run's seed, unless theirs is given with it or later."""
+        seed, places = self.config["seed_everything"], range(len(given))
+        if isinstance(seed, bool):  # none is set, or it is drawn
+            return
+        of_run = max((i for i in places if "seed_everything" in given[i]), default=-1)
+        for key, arguments in nested(self.config, having=("seed",)):
+            own = max((i for i in places if f"{key}.seed" in given[i]), default=-1)
+            if key in ("model", "data") and of_run > own:
+                arguments["seed"] = seed
+
+    def _take_rates(self, given: list[dict[str, Any]]) -> None:
+        """Of `lr` and `blr` let the one count that was given last, whatever a head's default is.
+
+        Raises:
+            UserError: A recipe or the command line gives both to a training.
+        """
+        for key, optim in nested(self.config, having=("lr", "blr")):
+            if optim["lr"] is None or optim["blr"] is None:
+                continue
+            other = ""
+            for source in given:
+                rates = {name: source.get(f"{key}.{name}") for name in ("lr", "blr")}
+                here = [name for name, rate in rates.items() if rate not in (None, "null")]
+                if len(here) > 1 and self.verb not in ("fit", "check"):
+                    continue  # what an earlier version wrote, when a default hid a blr
+                if len(here) > 1:
+                    raise UserError(
+                        f"{key} has both lr {rates['lr']}, taken as it is, and blr {rates['blr']}, "
+                        "for 256 images: give one"
+                    )
+                other = {"lr": "blr", "blr": "lr"}[here[0]] if here else other
+            if other:
+                optim[other] = None
+
     def _as_plain(self, parsed: Any) -> dict[str, Any]:
         """Return a configuration as plain data; parsing has validated it."""
         text = self.parser.dump(parsed, skip_none=False, skip_validation=True, format="yaml")
@@ -143,9 +183,13 @@ class PixioCLI(LightningCLI):
         key that is gone, stays as it is.
         """
         try:
-            return self._as_plain(self.parser.parse_object(config))
+            parsed = self._as_plain(self.parser.parse_object(config))
         except Exception:  # whatever classes and types raise at values of another version
             return config
+        for _, optim in nested(parsed, having=("lr", "blr")):
+            if optim["lr"] is not None:  # which is what counted, where both were stored
+                optim["blr"] = None
+        return parsed
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; `check` needs no trainer."""

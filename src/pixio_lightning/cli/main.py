@@ -24,7 +24,7 @@ from pixio_lightning.cli import help_pages, recipes
 from pixio_lightning.cli.help_pages import VERBS
 from pixio_lightning.cli.light_parser import LightParser
 from pixio_lightning.cli.options import parse_options
-from pixio_lightning.errors import UserError, nearest, visible, visible_lines
+from pixio_lightning.errors import UserError, nearest, out_of_memory, visible, visible_lines
 from pixio_lightning.files import expanded, plugins
 
 
@@ -54,6 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno is None:  # of a library, for which it need not be about a file
             raise
         return _failed(_refusal(error, argv or sys.argv[1:]))
+    except (MemoryError, RuntimeError) as error:
+        if not (text := out_of_memory(error)):
+            raise
+        return _failed(f"{text}: end what else uses it, or ask for less at once")
 
 
 def _failed(message: str) -> int:

@@ -74,8 +74,9 @@ def check_environment() -> None:
         UserError: The variable is named.
     """
     tasks, per_node = (os.environ.get(f"SLURM_NTASKS{end}") for end in ("", "_PER_NODE"))
-    named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    if tasks not in (None, "1") and not per_node and named:
+    by_srun = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    by_srun = by_srun and "TORCHELASTIC_RUN_ID" not in os.environ  # torchrun divides its own
+    if tasks not in (None, "1") and not per_node and by_srun:
         raise UserError(
             f"SLURM gives {tasks} tasks by --ntasks, which Lightning does not divide among nodes: "
             "ask for #SBATCH --ntasks-per-node=N instead, with trainer.devices N, and start by srun"

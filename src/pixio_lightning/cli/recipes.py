@@ -92,7 +92,10 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if not claims:
         names = [recipe.name for recipe in recipes]
         same_end = [other for other in names if other.endswith(f"/{path.stem}")]
-        hint = nearest(name, names) or "".join(f", did you mean '{n}'?" for n in same_end[:1])
+        same_end.sort(key=lambda other: not other.startswith("pretrain/"))
+        same = "".join(f", did you mean '{other}'?" for other in same_end[:1])
+        near = nearest(name, names)
+        hint = (same or near) if path.name == name else (near or same)
         raise UserError(f"no recipe or file '{name}' (`pixio recipes` lists the recipes){hint}")
     if len(claims) > 1:
         both = " and ".join(f"{claim.path} of {claim.origin}" for claim in claims)

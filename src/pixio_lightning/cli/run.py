@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,10 @@ def _fit(cli: PixioCLI) -> int:
                 title = f"{folder} finished at step {step}; --fresh starts anew"
                 say(block(title, outcome(cli.model, folder)))
             return 0
-        if ckpt_path is None and found[0] == last:
-            ckpt_path = str(last)
+        if ckpt_path is None:
+            ckpt_path = str(found[0])
+            if found[0] != last and primary:
+                say(f"{last} is not there: it goes on from {found[0].name}")
         if primary:
             for path in found:
                 recover_folder(path)
@@ -248,6 +251,7 @@ def evaluate(cli: PixioCLI) -> int:
         (folder / "predictions/bad_files.txt").unlink(missing_ok=True)
         cli.model.note(run_folder.earlier_predictions(folder))
     logged = call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
+    _await_others(cli)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
             say(cli.model.predictions_text(folder))
@@ -264,6 +268,21 @@ def evaluate(cli: PixioCLI) -> int:
         if isinstance(cli.datamodule, StreamData) and (left := cli.datamodule.left_out()):
             say(left)
     return 0
+
+
+def _await_others(cli: PixioCLI) -> None:
+    """Wait for the processes that this one started: nothing that is predicted is in common.
+
+    Raises:
+        UserError: One of them failed.
+    """
+    for process in getattr(cli.trainer.strategy.launcher, "procs", ()):
+        # Forks, as in a notebook, were joined.
+        if isinstance(process, subprocess.Popen) and (code := process.wait()):
+            raise UserError(
+                f"another process of this run ended with exit code {code}: see what it said last, "
+                "then run the same line again"
+            )
 
 
 def _without_checkpoint(model: BackboneModule) -> str:

@@ -29,7 +29,8 @@ class Run(NamedTuple):
     Attributes:
         folder: Of the run.
         recipe: As it was given; empty for runs of earlier versions.
-        state: `running`, `finished` or `stopped`, or why it cannot be told.
+        state: `running`, `finished` or `stopped`; `damaged`, or `unknown` where the system does not
+            say whether it runs.
         step: How far it got, and of how many steps, where it has a number of them.
         metric: What best.ckpt is chosen by: its last value, and the best.
         changed: When anything in it was written last.
@@ -69,9 +70,9 @@ def look_at(folder: Path) -> Run:
         metric = _metric(folder, state)
     except UserError:
         return Run(folder, "", "damaged", "", "", changed, size)
-    kind = "finished" if state.get("finished") else "stopped"
-    if run_folder.is_held(folder):
-        kind = "running"
+    kind = {True: "running", False: "stopped", None: "unknown"}[run_folder.is_held(folder)]
+    if state.get("finished") and kind != "running":
+        kind = "finished"
     step, steps = state.get("step", 0), state.get("steps")
     text = f"{step}/{steps}" if isinstance(steps, int) and steps > 0 else str(step)
     recipe = state.get("recipe")

@@ -34,8 +34,8 @@ STATE_BYTES = 16
 PEAKS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = {768: 0.29, 1024: 0.32, 1280: 0.36}
 FULL_BATCH = 256
-# Images that a core decodes and crops in a second (benchmarks/results/speed.md).
-LOADED = 578
+# Photographs of 640x480 that a core decodes and crops in a second (benchmarks/results/speed.md).
+LOADED = 688
 
 
 class Costs(NamedTuple):

@@ -21,7 +21,8 @@ class Optim:
 
     Attributes:
         blr: Base learning rate for 256 images; the peak is ``blr * global_batch / 256``.
-        lr: Peak learning rate, taken as it is; where it is given, `blr` does not count.
+        lr: Peak learning rate, taken as it is; where it is given, `blr` does not count. Of
+            recipes and the command line, the one of the two that was given last counts.
         weight_decay: Decay of every parameter but biases, norms and other vectors.
         betas: AdamW's coefficients.
         warmup: Linear warm-up from 0: a share of all steps below 1, a number of steps from 1 on.

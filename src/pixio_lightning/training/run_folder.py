@@ -73,17 +73,17 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a run is in a folder now; false where the system cannot be asked without locking."""
+def is_held(folder: Path) -> bool | None:
+    """Whether a run is in a folder now; None where the system cannot be asked without locking."""
     if sys.platform != "linux" or not is_regular(folder / LOCK):
-        return False
+        return None if is_regular(folder / LOCK) else False
     layout = "hhllhh"  # struct flock of Linux with 64-bit offsets: type, whence, start, length, pid
     asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0, 0)
     with (folder / LOCK).open() as file:
         try:
             found = fcntl.fcntl(file, fcntl.F_GETLK, asked)
         except OSError:
-            return False
+            return None
     return struct.unpack(layout, found)[0] != fcntl.F_UNLCK
 
 
@@ -299,7 +299,7 @@ def _is_state(state: dict[str, Any]) -> bool:
     step = state.get("step", 0)
     is_count = isinstance(step, int) and 0 <= step < 1 << 63
     is_text = isinstance(state.get("precision", ""), str)
-    lists = [state.get(name) or [] for name in ("held_out", "trained_on")]
+    lists = [state.get(name) or [] for name in ("held_out", "trained_on", "trained_anywhere")]
     is_list = all(isinstance(names, list) for names in lists) and all(
         isinstance(name, str) for names in lists for name in names
     )

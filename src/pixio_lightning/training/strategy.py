@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed import DistNetworkError, DistStoreError, default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -41,12 +42,16 @@ class ShardedStrategy(ModelParallelStrategy):
 
     A checkpoint is a folder, to which every process writes its part; it is written aside and
     renamed when all have finished.
+
+    Args:
+        timeout: How long processes wait for one another, for the first one's reading of data or
+            for a checkpoint, before the run ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta | None = default_pg_timeout) -> None:
         # Lightning's own "auto" means tensor parallelism inside a node; `device_mesh` says what
         # is meant here, and needs no count of processes in the recipe.
-        super().__init__(data_parallel_size="auto", tensor_parallel_size="auto")
+        super().__init__(data_parallel_size="auto", tensor_parallel_size="auto", timeout=timeout)
         self._mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:

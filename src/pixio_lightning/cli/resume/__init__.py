@@ -72,7 +72,7 @@ DIVISION = (
     "trainer.num_nodes",
 )
 # Options of the trainer that, as whole numbers, count batches and not steps.
-_COUNTED = ("val_check_interval", "limit_train_batches")
+COUNTED = ("val_check_interval", "limit_train_batches")
 # Keys of a model that its checkpoint answers: what it began with, and how it was made and trained.
 _BEGUN = re.compile(r"(students\.[^.]+\.)?(backbone\.weights|pretrained_decoder)$")
 _MADE = re.compile(r"(students\.[^.]+\.)?(backbone|optim)\.|pretrained_decoder$")
@@ -138,7 +138,7 @@ def check_changes(
             f"changes what is learned: {_same_size(then, now)}give another --out, or --fresh to "
             "start anew (the old folder is kept under another name)"
         )
-    counted = [key for key in _COUNTED if isinstance(new["trainer"].get(key), int)]
+    counted = [key for key in COUNTED if isinstance(new["trainer"].get(key), int)]
     if then and now and then.accumulate != now.accumulate and counted:
         raise UserError(
             f"{folder} holds a run with trainer.accumulate_grad_batches {then.accumulate}, and now "
@@ -153,6 +153,8 @@ def check_changes(
 
 
 def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    if key == "trainer.strategy.timeout":  # how long processes wait for one another
+        return True
     if key.startswith("trainer.strategy"):
         # One process, or copies of the model: their checkpoints are one file, whatever their kind.
         names = [_strategy(config["trainer"].get("strategy")) for config in (old, new)]
@@ -305,7 +307,10 @@ class Takeover(L.Callback):
 
 
 def _names(data: Any) -> dict[str, list[str] | None]:
-    """Return what is held out of a run's data, and trained on; None of what is unknown, or many."""
+    """Return what is held out of a run's data, and trained on; None of what is unknown, or many.
+
+    What is trained on is kept by its names in its folder, and by those that it has anywhere.
+    """
     if not isinstance(data, StreamData):
         return {"held_out": None, "trained_on": None}
     held_out = data.names_of("val")
@@ -313,6 +318,7 @@ def _names(data: Any) -> dict[str, list[str] | None]:
     return {
         "held_out": held_out if len(held_out or ()) <= _MOST_NAMES else None,
         "trained_on": trained_on if len(trained_on or ()) <= _MOST_NAMES else None,
+        "trained_anywhere": data.names_anywhere("train")[:_MOST_NAMES],
     }
 
 

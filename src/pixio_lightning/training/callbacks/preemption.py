@@ -31,17 +31,20 @@ class Preemption(L.Callback):
     batch it is at, and run again when the run goes on. A second Ctrl-C stops at once.
 
     Args:
-        requeue: Ask SLURM to queue the job again (`scontrol requeue`), unless it was Ctrl-C.
+        requeue: After SIGUSR1, the notice of a time limit, ask SLURM to queue the job again
+            (`scontrol requeue`). SIGTERM is what `scancel` sends, too; a job that SLURM itself
+            pre-empts, it queues again by itself (`#SBATCH --requeue`).
 
     Attributes:
         signal: The signal that was received, or None.
         stopping: Whether it ends the training.
+        noticed: Whether it, or an earlier one, was SIGUSR1.
     """
 
     def __init__(self, requeue: bool = False) -> None:
         self.requeue = requeue
         self.signal: int | None = None
-        self.stopping = False
+        self.stopping = self.noticed = False
         self._speaks = True
         self._step: int | None = None  # None before the first one, and after the last
         self._handlers: dict[int, Any] = {}
@@ -76,6 +79,7 @@ class Preemption(L.Callback):
             # Not by `print`, which the signal may have interrupted.
             os.write(2, b"\ninterrupted: the step is finished and saved; again to stop at once\n")
         self.signal = number
+        self.noticed |= number == signal.SIGUSR1
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self._step:
@@ -104,6 +108,9 @@ class Preemption(L.Callback):
             if count % _AGREE_EVERY:
                 return False
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            # The first process, which asks for the job again, may have been told nothing itself.
+            if stop and trainer.strategy.reduce_boolean_decision(self.noticed, all=False):
+                self.signal, self.noticed = self.signal or signal.SIGUSR1, True
         return stop
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -122,7 +129,7 @@ class Preemption(L.Callback):
 
     def _requeue(self) -> None:
         job = os.environ.get("SLURM_JOB_ID")
-        if self.requeue and job and shutil.which("scontrol"):
+        if self.requeue and self.noticed and job and shutil.which("scontrol"):
             subprocess.run(["scontrol", "requeue", job], check=False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:

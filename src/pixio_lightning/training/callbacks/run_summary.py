@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +15,7 @@ from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.progress import duration, say
+from pixio_lightning.training.precision import fastest_precision
 from pixio_lightning.training.run_folder import Metrics
 
 
@@ -27,24 +29,43 @@ def plan(module: BackboneModule, *, global_batch: int, batch: str, steps: int) -
     backbone: Backbone = module.backbone
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
-    peak = optimisation.peak_lr(module.optim, global_batch) if trained else 0.0
+    settings = [part.optim for part in module.parts] if trained else []
     if trained:
         optimisation.refuse_unread(module.parts)
-        optimisation.schedule_factor(module.optim, steps)  # refuses a decay without an end
-    how = "as given"
-    if module.optim.lr is None and module.optim.blr is not None:
-        how = f"{module.optim.blr:g} x {global_batch} / 256"
+    for optim in settings:
+        optimisation.schedule_factor(optim, steps)  # refuses a decay without an end
     return {
         "backbone": f"{backbone.name}, {millions(sum(p.numel() for p in backbone.parameters()))}"
         f" parameters, {backbone.tune}",
         "weights": f"{backbone.weights} ({backbone.matched or 'not loaded yet'})",
         "licence": backbone.licence,
+        "input": _input(backbone),
         **module.facts(),
         "parameters": f"{millions(trained)} trained, {millions(frozen)} frozen",
         "global batch": f"{global_batch} = {batch}",
-        "peak lr": f"{peak:g} ({how})",
-        "steps": _schedule(module.optim, steps),
+        "peak lr": _each(_peak(optim, global_batch) for optim in settings) or "none",
+        "steps": _each(_schedule(optim, steps) for optim in settings) or str(steps),
     }
+
+
+def _input(backbone: Backbone) -> str:
+    """Return with which mean and deviation pixels are normalised, and whence these are."""
+    mean, std = ([round(x, 3) for x in backbone.identity[key]] for key in ("mean", "std"))
+    whence = f" (timm's for {backbone.name}: the weights say none)" * backbone.input_assumed
+    return f"mean {mean}, deviation {std}{whence}"
+
+
+def _each(texts: Iterable[str]) -> str:
+    """Return what is said of each part that is trained, once where they are equal."""
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _peak(optim: optimisation.Optim, global_batch: int) -> str:
+    """Return the peak learning rate, and how it comes about."""
+    peak = f"{optimisation.peak_lr(optim, global_batch):g}"
+    return f"{peak} " + (
+        f"({optim.blr:g} x {global_batch} / 256)" if optim.lr is None else "(as given)"
+    )
 
 
 def _schedule(optim: optimisation.Optim, steps: int) -> str:
@@ -89,6 +110,10 @@ class RunCard(L.Callback):
         device = trainer.strategy.root_device.type
         facts |= trainer.datamodule.contents()
         facts["precision"] = f"{trainer.precision} on {trainer.world_size} x {device}"
+        begins = not trainer.global_step  # one that goes on keeps its own
+        if begins and device == "cuda" and trainer.precision == "32-true":
+            fast = fastest_precision(device)
+            facts["precision"] += f" (faster: trainer.precision {fast})" * (fast != "32-true")
         if device == "cpu":
             threads = torch.get_num_threads()
             facts["precision"] += f", {threads} thread{'s' * (threads > 1)} each"
