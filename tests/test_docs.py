@@ -20,3 +20,10 @@ def test_every_page_is_in_the_contents() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     named = set(re.findall(r"auto\w+:: (\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
     assert named == set(pixio_lightning.__all__) - {"__version__"}
+
+
+def test_a_random_encoder_to_compare_with_has_a_seed() -> None:
+    """Of a frozen backbone `random` is `random:0`, whatever the run's seed."""
+    texts = [*DOCS.glob("*.md"), DOCS.parent / "README.md", *DOCS.parent.glob("recipes/**/*.yaml")]
+    for path in texts:
+        assert not re.search(r"--model.backbone.weights random(?!:)", path.read_text()), path

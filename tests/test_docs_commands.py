@@ -249,10 +249,11 @@ def test_other_commands_name_what_exists() -> None:
 
 def test_keys_that_pages_name_exist(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known: set[str] = set()
-    for recipe in CLASSES:
+    for recipes in (*([name] for name in CLASSES), ["pretrain/demo", "with/fsdp"]):
         capsys.readouterr()
+        chosen = [word for name in recipes for word in ("-c", name)]
         with pytest.raises(SystemExit):
-            main(["fit", "-c", recipe, "--print_config"])
+            main(["fit", *chosen, "--print_config"])
         for key, _ in flatten(yaml.safe_load(capsys.readouterr().out)):
             parts = key.replace("init_args.", "").split(".")
             known |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
@@ -300,8 +301,11 @@ def test_python_of_a_page(page: str, code: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "docs/notebooks").glob("*.ipynb")))
-def test_a_notebook_runs(notebook: Path, place: Path) -> None:
-    """Its cells in their order, on a backbone of two steps, for two steps; none holds an output."""
+def test_a_notebook_runs(
+    notebook: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells in their order, in a folder without any run, for two steps; none has an output."""
+    monkeypatch.chdir(tmp_path)
     cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
     names: dict[str, Any] = {}

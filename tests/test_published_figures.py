@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pixio_lightning.cli import recipes
+from pixio_lightning.pretraining.costs import LOADED
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -180,6 +181,31 @@ def test_the_readme_s_speed_is_measured() -> None:
     assert f"take {min(ratios)} to\n{max(ratios)} times as long" in page and min(ratios) > 1
     ends = [f"{path[size]['end to end']['ratio']:.1f}" for size in ("640x480", "1600x1200")]
     assert f"two workers give {ends[0]} and {ends[1]} times as many" in page
+
+
+def test_plans_load_images_as_fast_as_was_measured() -> None:
+    """And docs/scale.md delivers as many as its plan of the paper's run takes."""
+    path = json.loads((RESULTS / "speed" / "data_path.json").read_text())
+    assert round(path["640x480"]["one core"]["pixio"]) == LOADED
+    page = (ROOT / "docs" / "scale.md").read_text()
+    assert f"Cores follow from {LOADED} decoded crops of 640x480 a second and core" in page
+    stated = re.search(
+        r"kept images are ([\d,]+) a second: ([\d.]+) GB a second from shards as packed, ([\d.]+)",
+        page,
+    )
+    plan = re.search(r"at most (\d+) img/s, .*? days on (\d+)", page.split("vit5b16_web\n")[1])
+    costs = read("curation_costs.md")
+    assert stated and plan
+    kept = int(plan[1]) * int(plan[2])
+    assert round(kept, -3) == int(stated[1].replace(",", ""))
+    size = float(FIGURE.findall(costs["a photograph, 640x480, quality 90"]["on one core"])[0]) * 1e3
+    for figure, row in zip(
+        stated.groups()[1:],
+        ("read for each kept byte, shards as packed", "the same, 16 bins (`--materialize`)"),
+        strict=True,
+    ):
+        waste = float(FIGURE.findall(costs[row]["on one core"])[0])
+        assert float(figure) == round(kept * size * waste / 1e9, 1), row
 
 
 def test_the_costs_of_curation_are_measured() -> None:

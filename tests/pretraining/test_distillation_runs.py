@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -55,6 +56,17 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+
+
+def test_loaded_students_are_not_compiled(run: Path, tmp_path: Path) -> None:
+    stored = torch.load(run / "last.ckpt", weights_only=True)
+    for student in stored["pixio"]["config"]["init_args"]["students"].values():
+        backbone = student["backbone"]
+        backbone.get("init_args", backbone).update(compile=True, checkpointing=True)
+    torch.save(stored, tmp_path / "compiled.ckpt")
+    students: Any = load(tmp_path / "compiled.ckpt").students
+    for student in students.values():
+        assert not student.backbone.compile_blocks and not student.backbone.checkpointing
 
 
 def test_a_checkpoint_holds_students_and_no_teacher(run: Path, teacher: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from pixio_heads.depth.layouts import kb_box
@@ -19,6 +20,7 @@ from pixio_heads.depth.metrics import (
     crop_mask,
     depth_errors,
 )
+from pixio_lightning.cli import recipes
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.errors import UserError
 
@@ -48,6 +50,18 @@ def test_boxes_of_the_crops() -> None:
     assert box(crop_mask(352, 1216, "garg")) == (143, 349, 43, 1172)
     assert box(crop_mask(480, 640, "eigen_nyu")) == (45, 471, 41, 601)
     assert crop_mask(426, 560, "eigen_nyu").all() and crop_mask(7, 5, "none").all()
+
+
+def test_zeroshot_nyuv2_scores_the_same_pixels_of_whole_and_of_cut_images() -> None:
+    recipe = yaml.safe_load(recipes.find("depth/zeroshot_nyuv2").read_text())
+    _, depth, valid = rooms(1, 480, 640)
+    noise = 1 + torch.rand(depth.shape, generator=torch.Generator().manual_seed(4))
+    found = []
+    for rows, columns in ((slice(None), slice(None)), (slice(45, 471), slice(41, 601))):
+        metric = DepthMetrics(eval_crop=recipe["model"]["init_args"]["eval_crop"])
+        metric.update(*(values[:, rows, columns] for values in (depth * noise, depth, valid)))
+        found.append(metric.compute()["abs_rel"])
+    assert float(found[0]) == pytest.approx(float(found[1]), rel=1e-6)
 
 
 def test_the_nyu_crop_of_another_size_is_refused() -> None:

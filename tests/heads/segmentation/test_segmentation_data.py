@@ -280,6 +280,25 @@ def test_voc_in_its_layout(tmp_path: Path) -> None:
         more.load(2)
 
 
+def test_a_list_of_voc_may_name_images_and_masks(tmp_path: Path) -> None:
+    """The list of SBD's annotations that most others publish has two columns."""
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (tmp_path / "SegmentationClass").mkdir()
+    pairs = [f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png" for name in "ab"]
+    (lists / "trainaug.txt").write_text("\n".join(pairs) + "\n\n")
+    for seed, name in enumerate("ab"):
+        picture(tmp_path / f"JPEGImages/{name}.jpg")
+        mask(tmp_path / f"SegmentationClassAug/{name}.png", labels(0, 20, seed=seed))
+    samples = SegmentationData("voc", str(tmp_path)).samples_of("train")
+    assert [samples.name(i) for i in range(2)] == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]
+    assert len(samples) == 2
+    assert np.array_equal(samples.load(1)["target"], labels(0, 20, seed=1))
+    (lists / "trainaug.txt").write_text("a\nb 1\n")  # as the lists of ImageSets/Main
+    with pytest.raises(UserError, match="trainaug.txt, line 2: 'b 1'; expected \"NAME\" or "):
+        SegmentationData("voc", str(tmp_path)).samples_of("train")
+
+
 def test_a_list_of_voc_that_holds_out_what_is_trained_on_is_refused(tmp_path: Path) -> None:
     lists = tmp_path / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
