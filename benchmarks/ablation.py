@@ -246,14 +246,13 @@ def page() -> None:
     pages.fill(LINES.with_suffix(".md"), table)
     units = {"depth": "depth, variance explained", "classes": "classes of patches, accuracy"}
     for name, unit in units.items():
-        lines: dict[str, Line] = {}
+        lines = {row: Line([], [], []) for row in ROWS}
         for (batch, budget, row), group in sorted(groups.items(), key=lambda item: item[0][1]):
             if batch == CHARTED and row in ROWS:
-                line = lines.setdefault(row, Line([], [], []))
-                line.add(budget, [entry[f"{name}, {WORLD}"] for entry in group])
-        if lines:
+                lines[row].add(budget, [entry[f"{name}, {WORLD}"] for entry in group])
+        if drawn := {row: line for row, line in lines.items() if line.x}:
             x = "operations spent, as parts of the demo's"
-            draw(RESULTS / f"ablation_{name}.png", lines, x=x, y=unit)
+            draw(RESULTS / f"ablation_{name}.png", drawn, x=x, y=unit)
 
 
 def main() -> None:

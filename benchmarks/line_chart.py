@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,9 @@ class Line(NamedTuple):
 
 
 def draw(path: Path, lines: Mapping[str, Line], *, x: str, y: str) -> None:
-    """Draw lines with bars of their spread, and their names where they end.
+    """Draw lines with bars of their spread, and their names at the height where they end.
+
+    Colours go by the order of the lines, so that one has the same in several charts.
 
     Args:
         path: The picture.
@@ -62,8 +65,9 @@ def draw(path: Path, lines: Mapping[str, Line], *, x: str, y: str) -> None:
     pen.text((_LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, _HEIGHT - 16), x, "black", font, anchor="ms")
     pen.text((6, 4), y, "black", font)
     ends: list[float] = []
-    for number, (name, line) in enumerate(sorted(lines.items(), key=lambda item: -item[1].y[-1])):
-        colour = _COLOURS[number % len(_COLOURS)]
+    colours = dict(zip(lines, cycle(_COLOURS), strict=False))
+    for name, line in sorted(lines.items(), key=lambda item: -item[1].y[-1]):
+        colour = colours[name]
         points = [at(value, height) for value, height in zip(line.x, line.y, strict=True)]
         pen.line(points, colour, 3)
         for (left, top), value, height, spread in zip(points, *line, strict=True):
