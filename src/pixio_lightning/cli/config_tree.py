@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from argparse import Namespace  # from which jsonargparse derives its own
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-from jsonargparse import Namespace
 
 from pixio_lightning.files import expanded
 from pixio_lightning.files.text import parse_yaml, read_text
