@@ -53,6 +53,13 @@ ALONE = ("heads", "doctor", "recipes", "runs", "new-head")  # verbs that a sente
 DEBUG = ("-c", "with/debug", "--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}")
 SMALL = "{img_size: 64, patch_size: 8, embed_dim: 32, depth: 4, num_heads: 1}"
 STUDENT = f"{{backbone: {{name: pixio_vitt16, weights: random, tune: full, model_args: {SMALL}}}}}"
+ROBOT = (
+    *("--data.path", "DEMONSTRATIONS", "--data.image_size", "32", "--out", "runs/policy/lerobot"),
+    *("--model.backbone.name", "pixio_vitt16", "--model.backbone.weights", "random:0"),
+    *("--model.backbone.model_args", SMALL, "--trainer.max_steps", "2"),
+    *("--trainer.accelerator", "cpu", "--data.num_workers", "0", "--data.steps_per_epoch", "2"),
+    *("--data.batch_size", "2", "--trainer.log_every_n_steps", "1"),
+)
 NO_HUB = "is not in the cache, and the Hub cannot be reached"
 # Between them they have all classes of models and data.
 CLASSES = (
@@ -137,6 +144,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("fit", "-c", "distill/demo", *DEBUG, "--out", "runs/distill/demo"),
             ("fit", "-c", "distill/demo", *DEBUG, "--out", "runs/distill/pair", *pair),
             ("predict", "-c", "curation/score", "--data.path", "SHARDS", *weights),
+            ("fit", "-c", "policy/lerobot", *ROBOT),
         ):
             assert main(list(words)) == 0, words
         table = '{"better": {"rmse": "min"}, "rows": {"a row": {"rmse": [1.0]}}}'
@@ -293,6 +301,8 @@ def test_python_of_a_page(page: str, code: str, place: Path) -> None:
         "clip": torch.randint(0, 256, (1, 3, 3, 64, 64), dtype=torch.uint8),
         "mask": torch.ones(1, 1, 64, 64, dtype=torch.long),
         "folder": Path("DEMONSTRATIONS"),
+        "picture": np.zeros((48, 64, 3), np.uint8),
+        "state": np.zeros(3),
         "out": Path("written"),
         "older": Path("written-older"),
     }

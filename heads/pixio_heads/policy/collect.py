@@ -47,7 +47,9 @@ def collect(
 ) -> tuple[list[Demonstration], str]:
     """Return demonstrations of a task's expert, collected now where they are missing.
 
-    Seeds count up from `first_seed`; an episode in which the expert fails is left out.
+    Seeds count up from `first_seed`; an episode in which the expert fails is left out. One that
+    breaks is played once more; broken again, it is named and counts as failed from then on, so that
+    all processes and later calls learn from the same ones.
 
     Args:
         environment: The task.
@@ -79,27 +81,40 @@ def collect(
         tqdm(total=episodes, unit="demo", desc=environment.task, leave=False, delay=1) as bar,
     ):
         end = first_seed
+        broken: dict[int, Trajectory] = {}
         while len(found) < episodes:
             # A few more than are missing, for the experts that fail.
             seeds = range(end, end + ceil(_MORE * (episodes - len(found))))
             end = seeds.stop
-            missing = [seed for seed in seeds if not _is_whole(_file(folder, seed))]
             bar.n = len(found)
-            broken = []
-            for seed, trajectory in pool.play(missing, "expert", **how):
-                if trajectory.outcome.error:  # not the episode's fault: tried again another time
-                    broken.append(trajectory.outcome.error)
-                    continue
-                _write(_file(folder, seed), seed, trajectory)
-                bar.update(trajectory.outcome.success_any)
+            for _ in range(2):  # again what breaks, which need not be the episode's fault
+                missing = [seed for seed in seeds if not _is_whole(_file(folder, seed))]
+                for seed, trajectory in pool.play(missing, "expert", **how):
+                    if trajectory.outcome.error:
+                        broken[seed] = trajectory
+                        continue
+                    _write(_file(folder, seed), seed, trajectory)
+                    bar.update(trajectory.outcome.success_any)
+                if len(broken) > _FAILURES * (end - first_seed):
+                    break  # it is not the episodes that are broken
             whole = [path for path in map(partial(_file, folder), seeds) if _is_whole(path)]
             found += [path for path in whole if _outcome(path)["success_any"]]
             if len(found) < min(episodes, _FAILURES * (end - first_seed)):
+                errors = [trajectory.outcome.error for trajectory in broken.values()]
                 raise UserError(
                     f"the expert of {environment.task} succeeded in {len(found)} of "
                     f"{end - first_seed} episodes: "
-                    + (broken[0] if broken else "it did not reach the goal in time")
+                    + (errors[0] if errors else "it did not reach the goal in time")
                 )
+        for seed, trajectory in sorted(broken.items()):
+            path = _file(folder, seed)
+            if not _is_whole(path):
+                print(
+                    f"demonstration left out, broken twice: {trajectory.outcome.error} "
+                    f"(remove {path}, and it is played again)",
+                    flush=True,
+                )
+                _write(path, seed, trajectory)
     demonstrations = [read(path) for path in found[:episodes]]
     return demonstrations, digest_of(digest, [demo.name for demo in demonstrations])
 

@@ -14,7 +14,14 @@ from pixio_heads.policy.episodes import EpisodeSamples, Start
 from pixio_heads.policy.rollout.environments import SHAPES, Environment, versions_of
 from pixio_heads.policy.rollout.options import options_of
 from pixio_heads.policy.rollout.play import Outcome
-from pixio_lightning.data import SampleData, Samples, digest_of, existing_folder
+from pixio_lightning.data import (
+    HeldOutSamples,
+    SampleData,
+    Samples,
+    TrainingSamples,
+    digest_of,
+    existing_folder,
+)
 from pixio_lightning.errors import UserError, one_of
 
 TABLETOP = {"reach": 40, "push": 80, "pick_place": 80}  # tasks, and steps of an episode
@@ -62,7 +69,8 @@ class PolicyData(SampleData):
         after_success: Steps of a demonstration that are kept after the task is done.
         history: Frames that the policy sees, the last one now.
         image_size: Side of the pictures in pixels.
-        horizon: Steps after which an episode ends; None takes the task's own, or 1000 where an
+        horizon: Steps after which an episode ends, no more than the simulator has; None takes the
+            task's own (of gymnasium `max_episode_steps` of the options, if given), or 1000 where an
             environment of gymnasium has none.
         stop_at_success: Whether it ends when the task is done.
         episodes: Evaluation episodes from starts of their own.
@@ -164,14 +172,17 @@ class PolicyData(SampleData):
         if source in _SIMULATED:
             kind = _SIMULATED[source]
             options = options_of(kind, self.options)
-            steps = horizon or known.get(task) or _LONGEST
-            if kind == "metaworld" and steps > known[task]:
-                raise UserError(
-                    f"data.horizon is {steps}, but Meta-World ends after {known[task]} steps"
-                )
-            if kind == "gym" and horizon is None:
+            ends, hint = known.get(task), ""
+            if kind == "gym":
                 with suppress(UserError):  # told as soon as it is made
-                    steps = gym.longest(task) or _LONGEST
+                    ends = gym.longest(task, options)
+                hint = f": set data.options.max_episode_steps to {horizon}"
+            steps = horizon or ends or _LONGEST
+            if kind != "tabletop" and steps > (ends or steps):
+                name = task if kind == "gym" else "Meta-World"
+                raise UserError(
+                    f"data.horizon is {steps}, but {name} ends after {ends} steps{hint}"
+                )
             versions = versions_of(kind, task)
             self._environment = Environment(
                 kind, task, image_size, steps, stop_at_success, options, versions
@@ -207,7 +218,7 @@ class PolicyData(SampleData):
         """What records call the data that a policy is judged by."""
         if self._environment is None:
             held_out = f"{len(self._parts()[1])} demonstrations held out"
-            return f"{self.source} {self.path}, {held_out}; {self._pictures()}{self.image_size} px"
+            return f"{self.source} {self.path}, {held_out}; {self._pictures()}"
         starts = f"{self.episodes} episodes"
         if self.demonstration_starts:
             starts += f", {self.demonstration_starts} from starts of demonstrations ({self._how})"
@@ -217,25 +228,27 @@ class PolicyData(SampleData):
     def learned_from(self) -> str:
         """What records call the demonstrations that a policy learns from here."""
         if self._environment is None:
-            return f"{len(self._parts()[0])} demonstrations of {self.source} {self.path}"
+            number = len(self._parts()[0])
+            return f"{number} demonstrations of {self.source} {self.path}, {self._pictures()}"
         if self.source == "gym":  # whose files may hold fewer than are asked for
             number = min(self.demonstrations, len(self._demonstrations()[0]))
-            return f"{number} demonstrations of {self.path}"
-        after = f"{self.after_success} steps after success"
-        return f"{self.demonstrations} demonstrations ({self._how}, {after})"
+            return f"{number} demonstrations of {self.path}, {self._pictures()}"
+        how = f"{self._how}, {self.after_success} steps after success"
+        return f"{self.demonstrations} demonstrations of {self._environment} ({how})"
 
     @property
     def _how(self) -> str:
         return f"noise {self.noise:g}, disturbance {self.disturbance:g}"
 
     def _pictures(self) -> str:
-        """Return which pictures of a LeRobot data set are looked at, for records."""
-        if self.source != "lerobot":
-            return ""
+        """Return which pictures of files are looked at, and how large, for records."""
+        size = f"{self.image_size} px"
+        if self.source == "cortexbench":
+            return size
         from pixio_heads.policy import lerobot
 
         folder = existing_folder(self.path or "", key="data.path")
-        return f"{lerobot.read_layout(folder).camera(self.camera)}, "
+        return f"{lerobot.read_layout(folder).camera(self.camera)}, {size}"
 
     # --- samples ------------------------------------------------------------------------------
 
@@ -254,6 +267,18 @@ class PolicyData(SampleData):
         module = None if self.trainer is None else self.trainer.lightning_module
         return getattr(module, name, default)
 
+    def training_set(self) -> TrainingSamples:
+        """Return the training samples; no picture is read for a policy that does not look."""
+        samples = super().training_set()
+        samples.frames = samples.frames if self._of_policy("looks", True) else None
+        return samples
+
+    def evaluation_set(self, stage: str) -> HeldOutSamples:
+        """Return the samples of a stage, in the same way."""
+        samples = super().evaluation_set(stage)
+        samples.frames = samples.frames if self._of_policy("looks", True) else None
+        return samples
+
     def part_of(self, stage: str) -> str:
         """Return the split that a stage reads: a simulator has episodes of its own for each."""
         return stage if self._environment is not None else super().part_of(stage)
@@ -269,6 +294,11 @@ class PolicyData(SampleData):
                 chosen = demonstrations[: self.demonstrations]
             elif self._environment is None:
                 chosen = self._parts()[split != "train"]
+                if len(demonstrations) < 2:
+                    raise UserError(
+                        f"data.path '{self.path}' has one demonstration: expected two at least, "
+                        "one to learn from and one that is held out"
+                    )
                 part = f"{'train' if split == 'train' else 'val'}{len(chosen)}"
             return DemonstrationSamples(
                 chosen, history=self.history, size=self.image_size, digest=f"{digest}{part}"
@@ -309,13 +339,13 @@ class PolicyData(SampleData):
                 )
 
     def _parts(self) -> tuple[list[Demonstration], list[Demonstration]]:
-        """Return the demonstrations of files to learn from, and those that are held out."""
+        """Return the demonstrations of files to learn from, and those that are held out.
+
+        None is held out of a single one, which can only be predicted.
+        """
         every = self._demonstrations()[0]
         if len(every) < 2:
-            raise UserError(
-                f"data.path '{self.path}' has one demonstration: expected two at least, "
-                "one to learn from and one that is held out"
-            )
+            return every, []
         held_out = max(1, len(every) // 10)
         return every[:-held_out][: self.demonstrations], every[-held_out:]
 

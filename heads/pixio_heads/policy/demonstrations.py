@@ -24,6 +24,7 @@ class Demonstration:
         actions: float32 `(T, A)`.
         frame: Returns the picture before the action of a step, uint8 `(H, W, 3)`; raises BadImage.
         seed: What a simulator draws the same start from; None where nobody knows.
+        keeps: Whether `frame` keeps pictures itself, within bounds.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Demonstration:
     actions: NDArray[np.float32]
     frame: Callable[[int], NDArray[np.uint8]]
     seed: int | None = None
+    keeps: bool = False
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -76,8 +78,9 @@ class DemonstrationSamples:
     def frame(self, name: str) -> NDArray[np.uint8]:
         if name not in self._frames:
             episode, _, step = name.rpartition("/")
-            image = square(self.demonstrations[self._number[episode]].frame(int(step)), self.size)
-            if image.nbytes > self._room:
+            demonstration = self.demonstrations[self._number[episode]]
+            image = square(demonstration.frame(int(step)), self.size)
+            if demonstration.keeps or image.nbytes > self._room:
                 return image
             self._room -= image.nbytes
             self._frames[name] = image

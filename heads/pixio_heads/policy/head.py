@@ -21,9 +21,10 @@ from pixio_heads.policy import picture
 from pixio_heads.policy.episode_log import EpisodeLog, Film
 from pixio_heads.policy.episodes import row
 from pixio_heads.policy.metrics import ActionError, EpisodeMetrics
-from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token
+from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token, check_inputs
 from pixio_heads.policy.rollout.environments import Environment
 from pixio_heads.policy.rollout.pool import Pool, Run
+from pixio_heads.policy.statistics import from_proprio, statistics_of, unevenness
 from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel
@@ -135,6 +136,11 @@ class Policy(Head):
         return bool(self.evaluation_info.get("environment"))
 
     @property
+    def looks(self) -> bool:
+        """Whether the policy looks at pictures."""
+        return self.observe != "blind"
+
+    @property
     def monitor(self) -> tuple[str, str]:
         """What best.ckpt is chosen by."""
         return ("val/success", "max") if self.acts else ("val/action_error", "min")
@@ -143,7 +149,7 @@ class Policy(Head):
     def baseline_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """What stands beside a result."""
         if not self.acts:
-            return ("mean_action",)
+            return ("mean_action", "from_proprio") if self._proprio_dim else ("mean_action",)
         has_expert = self.evaluation_info["environment"]["kind"] != "gym"
         return ("expert", "random_actions") if has_expert else ("random_actions",)
 
@@ -182,16 +188,35 @@ class Policy(Head):
         """The tokens that are read of the features."""
         return _READS.get(self.token, "patches") if self.observe == "backbone" else "nothing"
 
+    def configure_model(self) -> None:
+        """Ask the data what the policy must know, then load and build.
+
+        Raises:
+            UserError: A policy that acts was to be sharded.
+        """
+        self.require_data_attributes()
+        if self.acts and self.device_mesh is not None:
+            # Episodes last differently long: processes would gather parameters unequally often.
+            raise UserError(
+                "a policy that is judged in a simulator cannot be sharded: leave with/fsdp out "
+                "(trainer.strategy ddp runs on many devices)"
+            )
+        super().configure_model()
+
+    @property
+    def _proprio_dim(self) -> int:
+        """Numbers of proprioception P that are read."""
+        return self.data_info["proprio_dim"] if self.proprio else 0
+
     def build(self, backbone: Backbone) -> PolicyNet:
         """Return the network."""
         info = self.data_info
-        proprio = info["proprio_dim"] if self.proprio else 0
-        if self.observe == "blind" and not proprio:
+        if self.observe == "blind" and not self._proprio_dim:
             raise UserError("model.observe is blind, but the data knows nothing of the robot")
         return PolicyNet(
             backbone.embed_dim,
             history=info["history"],
-            proprio=proprio,
+            proprio=self._proprio_dim,
             actions=info["action_dim"],
             observe=self.observe,
             token=self.token,
@@ -204,8 +229,10 @@ class Policy(Head):
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return actions `(B, A)`, normalised where training is."""
         assert self.decoder is not None
-        images = batch["image"].flatten(0, 1) if self.observe == "conv" else None
-        return self.decoder(features, images, batch["proprio"])
+        seen = batch["image"] if self.observe == "conv" else None
+        images = None if seen is None else seen.reshape(-1, *seen.shape[-3:])
+        proprio = batch["proprio"] if self._proprio_dim else None
+        return self.decoder(features, images, proprio)
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the actions."""
@@ -219,11 +246,12 @@ class Policy(Head):
         return None
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
-        """Return the mean and the deviation of the actions, each `(A,)`."""
-        actions = torch.cat([batch["action"] for batch in loader])
-        std = actions.std(dim=0, correction=0)
-        # A part that never changes is not scaled.
-        return {"mean": actions.mean(dim=0), "std": torch.where(std < 1e-6, 1.0, std)}
+        """Return the scale of actions, and a linear map to them; see `statistics_of`."""
+        seen = [(batch["action"], batch["proprio"]) for batch in loader]
+        actions, proprio = (torch.cat(part) for part in zip(*seen, strict=True))
+        if not self.normalize_actions:
+            self.note(unevenness(actions))
+        return statistics_of(actions, proprio)
 
     def _normalized(self, actions: Tensor) -> Tensor:
         """Return actions in units of their deviation among demonstrations."""
@@ -242,17 +270,26 @@ class Policy(Head):
         return self._normalized(prediction), self._normalized(batch["action"])
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
-        """Return what the expert and random actions reach, or the mean action."""
+        """Return what experts and random actions reach; or the mean action, and a linear map's."""
         if self.acts:
             known = {"expert": "expert", "random_actions": "random"}
             return {name: Played(batch[known[name]]) for name in self.baseline_names}
-        return {"mean_action": self.statistics["mean"].expand_as(batch["action"])}
+        found = {"mean_action": self.statistics["mean"].expand_as(batch["action"])}
+        if "from_proprio" in self.baseline_names:
+            found["from_proprio"] = from_proprio(self.statistics, batch["proprio"])
+        return found
 
     # --- acting -------------------------------------------------------------------------------
 
     def predicted(self, batch: Batch) -> Any:
-        """Return actions for histories, or what comes of acting in episodes."""
+        """Return actions for histories, or what comes of acting in episodes.
+
+        Raises:
+            UserError: A batch is neither.
+        """
         if "seed" not in batch:
+            history = self.data_info["history"] if self.looks else 0
+            check_inputs(batch, history=history, proprio=self._proprio_dim)
             return self._unscaled(super().predicted(batch))
         weight = batch.get("weight", torch.ones(len(batch["seed"])))
         real = [i for i, kept in enumerate(weight.tolist()) if kept > 0]

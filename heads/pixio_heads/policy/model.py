@@ -6,7 +6,8 @@ P numbers of proprioception, A parts of an action.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,33 @@ def fused(vectors: Tensor, fusion: Fusion) -> Tensor:
     return vectors.flatten(1)
 
 
+def check_inputs(batch: Mapping[str, Any], *, history: int, proprio: int) -> None:
+    """Refuse a batch without the frames and the numbers that a policy reads.
+
+    Args:
+        batch: With `image` `(B, V, 3, H, W)`, or `features`, and `proprio` `(B, P)`.
+        history: Frames V that are read; 0 for none.
+        proprio: Numbers P that are read; 0 for none.
+
+    Raises:
+        UserError: They are not there.
+    """
+    needed, wrong = [], False
+    if history:
+        needed.append(f"`image` (B, {history}, 3, H, W)")
+        shape: tuple[int, ...] = batch["image"].shape if "image" in batch else ()
+        views = shape[1] if len(shape) == 5 else len(shape) // 4  # 1 of pictures, 0 of none
+        wrong = "features" not in batch and views != history
+    if proprio:
+        needed.append(f"`proprio` (B, {proprio})")
+        wrong |= "proprio" not in batch or tuple(batch["proprio"].shape[1:]) != (proprio,)
+    if wrong:
+        raise UserError(
+            f"this policy was given other inputs than it reads: expected {' and '.join(needed)}, "
+            "so give predict a dict of them (docs/policy_data.md)"
+        )
+
+
 class PolicyNet(nn.Module):
     """From a history of frames and the robot's own state to an action.
 
@@ -186,26 +214,27 @@ class PolicyNet(nn.Module):
             return None
         return self.reader(images if self.observe == "conv" else features).float()
 
-    def act(self, vectors: Tensor | None, proprio: Tensor) -> Tensor:
+    def act(self, vectors: Tensor | None, proprio: Tensor | None) -> Tensor:
         """Return actions `(B, A)`, float32.
 
         Args:
             vectors: What is read of the history, `(B, V, D)`; None for a policy that does not look.
-            proprio: `(B, P)`.
+            proprio: `(B, P)`; not read where P is 0.
         """
         parts = [] if vectors is None else [fused(vectors, self.fusion)]
         if self.proprio:
+            assert proprio is not None
             parts.append(proprio.float())
         x = self.norm(torch.cat(parts, dim=1)[..., None, None]).flatten(1)
         return self.layers(x).float()
 
-    def forward(self, features: Features, images: Tensor | None, proprio: Tensor) -> Tensor:
+    def forward(self, features: Features, images: Tensor | None, proprio: Tensor | None) -> Tensor:
         """Return actions `(B, A)`, float32.
 
         Args:
             features: Of `B * V` images.
             images: uint8 `(B * V, 3, H, W)`, for a policy that reads pixels.
-            proprio: `(B, P)`.
+            proprio: `(B, P)`; not read where P is 0.
         """
         vectors = self.read(features, images)
         if vectors is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixio_lightning.data import video_writer
-from pixio_lightning.files import written_aside
+from pixio_lightning.files import add_rows, written_aside
 from pixio_lightning.training import Panel
 
 if TYPE_CHECKING:
@@ -72,16 +71,10 @@ def write_actions(
 
     Every process but the first has a table of its own.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    kinds = [f"{k}_{i}" for k in ("action", "demonstrated") for i in range(actions.shape[1])]
+    numbers = torch.cat([actions, demonstrated], dim=1).tolist()
+    rows = [
+        [name, *(f"{value:.6g}" for value in row)] for name, row in zip(names, numbers, strict=True)
+    ]
     path = folder / ("actions.csv" if rank == 0 else f"actions-{rank}.csv")
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        table = csv.writer(file)
-        if new:
-            kinds = [
-                f"{k}_{i}" for k in ("action", "demonstrated") for i in range(actions.shape[1])
-            ]
-            table.writerow(["name", *kinds])
-        rows = torch.cat([actions, demonstrated], dim=1)
-        for name, row in zip(names, rows.tolist(), strict=True):
-            table.writerow([name, *(f"{value:.6g}" for value in row)])
+    add_rows(path, ["name", *kinds], rows)

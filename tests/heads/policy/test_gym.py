@@ -11,6 +11,7 @@ import fork_server
 import numpy as np
 import point_worlds
 import pytest
+import yaml
 
 from pixio_heads.policy import gym, lerobot
 from pixio_heads.policy.data import PolicyData
@@ -143,6 +144,20 @@ def test_an_environment_has_its_own_end_and_the_versions_of_its_packages(tmp_pat
     assert own["horizon"] == 20 and own["versions"].keys() >= {"gymnasium"}
     shorter = PolicyData("gym", path, task="point_worlds:Drawn-v0", horizon=7)
     assert shorter.environment["horizon"] == 7
+    longer = {"max_episode_steps": 50}
+    for horizon in (None, 50):  # what is recorded is what is played
+        data = PolicyData(
+            "gym", path, task="point_worlds:Drawn-v0", options=longer, horizon=horizon
+        )
+        assert data.environment["horizon"] == 50
+        with Pool(Environment(**data.environment), 1, images=False) as pool:
+            still = lambda images, proprio, fresh: 0 * proprio  # noqa: E731
+            assert [run.outcome.steps for run in pool.run([1], still)] == [50]
+    endless = {"max_episode_steps": -1}
+    data = PolicyData("gym", path, task="point_worlds:Drawn-v0", options=endless)
+    assert data.environment["horizon"] == 1000
+    with pytest.raises(UserError, match="v0 ends after 20 steps: set data.options.max_episode_st"):
+        PolicyData("gym", path, task="point_worlds:Drawn-v0", horizon=21)
     with pytest.raises(UserError, match="cannot make data.task Drawm-v0"):
         PolicyData("gym", path, task="Drawm-v0").prepare_data()
     assert versions_of("gym", "torch:Any-v0")["torch"] == metadata.version("torch")
@@ -161,6 +176,13 @@ def test_what_the_environment_is_not_told_is_refused() -> None:
             path = None if source == "metaworld" else "somewhere"
             with pytest.raises(UserError, match=f"data.{key} is {value}, but data.source is"):
                 PolicyData(source, path, **more | {key: value})
+
+
+@pytest.mark.parametrize("name", ["gym", "lerobot"])
+def test_actions_in_units_of_others_are_normalised(name: str) -> None:
+    """Beside a part of hundreds, one between -1 and 1 would hardly count."""
+    recipe = Path(__file__).parents[3] / "recipes" / "policy" / f"{name}.yaml"
+    assert yaml.safe_load(recipe.read_text())["model"]["init_args"]["normalize_actions"] is True
 
 
 def test_there_is_no_expert() -> None:

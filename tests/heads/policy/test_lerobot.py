@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,52 @@ def test_frames_without_room_read_a_row_group_once(
     check_equal(found, 0)
     files = map(pq.ParquetFile, sorted((root / "data").rglob("*.parquet")))
     assert taken == [[group] for file in files for group in range(file.num_row_groups)]
+
+
+def numbered(number: int, taken: list[int]) -> Callable[[int, int], Iterator[np.ndarray]]:
+    """Return what decodes pictures of a number and their step, and notes how many."""
+
+    def decode(start: int, stop: int) -> Iterator[np.ndarray]:
+        taken.append(stop - start)
+        yield from (np.full((8, 8, 3), 50 * number + step, np.uint8) for step in range(start, stop))
+
+    return decode
+
+
+def test_episodes_that_are_read_in_order_take_the_place_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that hardly a frame is sought and decoded by itself, however large the data set."""
+    length, size = 40, 40 * 8 * 8 * 3
+    monkeypatch.setattr(frames, "_KEPT", 2 * size + 1)
+    room, taken = frames.Room(), []
+    episodes = [
+        frames.EpisodeFrames(length, numbered(i, taken), size=8, room=room) for i in range(4)
+    ]
+    for i, episode in enumerate(episodes):
+        for step in range(length):
+            assert (episode(step) == 50 * i + step).all()
+    assert [episode.kept is not None for episode in episodes] == [False, False, True, True]
+    assert room.left == 1 and taken.count(length) == 4 and len(taken) < 2 * length
+    # Where they are asked for at random, no episode is decoded whole for a frame.
+    taken.clear()
+    for step in range(length):
+        for i in (0, 1, 2):
+            assert (episodes[i](step) == 50 * i + step).all()
+    assert taken == [1] * 2 * length
+    # The one that was not asked for makes room.
+    for step in range(length):
+        episodes[0](step)
+    assert [episode.kept is not None for episode in episodes] == [True, False, True, False]
+
+
+def test_what_keeps_its_frames_is_not_kept_twice(tmp_path: Path) -> None:
+    root = by_hand(tmp_path / "set", "v2.1", False)
+    for size, count in ((16, 0), (None, 2)):
+        found = read(root, limit=1, size=size)[0]
+        samples = DemonstrationSamples(found, history=2, size=16, digest="")
+        load_or_name(samples, 5, samples)
+        assert len(samples._frames) == count
 
 
 def test_frames_are_kept_at_the_size_that_is_asked_for(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pixio_heads.policy.gym.env import GymEnvironment
 from pixio_heads.policy.gym.env import make as make_gym
 from pixio_heads.policy.rollout.pictures import square
 from pixio_lightning import Backbone
+from pixio_lightning.errors import UserError
 
 SIZE = 32
 TINY = {"img_size": SIZE, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -73,6 +74,31 @@ def test_normalised_actions_are_learned_and_real_ones_given() -> None:
     torch.testing.assert_close(truth, target)
     mean = head.scored(head.baselines(batch)["mean_action"], batch)[0]
     torch.testing.assert_close(mean, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "needed"),
+    [
+        ({}, torch.zeros(1, 3, 3, SIZE, SIZE, dtype=torch.uint8), "`proprio` (B, 4)"),
+        ({}, np.zeros((SIZE, SIZE, 3), np.uint8), "`image` (B, 3, 3, H, W) and `proprio` (B, 4)"),
+        ({}, {"proprio": torch.zeros(1, 4)}, "`image` (B, 3, 3, H, W)"),
+        ({"observe": "blind"}, {"proprio": torch.zeros(1, 5)}, "expected `proprio` (B, 4), so"),
+        ({"proprio": False}, torch.zeros(1, 2, 3, SIZE, SIZE), "expected `image` (B, 3, 3, H, W)"),
+    ],
+)
+def test_other_inputs_than_a_policy_reads_are_one_line(
+    keys: dict[str, Any], given: Any, needed: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        policy(**keys).predict(given)
+    assert needed in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_policy_of_pictures_alone_predicts_from_them() -> None:
+    for observe in ("backbone", "conv"):
+        head = policy(proprio=False, observe=observe)
+        images = torch.randint(0, 256, (2, 3, 3, SIZE, SIZE), dtype=torch.uint8)
+        assert head.predict(images).shape == (2, 2)
 
 
 def test_an_old_checkpoint_does_not_claim_the_demonstrations_at_hand() -> None:

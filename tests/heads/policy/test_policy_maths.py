@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from pixio_heads.policy.metrics import ActionError, EpisodeMetrics, wilson
 from pixio_heads.policy.model import ConvReader, KeyPoints, PolicyNet, Reader, fused
+from pixio_heads.policy.statistics import from_proprio, statistics_of, unevenness
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Features, Layer
 
@@ -160,3 +161,20 @@ def test_the_convolution_net_sees_where_things_are() -> None:
 def test_key_points_of_one_patch_are_refused() -> None:
     with pytest.raises(UserError, match="keypoints says where in an image something is"):
         KeyPoints(4)(torch.randn(2, 4, 1, 1))
+
+
+def test_actions_that_follow_from_proprioception_are_told_from_it() -> None:
+    proprio = torch.randn(60, 3) * torch.tensor([1.0, 200.0, 0.01]) + 5
+    actions = torch.stack([proprio[:, 0] + 1, 3 - proprio[:, 1], torch.full((60,), 7.0)], dim=1)
+    known = statistics_of(actions[:40], proprio[:40])
+    told = from_proprio(known, proprio[40:])
+    assert ((told - actions[40:]) / known["std"]).abs().max() < 1e-2
+    # Without proprioception, or in an earlier checkpoint, there is no map.
+    bare = statistics_of(actions, proprio[:, :0])
+    assert bare.keys() == {"mean", "std"} and from_proprio(bare, proprio[:2]).isnan().all()
+
+
+def test_parts_of_actions_that_raw_ones_hide_are_noted() -> None:
+    wide = torch.tensor([[100.0, 1.0, 5.0], [300.0, -1.0, 5.0]])  # and one that never changes
+    assert "one part of the actions varies 100 times as much" in unevenness(wide)
+    assert unevenness(wide[:, 1:]) == unevenness(wide / torch.tensor([20.0, 1.0, 1.0])) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import fork_server
 import lightning as L
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pixio_heads.policy import Policy, lerobot
 from pixio_heads.policy.data import PolicyData
-from pixio_heads.policy.demonstrations import Demonstration
-from pixio_lightning import Backbone
+from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
+from pixio_lightning import Backbone, load
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.training import results
@@ -87,7 +89,9 @@ def test_a_checkpoint_is_tested_on_episodes_alone_and_says_what_it_learned_from(
     begun = {int(file.stem) // 10_000_000 for file in (tmp_path / "cache").rglob("[0-9]*.json")}
     assert begun == {2, 3}  # of validation and test
     fit, test = (results.read(tmp_path / name)[-1] for name in ("run", "test"))
-    learned = "learned from 2 demonstrations (noise 0.1, disturbance 0.15, 0 steps after success)"
+    world = "tabletop reach, 32 px, difficulty 0.0; at most 12 steps, until success"
+    how = "(noise 0.1, disturbance 0.15, 0 steps after success)"
+    learned = f"learned from 2 demonstrations of {world} {how}"
     assert fit["protocol"].endswith(learned) and test["protocol"].endswith(learned)
     assert "at most 12 steps, until success; 2 episodes" in fit["dataset"] == test["dataset"]
     # What goes on with others learned from both, and does not pass for comparable.
@@ -98,6 +102,11 @@ def test_a_checkpoint_is_tested_on_episodes_alone_and_says_what_it_learned_from(
     both = f"{learned}, then {learned.removeprefix('learned from ').replace('2', '3', 1)}"
     assert more["protocol"].endswith(both)
     assert [why.split()[0] for why in results.differences([fit, more])] == ["protocol"]
+    # Nor does what learned of one task and acts in another.
+    other = ["test", *line, "--data.task", "push", "--out", str(tmp_path / "other")]
+    assert main([*other, "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]) == 0
+    pushed = results.read(tmp_path / "other")[-1]["protocol"]
+    assert "; tabletop push, 32 px" in pushed and pushed.endswith(learned)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +153,7 @@ def test_one_process_prepares_what_the_stage_reads(
         ({"source": "metaworld", "horizon": 900}, "Meta-World ends after 500 steps"),
         ({"source": "gym", "options": {"horizon": 9}}, "data.horizon decides it: leave it out"),
         ({"source": "gym", "options": {"proprio": "arm"}}, "expected a list of keys or null"),
+        ({"source": "gym", "options": {"max_episode_steps": 0}}, "expected steps above 0, or -1"),
     ],
 )
 def test_what_no_environment_takes_is_one_line(given: dict[str, Any], line: str) -> None:
@@ -152,6 +162,22 @@ def test_what_no_environment_takes_is_one_line(given: dict[str, Any], line: str)
     with pytest.raises(UserError) as told:
         PolicyData(path=path, task=task, **given)
     assert line in str(told.value) and "\n" not in str(told.value)
+
+
+def test_what_acts_is_not_sharded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["-c", "policy/demo", "-c", "with/fsdp", *BACKBONE, *EPISODES, "--model.cache", "false"]
+    line += ["--model.backbone.tune", "full", "--trainer.devices", "1"]
+    assert main(["fit", *line, "--out", str(tmp_path / "run")]) == 2
+    assert "judged in a simulator cannot be sharded" in capsys.readouterr().err
+
+
+def test_what_is_judged_by_actions_alone_is_sharded(tmp_path: Path) -> None:
+    lerobot.write(tmp_path / "set", [demonstration(str(i)) for i in range(2)], fps=10, task="x")
+    line = ["-c", "policy/lerobot", "-c", "with/fsdp", *BACKBONE, "--data.image_size", "64"]
+    line += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--model.cache", "false"]
+    line += ["--model.backbone.tune", "full", "--data.path", str(tmp_path / "set")]
+    assert main(["fit", *line, "--out", str(tmp_path / "run")]) == 0
+    assert np.isfinite(results.read(tmp_path / "run")[-1]["metrics"]["action_error"])
 
 
 def demonstration(name: str, steps: int = 6) -> Demonstration:
@@ -169,7 +195,9 @@ def test_actions_of_a_robot_s_own_demonstrations(tmp_path: Path) -> None:
     line += ["cpu", "--data.path", str(tmp_path / "set"), "--out", str(tmp_path / "run")]
     assert main(["fit", *line]) == 0
     record = json.loads((tmp_path / "run" / "results.jsonl").read_text().splitlines()[0])
-    assert record["metrics"].keys() == record["baselines"]["mean_action"].keys()
+    assert record["baselines"].keys() == {"mean_action", "from_proprio"}
+    for values in record["baselines"].values():
+        assert record["metrics"].keys() == values.keys() and np.isfinite(values["action_error"])
     for _ in range(2):
         assert main(["predict", *line]) == 0
     with (tmp_path / "run" / "predictions" / "actions.csv").open(newline="") as file:
@@ -177,6 +205,65 @@ def test_actions_of_a_robot_s_own_demonstrations(tmp_path: Path) -> None:
     assert len(table) == 18
     for name in ("action_0", "action_1", "demonstrated_0", "demonstrated_1"):
         assert 80 < np.mean([float(row[name]) for row in table]) < 120
+    # As the robot is controlled by the loop that a page shows.
+    page = (Path(__file__).parents[3] / "docs" / "policy_data.md").read_text()
+    (loop,) = re.findall(r"```python\n(from collections.*?)```", page, re.DOTALL)
+    loop = loop.replace("runs/policy/lerobot", str(tmp_path / "run")).replace("224", "64")
+    seen = demonstration("1")
+    known: dict[str, Any] = {"load": load, "torch": torch}
+    known |= {"picture": seen.frame(0), "state": seen.proprio[0]}
+    exec(compile(loop, "policy_data.md", "exec"), known)
+    acted = [known["action"]]
+    acted += [known["act"](seen.frame(step), seen.proprio[step]) for step in range(1, 6)]
+    rows = [row for row in table if row["name"].startswith("episode_000001/")]
+    told = [[float(row[name]) for name in ("action_0", "action_1")] for row in rows]
+    np.testing.assert_allclose(torch.stack(acted).numpy(), told, rtol=1e-4)
+
+
+@pytest.mark.parametrize("observe", ["blind", "backbone"])
+def test_a_blind_policy_reads_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, observe: str
+) -> None:
+    lerobot.write(tmp_path / "set", [demonstration(str(i)) for i in range(2)], fps=10, task="x")
+    asked: list[str] = []
+    frame = DemonstrationSamples.frame
+    monkeypatch.setattr(
+        DemonstrationSamples, "frame", lambda of, name: asked.append(name) or frame(of, name)
+    )
+    line = [
+        "-c",
+        "policy/lerobot",
+        *BACKBONE,
+        "--data.image_size",
+        "64",
+        "--model.observe",
+        observe,
+    ]
+    line += ["--trainer.accelerator", "cpu", "--data.path", str(tmp_path / "set")]
+    for verb in ("fit", "predict"):
+        assert main([verb, *line, "--out", str(tmp_path / "run")]) == 0
+    assert bool(asked) == (observe == "backbone")
+    assert np.isfinite(results.read(tmp_path / "run")[-1]["metrics"]["action_error"])
+
+
+def test_of_a_single_demonstration_actions_are_predicted_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("set", 2), ("new", 1)):
+        some = [demonstration(str(i)) for i in range(count)]
+        lerobot.write(tmp_path / name, some, fps=10, task="x")
+    line = ["-c", "policy/lerobot", *BACKBONE, "--data.image_size", "64"]
+    line += ["--trainer.accelerator", "cpu", "--data.path"]
+    assert main(["fit", *line, str(tmp_path / "set"), "--out", str(tmp_path / "run")]) == 0
+    line += [str(tmp_path / "new"), "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]
+    assert main(["predict", *line, "--out", str(tmp_path / "new-run")]) == 0
+    with (tmp_path / "new-run" / "predictions" / "actions.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    capsys.readouterr()
+    for verb in ("fit", "test"):
+        alone = line[:-2] if verb == "fit" else line
+        assert main([verb, *alone, "--out", str(tmp_path / verb)]) == 2
+        assert "has one demonstration: expected two at least" in capsys.readouterr().err
 
 
 def test_the_same_demonstrations_are_held_out_however_many_are_learned_from(tmp_path: Path) -> None:
@@ -191,6 +278,7 @@ def test_the_same_demonstrations_are_held_out_however_many_are_learned_from(tmp_
         held_out.add(frozenset(names[1]))
         assert len(learned) == 3 * min(count, 11) and not names[0] & names[1]
         assert data.learned_from.startswith(f"{min(count, 11)} demonstrations of lerobot ")
+        assert data.learned_from.endswith("set, observation.image, 32 px")
         assert "set, 1 demonstrations held out; " in data.dataset
         assert data.names_of("val") == ["episode_000011"]
     assert len(held_out) == 1

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pixio_heads.policy import collect as collecting
 from pixio_heads.policy.collect import collect, references
 from pixio_heads.policy.rollout.environments import Environment
-from pixio_heads.policy.rollout.play import Outcome
+from pixio_heads.policy.rollout.play import Outcome, Trajectory
 from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.errors import UserError
 
@@ -170,6 +171,37 @@ def test_episodes_of_references_outlive_a_kill(
     files[0].write_text(json.dumps(marked))
     again = references(world, [2, 4], "random", processes=1, timeout=600.0)
     assert [outcome.total for outcome in again] == [7.5, 3.0]
+
+
+def test_a_demonstration_that_breaks_is_tried_again_and_then_left_out_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or else each process, and each run, would learn from others."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    breaks = {6: 1, 7: 2}  # how often
+    played: list[int] = []
+
+    class Faulty(Pool):
+        def play(self, *what: Any, **how: Any) -> Iterator[tuple[int, Trajectory]]:
+            for seed, trajectory in super().play(*what, **how):
+                played.append(seed)
+                if breaks.get(seed):
+                    breaks[seed] -= 1
+                    trajectory = Trajectory(Outcome(error=f"reach, seed {seed}, no answer"))
+                yield seed, trajectory
+
+    monkeypatch.setattr(collecting, "Pool", Faulty)
+    world = Environment("tabletop", "reach", 16, 40, True, {"difficulty": 0.0})
+    how: dict[str, Any] = {"first_seed": 5, "noise": 0.0, "disturbance": 0.0, "after_success": 0}
+    how |= {"processes": 1, "timeout": 60.0}
+    found, digest = collect(world, 3, **how)
+    assert [demo.seed for demo in found] == [5, 6, 8] and played.count(7) == 2
+    said = capsys.readouterr().out
+    assert said.startswith("demonstration left out, broken twice: reach, seed 7, no answer (remove")
+    assert said.count("\n") == 1 and "seed 6" not in said
+    played.clear()
+    again, same = collect(world, 3, **how)
+    assert [demo.seed for demo in again] == [5, 6, 8] and same == digest and not played
 
 
 def test_only_the_episodes_that_are_missing_are_collected(

@@ -134,8 +134,12 @@ def make(
     return GymEnvironment(env, size, image=chosen, proprio=kept, images=images)
 
 
-def longest(task: str) -> int | None:
+def longest(task: str, options: dict[str, Any]) -> int | None:
     """Return the steps after which the environment itself ends an episode; None if it never does.
+
+    Args:
+        task: The id.
+        options: What `gymnasium.make` takes; `max_episode_steps` counts, of which -1 is no end.
 
     Raises:
         UserError: There is no such environment.
@@ -144,7 +148,10 @@ def longest(task: str) -> int | None:
     with _told(task):
         if package:
             importlib.import_module(package)
-        return gymnasium.spec(name).max_episode_steps
+        own = gymnasium.spec(name).max_episode_steps
+    given = options.get("max_episode_steps")
+    steps = own if given is None else given
+    return None if steps == -1 else steps
 
 
 def expert(task: str) -> NoReturn:

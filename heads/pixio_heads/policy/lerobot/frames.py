@@ -1,6 +1,9 @@
 """Pictures of a LeRobot episode, out of a column of parquet or a video.
 
-An episode is decoded in order when its first frame is asked for, and kept while there is room.
+An episode is decoded in order when its first frame is asked for, and kept while there is room. Then
+frames are decoded one by one, until many of an episode are asked for in a row: it takes the place
+of those that were not asked for longest. Samples drawn at random ask for a few, for which it is not
+decoded whole.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pixio_lightning.data import (
 from pixio_lightning.errors import UserError
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
+_IN_A_ROW = 16  # frames of an episode; more than a sample's history has
 _KEPT_GROUP = 1 << 28  # bytes of a row group that is kept
 _MOST_PATHS = 1 << 28  # bytes of paths in a file
 
@@ -36,15 +40,37 @@ Decode = Callable[[int, int], Iterator[Frame]]  # of the steps from one up to an
 
 
 class Room:
-    """What is kept of a data set: bytes that are left for frames, and the last row group.
+    """What is kept of a data set: whole episodes, and the last row group.
 
     Without room for more frames, those of a row group, as they lie there, are read once and not for
     each of them.
     """
 
     def __init__(self) -> None:
-        self.left = _KEPT
+        self.total = self.left = _KEPT
+        self._episodes: dict[EpisodeFrames, int] = {}  # bytes of each, the last asked for last
+        self._asked: EpisodeFrames | None = None
+        self._in_a_row = 0
         self._last: tuple[tuple[Path, str, int] | None, pa.ChunkedArray | None] = (None, None)
+
+    def takes(self, episode: EpisodeFrames, size: int) -> bool:
+        """Whether an episode of so many bytes may be kept, in place of others if it is worth it."""
+        self._in_a_row = self._in_a_row + 1 if self._asked is episode else 1
+        self._asked = episode
+        if size > self.left and (size > self.total or self._in_a_row < _IN_A_ROW):
+            return False
+        while size > self.left:
+            oldest = next(iter(self._episodes))
+            self.left += self._episodes.pop(oldest)
+            oldest.kept = None
+        self._episodes[episode] = size
+        self.left -= size
+        return True
+
+    def used(self, episode: EpisodeFrames) -> None:
+        """Note that a kept episode was asked for."""
+        self._asked = episode
+        self._episodes[episode] = self._episodes.pop(episode)
 
     def column(
         self, parquet: pq.ParquetFile, file: Path, name: str, groups: Sequence[int]
@@ -85,10 +111,10 @@ class EpisodeFrames:
             frame = next(self._scaled(step, step + 1))
             if isinstance(frame, str):
                 raise BadImage(frame)
-            if self.length * frame.nbytes > self.room.left:
+            if not self.room.takes(self, self.length * frame.nbytes):
                 return frame
-            self.room.left -= self.length * frame.nbytes
             self.kept = list(self._scaled(0, self.length))
+        self.room.used(self)
         frame = self.kept[step]
         if isinstance(frame, str):
             raise BadImage(frame)

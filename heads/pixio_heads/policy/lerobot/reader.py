@@ -153,9 +153,8 @@ def _of_file(
             )
         state = values.get(STATE, np.empty((len(table), 0), np.float32))
         frames = EpisodeFrames(episode.length, decode, size=how.size, room=how.room)
-        found.append(
-            Demonstration(f"episode_{episode.index:06d}", state[part], values[ACTION][part], frames)
-        )
+        name, actions = f"episode_{episode.index:06d}", values[ACTION][part]
+        found.append(Demonstration(name, state[part], actions, frames, keeps=how.size is not None))
     return found
 
 

@@ -26,6 +26,11 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
+def _is_limit(value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value is None or whole and (value > 0 or value == -1)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -44,6 +49,7 @@ OPTIONS = {
     "gym": {
         "image": Option(None, "a key or null", lambda value: value is None or _is_text(value)),
         "proprio": Option(None, "a list of keys or null", _are_keys),
+        "max_episode_steps": Option(None, "steps above 0, or -1 for no end", _is_limit),
     },
 }
 # Every environment is told these in another way.

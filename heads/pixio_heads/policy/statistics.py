@@ -1,0 +1,59 @@
+"""What is known of actions before anything is learned: their scale, and what proprioception tells.
+
+Shapes: N steps of demonstrations, B samples, P numbers of proprioception, A parts of an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pixio_lightning.models import ridge
+from pixio_lightning.training import full_precision
+
+_CONSTANT = 1e-6  # a deviation of what never changes
+_UNEVEN = 10.0  # times that deviations may differ before it is noted
+
+
+def statistics_of(actions: Tensor, proprio: Tensor) -> dict[str, Tensor]:
+    """Return `mean` and `std` of actions, each `(A,)`, and a linear map to them.
+
+    The map, `weight` `(P, A)` and `bias` `(A,)`, is fitted by ridge regression; there is none where
+    there are no two steps, or no proprioception.
+
+    Args:
+        actions: `(N, A)`.
+        proprio: `(N, P)`, of the same steps.
+    """
+    std = actions.std(dim=0, correction=0)
+    # A part that never changes is not scaled.
+    found = {"mean": actions.mean(dim=0), "std": torch.where(std < _CONSTANT, 1.0, std)}
+    if len(actions) > 1 and proprio.shape[1]:
+        found |= ridge(proprio, actions)._asdict()
+    return found
+
+
+def unevenness(actions: Tensor) -> str:
+    """Return what to say where raw actions hide parts of themselves; empty where they do not."""
+    std = actions.std(dim=0, correction=0)
+    changing = std[std >= _CONSTANT]
+    if not len(changing) or (ratio := float(changing.max() / changing.min())) <= _UNEVEN:
+        return ""
+    return (
+        f"one part of the actions varies {ratio:.3g} times as much as another, which the loss "
+        "hardly counts: consider model.normalize_actions true"
+    )
+
+
+def from_proprio(statistics: Mapping[str, Tensor], proprio: Tensor) -> Tensor:
+    """Return what the linear map tells of proprioception `(B, P)`: actions `(B, A)`.
+
+    They are NaN where there is no map, as in checkpoints of before there was one.
+    """
+    mean = statistics["mean"]
+    if "weight" not in statistics:
+        return mean.new_full((len(proprio), len(mean)), torch.nan)
+    with full_precision(proprio.device):
+        return proprio.float() @ statistics["weight"] + statistics["bias"]
