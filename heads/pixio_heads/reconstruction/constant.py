@@ -1,7 +1,8 @@
 """The best reconstruction that looks at nothing: one answer to all sets, fitted to training sets.
 
 Each part is the best constant for the figure it is scored by, whether or not they agree with one
-another, so that a model that beats it has used the pictures.
+another, so that a model that beats it has used the pictures. Points are the best ones before their
+average distance is brought to 1.
 
 Shapes: S sets, B sets of a batch, V views, h x w pixels of a thumbnail.
 """
@@ -19,6 +20,7 @@ from pixio_heads.reconstruction.geometry import (
     Geometry,
     average_distance,
     axis_angle,
+    inverse,
     rotation_angle,
     truth_of,
     unit,
@@ -68,7 +70,7 @@ def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
 
     Maps have one row for the reference and one for all other views: `depth (2, h, w)`,
     `points (2, h, w, 3)` and `rays (2, h, w, 3)`, in units of the average distance; `pose (4, 4)`
-    is of any other view, and `scale` the average distance in metres.
+    is of a view as the one before it sees it, and `scale` the average distance in metres.
 
     Raises:
         UserError: There is no batch with a set in it.
@@ -84,9 +86,9 @@ def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         z = average_distance(truth.points, batch["valid"])
         metric = batch["metric"].bool()
         scales.append(z[metric])
-        relative = truth.cam2world[:, 1:].clone()
-        relative[..., :3, 3] /= z[:, None, None]
-        poses.append(relative.flatten(0, 1))
+        steps = inverse(truth.cam2world[:, :-1]) @ truth.cam2world[:, 1:]
+        steps[..., :3, 3] /= z[:, None, None]
+        poses.append(steps.flatten(0, 1))
         depths.append(_thumbnails((truth.depth / z[:, None, None, None])[..., None])[..., 0])
         points.append(_thumbnails(truth.points / z[:, None, None, None, None]))
         valid.append(_thumbnails(batch["valid"][..., None].float())[..., 0] > 0)
@@ -104,12 +106,14 @@ def fit_constant(batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         )
         if not len(depth):  # sets of one view
             continue
-        weights = known / depth.clamp_min(1e-3)
-        median = weighted_median(depth, weights)
-        found["depth"].append(median.nan_to_num(float(median.nanmedian())))
-        weights = known / point.norm(dim=-1).clamp_min(1e-3)
-        found["points"].append(weighted_centre(point, weights))
-        found["rays"].append(unit(ray.mean(0)))
+        ever, mean_ray = known.any(0), unit(ray.mean(0))
+        median = weighted_median(depth, known / depth.clamp_min(1e-3))
+        centre = weighted_centre(point, known / point.norm(dim=-1).clamp_min(1e-3))
+        if not ever.any():  # of views without depth: all at the average distance
+            median, centre = mean_ray[..., 2], mean_ray
+        found["depth"].append(_filled(median, ever))
+        found["points"].append(_filled(centre, ever))
+        found["rays"].append(mean_ray)
     stacked = {name: torch.stack(parts) for name, parts in found.items()}
     z = torch.cat(scales)
     scale = weighted_median(z, 1 / z) if len(z) else z.new_tensor(1.0)
@@ -157,19 +161,29 @@ def constant_geometry(parts: dict[str, Tensor], batch: dict[str, Any]) -> Geomet
     # Every other view of a set stands further along the same line.
     pose = torch.eye(4, device=views.device).repeat(shape[1], 1, 1)
     for view in range(1, shape[1]):
-        pose[view] = parts["pose"] @ pose[view - 1]
+        pose[view] = pose[view - 1] @ parts["pose"]
+    points = maps["points"][row].expand(*shape, 3)
+    # All lengths will be divided by this, but were fitted in units of the true average distance.
+    length = average_distance(points, batch["valid"])
+    cam2world = pose.repeat(len(length), 1, 1, 1)
+    cam2world[..., :3, 3] *= length[:, None, None]
     return Geometry(
-        points=maps["points"][row].expand(*shape, 3),
-        depth=maps["depth"][row, ..., 0].expand(shape),
+        points=points,
+        depth=maps["depth"][row, ..., 0] * length[:, None, None, None],
         rays=unit(maps["rays"][row]).expand(*shape, 3),
-        cam2world=pose.expand(*shape[:2], 4, 4),
-        scale=_scale_of(maps["points"][row].expand(*shape, 3), batch["valid"], parts["scale"]),
+        cam2world=cam2world,
+        scale=parts["scale"] / length,
     )
 
 
-def _scale_of(points: Tensor, valid: Tensor, wanted: Tensor) -> Tensor:
-    """Return the factor `(B,)` that gives points an average distance of `wanted` metres."""
-    return wanted / average_distance(points, valid)
+def _filled(values: Tensor, known: Tensor) -> Tensor:
+    """Return a map `(h, w, ...)` with the value of the nearest known pixel where none is known."""
+    if known.all() or not known.any():
+        return values
+    at, every = known.nonzero(), torch.ones_like(known).nonzero()
+    apart = torch.cdist(every.float(), at.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    row, column = at[apart.argmin(dim=1)].T
+    return values[row, column].view_as(values)
 
 
 def _thumbnails(maps: Tensor) -> Tensor:

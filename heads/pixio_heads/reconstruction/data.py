@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pixio_heads.reconstruction.views.frames import FileScene, Scene, rendered_s
 from pixio_heads.reconstruction.views.framing import within
 from pixio_heads.reconstruction.views.inputs import Pictures, Placed, open_pictures
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
+from pixio_heads.reconstruction.views.layouts import holds_one_scene
 from pixio_heads.reconstruction.views.mirror import mirrored
 from pixio_heads.reconstruction.views.opening import SceneFiles, names_anywhere
 from pixio_heads.reconstruction.views.sets import (
@@ -140,7 +142,10 @@ class ReconstructionData(SampleData):
         sizes = [image_size] if isinstance(image_size, tuple) else image_size
         if source == "scenes":
             sizes = [within(size, self.scenes.size, step=_STEP) for size in sizes]
+        if not sizes:
+            raise UserError("data.image_size is empty; expected height and width")
         self.sizes = [(height, width) for height, width in sizes]
+        self.image_size = self.sizes[0]  # that is evaluated and predicted at
         self.min_views, self.max_views, self.val_views = min_views, max_views, val_views
         self.sets_per_scene, self.hold_out, self.scene_lists = sets_per_scene, hold_out, scene_lists
         if covisibility is None and source != "wai":
@@ -178,8 +183,6 @@ class ReconstructionData(SampleData):
                 raise UserError(
                     f"data.image_size {list(size)}: expected height and width, multiples of {_STEP}"
                 )
-        if not self.sizes:
-            raise UserError("data.image_size is empty; expected height and width")
         if not 2 <= self.min_views <= self.max_views:
             raise UserError(
                 f"data.min_views {self.min_views} and data.max_views {self.max_views}: expected "
@@ -205,11 +208,9 @@ class ReconstructionData(SampleData):
         """Return the sets of a split."""
         if split == "predict":
             return self._open_pictures()
+        made = self.source == "scenes"
         scenes: Sequence[Scene]
-        if self.source == "scenes":
-            scenes = rendered_scenes(split, self.scenes)
-        else:
-            scenes = self._files().of(split)
+        scenes = rendered_scenes(split, self.scenes) if made else self._files.of(split)
         train, starts = split == "train", None
         if train:
             groups, weights = [s.set_name for s in scenes], {s.set_name: s.weight for s in scenes}
@@ -217,7 +218,7 @@ class ReconstructionData(SampleData):
         sets = Sets(
             scenes,
             views=self.val_views,
-            size=self.sizes[0],
+            size=self.image_size,
             per_scene=self.sets_per_scene,
             covisibility=self.covisibility or _COVISIBILITY,
             # Whatever a run's seed is, all are judged on the same sets.
@@ -228,6 +229,7 @@ class ReconstructionData(SampleData):
             self._shares = {k: n / len(sets) for k, n in sets.of_data_sets().items()}
         return sets
 
+    @cached_property
     def _files(self) -> SceneFiles:
         return SceneFiles(
             self.path or "",
@@ -241,14 +243,15 @@ class ReconstructionData(SampleData):
         )
 
     def names_of(self, split: str) -> list[str] | None:
-        """Return the scenes of a split; where all are parts of a single one, the frames."""
+        """Return the scenes of a split; of a folder that is a single one, the frames."""
         if self.source == "scenes":
             return None
-        if self._files().part(split).whole:
+        part = self._files.part(split)
+        if part.whole:
             return []
         scenes = self._sets_of(split).scenes
-        made_here = self.scene_lists is None and self.hold_out < 1
-        if made_here and len(self._sets_of("train").scenes) == 1:
+        # By the folder alone, so that names of different shares can be compared.
+        if holds_one_scene(part.folder, self.source):
             files = [scene for scene in scenes if isinstance(scene, FileScene)]
             return [f"{scene.name}/{frame.name}" for scene in files for frame in scene.frames]
         return [scene.name for scene in scenes]
@@ -268,7 +271,7 @@ class ReconstructionData(SampleData):
         run = Path(self.trainer.default_root_dir) if self.trainer else None
         pictures = open_pictures(
             self.path or "",
-            image_size=max(self.sizes[0]),
+            image_size=max(self.image_size),
             max_views=self.predict_views,
             max_megapixels=self.max_megapixels,
             every=self.every,
@@ -280,7 +283,7 @@ class ReconstructionData(SampleData):
     @property
     def dataset(self) -> str:
         """What records call the data: with what decides on which sets there are, and how hard."""
-        height, width = self.sizes[0]
+        height, width = self.image_size
         parts = [super().dataset, f"{self.val_views} views of {height}x{width}"]
         seen = "of each data set" if self.covisibility is None else f"{self.covisibility:g}"
         parts += [f"covisibility {seen}", f"{self.sets_per_scene} sets a scene"]
@@ -299,7 +302,7 @@ class ReconstructionData(SampleData):
         if self._shares:
             facts["data sets"] = ", ".join(f"{k} {100 * v:.1f} %" for k, v in self._shares.items())
         unlisted = self.source == "wai" and self.scene_lists is None and self.hold_out < 1
-        if unlisted and not self._files().part("val").whole:
+        if unlisted and not self._files.part("val").whole:
             facts["splits"] = "by names, not by lists of a benchmark: see data.scene_lists"
         return facts
 
@@ -377,7 +380,7 @@ class ReconstructionData(SampleData):
         sets = self._sets_of("train")
         self._measure("train")
         if self.views is not None:
-            fixed = sets.shaped(self.min_views, self.sizes[0])
+            fixed = sets.shaped(self.min_views, self.image_size)
             return SetsOfOneShape(
                 fixed,
                 self.augment,

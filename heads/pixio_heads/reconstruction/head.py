@@ -44,7 +44,8 @@ class Reconstruction(Head):
         sizes: How large the head is; the default is the one Pixio was measured with.
         weights: Of the loss: `overall`, `high_points`, or every term's own.
         checkpointing: Recompute the head's blocks and maps in the backward pass: less memory.
-        views_per_chunk: Views whose maps are decoded at once, which bounds memory; None for all.
+        views_per_chunk: Views whose maps are decoded at once, which bounds memory; None for all
+            while training, else for a million pixels.
         wrong_reference: Evaluate with the reference image of another set as well, of another place
             where there are several: what is left of the figures then was not read from comparing
             views.
@@ -59,6 +60,7 @@ class Reconstruction(Head):
     statistics_samples = 1000
 
     model_as_trained = (*Head.model_as_trained, "sizes")
+    evaluation_attributes = ("image_size",)
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Reconstruction(Head):
         self.weights = _PRESETS[weights] if isinstance(weights, str) else weights
         self.checkpointing, self.views_per_chunk = checkpointing, views_per_chunk
         self.wrong_reference = wrong_reference
+        self._mask_is_trained = self.weights.mask > 0
         self._before: Tensor | None = None  # the reference image of the set before
         self.baseline_names = ("constant", "wrong_reference") if wrong_reference else ("constant",)
 
@@ -113,6 +116,17 @@ class Reconstruction(Head):
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Return the factored loss and its terms."""
         return losses.factored_loss(prediction, batch, weights=self.weights, training=self.training)
+
+    def remember(self, about: dict[str, Any]) -> None:
+        """Take what a checkpoint says of its data, and whether its mask was trained.
+
+        Args:
+            about: The `pixio` entry of the checkpoint.
+        """
+        super().remember(about)
+        weights = (about.get("config") or {}).get("init_args", {}).get("weights")
+        if weights is not None:
+            self._mask_is_trained = not isinstance(weights, dict) or weights.get("mask") != 0
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with the optimiser of a run that decayed the scale token.
@@ -195,6 +209,8 @@ class Reconstruction(Head):
             one = Prediction(*(part[row : row + 1].float().cpu() for part in prediction))
             pictures = self.trainer.datamodule.samples_of("predict")
             names = pictures.picture_names(row)
+            if not self._mask_is_trained:  # nothing is known to be no surface
+                one = one._replace(mask_logits=torch.ones_like(one.mask_logits))
             found = reconstructed(one, batch["image"][row].cpu(), names=names)
             files = pictures.root and [pictures.root / name for name in names]
             about = {key: batch[key][row].cpu().numpy() for key in ("original_size", "placement")}

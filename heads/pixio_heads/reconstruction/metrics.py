@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from pixio_heads.reconstruction.geometry import (
     Geometry,
@@ -22,6 +21,7 @@ from pixio_heads.reconstruction.geometry import (
     rebased,
     rotation_angle,
 )
+from pixio_lightning.training import ListMetric
 
 INLIER = 1.03  # greatest ratio of a pixel that `tau` counts
 MEANS = (
@@ -167,7 +167,7 @@ def set_figures(
     return figures, turns, shifts
 
 
-class ReconstructionMetrics(Metric):
+class ReconstructionMetrics(ListMetric):
     """The figures of `set_figures`, means over the sets of all processes, and medians of pairs.
 
     `rotation_median` and `translation_median` are of all pairs of views, in degrees, beside the
@@ -175,7 +175,6 @@ class ReconstructionMetrics(Metric):
     a prediction that is not finite no mean is: a set a model has no answer to is not left out.
     """
 
-    full_state_update = False
     total: Tensor
     count: Tensor
     turns: list[Tensor]
@@ -183,12 +182,11 @@ class ReconstructionMetrics(Metric):
     true_turns: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
         zeros = torch.zeros(len(MEANS), dtype=torch.float64)
+        names = ("turns", "shifts", "true_turns")
+        super().__init__(dict.fromkeys(names, zeros[:0]), **kwargs)
         self.add_state("total", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("count", zeros.clone(), dist_reduce_fx="sum")
-        for name in ("turns", "shifts", "true_turns"):
-            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, prediction: Geometry, target: Geometry, valid: Tensor, metric: Tensor) -> None:
         """Add sets.

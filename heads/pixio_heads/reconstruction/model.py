@@ -23,6 +23,7 @@ from pixio_lightning.models import DPT, Features, Pointwise, upsample
 
 # exp() of more overflows; of less, the gradient vanishes.
 _MOST_LOGIT = 20.0
+_PIXELS = 1 << 20  # decoded at once outside of training: about 2 GB of activations
 _CHANNELS = 6  # three of the ray, depth, confidence, mask
 
 
@@ -139,7 +140,8 @@ class Reconstructor(nn.Module):
         patch: Pixels P along a patch.
         sizes: How large it is.
         checkpointing: Recompute blocks and maps in the backward pass.
-        views_per_chunk: Views whose maps are decoded at once; None for all.
+        views_per_chunk: Views whose maps are decoded at once; None for all while training, else for
+            a million pixels.
     """
 
     def __init__(
@@ -198,7 +200,10 @@ class Reconstructor(nn.Module):
         return activated(dense, pose, scale)
 
     def _decoded(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        pieces = zip(*(m.split(self.views_per_chunk or len(m)) for m in maps), strict=True)
+        chunk = self.views_per_chunk
+        if chunk is None:
+            chunk = len(maps[0]) if self.training else max(1, _PIXELS // (size[0] * size[1]))
+        pieces = zip(*(m.split(chunk) for m in maps), strict=True)
         if self.checkpointing and self.training:
             decoded = [checkpoint(self.maps, list(p), size, use_reentrant=False) for p in pieces]
         else:

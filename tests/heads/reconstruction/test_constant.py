@@ -13,7 +13,13 @@ from pixio_heads.reconstruction.constant import (
     weighted_centre,
     weighted_median,
 )
-from pixio_heads.reconstruction.geometry import pose_of, rotation_angle, truth_of, unit
+from pixio_heads.reconstruction.geometry import (
+    average_distance,
+    pose_of,
+    rotation_angle,
+    truth_of,
+    unit,
+)
 from pixio_heads.reconstruction.metrics import ReconstructionMetrics, set_figures
 from pixio_lightning.errors import UserError
 
@@ -75,6 +81,48 @@ def test_it_beats_no_model_that_looks() -> None:
     found, best = metric.compute(), perfection.compute()
     assert 0.1 < float(found["points_rel"]) < 1 and float(best["points_rel"]) < 1e-4
     assert 0.1 < float(found["depth_rel"]) < 1
+
+
+def test_no_other_unit_of_depth_is_better() -> None:
+    """Depth is scored in units of the constant's own points."""
+    truth = batch(sets=6, size=48)
+    guess = constant_geometry(fit_constant([truth]), truth)
+
+    def error(factor: float) -> float:
+        scored = guess._replace(depth=guess.depth * factor)
+        return float(set_figures(scored, truth_of(truth), truth["valid"])[0]["depth_rel"].mean())
+
+    assert all(error(1.0) <= error(factor) + 1e-4 for factor in (0.9, 0.95, 1.05, 1.1))
+    true, lengths = truth_of(truth), average_distance(truth_of(truth).points, truth["valid"])
+    moved = (true.cam2world[:, 1, :3, 3].norm(dim=-1) / lengths).median()
+    mine = guess.cam2world[:, 1, :3, 3].norm(dim=-1)
+    assert torch.allclose(mine / average_distance(guess.points, truth["valid"]), moved)
+
+
+def test_where_no_depth_was_known_the_nearest_pixel_counts() -> None:
+    truth = batch(sets=6, size=48)
+    seen = truth["valid"].clone()
+    seen[..., :12, :] = False
+    found = fit_constant([truth | {"valid": seen}])
+    assert torch.equal(found["points"][:, :12], found["points"][:, 12:13].expand(2, 12, 48, 3))
+    assert torch.equal(found["depth"][:, :12], found["depth"][:, 12:13].expand(2, 12, 48))
+    assert float(found["points"].norm(dim=-1).min()) > 0.1
+    seen[:, 1] = False
+    found = fit_constant([truth | {"valid": seen}])
+    guess = constant_geometry(found, truth)
+    assert torch.allclose(found["points"][1].norm(dim=-1), torch.ones(48, 48))
+    assert all(bool(part.isfinite().all()) for part in guess)
+
+
+def test_views_that_move_on_alike_have_a_perfect_constant_pose() -> None:
+    step = pose_of(unit(torch.tensor([1.0, 0.1, 0.2, 0])), torch.tensor([0.3, 0.1, 0]))
+    poses = [torch.eye(4)]
+    for _ in range(3):
+        poses.append(poses[-1] @ step)
+    walk = batch(sets=1, views=4, size=48) | {"cam2world": torch.stack(poses)[None]}
+    guess, true = constant_geometry(fit_constant([walk]), walk), truth_of(walk)
+    _, turns, shifts = set_figures(guess, true, walk["valid"])
+    assert float(turns.max()) < 0.01 and float(shifts.max()) < 0.1
 
 
 def test_other_sizes_and_numbers_of_views_have_a_constant_too() -> None:

@@ -58,12 +58,10 @@ def test_the_model_runs_where_it_is() -> None:
 
 def test_figures_stay_on_the_device_with_something_to_measure_or_without() -> None:
     real = dict(batch()), perfect(batch())
-    metrics = [ReconstructionMetrics() for _ in range(2)]
-    with FakeTensorMode() as mode:
+    with FakeTensorMode() as mode, torch.device("cuda"):
         given, guess = on_gpu(real, mode)
         for batches in (1, 0):
-            metric = metrics.pop()
-            metric.total, metric.count = on_gpu((metric.total, metric.count), mode)
+            metric = ReconstructionMetrics()
             for _ in range(batches):
                 metric.update(guess.compose(), truth_of(given), given["valid"], given["metric"])
             assert devices(metric.compute()) == {"cuda"}

@@ -386,6 +386,31 @@ def test_what_sees_what_is_known_before_workers_start(
     assert len(batch["key"]) == 1 and kept(cache) == 3
 
 
+def sparse(views: list[Any]) -> list[Any]:
+    """Leave depth at every twentieth pixel, at random."""
+    kept = np.random.default_rng(0).random((len(views), 48, 48)) < 0.05
+    return [v._replace(depth=np.where(k, v.depth, 0)) for v, k in zip(views, kept, strict=True)]
+
+
+def test_sets_of_one_picture_again_and_again_are_refused_and_told_of(tmp_path: Path) -> None:
+    for i in range(4):
+        views = rendered(i, views=4)
+        scene_folders.nerfstudio(tmp_path / f"all/room{i}", sparse(views))
+        scene_folders.nerfstudio(tmp_path / f"some/room{i}", views if i else sparse(views))
+        scene_folders.nerfstudio(tmp_path / f"none/room{i}", views)
+    with pytest.raises(UserError, match=r"100 % of the frames see too little .* lower than 0.25"):
+        prepared(of("folder", tmp_path / "all", hold_out=1.0), "test")
+    few = prepared(of("folder", tmp_path / "all", hold_out=1.0, covisibility=0.002), "test")
+    assert "see too little" not in few.contents()["samples"]
+    for name, said in (("some", True), ("none", False)):
+        data = prepared(of("folder", tmp_path / name, hold_out=1.0), "test")
+        told = data.contents()["samples"]
+        assert ("40 test (25 % of the frames see too little of any other)" in told) == said, told
+    # Where all frames make a set, none is taken twice.
+    whole = prepared(of("folder", tmp_path / "all", hold_out=1.0, val_views=4), "test")
+    assert len({*map(bytes, whole.samples_of("test").load(0)["image"])}) == 4
+
+
 def test_given_scores_and_few_rendered_views_are_not_computed_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,11 +513,31 @@ def test_what_is_held_out_is_said_and_depends_on_the_share_alone(
         for views, evaluated in ((2, 2), (8, 2), (4, 4))
     ]
     assert found[0] == found[1] == found[2] and len(found[0] or ()) == 4
+    trained_on = of("folder", alone.parent, max_views=2).names_of("train") or []
+    everything = of("folder", alone.parent, hold_out=1.0).names_of("test") or []
+    assert sorted(everything) == sorted([*trained_on, *(found[0] or ())])
     more = of("folder", alone.parent, hold_out=0.5).names_of("val") or []
     assert len(more) == 6 and {*more} > {*(found[0] or ())}
     for part in ("train", "val"):
         scene_folders.nerfstudio(tmp_path / "parts" / part / "room", rendered(1, views=4))
     assert of("folder", tmp_path / "parts").names_of("val") == []
+
+
+def test_the_cameras_of_a_folder_are_read_once(folder: Path) -> None:
+    data = of("folder", folder, hold_out=0.5)
+    train = {scene.name for scene in data.samples_of("train").scenes}  # type: ignore[attr-defined]
+    for path in folder.glob("*/transforms.json"):
+        path.write_text("not any more")
+    val = {scene.name for scene in data.samples_of("val").scenes}  # type: ignore[attr-defined]
+    assert len(train) == len(val) == 2 and not train & val
+
+
+def test_two_scenes_have_the_same_names_whatever_is_held_out(tmp_path: Path) -> None:
+    for room in ("a", "b"):
+        scene_folders.nerfstudio(tmp_path / room, rendered(1, views=4))
+    data = of("folder", tmp_path, hold_out=0.5)
+    apart = [*(data.names_of("train") or ()), *(data.names_of("val") or ())]
+    assert sorted(apart) == of("folder", tmp_path, hold_out=1.0).names_of("test") == ["a", "b"]
 
 
 def test_evaluated_sets_are_the_same_for_all_seeds_and_trained_ones_are_not() -> None:

@@ -138,6 +138,44 @@ def test_photographs_become_a_scene(
         assert picture.size == (frames[1]["w"], frames[1]["h"]) == (height, width)
 
 
+def test_photographs_are_seen_at_the_size_that_the_checkpoint_was_evaluated_at(
+    trained: Path,
+    words: list[str],
+    photographs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keys = yaml.safe_load(recipes.find("reconstruction/demo").read_text())
+    del keys["data"]["init_args"]["image_size"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(keys))
+    mine = str(tmp_path / "mine.yaml")
+    line = [mine if word == "reconstruction/demo" else word for word in words]
+    line += ["--data.source", "folder", "--data.path", str(photographs)]
+    assert main(["predict", *line]) == 0
+    assert "data.image_size (48, 48): as the checkpoint was evaluated" in capsys.readouterr().out
+    found = reconstructed.read(trained / "predictions/photos/reconstruction.npz")
+    assert found.depth.shape == (3, 48, 48)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_mask_that_was_not_trained_hides_nothing(
+    weight: float, trained: Path, words: list[str], photographs: Path, tmp_path: Path
+) -> None:
+    """Whatever the recipe that predicts says: the weights are those of the checkpoint's run."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    stored = checkpoint_io.read(run / "last.ckpt")
+    stored["pixio"]["config"]["init_args"]["weights"]["mask"] = weight
+    (last,) = (tensor for tensor in stored["state_dict"].values() if tensor.shape == (6,))
+    last[5] = -100
+    torch.save(stored, run / "last.ckpt")
+    line = [word if word != str(trained) else str(run) for word in words]
+    line += ["--data.source", "folder", "--data.path", str(photographs)]
+    assert main(["predict", *line, "--ckpt_path", str(run / "last.ckpt")]) == 0
+    found = reconstructed.read(run / "predictions/photos/reconstruction.npz")
+    assert found.mask.all() if weight == 0 else not found.mask.any()
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [

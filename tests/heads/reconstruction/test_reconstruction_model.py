@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rendered_sets import batch
 
 from pixio_heads.reconstruction.attention import AlternatingAttention, reference_embedding
+from pixio_heads.reconstruction.losses import Weights, factored_loss
 from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.dense_decoders import DPT
@@ -108,6 +110,21 @@ def test_every_parameter_is_trained() -> None:
     assert silent == []
 
 
+@pytest.mark.parametrize(
+    "without", [("scale",), tuple(name for name in vars(Weights()) if name != "scale")]
+)
+def test_every_parameter_has_a_gradient_whatever_terms_are_left_out(
+    without: tuple[str, ...],
+) -> None:
+    model, truth = build(), batch(views=3)
+    found = model(features(grid=(4, 4)), 3, (32, 32))
+    weights = Weights(**dict.fromkeys(without, 0.0))
+    factored_loss(found, truth, weights=weights, training=True)["loss"].backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_the_scale_token_is_not_decayed_and_its_older_shape_is_read() -> None:
     model = build()
     groups = parameter_groups(model, Optim(lr=1.0, weight_decay=0.1), depth=2)
@@ -136,6 +153,18 @@ def test_what_saves_memory_changes_nothing(keys: dict[str, object]) -> None:
     for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None)
         assert a.grad is None or torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-2)
+
+
+def test_outside_of_training_few_large_maps_are_decoded_at_once() -> None:
+    model, decoded = build(), []
+    model.maps.register_forward_pre_hook(lambda _, given: decoded.append(len(given[0][0])))
+    with torch.no_grad():
+        together = model(features(), 3, (768, 1024))
+        apart = model.eval()(features(), 3, (768, 1024))
+        model(features(), 3, (24, 32))
+    assert decoded == [6, *[1] * 6, 6]
+    for a, b in zip(together, apart, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_heads_are_in_float32_under_autocast() -> None:

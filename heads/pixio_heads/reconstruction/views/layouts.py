@@ -232,6 +232,11 @@ def is_scene(folder: Path, source: str) -> bool:
     return any((folder / marker).exists() for marker, _ in _READERS[source][0])
 
 
+def holds_one_scene(root: Path, source: str) -> bool:
+    """Whether a folder is a scene or holds a single one: its frames are split, not scenes."""
+    return len(_places(root, _READERS[source][0], sets=source == "wai")) == 1
+
+
 def open_scenes(
     root: Path,
     source: str,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixio_heads.reconstruction.views.frames import Scene
+from pixio_heads.reconstruction.views.frames import FileScene, Scene
 from pixio_heads.reconstruction.views.known_sets import Flags, is_known
 from pixio_heads.reconstruction.views.layouts import is_scene, open_scenes, split_scenes
 from pixio_heads.reconstruction.views.wai.scene_lists import listed_scenes
@@ -27,6 +27,7 @@ class SceneFiles:
         scale: Metres per unit of depth; see `open_scenes`.
         max_megapixels: Larger images are bad.
         flags: What is said of the scenes.
+        opened: The scenes of the folders that were opened: what they say of cameras is read once.
     """
 
     path: str
@@ -37,6 +38,7 @@ class SceneFiles:
     scale: float | None
     max_megapixels: float
     flags: Flags
+    opened: dict[Path, list[FileScene]] = field(default_factory=dict, compare=False)
 
     def of(self, split: str) -> Sequence[Scene]:
         """Open the scenes of a split.
@@ -45,13 +47,15 @@ class SceneFiles:
             UserError: They are not there, or not what they should be.
         """
         part = self.part(split)
-        scenes = open_scenes(
-            part.folder,
-            self.source,
-            scale=self.scale,
-            max_megapixels=self.max_megapixels,
-            flags=self.flags,
-        )
+        if part.folder not in self.opened:
+            self.opened[part.folder] = open_scenes(
+                part.folder,
+                self.source,
+                scale=self.scale,
+                max_megapixels=self.max_megapixels,
+                flags=self.flags,
+            )
+        scenes = self.opened[part.folder]
         if part.whole:
             return scenes
         if self.lists is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,16 @@ from pixio_lightning.data import (
     TrainingSamples,
     digest_of,
     load_or_name,
+    spread,
 )
+from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, key_of, uniform
 
 Size = tuple[int, int]
+Item = TypeVar("Item")
+
+_LOOKED_AT = 32  # scenes of many, and frames of a scene, that are counted
+_MOST_ALONE = 0.75  # of more, every third walk of four attempts leads nowhere
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,7 @@ class Sets:
     def load(self, index: int) -> Sample:
         scene = self.scenes[self.place(index)[0]]
         random_key = RandomKey(key_of(self.name(index)), self.seed, self.epoch)
-        threshold = scene.covisibility or self.covisibility
-        near = Neighbours(scene.scores(), threshold=threshold)
+        near = Neighbours(scene.scores(), threshold=self._threshold(scene))
         shots = [framed(scene.load(i), self.size) for i in chosen(near, self.views, random_key)]
         depth = np.stack([shot.depth for shot in shots])
         valid = np.isfinite(depth) & (depth > 0)
@@ -127,18 +132,49 @@ class Sets:
         Args:
             indices: The sets that will be loaded; None for all.
             hidden: Whether to show no progress.
+
+        Raises:
+            UserError: Most frames have no neighbour.
         """
         numbers = range(len(self)) if indices is None else indices
         scenes = [self.scenes[i] for i in sorted({self.place(n)[0] for n in numbers})]
         files = [file for scene in scenes if (file := scene.score_file()) and file.missing]
-        if not files:
-            return
-        rows = sum(file.missing for file in files)
-        with tqdm(
-            total=rows, unit="frame", desc="covisibility", disable=hidden, leave=False
-        ) as bar:
-            for file in files:
-                file.complete(bar.update)
+        if files:
+            rows = sum(file.missing for file in files)
+            with tqdm(
+                total=rows, unit="frame", desc="covisibility", disable=hidden, leave=False
+            ) as bar:
+                for file in files:
+                    file.complete(bar.update)
+        if (share := self._alone(scenes)) > _MOST_ALONE:
+            raise UserError(
+                f"{100 * share:.0f} % of the frames see too little of any other, in scene "
+                f"'{scenes[0].name}' and on, so that sets would be one picture repeated: expected "
+                "poses and depth in metres (data.depth_scale); of sparse depth, set "
+                f"data.covisibility lower than {self._threshold(scenes[0]):g}"
+            )
+
+    @property
+    def note(self) -> str:
+        """How many of the frames are in no set with another, as far as it is known."""
+        known = [s for s in _some(self.scenes) if not ((file := s.score_file()) and file.missing)]
+        share = self._alone(known)
+        return f"({100 * share:.2g} % of the frames see too little of any other)" if share else ""
+
+    def _alone(self, scenes: Sequence[Scene]) -> float:
+        """Return the share of frames with depth that have no neighbour, of some of the scenes."""
+        alone = []
+        for scene in _some(scenes):
+            if len(scene) <= self.views:  # all of them make a set
+                continue
+            scores = scene.scores()
+            near = Neighbours(scores, threshold=self._threshold(scene))
+            views = _some(range(len(scene)))
+            alone += [not near[view].any() for view in views if scores[view, view] > 0]
+        return sum(alone) / max(1, len(alone))
+
+    def _threshold(self, scene: Scene) -> float:
+        return scene.covisibility or self.covisibility
 
     def shaped(self, views: int, size: Size) -> Sets:
         """Return the same list with sets of another shape."""
@@ -146,6 +182,11 @@ class Sets:
 
     def digest(self) -> str:
         return digest_of([scene.facts() for scene in self.scenes])
+
+
+def _some(items: Sequence[Item]) -> list[Item]:
+    """Return up to 32, evenly spread."""
+    return [items[i] for i in spread(len(items), _LOOKED_AT)]
 
 
 def _near_origin(cam2world: NDArray[np.float64]) -> NDArray[np.float32]:
