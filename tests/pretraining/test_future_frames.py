@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from processes import in_processes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixio_lightning import Clips
 from pixio_lightning.errors import UserError
@@ -15,9 +22,10 @@ from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches, p
 from pixio_lightning.models.masking import gather_tokens, patchify
 from pixio_lightning.pretraining.baselines import errors_of, parts_of
 from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
-from pixio_lightning.pretraining.future_decoder import FutureDecoder, time_features
+from pixio_lightning.pretraining.future_decoder import CrossAttention, FutureDecoder, time_features
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.future_report import MeanError, verdict
+from pixio_lightning.training.optim import Optim
 
 PATCH, SIDE = 8, 4
 
@@ -116,6 +124,28 @@ def test_the_loss_reaches_every_parameter(build) -> None:
     pixel_loss(result.prediction, result.target).mean().backward()
     missing = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()]
     assert not missing
+
+
+def test_attention_to_the_past_and_its_gradient_are_of_float32_under_autocast() -> None:
+    """As self-attention: of bfloat16 the backward kernel of a processor is many times slower."""
+    kinds = []
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "scaled_dot_product" in str(func):
+                kinds.append(args[0].dtype)
+            return func(*args, **kwargs or {})
+
+    cross, queries, memory = CrossAttention(32, 4), torch.randn(2, 5, 32), torch.randn(2, 9, 32)
+    with Kernels():
+        with torch.autocast("cpu", torch.bfloat16):
+            found = cross(queries, memory)
+        found.float().sum().backward()
+        assert kinds == [torch.float32] * 2 and found.dtype == torch.bfloat16
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            cross(queries, memory)
+    assert kinds[2:] == [torch.bfloat16]
+    torch.testing.assert_close(found.float(), cross(queries, memory), atol=2e-2, rtol=2e-2)
 
 
 def test_with_all_hidden_the_prediction_does_not_depend_on_the_future(build) -> None:
@@ -241,6 +271,74 @@ def test_a_hedged_copy_has_the_best_factor_of_each_gap() -> None:
     assert not hedged.factors.any()
 
 
+class CountedClips(Clips):
+    """Clips that say how often training pairs are drawn of them."""
+
+    drawn = 0
+
+    def training_pairs(self, count):
+        self.drawn += 1
+        return super().training_pairs(count)
+
+
+def clips_in(folder, *, gap, n=3):
+    for video in range(n):
+        (folder / str(video)).mkdir(parents=True, exist_ok=True)
+        for i in range(24):
+            noise = np.random.default_rng(100 * video + i).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(noise).save(folder / str(video) / f"{i}.png")
+    about = {"fps": 10.0, "clip_seconds": 2.4, "image_size": 32, "batch_size": 2, "gap": gap}
+    return CountedClips("frames", str(folder), num_workers=0, steps_per_epoch=1, **about)
+
+
+def trained(module, data, out, steps, checkpoint=None):
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=out,
+    )
+    trainer.fit(module, data, ckpt_path=checkpoint)
+    return trainer
+
+
+def test_a_hedged_copy_is_fitted_anew_to_other_pairs_and_not_where_a_run_goes_on(
+    build, tmp_path
+) -> None:
+    near = clips_in(tmp_path / "v", gap=(0.2, 0.4))
+    optim = Optim(lr=1e-3)
+    first = build(optim=optim)
+    trained(first, near, tmp_path, 1).save_checkpoint(tmp_path / "a.ckpt")
+    assert near.drawn == 1 and first.hedged.range.tolist() == pytest.approx([0.2, 0.4])
+    again, same = clips_in(tmp_path / "v", gap=(0.2, 0.4)), build(optim=optim)
+    trained(same, again, tmp_path, 2, tmp_path / "a.ckpt")
+    assert again.drawn == 0 and torch.equal(same.hedged.factors, first.hedged.factors)
+    for other in (clips_in(tmp_path / "v", gap=(0.8, 1.4)), clips_in(tmp_path / "w", gap=near.gap)):
+        going_on = build(optim=optim)
+        trained(going_on, other, tmp_path, 2, tmp_path / "a.ckpt")
+        assert other.drawn == 1
+        assert going_on.hedged.range.tolist() == pytest.approx(list(other.gap))
+
+
+def test_a_hedged_copy_that_is_not_fitted_is_left_out(build, tmp_path) -> None:
+    data, module = clips_in(tmp_path, gap=(0.2, 0.4), n=20), build()
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (found,) = trainer.validate(module, data, verbose=False)
+    assert "val/zero" in found and not [name for name in found if "hedged" in name]
+    assert "val/gain_error" not in found
+    batch = data.samples(2)
+    assert "hedged copy*" not in module.pictures(batch).titles
+    last = {"loss": 0.5, "wrong_past": 1.2, "structure": 0.4}
+    assert verdict(last).startswith("none: no hedged copy is fitted")
+    module.hedged.factors.fill_(0.5)
+    (found,) = trainer.validate(module, data, verbose=False)
+    assert {"val/hedged", "val/moving_hedged", "val/gain_error"} <= {*found}
+
+
 def test_it_says_predicts_only_where_no_copy_does_as_well() -> None:
     last = {"loss": 0.5, "wrong_past": 1.2, "structure": 0.4, "hedged_structure": 0.41}
     last |= {"hedged": 0.55, "gain_error": 0.004}
@@ -309,3 +407,22 @@ def test_a_wrong_past_raises_the_loss(tmp_path, monkeypatch) -> None:
 
 def test_clips_are_what_the_module_reads() -> None:
     assert hasattr(Clips, "training_pairs")
+
+
+def _alone_with_samples(rank: int, folder: str, make: Any, given: tuple[Any, ...]) -> None:
+    address = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    metric = make()
+    if rank == 0:
+        metric.update(*given)
+    torch.save(metric.compute(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_process_without_a_pair_has_the_error_of_all(tmp_path: Path) -> None:
+    values, weights, videos = torch.randn(6), torch.ones(6), torch.tensor([1, 1, 2, 2, 3, 2**62])
+    alone = MeanError()
+    alone.update(values, weights, videos)
+    in_processes(_alone_with_samples, str(tmp_path), MeanError, (values, weights, videos))
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone.compute())

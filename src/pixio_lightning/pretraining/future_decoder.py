@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pixio_lightning.models.blocks import Attention
+from pixio_lightning.models.blocks import Attention, attend
 from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.models.masking import gather_tokens
 from pixio_lightning.models.vit import init_linear, resize_positions, sincos_positions
@@ -47,7 +46,7 @@ class CrossAttention(nn.Module):
         """Return `(B, Q, D)`."""
         q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attend(q, k, v)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
@@ -22,7 +23,13 @@ from pixio_lightning.models.masking import Mask, block_mask, count_blocks, gathe
 from pixio_lightning.pretraining.baselines import errors_of
 from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
 from pixio_lightning.pretraining.future_decoder import FutureDecoder
-from pixio_lightning.pretraining.future_report import SUMMED, WEIGHED_BY, MeanError, report
+from pixio_lightning.pretraining.future_report import (
+    OF_HEDGED,
+    SUMMED,
+    WEIGHED_BY,
+    MeanError,
+    report,
+)
 from pixio_lightning.pretraining.reconstruction import PatchPrediction, Reconstruction
 from pixio_lightning.training import visualize
 from pixio_lightning.training.optim import Optim
@@ -70,6 +77,7 @@ class FuturePrediction(PatchPrediction):
             raise UserError(f"model.hide is {hide}, but expected above 0 and at most 1")
         self.hide, self.mask_grid = hide, mask_grid
         self.hedged = HedgedCopy(backbone.channels)
+        self._hedged_of: str | None = None  # a hash of the pairs that its factors are fitted to
         self.gain_error = MeanError()
 
     def check_mask(self, grid: tuple[int, int]) -> None:
@@ -167,10 +175,15 @@ class FuturePrediction(PatchPrediction):
     # --- held-out pairs and baselines ---------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Fit the hedged copy to training pairs, once: all processes alike."""
-        if self.hedged.fitted:
-            return
+        """Fit the hedged copy to training pairs, all processes alike.
+
+        Once in a run; anew where what is gone on from was fitted to other pairs.
+        """
         data = self.trainer.datamodule
+        pairs_of = digest_of(data.pairs_digest(), self.hide, self.mask_grid, self.norm_pix)
+        if self.hedged.fitted and self._hedged_of == pairs_of:
+            return
+        self._hedged_of = pairs_of
         sums = self.hedged.begin(*data.gap)
         seen = self.trainer.max_steps * self.global_batch
         for pairs in data.training_pairs(min(_PAIRS, max(seen, _FEWEST)) if seen > 0 else _PAIRS):
@@ -183,6 +196,16 @@ class FuturePrediction(PatchPrediction):
                 target = self.hidden_target(pixels, mask)
                 self.hedged.add(sums, copy, target, batch["gap"][:, -1])
         self.hedged.finish(sums)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add which pairs the hedged copy is fitted to."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pixio"]["hedged_of"] = self._hedged_of
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back which pairs the hedged copy was fitted to."""
+        super().on_load_checkpoint(checkpoint)
+        self._hedged_of = checkpoint.get("pixio", {}).get("hedged_of")
 
     def _as_prediction(self, image: Tensor, pixels: Tensor, mask: Mask) -> Tensor:
         """Return an image, uint8 `(B, 3, H, W)`, as a prediction of hidden patches `(B, m, V)`.
@@ -238,12 +261,19 @@ class FuturePrediction(PatchPrediction):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss in its parts beside what needs no learning."""
+        """Log the loss in its parts beside what needs no learning.
+
+        Without the hedged copy where it is not fitted: it would stand for predicting nothing.
+        """
         values = self.held_out_means(WEIGHED_BY)
         del values["weight"]
         error = self.gain_error.compute()
         self.gain_error.reset()
-        self.log_evaluation(values if error.isinf() else values | {"gain_error": error})
+        if not error.isinf():
+            values["gain_error"] = error
+        if not self.hedged.fitted:
+            values = {name: value for name, value in values.items() if name not in OF_HEDGED}
+        self.log_evaluation(values)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -293,8 +323,6 @@ class FuturePrediction(PatchPrediction):
         """Return the pictures, and the loss of each pair `(B,)`."""
         past, gap = batch["past"], batch["gap"]
         result = self(past, batch["future"], gap, self.fixed_draw(batch))
-        copy = self._as_prediction(past[:, -1], result.pixels, result.mask)
-        hedged = self.hedged(copy, gap[:, -1])
         truth = gather_tokens(result.pixels, result.mask.hide)
         _, mean, _ = normalize_patches(truth)
         hidden = result.mask.hide[..., None].expand_as(truth)
@@ -308,10 +336,13 @@ class FuturePrediction(PatchPrediction):
             "past": past[:, -1],
             "visible future": filled(torch.zeros_like(truth)),
             f"prediction{star}": filled(self._painted(result, result.prediction)),
-            f"hedged copy{star}": filled(self._painted(result, hedged)),
-            "truth": self.to_uint8(result.pixels, result.grid),
-            "true patch means": filled(mean.expand_as(truth)),
         }
+        if self.hedged.fitted:
+            copy = self._as_prediction(past[:, -1], result.pixels, result.mask)
+            hedged = self.hedged(copy, gap[:, -1])
+            columns[f"hedged copy{star}"] = filled(self._painted(result, hedged))
+        columns["truth"] = self.to_uint8(result.pixels, result.grid)
+        columns["true patch means"] = filled(mean.expand_as(truth))
         columns["features (PCA)"] = visualize.principal_components(features, past[:, -1].shape)
         gaps = "seconds ahead: " + ", ".join(f"{float(g):.2f}" for g in gap[:, -1])
         rows = [list(row) for row in zip(*columns.values(), strict=True)]

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from pixio_lightning.training.evaluation_metrics import ListMetric
 from pixio_lightning.training.run_folder import Metrics
 
 # Summed over held-out pairs and logged as val/NAME: errors of hidden patches, a mean over pairs.
@@ -18,6 +18,8 @@ SUMMED = (
 )
 # Those that are means over the patches that move.
 WEIGHED_BY = {"moving": "moving_patches", "moving_hedged": "moving_patches"}
+# What follows from the hedged copy, and is said only where that is fitted.
+OF_HEDGED = ("hedged", "hedged_hue", "hedged_structure", "moving_hedged", "gain_error")
 
 _BASELINES = {
     "zero": "predicting zero",
@@ -28,7 +30,7 @@ _BASELINES = {
 }
 
 
-class MeanError(Metric):
+class MeanError(ListMetric):
     """The standard error of a mean over pairs, of which those of one video vary together.
 
     It is that of a cluster-robust variance (Liang and Zeger, 1986,
@@ -36,21 +38,19 @@ class MeanError(Metric):
     for n pairs of G videos: the usual one where each pair is of its own.
     """
 
-    full_state_update = False
     values: list[Tensor]
     weights: list[Tensor]
     videos: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("values", "weights", "videos"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        none = torch.zeros(0)
+        super().__init__({"values": none, "weights": none, "videos": none.long()}, **kwargs)
 
     def update(self, value: Tensor, weight: Tensor, video: Tensor) -> None:
         """Add values `(B,)`, weights that are 0 for what does not count, and int64 videos."""
-        self.values.append(value)
-        self.weights.append(weight)
-        self.videos.append(video)
+        self.values.append(value.float())
+        self.weights.append(weight.float())
+        self.videos.append(video.long())
 
     def compute(self) -> Tensor:
         """Return the error in float64; infinity for fewer than two videos."""
@@ -80,13 +80,14 @@ def report(metrics: Metrics) -> dict[str, str]:
     for name, title in _BASELINES.items():
         if name in last:
             facts[title] = f"{last[name]:.3f}"
-    facts["hedged copy"] += (
-        f" (hue {last['hedged_hue']:.3f} + structure {last['hedged_structure']:.3f})"
-    )
-    if "moving" in last:
-        facts["patches that move"] = (
-            f"{last['moving']:.3f}, hedged copy {last['moving_hedged']:.3f}"
+    if "hedged" in last:
+        facts["hedged copy"] += (
+            f" (hue {last['hedged_hue']:.3f} + structure {last['hedged_structure']:.3f})"
         )
+    if "moving" in last:
+        facts["patches that move"] = f"{last['moving']:.3f}"
+    if "moving_hedged" in last:
+        facts["patches that move"] += f", hedged copy {last['moving_hedged']:.3f}"
     facts["PSNR"] = f"{last['psnr']:.1f} dB, copy {last['psnr_copy']:.1f} dB"
     facts["verdict"] = verdict(last)
     return facts
@@ -101,6 +102,8 @@ def verdict(last: dict[str, float]) -> str:
         return "none: whether the past is used shows beside that of another clip; hold out two"
     if last["wrong_past"] <= last["loss"]:
         return "does not use the past: that of another clip does as well"
+    if "hedged" not in last:
+        return "none: no hedged copy is fitted, which only training does"
     if "gain_error" not in last:
         return "none: clips of one video vary together; hold out two videos"
     gain, error = last["hedged_structure"] - last["structure"], last["gain_error"]

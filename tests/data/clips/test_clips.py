@@ -243,7 +243,7 @@ def test_folders_of_numbered_pictures(tmp_path: Path) -> None:
             file = tmp_path / "JPEGImages" / folder / f"frame_{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(painted(i)).save(file)
-    about = {"least": 0.2, "frames": 2, "max_megapixels": 1.0}
+    about = {"least": 0.2, "frames": 2, "whole": 0.3, "max_megapixels": 1.0}
     source = FrameFolders(str(tmp_path), 10.0, 0.8, **about)
     names = [source.name(i) for i in range(len(source))]
     bear = "JPEGImages/bear"
@@ -268,7 +268,8 @@ def pictures(folder: Path, names: Iterable[str]) -> None:
 
 
 def numbered(folder: Path, fps: float = 10.0, seconds: float = 4.0) -> FrameFolders:
-    return FrameFolders(str(folder), fps, seconds, least=0.2, frames=2, max_megapixels=1.0)
+    about = {"least": 0.2, "frames": 2, "whole": 0.2, "max_megapixels": 1.0}
+    return FrameFolders(str(folder), fps, seconds, **about)
 
 
 def test_pictures_that_differ_in_their_last_number_are_a_video(tmp_path: Path) -> None:
@@ -304,6 +305,32 @@ def test_the_number_of_a_picture_says_when_it_is_shown(tmp_path: Path) -> None:
     seconds = [f"13050311{i // 10:02d}.{i % 10}75304.png" for i in range(5, 25)]  # as TUM's
     pictures(tmp_path / "seconds" / "of", seconds)
     assert numbered(tmp_path / "seconds", fps=1.0).times(0) == pytest.approx(np.arange(20) / 10)
+
+
+def test_unusable_videos_and_clips_are_judged_each_by_their_like(tmp_path: Path) -> None:
+    """Not pictures of no video; and of a clip two samples are made, but one clip is unusable."""
+    for i in range(12):
+        pictures(tmp_path / f"{i:02d}", (f"{frame}.png" for frame in range(20)))
+    pictures(tmp_path / "short", ("0.png", "1.png"))
+    for i in range(4):
+        pictures(tmp_path / "00", (f"poster{chr(97 + i)}.png",))
+
+    def opened(max_bad: float) -> Clips:
+        about = {"fps": 10.0, "clip_seconds": 2.0, "image_size": 16, "num_workers": 0}
+        data = Clips("frames", str(tmp_path), max_bad=max_bad, repeat=2, **about)
+        data.setup("fit")
+        return data
+
+    data = opened(1.2 / 13)
+    assert len(data.bad) == 5
+    with pytest.raises(UserError, match=r"^1 of 13 videos are unusable \(1 shorter than"):
+        opened(0.8 / 13)
+    data = opened(0.3)
+    assert data.training_size() == 22
+    broken = [(f"clip {i}", "a frame is damaged") for i in range(4)]
+    data.count_bad(broken[:3], 22)
+    with pytest.raises(UserError, match=r"^4 of 11 clips are unusable \(4 a frame is damaged"):
+        data.count_bad(broken[3:], 22)
 
 
 def test_no_clip_spans_a_jump_in_the_numbers(tmp_path: Path) -> None:

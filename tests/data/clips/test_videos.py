@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
+import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from video_files import GOOD, number_of, write_empty, write_sound, write_video
 
 from pixio_lightning.data.clips import video_index as index_module
 from pixio_lightning.data.clips.datamodule import Clips
+from pixio_lightning.data.clips.video import video_frames
 from pixio_lightning.data.clips.videos import VideoSource, windows
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.errors import UserError
@@ -22,7 +26,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(folder: Path, seconds: float = 10.0, least: float = 0.2) -> VideoSource:
-    return VideoSource(str(folder), seconds, least=least, frames=2, max_megapixels=64)
+    about = {"least": least, "frames": 2, "whole": least, "max_megapixels": 64}
+    return VideoSource(str(folder), seconds, **about)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +105,35 @@ def test_a_turned_video_stands_upright(tmp_path: Path) -> None:
 
 def test_windows_do_not_overlap_and_need_room() -> None:
     times = np.arange(100) / 10
-    assert windows(times, 4.0, least=0.5, frames=2) == [(0, 40), (40, 80), (80, 100)]
-    assert windows(times, 4.0, least=2.0, frames=2) == [(0, 40), (40, 80)]
-    assert windows(times[:3], 4.0, least=0.2, frames=3) == [(0, 3)]
-    assert windows(times[:3], 4.0, least=0.2, frames=4) == []
-    assert windows(np.array([0.0, 9.0, 9.1, 9.2]), 4.0, least=0.1, frames=2) == [(1, 4)]
-    assert windows(times[:0], 4.0, least=0.1, frames=2) == []
+    room = {"least": 0.1, "frames": 2, "whole": 0.1}
+    assert windows(times, 4.0, **room) == [(0, 40), (40, 80), (80, 100)]
+    assert windows(times, 4.0, **room | {"frames": 30}) == [(0, 40), (40, 80)]
+    assert windows(times[:3], 4.0, **room | {"frames": 3}) == [(0, 3)]
+    assert windows(times[:3], 4.0, **room | {"frames": 4}) == []
+    assert windows(np.array([0.0, 9.0, 9.1, 9.2]), 4.0, **room) == [(1, 4)]
+    assert windows(times[:0], 4.0, **room) == []
+
+
+def test_a_short_rest_is_a_part_of_the_window_before_it() -> None:
+    """Alone it would give samples of small gaps only, as many as a window gives of all gaps."""
+    room = {"least": 0.13, "frames": 2, "whole": 1.6}
+    fps = 24
+    for count, found in (
+        (102, [(0, 102)]),  # 4.25 s
+        (192, [(0, 96), (96, 192)]),  # whole windows stay what they are, to the frame
+        (193, [(0, 96), (96, 193)]),
+        (134, [(0, 134)]),
+        (135, [(0, 96), (96, 135)]),  # 1.6 s from its first frame to its last
+        (30, [(0, 30)]),  # all there is
+    ):
+        assert windows(np.arange(count) / fps, 4.0, **room) == found
+    # With gaps that only a whole window has room for, it is no rest.
+    far = room | {"whole": 4.0}
+    assert windows(np.arange(192) / fps, 4.0, **far) == [(0, 96), (96, 192)]
+    assert windows(np.arange(190) / fps, 4.0, **far) == [(0, 190)]
+    # Nothing is added that is far from the window.
+    times = np.array([*np.arange(40) / 10, 20.0, 20.1, 20.2])
+    assert windows(times, 4.0, **room) == [(0, 40), (40, 43)]
 
 
 def test_damaged_files_are_named_with_their_reasons(tmp_path: Path) -> None:
@@ -163,6 +191,41 @@ def test_a_frame_that_is_lost_is_bad_under_the_name_of_its_clip(tmp_path: Path) 
     assert caught.value.name == source.name(0) == "a.mp4@0.000"
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mp4", "h264", {"bf": "2", "sc_threshold": "0"}),
+        ("mov", "h264", {"bf": "2", "sc_threshold": "0", "x264-params": "open-gop=1"}),
+        ("avi", "mpeg4", {"sc_threshold": "1000000000"}),
+    ],
+)
+def test_what_a_decoder_fills_in_is_bad_up_to_the_next_key_frame(
+    tmp_path: Path, suffix: str, codec: str, options: dict
+) -> None:
+    """A few bytes of a key frame are others: the decoder goes on, with frames made of guesses."""
+    file = write_video(
+        tmp_path / "v" / f"a.{suffix}",
+        codec=codec,
+        options=options,
+        size=(96, 128),
+        noise=10,
+    )
+    source, data = opened(tmp_path / "v"), bytearray(file.read_bytes())
+    with av.open(str(file)) as container:
+        keys = [p for p in container.demux(container.streams.video[0]) if p.is_keyframe]
+    at = keys[1].pos + keys[1].size // 2
+    data[at : at + 64] = np.random.default_rng(0).bytes(64)
+    file.write_bytes(data)
+    for wanted in ([6], [1, 9], [11]):
+        with pytest.raises(BadImage, match="damaged"):
+            source.read(0, wanted)
+    for wanted in ([0, 3], [4, 13], [18, 23]):
+        assert [number_of(frame) for frame in source.read(0, wanted)] == wanted
+    every = video_frames(file, every=1 / 8, limit=None, max_megapixels=1)
+    damaged = {number for number, frame in every if frame is None}
+    assert {6, 7, 8, 9, 10, 11} <= damaged <= {4, 5, *range(6, 12)}
+
+
 def test_the_index_is_kept_and_follows_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +250,68 @@ def test_the_index_is_kept_and_follows_the_files(
     (index,) = (tmp_path / "cache").glob("videos-*.parquet")
     index.write_bytes(b"no parquet")
     assert len(opened(tmp_path / "v")) == 2 and len(looked) == 5
+
+
+def test_an_error_that_passes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be read now, as where too many are open, may be read at the next start."""
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / "v" / name)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened(tmp_path / "v")
+    write_video(tmp_path / "v" / "b.mp4", count=9)
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
+    try:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))  # none is left
+        videos = index_module.video_index(tmp_path / "v", ["a.mp4", "b.mp4"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in taken:
+            os.close(number)
+    assert videos[1].reason
+    assert len(opened(tmp_path / "v").times(1)) == 9
+
+
+def test_what_was_indexed_before_a_kill_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, look, stop = [], index_module._look, True
+
+    def counted(root, name, *about):
+        if stop and len(looked) == 3:
+            raise KeyboardInterrupt
+        looked.append(name)
+        return look(root, name, *about)
+
+    monkeypatch.setattr(index_module, "_look", counted)
+    monkeypatch.setattr(index_module, "_SAVED_EVERY", 0.0)
+    monkeypatch.setattr(index_module, "available_cores", lambda: 1)
+    for name in "abcde":
+        write_video(tmp_path / "v" / f"{name}.mp4", count=4)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path / "v")
+    (index,) = (tmp_path / "cache").glob("videos-*.parquet")
+    known = pq.read_table(index)["name"].to_pylist()
+    assert known and known == [name.encode() for name in looked[: len(known)]]
+    stop = False
+    assert len(opened(tmp_path / "v")) == 5 and len(looked) == 3 + 5 - len(known)
+
+
+def test_one_process_indexes_before_the_others_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("v", "w"):
+        for name in "ab":
+            write_video(tmp_path / place / f"{name}.mp4", count=9 if place == "v" else 8)
+    about = {"val_path": str(tmp_path / "w"), "gap": (0.1, 0.3)}
+    Clips("videos", str(tmp_path / "v"), **about).prepare_data()
+    looked = []
+    monkeypatch.setattr(index_module, "_look", lambda *about: looked.append(about))
+    data = Clips("videos", str(tmp_path / "v"), **about)
+    data.setup("fit")
+    assert not looked and data.training_size() == 2
+    Clips("videos", str(tmp_path / "none")).prepare_data()  # said in `setup`, by all processes
 
 
 def test_a_link_that_leads_nowhere_is_listed_in_every_run(tmp_path: Path) -> None:

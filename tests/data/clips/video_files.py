@@ -33,6 +33,7 @@ def write_video(
     rotation: int = 0,
     options: dict[str, str] | None = None,
     size: tuple[int, int] = (48, 64),
+    noise: int = 0,
 ) -> Path:
     """Write a video of painted frames.
 
@@ -46,7 +47,9 @@ def write_video(
         rotation: Degrees by which a player turns it.
         options: Of the encoder.
         size: Height and width.
+        noise: What is added to the brightness at random, at most: flat frames are of few bytes.
     """
+    grain = np.random.default_rng(0).integers(-noise, noise + 1, (*size, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
@@ -55,7 +58,9 @@ def write_video(
         stream.codec_context.time_base = Fraction(1, fps)
         stream.options = options or {}
         for i in range(count):
-            frame = av.VideoFrame.from_ndarray(painted(i, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                (painted(i, *size) + grain).clip(0, 255).astype(np.uint8), format="rgb24"
+            )
             frame.pts = times[i] if times else i
             frame.time_base = Fraction(1, fps)
             container.mux(stream.encode(frame))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from pixio_lightning.data.batches import Bad, collate, none_usable
+from pixio_lightning.data.batches import collate, none_usable
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.overlap import refuse_copies
 from pixio_lightning.data.clips.packed import PackedClips
@@ -19,13 +20,13 @@ from pixio_lightning.data.clips.source import (
     choose_frames,
     hold_out_files,
 )
-from pixio_lightning.data.clips.videos import VideoSource
+from pixio_lightning.data.clips.videos import VideoSource, index_folder
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.decode import centre_crop, cut
 from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
 from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
-from pixio_lightning.data.sources import Source, refuse_overlap
+from pixio_lightning.data.sources import Source, digest_of, refuse_overlap
 from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError, refuse_unread
 
@@ -61,10 +62,13 @@ class Clips(StreamData):
         crop_scale: Range of a crop's share of the frame's area; all frames of a sample are cut
             alike.
         crop_ratio: Range of a crop's width over its height.
-        max_bad: Stop when more than this share of the clips is unusable; None never stops.
+        max_bad: Stop when more than this share of the videos at `path` cannot be used, or of the
+            clips that are read of the others; None never stops.
         max_megapixels: Larger frames count as bad and are not decoded.
         scenes: How many rendered clips, and how many frames (`views`) of each.
     """
+
+    counted = "clips"
 
     def __init__(
         self,
@@ -136,20 +140,23 @@ class Clips(StreamData):
         self._everything: ClipSource | None = None  # at `path`, to predict
         self._held_out: ClipSource | None = None
         self._held_back: list[str] | None = None
-        self._unusable: list[Bad] = []  # that were found before any is read
 
     def prepare_data(self) -> None:
-        """Render the clips once, in one process."""
+        """Render the clips, or index the videos, in one process, so that others find them."""
         if self.source == "scenes":
             self._scene_clips().shards("train")
             self._scene_clips().shards("val")
+        elif self.source == "videos" and not (self.trainer and self.trainer.world_size == 1):
+            for path in filter(None, (self.path, self.val_path)):
+                # What is wrong is said in `setup`, by all processes: none waits for another.
+                with suppress(UserError):
+                    index_folder(path)
 
     def setup(self, stage: str) -> None:
         """Open the sources; nothing is decoded yet."""
         if stage == "predict" and self.source != "scenes":
             if self._everything is None:
                 self._everything = self._open(self.path or "")
-                self.list_bad(self._unusable)
             return
         if self._train is not None or self._held_out is not None:
             return
@@ -166,7 +173,9 @@ class Clips(StreamData):
         else:
             self._train, self._held_out = held = hold_out_files(everything)
             self._held_back = sorted({held[1].file(i) for i in range(len(held[1]))})
-        self.count_bad(self._unusable, 0)
+        lost, count = everything.lost
+        if stage == "fit":
+            self.judge({*lost}, count, count, of="clips" if self.source == "shards" else "videos")
 
     def _open(
         self, path: str, *, key: str = "data.path"
@@ -180,11 +189,13 @@ class Clips(StreamData):
         source: VideoSource | FrameFolders | PackedClips
         if self.source == "shards":
             source = PackedClips(path, **about)
-        elif self.source == "videos":
-            source = VideoSource(path, self.clip_seconds, **about)
         else:
-            source = FrameFolders(path, self.fps, self.clip_seconds, **about)
-        self._unusable += source.bad
+            about["whole"] = self.least_seconds - self.gap[0] + self.gap[1]
+            if self.source == "videos":
+                source = VideoSource(path, self.clip_seconds, **about)
+            else:
+                source = FrameFolders(path, self.fps, self.clip_seconds, **about)
+        self.list_bad(source.bad)
         return source
 
     def _scene_clips(self) -> SceneClips:
@@ -230,6 +241,13 @@ class Clips(StreamData):
             samples, batch_size=self.val_batch_size, sampler=range(count), **self.loader_arguments
         )
         yield from Loader(loader, lambda bad, seen: None)
+
+    def pairs_digest(self) -> str:
+        """Return a hash of what `training_pairs` draws from, and of how it draws."""
+        clips = repr(self.scenes) if self.source == "scenes" else (self.path, self.fps)
+        drawn = (self.gap, self.past_frames, self.past_step, self.repeat, self.seed)
+        sizes = (self.clip_seconds, self.image_size)
+        return digest_of(self.source, clips, self.listing(), drawn, sizes)
 
     def evaluation_set(self, stage: str) -> HeldOutPairs:
         """Return a sample of every held-out clip; to predict, of every clip but the scenes'."""

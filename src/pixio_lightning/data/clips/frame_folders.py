@@ -39,11 +39,13 @@ class FrameFolders:
         seconds: Length of a clip.
         least: Seconds that a clip spans at least.
         frames: Pictures that it has at least.
+        whole: Seconds that the rest of a video spans, to be a clip of its own; see `windows`.
         max_megapixels: Larger pictures are bad.
         key: What a mistake is blamed on.
 
     Attributes:
         bad: Videos that hold no clip and pictures of no video, and why.
+        lost: The names of these videos, and how many videos there are.
 
     Raises:
         UserError: The folder does not exist or holds no clip.
@@ -57,12 +59,15 @@ class FrameFolders:
         *,
         least: float,
         frames: int,
+        whole: float,
         max_megapixels: float,
         key: str = "data.path",
     ) -> None:
         source = FolderSource(path, key=key)
         self.root, self.max_megapixels, self._pictures = source.root, max_megapixels, source.names
         videos, self.bad = _videos(source.names)
+        stray = len(self.bad)
+        room: dict[str, Any] = {"least": least, "frames": frames, "whole": whole}
         kept: list[_Video] = []
         ends: list[int] = [0]  # of the videos, in the order of their pictures
         clips: list[tuple[int, int, int]] = []
@@ -73,7 +78,7 @@ class FrameFolders:
             cut = [
                 (ends[-1] + edge + start, ends[-1] + edge + stop)
                 for edge, end in zip(edges, edges[1:], strict=False)
-                for start, stop in windows(times[edge:end], seconds, least=least, frames=frames)
+                for start, stop in windows(times[edge:end], seconds, **room)
             ]
             reason = ""
             if not steps.all():
@@ -89,6 +94,7 @@ class FrameFolders:
             clips += [(len(kept), start, stop) for start, stop in cut]
             kept.append(video)
             ends.append(ends[-1] + len(times))
+        self.lost = [name for name, _ in self.bad[stray:]], len(videos)
         if not clips:
             name, reason = self.bad[0]
             raise UserError(

@@ -128,7 +128,7 @@ def pack_clips(
 
 def _opened(source: str, form: Form) -> VideoSource | FrameFolders:
     about: dict[str, Any] = {"least": 0.0, "frames": _LEAST, "max_megapixels": 64.0}
-    about["key"] = "the source"
+    about |= {"key": "the source", "whole": form.seconds / 2}
     root = existing_folder(source, "the source")
     if any(name.lower().endswith(SUFFIXES) for name in files_below(root, key="the source")):
         return VideoSource(source, form.seconds, **about)

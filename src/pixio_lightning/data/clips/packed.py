@@ -37,6 +37,7 @@ class PackedClips:
 
     Attributes:
         bad: Clips that are too short, and why.
+        lost: Their names, and how many clips there are.
 
     Raises:
         UserError: There are no shards of clips, or none is long enough.
@@ -76,6 +77,7 @@ class PackedClips:
         self._clips = np.flatnonzero(fit)  # their groups
         reason = f"shorter than {least:g} s, or of fewer than {frames} frames"
         self.bad: list[Bad] = [(self._names[int(i)], reason) for i in np.flatnonzero(~fit)]
+        self.lost = [name for name, _ in self.bad], len(fit)
         if not len(self._clips):
             name, reason = self.bad[0]
             raise UserError(f"{key} '{path}' holds no clip that can be used; {name}: {reason}")

@@ -131,7 +131,8 @@ def frames_at(
 ) -> Iterator[NDArray[np.uint8] | None]:
     """Yield the frames shown at some times, upright, uint8 `(h, w, 3)`; None for each without one.
 
-    By time, not by count, because a decoder drops what it cannot decode.
+    By time, not by count, because a decoder drops what it cannot decode. What it says it has
+    filled in is dropped as well, with all up to the next key frame, which is made of it.
 
     Args:
         file: A video that `opened_video` takes.
@@ -150,8 +151,10 @@ def frames_at(
             first = int((times[0] - before) / stream.time_base)
             if first > (stream.start_time or 0):
                 container.seek(first, stream=stream)
+            sound = True
             for frame in container.decode(stream):
-                if frame.time is None:
+                sound = not frame.is_corrupt and (sound or frame.key_frame)
+                if frame.time is None or not sound:
                     continue
                 while at < len(times) and (
                     frame.time > times[at] + late
@@ -194,12 +197,12 @@ def sought_frames(
             for wanted, key in zip(times, keys, strict=True):
                 if key > now:
                     container.seek(round(key / stream.time_base), stream=stream)
-                    frames = container.decode(stream)
+                    frames = _sound(container.decode(stream), key)
                 frame = _first_from(frames, wanted)
                 if frame is not None and frame.time > wanted + _SAME and key > now:
                     # Without an index of its own, a file may be gone to too far.
                     container.seek(stream.start_time or 0, stream=stream)
-                    frames = container.decode(stream)
+                    frames = _sound(container.decode(stream), key)
                     frame = _first_from(frames, wanted)
                 if frame is None or frame.time > wanted + _SAME:
                     raise BadImage("a frame cannot be decoded")
@@ -209,6 +212,17 @@ def sought_frames(
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})") from None
     return found
+
+
+def _sound(frames: Iterator[Any], key: float) -> Iterator[Any]:
+    """Yield frames; raises BadImage at one since a key frame, at `key` seconds, that is damaged.
+
+    A decoder fills in what it cannot read, says so, and makes all up to the next key frame of it.
+    """
+    for frame in frames:
+        if frame.is_corrupt and frame.time is not None and frame.time > key - _SAME:
+            raise BadImage("a frame is damaged")
+        yield frame
 
 
 def _first_from(frames: Iterator[Any], time: float) -> Any:

@@ -1,14 +1,16 @@
 """What is known of video files without decoding them: when their frames are shown.
 
-Kept as one parquet file for each folder of videos, in the cache; files that have changed since, by
-size or time, are looked at anew.
+Kept as one parquet file for each folder of videos and version of PyAV, in the cache. Files that
+have changed since, by size or time, are looked at anew, and so are those that could not be used: a
+file system that failed once need not fail again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +27,7 @@ from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 
-_VERSION = 2  # raise it when what is said of a file changes
+_VERSION = 3  # raise it when what is said of a file changes
 _ANY_SIZE = 1e6  # megapixels: whether a video is too large is asked of the index
 _SCHEMA = pa.schema(
     [
@@ -35,8 +37,10 @@ _SCHEMA = pa.schema(
         ("pixels", pa.int64()),
         ("times", pa.list_(pa.float64())),
         ("keys", pa.list_(pa.int32())),
-        ("reason", pa.string()),
     ]
+)
+_SAVED_EVERY = (
+    60.0  # seconds, so that a kill loses little of a long look; more where saving is slow
 )
 
 
@@ -50,7 +54,7 @@ class Video(NamedTuple):
         pixels: In a frame.
         times: When its frames are shown, seconds `(V,)` in rising order.
         keys: Numbers of its key frames.
-        reason: Why it cannot be used; empty if it can.
+        reason: Why it cannot be used; empty if it can, as of all that is kept.
     """
 
     name: str
@@ -59,7 +63,7 @@ class Video(NamedTuple):
     pixels: int
     times: NDArray[np.float64]
     keys: NDArray[np.int32]
-    reason: str
+    reason: str = ""
 
 
 def video_index(root: Path, names: Iterable[str]) -> list[Video]:
@@ -68,8 +72,8 @@ def video_index(root: Path, names: Iterable[str]) -> list[Video]:
     Raises:
         UserError: PyAV is missing.
     """
-    pyav(root)
-    digest = hashlib.blake2b(str(root.resolve()).encode(errors="surrogateescape"), digest_size=8)
+    about = f"{pyav(root).__version__} {root.resolve()}"
+    digest = hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8)
     path = default_cache() / f"videos-v{_VERSION}-{digest.hexdigest()}.parquet"
     known = {video.name: video for video in _read(path)}
 
@@ -83,18 +87,27 @@ def video_index(root: Path, names: Iterable[str]) -> list[Video]:
             return found
         return _look(root, name, about.st_size, about.st_mtime_ns)
 
-    names = list(names)
+    names, videos = list(names), []
+    kept, unsaved = known.copy(), False
+    saved, wait = time.monotonic(), _SAVED_EVERY
     with ThreadPoolExecutor(available_cores()) as pool:
-        bar = tqdm(pool.map(look, names), "indexing videos", len(names), disable=None)
-        videos = list(bar)
-    if _files(videos) != _files(known.values()):
-        _write(path, videos)
+        try:
+            for video in tqdm(pool.map(look, names), "indexing videos", len(names), disable=None):
+                videos.append(video)
+                if not video.reason:
+                    unsaved |= kept.get(video.name) is not video
+                    kept[video.name] = video
+                if unsaved and time.monotonic() - saved > wait:
+                    start = time.monotonic()
+                    _write(path, kept.values())
+                    unsaved, saved = False, time.monotonic()
+                    wait = max(_SAVED_EVERY, 10 * (saved - start))
+        finally:  # of what is interrupted the rest is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+    here = {video.name: video for video in videos if not video.reason}
+    if unsaved or here.keys() != kept.keys():
+        _write(path, here.values())
     return videos
-
-
-def _files(videos: Iterable[Video]) -> set[tuple[str, int, int]]:
-    """Return what an index is compared by; arrays of times cannot be."""
-    return {(video.name, video.size, video.mtime) for video in videos}
 
 
 def _look(root: Path, name: str, size: int, mtime: int) -> Video:
@@ -108,7 +121,7 @@ def _look(root: Path, name: str, size: int, mtime: int) -> Video:
         return _bad(name, size, mtime, str(error).replace(f"'{file}' ", "", 1))
     if not len(times):
         return _bad(name, size, mtime, "is a video without frames")
-    return Video(name, size, mtime, pixels, times, keys.astype(np.int32), "")
+    return Video(name, size, mtime, pixels, times, keys.astype(np.int32))
 
 
 def _bad(name: str, size: int, mtime: int, reason: str) -> Video:
@@ -130,7 +143,7 @@ def _read(path: Path) -> list[Video]:
         return []  # damaged, and so made anew
 
 
-def _write(path: Path, videos: Sequence[Video]) -> None:
+def _write(path: Path, videos: Iterable[Video]) -> None:
     rows = [video._asdict() | {"name": os.fsencode(video.name)} for video in videos]
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     with written_aside(path) as aside:

@@ -22,28 +22,53 @@ from pixio_lightning.errors import UserError
 
 
 def windows(
-    times: NDArray[np.float64], seconds: float, *, least: float, frames: int
+    times: NDArray[np.float64], seconds: float, *, least: float, frames: int, whole: float
 ) -> list[tuple[int, int]]:
     """Cut a video into windows that do not overlap.
 
     Args:
         times: When its frames are shown, seconds `(V,)` in rising order.
         seconds: Length of a window.
-        least: Seconds from the first frame of a window to its last, at least: of the rest at the
-            end of a video, too.
+        least: Seconds from the first frame of a window to its last, at least.
         frames: Frames of a window, at least.
+        whole: Seconds that the rest at the end spans at least, to be a window of its own; a shorter
+            one, of which samples would have smaller gaps, is a part of the window before it.
 
     Returns:
         The number of the first frame of each, and of the one after its last.
     """
-    found, start = [], 0
+    found: list[tuple[int, int]] = []
+    start = 0
     while start < len(times):
         # A frame that is late by a rounding of its time is the first of the next window.
         stop = int(np.searchsorted(times, times[start] + seconds - 1e-6))
-        if stop - start >= frames and times[stop - 1] - times[start] >= least:
+        span = times[stop - 1] - times[start]
+        step = span / max(1, stop - start - 1)
+        rest = stop == len(times) and span < whole and span + step < seconds - 1e-6
+        if rest and found and found[-1][1] == start and times[-1] - times[start - 1] < whole:
+            found[-1] = (found[-1][0], stop)
+        elif stop - start >= frames and span >= least:
             found.append((start, stop))
         start = max(stop, start + 1)
     return found
+
+
+def index_folder(path: str, *, key: str = "data.path") -> list[Video]:
+    """Return what is known of the videos below a folder, sorted by name, looked up if need be.
+
+    Raises:
+        UserError: The folder does not exist or holds no video, or PyAV is missing.
+    """
+    root = existing_folder(path, key)
+    every = sorted(files_below(root, key=key))
+    names = [name for name in every if name.lower().endswith(SUFFIXES)]
+    if not names:
+        others = Counter(PurePosixPath(name).suffix.lower() or "others" for name in every)
+        but = f", but {listed(others)}" if others else ""
+        raise UserError(
+            f"{key} '{path}' holds no video{but}; expected {', '.join(SUFFIXES)} at any depth"
+        )
+    return video_index(root, names)
 
 
 class VideoSource:
@@ -54,11 +79,13 @@ class VideoSource:
         seconds: Length of a clip.
         least: Seconds that a clip spans at least.
         frames: Frames that it has at least.
+        whole: Seconds that the rest of a video spans, to be a clip of its own; see `windows`.
         max_megapixels: Videos of larger frames are bad.
         key: What a mistake is blamed on.
 
     Attributes:
         bad: Files that hold no clip, and why.
+        lost: Their names, and how many files there are.
 
     Raises:
         UserError: The folder does not exist or holds no video, or PyAV is missing.
@@ -71,24 +98,18 @@ class VideoSource:
         *,
         least: float,
         frames: int,
+        whole: float,
         max_megapixels: float,
         key: str = "data.path",
     ) -> None:
         self.root = existing_folder(path, key)
-        every = sorted(files_below(self.root, key=key))
-        names = [name for name in every if name.lower().endswith(SUFFIXES)]
-        if not names:
-            others = Counter(PurePosixPath(name).suffix.lower() or "others" for name in every)
-            but = f", but {listed(others)}" if others else ""
-            raise UserError(
-                f"{key} '{path}' holds no video{but}; expected {', '.join(SUFFIXES)} at any depth"
-            )
         self.bad: list[Bad] = []
         videos: list[Video] = []
         clips: list[tuple[int, int, int]] = []
-        for video in video_index(self.root, names):
+        room: dict[str, Any] = {"least": least, "frames": frames, "whole": whole}
+        for video in index_folder(path, key=key):
             reason = video.reason
-            cut = windows(video.times, seconds, least=least, frames=frames) if not reason else []
+            cut = windows(video.times, seconds, **room) if not reason else []
             if not reason and video.pixels > max_megapixels * 1e6:
                 reason = f"frames over {max_megapixels:g} megapixels"
             elif not reason and not cut:
@@ -98,6 +119,7 @@ class VideoSource:
                 continue
             clips += [(len(videos), start, stop) for start, stop in cut]
             videos.append(video)
+        self.lost = [name for name, _ in self.bad], len(self.bad) + len(videos)
         if not clips:
             name, reason = self.bad[0]
             raise UserError(
