@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.training import results
+from pixio_lightning.training.head import Head
 
 SUITE = {
     "metrics": ["abs_rel"],
@@ -285,3 +288,132 @@ def test_a_row_is_trained_or_evaluated(tmp_path: Path) -> None:
     for row in ({}, {"fit": "depth/demo", "validate": "depth/demo"}):
         with pytest.raises(UserError, match="give fit or validate"):
             bench.read_suite(write(tmp_path, rows={"a": row}))
+
+
+# --- runs that do not come to their last step -------------------------------------------------
+
+
+LONG = [*TINY, "--trainer.max_steps=4"]  # two epochs
+TWO = {
+    "rows": {
+        name: {"fit": "depth/demo", "set": {"model.backbone.weights": f"random:{seed}"}}
+        for seed, name in enumerate("ab")
+    }
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_suite_and_the_same_line_goes_on(
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """After an evaluation, which is no result: the row that it stops has none, nor is there one."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    words = ["bench", str(write(tmp_path, **TWO)), "--out", str(out), *LONG]
+    step = Head.training_step
+
+    def send(self: Head, *args: object) -> object:
+        if self.global_step == 2:
+            os.kill(os.getpid(), number)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Head, "training_step", send)
+        assert main(words) == 128 + number
+    assert "the suite stops with it and has no table: the same line" in capsys.readouterr().out
+    assert [line["steps"] for line in results.read(out / "a-0")] == [2]
+    assert not (out / "b-0").exists() and not (out / "table.md").exists()
+    with pytest.raises(UserError, match=r"a-0 stopped at step 3 and .* evaluated at step 2: run"):
+        bench.compare(out / "a-0", out / "a-0")
+    assert main(words) == 0
+    assert "| a |" in (table := (out / "table.md").read_text()) and "| b |" in table
+    assert "ended at step" not in table
+    assert [line["steps"] for line in results.read(out / "a-0") if line["checkpoint"] == "last"]
+
+
+@pytest.mark.parametrize("bound", ["--trainer.max_epochs=1", "--trainer.max_time=00:00:00:01"])
+def test_a_training_that_ends_by_itself_is_a_result_and_the_table_says_where(
+    bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    out, row = tmp_path / "out", {"a": TWO["rows"]["a"]}
+    words = ["bench", str(write(tmp_path, rows=row)), "--out", str(out), *LONG, bound]
+    for _ in range(2):  # the second time no step is left
+        assert main([*words, "--trainer.max_steps=100000"]) == 0
+        table, (line, *_) = (out / "table.md").read_text(), results.read(out / "a-0")[::-1]
+        assert line["checkpoint"] == "running"
+        assert f"a, seed 0: its training ended at step {line['steps']} of 100000" in table
+        assert f"{line['metrics']['abs_rel']:.4f}" in table
+    capsys.readouterr()
+    assert main(["bench", "--compare", str(out / "a-0"), str(out / "a-0")]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] == "no difference" and f"ended at step {line['steps']} of" in said
+
+
+def test_fresh_runs_finished_rows_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Trainings keep the folder of before; what is only evaluated is evaluated once more."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    rows = {"a": TWO["rows"]["a"], "b": {"validate": "depth/demo", "set": TWO["rows"]["b"]["set"]}}
+    out = tmp_path / "out"
+    words = ["bench", str(write(tmp_path, rows=rows)), "--out", str(out), *TINY]
+    assert main(words) == 0
+    rate = ["--model.optim.lr=0.5"]
+    assert main([*words, *rate]) == 2  # the finished row is of another rate
+    assert main([*words, *rate, "--fresh"]) == 0
+    assert len(list(out.glob("a-0.*"))) == 1
+    assert "--model.optim.lr=0.5" in results.read(out / "a-0")[-1]["overrides"]
+    assert len(results.read(out / "b-0")) == 2
+    capsys.readouterr()
+    assert main([*words, *rate]) == 0
+    assert "step 2/2" not in capsys.readouterr().out and len(list(out.iterdir())) == 3 + 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ckpt_path", "a.ckpt"], "--ckpt_path is of one run, not of pixio bench"),
+        (["--ckpt_path=none"], "--ckpt_path is of one run, not of pixio bench"),
+        (["--run"], "--run is of pixio check, not of pixio bench: leave it out"),
+    ],
+)
+def test_words_that_no_suite_has_are_refused(words: list[str], said: str, tmp_path: Path) -> None:
+    """Finished rows would not heed them."""
+    with pytest.raises(UserError, match=said):
+        bench.run(bench.read_suite(write(tmp_path)), tmp_path / "out", words=[*TINY, *words])
+    assert not (tmp_path / "out").exists()
+
+
+# --- precision --------------------------------------------------------------------------------
+
+
+def test_rows_of_another_precision_stand_in_one_table_and_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    row, out = {"validate": "depth/demo"}, tmp_path / "out"
+    keys = {"model.backbone.weights": "random:0", "trainer.precision": "32-true"}
+    rows = {
+        "a": row | {"set": keys},
+        "b": row | {"set": keys | {"trainer.precision": "bf16-mixed"}},
+    }
+    assert main(["bench", str(write(tmp_path, rows=rows)), "--out", str(out), *TINY]) == 0
+    table = (out / "table.md").read_text()
+    assert "\nprecision differs: 32-true of a; bf16-mixed of b\n" in table
+    assert "Not to be compared" not in table and "| b |" in table
+    capsys.readouterr()
+    assert main(["bench", "--compare", str(out / "a-0"), str(out / "b-0")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"last: precision differs: 32-true of {out}/a-0; bf16-mixed of {out}/b-0"
+
+
+def test_results_that_do_not_say_their_precision_compare_as_before() -> None:
+    lines = [("a", line()), ("b", line(precision="32-true")), ("c", line(precision="32-true"))]
+    assert results.precisions(lines) == "" and suite.of_other_precision(lines, ["x"]) == []
+    lines.append(("d", line(precision="16-mixed", metrics={"y": 1.0})))
+    assert suite.of_other_precision(lines, ["x", "y"]) == []  # of no common column
+    assert results.precisions(lines) == "precision differs: 32-true of b, c; 16-mixed of d"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from pixio_lightning.cli.main import main
 from pixio_lightning.cli.resume import FREE, Batch, check_changes
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.weights.shipped import SHIPPED
+from pixio_lightning.training import results
 
 CONFIG: dict[str, Any] = {
     "model": {
@@ -207,3 +213,28 @@ def test_every_free_key_exists() -> None:
     }.items():
         known |= {f"{part}.{n}" for cls in classes for n in inspect.signature(cls).parameters}
     assert set(FREE) <= known
+
+
+def test_a_finished_run_does_not_show_its_results_for_other_weights_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(SHIPPED["tiny"], weights)
+    words = ["fit", "-c", "depth/demo", "--out", str(tmp_path / "run")]
+    words += ["--model.backbone.weights", str(weights), "--trainer.max_steps=2"]
+    words += ["--data.steps_per_epoch=2", "--panels.every_n_steps=0", "--data.num_workers=0"]
+    words += ["--data.scenes={train: 2, held_out: 2, views: 2, size: 64}"]
+    assert main(words) == main(words) == 0
+    assert "finished at step 2; --fresh starts anew" in capsys.readouterr().out
+    metrics = results.read(tmp_path / "run")[-1]["metrics"]
+    with safe_open(weights, "pt") as file:
+        about = file.metadata()
+    turned = {name: tensor.flip(0) for name, tensor in load_file(weights).items()}
+    save_file(turned, weights, metadata=about)
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert f"finished with another '{weights}' than there is now" in said.err
+    assert "abs_rel" not in said.out
+    assert main([*words, "--fresh"]) == main(words) == 0
+    assert results.read(tmp_path / "run")[-1]["metrics"] != metrics

@@ -12,6 +12,7 @@ from pixio_lightning.cli import recipes
 from pixio_lightning.cli.config_tree import in_files
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import plugins
+from pixio_lightning.training.optim import Optim, peak_lr
 
 TEXT = """\
 # Normals on ScanNet: a frozen backbone
@@ -129,6 +130,18 @@ def test_a_recipe_whose_rate_is_for_a_batch_says_on_how_many_devices():
     trained = {name: keys for name, keys in fixed.items() if keys.get("trainer.max_steps", 0) > 1}
     assert len(trained) > 40
     assert [name for name, keys in trained.items() if "trainer.devices" not in keys] == []
+
+
+def test_what_goes_on_from_an_encoder_trains_it_at_a_quarter_of_a_fresh_rate():
+    def rate(name):
+        recipe = yaml.safe_load(recipes.find(name).read_text())
+        optim = Optim(**recipe["model"]["init_args"]["optim"])
+        devices = {"auto": 8}.get(recipe["trainer"]["devices"], recipe["trainer"]["devices"])
+        return optim, peak_lr(optim, recipe["data"]["init_args"]["batch_size"] * devices)
+
+    (_, fresh), (optim, decoder) = rate("video/shards"), rate("video/continue")
+    assert decoder == pytest.approx(fresh)
+    assert decoder * optim.backbone_lr_scale == pytest.approx(fresh / 4)
 
 
 @pytest.mark.parametrize("task", ["depth", "segmentation"])

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import tiny_run
@@ -138,6 +139,74 @@ def test_a_head_is_not_judged_by_samples_that_it_was_trained_on(
     for verb in ("validate", "test"):
         assert main([verb, *words]) == 2
         assert "did not, and was trained on: put the files" in capsys.readouterr().err
+
+
+def write_voc(root: Path) -> None:
+    lists, noise = root / "ImageSets/Segmentation", np.random.default_rng(0)
+    for folder in (lists, root / "JPEGImages", root / "SegmentationClass"):
+        folder.mkdir(parents=True)
+    for name in "abcdef":
+        pixels = noise.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(root / f"JPEGImages/{name}.jpg")
+        labels = noise.integers(0, 3, (64, 64), np.uint8)
+        Image.fromarray(labels).save(root / f"SegmentationClass/{name}.png")
+    for name, listed in (("trainaug", "abcd"), ("val", "ef"), ("trainval", "de"), ("more", "f")):
+        (lists / f"{name}.txt").write_text("\n".join(listed))
+
+
+def write_rows(root: Path) -> None:
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 4)):
+        images = [noise.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(count)]
+        masks = [noise.integers(0, 3, (64, 64), np.uint8) for _ in range(count)]
+        features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+        table = datasets.Dataset.from_dict({"image": images, "mask": masks}, features=features)
+        table.to_parquet(root / f"{split}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("source", "keys", "trained_on", "free"),
+    [
+        (
+            "voc",
+            ["--data.num_classes=null"],
+            {"trainaug": "JPEGImages/a.jpg", "trainval": "JPEGImages/d.jpg"},
+            "more",
+        ),
+        (
+            "hub",
+            ["--data.num_classes=3", "--data.split=train[:6]"],
+            {"train": "train/00000000", "train[5:]": "train/00000005"},
+            "validation[:2]+train[6:]",
+        ),
+    ],
+)
+def test_nor_by_other_lists_and_splits_that_hold_them(
+    source: str,
+    keys: list[str],
+    trained_on: dict[str, str],
+    free: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "DIR"
+    {"voc": write_voc, "hub": write_rows}[source](folder)
+    words = ["-c", "segmentation/folder", f"--data.source={source}", "--data.path", str(folder)]
+    words += ["--out", str(tmp_path / "run"), "--model.backbone", "{weights: tiny, tune: frozen}"]
+    words += ["--model.window=64", "--model.stride=64", "--data.image_size=64", *keys]
+    words += ["--data.num_workers=0", "--trainer.accelerator=cpu"]
+    short = ["--trainer.max_steps=1", "--data.steps_per_epoch=1", "--data.batch_size=2"]
+    assert main(["fit", *words, *short, "--panels.every_n_steps=0"]) == 0
+    assert main(["test", *words]) == 0
+    assert main(["test", *words, f"--data.val_split={free}"]) == 0
+    capsys.readouterr()
+    for listed, first in trained_on.items():
+        for given in ([], ["--data.split", free]):  # whatever it would be trained on now
+            assert main(["test", *words, *given, f"--data.val_split={listed}"]) == 2
+            error = capsys.readouterr().err
+            assert f"DIR/{first}'" in error and "which the run was trained on: evaluate on" in error
 
 
 def test_images_in_a_folder_of_their_own_may_be_others(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.lightning_cli import PixioCLI
+from pixio_lightning.cli.resume.processes import SameStart
 from pixio_lightning.data.workers import child_signal_kept, end_workers, worker_failure
 from pixio_lightning.errors import UserError, out_of_memory, printable
 from pixio_lightning.models.backbone import Backbone
@@ -34,7 +35,7 @@ def call(cli: PixioCLI, verb: Any, ckpt_path: str | None) -> Any:
     arguments = {"verbose": False} if cli.verb in ("validate", "test") else {}
     if cli.verb == "predict":
         arguments = {"return_predictions": False}
-    cli.trainer.callbacks.append(resume.SameStart(ckpt_path))
+    cli.trainer.callbacks.append(SameStart(ckpt_path))
     with child_signal_kept():
         return _called(cli, verb, ckpt_path, arguments)
 

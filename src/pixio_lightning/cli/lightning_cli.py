@@ -20,6 +20,7 @@ from pixio_lightning.cli import config_errors, recipes, resume
 from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
 from pixio_lightning.cli.config_tree import flatten, in_files, nested, typed
 from pixio_lightning.cli.options import Options
+from pixio_lightning.cli.resume.processes import SameSamples
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
 from pixio_lightning.models.build import is_generated, resolve_architecture
@@ -227,7 +228,7 @@ class PixioCLI(LightningCLI):
         callbacks = self.trainer_defaults["callbacks"] = [
             Threads(),  # before whatever computes
             resume.Accumulation(),
-            resume.SameSamples(),
+            SameSamples(),
             FeatureCache(),
             EvaluationLog(),  # before Checkpoints: a record, then the checkpoint it tells of
         ]

@@ -132,7 +132,8 @@ def _dispatch(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pixio_lightning.cli import run
 
-    return run.main(verb, rest)
+    code = run.main(verb, rest)
+    return code if run.is_first() else 0  # or Lightning kills the first one while it still ends
 
 
 def _no_verb(argv: list[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.call import call
@@ -23,7 +24,7 @@ from pixio_lightning.models.build import is_generated
 from pixio_lightning.pretraining import costs
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.base import BackboneModule
-from pixio_lightning.training.callbacks import MetricsLog, Preemption
+from pixio_lightning.training.callbacks import EvaluationLog, MetricsLog, Preemption
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
@@ -31,7 +32,10 @@ from pixio_lightning.training.head import Head
 
 
 def main(verb: str, argv: list[str]) -> int:
-    """Run `pixio fit|validate|test|predict|check`; returns the exit code."""
+    """Run `pixio fit|validate|test|predict|check`; returns the exit code, alike in all processes.
+
+    It is 128 and the number of the signal of a training that one has stopped.
+    """
     options = parse_options(argv)
     if options.ckpt_path and not local_path(options.ckpt_path).exists():
         folder = Path(options.ckpt_path).parent
@@ -64,6 +68,11 @@ def main(verb: str, argv: list[str]) -> int:
     if verb == "check":
         return check(cli)
     return fit(cli) if verb == "fit" else evaluate(cli)
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a run."""
+    return rank_zero_only.rank == 0
 
 
 def _print_keys(options: Options, verb: str, chosen: dict[str, str]) -> int:
@@ -126,6 +135,7 @@ def _fit(cli: PixioCLI) -> int:
         last = folder / "last.ckpt"
         step = _finished_step(cli, last) if ckpt_path is None else 0
         if step:
+            _refuse_changed_weights(cli)
             if primary:
                 title = f"{folder} finished at step {step}; --fresh starts anew"
                 say(block(title, outcome(cli.model, folder)))
@@ -173,7 +183,7 @@ def _fit(cli: PixioCLI) -> int:
             logger.metrics.rewind(-1)
     call(cli, cli.trainer.fit, ckpt_path)
     stopped = [c for c in cli.trainer.callbacks if isinstance(c, Preemption) and c.stopping]
-    return 128 + (stopped[0].signal or 0) if stopped and primary else 0
+    return 128 + (stopped[0].signal or 0) if stopped else 0
 
 
 def _finished_step(cli: PixioCLI, last: Path) -> int:
@@ -192,6 +202,22 @@ def _finished_step(cli: PixioCLI, last: Path) -> int:
     if cli.trainer.is_global_zero:
         run_folder.write_state(folder, step=step, finished=True)
     return step
+
+
+def _refuse_changed_weights(cli: PixioCLI) -> None:
+    """Refuse to let the results of a finished run stand for weights that have changed since.
+
+    Raises:
+        UserError: It read another file than there is now under the same name.
+    """
+    folder, weights = cli.options.out, cli.model.backbone.weights
+    lines = [line for line in results.read(folder) if line["verb"] == "fit"]
+    files = results.files_read((), weights, None)
+    if lines and (path := results.changed_file(lines[-1], files)):
+        raise UserError(
+            f"{folder} finished with another '{path}' than there is now, so its results are not of "
+            "this one: --fresh starts anew, and keeps the old folder under another name"
+        )
 
 
 def _step_of(path: str | Path) -> int:
@@ -256,8 +282,12 @@ def evaluate(cli: PixioCLI) -> int:
         if cli.verb == "predict":
             say(cli.model.predictions_text(folder))
         elif isinstance(cli.model, Head):
-            say(block(cli.verb, results.summary(results.read(folder)[-1])))
-            say(f"recorded in {folder / results.FILE}")
+            logs = (log for log in cli.trainer.callbacks if isinstance(log, EvaluationLog))
+            if (line := next(logs).recorded) is None:
+                say(f"{cli.verb}: nothing was evaluated, so nothing is recorded")
+            else:
+                say(block(cli.verb, results.summary(line)))
+                say(f"recorded in {folder / results.FILE}")
         else:
             facts = {k: f"{v:.6g}" for result in logged for k, v in result.items()}
             if facts and (protocol := getattr(cli.model, "protocol", "")):

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pixio_lightning.files import write_text
+from pixio_lightning.files import add_line, write_text
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.models.weights.students import split_student
@@ -68,6 +68,19 @@ def files_read(
     named = "" if not weights or weights in SHIPPED else split_student(weights)[0]
     paths = (Path(name).expanduser() for name in (*recipes, named, checkpoint) if name)
     return {str(path.resolve()): _state(path) for path in paths if path.exists()}
+
+
+def changed_file(line: dict[str, Any], files: dict[str, str]) -> str | None:
+    """Return a file that is another one now than when an evaluation read it; None if none is.
+
+    Args:
+        line: The evaluation; of an earlier version, which did not keep its files, none has changed.
+        files: As `files_read` returns them now; they may lie elsewhere than they did.
+    """
+    then = line.get("files")
+    if then is None:
+        return None
+    return next((path for path, state in files.items() if state not in then.values()), None)
 
 
 def _state(path: Path) -> str:
@@ -164,18 +177,30 @@ def differences(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def compared(line: dict[str, Any]) -> dict[str, Any]:
-    """Return of a line what `differences` reads."""
-    return {name: line.get(name) for name in (*COMPARED, "samples")}
+    """Return of a line what `differences` and `precisions` read."""
+    return {name: line.get(name) for name in (*COMPARED, "samples", "precision")}
+
+
+def precisions(lines: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    """Return which evaluations were computed in which precision; empty where it was one.
+
+    They may be compared, but a part of what they differ by may be of it.
+
+    Args:
+        lines: Names with evaluations; those of earlier versions do not say it and are left out.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for name, line in lines:
+        if isinstance(precision := line.get("precision"), str):
+            found.setdefault(precision, {})[name] = None
+    each = "; ".join(f"{precision} of {', '.join(names)}" for precision, names in found.items())
+    return f"precision differs: {each}" if len(found) > 1 else ""
 
 
 def append(folder: Path, line: dict[str, Any]) -> None:
     """Add an evaluation to the folder's results.jsonl, with the commit and the versions."""
     folder.mkdir(parents=True, exist_ok=True)
-    line = line | {"commit": commit(), "versions": versions()}
-    with (folder / FILE).open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    add_line(folder / FILE, json.dumps(line | {"commit": commit(), "versions": versions()}))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -214,7 +239,7 @@ def _is_evaluation(line: Any) -> bool:
         and isinstance(tables, dict)
         and all(_is_table(table) for table in (line.get("metrics"), *tables.values()))
         and all(isinstance(line.get(name, ""), str) for name in ("chosen_by", "chosen"))
-        and isinstance(line.get("samples"), str | None)
+        and all(isinstance(line.get(name), str | None) for name in ("samples", "precision"))
     )
 
 

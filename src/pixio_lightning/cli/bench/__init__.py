@@ -8,7 +8,7 @@ from pathlib import Path
 from pixio_lightning.cli.bench.compare import compare, stored, together
 from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.page import page
-from pixio_lightning.cli.bench.suite import incomparable, is_first, run
+from pixio_lightning.cli.bench.suite import Stopped, incomparable, run
 from pixio_lightning.cli.bench.suite_file import columns_of, read_suite
 from pixio_lightning.cli.bench.tables import Row, as_csv, latex, table
 from pixio_lightning.errors import visible_lines
@@ -36,15 +36,21 @@ def main(
     data: Sequence[str] = (),
     backbones: str | None = None,
 ) -> int:
-    """Run a suite, print its table and write it beside the runs."""
+    """Run a suite, print its table and write it beside the runs; returns the exit code."""
     path = Path(suite)
     content = with_data(read_suite(path), read_places(data))
     if backbones is not None:
         content = over_backbones(content, backbones.split(","))
     folder = Path(out) if out else Path("runs") / "bench" / path.stem
-    outcome = run(content, folder, words=words)
-    if not is_first():
-        return 0
+    stopped, outcome = 0, None
+    try:
+        outcome = run(content, folder, words=words)
+    except Stopped as stop:
+        stopped = stop.code
+    from pixio_lightning.cli.run import is_first  # slow: after a suite's mistakes
+
+    if outcome is None or not is_first():  # all processes of a run go through the whole suite
+        return stopped if is_first() else 0
     rows, better, title = outcome.rows, columns_of(content), str(content.get("title", path.stem))
     text = f"{title}\n\n{table(rows, better)}\n"
     text += "".join(f"\n{note}\n" for note in outcome.notes)

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pixio_lightning.cli.bench.finished import last_result
-from pixio_lightning.cli.bench.suite import Evaluation, Outcome, incomparable
+from pixio_lightning.cli.bench.finished import ended_early, last_result
+from pixio_lightning.cli.bench.suite import Evaluation, Outcome, incomparable, of_other_precision
 from pixio_lightning.cli.bench.tables import Row, spread
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.text import parse_json, read_text
@@ -107,6 +107,7 @@ def together(first: Path, second: Path) -> tuple[str, Outcome, dict[str, str | N
     better = tables[0]["better"] | tables[1]["better"]
     metrics = list(better) or list(dict.fromkeys(m for row in rows for m in row.values))
     lines = [(one.row, one.line) for one in evaluations]
+    notes += [text for text in of_other_precision(lines, metrics) if text not in notes]
     outcome = Outcome(
         [*heads, *rows], len(heads), about, incomparable(lines, metrics), evaluations, notes
     )
@@ -145,8 +146,10 @@ def compare(first: Path, second: Path) -> str:
     that were evaluated on other data or in another way.
 
     Raises:
-        UserError: One of them is no folder of a suite or a run, or the runs may not be compared.
+        UserError: One of them is no folder of a suite or a run, or the runs may not be compared, or
+            one of them was stopped.
     """
+    notes: list[str] = []
     if all((folder / results.FILE).is_file() for folder in (first, second)):
         evaluations = [last_result(folder) for folder in (first, second)]
         if why := results.differences(evaluations):
@@ -154,12 +157,19 @@ def compare(first: Path, second: Path) -> str:
         a, b = ({"last": {k: [v] for k, v in e["metrics"].items()}} for e in evaluations)
         better: dict[str, str | None] = {}
         refused: dict[str, list[str]] = {}
+        for folder, evaluation in zip((first, second), evaluations, strict=True):
+            if early := ended_early(folder, evaluation):
+                notes.append(f"{folder}: {early}")
+        pairs = {"last": evaluations}
     else:
         one, two = _read_table(first), _read_table(second)
         a, b, better = one["rows"], two["rows"], two["better"]
-        both = one["compared"].keys() & two["compared"].keys()
-        pairs = {name: [one["compared"][name], two["compared"][name]] for name in both}
+        then, now = one["compared"], two["compared"]
+        pairs = {name: [then[name], now[name]] for name in then if name in now}
         refused = {name: why for name, pair in pairs.items() if (why := results.differences(pair))}
+    for name, pair in pairs.items():
+        if other := results.precisions(zip((str(first), str(second)), pair, strict=True)):
+            notes.append(f"{name}: {other}")
     lines = []
     for name in [*a, *(n for n in b if n not in a)]:
         if name not in a or name not in b:
@@ -175,4 +185,4 @@ def compare(first: Path, second: Path) -> str:
             if name not in refused:
                 verdict = _verdict(a[name][metric], b[name][metric], better.get(metric))
             lines.append(f"{name}, {metric}: {before:.4f} -> {after:.4f}{verdict}")
-    return "\n".join(lines) or "no difference"
+    return "\n".join([*(lines or ["no difference"]), *notes])

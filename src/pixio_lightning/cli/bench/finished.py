@@ -31,7 +31,8 @@ def last_result(folder: Path, verb: str | None = None) -> dict[str, Any]:
         verb: None for what the folder is of: a training, or a checkpoint's evaluation.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none: a training was stopped after its last evaluation, or is not at its
+            end.
     """
     every = results.read(folder)
     if verb is None:
@@ -45,7 +46,30 @@ def last_result(folder: Path, verb: str | None = None) -> dict[str, Any]:
     ]
     if not lines:
         raise UserError(f"{folder} holds no result of its last step: run it to its end")
-    return lines[-1]
+    last, step = lines[-1], read_state(folder).get("step")
+    # A training that ends by itself evaluates its last step, of whatever number that is; one that a
+    # signal stops saves the step that it has come to and evaluates no more.
+    if verb == "fit" and last["checkpoint"] == "running" and last["steps"] != step:
+        at = f"stopped at step {step}" if step else "was stopped"
+        raise UserError(
+            f"{folder} {at} and holds no result of its last step, as it was evaluated at step "
+            f"{last['steps']}: run it to its end"
+        )
+    return last
+
+
+def ended_early(folder: Path, line: dict[str, Any]) -> str:
+    """Return what to say of a training that ended before its number of steps; empty of others.
+
+    Args:
+        folder: Of the run.
+        line: Its result.
+    """
+    steps = read_state(folder).get("steps")
+    if line["verb"] != "fit" or line["checkpoint"] != "running" or not isinstance(steps, int):
+        return ""
+    early = f"its training ended at step {line['steps']} of {steps}, as by trainer.max_time"
+    return early if steps > 0 else ""
 
 
 def refuse_stale(
@@ -80,17 +104,16 @@ def refuse_stale(
     if absolute(evaluated or "") != absolute(checkpoint or ""):
         was, given = (f"checkpoint '{x}'" if x else "untrained" for x in (evaluated, checkpoint))
         raise UserError(f"'{out}' was run with {was}, but now {given} is given: {way_out}")
-    then, weights = line.get("files"), line["backbone"]["weights"]
-    if then is None:  # of an earlier version, which did not keep what it read
+    weights = line["backbone"]["weights"]
+    if line.get("files") is None:  # of an earlier version, which did not keep what it read
         own = [name for name in options.configs if Path(name).expanduser().is_file()]
         for path in results.files_read(own, weights, checkpoint):
             if results.written(Path(path)) > results.written(out / results.FILE):
                 raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
         return
     files = [recipes.find(name) for name in options.configs]
-    for path, state in results.files_read(files, weights, checkpoint).items():
-        if state not in then.values():  # wherever it was
-            raise UserError(f"'{out}' was run with another '{path}' than there is now: {way_out}")
+    if file := results.changed_file(line, results.files_read(files, weights, checkpoint)):
+        raise UserError(f"'{out}' was run with another '{file}' than there is now: {way_out}")
 
 
 def _recipe(name: object) -> str:

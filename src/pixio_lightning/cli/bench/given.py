@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.cli import recipes
+from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import expanded
 
@@ -14,6 +15,23 @@ LEFT_OUT = "none"
 _FOLDER = "backbone/"  # of the overlays that name a backbone
 # Which backbone it is; all else that a row says of it, as how much of it is tuned, is of the row.
 _NAMING = ("weights", "name", "model_args")
+
+
+def of_all_rows(words: list[str]) -> tuple[list[str], bool]:
+    """Return the words that are added to every run, and whether all rows are run anew.
+
+    Raises:
+        UserError: One of them is no word of a suite.
+    """
+    options = parse_options(words)
+    if options.ckpt_path or options.untrained:
+        raise UserError(
+            "--ckpt_path is of one run, not of pixio bench: leave it out; a row says by its own "
+            "`checkpoint` what it evaluates"
+        )
+    if options.run:
+        raise UserError("--run is of pixio check, not of pixio bench: leave it out")
+    return [word for word in words if word != "--fresh"], options.fresh
 
 
 def read_places(words: Iterable[str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ def page(title: str, outcome: Outcome, better: Mapping[str, str | None], *, fold
         folder: Where the page will lie; pictures and curves are linked from there.
     """
     rows = outcome.rows
+    published = any(row.published for row in rows)
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.values))
     charts = [_chart(m, better.get(m), outcome) for m in metrics]
     warnings = [f'<p class="warn">Not to be compared, {escape(w)}</p>' for w in outcome.warnings]
@@ -45,7 +46,7 @@ def page(title: str, outcome: Outcome, better: Mapping[str, str | None], *, fold
         f"<h1>{escape(title)}</h1>",
         '<p class="soft">Mean over seeds, and their standard deviation. '
         "Grey: what predicts without looking. A heading sorts."
-        f"{_PUBLISHED if outcome.notes else ''}</p>",
+        f"{_PUBLISHED if published else ''}</p>",
         *warnings,
         f'<div class="scroll">{_table(rows, metrics, better, outcome.baselines)}</div>',
         *(f'<p class="soft">{escape(note)}</p>' for note in outcome.notes),
@@ -60,7 +61,7 @@ def page(title: str, outcome: Outcome, better: Mapping[str, str | None], *, fold
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join([*([_HATCH] if outcome.notes else []), *parts])
+        + "\n".join([*([_HATCH] if published else []), *parts])
         + f"\n</main>\n<script>\n{_file('page.js')}</script>\n</body>\n</html>\n"
     )
 

@@ -16,9 +16,12 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pixio_lightning.cli.bench.finished import has_run, last_result, refuse_stale
+from pixio_lightning.cli.bench.finished import ended_early, has_run, last_result, refuse_stale
+from pixio_lightning.cli.bench.given import of_all_rows
 from pixio_lightning.cli.bench.suite_file import SOURCE_WORDS, VERBS, better_ends, columns_of
 from pixio_lightning.cli.bench.tables import Row
+from pixio_lightning.cli.config_tree import typed
+from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.training import results
 
@@ -37,12 +40,14 @@ def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> lis
 def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     """Plan every row that has not run, so that a mistake in the last shows before the first trains.
 
-    Its seeds differ by what they read, so that is looked for with each of them.
+    Its seeds differ by what they read, so that is looked for with each of them. Where `--fresh` is
+    among the words, no row has run.
 
     Raises:
         UserError: A row has one, and is named; two share a folder; or none has one of the suite's
             metrics.
     """
+    words, fresh = of_all_rows(words)
     taken: dict[Path, str] = {}
     for name, about in suite["rows"].items():
         for seed in about.get("seeds", [0]):
@@ -54,7 +59,7 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
     known: dict[str, set[str]] = {}
     for name, about in suite["rows"].items():
         try:
-            known[name] = _checked(name, about, folder, words)
+            known[name] = _checked(name, about, folder, words, fresh)
         except UserError as error:
             raise UserError(f"row {name}: {error}") from error
     wanted = list(better_ends(suite))
@@ -70,11 +75,10 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
             raise UserError(f"no row has a metric {metric}{nearest(metric, every)}")
 
 
-def _checked(name: str, about: dict[str, Any], folder: Path, words: list[str]) -> set[str]:
+def _checked(
+    name: str, about: dict[str, Any], folder: Path, words: list[str], fresh: bool
+) -> set[str]:
     """Look at a row with each of its seeds; returns its metrics, if they are known."""
-    from pixio_lightning.cli.config_tree import typed
-    from pixio_lightning.cli.options import parse_options
-
     verb = next(verb for verb in VERBS if verb in about)
     seen: dict[str, int] = {}
     waiting: list[int] = []
@@ -88,7 +92,7 @@ def _checked(name: str, about: dict[str, Any], folder: Path, words: list[str]) -
                 f"its seeds {other} and {seed} have the same settings, so one run would count "
                 "twice: let them set a seed, or give one"
             )
-        if has_run(out, verb):
+        if not fresh and has_run(out, verb):
             line = last_result(out, verb)
             refuse_stale(out, line, given, checkpoint)
             metrics = metrics or set(line["metrics"])
@@ -108,7 +112,6 @@ def _planned(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> s
     from pixio_lightning.cli import run as runs
     from pixio_lightning.cli.class_lookup import import_named
     from pixio_lightning.cli.lightning_cli import PixioCLI
-    from pixio_lightning.cli.options import parse_options
 
     options = parse_options(_words(about, seed, out, words))
     import_named(options.configs, options.rest)
@@ -133,6 +136,18 @@ class Evaluation(NamedTuple):
     line: dict[str, Any]
 
 
+class Stopped(Exception):
+    """A signal has stopped a run, and with it the suite.
+
+    Args:
+        code: Exit code of the run.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class Outcome(NamedTuple):
     """What came of a suite.
 
@@ -142,7 +157,8 @@ class Outcome(NamedTuple):
         about: What was evaluated.
         warnings: What forbids to compare rows.
         evaluations: The results themselves, in the order of the rows.
-        notes: Where published figures are from, and what forbids to compare them.
+        notes: Which trainings ended before their last step, and which were in another precision;
+            where published figures are from, and what forbids to compare them.
     """
 
     rows: list[Row]
@@ -179,7 +195,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
-    """Run every row of a suite that has not finished, below `folder`.
+    """Run every row of a suite that has not finished, or all with `--fresh`, below `folder`.
 
     Args:
         suite: As `read_suite` returns it.
@@ -188,10 +204,12 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
 
     Raises:
         UserError: A run has a mistake, or recorded nothing.
+        Stopped: A signal has stopped a run, in every process.
     """
     from pixio_lightning.cli import run as runs
 
     check(suite, folder, words=words)
+    words, fresh = of_all_rows(words)
     rows: list[Row] = []
     baselines: dict[str, dict[str, Row]] = {}
     evaluations: list[Evaluation] = []
@@ -203,14 +221,22 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         for seed in about.get("seeds", [0]):
             out = _folder(folder, name, seed)
             given = _words(about, seed, out, words)
-            if has_run(out, verb):
+            if not fresh and has_run(out, verb):
                 refuse_stale(out, last_result(out, verb), given, _checkpoint(about, seed))
             else:
-                if is_first():
+                if runs.is_first():
                     print(f"{name}, seed {seed}: {out}", flush=True)
-                taken = [] if verb == "fit" else ["--ckpt_path", _checkpoint(about, seed) or "none"]
-                runs.main(verb, [*given, *taken])
+                taken = ["--fresh"] * fresh
+                if verb != "fit":
+                    taken = ["--ckpt_path", _checkpoint(about, seed) or "none"]
+                if code := runs.main(verb, [*given, *taken]):
+                    if runs.is_first():
+                        line_again = "the same line" + ", without --fresh," * fresh
+                        print(f"the suite stops with it and has no table: {line_again} goes on")
+                    raise Stopped(code)
             line = last_result(out, verb)
+            if early := ended_early(out, line):
+                notes.append(f"{name}, seed {seed}: {early}")
             line |= {"metrics": _of_data(about, line["metrics"])}
             if path := about.get("data") and about.get("set", {}).get("data.path"):
                 # They lie elsewhere on another machine, and are the same.
@@ -249,8 +275,8 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         for name in suite.get("baselines", [])
         for row in joined(name.replace("_", " "), list(baselines[name].values()), measured)
     ]
-    lines = [one.line for one in evaluations]
-    shown = [line for line in lines if any(metric in line["metrics"] for metric in measured)]
+    lines = [(one.row, one.line) for one in evaluations]
+    shown = [line for _, line in lines if any(metric in line["metrics"] for metric in measured)]
     about = [
         f"{line['split']} of {line['dataset']}, {line['n']} samples"
         + (f"; {line['protocol']}" if line["protocol"] else "")
@@ -260,9 +286,9 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         [*baseline_rows, *rows],
         len(baseline_rows),
         list(dict.fromkeys(about)),
-        incomparable([(one.row, one.line) for one in evaluations], measured),
+        incomparable(lines, measured),
         evaluations,
-        notes,
+        [*notes, *of_other_precision(lines, measured)],
     )
 
 
@@ -287,6 +313,14 @@ def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
     return list(dict.fromkeys(found))
 
 
+def of_other_precision(
+    lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
+) -> list[str]:
+    """Return what differs in precision within a column, each thing once; arguments as above."""
+    columns = ([one for one in lines if metric in one[1]["metrics"]] for metric in metrics)
+    return list(dict.fromkeys(text for column in columns if (text := results.precisions(column))))
+
+
 def _checkpoint(about: dict[str, Any], seed: int) -> str | None:
     """Return what a row evaluates; None for a model as it is initialised, and a training."""
     return about["checkpoint"].replace("{seed}", str(seed)) if "checkpoint" in about else None
@@ -294,10 +328,3 @@ def _checkpoint(about: dict[str, Any], seed: int) -> str | None:
 
 def _word(value: Any, seed: int) -> str:
     return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
-
-
-def is_first() -> bool:
-    """Whether this is the first process: all those of a run go through the whole suite."""
-    from lightning.pytorch.utilities import rank_zero_only  # slow: after a suite's mistakes
-
-    return rank_zero_only.rank == 0

@@ -20,10 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from pixio_lightning.cli.config_errors import class_of
 from pixio_lightning.cli.config_tree import differences, flatten, typed
-from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.errors import UserError, printable
 from pixio_lightning.models.weights.students import absolute
-from pixio_lightning.training import run_folder
 
 # Functions of Lightning and torch that take up what a checkpoint holds.
 _RESTORES = re.compile("load_(combined_loader_)?state|setstate")
@@ -76,9 +74,6 @@ COUNTED = ("val_check_interval", "limit_train_batches")
 # Keys of a model that its checkpoint answers: what it began with, and how it was made and trained.
 _BEGUN = re.compile(r"(students\.[^.]+\.)?(backbone\.weights|pretrained_decoder)$")
 _MADE = re.compile(r"(students\.[^.]+\.)?(backbone|optim)\.|pretrained_decoder$")
-
-
-_MOST_NAMES = 10_000  # of held-out samples that a run folder keeps
 
 
 class Batch(NamedTuple):
@@ -264,33 +259,6 @@ def _same_size(then: Batch, now: Batch) -> str:
     return f"set {' or '.join(ways)}, " if ways else ""
 
 
-class SameStart(L.Callback):
-    """Stop where the processes of a run would start from different checkpoints.
-
-    Each decides by the files it sees before any of them can ask the others.
-
-    Args:
-        ckpt_path: What this process starts from.
-    """
-
-    def __init__(self, ckpt_path: str | None) -> None:
-        self.ckpt_path = ckpt_path
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare with the first process.
-
-        Raises:
-            UserError: In all processes, when one of them differs.
-        """
-        first = trainer.strategy.broadcast(self.ckpt_path)
-        if not trainer.strategy.reduce_boolean_decision(first == self.ckpt_path, all=True):
-            raise UserError(
-                f"process {trainer.global_rank} starts from {self.ckpt_path or 'nothing'}, the "
-                f"first from {first or 'nothing'}, and all must agree: the run folder has to be on "
-                "a file system that all nodes share"
-            )
-
-
 class Takeover(L.Callback):
     """Let the run folder say what runs in it now, once it really does.
 
@@ -304,49 +272,6 @@ class Takeover(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self.write()
-
-
-def _names(data: Any) -> dict[str, list[str] | None]:
-    """Return what is held out of a run's data, and trained on; None of what is unknown, or many.
-
-    What is trained on is kept by its names in its folder, and by those that it has anywhere.
-    """
-    if not isinstance(data, StreamData):
-        return {"held_out": None, "trained_on": None}
-    held_out = data.names_of("val")
-    trained_on = data.names_of("train") if data.training_size() <= _MOST_NAMES else None
-    return {
-        "held_out": held_out if len(held_out or ()) <= _MOST_NAMES else None,
-        "trained_on": trained_on if len(trained_on or ()) <= _MOST_NAMES else None,
-        "trained_anywhere": data.names_anywhere("train")[:_MOST_NAMES],
-    }
-
-
-class SameSamples(L.Callback):
-    """Stop where a run would go on with other training samples than it began with.
-
-    Their order follows from how many there are: some would come twice in a pass, others never.
-    """
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare with what the run folder says; note it in a new one.
-
-        Raises:
-            UserError: In all processes, when the samples are others.
-        """
-        folder, data, text = Path(trainer.default_root_dir), trainer.datamodule, ""
-        if trainer.is_global_zero and (now := getattr(data, "listing", str)()):
-            before = run_folder.read_state(folder).get("samples", now)
-            if trainer.global_step and before != now:
-                text = (
-                    f"{folder} holds a run on other training samples than there are now: put them "
-                    "back as they were, or go on with these in another folder, "
-                    f"--ckpt_path {folder / 'last.ckpt'} --out DIR"
-                )
-            else:
-                run_folder.write_state(folder, samples=now, **_names(data))
-        if text := trainer.strategy.broadcast(text):
-            raise UserError(text)
 
 
 class Accumulation(L.Callback):

@@ -16,7 +16,8 @@ def refuse_trained_on(
 ) -> None:
     """Refuse to judge a training by samples of its own data that it was trained on.
 
-    In other folders it is judged by anything but samples whose names tell that they are the same.
+    In other folders, and in splits that are given, it is judged by anything but samples that are
+    known to be the same: by where a file lies, by the row of a data set, or by a name.
 
     Args:
         now: Configuration of the data at hand.
@@ -32,6 +33,8 @@ def refuse_trained_on(
     now, begun = now.get("init_args", {}), begun.get("init_args", {})
     if now.get("source") == "scenes":
         return
+    if _place(now) == _place(begun):
+        _refuse_no_longer_held_out(now, begun, data, state, split=split)
     anywhere = {*(state.get("trained_anywhere") or ())}
     here = data.names_anywhere(split) if anywhere and isinstance(data, StreamData) else []
     if again := [name for name in here if name in anywhere]:
@@ -39,8 +42,12 @@ def refuse_trained_on(
             f"data.path '{now.get('path')}' holds {some_of(again)}, which the run was trained on: "
             "evaluate on others, or train without these"
         )
-    if _place(now) != _place(begun):
-        return
+
+
+def _refuse_no_longer_held_out(
+    now: dict[str, Any], begun: dict[str, Any], data: Any, state: dict[str, Any], *, split: str
+) -> None:
+    """Refuse to hold more samples of the same data out than a training did, or others."""
     held_out, trained_on = state.get("held_out"), state.get("trained_on")
     ways = "put the files back as they were, or give a folder val/ of its own"
     if not isinstance(data, SampleData):

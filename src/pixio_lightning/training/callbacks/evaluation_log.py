@@ -15,7 +15,14 @@ from pixio_lightning.training.head import Head
 
 
 class EvaluationLog(L.Callback):
-    """Record each validation and test beside what it must be compared with."""
+    """Record each validation and test beside what it must be compared with.
+
+    Attributes:
+        recorded: The last line; None before the first, and in all processes but the first one.
+    """
+
+    def __init__(self) -> None:
+        self.recorded: dict[str, Any] | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -38,6 +45,7 @@ class EvaluationLog(L.Callback):
             # Before the last one, which stays what a reader of the last line finds.
             results.append_best(folder, line, module.monitor)
         results.append(folder, line)
+        self.recorded = line
 
 
 def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -> dict[str, Any]:
@@ -80,6 +88,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "files": head.provenance.get("files", {})
         | results.files_read((), None, None if verb == "fit" else checkpoint),
         "overrides": head.provenance.get("overrides"),
+        "precision": trainer.precision,
         "steps": head.trained_steps,
         "checkpoint": which,
         "checkpoint_path": None if verb == "fit" or not checkpoint else str(checkpoint),
