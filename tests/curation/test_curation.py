@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import Curation, Histogram, KeepRule, calibrate
 from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.remote import forget_opened
-from pixio_lightning.data.shards.rule_of_run import rule_of
+from pixio_lightning.data.shards.rule_of_run import check_scores_once, rule_of
 from pixio_lightning.data.shards.score_files import (
     SCORE_SCHEMA,
     Scores,
@@ -268,6 +269,27 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     rule = KeepRule(Curation(scores=str(folder)), 1.0, seed=0)
     with pytest.raises(UserError, match="are of other images, or in another order"):
         rule.keep(index, 0, keys(10), epoch=0)
+
+
+def test_score_files_are_opened_once_and_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start with two hundred thousand of them opens none that was in order before."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    index, folder = pack(tmp_path / "shards", 60), tmp_path / "scores"
+    score(index, folder, losses_of(60))
+    curation = Curation(scores=str(folder))
+    check_scores_once(index, curation)
+    path = score_file(folder, "1.parquet")
+    then = path.stat()
+    path.write_bytes(bytes(then.st_size))  # what nobody can see without opening it
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    check_scores_once(index, curation)
+    for other in (ShardIndex(index.root, index.shards, column="right"), index):
+        if other is index:
+            os.utime(path)
+        with pytest.raises(UserError):
+            check_scores_once(other, curation)
 
 
 def test_shards_of_one_size_are_told_apart_by_their_digests(tmp_path: Path) -> None:
@@ -522,6 +544,42 @@ def test_materializing_goes_on_after_a_kill(
     (tmp_path / "used" / "x").touch()
     with pytest.raises(UserError, match="is not empty"):
         materialize(index, rule, tmp_path / "used")
+
+
+def test_images_lost_since_they_were_scored_are_named_and_not_left_out_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    losses = np.linspace(0.1, 2, 40).astype(np.float32)
+    for number in range(2):
+        columns = {
+            "loss": losses,
+            "entropy": np.full(40, 6, np.float32),
+            "width": np.full(40, 400, np.int32),
+            "height": np.full(40, 400, np.int32),
+        }
+        write_shard(folder / f"{number}.parquet", images(40), columns, group=20, about={})
+    file = folder / "1.parquet"
+    good = file.read_bytes()
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    columns_of_group = [group.column(at) for at in range(group.num_columns)]
+    (chunk,) = (c for c in columns_of_group if c.path_in_schema == "image.bytes")
+    start, stop = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size // 2
+    open_index(str(folder), progress=False)
+    file.write_bytes(good[:start] + bytes(stop - start) + good[stop:])
+    line = ["curate", str(folder), "--scores", "inside", "--out", str(tmp_path / "report")]
+    line += ["--materialize", str(tmp_path / "out")]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "images to keep cannot be read since they were scored, the first is" in said
+    lost = (tmp_path / "out" / "bad_files.txt").read_text().splitlines()
+    assert 0 < len(lost) <= 40
+    file.write_bytes(good)
+    assert main(line) == 0
+    assert "80 images in" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "bad_files.txt").exists()
 
 
 # --- pixio curate ---------------------------------------------------------------------------------

@@ -149,8 +149,9 @@ def test_what_a_folder_of_pictures_has_not_is_refused(photos: Path) -> None:
         Pixels("folder", str(photos), split="val")
     with pytest.raises(UserError, match="data.restart_pass is True, but data.source is folder"):
         Pixels("folder", str(photos), restart_pass=True)
-    with pytest.raises(UserError, match="data.val_split is 'train', as data.split is"):
-        Pixels("hub", str(photos), val_split="train").setup("fit")
+    for part in ("train", "train[:3]"):
+        with pytest.raises(UserError, match="held-out samples .* trained on .* data.val_split$"):
+            Pixels("hub", str(photos), val_split=part).setup("fit")
     with pytest.raises(UserError, match="data.column 'image' is of the hub and of shards"):
         Pixels("folder", str(photos), column="image")
     with pytest.raises(UserError, match="data.curation.scores, which names the scores, is missing"):
@@ -191,6 +192,22 @@ def test_pictures_beside_train_and_val_are_not_left_out_silently(photos: Path) -
     ):
         pixels(photos).setup("fit")
     pixels(photos / "train", val_path=str(photos / "val")).setup("fit")
+
+
+@pytest.mark.parametrize("test", ["test", "Testing"])
+def test_pictures_to_test_on_are_not_trained_on(photos: Path, test: str) -> None:
+    """Also where there are none to validate on; a probe on them would be of what was seen."""
+    (photos / "train").mkdir()
+    for name in "ab":
+        (photos / name).rename(photos / "train" / name)
+    (photos / "c").rename(photos / test)
+    data = pixels(photos, val_images=1)
+    data.setup("fit")
+    assert data.training_size() == len(names_of(photos / "train")) - 1
+    (photos / "train" / "a").rename(photos / "more")
+    if test == "test":
+        with pytest.raises(UserError, match="train/ and test/ beside .more/., whose pictures"):
+            pixels(photos).setup("fit")
 
 
 # --- unusable images --------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_shards_of_other_splits_are_not_trained_on(tmp_path: Path) -> None:
     [
         ({"val_split": "validation"}, "data.val_split is validation, but no name of the shards"),
         ({"split": "test"}, "data.split is test, but no name of the shards"),
-        ({"val_split": "train"}, "data.val_split is 'train', as data.split is"),
+        ({"val_split": "train"}, "data.val_split 'train' holds out 3 of the shards that are"),
         ({"val_split": "Training"}, "data.val_split 'Training' holds out 3 of the shards that are"),
     ],
 )

@@ -239,6 +239,15 @@ def test_a_picture_of_many_scans_is_refused_before_any_is_decoded() -> None:
         decode_pixels(whole[:at] + 100 * empty + whole[at:], max_megapixels=64)
 
 
+def test_bytes_behind_a_picture_and_in_its_segments_are_no_scans() -> None:
+    """A phone appends a film, and keeps a thumbnail of its own in a segment."""
+    film = bytes(range(256)) + 200 * b"\xff\xda\x00\x08"
+    whole = encoded("JPEG")
+    assert decode_pixels(whole + film, max_megapixels=64).shape == (64, 64, 3)
+    segment = b"\xff\xe5" + (len(film) + 2).to_bytes(2, "big") + film
+    assert decode_pixels(whole[:2] + segment + whole[2:], max_megapixels=64).shape == (64, 64, 3)
+
+
 def test_names_of_pictures_only_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set").mkdir()
     for i in range(6):

@@ -44,6 +44,19 @@ def test_no_parameter_is_dead_and_odd_grids_work(grid: tuple[int, int]) -> None:
         assert dead == []
 
 
+def test_maps_are_of_float32_under_autocast() -> None:
+    """In bfloat16 a map of depth has a hundred values, and many pixels are equally far."""
+    for decoder in (
+        LinearDecoder(16, 1, taps=4, positions=(5, 5)),
+        DPTDecoder(16, 1, features=8, stages=(4, 6, 8, 8)),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = decoder(features(4, (8, 8)), (128, 128))
+        assert out.dtype == torch.float32
+        assert len(out.detach().unique()) > 10_000
+        out.sum().backward()
+
+
 def test_the_trunk_equals_an_independent_one() -> None:
     """The neck of transformers' Depth Anything, with the same weights."""
     from transformers import DepthAnythingConfig

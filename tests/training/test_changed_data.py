@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
-from tiny_run import fit, write_recipe
+from processes import in_processes
+from tiny_run import VIT, fit, write_recipe
 
+from pixio_lightning.cli.resume.processes import SameSamples
 from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.errors import UserError
+from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training.checkpoints import checkpoint_io
+from pixio_lightning.training.optim import Optim
 
 
 def interrupt(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -59,3 +68,39 @@ def test_names_and_their_number_are_what_counts(tmp_path: Path) -> None:
     assert listing() == before
     (tmp_path / "photos" / "3.png").rename(tmp_path / "photos" / "33.png")
     assert listing() != before
+
+
+def begin(rank: int, folder: str, port: int, found: str) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    photos = f"{folder}/{rank}/photos"
+    data = Pixels("folder", photos, image_size=32, batch_size=2, num_workers=0, val_images=2)
+    backbone = Backbone("pixio_vitt16", weights="random:0", tune="full", model_args=VIT)
+    model = PixelPretraining(
+        backbone, mask_grid=2, decoder=DecoderSize(16, 1, 1), optim=Optim(lr=1e-3)
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        callbacks=[SameSamples()],
+        default_root_dir=folder,
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(UserError, match=found):
+        trainer.fit(model, data)
+
+
+def test_a_process_that_finds_other_samples_is_named_by_all(tmp_path: Path) -> None:
+    """A file more, as on a file system that lags, moves the order of all that are read."""
+    for rank in range(2):
+        write_recipe(tmp_path / str(rank))
+    (tmp_path / "1" / "photos" / "3.png").unlink()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = "process 1 of 2 found other samples to train on than process 0"
+    in_processes(begin, str(tmp_path), port, found)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
+from pixio_heads.depth.data import DepthData
 from pixio_heads.depth.head import Depth
 from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning.errors import UserError
@@ -180,9 +185,44 @@ def test_what_is_shown_has_no_seam(size: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     with torch.no_grad():
         shown = depth.predict(picture)
-    assert min(shown.shape[-2:]) in (32, 48, 64)  # a window, or up to two of them
+    assert min(shown.shape[-2:]) == 64  # two windows
     # Of 10 metres; windows side by side leave steps of 8 and more.
     assert max(float(shown.diff(dim=dim).abs().max()) for dim in (-1, -2)) < 2
+
+
+def test_a_photograph_is_shown_at_the_size_of_the_training_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Metres and classes are known at one scale; a head that was told of none takes two windows."""
+    for i in range(3):
+        size = (60, 80) if i else (110, 90)
+        for kind, array in (("images", np.zeros((*size, 3), np.uint8)), ("depth", None)):
+            path = tmp_path / kind / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.full(size, 2000, np.uint16) if array is None else array).save(path)
+    depth = head(Depth)
+    picture = torch.zeros(1, 3, 400, 300, dtype=torch.uint8)
+
+    def shown(image: Tensor) -> tuple[int, ...]:
+        with torch.no_grad():
+            return tuple(depth.predicted_to_show({"image": image}).shape[1:])
+
+    assert shown(picture) == (85, 64) and shown(picture[..., :10, :8]) == (40, 32)
+    keys: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "max_depth": 10.0}
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, default_root_dir=tmp_path)
+    data = DepthData("folder", str(tmp_path), image_size=48, short_side=48, **keys)
+    with pytest.raises(UserError, match="data.short_side 48 is for training images alone"):
+        trainer.fit(depth, data)
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, default_root_dir=tmp_path)
+    trainer.fit(depth, DepthData("folder", str(tmp_path), image_size=48, **keys))
+    assert "trained on crops of 48 px, evaluated through windows of 32" in capsys.readouterr().out
+    side = int(depth.statistics["short_side"])
+    assert side in (60, 90)  # of two images, the third is held out
+    depth.eval()
+    assert shown(picture) == (round(400 * side / 300), side)
+    assert shown(picture[..., :10, :8]) == (40, 32)
+    depth.predict_side = 48
+    assert shown(picture) == (64, 48)
 
 
 @pytest.mark.parametrize(

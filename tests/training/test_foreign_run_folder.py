@@ -147,7 +147,9 @@ def test_a_batch_that_is_none_counts_as_unknown(run: Path) -> None:
     assert main(["fit", *WORDS, "--out", str(run)]) == 0
 
 
-@pytest.mark.parametrize("table", ["step,loss\n1,abc\n", "a,b\n1,2\n", "step\n1,2,3\n", "step\n\0"])
+@pytest.mark.parametrize(
+    "table", ["step,loss\n1,abc\n", "a,b\n1,2\n", "step\n1,2,3\n", "step\n\0\n"]
+)
 def test_curves_that_are_none(table: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "metrics.csv").write_text(table)
     assert main(["fit", *WORDS, "--out", str(run)]) == 2

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pixio_lightning.cli.main import main
 from pixio_lightning.training import results
 
 
@@ -98,3 +99,25 @@ def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
     (tmp_path / results.FILE).write_text(json.dumps(line) + "\n")
     (found,) = results.read(tmp_path)
     assert found["baselines"] == {"zero": {"x": 2}} and "cheap_baselines" not in found
+
+
+def test_a_line_that_was_cut_short_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is shown of an evaluation is its own, not that of an earlier one."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    results.append(tmp_path / "run", line(10, 9.0))
+    path = tmp_path / "run" / results.FILE
+    with path.open("a") as file:
+        file.write(path.read_text()[:200])
+    words = ["-c", "depth/demo", "--model.backbone.weights", "random", "--data.num_workers=0"]
+    words += ["--data.scenes={train: 2, held_out: 2, views: 2, size: 64}", "--ckpt_path", "none"]
+    assert main(["validate", *words, "--out", str(tmp_path / "run")]) == 0
+    earlier, new = results.read(tmp_path / "run")
+    assert earlier["metrics"] == {"abs_rel": 9.0} and new["verb"] == "validate"
+    said = capsys.readouterr().out
+    assert f"{new['metrics']['abs_rel']:.4g}" in said and "4 samples, step 0" in said
+    assert len(path.read_text().splitlines()) == 3
+    nothing = ["--trainer.limit_val_batches", "0"]
+    assert main(["validate", *words, "--out", str(tmp_path / "run"), *nothing]) == 0
+    assert "nothing was evaluated" in (said := capsys.readouterr().out) and "abs_rel" not in said

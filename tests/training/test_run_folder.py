@@ -268,3 +268,17 @@ def test_a_table_that_is_opened_again_goes_on_with_its_columns(tmp_path: Path) -
     assert Metrics(tmp_path / "metrics.csv").rows[-1] == {
         **{"step": 3, "loss": 4, "rate": 0.125, "probe": 0.75}
     }
+
+
+def test_a_row_of_metrics_that_was_cut_short_is_forgotten(tmp_path: Path) -> None:
+    """`10` of `1000,...` would be a row of an earlier step, and take the next one with it."""
+    metrics = Metrics(tmp_path / "metrics.csv")
+    for step in (998, 999):
+        metrics.add(step, {"train/loss": 0.5})
+    with metrics.path.open("a") as file:
+        file.write("10")
+    again = Metrics(metrics.path)
+    assert [row["step"] for row in again.rows] == [998, 999]
+    again.rewind(1000)
+    again.add(1010, {"train/loss": 0.25})
+    assert metrics.path.read_text().splitlines()[1:] == ["998,0.5", "999,0.5", "1010,0.25"]

@@ -72,6 +72,12 @@ class AttributeData(SampleData):
         """Return the units of attributes that have one; a table says none."""
         return scene_units(self.scenes) if self.source == "scenes" else {}
 
+    @property
+    def dataset(self) -> str:
+        """What records call the data, and which columns of a table a mean is over."""
+        columns = f", columns {', '.join(self.attributes)}" if self.source == "folder" else ""
+        return super().dataset + columns
+
     def contents(self) -> dict[str, str]:
         """Return what the data hold, and the attributes."""
         kinds = [f"{n} ({len(c)} kinds)" if len(c) > 3 else n for n, c in self.attributes.items()]

@@ -70,11 +70,16 @@ class Attributes(Head):
 
     @property
     def protocol(self) -> str:
-        """The map, its features, and how it is scored."""
+        """The map, its features, how it is scored, and what is seen of an image.
+
+        The rule of the readings, not their list: backbones of few and of many class tokens compare.
+        """
         many = self.statistics_samples or "all"
         return (
-            f"ridge regression from normed tokens, penalty by a held-back fifth, {many} training "
-            "images; share of variance explained, around the training mean"
+            "ridge regression from normed tokens, the mean of class tokens (patches where there is "
+            f"none), each of them, and that of patches; penalty by a held-back fifth, {many} "
+            "training images; share of variance explained, around the training mean; centre crop "
+            f"of {self.evaluation_side} px"
         )
 
     def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

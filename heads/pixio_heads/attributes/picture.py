@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pixio_heads.attributes.samples import Columns
+from pixio_lightning.files import add_rows
 
 _WIDE, _LINE = 288, 17
 _CELL, _LEFT, _TOP = 64, 150, 30
@@ -59,14 +59,8 @@ def write_rows(path: Path, columns: Columns, names: Iterable[str], rows: Tensor)
         names: Of the images.
         rows: `(B, D)`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        if new:
-            table.writerow(["name", *columns])
-        for name, row in zip(names, rows, strict=True):
-            table.writerow([name, *values(columns, row).values()])
+    found = [[name, *values(columns, row).values()] for name, row in zip(names, rows, strict=True)]
+    add_rows(path, ["name", *columns], found)
 
 
 def heat_map(shares: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:

@@ -43,6 +43,7 @@ TABLE = "attributes.csv"
 _SHELL = ("sky", "floor", "wall", "ceiling", "ground", "lamp")  # what is no thing in a scene
 _SMALLEST = 0.002  # share of a view that a thing fills, to be counted
 _MOST_KINDS = 50
+_GREATEST = float(np.finfo(np.float32).max)
 
 
 def scene_columns(scenes: Scenes) -> Columns:
@@ -145,7 +146,8 @@ def read_table(root: Path, chosen: Sequence[str] | None) -> tuple[list[str], Col
         Names, the attributes' columns, and float32 `(N, D)`.
 
     Raises:
-        UserError: There is no such table or column, a cell is empty, or a column never differs.
+        UserError: There is no such table or column, a cell is empty or of numbers not finite, or a
+            column never differs.
     """
     path = root / TABLE
     try:
@@ -170,6 +172,12 @@ def read_table(root: Path, chosen: Sequence[str] | None) -> tuple[list[str], Col
     for name in names:
         words = [line[header.index(name)].strip() for line in lines]
         numbers = _numbers(words)
+        for number, cell in enumerate(numbers or (), start=2):
+            if not abs(cell) <= _GREATEST:
+                raise UserError(
+                    f"'{path}', line {number}: '{name}' is {cell:g}; expected a finite number: "
+                    "correct or remove it"
+                )
         kinds = sorted({*words}) if numbers is None else []
         if numbers is None and not 2 <= len(kinds) <= _MOST_KINDS:
             raise UserError(
@@ -192,10 +200,9 @@ def read_table(root: Path, chosen: Sequence[str] | None) -> tuple[list[str], Col
 
 def _numbers(cells: Sequence[str]) -> list[float] | None:
     try:
-        numbers = [float(cell) for cell in cells]
+        return [float(cell) for cell in cells]
     except ValueError:
         return None
-    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 class TableAttributes:

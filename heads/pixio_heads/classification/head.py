@@ -114,7 +114,7 @@ class Classification(_ClassHead):
         backbone: The encoder.
         pool: What is read of the features: the mean class token, the mean patch, or both, by a
             linear map; or all tokens through `attentive`, a cross-attention of learned queries.
-        label_smoothing: Share of the truth that is spread over all classes in the loss.
+        label_smoothing: Share of the truth that is spread over all classes in the training loss.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
         seed: Seed of drop path.
@@ -162,11 +162,11 @@ class Classification(_ClassHead):
 
     def loss(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy, of one choice or of a choice for every class."""
-        target, smoothing = batch["target"], self.label_smoothing
-        if not self.data_info["multilabel"]:
-            return {"loss": F.cross_entropy(prediction, target, label_smoothing=smoothing)}
-        smooth = target.float() * (1 - smoothing) + smoothing / 2
-        return {"loss": F.binary_cross_entropy_with_logits(prediction, smooth)}
+        return {"loss": _cross_entropy(prediction, batch["target"], self.label_smoothing)}
+
+    def validation_loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Return the same without smoothing, as losses smoothed otherwise do not compare."""
+        return _cross_entropy(prediction, batch["target"], 0.0)
 
     @property
     def output_config(self) -> dict[str, Any]:
@@ -182,7 +182,8 @@ class Classification(_ClassHead):
     def metrics(self) -> MetricCollection:
         """Return top-1 and top-5 accuracy, or mean average precision."""
         if self.data_info["multilabel"]:
-            return MetricCollection({"mean_ap": MeanAveragePrecision()})
+            number = self.data_info["num_classes"]
+            return MetricCollection({"mean_ap": MeanAveragePrecision(number)})
         return accuracies(self.data_info["num_classes"])
 
     @property
@@ -210,6 +211,14 @@ class Classification(_ClassHead):
         """Return the most frequent classes first, for every image."""
         scores = by_frequency(self.statistics["frequency"])
         return {"majority": scores.expand(len(batch["target"]), -1)}
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Return that of classes `(B,)`, or binary that of `(B, C)`; a share of the truth is spread."""
+    if target.ndim == 1:
+        return F.cross_entropy(logits, target, label_smoothing=smoothing)
+    smooth = target.float() * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, smooth)
 
 
 class KNN(_ClassHead):
@@ -356,6 +365,8 @@ class KNN(_ClassHead):
 
     def _begin(self, split: str) -> None:
         data = self.trainer.datamodule
+        if split != "predict":
+            data.refuse_shared(split)
         self._bank_root, self._root = (
             getattr(data.samples_of(s), "root", None) for s in ("train", split)
         )

@@ -193,12 +193,12 @@ class RowSamples(HubRows):
         classes: Sequence[str],
         max_megapixels: float,
     ) -> None:
-        self.split, self.max_megapixels = split, max_megapixels
+        self.max_megapixels = max_megapixels
         self.image_column, self.label_column = image_column, label_column
         self.numbers = {name: i for i, name in enumerate(classes)}
         columns = {"image_column": image_column}
         columns |= {"label_column": label_column} if label_column else {}
-        self.data = open_columns(path, split, columns)
+        super().__init__(path, split, open_columns(path, split, columns))
 
     def load(self, index: int) -> Sample:
         row = self.data[index]

@@ -14,6 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
+from pixio_lightning.training import ListMetric
+
 
 def accuracies(num_classes: int) -> MetricCollection:
     """Return `top1`, the share of images recognised, and `top5` where there are more classes."""
@@ -40,18 +42,18 @@ def by_frequency(frequency: Tensor) -> Tensor:
     return scores * (frequency > 0)
 
 
-class MeanAveragePrecision(Metric):
+class MeanAveragePrecision(ListMetric):
     """Mean over classes of the average precision, of the classes that any image shows.
 
     torchmetrics' macro average counts a class that is nowhere to be found as 0.
+
+    Args:
+        num_classes: Number of classes C.
     """
 
-    full_state_update = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
+    def __init__(self, num_classes: int) -> None:
+        scores = torch.zeros(0, num_classes)
+        super().__init__({"scores": scores, "targets": scores.long()})
 
     scores: list[Tensor]
     targets: list[Tensor]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
+
+from pixio_lightning.files import add_rows
 
 
 def table_of(folder: Path, rank: int) -> Path:
@@ -27,14 +28,9 @@ def add(
         several: Whether an image has a line for each class likelier than not, at least one;
             otherwise it has one, of the likeliest.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    # A name need not be UTF-8: file systems take any bytes.
-    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        if new:
-            table.writerow(["name", "label", "probability"])
-        for name, row in zip(names, shares.cpu(), strict=True):
-            likely = (row > 0.5).nonzero().flatten().tolist() if several else []
-            for index in likely or [int(row.argmax())]:
-                table.writerow([name, classes[index], f"{float(row[index]):.4f}"])
+    rows = []
+    for name, row in zip(names, shares.cpu(), strict=True):
+        likely = (row > 0.5).nonzero().flatten().tolist() if several else []
+        for index in likely or [int(row.argmax())]:
+            rows.append([name, classes[index], f"{float(row[index]):.4f}"])
+    add_rows(path, ["name", "label", "probability"], rows)

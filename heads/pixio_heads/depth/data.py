@@ -171,9 +171,8 @@ class DepthData(SampleData):
             return self._open_folder(root, split)
         if self.source == "mix":
             sets = {name: synthetic_layouts.LAYOUTS[name] for name in mixed_sets(root)}
-            return MixedSamples(
-                {name: self._open_layout(root / name, split, sets[name]) for name in sets}
-            )
+            parts = {name: self._open_layout(root / name, split, sets[name]) for name in sets}
+            return MixedSamples(root, parts)
         layout = _LAYOUTS[self.source]
         if self.source == "diode":
             listed = partial(benchmark_layouts.diode_pairs, domain=self.domain)

@@ -13,74 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixio_heads.depth import losses
+from pixio_heads.depth.base import DepthHead
 from pixio_heads.depth.maps import enlarged, write_map
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import unit_of
 from pixio_lightning.errors import UserError, refuse_unread
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
-from pixio_lightning.training import Batch, DenseHead, Head, Optim, visualize
+from pixio_lightning.training import Batch, DenseHead, Optim, visualize
 
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
 
 
-class _DepthHead(Head):
-    """What both kinds of depth share: the decoder, the baselines, the pictures."""
-
-    evaluation_attributes: tuple[str, ...] = ("min_depth", "max_depth")
-    monitor = ("val/abs_rel", "min")
-
-    def __init__(
-        self, backbone: Backbone, *, decoder: MakeDecoder, optim: Optim, cache: bool, seed: int
-    ) -> None:
-        super().__init__(backbone, optim=optim, cache=cache, seed=seed)
-        self.make_decoder: Any = decoder
-
-    def remember(self, about: dict[str, Any]) -> None:
-        """Take what a checkpoint says of the data it was trained on."""
-        super().remember(about)
-        # Earlier versions did not write the least depth, which then was the default.
-        self.evaluation_info.setdefault("min_depth", 1e-3)
-
-    def build(self, backbone: Backbone) -> nn.Module:
-        """Return the decoder to one channel."""
-        return self.make_decoder(backbone.dense_dim, 1, taps=len(backbone.tapped))
-
-    def decoded(self, features: Features, size: tuple[int, int]) -> Tensor:
-        """Return the decoder's map `(M, 1, H, W)` in float32: bfloat16 is too coarse from here."""
-        assert self.decoder is not None
-        return self.decoder(features, size).float()
-
-    def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return prediction, depth and valid, each `(B, H, W)`."""
-        return prediction, batch["depth"], batch["valid"]
-
-    def draw(
-        self, batches: list[Batch], maps: list[Tensor], valid: list[Tensor], title: str
-    ) -> visualize.Panel:
-        """Draw image, truth, prediction and error; one scale for all, to the truth's 98 %."""
-        truths = [batch["depth"][0].float() for batch in batches]
-        seen = torch.cat([t[v] for t, v in zip(truths, valid, strict=True)])
-        high = visualize.quantile(seen, 0.98) if len(seen) else 1.0
-        rows = []
-        for batch, truth, known, guess in zip(batches, truths, valid, maps, strict=True):
-            error = (guess - truth).abs() / truth.clamp_min(1e-6)
-            rows.append(
-                [
-                    batch["image"][0],
-                    visualize.colour(torch.where(known, truth / high, torch.nan), "depth"),
-                    visualize.colour(guess / high, "depth"),
-                    visualize.colour(torch.where(known, error / 0.5, torch.nan), "error"),
-                ]
-            )
-        legends = (
-            visualize.Legend("depth", 0, float(f"{high:.2g}"), "m", "depth"),
-            visualize.Legend("error", 0, 50, "% of the truth, grey: no truth", "error"),
-        )
-        return visualize.Panel(rows, ["image", "truth", title, "error"], legends=legends)
-
-
-class Depth(DenseHead, _DepthHead):
+class Depth(DenseHead, DepthHead):
     """Metric depth from one image, in metres: a sigmoid times the greatest depth, SILog loss.
 
     Args:
@@ -93,8 +38,8 @@ class Depth(DenseHead, _DepthHead):
         stride: Distance between their origins; None takes two thirds of the window.
         windows_per_chunk: Windows that are evaluated at once, which bounds memory and changes
             nothing else.
-        predict_side: Short side that larger images are brought to for `predict`, in pixels; None
-            takes twice the window. Files have the size of the image all the same.
+        predict_side: Short side that images are brought to for `predict`, in pixels; None takes
+            that of the training images. Files have the size of the image all the same.
         eval_crop: Part of the image that is scored.
         min_depth: Least depth that counts, metres; the greatest is the data's `max_depth`.
         files: What `predict` writes: 16-bit PNG or float32 npy, beside a picture.
@@ -135,13 +80,19 @@ class Depth(DenseHead, _DepthHead):
         """Begin as every head does.
 
         Raises:
-            UserError: The data's depth has no unit, so that no metres can be told from it.
+            UserError: The data's depth has no unit, so that no metres can be told from it; or
+                training images are resized, which evaluated ones are not.
         """
         data = self.trainer.datamodule
         if not getattr(data, "metric", True):
             raise UserError(
                 f"depth of data.source {data.source} at '{data.path}' has no unit, but Depth is in "
                 "metres: use RelativeDepth"
+            )
+        if self.trainer.state.fn == "fit" and getattr(data, "short_side", None):
+            raise UserError(
+                f"data.short_side {data.short_side} is for training images alone, and resized they "
+                "show other metres than evaluated ones: leave it out, or use RelativeDepth"
             )
         super().on_fit_start()
 
@@ -258,7 +209,7 @@ class Depth(DenseHead, _DepthHead):
             self.show(folder, name, panel)
 
 
-class RelativeDepth(_DepthHead):
+class RelativeDepth(DepthHead):
     """Disparity from one image up to scale and shift: affine-invariant loss, gradient matching.
 
     Args:

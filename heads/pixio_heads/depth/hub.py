@@ -48,14 +48,15 @@ class HubSamples(HubRows):
         insist: bool = False,
         images_only: bool = False,
     ) -> None:
-        self.split, self.scale, self.max_megapixels = split, scale, max_megapixels
+        self.scale, self.max_megapixels = scale, max_megapixels
         self.orientation = orientation
         self.columns, self.images_only, self.insist = columns, images_only, insist
         needed = {"image_column": columns[0]}
         if not images_only:
             needed["depth_column"] = columns[1]
         optional = () if images_only else ("mask", "intrinsics")
-        self.data = open_columns(path, split, needed, optional=optional)
+        data = open_columns(path, split, needed, optional=optional)
+        super().__init__(path, split, data)
 
     def load(self, index: int) -> Sample:
         row = self.data[index]

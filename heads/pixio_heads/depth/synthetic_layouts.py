@@ -199,11 +199,12 @@ class MixedSamples:
     """Several sets one after the other, each sample as often as any.
 
     Args:
+        root: What names are relative to: the folder with a folder for each set.
         parts: The sets by name.
     """
 
-    def __init__(self, parts: Mapping[str, Samples]) -> None:
-        self.parts = dict(parts)
+    def __init__(self, root: Path, parts: Mapping[str, Samples]) -> None:
+        self.root, self.parts = root, dict(parts)
         self._ends = np.cumsum([len(part) for part in self.parts.values()])
 
     def __len__(self) -> int:

@@ -37,8 +37,8 @@ class Segmentation(DenseHead):
         stride: Distance between their origins; None takes two thirds of the window.
         windows_per_chunk: Windows that are evaluated at once, which bounds memory and changes
             nothing else.
-        predict_side: Short side that larger images are brought to for `predict`, in pixels; None
-            takes twice the window. Files have the size of the image all the same.
+        predict_side: Short side that images are brought to for `predict`, in pixels; None takes
+            that of the training images. Files have the size of the image all the same.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
         seed: Seed of drop path.

@@ -175,12 +175,12 @@ class HubSamples(HubRows):
         max_megapixels: float,
         orientation: Orientation | None = None,
     ) -> None:
-        self.split, self.columns, self.labels = split, columns, labels
+        self.columns, self.labels = columns, labels
         self.max_megapixels, self.orientation = max_megapixels, orientation
         wanted = {"image_column": columns[0], "mask_column": columns[1]}
         if labels is None:
             del wanted["mask_column"]
-        self.data = open_columns(path, split, wanted)
+        super().__init__(path, split, open_columns(path, split, wanted))
 
     def load(self, index: int) -> Sample:
         row = self.data[index]

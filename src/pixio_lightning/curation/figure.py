@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pixio_lightning.data.decode import decode_pixels
+from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.shards.keep_rule import BINS, MAX_LOSS
 
 _WIDTH, _THUMB, _COLUMNS, _PAD = 1086, 84, 12, 6
@@ -118,7 +118,10 @@ def _axis(
 
 
 def _thumbnail(data: bytes) -> Image.Image:
-    image = Image.fromarray(decode_pixels(data, max_megapixels=math.inf))
+    try:
+        image = Image.fromarray(decode_pixels(data, max_megapixels=math.inf))
+    except BadImage:  # it was readable when it was scored
+        return Image.new("RGB", (_THUMB, _THUMB), _GREY)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((_THUMB, _THUMB), box=(left, top, left + side, top + side))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, refuse_inside, write_index
 from pixio_lightning.data.shards.keep_rule import KeepRule, digest_of_scores
-from pixio_lightning.data.shards.pack import entry_of, shard_schema, table_of
+from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
 from pixio_lightning.data.shards.rule_of_run import write_rule
 from pixio_lightning.data.shards.score_files import INSIDE, Scores, scores_of
 from pixio_lightning.errors import UserError
@@ -30,6 +30,9 @@ from pixio_lightning.keyed import fold, permuted
 
 BINS = 16
 PART = 32  # input shards that are rewritten together, and redone together after a kill
+MAX_LOST = (
+    1e-3  # share of the images to keep that may have become unreadable since they were scored
+)
 _BUFFER = 512  # images of a bin that are shuffled before they are written: 30 MB each
 _COLUMNS = {
     "loss": pa.float32(),
@@ -44,7 +47,8 @@ def materialize(
 ) -> ShardIndex:
     """Rewrite shards in bins of keep probability, with their scores as columns.
 
-    A finished part is left alone, so the same line again goes on.
+    A finished part is left alone, so the same line again goes on. Images to keep that cannot be
+    read any more are listed in bad_files.txt, and their parts are rewritten by the next call.
 
     Args:
         index: The shards.
@@ -57,7 +61,8 @@ def materialize(
         The index of the new shards, written beside them.
 
     Raises:
-        UserError: The folder holds something else, or lies among the shards.
+        UserError: The folder holds something else, or lies among the shards; or more than
+            `MAX_LOST` of the images to keep cannot be read.
     """
     refuse_inside(out, index)
     out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,17 @@ def materialize(
             lambda at: _part(index, rule, out, at, parts[at], group), range(len(parts))
         )
         found = list(tqdm(running, "rewriting shards", len(parts), disable=None))
-    result = ShardIndex(str(out), [entry for entries in found for entry in entries])
+    result = ShardIndex(str(out), [entry for entries, _ in found for entry in entries])
+    lost = [image for _, images in found for image in images]
+    list_left_out(out, lost)
+    if len(lost) > MAX_LOST * (result.rows + len(lost)):
+        name, reason = lost[0]
+        raise UserError(
+            f"{len(lost):,} of {result.rows + len(lost):,} images to keep cannot be read since "
+            f"they were scored, the first is {name} ({reason}), all are in "
+            f"{out / 'bad_files.txt'}: "
+            "bring their shards back and run the same line again, or score the shards anew"
+        )
     if not result.n_groups:
         raise UserError("no image is kept: none of the losses is above --floor")
     write_rule(out, rule)
@@ -86,9 +101,13 @@ def materialize(
 
 def _part(
     index: ShardIndex, rule: KeepRule, out: Path, number: int, part: list[int], group: int
-) -> list[Shard]:
+) -> tuple[list[Shard], list[tuple[str, str]]]:
+    """Return the shards of a part, and the images to keep that were lost, each with the reason."""
     done = out / f".{number:05d}.done"
-    if not done.exists():
+    lost: list[tuple[str, str]] = []
+    if done.exists():
+        names = json.loads(done.read_text())
+    else:
         paths = [out / f"{number:05d}-{b:02d}.parquet" for b in range(BINS)]
         for path in paths:
             remove_leftovers(path)
@@ -101,11 +120,14 @@ def _part(
                 )
                 p = rule.probability(scores)
                 for row, image in enumerate(images):
-                    if p[row] > 0 and not image.reason:
+                    if p[row] > 0 and image.reason:
+                        lost.append((image.key, image.reason))
+                    elif p[row] > 0:
                         bins[min(BINS - 1, int(p[row] * BINS))].add(image, scores, row)
-        names = [bin.close() for bin in bins]
-        write_text(done, json.dumps([name for name in names if name]))
-    return [entry_of(out / name, sorted_by_loss=True) for name in json.loads(done.read_text())]
+        names = [name for bin in bins if (name := bin.close())]
+        if not lost:
+            write_text(done, json.dumps(names))
+    return [entry_of(out / name, sorted_by_loss=True) for name in names], lost
 
 
 class _Bin:

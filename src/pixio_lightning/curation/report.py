@@ -116,6 +116,8 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         folder = Path(options.materialize)
         found = materialize(index, rule, folder, jobs=options.jobs)
         print(f"{found.rows} images in {len(found.shards)} shards by keep probability, in {folder}")
+        if (bad := folder / "bad_files.txt").exists():
+            print(f"images to keep that cannot be read any more: {bad}")
         print("train on them with data.source shards, data.curation.scores inside")
     return 0
 

@@ -23,6 +23,7 @@ from pixio_lightning.data.sources import digest_of, listed
 from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
 from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError, at_least_1, refuse_unread
+from pixio_lightning.files import line_break
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.
 _JUDGED_AFTER = 10_000
@@ -53,6 +54,9 @@ class StreamData(L.LightningDataModule):
     channels: int = 3
     # Samples per process and step of predicting; None takes `val_batch_size`.
     predict_batch_size: int | None = None
+    # What samples are made of, so many of each that is read: what is unusable is counted by these.
+    counted: str = "images"
+    repeat: int = 1
 
     def __init__(
         self,
@@ -137,10 +141,10 @@ class StreamData(L.LightningDataModule):
         return None
 
     def names_anywhere(self, split: str) -> list[str]:
-        """Return names of samples of a split that mean the same in whatever folder they are.
+        """Return names of samples of a split that mean the same, whatever folder and split is read.
 
-        A run is not judged by what it was trained on in another folder, as far as names tell: most
-        are no more than 0001.png, and of these there are none.
+        A run is not judged by what it was trained on as part of other data, as far as these tell:
+        a name such as 0001.png alone does not.
         """
         return []
 
@@ -282,8 +286,8 @@ class StreamData(L.LightningDataModule):
         self.list_bad(bad)
         self._seen += seen
         self._bad_of_training.update(name for name, _ in bad)
-        if self.max_bad is not None:
-            self._judge(self._bad_of_training, self._seen, self.training_size())
+        read, total = self._seen // self.repeat, self.training_size() // self.repeat
+        self.judge(self._bad_of_training, read, total)
 
     def counter(self, total: int) -> Callable[[list[Bad], int], None]:
         """Return what does as `count_bad` for `total` training samples that are read once."""
@@ -295,11 +299,22 @@ class StreamData(L.LightningDataModule):
             read += seen
             found.update(name for name, _ in bad)
             self.list_bad(bad)
-            self._judge(found, read, total)
+            self.judge(found, read, total)
 
         return count
 
-    def _judge(self, bad: Collection[str], seen: int, total: int) -> None:
+    def judge(self, bad: Collection[str], seen: int, total: int, *, of: str | None = None) -> None:
+        """Stop where the share of unusable ones is above `max_bad`.
+
+        Args:
+            bad: Their names, all listed.
+            seen: How many were looked at; judged after 10,000 or all.
+            total: How many there are.
+            of: What they are; None for what is `counted`.
+
+        Raises:
+            UserError: It is.
+        """
         # Without new ones, too: in a small set all are found before it is time to judge.
         if self.max_bad is None or seen < min(_JUDGED_AFTER, total):
             return
@@ -307,7 +322,7 @@ class StreamData(L.LightningDataModule):
         if count > self.max_bad * seen:
             reasons = listed(Counter(self.bad[name] for name in bad))
             raise UserError(
-                f"{count} of {seen} images are unusable ({reasons}), "
+                f"{count} of {seen} {of or self.counted} are unusable ({reasons}), "
                 f"more than data.max_bad {self.max_bad}; see bad_files.txt in the run folder"
             )
 
@@ -352,7 +367,8 @@ class _BadList:
             # A name need not be UTF-8: file systems take any bytes.
             self.lines.update(file.read().decode(errors="surrogateescape").splitlines())
             added = [line for line in lines if line not in self.lines]
-            file.write("".join(f"{line}\n" for line in added).encode(errors="surrogateescape"))
+            text = "".join(f"{line}\n" for line in added)
+            file.write(line_break(file) * bool(added) + text.encode(errors="surrogateescape"))
             self.lines.update(added)
             self.read_to = file.tell()
 

@@ -39,6 +39,8 @@ def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
         if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
             loaded = datasets.load_from_disk(str(local))
             if not isinstance(loaded, datasets.DatasetDict):
+                if _of_parts(split):
+                    raise ValueError(f"it was saved without splits, of which '{split}' is a part")
                 return loaded
             if split not in loaded:
                 raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
@@ -173,19 +175,60 @@ def rows_digest(data: Any, *facts: Any) -> str:
 class HubRows:
     """Rows of a split as samples: their number and names; a subclass loads them.
 
-    Attributes:
-        split: Name of the split.
-        data: What `open_columns` returned.
+    A name is of the split in the data set and of the row in it, so that a row has the same one in
+    whatever part it is read, as in `train[:90%]` or in `train+validation`.
+
+    Args:
+        path: Hub id, or a local folder.
+        split: Split, or parts of splits.
+        data: What was opened there, see `open_columns`.
     """
 
-    split: str
-    data: Any
+    def __init__(self, path: str, split: str, data: Any) -> None:
+        self.data = data
+        self._parts = _parts(path, split, data)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def name(self, index: int) -> str:
-        return f"{self.split}/{index:08d}"
+        for split, rows in self._parts:
+            if index < len(rows):
+                return f"{split}/{rows[index]:08d}"
+            index -= len(rows)
+        raise IndexError(index)
+
+    def shared(self, other: HubRows) -> list[str]:
+        """Return the names of the rows that others of the same data set have as well."""
+        both = [
+            (split, range(max(mine.start, theirs.start), min(mine.stop, theirs.stop)))
+            for split, mine in self._parts
+            for other_split, theirs in other._parts
+            if split == other_split
+        ]
+        return [f"{split}/{row:08d}" for split, rows in both for row in rows]
+
+
+def _of_parts(split: str) -> bool:
+    """Whether what is asked for is no whole split: `train[:10%]`, `train+validation`."""
+    return "[" in split or "+" in split
+
+
+def _parts(path: str, split: str, data: Any) -> list[tuple[str, range]]:
+    """Return which rows of which splits of a data set were opened, in their order."""
+    import datasets
+
+    folder, count = Path(path).expanduser(), len(data)
+    if (folder / "dataset_dict.json").exists():  # of which whole splits alone are read
+        return [(split, range(count))]
+    if (folder / "state.json").exists():  # saved as one, which is read as any split
+        return [("train", range(count))]
+    known = {name: about.num_examples for name, about in (data.info.splits or {}).items()}
+    asked = "+".join(known) if split == "all" else split
+    if not _of_parts(asked):
+        return [(asked, range(count))]
+    parts = datasets.ReadInstruction.from_spec(asked).to_absolute(known)
+    return [(part.splitname, range(part.from_, part.to)) for part in parts]
 
 
 class HubSource(HubRows):
@@ -206,7 +249,6 @@ class HubSource(HubRows):
     ) -> None:
         import datasets
 
-        self.split = split
         data = open_hub(str(path), split, key=key)
         images = [k for k, v in data.features.items() if isinstance(v, datasets.Image)]
         readable = images + [k for k, v in data.features.items() if _holds_bytes(v)]
@@ -221,8 +263,8 @@ class HubSource(HubRows):
         labels = [k for k, v in data.features.items() if isinstance(v, datasets.ClassLabel)]
         self._labels = data[labels[0]] if labels else None  # apart: a row reads its image too
         self._names = data.features[labels[0]].names if labels else []
-        data = data.select_columns([column])  # reading a row reads, and decodes, all of its columns
-        self.data = _undecoded(data)
+        # Reading a row reads, and decodes, all of its columns.
+        super().__init__(str(path), split, _undecoded(data.select_columns([column])))
 
     def read(self, index: int) -> bytes:
         return content(self.data[index][self.column])

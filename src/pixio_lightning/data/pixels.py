@@ -20,6 +20,7 @@ from pixio_lightning.data.samples import (
     TrainingSamples,
     View,
     load_or_name,
+    refuse_shared,
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
@@ -157,11 +158,6 @@ class Pixels(StreamData):
 
     def setup(self, stage: str) -> None:
         """Open the sources; nothing is decoded yet."""
-        if stage == "fit" and self.val_split == self.split and not self.val_path:
-            raise UserError(
-                f"data.val_split is '{self.val_split}', as data.split is, so held-out images would "
-                "be trained on: give another one, or leave it out"
-            )
         if stage == "predict" and self.source in ("folder", "hub"):
             if self._everything is None:
                 self._everything = self._open(self.path, self.split)
@@ -186,6 +182,9 @@ class Pixels(StreamData):
         self._held_back = []
         if self.val_split is not None:
             self._held_out = self._open(self.path, self.val_split)
+            if stage == "fit":
+                ways = "give another data.split or data.val_split"
+                refuse_shared(everything, self._held_out, self.path, ways=ways)
         elif val_path is not None:
             self._held_out = self._open(val_path, self.split, key="data.val_path")
         else:

@@ -18,6 +18,7 @@ from pixio_lightning.data.samples import (
     Samples,
     TrainingSamples,
     View,
+    refuse_shared,
     spread,
 )
 from pixio_lightning.data.scenes.samples import Scenes
@@ -30,6 +31,8 @@ _FREE = {
     *("batch_size", "val_batch_size", "num_workers", "steps_per_epoch", "max_bad", "timeout"),
     *("val_images", "views", "bad", "stores"),
 }
+
+_NAMES = 10_000  # of training samples that a run keeps to know them again
 
 
 class SampleData(StreamData):
@@ -185,7 +188,7 @@ class SampleData(StreamData):
         with suppress(UserError):  # nothing need be held out
             self.samples_of("val")
         if "val" in self._opened:
-            self._refuse_shared(self.samples_of("train"), self._opened["val"])
+            self.refuse_shared("val")
         return TrainingSamples(
             self.samples_of("train"),
             self.augment,
@@ -194,8 +197,13 @@ class SampleData(StreamData):
             store=self.stores.get("train"),
         )
 
-    def _refuse_shared(self, train: Samples, held_out: Samples) -> None:
-        """Refuse training samples that are held out as well: files, or rows of a data set."""
+    def refuse_shared(self, split: str) -> None:
+        """Refuse training samples that a split has as well: files, or rows of a data set.
+
+        Raises:
+            UserError: There are such samples.
+        """
+        train, held_out = self.samples_of("train"), self.samples_of(split)
         roots = [getattr(samples, "root", None) for samples in (train, held_out)]
         if isinstance(train, HubRows) and isinstance(held_out, HubRows):
             ways = "give another data.split or data.val_split"
@@ -203,13 +211,7 @@ class SampleData(StreamData):
             ways = "give lists, or data.split and data.val_split, that share none"
         else:  # scenes, or what has a folder of its own
             return
-        trained_on = {train.name(i) for i in range(len(train))}
-        names = (held_out.name(i) for i in range(len(held_out)))
-        if shared := [name for name in names if name in trained_on]:
-            raise UserError(
-                f"{len(shared):,} of {len(held_out):,} held-out samples of '{self.path}' are "
-                f"trained on as well, '{shared[0]}' for one: {ways}"
-            )
+        refuse_shared(train, held_out, self.path, ways=ways)
 
     def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the samples of a stage, each once; of validation at most `val_images`."""
@@ -238,6 +240,21 @@ class SampleData(StreamData):
         if root is None or getattr(beside, "root", None) != root:
             return None if root is None else []
         return [samples.name(i) for i in range(len(samples))]
+
+    def names_anywhere(self, split: str) -> list[str]:
+        """Return files by where they lie, and rows by their data set; none of what is made here.
+
+        Training samples are up to 10,000, evenly spread.
+        """
+        samples = self.samples_of(split)
+        of_hub = isinstance(samples, HubRows)
+        root = self.path if of_hub else getattr(samples, "root", None)
+        if root is None:
+            return []
+        place = Path(root).expanduser()
+        where = place.resolve() if place.exists() else root
+        chosen = spread(len(samples), _NAMES if split == "train" else None)
+        return [f"{where}/{samples.name(i)}" for i in chosen]
 
     def training_size(self) -> int:
         """Return the number of training samples."""

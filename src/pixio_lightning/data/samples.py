@@ -17,7 +17,9 @@ from torch.utils.data import Dataset
 
 from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.decode import BadImage, Crop, decode_crop, decode_pixels
+from pixio_lightning.data.hub import HubRows
 from pixio_lightning.data.sources import Source
+from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey, key_of, permuted
 
 Sample = dict[str, NDArray[Any]]
@@ -48,6 +50,33 @@ class Samples(Loaded, Protocol):
     def digest(self) -> str:
         """Return a short hash that changes when any sample does."""
         ...
+
+
+def refuse_shared(
+    train: Source | Loaded, held_out: Source | Loaded, path: str | None, *, ways: str
+) -> None:
+    """Refuse held-out samples that are trained on as well; their names mean the same in both.
+
+    Args:
+        train: What is trained on.
+        held_out: What is held out.
+        path: Of both, for the message.
+        ways: What is to be done.
+
+    Raises:
+        UserError: There are such samples.
+    """
+    if isinstance(train, HubRows) and isinstance(held_out, HubRows):
+        shared = held_out.shared(train)
+    else:
+        trained_on = {train.name(i) for i in range(len(train))}
+        names = (held_out.name(i) for i in range(len(held_out)))
+        shared = [name for name in names if name in trained_on]
+    if shared:
+        raise UserError(
+            f"{len(shared):,} of {len(held_out):,} held-out samples of '{path}' are trained on as "
+            f"well, '{shared[0]}' for one: {ways}"
+        )
 
 
 @dataclass(frozen=True)

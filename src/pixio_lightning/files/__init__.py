@@ -15,14 +15,18 @@ from pixio_lightning.files.atomic import (
 )
 from pixio_lightning.files.cache import bytes_by_kind, cache_home, default_cache, locked
 from pixio_lightning.files.home import expanded
+from pixio_lightning.files.lines import add_line, add_rows, line_break
 from pixio_lightning.files.naming import output_name, output_path
 from pixio_lightning.files.text import open_regular, parse_json, parse_yaml, read_text, unfolded
 
 __all__ = [
+    "add_line",
+    "add_rows",
     "bytes_by_kind",
     "cache_home",
     "default_cache",
     "expanded",
+    "line_break",
     "locked",
     "move",
     "open_regular",

@@ -92,7 +92,7 @@ class DenseDecoder(nn.Module):
         self.in_channels, self.out_channels, self.taps = in_channels, out_channels, taps
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
-        """Return the map `(B, K, H, W)` for a size (H, W)."""
+        """Return the map `(B, K, H, W)` for a size (H, W), in float32 also under autocast."""
         raise NotImplementedError
 
 
@@ -115,14 +115,32 @@ class Pointwise(nn.Conv2d):
         in_channels: Channels it reads.
         out_channels: Channels it gives.
         bias: Add one to each channel that it gives.
+        full_precision: Compute and give float32, whatever the precision around it: what becomes
+            a depth or a score has too few values in bfloat16, 128 from one power of 2 to the next.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bias: bool = True,
+        full_precision: bool = False,
+    ) -> None:
         super().__init__(in_channels, out_channels, 1, bias=bias)
+        self.full_precision = full_precision
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(B, K, h, w)` for `(B, C, h, w)`."""
-        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        if not self.full_precision:
+            return self._product(x, self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return self._product(x.float(), self.weight.float(), bias)
+
+    @staticmethod
+    def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
 class LinearDecoder(DenseDecoder):
@@ -150,7 +168,7 @@ class LinearDecoder(DenseDecoder):
                 f"decoder.positions is {list(positions)}, but expected height and width, 1 or more"
             )
         self.norm = SyncedBatchNorm2d(in_channels * taps)
-        self.projection = Pointwise(in_channels * taps, out_channels)
+        self.projection = Pointwise(in_channels * taps, out_channels, full_precision=True)
         self.bias_map = (
             nn.Parameter(torch.zeros(1, out_channels, *positions)) if positions else None
         )
@@ -304,7 +322,7 @@ class DPTDecoder(DenseDecoder):
         self.tail = nn.Sequential(
             nn.Conv2d(features, features, 3, padding=1),
             nn.ReLU(),
-            Pointwise(features, out_channels),
+            Pointwise(features, out_channels, full_precision=True),
         )
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:

@@ -29,8 +29,9 @@ class DenseHead(Head):
     by its prediction alone.
 
     What is predicted to be looked at (`pixio predict`, pictures given to `predict`) is never
-    scored: a photograph is brought to a size that windows suit, and they lie inside of it, half a
-    window apart at most, and are blended.
+    scored: a photograph is brought to the size of the training images, in which a head of metres
+    or of classes knows what it sees, and windows lie inside of it, half a window apart at most, and
+    are blended.
 
     A subclass implements `decode_crop`, `decode_window` and `from_mean`, and calls `set_windows`.
 
@@ -38,11 +39,11 @@ class DenseHead(Head):
         window: Side of the windows in pixels.
         stride: Distance between their origins.
         windows_per_chunk: How many are encoded and decoded at once.
-        predict_side: Short side that larger images are brought to where they are predicted;
-            smaller ones are brought to a window, but no more than four times as large.
+        predict_side: Short side that images are brought to where they are predicted, but no more
+            than four times their own; None for the median of the training images'.
     """
 
-    predict_side: int
+    predict_side: int | None
     window: int
     stride: int
     windows_per_chunk: int
@@ -68,7 +69,7 @@ class DenseHead(Head):
         windows_per_chunk: int,
         predict_side: int | None = None,
     ) -> None:
-        """Set the windows; a stride of None is two thirds, a predict_side of None twice a window.
+        """Set the windows; a stride of None is two thirds of one, predict_side as above.
 
         Raises:
             UserError: Windows of this size or at this distance cannot be.
@@ -88,9 +89,19 @@ class DenseHead(Head):
             )
         if windows_per_chunk < 1:
             raise UserError(f"model.windows_per_chunk is {windows_per_chunk}; expected 1 or more")
-        self.predict_side = 2 * window if predict_side is None else predict_side
-        if self.predict_side < 1:
+        self.predict_side = predict_side
+        if predict_side is not None and predict_side < 1:
             raise UserError(f"model.predict_side is {predict_side}; expected pixels, 1 or more")
+
+    def on_fit_start(self) -> None:
+        """Begin as every head does; say where crops and windows are not of one size."""
+        super().on_fit_start()
+        side = getattr(self.trainer.datamodule, "image_size", None)
+        if self.trainer.state.fn == "fit" and side not in (None, self.window):
+            self.note(
+                f"trained on crops of {side} px, evaluated through windows of {self.window}: "
+                f"model.window {side} would show the encoder as much as in training"
+            )
 
     # --- the way of a batch -------------------------------------------------------------------
 
@@ -118,12 +129,12 @@ class DenseHead(Head):
         return self._through_windows(batch)
 
     def predicted_to_show(self, batch: Batch) -> Tensor:
-        """Return the prediction for images at their working size, without seams."""
+        """Return the prediction for images at the size of those of the training, without seams."""
         image = batch["image"]
         size = list(image.shape[-2:])
         short = min(size)
-        # A strip would become endless if it were brought to the side of a window.
-        side = min(max(short, min(self.window, 4 * short)), self.predict_side)
+        # A strip would become endless if it were brought to the side of a photograph.
+        side = min(self._side_to_show, 4 * short)
         if side != short:
             size = [max(1, round(n * side / short)) for n in size]
             scaled = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
@@ -138,6 +149,26 @@ class DenseHead(Head):
             if counts:
                 mean.add(found)
         return self.from_mean(mean.result())
+
+    @property
+    def _side_to_show(self) -> int:
+        if self.predict_side is not None:
+            return self.predict_side
+        # Checkpoints of before it was measured, and heads without statistics, do not know it.
+        known = self.statistics.get("short_side")
+        return 2 * self.window if known is None else int(known)
+
+    def compute_statistics(self) -> dict[str, Tensor]:
+        """Return those of `fit_statistics`, and `short_side`, the median of the images' in pixels.
+
+        A photograph taken through windows at another scale than the training's shows another focal
+        length: a head of metres would be wrong by their ratio.
+        """
+        loader = _Measured(self.trainer.datamodule.statistics_dataloader(self.statistics_samples))
+        found = self.fit_statistics(loader)
+        if loader.short_sides:
+            found = found | {"short_side": torch.tensor(loader.short_sides).median()}
+        return found
 
     @property
     def input_config(self) -> dict[str, Any]:
@@ -181,3 +212,20 @@ class DenseHead(Head):
             yield piece, True
         for _ in range(own, most):
             yield piece, False
+
+
+class _Measured:
+    """A loader that knows, once it was read, the short side of each of its images."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.short_sides: list[int] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.short_sides = []
+        for batch in self.loader:
+            self.short_sides += [int(min(batch["size"]))] * len(batch["name"])
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)

@@ -16,6 +16,35 @@ from pixio_lightning.models.probes import has_float64
 _MODEL = "model"
 
 
+class ListMetric(Metric):
+    """A metric that keeps what it is given, in lists that are joined over all processes.
+
+    A process may have been given nothing, where none of its samples can be used. torchmetrics puts
+    a float32 vector in the place of its list, which is of another form than the others' tensors:
+    gathering them hangs or aborts.
+
+    Args:
+        empty: By name of a list, a tensor of no rows, of the shape and type of what is kept.
+        options: Those of `Metric`.
+    """
+
+    full_state_update = False
+
+    def __init__(self, empty: Mapping[str, Tensor], **options: Any) -> None:
+        super().__init__(**options)
+        self._empty = dict(empty)
+        for name in self._empty:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def sync(self, *args: Any, **options: Any) -> None:
+        """Join the lists of all processes, as `Metric` does; none of them is empty."""
+        for name, empty in self._empty.items():
+            kept = getattr(self, name)
+            if isinstance(kept, list) and not kept:
+                kept.append(empty.to(self.device))
+        super().sync(*args, **options)
+
+
 class Outcome(NamedTuple):
     """The result of an evaluation.
 

@@ -2,6 +2,7 @@
 
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.dense_head import DenseHead
+from pixio_lightning.training.evaluation_metrics import ListMetric
 from pixio_lightning.training.head import Batch, Head
 from pixio_lightning.training.optim import Optim
 from pixio_lightning.training.precision import full_precision
@@ -12,6 +13,7 @@ __all__ = [
     "BackboneModule",
     "Batch",
     "Head",
+    "ListMetric",
     "Optim",
     "Panel",
     "DenseHead",

@@ -333,10 +333,11 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        self._columns = {"step": None}
+        self._columns, self._cut = {"step": None}, ""
         if path.exists():
+            text, _, self._cut = read_text(path, limit=1 << 30).rpartition("\n")
             try:
-                table = csv.DictReader(io.StringIO(read_text(path, limit=1 << 30)))
+                table = csv.DictReader(io.StringIO(text))
                 self.rows = [
                     {"step": float(row["step"])}
                     | {k: float(v) for k, v in row.items() if v not in ("", None)}
@@ -350,10 +351,10 @@ class Metrics:
                 ) from None
 
     def rewind(self, step: int) -> None:
-        """Forget the rows after `step`, in the file too; -1 forgets all."""
+        """Forget the rows after `step` and one that a kill cut short, in the file too; -1: all."""
         kept = [row for row in self.rows if row["step"] <= step]
-        if len(kept) < len(self.rows):
-            self.rows = kept
+        if len(kept) < len(self.rows) or self._cut:
+            self.rows, self._cut = kept, ""
             self._columns = self._named()
             self._write()
 
@@ -377,9 +378,8 @@ class Metrics:
         if not self.rows:
             self.path.unlink(missing_ok=True)
             return
-        write_text(
-            self.path, "".join([",".join(self._columns) + "\n", *map(self._line, self.rows)])
-        )
+        lines = [",".join(self._columns) + "\n", *map(self._line, self.rows)]
+        write_text(self.path, "".join(lines))
 
     def _named(self) -> dict[str, None]:
         """Return the columns in order; step is the first."""

@@ -157,7 +157,9 @@ def test_a_folder_with_a_table_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         ("name,bright\nx.png,1\ny.png,2\n", "no column 'brightness', but name, bright, did you"),
         ("name,brightness\nx.png,1\ny.png,\n", "line 3: 'brightness' is empty"),
         ("name,brightness\nx.png,a\ny.png,a\n", "'brightness' holds 1 different words"),
-        ("name,brightness\nx.png,nan\ny.png,nan\n", "'brightness' holds 1 different words"),
+        ("name,brightness\nx.png,nan\ny.png,nan\n", "line 2: 'brightness' is nan; expected a fin"),
+        ("name,brightness\nx.png,1\ny.png,-inf\nz.png,2\n", "line 3: 'brightness' is -inf; exp"),
+        ("name,brightness\nx.png,1\ny.png,2\nz.png,1e39\n", "line 4: 'brightness' is 1e+39; ex"),
         ("name,brightness\n", "holds 1 attributes of 0 images"),
         ("name,brightness\nx.png,5\ny.png,5.0\n", "'brightness' is 5 for every image"),
     ],
@@ -246,3 +248,28 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
     """They begin UTF-8 with a byte order mark."""
     (tmp_path / "attributes.csv").write_text("\ufeffname,a\nx.png,1\ny.png,2\n", encoding="utf-8")
     assert read_table(tmp_path, None)[:2] == (["x.png", "y.png"], {"a": ["a"]})
+
+
+def test_records_tell_which_columns_and_what_of_an_image_a_mean_is_of(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", 4)
+    said = {}
+    for columns, side in ((["brightness"], 32), (["brightness", "left"], 32), (None, 64)):
+        data = AttributeData("folder", str(folder), columns=columns, image_size=side)
+        head = Attributes(Backbone("pixio_vitt16", weights="random:0", model_args=SMALL))
+        head.read_data_attributes(data)
+        said[data.dataset.removeprefix(f"folder {folder}")] = head.protocol
+    assert [*said] == [
+        ", columns brightness",
+        ", columns brightness, left",
+        ", columns brightness, left, remark",
+    ]
+    assert [line.rpartition("; ")[2] for line in said.values()] == [
+        *["centre crop of 32 px"] * 2,
+        "centre crop of 64 px",
+    ]
+    # Backbones of one class token and of eight are compared.
+    few = Attributes(
+        Backbone("pixio_vitt16", weights="random:0", model_args=SMALL | {"n_cls_tokens": 1})
+    )
+    few.read_data_attributes(AttributeData("folder", str(folder), image_size=64))
+    assert few.protocol == said[", columns brightness, left, remark"]

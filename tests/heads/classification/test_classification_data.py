@@ -193,6 +193,45 @@ def test_a_hub_column_of_words_and_one_of_lists(tmp_path: Path) -> None:
     assert found == [[1, 0, 0], [1, 0, 1], [0, 0, 0]]
 
 
+def test_parts_of_a_split_share_no_row_between_training_and_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    images = [{"bytes": _png(i), "path": None} for i in range(20)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": images, "label": [i % 2 for i in range(20)]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.to_parquet(tmp_path / "rows/train.parquet")
+    table.select(range(4)).to_parquet(tmp_path / "rows/test.parquet")
+    table.save_to_disk(tmp_path / "saved")
+
+    def data(train: str, val: str, path: str = "rows") -> ClassificationData:
+        return ClassificationData("hub", str(tmp_path / path), split=train, val_split=val)
+
+    for train, val, shared in (
+        ("train", "train[:50%]", "10 of 10 .* 'train/00000000'"),
+        ("train", "train[10:]", "10 of 10 .* 'train/00000010'"),
+        ("train[:60%]", "train[-10:]", "2 of 10 .* 'train/00000010'"),
+        ("train[:2]+train[8:]", "test+train[5:9]", "1 of 8 .* 'train/00000008'"),
+        ("all", "test", "4 of 4 .* 'test/00000000'"),
+    ):
+        refused = data(train, val)
+        assert len(refused.samples_of("val")) > 0  # it may be looked at
+        with pytest.raises(UserError, match=f"^{shared} for one: give another data.split"):
+            refused.training_set()
+    for train, val in (("train[:90%]", "train[90%:]"), ("train", "test"), ("train[4:]", "test")):
+        assert data(train, val).training_set() is not None
+    parts = data("train[18:]+test[:1]", "test").samples_of("train")
+    names = [parts.name(i) for i in range(len(parts))]
+    assert names == ["train/00000018", "train/00000019", "test/00000000"]
+    assert all(int(parts.load(i)["target"]) == i % 2 for i in range(3))
+    # What was saved as one is read as any split, all of it.
+    with pytest.raises(UserError, match="20 of 20 held-out samples"):
+        data("train", "validation", "saved").training_set()
+    with pytest.raises(UserError, match=r"saved without splits, of which 'train\[:9\]' is a part"):
+        data("train[:9]", "train[9:]", "saved").samples_of("train")
+
+
 @pytest.mark.parametrize("target", ["room_type", "outdoor", "objects"])
 def test_targets_of_scenes_are_what_was_rendered(target: str) -> None:
     data = ClassificationData(target=target, scenes=SCENES, image_size=64)

@@ -236,7 +236,7 @@ def test_an_attentive_probe_finds_the_token_that_a_mean_hides() -> None:
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_losses_smooth_their_labels(multilabel: bool) -> None:
+def test_losses_of_training_alone_smooth_their_labels(multilabel: bool) -> None:
     head = Classification(Backbone("pixio_vitt16", weights="random"), label_smoothing=0.1)
     head.data_info = {"multilabel": multilabel}
     logits = torch.randn(4, 3)
@@ -250,7 +250,12 @@ def test_losses_smooth_their_labels(multilabel: bool) -> None:
         soft = torch.full((4, 3), 0.1 / 3)
         soft[range(4), target] += 0.9
         expected = -(soft * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    assert head.loss(logits, {"target": target})["loss"] == pytest.approx(float(expected), rel=1e-5)
+    batch = {"target": target}
+    assert head.loss(logits, batch)["loss"] == pytest.approx(float(expected), rel=1e-5)
+    # What an evaluation reports compares with that of any other share.
+    plain = Classification(Backbone("pixio_vitt16", weights="random"))
+    plain.data_info = head.data_info
+    assert torch.equal(head.validation_loss(logits, batch), plain.loss(logits, batch)["loss"])
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import shutil
 from pathlib import Path
 
+import datasets
 import lightning as L
 import pytest
 import torch
@@ -136,7 +138,7 @@ def test_the_majority_of_a_balanced_set_is_one_class() -> None:
 def test_mean_average_precision_leaves_out_classes_that_nothing_shows() -> None:
     scores, target = torch.randn(40, 5), torch.randint(0, 2, (40, 5))
     target[:, 3] = 0
-    metric = MeanAveragePrecision()
+    metric = MeanAveragePrecision(5)
     metric.update(scores[:25], target[:25])
     metric.update(scores[25:], target[25:])
     shown = [0, 1, 2, 4]
@@ -159,7 +161,7 @@ def test_the_average_precision_depends_on_the_order_of_scores_alone(shift: float
     target = (scores / 9 + torch.randn(400, 3, generator=generator) > 1).long()
     found = []
     for added in (0.0, shift):
-        metric = MeanAveragePrecision()
+        metric = MeanAveragePrecision(3)
         metric.update(scores + added, target)
         found.append(float(metric.compute()))
     assert found[0] == found[1] < 1
@@ -199,3 +201,37 @@ def test_other_data_have_neighbours_of_their_own(colours: Path, tmp_path: Path) 
         data = ClassificationData("folder", str(folder), image_size=64, num_workers=0)
         (found,) = trainer.validate(head, data, verbose=False)
         assert found["val/top1_k1"] == 1
+
+
+def rows_of_noise(folder: Path, n: int) -> str:
+    """Write a data set of images of noise, each of a class of its own: `c0`, `c1`, ..."""
+    noise = torch.randint(0, 256, (n, 32, 32, 3), generator=torch.Generator().manual_seed(0))
+    classes = datasets.ClassLabel(names=[f"c{i}" for i in range(n)])
+    features = datasets.Features({"image": datasets.Image(), "label": classes})
+    rows = {"image": [i.numpy().astype("uint8") for i in noise], "label": range(n)}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.to_parquet(folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def test_a_row_in_another_part_of_its_split_is_no_neighbour_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = rows_of_noise(tmp_path / "rows", 12)
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
+    head = KNN(Backbone("pixio_vitt16", weights="random:0", model_args=sizes), k=(1,))
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    data = ClassificationData(
+        "hub", path, val_split="train[3:5]+train[9:]", image_size=32, num_workers=0
+    )
+    trainer.predict(head, data)
+    with (tmp_path / "predictions/predictions.csv").open() as file:
+        found = {row["name"]: row["label"] for row in csv.DictReader(file)}
+    assert [int(name.removeprefix("train/")) for name in found] == [3, 4, 9, 10, 11]
+    assert all(f"c{int(name[-8:])}" != found[name] for name in found)
+    # They may be looked at, but judge nothing.
+    with pytest.raises(UserError, match="5 of 5 held-out samples .* 'train/00000003' for one"):
+        trainer.validate(head, data, verbose=False)

@@ -147,19 +147,24 @@ def of_split(names: Sequence[str], split: str | None, key: str, path: str) -> li
 def pictures_of_splits(root: Path) -> tuple[str, str | None]:
     """Return the folders of pictures to train on and to hold out; None holds out some.
 
+    A folder to test on is neither, whether or not there is one to validate on.
+
     Raises:
-        UserError: Pictures beside train/ and val/ would be in neither.
+        UserError: Pictures beside train/ and val/, or train/ and test/, would be in neither.
     """
     named, others = folders_of_splits(root)
-    train, val = named.get("train", []), named.get("val", [])
-    if (len(train), len(val)) != (1, 1):
+    train, val, test = (named.get(split, []) for split in ("train", "val", "test"))
+    apart = val or test
+    if (len(train), len(apart)) != (1, 1):
         return str(root), None
     beside = [folder for folder in others if any(map(is_picture, files_below(folder)))]
-    if beside and {train[0].name, val[0].name} == {"train", "val"}:
+    if beside and train[0].name == "train" and apart[0].name in ("val", "test"):
         shown = some_of(f"{folder.name}/" for folder in beside)
         raise UserError(
-            f"data.path '{root}' holds train/ and val/ beside {shown}, whose pictures are in "
-            "neither: give the folder to train on, and the other one as data.val_path"
+            f"data.path '{root}' holds train/ and {apart[0].name}/ beside {shown}, whose pictures "
+            "are in neither: give the folder to train on, and another one as data.val_path"
         )
-    # Of other words than these two, folders beside others are more likely classes.
-    return (str(root), None) if beside else (str(train[0]), str(val[0]))
+    # Of other words than these, folders beside others are more likely classes.
+    if beside:
+        return str(root), None
+    return str(train[0]), str(val[0]) if val else None

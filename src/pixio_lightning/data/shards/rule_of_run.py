@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pixio_lightning.data.shards.keep_rule import (
     histogram_of,
 )
 from pixio_lightning.data.shards.remote import file_system, join
-from pixio_lightning.data.shards.score_files import INSIDE
+from pixio_lightning.data.shards.score_files import INSIDE, check_scores
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, parse_json, read_text, write_text
 
@@ -117,3 +118,22 @@ def calibrated(index: ShardIndex, curation: Curation) -> float:
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_text(kept, json.dumps({"c": c}))
     return c
+
+
+def check_scores_once(index: ShardIndex, curation: Curation) -> None:
+    """Check a folder of score files, unless this machine found the same files in order before.
+
+    A look at each file tells whether it has changed; its footer has to be opened to be checked, and
+    there are as many as shards.
+
+    Raises:
+        UserError: As `check_scores`.
+    """
+    facts = f"{digest_of_scores(index, curation)} {index.column}"
+    digest = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+    checked = default_cache() / f"checked-scores-{digest}"
+    if not checked.exists():
+        check_scores(index, str(curation.scores))
+        with suppress(OSError):  # without a cache they are checked at each start
+            checked.parent.mkdir(parents=True, exist_ok=True)
+            write_text(checked, "")

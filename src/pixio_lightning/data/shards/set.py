@@ -18,8 +18,8 @@ from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.held_out import held_out_groups, refuse_trained_on
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import Curation, KeepRule, digest_of_scores
-from pixio_lightning.data.shards.rule_of_run import rule_of
-from pixio_lightning.data.shards.score_files import INSIDE, check_scores
+from pixio_lightning.data.shards.rule_of_run import check_scores_once, rule_of
+from pixio_lightning.data.shards.score_files import INSIDE
 from pixio_lightning.data.shards.stream import (
     BLOCK_ROWS,
     BlockOrder,
@@ -143,7 +143,7 @@ class ShardSet:
         self.tally = np.zeros((len(index.shards), 2), np.int64)
         if curation.scores is not None:
             if curation.scores != INSIDE:
-                check_scores(self.index, curation.scores)
+                check_scores_once(self.index, curation)
             self.rule = rule_of(self.index, curation, seed)
             self.curation = self.rule.curation
 
