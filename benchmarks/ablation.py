@@ -162,8 +162,7 @@ def judge(cell: Cell, how: How, backbone: Backbone | None, **facts: Any) -> None
     """Keep what was found of a cell; nothing was trained for those of a budget of nought."""
     entry = {"batch": how.batch if cell.budget else 0, **cell._asdict(), **facts}
     found = judged(backbone, [WORLD], device=DEVICES[how.accelerator])
-    with LINES.open("a") as file:
-        file.write(json.dumps(entry | found) + "\n")
+    pages.keep(LINES, entry | found)
 
 
 def score(how: How) -> None:

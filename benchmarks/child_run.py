@@ -27,17 +27,19 @@ def run(words: list[str], out: Path) -> float:
     with out.with_name(f"{out.name}.log").open("w") as log:  # names may hold dots
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         child = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+        # Of this child and its own, as several may run at a time.
         try:
-            # Of this child and its own, as several may run at a time.
             _, status, used = os.wait4(child.pid, 0)
         except BaseException:
             child.terminate()  # it saves its work
-            child.wait()
+            _, status, used = os.wait4(child.pid, 0)
+            spent.write_text(f"{before + used.ru_utime:.1f}")
             raise
+        finally:
+            child.returncode = 0  # it is waited for
     spent.write_text(f"{before + used.ru_utime:.1f}")
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command)
+    if code := os.waitstatus_to_exitcode(status):
+        raise subprocess.CalledProcessError(code, command)
     return before + used.ru_utime
 
 

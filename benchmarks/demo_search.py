@@ -78,8 +78,7 @@ def add(name: str, seed: int, seconds: float, backbone: Backbone | None) -> None
     """Judge a variant and keep what was found."""
     entry: dict[str, Any] = {"variant": name, "seed": seed, "cpu_s": round(seconds)}
     entry |= judged(backbone)
-    with LOG.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    pages.keep(LOG, entry)
     print(json.dumps(entry), flush=True)
 
 

@@ -15,7 +15,6 @@ are judged on, which favours those ways a little over the linear heads.
 from __future__ import annotations
 
 import argparse
-import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -169,8 +168,8 @@ def run(task: Task, path: Path, cell: Cell) -> None:
     record = results.read(out)[-1]
     entry: dict[str, Any] = cell._asdict() | {"value": record["metrics"][task.metric]}
     entry["baseline"] = record["baselines"][task.baseline][task.metric]
-    with _KEPT, path.open("a") as file:
-        file.write(json.dumps(entry | {"cpu_s": round(took)}) + "\n")
+    with _KEPT:
+        pages.keep(path, entry | {"cpu_s": round(took)})
 
 
 def found(path: Path) -> dict[Cell, float]:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pixio_lightning.files import add_line
+
 _BEGIN, _END = "<!-- table -->\n", "<!-- /table -->\n"
 
 
 def stored(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of results; none if it is not there yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the lines of a file of results; none if it is not there yet.
+
+    One that a kill has cut short is left out.
+    """
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def keep(path: Path, line: dict[str, Any]) -> None:
+    """Add a line to a file of results."""
+    add_line(path, json.dumps(line))
 
 
 def grouped(
