@@ -14,6 +14,19 @@ from typing import Any
 import fork_server
 
 
+def metric_of_one(rank: int, folder: str, make: Callable[[], Any], given: tuple[Any, ...]) -> None:
+    """Compute a metric of two processes, of which the first alone was given anything: RANK.pt."""
+    import torch
+
+    address = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    metric = make()
+    if rank == 0:
+        metric.update(*given)
+    torch.save(metric.compute(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
 def in_processes(function: Callable[..., None], *args: Any, count: int = 2) -> None:
     """Call `function(rank, *args)` in `count` processes at once; all have to end well.
 

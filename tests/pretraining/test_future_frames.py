@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from processes import in_processes
+from processes import in_processes, metric_of_one
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixio_lightning import Clips
@@ -409,20 +408,10 @@ def test_clips_are_what_the_module_reads() -> None:
     assert hasattr(Clips, "training_pairs")
 
 
-def _alone_with_samples(rank: int, folder: str, make: Any, given: tuple[Any, ...]) -> None:
-    address = f"file://{folder}/store"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    metric = make()
-    if rank == 0:
-        metric.update(*given)
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_a_process_without_a_pair_has_the_error_of_all(tmp_path: Path) -> None:
     values, weights, videos = torch.randn(6), torch.ones(6), torch.tensor([1, 1, 2, 2, 3, 2**62])
     alone = MeanError()
     alone.update(values, weights, videos)
-    in_processes(_alone_with_samples, str(tmp_path), MeanError, (values, weights, videos))
+    in_processes(metric_of_one, str(tmp_path), MeanError, (values, weights, videos))
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone.compute())

@@ -6,7 +6,6 @@ import os
 import subprocess
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import fork_server
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 import torch
 from class_runs import words
 from PIL import Image
-from processes import in_processes
+from processes import in_processes, metric_of_one
 
 from pixio_heads.classification.metrics import MeanAveragePrecision
 from pixio_lightning.cli.main import main
@@ -77,16 +76,6 @@ def test_two_processes_learn_what_one_does(colours: Path, tmp_path: Path) -> Non
     assert one["metrics"] == two["metrics"] and one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 
-def _alone_with_samples(rank: int, folder: str, make: Any, given: tuple[Any, ...]) -> None:
-    address = f"file://{folder}/store"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    metric = make()
-    if rank == 0:
-        metric.update(*given)
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_a_process_without_a_usable_sample_has_the_average_precision_of_all(
     tmp_path: Path,
 ) -> None:
@@ -95,7 +84,7 @@ def test_a_process_without_a_usable_sample_has_the_average_precision_of_all(
     given = (scores, (torch.randn(30, 4, generator=generator) > 0).long())
     alone = MeanAveragePrecision(4)
     alone.update(*given)
-    in_processes(_alone_with_samples, str(tmp_path), partial(MeanAveragePrecision, 4), given)
+    in_processes(metric_of_one, str(tmp_path), partial(MeanAveragePrecision, 4), given)
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone.compute())
     assert MeanAveragePrecision(4).compute().isnan()  # and without a sample anywhere

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from processes import in_processes
+from processes import in_processes, metric_of_one
 from rendered_sets import batch, perfect
 
 from pixio_heads.reconstruction import metrics as m
@@ -133,16 +132,6 @@ def test_without_sets_there_are_no_figures() -> None:
     assert all(math.isnan(float(value)) for value in metric.compute().values())
 
 
-def _alone_with_samples(rank: int, folder: str, make: Any, given: tuple[Any, ...]) -> None:
-    address = f"file://{folder}/store"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    metric = make()
-    if rank == 0:
-        metric.update(*given)
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_a_process_without_a_set_has_the_figures_of_all(tmp_path: Path) -> None:
     truth = batch(views=3)
     shaken = perfect(truth)
@@ -150,6 +139,6 @@ def test_a_process_without_a_set_has_the_figures_of_all(tmp_path: Path) -> None:
     given = (shaken, truth_of(truth), truth["valid"], truth["metric"])
     alone = m.ReconstructionMetrics()
     alone.update(*given)
-    in_processes(_alone_with_samples, str(tmp_path), m.ReconstructionMetrics, given)
+    in_processes(metric_of_one, str(tmp_path), m.ReconstructionMetrics, given)
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == alone.compute()
