@@ -322,10 +322,10 @@ class ReconstructionData(SampleData):
         assert isinstance(sets, Sets)
         return sets
 
-    def _measure(self, split: str, indices: list[int] | None = None) -> None:
+    def _measure(self, split: str, indices: list[int] | None = None, *, judge: bool = True) -> None:
         """Measure before workers start, also where `prepare_data` could not know what is needed."""
         hidden = self.trainer is not None and self.trainer.global_rank > 0
-        self._sets_of(split).measure(indices, hidden=hidden)
+        self._sets_of(split).measure(indices, hidden=hidden, judge=judge)
 
     def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the sets of a stage, each once, ready to be loaded.
@@ -351,7 +351,7 @@ class ReconstructionData(SampleData):
 
     def samples(self, n: int) -> dict[str, Any]:
         """Return `n` validation sets for pictures, as batches of one."""
-        self._measure("val", spread(len(self.samples_of("val")), n))
+        self._measure("val", spread(len(self.samples_of("val")), n), judge=False)
         return super().samples(n)
 
     # --- the stream ---------------------------------------------------------------------------

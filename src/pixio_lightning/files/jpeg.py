@@ -20,8 +20,9 @@ def has_more_scans(data: bytes, most: int) -> bool:
     after = values[begun + 1]
     if np.count_nonzero(after == 0xDA) <= most:
         return False  # wherever they are
-    # What follows 0xFF in coded data is stuffed, a fill byte, or a restart of the coding.
-    markers = begun[~np.isin(after, [0, 0xFF, *range(0xD0, 0xD8)])]
+    # What follows 0xFF in coded data is stuffed, a fill byte, or a restart of the coding; 1 has no
+    # length, which would hide what follows.
+    markers = begun[~np.isin(after, [0, 1, 0xFF, *range(0xD0, 0xD9)])]
     scans, at = 0, 2  # behind the marker that every JPEG begins with
     while (number := int(np.searchsorted(markers, at))) < len(markers) and scans <= most:
         at = int(markers[number])

@@ -97,7 +97,8 @@ class DenseHead(Head):
         """Begin as every head does; say where crops and windows are not of one size."""
         super().on_fit_start()
         side = getattr(self.trainer.datamodule, "image_size", None)
-        if self.trainer.state.fn == "fit" and side not in (None, self.window):
+        begun = self.trainer.state.fn == "fit" and not self.trainer.evaluating
+        if begun and not self.trainer.sanity_checking and side not in (None, self.window):
             self.note(
                 f"trained on crops of {side} px, evaluated through windows of {self.window}: "
                 f"model.window {side} would show the encoder as much as in training"
@@ -134,7 +135,7 @@ class DenseHead(Head):
         size = list(image.shape[-2:])
         short = min(size)
         # A strip would become endless if it were brought to the side of a photograph.
-        side = min(self._side_to_show, 4 * short)
+        side = min(self._side_to_show(short), 4 * short)
         if side != short:
             size = [max(1, round(n * side / short)) for n in size]
             scaled = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
@@ -150,13 +151,13 @@ class DenseHead(Head):
                 mean.add(found)
         return self.from_mean(mean.result())
 
-    @property
-    def _side_to_show(self) -> int:
+    def _side_to_show(self, short: int) -> int:
         if self.predict_side is not None:
             return self.predict_side
-        # Checkpoints of before it was measured, and heads without statistics, do not know it.
         known = self.statistics.get("short_side")
-        return 2 * self.window if known is None else int(known)
+        if known is None:  # as in checkpoints of before it was measured: no scale is the right one
+            return min(max(short, self.window), 2 * self.window)
+        return int(known)
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Return those of `fit_statistics`, and `short_side`, the median of the images' in pixels.

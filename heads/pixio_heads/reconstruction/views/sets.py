@@ -124,7 +124,9 @@ class Sets:
             "synthetic": np.asarray(scene.synthetic),
         }
 
-    def measure(self, indices: Iterable[int] | None = None, *, hidden: bool = False) -> None:
+    def measure(
+        self, indices: Iterable[int] | None = None, *, hidden: bool = False, judge: bool = True
+    ) -> None:
         """Compute what sets are chosen by, where it is not on disk yet.
 
         It takes long for scenes of many frames, and a data worker has not the time.
@@ -132,6 +134,7 @@ class Sets:
         Args:
             indices: The sets that will be loaded; None for all.
             hidden: Whether to show no progress.
+            judge: Whether these are sets enough to tell whether frames have neighbours.
 
         Raises:
             UserError: Most frames have no neighbour.
@@ -146,7 +149,7 @@ class Sets:
             ) as bar:
                 for file in files:
                     file.complete(bar.update)
-        if (share := self._alone(scenes)) > _MOST_ALONE:
+        if judge and (share := self._alone(scenes)) > _MOST_ALONE:
             raise UserError(
                 f"{100 * share:.0f} % of the frames see too little of any other, in scene "
                 f"'{scenes[0].name}' and on, so that sets would be one picture repeated: expected "
