@@ -32,7 +32,6 @@ from pixio_lightning.data import (
     known_places,
     open_columns,
     part_of,
-    rows_digest,
 )
 from pixio_lightning.errors import UserError
 
@@ -220,7 +219,7 @@ class RowSamples(HubRows):
         return np.array(numbers[0])
 
     def digest(self) -> str:
-        return rows_digest(self.data, self.image_column, self.label_column, self.numbers)
+        return self.rows_digest(self.image_column, self.label_column, self.numbers)
 
 
 # --- scenes -----------------------------------------------------------------------------------

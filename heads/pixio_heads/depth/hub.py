@@ -14,7 +14,6 @@ from pixio_lightning.data import (
     decode_pixels,
     open_columns,
     read_depth,
-    rows_digest,
     to_metres,
 )
 
@@ -89,4 +88,4 @@ class HubSamples(HubRows):
         return sample
 
     def digest(self) -> str:
-        return rows_digest(self.data, self.columns, self.scale)
+        return self.rows_digest(self.columns, self.scale)

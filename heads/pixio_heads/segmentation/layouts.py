@@ -33,7 +33,6 @@ from pixio_lightning.data import (
     folders_of_pairs,
     open_columns,
     read_file,
-    rows_digest,
 )
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import read_text
@@ -199,7 +198,7 @@ class HubSamples(HubRows):
         return checked(image, labels)
 
     def digest(self) -> str:
-        return rows_digest(self.data, self.columns)
+        return self.rows_digest(self.columns)
 
 
 class SceneMasks(SceneSamples):

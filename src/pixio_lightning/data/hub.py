@@ -15,6 +15,8 @@ from pixio_lightning.data.sources import digest_of, existing_folder, files_below
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files.text import parse_yaml, read_text, unfolded
 
+_ONE = "train"  # the split of what was saved without any
+
 
 def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
     """Open a split of a Hugging Face data set: a hub id, or a local folder.
@@ -36,20 +38,53 @@ def open_hub(path: str, split: str, *, key: str = "data.path") -> Any:
                 "takes for a pattern: rename the folder"
             )
     try:
-        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
-            loaded = datasets.load_from_disk(str(local))
-            if not isinstance(loaded, datasets.DatasetDict):
-                if _of_parts(split):
-                    raise ValueError(f"it was saved without splits, of which '{split}' is a part")
-                return loaded
-            if split not in loaded:
-                raise ValueError(f"no split '{split}'{nearest(split, loaded)}")
-            return loaded[split]
+        if _is_saved(local):
+            return _cut(_saved(local), _asked(local, split))
         return datasets.load_dataset(str(local) if local.exists() else path, split=split)
     except Exception as error:  # the library takes what files say for what it wrote itself
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = textwrap.shorten(reason, 200, placeholder=" ...")
         raise UserError(f"{key} '{path}' cannot be read as a data set: {reason}") from error
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`, of splits or of one data set."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def _asked(folder: Path, split: str) -> str:
+    """Return the split of what was saved; what was saved as one is read as any, all of it."""
+    as_any = (folder / "state.json").exists() and not _of_parts(split)
+    return _ONE if as_any else split
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """Open the splits that were saved in a folder; what was saved as one is `train`."""
+    import datasets
+
+    loaded = datasets.load_from_disk(str(folder))
+    return loaded if isinstance(loaded, datasets.DatasetDict) else {_ONE: loaded}
+
+
+def _cut(splits: Mapping[str, Any], split: str) -> Any:
+    """Return a split, or parts of splits, of what was saved."""
+    import datasets
+
+    if _of_parts(split):
+        known = {name: len(rows) for name, rows in splits.items()}
+        parts = [splits[name].select(rows) for name, rows in _read_parts(split, known)]
+        return datasets.concatenate_datasets(parts)
+    if split not in splits:
+        raise ValueError(f"no split '{split}'{nearest(split, splits)}")
+    return splits[split]
+
+
+def _read_parts(split: str, known: Mapping[str, int]) -> list[tuple[str, range]]:
+    """Read `train[:90%]` and `train+test`: rows of splits, of which the numbers are known."""
+    import datasets
+
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(dict(known))
+    return [(part.splitname, range(part.from_, part.to)) for part in parts]
 
 
 def _refuse_elsewhere(folder: Path, key: str) -> None:
@@ -164,14 +199,6 @@ def _opened_zip(path: str) -> Archive:
     return Archive(path, "data.path")
 
 
-def rows_digest(data: Any, *facts: Any) -> str:
-    """Return a short hash that changes when the files of a data set do, or the given facts."""
-    files = [file["filename"] for file in data.cache_files]
-    stats = [Path(file).stat() for file in files]
-    seen = [(file, s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True)]
-    return digest_of("hub", seen, len(data), *facts)
-
-
 class HubRows:
     """Rows of a split as samples: their number and names; a subclass loads them.
 
@@ -194,19 +221,32 @@ class HubRows:
     def name(self, index: int) -> str:
         for split, rows in self._parts:
             if index < len(rows):
-                return f"{split}/{rows[index]:08d}"
+                return _row_name(split, rows[index])
             index -= len(rows)
         raise IndexError(index)
 
-    def shared(self, other: HubRows) -> list[str]:
-        """Return the names of the rows that others of the same data set have as well."""
+    def rows_digest(self, *facts: Any) -> str:
+        """Return a short hash that changes with the files, the rows or the given facts."""
+        files = [file["filename"] for file in self.data.cache_files]
+        stats = [Path(file).stat() for file in files]
+        seen = [(file, s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True)]
+        rows = [(split, rows.start, rows.stop) for split, rows in self._parts]
+        return digest_of("hub", seen, rows, *facts)
+
+    def shared(self, other: HubRows) -> tuple[int, str]:
+        """Return how many rows others of the same data set have as well, and the first's name."""
         both = [
             (split, range(max(mine.start, theirs.start), min(mine.stop, theirs.stop)))
             for split, mine in self._parts
             for other_split, theirs in other._parts
             if split == other_split
         ]
-        return [f"{split}/{row:08d}" for split, rows in both for row in rows]
+        first = next((_row_name(split, rows[0]) for split, rows in both if rows), "")
+        return sum(len(rows) for _, rows in both), first
+
+
+def _row_name(split: str, row: int) -> str:
+    return f"{split}/{row:08d}"
 
 
 def _of_parts(split: str) -> bool:
@@ -216,19 +256,14 @@ def _of_parts(split: str) -> bool:
 
 def _parts(path: str, split: str, data: Any) -> list[tuple[str, range]]:
     """Return which rows of which splits of a data set were opened, in their order."""
-    import datasets
-
-    folder, count = Path(path).expanduser(), len(data)
-    if (folder / "dataset_dict.json").exists():  # of which whole splits alone are read
-        return [(split, range(count))]
-    if (folder / "state.json").exists():  # saved as one, which is read as any split
-        return [("train", range(count))]
-    known = {name: about.num_examples for name, about in (data.info.splits or {}).items()}
-    asked = "+".join(known) if split == "all" else split
-    if not _of_parts(asked):
-        return [(asked, range(count))]
-    parts = datasets.ReadInstruction.from_spec(asked).to_absolute(known)
-    return [(part.splitname, range(part.from_, part.to)) for part in parts]
+    folder = Path(path).expanduser()
+    if _is_saved(folder):
+        known = {name: len(rows) for name, rows in _saved(folder).items()}
+        asked = _asked(folder, split)
+    else:
+        known = {name: about.num_examples for name, about in (data.info.splits or {}).items()}
+        asked = "+".join(known) if split == "all" else split
+    return _read_parts(asked, known) if _of_parts(asked) else [(asked, range(len(data)))]
 
 
 class HubSource(HubRows):

@@ -28,7 +28,7 @@ from pixio_lightning.data.depth import (
     to_metres,
     unit_of,
 )
-from pixio_lightning.data.hub import HubRows, content, open_columns, rows_digest
+from pixio_lightning.data.hub import HubRows, content, open_columns
 from pixio_lightning.data.listing.archive import Archive
 from pixio_lightning.data.listing.pairs import (
     PairedFiles,
@@ -154,7 +154,6 @@ __all__ = [
     "read_groups",
     "read_npy",
     "require_reader",
-    "rows_digest",
     "scene_seed",
     "spread",
     "to_metres",

@@ -206,7 +206,10 @@ class SampleData(StreamData):
         train, held_out = self.samples_of("train"), self.samples_of(split)
         roots = [getattr(samples, "root", None) for samples in (train, held_out)]
         if isinstance(train, HubRows) and isinstance(held_out, HubRows):
-            ways = "give another data.split or data.val_split"
+            ways = (
+                "give another data.split or data.val_split, which may be parts of one: "
+                "'train[:90%]' and 'train[90%:]'"
+            )
         elif None not in roots and roots[0] == roots[1]:
             ways = "give lists, or data.split and data.val_split, that share none"
         else:  # scenes, or what has a folder of its own

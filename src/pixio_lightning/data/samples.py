@@ -67,15 +67,16 @@ def refuse_shared(
         UserError: There are such samples.
     """
     if isinstance(train, HubRows) and isinstance(held_out, HubRows):
-        shared = held_out.shared(train)
+        count, first = held_out.shared(train)
     else:
         trained_on = {train.name(i) for i in range(len(train))}
         names = (held_out.name(i) for i in range(len(held_out)))
         shared = [name for name in names if name in trained_on]
-    if shared:
+        count, first = len(shared), next(iter(shared), "")
+    if count:
         raise UserError(
-            f"{len(shared):,} of {len(held_out):,} held-out samples of '{path}' are trained on as "
-            f"well, '{shared[0]}' for one: {ways}"
+            f"{count:,} of {len(held_out):,} held-out samples of '{path}' are trained on as "
+            f"well, '{first}' for one: {ways}"
         )
 
 

@@ -228,8 +228,24 @@ def test_parts_of_a_split_share_no_row_between_training_and_validation(
     # What was saved as one is read as any split, all of it.
     with pytest.raises(UserError, match="20 of 20 held-out samples"):
         data("train", "validation", "saved").training_set()
-    with pytest.raises(UserError, match=r"saved without splits, of which 'train\[:9\]' is a part"):
-        data("train[:9]", "train[9:]", "saved").samples_of("train")
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "splits")
+    for saved in ("saved", "splits"):
+        held_out = data("train[:9]", "train[15:]", saved).samples_of("val")
+        names = [held_out.name(i) for i in range(len(held_out))]
+        assert names == [f"train/{i:08d}" for i in range(15, 20)]
+        assert [int(held_out.load(i)["target"]) for i in range(5)] == [1, 0, 1, 0, 1]
+        assert data("train[:9]", "train[9:]", saved).training_set() is not None
+        with pytest.raises(UserError, match="^1 of 11 held-out samples .* 'train/00000009'"):
+            data("train[:10]", "train[9:]", saved).training_set()
+        with pytest.raises(UserError, match='Unknown split "validation"'):
+            data("train", "validation[:9]", saved).samples_of("val")
+    assert data("train", "test", "splits").training_set() is not None
+    # Features are kept by this: one half's are not taken for the other's.
+    for path in ("rows", "saved", "splits"):
+        halves = data("train[:50%]", "train[50%:]", path)
+        assert halves.digest("train") != halves.digest("val")
+        again = data("train", "train[10:]", path)
+        assert halves.samples_of("val").digest() == again.samples_of("val").digest()
 
 
 @pytest.mark.parametrize("target", ["room_type", "outdoor", "objects"])

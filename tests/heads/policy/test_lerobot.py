@@ -245,6 +245,21 @@ def test_episodes_that_are_read_in_order_take_the_place_of_others(
     assert [episode.kept is not None for episode in episodes] == [True, False, True, False]
 
 
+def test_an_episode_that_fails_to_decode_takes_no_room() -> None:
+    """Else what was tried often enough would leave none for the others."""
+
+    def decode(start: int, stop: int) -> Iterator[np.ndarray]:
+        yield np.zeros((8, 8, 3), np.uint8)
+        if stop - start > 1:
+            raise OSError("the disk is gone")
+
+    room = frames.Room()
+    for _ in range(3):
+        with pytest.raises(OSError, match="gone"):
+            frames.EpisodeFrames(40, decode, size=8, room=room)(0)
+    assert room.left == room.total
+
+
 def test_what_keeps_its_frames_is_not_kept_twice(tmp_path: Path) -> None:
     root = by_hand(tmp_path / "set", "v2.1", False)
     for size, count in ((16, 0), (None, 2)):

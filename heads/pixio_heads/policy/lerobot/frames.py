@@ -30,7 +30,7 @@ from pixio_lightning.data import (
 )
 from pixio_lightning.errors import UserError
 
-_KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
+_KEPT = 2 << 30  # bytes of frames that are kept of a data set, per process
 _IN_A_ROW = 16  # frames of an episode; more than a sample's history has
 _KEPT_GROUP = 1 << 28  # bytes of a row group that is kept
 _MOST_PATHS = 1 << 28  # bytes of paths in a file
@@ -53,7 +53,7 @@ class Room:
         self._in_a_row = 0
         self._last: tuple[tuple[Path, str, int] | None, pa.ChunkedArray | None] = (None, None)
 
-    def takes(self, episode: EpisodeFrames, size: int) -> bool:
+    def has_room(self, episode: EpisodeFrames, size: int) -> bool:
         """Whether an episode of so many bytes may be kept, in place of others if it is worth it."""
         self._in_a_row = self._in_a_row + 1 if self._asked is episode else 1
         self._asked = episode
@@ -63,9 +63,12 @@ class Room:
             oldest = next(iter(self._episodes))
             self.left += self._episodes.pop(oldest)
             oldest.kept = None
+        return True
+
+    def keep(self, episode: EpisodeFrames, size: int) -> None:
+        """Note that an episode is kept, for which there is room."""
         self._episodes[episode] = size
         self.left -= size
-        return True
 
     def used(self, episode: EpisodeFrames) -> None:
         """Note that a kept episode was asked for."""
@@ -111,9 +114,11 @@ class EpisodeFrames:
             frame = next(self._scaled(step, step + 1))
             if isinstance(frame, str):
                 raise BadImage(frame)
-            if not self.room.takes(self, self.length * frame.nbytes):
+            if not self.room.has_room(self, self.length * frame.nbytes):
                 return frame
-            self.kept = list(self._scaled(0, self.length))
+            frames = list(self._scaled(0, self.length))  # may fail, or be stopped
+            self.kept = frames
+            self.room.keep(self, sum(f.nbytes for f in frames if not isinstance(f, str)))
         self.room.used(self)
         frame = self.kept[step]
         if isinstance(frame, str):

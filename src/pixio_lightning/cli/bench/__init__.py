@@ -42,15 +42,14 @@ def main(
     if backbones is not None:
         content = over_backbones(content, backbones.split(","))
     folder = Path(out) if out else Path("runs") / "bench" / path.stem
-    stopped, outcome = 0, None
     try:
         outcome = run(content, folder, words=words)
     except Stopped as stop:
-        stopped = stop.code
+        return stop.code
     from pixio_lightning.cli.run import is_first  # slow: after a suite's mistakes
 
-    if outcome is None or not is_first():  # all processes of a run go through the whole suite
-        return stopped if is_first() else 0
+    if not is_first():  # all processes of a run go through the whole suite
+        return 0
     rows, better, title = outcome.rows, columns_of(content), str(content.get("title", path.stem))
     text = f"{title}\n\n{table(rows, better)}\n"
     text += "".join(f"\n{note}\n" for note in outcome.notes)
