@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pixio_lightning.files import ColumnChunk, column_chunks
+
 MAX_GROUP = 1 << 30  # bytes of one group, unpacked
 MAX_ROWS = 1 << 20  # rows of one group
 MAX_WHOLE = 4 << 30  # bytes of all groups that are held at once
@@ -65,8 +67,10 @@ def check_unpacked(path: Path) -> None:
     """
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
+            about = file.metadata.row_group(group)
             if path.stat().st_size > _SMALL:
-                _check_footer(file, group, file.schema_arrow.names)
+                if about.num_rows > MAX_ROWS or about.total_byte_size > MAX_GROUP:
+                    raise TooLarge
             else:
                 for _ in _batches(file, group, file.schema_arrow.names):
                     pass
@@ -78,7 +82,7 @@ def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterat
     rows, size = _NUMBERS_AT_ONCE, 0
     if any("BYTE_ARRAY" in part.physical_type for part in parts):  # of any or one length
         rows = _ROWS_AT_ONCE
-    elif _has_lists(file, {part.path_in_schema for part in parts}):
+    elif _has_lists(file, {part.path for part in parts}):
         rows = _LISTS_AT_ONCE
     for batch in file.iter_batches(
         batch_size=rows, row_groups=[group], columns=list(columns), use_threads=False
@@ -95,18 +99,15 @@ def _has_lists(file: pq.ParquetFile, paths: set[str]) -> bool:
     return any(leaf.path in paths and leaf.max_repetition_level for leaf in leaves)
 
 
-def _check_footer(
-    file: pq.ParquetFile, group: int, columns: Sequence[str]
-) -> list[pq.ColumnChunkMetaData]:
+def _check_footer(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[ColumnChunk]:
     """Return what the footer says of columns, if it is not too much."""
-    about = file.metadata.row_group(group)
-    parts = [about.column(i) for i in range(about.num_columns)]
     # A name may hold dots, as `observation.state`; below it are its fields.
     names = tuple(f"{column}." for column in columns)
-    wanted = [p for p in parts if f"{p.path_in_schema}.".startswith(names)]
+    wanted = [c for c in column_chunks(file, group) if f"{c.path}.".startswith(names)]
     # Equal numbers take next to nothing, unpacked pages included.
-    numbers = sum(p.num_values * _WIDTHS.get(p.physical_type, 0) for p in wanted)
-    unpacked = sum(p.total_uncompressed_size for p in wanted)
-    if about.num_rows > MAX_ROWS or max(unpacked, numbers) > MAX_GROUP:
+    numbers = sum(chunk.num_values * _WIDTHS.get(chunk.physical_type, 0) for chunk in wanted)
+    unpacked = sum(chunk.unpacked for chunk in wanted)
+    rows = file.metadata.row_group(group).num_rows
+    if rows > MAX_ROWS or max(unpacked, numbers) > MAX_GROUP:
         raise TooLarge
     return wanted

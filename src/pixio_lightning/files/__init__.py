@@ -17,13 +17,16 @@ from pixio_lightning.files.cache import bytes_by_kind, cache_home, default_cache
 from pixio_lightning.files.home import expanded
 from pixio_lightning.files.lines import add_line, add_rows, line_break
 from pixio_lightning.files.naming import output_name, output_path
+from pixio_lightning.files.parquet_footer import ColumnChunk, column_chunks
 from pixio_lightning.files.text import open_regular, parse_json, parse_yaml, read_text, unfolded
 
 __all__ = [
+    "ColumnChunk",
     "add_line",
     "add_rows",
     "bytes_by_kind",
     "cache_home",
+    "column_chunks",
     "default_cache",
     "expanded",
     "line_break",

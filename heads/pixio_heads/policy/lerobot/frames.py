@@ -29,6 +29,7 @@ from pixio_lightning.data import (
     read_groups,
 )
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import column_chunks
 
 _KEPT = 2 << 30  # bytes of frames that are kept of a data set, per process
 _IN_A_ROW = 16  # frames of an episode; more than a sample's history has
@@ -146,9 +147,8 @@ def picture_files(file: Path, column: str) -> list[str]:
     """
     try:
         parquet = pq.ParquetFile(file)
-        groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
-        parts = [group.column(i) for group in groups for i in range(group.num_columns)]
-        sizes = [p.total_uncompressed_size for p in parts if p.path_in_schema == f"{column}.path"]
+        parts = [part for i in range(parquet.num_row_groups) for part in column_chunks(parquet, i)]
+        sizes = [part.unpacked for part in parts if part.path == f"{column}.path"]
         if not sizes or sum(sizes) > _MOST_PATHS:
             return []  # of bytes alone
         values = parquet.read([f"{column}.path"])[column].to_pylist()
