@@ -1,4 +1,7 @@
-"""A sharded checkpoint of somebody else runs nothing, though torch would run what it says."""
+"""A sharded checkpoint is read whole, and one of somebody else runs nothing.
+
+Though torch would run what it says.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ import pytest
 import torch
 from running import command, environment, pixio
 
+from pixio_lightning import Backbone, load
 from pixio_lightning.errors import UserError
-from pixio_lightning.training.checkpoints.sharded_parts import check_parts
+from pixio_lightning.models.weights.read import read as read_weights
+from pixio_lightning.models.weights.sharded import check_parts
 
 STEPS = ("--trainer.max_steps", 2, "--data.steps_per_epoch", 2, "--trainer.devices", 1)
 
@@ -47,10 +52,19 @@ def code_in_the_table_of_a_rank(folder: Path, sung: Path) -> None:
 
 def code_in_a_value(folder: Path, sung: Path) -> None:
     """Put a pickle where a rate of the optimiser lies, and say so in the table."""
+    _put_code(folder, sung, "weight_decay")
+
+
+def code_in_a_tensor(folder: Path, sung: Path) -> None:
+    _put_code(folder, sung, "cls_token")
+
+
+def _put_code(folder: Path, sung: Path, ending: str) -> None:
     table = pickle.loads((folder / ".metadata").read_bytes())
     value = io.BytesIO()
     torch.save(Canary(sung), value)
-    place = next(key for key in table.storage_data if key.fqn.endswith("weight_decay"))
+    names = (key for key in table.storage_data if key.fqn.startswith(("state_dict", "optimizer")))
+    place = next(key for key in names if key.fqn.endswith(ending))
     part = folder / table.storage_data[place].relative_path
     table.storage_data[place].offset = part.stat().st_size
     table.storage_data[place].length = len(value.getvalue())
@@ -113,3 +127,36 @@ def test_one_of_our_own_goes_on(recipe: Path, trained: Path, tmp_path: Path) -> 
     words = ("fit", "-c", recipe, "-c", "with/fsdp", *STEPS[2:], "--trainer.max_steps", 4)
     out = pixio(*words, "--out", tmp_path / "out", "--ckpt_path", trained)
     assert "resumed" in out and "at step 2" in out
+
+
+def test_its_weights_are_read_in_one_process(recipe: Path, trained: Path, tmp_path: Path) -> None:
+    """As an encoder and decoder, as a module, and exported: those of a run that is not sharded."""
+    plain = tmp_path / "plain"
+    pixio("fit", "-c", recipe, *STEPS, "--out", plain)
+    whole, found = read_weights(str(plain / "last.ckpt")), read_weights(str(trained))
+    assert found.meta == whole.meta and whole.decoder and found.decoder
+    assert found.encoder.keys() == whole.encoder.keys()
+    assert found.decoder.keys() == whole.decoder.keys()
+    for name, tensor in (whole.encoder | whole.decoder).items():
+        torch.testing.assert_close((found.encoder | found.decoder)[name], tensor)
+    module = load(trained.parent)
+    assert not module.training and module.optim.lr == load(plain).optim.lr
+    out = pixio("export", trained.parent, "--licence", "MIT", "--out", tmp_path / "out.safetensors")
+    assert "wrote" in out
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    given = [Backbone(weights=str(path)) for path in (trained, tmp_path / "out.safetensors")]
+    one, two = (backbone.eval()(images).tokens for backbone in given)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("change", [code_in_the_table, code_in_a_tensor])
+def test_nothing_of_its_weights_is_run(
+    change: Callable[[Path, Path], None], trained: Path, tmp_path: Path
+) -> None:
+    foreign, sung = tmp_path / "foreign.ckpt", tmp_path / "sung"
+    shutil.copytree(trained, foreign)
+    change(foreign, sung)
+    for read in (read_weights, load):
+        with pytest.raises(UserError, match="holds more than tensors and plain data"):
+            read(str(foreign))
+    assert not sung.exists()

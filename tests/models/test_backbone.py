@@ -70,6 +70,9 @@ def test_same_crop_same_grid(build, images, name):
     if width == 2:
         mean = layer.tokens[:, :n_cls].mean(dim=1)
         assert torch.equal(dense[:, 96:], mean[..., None, None].expand(2, 96, 16, 16))
+    # A head that reads class tokens gets patches where there are none.
+    assert torch.equal(features.only("cls").pooled, features.pooled)
+    assert features.pooled.isfinite().all()
 
 
 @pytest.mark.parametrize("name", MODELS)

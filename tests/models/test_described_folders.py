@@ -46,6 +46,23 @@ def test_what_timm_says_of_weights_counts(nested: bool, weights: Path) -> None:
     assert mean_of(Backbone(NAME, weights=str(weights))) == IMAGENET
 
 
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_classifier_is_said_beside_the_arguments(pool: str, tmp_path: Path) -> None:
+    """As in most folders of the Hub; with `avg` the last norm is called otherwise."""
+    model = timm.create_model(NAME, num_classes=10, global_pool=pool)
+    timm.models.save_for_hf(model, tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    del said["model_args"]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    images = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
+    backbone = Backbone(weights=str(tmp_path)).load().eval()
+    with torch.no_grad():
+        expected = model.eval().forward_features(backbone.normalize(images))
+        if pool == "avg":
+            expected = model.fc_norm(expected)
+        torch.testing.assert_close(backbone(images).tokens, expected)
+
+
 def test_the_tag_that_timm_knows_is_part_of_the_name(weights: Path) -> None:
     tag = "augreg_in21k_ft_in1k"
     described(weights, pretrained_cfg={"tag": tag})

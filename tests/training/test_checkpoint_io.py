@@ -73,7 +73,10 @@ def test_a_file_takes_the_place_of_a_sharded_folder(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.mkdir()
     (path / "part-0").write_bytes(b"x")
-    assert "is a folder, as a sharded run writes" in refusal(path)
+    with pytest.raises(UserError, match="is a folder, as a sharded run writes"):
+        AtomicIO().load_checkpoint(path)
+    with pytest.raises(UserError, match="is damaged: it holds no file .metadata"):
+        read(path)
     AtomicIO().save_checkpoint(content(3), path)
     assert check_whole(read(path)) == 3
 

@@ -94,7 +94,10 @@ class Features(NamedTuple):
         return (layer.cls if layer.n_cls else layer.tokens).mean(dim=1)
 
     def only(self, reads: Reads) -> Features:
-        """Return what a head says it reads, and no more."""
+        """Return what a head says it reads, and no more.
+
+        Of `cls` on a backbone without class tokens these are the patches.
+        """
         if reads == "tokens":
             return self
         if reads == "nothing":
@@ -135,7 +138,7 @@ class Features(NamedTuple):
 
 def _part(layer: Layer, reads: Reads) -> Layer:
     k = layer.n_cls
-    if reads == "cls":
+    if reads == "cls" and k:  # without any, patches stand for them
         return Layer(layer.cls, layer.raw_cls, k, None)
     return Layer(layer.tokens[:, k:], layer.raw_tokens[:, k:], 0, layer.grid)
 

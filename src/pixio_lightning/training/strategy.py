@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import replace_folder
 from pixio_lightning.models.blocks import blocks_of
-from pixio_lightning.training.checkpoints import sharded_parts
+from pixio_lightning.models.weights import sharded
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path
 from pixio_lightning.training.checkpoints.form import check_form
 
@@ -99,7 +99,7 @@ class ShardedStrategy(ModelParallelStrategy):
             UserError: It is damaged, or holds code.
         """
         path = local_path(checkpoint_path)
-        with sharded_parts.checked(path):
+        with sharded.checked(path):
             checkpoint = super().load_checkpoint(path, weights_only=True)
         check_form(checkpoint, path)
         return checkpoint

@@ -1,7 +1,8 @@
 """Read weights from anywhere, safely.
 
 A source is a file (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.bin`), a folder (of transformers, timm
-or ours), `hf:ORG/NAME[@REVISION]`, `FILE:STUDENT`, one of several distilled, or the shipped `tiny`.
+or ours, as a sharded checkpoint is), `hf:ORG/NAME[@REVISION]`, `FILE:STUDENT`, one of several
+distilled, or the shipped `tiny`.
 Nothing a file says is ever imported or executed: pickles are read by torch's restricted unpickler,
 and whatever it refuses is refused here.
 """
@@ -26,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from pixio_lightning.errors import UserError, nearest, printable, some_of
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.models.settings import check_description
+from pixio_lightning.models.weights import sharded
 from pixio_lightning.models.weights.bounds import check_archive, check_unfolded
 from pixio_lightning.models.weights.key_names import OURS, State, from_timm, to_official
 from pixio_lightning.models.weights.report import first
@@ -70,7 +72,10 @@ def read(source: str) -> Weights:
         )
     file, student = split_student(source)
     path = _download(source) if source.startswith("hf:") else _existing(file)
-    state, meta = _read_folder(path) if path.is_dir() else _read_file(path, student)
+    if (path / sharded.TABLE).is_file():
+        state, meta = _of_checkpoint(sharded.read_whole(path), path, student)
+    else:
+        state, meta = _read_folder(path) if path.is_dir() else _read_file(path, student)
     meta = check_description(meta, source=source)
     try:
         encoder, decoder, others = to_official(state)
@@ -160,6 +165,13 @@ def _read_pickle(path: Path, student: str) -> tuple[Mapping[str, Any], Any]:
         kind = type(checkpoint).__name__
         raise UserError(f"{path} holds a {kind}, expected a state dict: tensors by name")
     check_unfolded(checkpoint, path)
+    return _of_checkpoint(checkpoint, path, student)
+
+
+def _of_checkpoint(
+    checkpoint: Mapping[str, Any], path: Path, student: str
+) -> tuple[Mapping[str, Any], Any]:
+    """Return what holds the tensors, of one student where it is named, and what is said of them."""
     hyper_parameters = checkpoint.get("hyper_parameters")
     named = hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
     if classes := [k for k in ("_instantiator", "_class_path") if k in named]:
@@ -216,12 +228,6 @@ def _weight_files(folder: Path) -> list[Path]:
             if Path(shard).name != shard or not (folder / shard).is_file():
                 raise UserError(f"{index} names the shard '{shard}', which is not in the folder")
         return [folder / shard for shard in shards]
-    if (folder / ".metadata").is_file():
-        raise UserError(
-            f"{folder} is a sharded training checkpoint: make one file of it with "
-            "python -m lightning.pytorch.utilities.consolidate_checkpoint, if it is your own, "
-            "as that runs whatever such a folder says"
-        )
     for suffix in (".safetensors", *PICKLES):
         found = sorted(p for p in folder.glob(f"*{suffix}") if not p.match(f"*{DECODER_SUFFIX}"))
         if len(found) > 1:
@@ -273,11 +279,12 @@ def _as_timm_says(config: Mapping[str, Any]) -> dict[str, Any]:
     name, tag = config["architecture"], said.get("tag")
     if isinstance(name, str) and tag and timm.is_model_pretrained(f"{name}.{tag}"):
         name = f"{name}.{tag}"
-    found = {
-        "name": name,
-        "model_args": config.get("model_args", {}),
-        "licence": said.get("license"),
-    }
+    # Most of the Hub's say beside `model_args` which classifier the tensors have.
+    built = {key: config.get(key, said.get(key)) for key in ("num_classes", "global_pool")}
+    stated = config.get("model_args", {})
+    if isinstance(stated, Mapping):
+        stated = {**{k: v for k, v in built.items() if v is not None}, **stated}
+    found = {"name": name, "model_args": stated, "licence": said.get("license")}
     return found | {key: said[key] for key in ("mean", "std") if key in said}
 
 

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.atomic import remove_leftovers, written_aside
+from pixio_lightning.models.weights import sharded
 from pixio_lightning.models.weights.bounds import check_archive, check_unfolded
 from pixio_lightning.training.checkpoints.form import check_form
 
@@ -56,27 +57,33 @@ class AtomicIO(TorchCheckpointIO):
         """Read tensors and plain data; anything else in the file is refused.
 
         Raises:
-            UserError: The file is missing, damaged, or holds code.
+            UserError: The file is missing, damaged, or holds code; or it is a sharded run's folder,
+                whose optimiser this strategy cannot take up.
         """
+        if local_path(path).is_dir():
+            raise UserError(
+                f"checkpoint '{path}' is a folder, as a sharded run writes: "
+                "give the trainer.strategy of that run"
+            )
         return read(path, map_location=map_location)
 
 
 def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any]:
-    """Load a checkpoint file that holds nothing but tensors and plain data.
+    """Load a checkpoint that holds nothing but tensors and plain data.
+
+    Of a sharded one, a folder, without the state of its optimiser.
 
     Raises:
         UserError: The file is missing, damaged, holds code, names code to be run, or unfolds to
             far more than its size.
     """
     target = local_path(path)
-    if target.is_dir():
-        raise UserError(
-            f"checkpoint '{path}' is a folder, as a sharded run writes: "
-            "give the trainer.strategy of that run"
-        )
     if not target.exists():
         raise UserError(f"checkpoint '{path}' does not exist")
-    checkpoint = _load(target, path, map_location=map_location)
+    if target.is_dir():
+        checkpoint = sharded.read_whole(target)
+    else:
+        checkpoint = _load(target, path, map_location=map_location)
     stored = checkpoint.get("hyper_parameters")
     hostile = {"_instantiator", "_class_path"} & set(stored if isinstance(stored, dict) else ())
     if hostile:

@@ -1,4 +1,4 @@
-"""What a sharded checkpoint, a folder that torch writes, may hold: nothing that runs.
+"""Sharded checkpoints, folders that torch writes: read whole, and nothing in them that runs.
 
 torch reads the table of its parts, `.metadata`, with the unpickler that runs whatever a file says,
 and so it does with values that are no tensors. Here the table is read first, by one that knows
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import CheckpointException
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.weights.bounds import check_archive
@@ -34,6 +36,7 @@ _CLASSES = {
     *(("pathlib", name) for name in ("Path", "PosixPath", "PurePosixPath")),
     *(("pathlib._local", name) for name in ("Path", "PosixPath", "PurePosixPath")),
 }
+_STATE = "state_dict."  # before the names of a module's tensors
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -63,6 +66,30 @@ def check_parts(folder: Path) -> None:
                 raise UserError(
                     f"checkpoint '{folder}' names the part '{name}', which is no file in it"
                 )
+
+
+def read_whole(folder: Path) -> dict[str, Any]:
+    """Return a sharded checkpoint in one process, on the CPU: its weights and plain data.
+
+    The state of the optimiser is neither read nor returned.
+
+    Raises:
+        UserError: It is damaged, or holds code.
+    """
+    with checked(folder):
+        stored = torch.load(folder / "meta.pt", map_location="cpu", weights_only=True)
+        reader = dcp.FileSystemReader(folder)
+        parts = reader.read_metadata().state_dict_metadata  # looked at by `checked`
+        state = {
+            name: torch.empty(part.size, dtype=part.properties.dtype)
+            for name, part in parts.items()
+            if name.startswith(_STATE) and isinstance(part, TensorStorageMetadata)
+        }
+        dcp.load(state, storage_reader=reader, no_dist=True)
+    if not isinstance(stored, dict):
+        raise UserError(f"checkpoint '{folder}' is damaged: meta.pt holds no dict")
+    weights: dict[str, Tensor] = {name.removeprefix(_STATE): t for name, t in state.items()}
+    return stored | {_STATE.rstrip("."): weights}
 
 
 def _parts_of(table: Path, folder: Path) -> set[str]:
@@ -97,7 +124,7 @@ def checked(path: Path) -> Iterator[None]:
     os.environ[_FORCED] = "1"
     try:
         yield
-    except CheckpointException as error:
+    except dcp.CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         if any(isinstance(cause, pickle.UnpicklingError) for cause in causes):
             raise UserError(
