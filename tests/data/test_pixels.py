@@ -275,6 +275,19 @@ def test_a_few_bad_images_do_not(photos: Path, max_bad: float | None) -> None:
     assert len(listed(photos)) in (4, 5)
 
 
+def test_a_part_of_the_images_stops_a_run_only_when_it_is_clear(photos: Path) -> None:
+    """Each of many processes judges by its own, at every step: chance must not stop one of them."""
+    data = pixels(photos, max_bad=0.001)
+    names = [f"{i}.png" for i in range(50)]
+    data.bad |= dict.fromkeys(names, "damaged")
+    data.judge(names[:42], 20_000, 1_000_000)  # 20 are expected, and 42 were 5 deviations more
+    with pytest.raises(UserError, match="43 of 20000 images are unusable"):
+        data.judge(names[:43], 20_000, 1_000_000)
+    data.judge(names[:20], 20_000, 20_000)
+    with pytest.raises(UserError, match="21 of 20000 images are unusable"):
+        data.judge(names[:21], 20_000, 20_000)  # all of them were seen
+
+
 def test_predicting_first_leaves_nothing_held_out_to_train_on(photos: Path) -> None:
     data = pixels(photos, "predict")
     assert len(data.evaluation_set("predict")) == N

@@ -157,6 +157,7 @@ def test_the_largest_model_is_planned_without_its_memory():
     model = on_meta(PixelPretraining(Backbone("pixio_vit5b16", weights="random", tune="full")))
     facts = plan(model, 256, precision="bf16-mixed", batch=64, devices=256, steps=1_284_000)
     assert facts["compute"].startswith("2,532 GFLOP") and "82.6 GiB" in facts["memory"]
+    assert "; a card has 80.0 GiB: take a smaller data.batch_size" in facts["memory"]
     assert facts["on an H100"].startswith(
         "at most 141 img/s, compiled, at 36% of 989 TFLOP/s in bf16: 6.8 days on 256"
     )
@@ -172,7 +173,8 @@ def test_the_largest_model_is_planned_without_its_memory():
 )
 def test_the_plans_of_the_page_are_those_of_the_recipes(name: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
-    recipe = yaml.safe_load(recipes.find(f"pretrain/{name}").read_text())
+    text = recipes.find(f"pretrain/{name}").read_text()
+    recipe = yaml.safe_load(text)
     about, trainer = recipe["model"]["init_args"], recipe["trainer"]
     backbone = Backbone(**about["backbone"])
     decoder = DecoderSize(**about["decoder"])
@@ -186,7 +188,10 @@ def test_the_plans_of_the_page_are_those_of_the_recipes(name: str) -> None:
         batch=recipe["data"]["init_args"]["batch_size"],
         devices=trainer["devices"] * trainer.get("num_nodes", 1),
         steps=trainer["max_steps"],
+        accumulate=trainer.get("accumulate_grad_batches", 1),
+        sharded="with/fsdp" in text,
     )
+    assert "a card has" not in facts["memory"]
     part = page.partition(f"pretrain/{name}\n  compute")[2].partition("\npretrain/")[0]
     for key in ("compute", "memory", "on an H100"):
         assert f"  {key:<14}{facts[key]}\n" in f"  compute{part}\n", facts[key]

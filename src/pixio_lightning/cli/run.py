@@ -29,6 +29,7 @@ from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.head import Head
+from pixio_lightning.training.strategy import ShardedStrategy
 
 
 def main(verb: str, argv: list[str]) -> int:
@@ -380,6 +381,7 @@ def check(cli: PixioCLI) -> int:
             devices=world,
             steps=steps,
             accumulate=accumulate,
+            sharded=isinstance(trainer["strategy"], ShardedStrategy),
             on_gpu=trainer["accelerator"] != "cpu",
         )
     path = str(getattr(data, "path", None) or "")

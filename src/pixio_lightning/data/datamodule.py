@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -27,6 +28,9 @@ from pixio_lightning.files import line_break
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.
 _JUDGED_AFTER = 10_000
+# Deviations above the limit, as each of many processes judges by what it has seen, at every step:
+# with fewer, one in hundreds would soon stop a run that is well under it.
+_DEVIATIONS = 5
 _NAMES = 1_000_000  # that are hashed at most, in half a second
 
 
@@ -42,8 +46,8 @@ class StreamData(L.LightningDataModule):
             `batch_size`.
         num_workers: Processes that decode, per training process.
         steps_per_epoch: Training batches between two validations.
-        max_bad: Stop when more than this share of the training samples is unusable; None never
-            stops.
+        max_bad: Stop when more than this share of the training samples is unusable, as far as a
+            process can tell by those it has seen; None never stops.
         seed: Seed of order and augmentation.
         timeout: Seconds to wait for a batch of the workers before giving up.
     """
@@ -304,7 +308,7 @@ class StreamData(L.LightningDataModule):
         return count
 
     def judge(self, bad: Collection[str], seen: int, total: int, *, of: str | None = None) -> None:
-        """Stop where the share of unusable ones is above `max_bad`.
+        """Stop where the share of unusable ones is above `max_bad`, of a part of them clearly so.
 
         Args:
             bad: Their names, all listed.
@@ -319,7 +323,10 @@ class StreamData(L.LightningDataModule):
         if self.max_bad is None or seen < min(_JUDGED_AFTER, total):
             return
         count, seen = len(bad), min(seen, total)
-        if count > self.max_bad * seen:
+        most = self.max_bad * seen
+        if seen < total:
+            most += _DEVIATIONS * math.sqrt(most)
+        if count > most:
             reasons = listed(Counter(self.bad[name] for name in bad))
             raise UserError(
                 f"{count} of {seen} {of or self.counted} are unusable ({reasons}), "

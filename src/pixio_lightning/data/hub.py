@@ -296,7 +296,8 @@ class HubSource(HubRows):
             )
         self.column = column
         labels = [k for k, v in data.features.items() if isinstance(v, datasets.ClassLabel)]
-        self._labels = data[labels[0]] if labels else None  # apart: a row reads its image too
+        # Apart, as a row reads its image too; at once, as a column is selected anew for each value.
+        self._labels = data.with_format("numpy")[labels[0]][:] if labels else None
         self._names = data.features[labels[0]].names if labels else []
         # Reading a row reads, and decodes, all of its columns.
         super().__init__(str(path), split, _undecoded(data.select_columns([column])))
@@ -306,7 +307,8 @@ class HubSource(HubRows):
 
     def label(self, index: int) -> str | None:
         label = None if self._labels is None else self._labels[index]
-        return None if label is None or label < 0 else self._names[label]  # -1: kept secret
+        known = label is not None and label >= 0  # -1 is kept secret, NaN is none
+        return self._names[int(label)] if known else None
 
 
 def _holds_bytes(feature: Any) -> bool:

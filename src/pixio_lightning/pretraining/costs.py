@@ -34,6 +34,7 @@ STATE_BYTES = 16
 PEAKS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = {768: 0.29, 1024: 0.32, 1280: 0.36}
 FULL_BATCH = 256
+MEMORY = 80 << 30  # bytes of either card, of the A100 in its larger form
 # Photographs of 640x480 that a core decodes and crops in a second (benchmarks/results/speed.md).
 LOADED = 688
 
@@ -139,6 +140,7 @@ def plan(
     devices: int,
     steps: int,
     accumulate: int = 1,
+    sharded: bool = False,
     on_gpu: bool = True,
 ) -> dict[str, str]:
     """Say what a run costs, by name.
@@ -151,6 +153,7 @@ def plan(
         devices: How many there are.
         steps: Optimiser steps of the run; -1 is no end.
         accumulate: Batches of a step.
+        sharded: Whether weights, gradients and AdamW are divided among the devices.
         on_gpu: Whether to say how long it takes.
     """
     costs = costs_of(model, image_size, precision=precision)
@@ -169,6 +172,12 @@ def plan(
         f"an image for the backward pass: {_bytes(states + batch * costs.activations)} with "
         f"{batch} on a device ({less}torch.compile makes less of the second)",
     }
+    needed = (states / devices if sharded else states) + batch * costs.activations
+    if on_gpu and needed > MEMORY:
+        facts["memory"] += (
+            f"; a card has {_bytes(MEMORY)}: take a smaller data.batch_size, and raise "
+            "trainer.accumulate_grad_batches by as much"
+        )
     for name, peak in PEAKS.items() if on_gpu else ():
         share = utilisation(model.backbone.embed_dim)
         rate = share * peak / flops
