@@ -296,8 +296,11 @@ def evaluate(cli: PixioCLI) -> int:
             say(block(cli.verb, facts or {"nothing": "was logged"}))
         for name, reason in getattr(cli.datamodule, "bad", {}).items():
             say(f"unusable: {visible(name)} ({reason})")
-        if isinstance(cli.datamodule, StreamData) and (left := cli.datamodule.left_out()):
-            say(left)
+        if isinstance(cli.datamodule, StreamData):
+            if cli.trainer.world_size > 1 and (listed := cli.datamodule.bad_file).exists():
+                say(f"{listed} lists the unusable ones of all {cli.trainer.world_size} processes")
+            if left := cli.datamodule.left_out():
+                say(left)
     return 0
 
 

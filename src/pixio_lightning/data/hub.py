@@ -306,9 +306,8 @@ class HubSource(HubRows):
         return content(self.data[index][self.column])
 
     def label(self, index: int) -> str | None:
-        label = None if self._labels is None else self._labels[index]
-        known = label is not None and label >= 0  # -1 is kept secret, NaN is none
-        return self._names[int(label)] if known else None
+        label = -1 if self._labels is None else self._labels[index]
+        return self._names[int(label)] if label >= 0 else None  # -1 is kept secret, NaN is none
 
 
 def _holds_bytes(feature: Any) -> bool:

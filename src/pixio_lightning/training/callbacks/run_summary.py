@@ -143,7 +143,8 @@ class RunCard(L.Callback):
         bad = getattr(trainer.datamodule, "bad", {})
         if bad:
             reasons = listed(trainer.datamodule.bad_reasons)
-            facts["unusable images"] = f"{len(bad)} ({reasons}), listed in bad_files.txt"
+            of = f" of the first of {trainer.world_size} processes" * (trainer.world_size > 1)
+            facts["unusable images"] = f"{len(bad)}{of} ({reasons}), all listed in bad_files.txt"
         say(block(f"step {trainer.global_step}", outcome(pl_module, self.folder) | facts))
 
 
