@@ -17,7 +17,7 @@ from pixio_lightning.cli.export.card import _licence_fields
 from pixio_lightning.cli.main import main
 from pixio_lightning.files import write_text
 from pixio_lightning.models.weights.read import read
-from pixio_lightning.training import run_folder
+from pixio_lightning.training import results, run_folder
 
 SCENES = ("--data.scenes", "{train: 2, held_out: 2, views: 2, size: 64}")
 SMALL = (
@@ -83,6 +83,60 @@ def test_an_encoder(
     for name in ("loss", "zero", "interpolated"):  # the model beside what needs no learning
         assert f"| {name} | {last[f'val/{name}']:.4g} |" in text
     assert ("decoder" in text) == (form == "safetensors")
+
+
+def test_figures_of_another_run_s_checkpoint_are_not_the_exported_one_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Evaluations of both stand in one results.jsonl, as they have one recipe, at one step."""
+    run, other = tmp_path / "run", tmp_path / "other.ckpt"
+    words = ("-c", "depth/demo", "-c", "with/debug", *SCENES, "--model.backbone", SMALL)
+    assert main(["fit", *words, "--out", str(run)]) == 0
+    stored = torch.load(run / "last.ckpt", weights_only=True)
+    for name, tensor in stored["state_dict"].items():
+        if name.endswith("weight"):
+            stored["state_dict"][name] = -tensor
+    torch.save(stored, other)
+    shown = {}
+    for checkpoint in (other, run / "last.ckpt"):
+        given = ("--out", str(run), "--ckpt_path", str(checkpoint))
+        assert main(["validate", *words, *given]) == 0
+        out = str(tmp_path / f"{checkpoint.stem}.onnx")
+        assert main(["export", str(run / "last.ckpt"), "--to", "onnx", "--out", out]) == 0
+        text = Path(out).with_suffix(".README.md").read_text()
+        shown[checkpoint.stem] = re.findall(r"\| abs_rel \| (\S+) \|", text)
+    lines = results.read(run)
+    fitted = [line for line in lines if line["verb"] == "fit"]
+    assert len(lines) == len(fitted) + 2 and len({line["steps"] for line in lines}) == 1
+    errors = [f"{line['metrics']['abs_rel']:.4g}" for line in (fitted[-1], *lines[-2:])]
+    assert errors[0] != errors[1]
+    assert shown == {"other": [errors[0]], "last": [errors[2]]}
+
+
+@pytest.mark.parametrize("name", ["other.pth", "other.ckpt"])
+def test_weights_beside_a_run_that_are_none_of_it_get_none_of_its_facts(
+    name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    torch.save(Backbone("pixio_vitt16", weights="random:0").load().vit.state_dict(), run / name)
+    _, text = exported(run / name, "safetensors", "of.safetensors", tmp_path, monkeypatch)
+    assert "Not known: the file says nothing of it." in text and "On held-out images" not in text
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "state.json", "metrics.csv", "results.jsonl"])
+def test_files_of_another_program_beside_weights_refuse_no_export(
+    file: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("last.ckpt", "config.yaml"):
+        shutil.copy(trained / name, folder / name)
+    (folder / file).write_bytes(
+        b"epoch: 5\n\xff\n" if file == "results.jsonl" else b"epoch: 5\n3\n"
+    )
+    source = folder / "last.ckpt"
+    _, text = exported(source, "safetensors", "of.safetensors", tmp_path, monkeypatch)
+    assert "Not known: the file says nothing of it." in text
 
 
 def test_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +221,26 @@ def test_weights_of_one_s_own_get_a_licence_once(
     assert not Path("other.safetensors").exists()
 
 
+def test_a_teacher_s_licence_stays_whatever_is_stated_of_a_student(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher = "distilled from pixio_vith16, FAIR Noncommercial Research License v1"
+    stored = torch.load(trained / "last.ckpt", weights_only=True)
+    stored["pixio"]["backbone"]["licence"] = f"unknown (own file); {teacher}"
+    torch.save(stored, "student.ckpt")
+    words = ["export", "student.ckpt", "--out"]
+    assert main([*words, "as-it-is.safetensors"]) == 0
+    assert "license: other" in Path("as-it-is.README.md").read_text()
+    assert main([*words, "own.safetensors", "--licence", "Apache-2.0"]) == 0
+    licence = read("own.safetensors").meta["licence"]
+    assert licence == f"Apache-2.0; {teacher}"
+    text = Path("own.README.md").read_text()
+    assert "license: other" in text and f"Of the weights: {licence}." in text
+    assert main(["export", "own.safetensors", "--out", "x", "--licence", "MIT"]) == 2
+    assert f"under {licence}, which they keep" in capsys.readouterr().err
+
+
 def test_a_file_of_half_the_size_loads_as_nearly_the_same(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +281,7 @@ def test_a_readme_of_something_else_stays(
 def test_licences_as_the_hub_names_them() -> None:
     assert _licence_fields("Apache-2.0") == {"license": "apache-2.0"}
     assert _licence_fields("none (random initialisation)") == {"license": "unknown"}
+    assert _licence_fields("unknown (own file); distilled from a, MIT")["license"] == "other"
     name = "fair-noncommercial-research-license-v1"
     assert _licence_fields("FAIR Noncommercial Research License v1") == {
         "license": "other",

@@ -464,6 +464,16 @@ def test_disagreement_with_a_file(file):
         Backbone(weights=file, model_args={"img_size": 256})
 
 
+def test_what_a_file_says_may_be_written_otherwise(file):
+    """Sizes as two numbers; statistics as one for all channels, or rounded."""
+    sides = {"img_size": [64, 64], "patch_size": [16, 16]}
+    same = sides | {"mean": [0.10004], "std": [0.2] * 3}
+    assert Backbone(weights=file, model_args=same).identity == Backbone(weights=file).identity
+    for key, other in (("img_size", [64, 32]), ("mean", [0.102] * 3), ("std", [0.2] * 4)):
+        with pytest.raises(UserError, match=f"model_args.{key} is .*, but .* have"):
+            Backbone(weights=file, model_args={key: other})
+
+
 @pytest.mark.parametrize("what", ["missing", "not finite"])
 def test_a_failed_load_leaves_nothing_to_use(what, images, tmp_path):
     args = {**SMALL, "img_size": 64}

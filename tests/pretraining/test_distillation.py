@@ -292,6 +292,15 @@ def test_a_licence_tells_of_the_teacher():
     assert module.students["a"].backbone.identity["licence"] == said
 
 
+def test_a_second_teacher_s_licence_stands_beside_the_first_one_s():
+    first, second, student = teacher_of(), teacher_of(), student_of()
+    first.licence, second.licence = "MIT-0", "MIT"
+    for teacher in (first, second, second):  # the last as a student is read again
+        Distillation(teacher, {"a": student})
+    texts = [f"distilled from pixio_vitt16, {teacher.licence}" for teacher in (first, second)]
+    assert student.backbone.licence == "; ".join(texts)
+
+
 class Images:
     """Data of a given size."""
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import recover_folder
+from pixio_lightning.files import recover_folder, written_aside
+from pixio_lightning.files.atomic import sweep
+from pixio_lightning.training import run_folder
 from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO, read
 
 HYPER = "hyper_parameters"
@@ -81,6 +84,38 @@ def test_a_file_takes_the_place_of_a_sharded_folder(tmp_path: Path) -> None:
     assert check_whole(read(path)) == 3
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_kill_while_one_kind_takes_the_place_of_the_other_loses_neither(
+    kind: str, tmp_path: Path
+) -> None:
+    """As a run goes on with a strategy that is sharded, or no longer so."""
+    path = tmp_path / "last.ckpt"
+
+    def make(target: Path, kind: str) -> None:
+        if kind == "folder":
+            target.mkdir()
+        (target / "part-0" if kind == "folder" else target).write_text(kind)
+
+    def replace_and_die() -> None:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        with written_aside(path, durable=True) as aside:
+            make(aside, kind)
+
+    before = {"file": "folder", "folder": "file"}[kind]
+    make(path, before)
+    writer = multiprocessing.get_context("fork").Process(target=replace_and_die)
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    assert run_folder.checkpoints(tmp_path) == [path]
+    recover_folder(path)
+    assert (path / "part-0" if before == "folder" else path).read_text() == before
+    with written_aside(path) as aside:
+        make(aside, kind)
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["last.ckpt"] and path.is_dir() == (kind == "folder")
+
+
 def test_a_folder_is_put_back_after_a_kill_between_two_renames(tmp_path: Path) -> None:
     path, old = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.old"
     old.mkdir()
@@ -89,7 +124,7 @@ def test_a_folder_is_put_back_after_a_kill_between_two_renames(tmp_path: Path) -
     assert (path / "part-0").read_bytes() == b"old" and not old.exists()
     old.mkdir()
     recover_folder(path)  # the new one stands: the old one is a leftover
-    assert (path / "part-0").read_bytes() == b"old"
+    assert (path / "part-0").read_bytes() == b"old" and not old.exists()
 
 
 def refusal(path: Path | str) -> str:

@@ -18,6 +18,7 @@ import pixio_lightning
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import run_folder
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 
@@ -285,6 +286,22 @@ def test_a_head_is_loaded_elsewhere_than_it_was_trained(
     monkeypatch.chdir("deep")
     with pytest.raises(UserError, match="digest"):
         pixio_lightning.load("run")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = pixio_lightning.load(trained).backbone
+    meta = {"name": backbone.name, "model_args": backbone.identity["model_args"]}
+    state = backbone.vit.state_dict()
+    save_file(state, tmp_path / "w.safetensors", {"pixio": json.dumps(meta)})
+    (tmp_path / "run").symlink_to(trained.parent)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = pixio_lightning.load("~/run", weights="~/w.safetensors").backbone
+    assert found.digest == backbone.digest
+    assert absolute("~/w.safetensors") == str(tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="no home folder of '~no-such'"):
+        pixio_lightning.load(trained, weights="~no-such/w.safetensors")
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array is not writable")

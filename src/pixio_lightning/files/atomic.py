@@ -40,9 +40,7 @@ def put_in_place(aside: Path, target: Path, *, durable: bool = False) -> None:
         return
     if durable:
         sync(aside)
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(aside, target)
+    _exchange(aside, target)
     if durable:
         sync(target.parent)
 
@@ -126,30 +124,48 @@ def sync(path: Path) -> None:
 
 
 def replace_folder(aside: Path, target: Path) -> None:
-    """Put a folder in place of another, durably; `recover_folder` mends a kill between."""
+    """Put a folder in place of what is there, durably; `recover_folder` mends a kill between."""
     for part in (*aside.rglob("*"), aside):
         sync(part)
-    if not target.exists():
-        os.rename(aside, target)
-    else:
-        # A folder cannot be renamed over another: keep the old one until the new one stands.
-        old = previous_folder(target)
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(target, old)
-        os.rename(aside, target)
-        shutil.rmtree(old, ignore_errors=True)
+    _exchange(aside, target)
     sync(target.parent)
 
 
+def _exchange(aside: Path, target: Path) -> None:
+    """Rename a file or folder to `target`; `recover_folder` mends a kill between two renames."""
+    old = previous_folder(target)
+    # Only a file can be renamed over a file: otherwise what is there is kept until the new stands.
+    kept = target.exists() and (target.is_dir() or aside.is_dir())
+    if kept:
+        _remove(old)
+        os.rename(target, old)
+    os.replace(aside, target)
+    if kept:
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, as far as the system lets it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def previous_folder(target: Path) -> Path:
-    """Return where the previous content of a folder is while it is replaced."""
+    """Return where a folder is while it is replaced, or a file while a folder takes its place."""
     return target.with_name(f".{target.name}.old")
 
 
 def recover_folder(target: Path) -> None:
-    """Put the previous folder back if a process was killed between the renames of a replacement."""
+    """Put back what a process that was killed between the renames of a replacement left aside.
+
+    Where the new one stands, the old one is removed.
+    """
     old = previous_folder(target)
-    if old.is_dir() and not target.exists():
+    if target.exists():
+        _remove(old)
+    elif old.exists():
         os.rename(old, target)
 
 

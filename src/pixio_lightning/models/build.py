@@ -13,7 +13,7 @@ from torch import nn
 
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.models import vit  # vit registers the Pixio names with timm
-from pixio_lightning.models.settings import check_arguments, is_drop_rate, is_known, shown
+from pixio_lightning.models.settings import agree, check_arguments, is_drop_rate, is_known, shown
 from pixio_lightning.models.weights import key_names as spellings
 from pixio_lightning.models.weights.read import Weights, licence_of
 from pixio_lightning.models.weights.shipped import SHIPPED
@@ -79,14 +79,16 @@ def resolve_architecture(
     stored |= dict.fromkeys(filter(is_drop_rate, stored), 0.0)
     stored |= {key: found[key] for key in ("mean", "std") if key in found}
     for key, value in asked.items():
-        if stored.get(key, value) != value and key != "pos_init":
+        if key == "pos_init" or key not in stored:
+            stored[key] = value
+        elif not agree(key, value, stored[key]):
             raise UserError(
                 f"backbone.model_args.{key} is {value}, but {where} have "
                 f"{stored[key]}; leave the key out"
             )
     if file is not None:
-        _check_sizes(stored | asked, file)
-    return name, stored | asked
+        _check_sizes(stored, file)
+    return name, stored
 
 
 def _of_both(asked: str | None, stored: str | None) -> str | None:

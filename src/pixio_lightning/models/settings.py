@@ -17,6 +17,7 @@ import timm
 
 from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.models.vit import SIZES
+from pixio_lightning.models.weights.key_names import pair
 
 # Settings that name where weights come from, of which there is one: `backbone.weights`.
 SOURCES = ("pretrained", "checkpoint_path", "cache_dir")
@@ -164,6 +165,21 @@ def check_arguments(arguments: Any, *, intro: str) -> dict[str, Any]:
         if not rule.holds(value):
             raise UserError(f"{intro}: {key} is {shown(value)}, expected {rule.expected}")
     return dict(arguments)
+
+
+def agree(key: str, one: Any, other: Any) -> bool:
+    """Whether two values that a setting may have mean the same.
+
+    A size may be one number or two, and so may statistics be one for all channels; those are equal
+    to 1e-4, as files round them.
+    """
+    if key not in ("mean", "std"):
+        return pair(one) == pair(other)
+    channels = max(len(one), len(other))
+    one, other = ([*v] * (channels if len(v) == 1 else 1) for v in (one, other))
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-4) for a, b in zip(one, other, strict=True)
+    )
 
 
 def is_known(name: Any) -> bool:

@@ -16,14 +16,10 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.masking import block_mask, count_blocks
+from pixio_lightning.models.weights.licences import distilled
 from pixio_lightning.pretraining.baselines import beside_baselines, digits
 from pixio_lightning.pretraining.pretraining import Pretraining
-from pixio_lightning.pretraining.student import (
-    ProjectedBackbone,
-    Student,
-    check_student,
-    distilled_licence,
-)
+from pixio_lightning.pretraining.student import ProjectedBackbone, Student, check_student
 from pixio_lightning.pretraining.token_loss import (
     Distance,
     Distilled,
@@ -91,7 +87,8 @@ class Distillation(Pretraining):
             raise UserError("there is nothing to train: give model.students, by name")
         for name, student in students.items():
             check_student(name, student, backbone)
-            student.backbone.licence = distilled_licence(student.backbone, backbone)
+            own = student.backbone
+            own.licence = distilled(own.licence, backbone.name, backbone.licence)
         self.students, self.distance, self.weighting = students, loss, weighting
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         sums = [SumMetric(nan_strategy="disable") for _ in range(len(students) + 1)]

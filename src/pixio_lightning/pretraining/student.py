@@ -110,11 +110,3 @@ def check_student(name: str, student: Student, teacher: Backbone) -> None:
             f"{key} has a token for every {backbone.stride} pixels, the teacher for every "
             f"{teacher.stride}: give it another patch_size, so that both have the same tokens"
         )
-
-
-def distilled_licence(student: Backbone, teacher: Backbone) -> str:
-    """Return the licence of what a student becomes: its start's, and a word of the teacher's."""
-    if teacher.licence.startswith("none") or "distilled from" in student.licence:
-        return student.licence
-    source = f"distilled from {teacher.name}, {teacher.licence}"
-    return source if student.licence.startswith("none") else f"{student.licence}; {source}"

@@ -265,7 +265,7 @@ def checkpoints(folder: Path) -> list[Path]:
     renames a folder that a kill left under its temporary name: so that name is looked for first.
     """
     paths = [folder / name for name in ("last.ckpt", "best.ckpt")]
-    return [p for p in paths if previous_folder(p).is_dir() or p.exists()]
+    return [p for p in paths if previous_folder(p).exists() or p.exists()]
 
 
 def chosen_checkpoint(folder: Path) -> Path | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.settings import agree
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
 
@@ -193,7 +193,7 @@ class TaskModule(BackboneModule):
         """Refuse a backbone whose weights state another mean or deviation of images than then."""
         now = self.backbone.identity
         for key in ("mean", "std"):
-            if key in then and not np.allclose(then[key], now[key], atol=1e-4):
+            if key in then and not agree(key, then[key], now[key]):
                 raise UserError(
                     f"the head was trained on images whose {key} is {list(then[key])}, but weights "
                     f"'{self.backbone.weights}' state {now[key]}: give "

@@ -17,6 +17,7 @@ from pixio_lightning.errors import UserError, visible
 from pixio_lightning.files import expanded, write_text
 from pixio_lightning.models.weights.export import Format, export, identity, resized
 from pixio_lightning.models.weights.key_names import pair
+from pixio_lightning.models.weights.licences import stated
 from pixio_lightning.models.weights.read import Weights, digest, licence_of, read
 from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.run_folder import chosen_checkpoint
@@ -96,17 +97,17 @@ def _cast(weights: Weights, dtype: torch.dtype) -> Weights:
 
 
 def _licensed(weights: Weights, licence: str | None) -> Weights:
-    """Put weights under a licence.
+    """Put weights under a licence, beside those of the teachers they were distilled from.
 
     Raises:
         UserError: They have another one.
     """
-    stated = licence_of(weights.source, weights.meta)
-    if licence in (None, stated):
+    now = licence_of(weights.source, weights.meta)
+    if licence in (None, now):
         return weights
-    if not stated.startswith(("none", "unknown")):
-        raise UserError(f"--licence {licence}: the weights are under {stated}, which they keep")
-    return weights._replace(meta=weights.meta | {"licence": licence})
+    if (text := stated(now, licence)) is None:
+        raise UserError(f"--licence {licence}: the weights are under {now}, which they keep")
+    return weights._replace(meta=weights.meta | {"licence": text})
 
 
 def _readme(weights: Weights, form: str, out: Path) -> tuple[Path, str]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from pixio_lightning.errors import visible
+from pixio_lightning.errors import UserError, visible
+from pixio_lightning.models.weights.licences import is_open
 from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
@@ -146,7 +148,7 @@ def _licence_fields(licence: str) -> dict[str, str]:
     name = re.sub("[^a-z0-9.]+", "-", licence.lower()).strip("-")
     if name in _KNOWN:
         return {"license": name}
-    if name.startswith(("none", "unknown")):
+    if is_open(licence):
         return {"license": "unknown"}
     return {"license": "other", "license_name": name}
 
@@ -159,20 +161,32 @@ def _table(facts: Mapping[str, object]) -> str:
 def _training(source: str) -> tuple[dict[str, str], list[str]]:
     """Return what is known of a run from its folder, and its figures as tables."""
     file = Path(split_student(source)[0])
-    folder = file if file.is_dir() else file.parent
-    config = run_folder.stored_config(folder) if file.exists() else None
-    if config is None:
+    with suppress(UserError):  # another program's files lie beside it, or damaged ones
+        if file.suffix == ".ckpt" and file.exists():
+            return _of_run(file)
+    return {}, []
+
+
+def _of_run(file: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the same of a checkpoint in its run folder; nothing where it lies elsewhere."""
+    folder = file.parent
+    config = run_folder.stored_config(folder)
+    stored = read_plain(file) if config else {}
+    if config is None or "pixio" not in stored:
         return {}, []
-    state = run_folder.read_state(folder)
-    file = (run_folder.chosen_checkpoint(file) if file.is_dir() else None) or file
-    step = read_plain(file).get("global_step") if file.suffix == ".ckpt" else None
+    state, step = run_folder.read_state(folder), stored.get("global_step", 0)
     data = config["data"].get("init_args") or {}
-    lines = [line for line in results.read(folder) if line["steps"] == (step or line["steps"])]
+    now = results.files_read((), None, str(file))
+    lines = [
+        line
+        for line in results.read(folder)
+        if line["steps"] == step and (line["verb"] == "fit" or _has_read(line, now))
+    ]
     facts = {
         "recipe": state.get("recipe"),
         "class": str(config["model"].get("class_path", "")).rpartition(".")[2],
         "data": lines[-1]["dataset"] if lines else f"source {data.get('source')}",
-        "steps": step if step is not None else state.get("step"),
+        "steps": step,
         "images of a step": _global_batch(state.get("batch")),
         "seed": config.get("seed_everything"),
         "precision": state.get("precision"),
@@ -181,9 +195,22 @@ def _training(source: str) -> tuple[dict[str, str], list[str]]:
     known = {key: str(value) for key, value in facts.items() if value is not None}
     found = [_evaluation(line) for line in lines[-1:]]
     if not found and (rows := Metrics(folder / "metrics.csv").rows):
-        held_out = [row for row in rows if "val/loss" in row and row["step"] < (step or 1 << 62)]
+        held_out = [row for row in rows if "val/loss" in row and row["step"] < step]
         found = [_held_out(row) for row in held_out[-1:]]
     return known, found
+
+
+def _has_read(line: dict[str, Any], checkpoint: dict[str, str]) -> bool:
+    """Whether an evaluation is known to be of a checkpoint.
+
+    One of another run's may stand in a run folder, too: it is where the recipe writes to.
+
+    Args:
+        line: The evaluation.
+        checkpoint: What `results.files_read` returns of it.
+    """
+    known = isinstance(line.get("files"), dict)
+    return known and results.changed_file(line, checkpoint) is None
 
 
 def _global_batch(batch: Any) -> int | None:

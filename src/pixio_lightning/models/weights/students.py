@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.errors import UserError, nearest, printable
+from pixio_lightning.files import expanded
 from pixio_lightning.models.weights.shipped import SHIPPED, located
 
 
 def split_student(source: str) -> tuple[str, str]:
-    """Split `FILE:STUDENT`; the student is empty where none is named, as of shipped weights."""
-    source = located(source)
+    """Split `FILE:STUDENT`; the student is empty where none is named, as of shipped weights.
+
+    A leading `~` of the file becomes the home folder.
+    """
+    source = expanded(located(source))
     file, _, student = source.rpartition(":")
-    if not student or Path(source).expanduser().exists():
+    if not student or Path(source).exists():
         return source, ""
     return (file, student) if file.endswith((".ckpt", ".pt", ".pth", ".bin")) else (source, "")
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 import pixio_lightning
 from pixio_lightning.errors import UserError, nearest, out_of_memory, printable
-from pixio_lightning.files import plugins
+from pixio_lightning.files import expanded, plugins
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
 from pixio_lightning.models.weights.fill import refuse_non_finite
@@ -67,6 +67,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         UserError: The file is missing, damaged or of something else; its head is not installed;
             the backbone is another; or a tensor is missing or unexpected.
     """
+    path = expanded(os.fspath(path))
     path = chosen_checkpoint(Path(path)) or path
     stored = checkpoint_io.read(path)
     about = stored.get("pixio")
