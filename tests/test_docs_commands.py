@@ -22,7 +22,7 @@ from PIL import Image
 from pixio_heads.policy import lerobot
 from pixio_heads.policy.demonstrations import Demonstration
 from pixio_lightning.cli.app.server import add_arguments
-from pixio_lightning.cli.bench import read_suite
+from pixio_lightning.cli.bench import find_suite, read_suite
 from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.suite import check as check_suite
 from pixio_lightning.cli.config_tree import flatten
@@ -193,7 +193,7 @@ def check(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def planned(words: list[str]) -> str:
     """Plan every row of a suite."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("suite", type=Path)
+    parser.add_argument("suite", type=find_suite)
     parser.add_argument("--data", action="append", default=[])
     for name in ("--out", "--backbones"):
         parser.add_argument(name)

@@ -79,7 +79,15 @@ def test_mistakes(changes: dict, message: str, tmp_path: Path) -> None:
 def test_a_misspelt_suite(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(UserError, match=r"did you mean 'suite.yaml'"):
-        bench.read_suite(tmp_path / "siute.yaml")
+        bench.find_suite(str(tmp_path / "siute.yaml"))
+    with pytest.raises(UserError, match=r"did you mean 'depth'\?; give a path, or of those that"):
+        bench.find_suite("dept")
+
+
+def test_suites_that_come_with_it_have_names(tmp_path: Path) -> None:
+    assert bench.find_suite("depth").name == "depth.yaml"
+    path = write(tmp_path)
+    assert bench.find_suite(str(path)) == path
 
 
 def test_the_spread_is_the_standard_deviation() -> None:

@@ -218,7 +218,7 @@ def bench(argv: list[str]) -> int:
     """`pixio bench SUITE [--out DIR] [options]` or `pixio bench --compare A B`."""
     parser = LightParser(
         "pixio bench",
-        description="Run the recipes of a suite, a YAML file as in benchmarks/; print one table.",
+        description="Run the recipes of a suite, a file or one of ours by name; print one table.",
         usage="pixio bench SUITE [options, also of every run] | pixio bench --compare A B",
     )
     parser.add_argument("--data", action="append", default=[], metavar="N=DIR", help="or N=none")
@@ -235,7 +235,7 @@ def bench(argv: list[str]) -> int:
         return suites.main_compare(*options.compare, out=options.out)
     # Not an argument of the parser, which would take the value of a run's option for it.
     if not words or words[0][:1] == "-":
-        raise UserError("bench needs a suite first, as in `pixio bench benchmarks/demo.yaml`")
+        raise UserError("bench needs a suite first, as in `pixio bench demo`")
     suite, *words = words
     del options.compare
     return suites.main(words, suite=expanded(suite), **vars(options))

@@ -9,7 +9,7 @@ from pixio_lightning.cli.bench.compare import compare, stored, together
 from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.page import page
 from pixio_lightning.cli.bench.suite import Stopped, incomparable, run
-from pixio_lightning.cli.bench.suite_file import columns_of, read_suite
+from pixio_lightning.cli.bench.suite_file import columns_of, find_suite, read_suite
 from pixio_lightning.cli.bench.tables import Row, as_csv, latex, table
 from pixio_lightning.errors import visible_lines
 from pixio_lightning.files import write_text
@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "as_csv",
     "compare",
+    "find_suite",
     "incomparable",
     "latex",
     "main",
@@ -37,7 +38,7 @@ def main(
     backbones: str | None = None,
 ) -> int:
     """Run a suite, print its table and write it beside the runs; returns the exit code."""
-    path = Path(suite)
+    path = find_suite(suite)
     content = with_data(read_suite(path), read_places(data))
     if backbones is not None:
         content = over_backbones(content, backbones.split(","))

@@ -34,15 +34,33 @@ _ROW_KEYS = {*VERBS, "checkpoint", "with", "set", "seeds", "data", "published"}
 SOURCE_WORDS = ("name", "source", "comparable")  # of a published figure
 
 
+def find_suite(name: str) -> Path:
+    """Return the suite at a path, or the one of a name that comes with the package, as `depth`.
+
+    Raises:
+        UserError: There is neither.
+    """
+    path, here = Path(name), Path(__file__).resolve()
+    shipped = here.parents[2] / "_suites"  # in a wheel; a checkout keeps them beside src/
+    shipped = shipped if shipped.is_dir() else here.parents[4] / "benchmarks"
+    known = {suite.stem: suite for suite in sorted(shipped.glob("*.yaml"))}
+    if path.is_file():
+        return path
+    if name in known:
+        return known[name]
+    beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    hint = nearest(path.name, beside) or nearest(path.stem, known)
+    raise UserError(
+        f"no suite '{name}'{hint}; give a path, or of those that come with it {', '.join(known)}"
+    )
+
+
 def read_suite(path: Path) -> dict[str, Any]:
     """Read a suite.
 
     Raises:
-        UserError: The file is missing, or holds another key than a suite has.
+        UserError: The file holds another key than a suite has.
     """
-    if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"no suite '{path}'{nearest(path.name, names)}")
     text = read_text(path)
     try:
         suite = parse_yaml(text)
