@@ -27,10 +27,10 @@ FRONT_PAGE = """\
 pixio: masked pixel pretraining, and one encoder shared by every task
 
 Try first:
-  pixio fit -c pretrain/demo                       a small run on this machine, no data needed
-  pixio fit -c pretrain/folder --data.path DIR     pretrain on your own images
-  pixio fit -c depth/demo --model.backbone.weights runs/pretrain/demo/last.ckpt
-                                                   depth on the backbone that the first run trained
+  pixio fit -c depth/demo --model.backbone.weights tiny
+                                                   depth on the backbone that comes with it
+  pixio fit -c pretrain/demo                       pretrain here in minutes, no data needed
+  pixio fit -c pretrain/folder --data.path DIR     on your own images
 
 Verbs (pixio VERB --help says more):
 """
