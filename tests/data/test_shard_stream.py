@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -296,6 +297,50 @@ def test_another_layout_is_refused_or_begins_the_next_pass(
     assert next_pass(states, before=8, now=8) == 24
     assert next_pass(states, before=8, now=100) == 300  # the data has grown
     free.teardown("fit")
+
+
+def test_what_the_order_of_shards_follows_from_is_told_wherever_they_lie(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+
+    def order(folder: Path | str, **changes: Any) -> str:
+        data = Pixels("shards", str(folder), **{"val_images": 10} | changes)
+        data.setup("fit")
+        assert data.listing() == ""  # a run goes on with more of them, from the next pass
+        return data.training_order()
+
+    here = order(index.root)
+    shutil.copytree(index.root, tmp_path / "there")
+    assert order(tmp_path / "there") == here
+    assert order(index.root, val_images=30) != here  # more groups are held out
+    (tmp_path / "there" / "1.parquet").unlink()
+    assert order(tmp_path / "there") != here
+
+
+def test_the_first_process_of_a_node_looks_at_shards_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    for name in ("train", "val"):
+        write_index(pack(tmp_path / name, 60), tmp_path / name / INDEX)
+
+    def data(local_rank: int) -> Pixels:
+        made = Pixels("shards", str(tmp_path / "train"), val_path=str(tmp_path / "val"))
+        made.trainer = FakeTrainer(tmp_path)  # type: ignore[assignment]
+        made.trainer.local_rank = local_rank  # type: ignore[misc]
+        return made
+
+    first = data(0)
+    first.prepare_data()
+    for name in ("val", "train"):
+        with (tmp_path / name / "1.parquet").open("ab") as shard:
+            shard.write(b"more")
+        with pytest.raises(UserError, match=f"{name}/1.parquet' has .* bytes, but"):
+            data(0).prepare_data()
+    for ready in (first, data(1)):
+        ready.setup("fit")
+        assert ready.training_size() == 60
 
 
 def test_what_was_kept_is_counted_on_after_a_stop(

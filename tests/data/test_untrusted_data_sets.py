@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -149,6 +150,7 @@ def test_features_that_are_none(features: str, tmp_path: Path) -> None:
 
 ROW = {"path": "a.parquet", "size": 9, "sha256": "", "rows": 3, "group_rows": [3]}
 ROW |= {"group_start": [], "group_end": [], "group_max_loss": []}
+TAR = ROW | {"path": "a.tar", "group_rows": [3, 4], "group_start": [0, 9], "group_end": [9, 19]}
 WRONG: list[dict[str, Any]] = [
     {"path": None},
     {"path": "\x1b[2Ja.parquet"},
@@ -174,10 +176,32 @@ def test_a_row_of_an_index_that_is_none(wrong: dict[str, Any], tmp_path: Path) -
     shard = Shard("a.parquet", 9, "", np.array([3], np.int32), _NOWHERE, _NOWHERE, UNSORTED)
     write_index(ShardIndex(str(tmp_path), [shard]), tmp_path / INDEX)
     schema = pq.read_schema(tmp_path / INDEX)
-    pq.write_table(pa.Table.from_pylist([ROW | wrong], schema=schema), tmp_path / INDEX)
-    with pytest.raises(UserError, match="is no index of shards: .* in row 0") as refused:
-        read_index(str(tmp_path))
-    assert str(refused.value).isprintable()
+    before = [TAR, ROW | {"group_rows": []}, TAR]
+    for right in ([], before):
+        table = pa.Table.from_pylist([*right, ROW | wrong, ROW | wrong], schema=schema)
+        pq.write_table(table, tmp_path / INDEX, row_group_size=2)
+        found = f"is no index of shards: .* in row {len(right)}$"
+        with pytest.raises(UserError, match=found) as refused:
+            read_index(str(tmp_path))
+        assert str(refused.value).isprintable()
+    pq.write_table(pa.Table.from_pylist(before, schema=schema), tmp_path / INDEX)
+    read = read_index(str(tmp_path)).shards  # without the one that has no image
+    assert [shard.group_end.tolist() for shard in read] == [[9, 19], [9, 19]]
+
+
+def test_an_index_is_read_as_arrays_and_not_as_numbers(tmp_path: Path) -> None:
+    """Of a group of a tar an index has 20 bytes; as numbers of Python it took over 100."""
+    shards, groups = 50, 1000
+    rows, ends = np.full(groups, 100, np.int32), np.arange(groups) + 10**9
+    parts = [Shard(f"{i}.tar", 9, "", rows, ends, ends, UNSORTED) for i in range(shards)]
+    write_index(ShardIndex(str(tmp_path), parts), tmp_path / INDEX)
+    read_index(str(tmp_path))  # what is made once
+    tracemalloc.start()
+    index = read_index(str(tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert index.rows == shards * groups * 100
+    assert peak / index.n_groups < 75
 
 
 def test_notes_of_an_index_that_are_no_text(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 from processes import in_processes
+from shard_files import pack
 from tiny_run import VIT, fit, write_recipe
 
 from pixio_lightning.cli.resume.processes import SameSamples
@@ -70,10 +72,11 @@ def test_names_and_their_number_are_what_counts(tmp_path: Path) -> None:
     assert listing() != before
 
 
-def begin(rank: int, folder: str, port: int, found: str) -> None:
+def begin(rank: int, folder: str, port: int, source: str, val: str | None, found: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    photos = f"{folder}/{rank}/photos"
-    data = Pixels("folder", photos, image_size=32, batch_size=2, num_workers=0, val_images=2)
+    sizes: dict[str, Any] = {"image_size": 32, "batch_size": 2, "num_workers": 0, "val_images": 20}
+    val_path = val and f"{folder}/{rank}/{val}"
+    data = Pixels(source, f"{folder}/{rank}/photos", val_path=val_path, **sizes)  # type: ignore[arg-type]
     backbone = Backbone("pixio_vitt16", weights="random:0", tune="full", model_args=VIT)
     model = PixelPretraining(
         backbone, mask_grid=2, decoder=DecoderSize(16, 1, 1), optim=Optim(lr=1e-3)
@@ -94,13 +97,28 @@ def begin(rank: int, folder: str, port: int, found: str) -> None:
         trainer.fit(model, data)
 
 
-def test_a_process_that_finds_other_samples_is_named_by_all(tmp_path: Path) -> None:
+OTHERS = {
+    "pictures": ("folder", None, "photos/3.png", "to train on"),
+    "pictures held out apart": ("folder", "val", "val/3.png", "held out"),
+    "shards": ("shards", None, "photos/1.parquet", "to train on"),
+    "shards held out apart": ("shards", "val", "val/0.parquet", "held out"),
+}
+
+
+@pytest.mark.parametrize("which", OTHERS)
+def test_a_process_that_finds_other_samples_is_named_by_all(which: str, tmp_path: Path) -> None:
     """A file more, as on a file system that lags, moves the order of all that are read."""
+    source, val, lacks, what = OTHERS[which]
     for rank in range(2):
-        write_recipe(tmp_path / str(rank))
-    (tmp_path / "1" / "photos" / "3.png").unlink()
+        folder = write_recipe(tmp_path / str(rank)).parent
+        if source == "shards":
+            shutil.rmtree(folder / "photos")
+            pack(folder / "photos", 60)
+        if val:
+            shutil.copytree(folder / "photos", folder / val)
+    (tmp_path / "1" / lacks).unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    found = "process 1 of 2 found other samples to train on than process 0"
-    in_processes(begin, str(tmp_path), port, found)
+    found = f"process 1 of 2 found other samples {what} than process 0"
+    in_processes(begin, str(tmp_path), port, source, val, found)

@@ -120,18 +120,27 @@ class StreamData(L.LightningDataModule):
         """Return the number of samples in one pass over the training set."""
         raise NotImplementedError
 
-    def training_names(self) -> Any:
-        """Return what has the names of the training samples, by `name(i)`; None if nothing has."""
+    def named(self, split: str) -> Any:
+        """Return what has the names of the samples of a split by `name(i)`; None if nothing has."""
         return None
 
-    def listing(self) -> str:
-        """Return a hash of which samples there are to train on, and in which order; or nothing."""
-        samples = self.training_names()
+    def listing(self, split: str = "train") -> str:
+        """Return a hash of which samples a split holds, and in which order; nothing if unknown."""
+        samples = self.named(split)
         if samples is None:
             return ""
         # Of a very large set a part: with what was added or removed, the names move.
         chosen = range(0, len(samples), -(-len(samples) // _NAMES))
         return digest_of(len(samples), [samples.name(i) for i in chosen])
+
+    def training_order(self) -> str:
+        """Return a hash of what the order of training follows from, equal in all processes."""
+        return self.listing()
+
+    @property
+    def first_of_node(self) -> bool:
+        """Whether this process looks at files for all of its machine: also if it is alone."""
+        return getattr(self.trainer, "local_rank", 0) == 0
 
     def names_of(self, split: str) -> list[str] | None:
         """Return the names of the samples of a split, where splits are made here of one whole.

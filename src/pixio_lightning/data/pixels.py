@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import Crop, centre_crop, check_crops, cut, random_crop
+from pixio_lightning.data.decode import centre_crop, check_crops, cut, random_crop
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.listing.splits import pictures_of_splits
 from pixio_lightning.data.samples import (
+    Crops,
     HeldOutSamples,
     Images,
     Sample,
     TrainingSamples,
-    View,
-    load_or_name,
     refuse_shared,
     spread,
 )
@@ -40,7 +37,6 @@ from pixio_lightning.data.sources import (
     refuse_overlap,
 )
 from pixio_lightning.errors import UserError, at_least_1, refuse_unread
-from pixio_lightning.keyed import RandomKey, key_of
 
 _MAX_BAD_OF_SHARDS = 0.001
 
@@ -149,9 +145,9 @@ class Pixels(StreamData):
         self._skipped: list[str] = []
 
     def prepare_data(self) -> None:
-        """Render the scenes, or index the shards, once, in one process."""
+        """Render the scenes, or index the shards and look at each, in one process of a node."""
         if self.streamed:
-            self._open_shards()
+            self._shards = self._shards or self._open_shards()
         elif self.source == "scenes":
             self._scenes("train")
             self._scenes("val")
@@ -165,9 +161,8 @@ class Pixels(StreamData):
         if self._train is not None or self._held_out is not None:
             return
         if self.streamed:
-            shards = self._open_shards()
-            self._refuse_lost(shards.index)
-            self._shards = shards
+            self._shards = self._shards or self._open_shards()
+            self._refuse_lost(self._shards.index)
             self._held_out = self._shards.held_out
             self._skipped = [": ".join(entry) for entry in self._shards.index.skipped]
             self.count_bad(self._shards.index.damaged, 0)
@@ -222,8 +217,8 @@ class Pixels(StreamData):
         """Return the index of the shards to train on or to score; made where there is none."""
         path = self.shard_path("train")
         if self.source == "scenes":
-            return open_index(path)
-        index = open_index(path, split=self.split, column=self.column)
+            return open_index(path, look=self.first_of_node)
+        index = open_index(path, split=self.split, column=self.column, look=self.first_of_node)
         if index.shards and all(is_tar(shard.path) for shard in index.shards):
             because = f"the shards of '{path}' are tar archives, whose images are in no column"
             refuse_unread("data.column", self.column, None, because)
@@ -238,6 +233,7 @@ class Pixels(StreamData):
             val_images=self.val_images,
             curation=self.curation,
             seed=self.seed,
+            look=self.first_of_node,
         )
 
     def _scenes(self, split: str) -> Source:
@@ -355,9 +351,13 @@ class Pixels(StreamData):
         more = f" and {len(self._skipped) - 3} more" if len(self._skipped) > 3 else ""
         return f"skipped {', '.join(self._skipped[:3])}{more}" if self._skipped else ""
 
-    def training_names(self) -> Source | None:
-        """Return the training images; a place in shards says itself which they are."""
-        return self._train
+    def named(self, split: str) -> Source | None:
+        """Return the images of a split; a place in shards says itself which are trained on."""
+        return self._train if split == "train" else self._held_out
+
+    def training_order(self) -> str:
+        """Return a hash of what the order of training follows from, wherever shards lie."""
+        return super().training_order() if self._shards is None else self._shards.digest
 
     def names_of(self, split: str) -> list[str] | None:
         """Return the images of a folder or of a hub data set that are trained on or held out."""
@@ -370,28 +370,3 @@ class Pixels(StreamData):
         if self._shards is not None:
             return self._shards.rows
         return len(self._train) if self._train is not None else 0
-
-
-class Crops(TrainingSamples):
-    """Crops with their keys alone: in pretraining nothing is asked of an image but its pixels.
-
-    Args:
-        images: What they are cut out of.
-        draw: Returns a crop's box by width, height and `random_key`.
-        size: Side of a crop in pixels.
-        seed: The run's seed.
-    """
-
-    def __init__(self, images: Images, draw: Callable[..., Crop], size: int, *, seed: int) -> None:
-        super().__init__(images, lambda crop, random_key: crop, seed=seed)
-        self.images, self.draw, self.size = images, draw, size
-
-    def load(self, index: int, epoch: int) -> Sample | Bad:
-        """Return a crop as a sample: the box is drawn before the image is decoded."""
-        random_key = RandomKey(key_of(self.images.name(index)), self.seed, epoch)
-        draw = partial(self.draw, random_key=random_key)
-        return load_or_name(replace(self.images, draw=draw, size=self.size), index)
-
-    def view(self, index: int, epoch: int) -> View:
-        found = super().view(index, epoch)
-        return {k: found[k] for k in ("image", "key")} if isinstance(found, dict) else found

@@ -223,9 +223,9 @@ class SampleData(StreamData):
         store = self.stores.get(stage)
         return HeldOutSamples(samples, self.prepare, indices=indices, store=store)
 
-    def training_names(self) -> Samples:
-        """Return the training samples."""
-        return self.samples_of("train")
+    def named(self, split: str) -> Samples:
+        """Return the samples of a split."""
+        return self.samples_of(split)
 
     def names_of(self, split: str) -> list[str] | None:
         """Return the samples of a split of a folder, where it is made of the training one's.

@@ -7,7 +7,8 @@ may have no image.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -293,6 +294,31 @@ class TrainingSamples(SampleViews):
                 return found | {"bad": bad}
             bad.append(found)
         return {"bad": bad}
+
+
+class Crops(TrainingSamples):
+    """Crops with their keys alone: in pretraining nothing is asked of an image but its pixels.
+
+    Args:
+        images: What they are cut out of.
+        draw: Returns a crop's box by width, height and `random_key`.
+        size: Side of a crop in pixels.
+        seed: The run's seed.
+    """
+
+    def __init__(self, images: Images, draw: Callable[..., Crop], size: int, *, seed: int) -> None:
+        super().__init__(images, lambda crop, random_key: crop, seed=seed)
+        self.images, self.draw, self.size = images, draw, size
+
+    def load(self, index: int, epoch: int) -> Sample | Bad:
+        """Return a crop as a sample: the box is drawn before the image is decoded."""
+        random_key = RandomKey(key_of(self.images.name(index)), self.seed, epoch)
+        draw = partial(self.draw, random_key=random_key)
+        return load_or_name(replace(self.images, draw=draw, size=self.size), index)
+
+    def view(self, index: int, epoch: int) -> View:
+        found = super().view(index, epoch)
+        return {k: found[k] for k in ("image", "key")} if isinstance(found, dict) else found
 
 
 class HeldOutSamples(SampleViews):

@@ -264,3 +264,20 @@ def test_packed_clips_at_both_addresses_are_refused(videos: Path, tmp_path: Path
     write_video(tmp_path / "w" / "2.mp4", size=(200, 104))
     pack(tmp_path / "w", tmp_path / "c", "--seconds", "1")
     Clips("shards", str(tmp_path / "a"), val_path=str(tmp_path / "c")).setup("fit")
+
+
+def test_the_first_process_of_a_node_looks_at_shards_of_clips(videos: Path, tmp_path: Path) -> None:
+    pack(videos, tmp_path / "a", "--seconds", "1")
+    shard = next((tmp_path / "a").glob("[!_]*-*.parquet"))
+    shard.write_bytes(shard.read_bytes() + b"more")
+
+    class FakeTrainer:
+        local_rank = 0
+
+    data = Clips("shards", str(tmp_path / "a"))
+    data.trainer = FakeTrainer()  # type: ignore[assignment]
+    with pytest.raises(UserError, match=f"{shard.name}' has .* bytes, but"):
+        data.setup("fit")
+    data.trainer.local_rank = 1  # type: ignore[misc]
+    data.setup("fit")
+    assert data.training_size()

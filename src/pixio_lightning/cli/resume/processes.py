@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import lightning as L
 import torch
 
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.training import run_folder
 
@@ -59,6 +59,13 @@ def _names(data: Any) -> dict[str, list[str] | None]:
     }
 
 
+def _held_out(data: StreamData) -> str:
+    """Return a hash of which samples are held out; nothing where none need be there, or is."""
+    with suppress(UserError):
+        return data.listing("val")
+    return ""
+
+
 class SameSamples(L.Callback):
     """Stop where a run would train on other samples in one process than in another, or than before.
 
@@ -75,7 +82,7 @@ class SameSamples(L.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.world_size == 1 or not isinstance(data, StreamData):
             return
-        lists = {"to train on": data.listing(), "held out": digest_of(data.names_of("val"))}
+        lists = {"to train on": data.training_order(), "held out": _held_out(data)}
         # As numbers, which any backend gathers: 15 hex digits fit in 64 bits.
         own = [int(text[:15] or "0", 16) for text in lists.values()]
         device = trainer.strategy.root_device

@@ -188,7 +188,7 @@ class Clips(StreamData):
         }
         source: VideoSource | FrameFolders | PackedClips
         if self.source == "shards":
-            source = PackedClips(path, **about)
+            source = PackedClips(path, look=self.first_of_node, **about)
         else:
             about["whole"] = self.least_seconds - self.gap[0] + self.gap[1]
             if self.source == "videos":
@@ -293,9 +293,9 @@ class Clips(StreamData):
         bad = f"; {len(self.bad):,} unusable" if self.bad else ""
         return {"clips": f"{train:,} to train on, {held_out:,} held out{bad}"}
 
-    def training_names(self) -> ClipSource | None:
-        """Return the training clips."""
-        return self._train
+    def named(self, split: str) -> ClipSource | None:
+        """Return the clips that are trained on or held out."""
+        return self._train if split == "train" else self._held_out
 
     def names_of(self, split: str) -> list[str] | None:
         """Return the files at `path` whose clips are held out."""

@@ -34,6 +34,7 @@ class PackedClips:
         frames: Frames that it has at least.
         max_megapixels: Larger frames are bad.
         key: What a mistake is blamed on.
+        look: Whether to look at each shard, see `open_index`.
 
     Attributes:
         bad: Clips that are too short, and why.
@@ -51,9 +52,10 @@ class PackedClips:
         frames: int,
         max_megapixels: float,
         key: str = "data.path",
+        look: bool = True,
     ) -> None:
         table = _table(path, key)
-        self.index = open_index(path, cache=default_cache(), key=key)
+        self.index = open_index(path, cache=default_cache(), key=key, look=look)
         self.max_megapixels = max_megapixels
         if len(table) != self.index.n_groups:
             raise UserError(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pixio_lightning.data.listing.ragged import Ragged
 from pixio_lightning.data.listing.splits import of_split
 from pixio_lightning.data.parquet import MAX_ROWS
 from pixio_lightning.data.shards.format import (
@@ -39,6 +44,7 @@ INDEX = "index.parquet"
 _ENDINGS = (".parquet", ".tar")
 _PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 _NOTES = (b"damaged", b"skipped")
+_LISTS = ("group_rows", "group_start", "group_end", "group_max_loss")
 _MAX_INDEX = 4 << 30  # bytes, unpacked: ten times what two billion images need
 _NO_GROUPS = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64), UNSORTED)
 _INDEX_SCHEMA = pa.schema(
@@ -64,6 +70,7 @@ def open_index(
     key: str = "data.path",
     split_key: str = "data.split",
     progress: bool = True,
+    look: bool = True,
 ) -> ShardIndex:
     """Return the index of a folder, an address or a single shard.
 
@@ -79,9 +86,12 @@ def open_index(
         key: What a mistake is blamed on.
         split_key: What a mistake in the split is.
         progress: Whether to show a bar.
+        look: Whether to look at the size of each shard that an index here lists. Once is enough
+            for all processes of a machine: a file system that many share answers slowly.
 
     Raises:
-        UserError: There is nothing there, or no shard in it, or none of the split.
+        UserError: There is nothing there, or no shard in it, or none of the split; or one was
+            rewritten.
     """
     files, protocol = check_address(path, key)
     try:
@@ -96,7 +106,8 @@ def open_index(
     root = str(PurePosixPath(path).parent) if single and protocol == "file" else path
     if not single and files.exists(join(path, INDEX)):
         index = read_index(path, column=column, key=key)
-        _refuse_rewritten(index)
+        if look:
+            _refuse_rewritten(index)
         names = [shard.path for shard in index.shards]
         chosen = set(of_split(names, split, split_key, path))
         if len(chosen) < len(names):
@@ -136,18 +147,20 @@ def open_index(
 
 
 def _refuse_rewritten(index: ShardIndex) -> None:
-    """Refuse shards of another size than the index beside them says, where looking is cheap.
+    """Refuse shards of another size than the index beside them says, where they lie here.
 
     Raises:
         UserError: One of them is.
     """
-    for shard in index.shards:
-        path = Path(index.root, shard.path)
-        size = path.stat().st_size if path.is_file() else shard.size
+    root = local_path(index.root)
+    for shard in index.shards if root is not None else ():
+        size = shard.size
+        with suppress(OSError):  # one that is missing has its images counted
+            size = os.stat(f"{root}/{shard.path}").st_size
         if size != shard.size:
             raise UserError(
-                f"'{path}' has {size:,} bytes, but '{INDEX}' beside it was made "
-                f"of one of {shard.size:,}: remove '{INDEX}', and the shards are indexed anew"
+                f"'{join(index.root, shard.path)}' has {size:,} bytes, but '{INDEX}' beside it was "
+                f"made of one of {shard.size:,}: remove '{INDEX}', and the shards are indexed anew"
             )
 
 
@@ -192,34 +205,12 @@ def read_index(
             if sum(group.total_byte_size for group in groups) > _MAX_INDEX:
                 raise OSError("it is larger than any index")
             table = pq.read_table(file)
-        rows = table.select(_INDEX_SCHEMA.names).to_pylist()
         about = table.schema.metadata or {}
         notes = [about.get(name, b"").decode().splitlines() for name in _NOTES]
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        shards = _listed(table.select(_INDEX_SCHEMA.names).cast(_INDEX_SCHEMA))
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: '{join(folder, INDEX)}' is no index of shards: {reason}") from None
-    shards = []
-    for number, row in enumerate(rows):
-        if wrong := _wrong(row):
-            raise UserError(
-                f"{key}: '{join(folder, INDEX)}' is no index of shards: {wrong} in row {number}"
-            )
-        parts = PurePosixPath(row["path"]).parts
-        if ".." in parts or row["path"].startswith(("/", "~")) or ":" in row["path"]:
-            raise UserError(
-                f"{key}: the index names '{row['path']}', outside of its folder: refused"
-            )
-        shards.append(
-            Shard(
-                row["path"],
-                row["size"],
-                row["sha256"],
-                np.array(row["group_rows"], np.int32),
-                np.array(row["group_start"], np.int64),
-                np.array(row["group_end"], np.int64),
-                np.array(row["group_max_loss"], np.float32),
-            )
-        )
     damaged, skipped = (
         [(name, reason) for name, _, reason in (note.partition("\t") for note in lines)]
         for lines in notes
@@ -227,26 +218,53 @@ def read_index(
     return ShardIndex(root or folder, shards, damaged, skipped=skipped, column=column)
 
 
-def _wrong(row: dict[str, Any]) -> str:
-    """Say what is wrong with a row of an index; nothing if it may be taken at its word."""
-    path, counts = row["path"], row["group_rows"]
-    if not isinstance(path, str) or not path.isprintable() or not path.endswith(_ENDINGS):
-        return f"no name of a shard ({path!r:.80})"
-    if not isinstance(row["size"], int) or not isinstance(row["sha256"], str):
-        return "no size or no digest"
-    lists = [row[name] for name in ("group_start", "group_end", "group_max_loss")]
-    if not all(isinstance(found, list) for found in (counts, *lists)):
-        return "no list of groups"
-    if not all(isinstance(n, int) and 0 <= n <= MAX_ROWS for n in counts):
-        return f"a group of other than 0 to {MAX_ROWS:,} images"
-    starts, ends, losses = lists
-    places = len(counts) if is_tar(path) else 0
-    if (len(starts), len(ends)) != (places, places) or len(losses) not in (0, len(counts)):
-        return "as many places as there are groups missing"
-    numbers = [*starts, *ends, *losses]
-    if None in numbers or not all(0 <= a <= b for a, b in zip(starts, ends, strict=True)):
-        return "a group that ends before it starts"
-    return ""
+def _listed(table: pa.Table) -> list[Shard]:
+    """Return what an index lists, if it may be taken at its word.
+
+    Lists stay arrays: as numbers of Python those of 200,000 shards would take gigabytes.
+
+    Raises:
+        ValueError: A row contradicts itself or what an index is, or leads out of its folder.
+    """
+
+    def refuse(rows: NDArray[np.integer], what: str) -> None:
+        if len(rows):
+            raise ValueError(f"{what} in row {rows[0]}")
+
+    def refuse_in(lists: Ragged[Any], wrong: NDArray[np.bool_], what: str) -> None:
+        refuse(np.searchsorted(lists.starts, np.flatnonzero(wrong), side="right") - 1, what)
+
+    paths = table["path"].to_pylist()
+    for number, path in enumerate(paths):
+        if not isinstance(path, str) or not path.isprintable() or not path.endswith(_ENDINGS):
+            raise ValueError(f"no name of a shard ({path!r:.80}) in row {number}")
+        if ".." in path.split("/") or path.startswith(("/", "~")) or ":" in path:
+            raise ValueError(f"it names '{path}', outside of its folder: refused")
+    for name in ("size", "sha256"):
+        refuse(np.flatnonzero(table[name].is_null()), "no size or no digest")
+    for name in _LISTS:
+        refuse(_incomplete(table[name]), "no list of groups")
+    counts, starts, ends, losses = (Ragged.of_column(table[name]) for name in _LISTS)
+    outside = (counts.values < 0) | (counts.values > MAX_ROWS)
+    refuse_in(counts, outside, f"a group of other than 0 to {MAX_ROWS:,} images")
+    places = counts.lengths * np.array([is_tar(path) for path in paths], np.int64)
+    unlike = (starts.lengths != places) | (ends.lengths != places)
+    unlike |= (losses.lengths != 0) & (losses.lengths != counts.lengths)
+    refuse(np.flatnonzero(unlike), "as many places as there are groups missing")
+    backwards = (starts.values < 0) | (starts.values > ends.values)
+    refuse_in(starts, backwards, "a group that ends before it starts")
+    facts = zip(paths, table["size"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+    return [Shard(*fact, counts[i], starts[i], ends[i], losses[i]) for i, fact in enumerate(facts)]
+
+
+def _incomplete(column: pa.ChunkedArray) -> NDArray[np.integer]:
+    """Return the rows of a column of lists that have none, or one without all of its numbers."""
+    missing = [np.zeros(0, bool)]
+    for chunk in column.chunks:
+        missing.append(np.array(chunk.is_null()))
+        holes = chunk.flatten().is_null()
+        missing[-1][np.array(pc.list_parent_indices(chunk).filter(holes))] = True
+    return np.flatnonzero(np.concatenate(missing))
 
 
 def write_index(index: ShardIndex, path: Path) -> None:

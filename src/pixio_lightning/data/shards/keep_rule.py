@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -240,6 +241,9 @@ def digest_of_scores(index: ShardIndex, curation: Curation) -> str:
     """Hash of the curation and of the sizes of its score files, for caches and fingerprints."""
     facts: list[Any] = [index.digest, vars(curation)]
     if curation.scores not in (None, INSIDE):
-        files = [score_file(str(curation.scores), shard.path) for shard in index.shards]
-        facts += [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]
+        for shard in index.shards:
+            file = score_file(str(curation.scores), shard.path)
+            with suppress(FileNotFoundError, NotADirectoryError):  # asked once: there are many
+                about = file.stat()
+                facts.append([file.name, about.st_size, about.st_mtime_ns])
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from pixio_lightning.data.shards.stream import (
     ShardLoader,
     Tally,
 )
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import write_text
 
@@ -90,6 +92,8 @@ class ShardSet:
         val_images: Held-out images, at most.
         curation: Which images to train on.
         seed: Seed of the order and of what is kept.
+        look: Whether to look at each shard, see `open_index`, and whether one is held out and
+            trained on.
 
     Raises:
         UserError: There are no shards, or too few groups; some of them are trained on and held out;
@@ -105,6 +109,7 @@ class ShardSet:
         val_images: int,
         curation: Curation,
         seed: int,
+        look: bool = True,
     ) -> None:
         self.index = index
         if not self.index.n_groups:
@@ -119,12 +124,11 @@ class ShardSet:
                 column=index.column,
                 key="data.val_path" if val_path else "data.path",
                 split_key="data.val_split",
+                look=look,
             )
-            refuse_trained_on(
-                index,
-                apart,
-                f"data.val_path '{val_path}'" if val_path else f"data.val_split '{val_split}'",
-            )
+            if look:
+                given = f"path '{val_path}'" if val_path else f"split '{val_split}'"
+                refuse_trained_on(index, apart, f"data.val_{given}")
             self.held_out = ShardSource(apart, np.arange(apart.n_groups), limit=val_images)
             train = every
         else:
@@ -146,6 +150,14 @@ class ShardSet:
                 check_scores_once(self.index, curation)
             self.rule = rule_of(self.index, curation, seed)
             self.curation = self.rule.curation
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the order follows from: shards and groups, the rule; not where they lie."""
+        groups = hashlib.blake2b(self.order.groups.tobytes(), digest_size=8).hexdigest()
+        # Rounded, as processors may differ in its last digits.
+        constant = f"{self.rule.c:.6g}" if self.rule else ""
+        return digest_of(self.index.digest, groups, constant)
 
     # --- the loader, and where it stands ------------------------------------------------------
 
