@@ -268,7 +268,7 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     score_file(folder, "1.parquet").rename(score_file(folder, "0.parquet"))
     rule = KeepRule(Curation(scores=str(folder)), 1.0, seed=0)
     with pytest.raises(UserError, match="are of other images, or in another order"):
-        rule.keep(index, 0, keys(10), epoch=0)
+        rule.keep(index, 0, images(10), epoch=0)
 
 
 def test_score_files_are_opened_once_and_again_when_they_change(
@@ -643,13 +643,17 @@ def test_damaged_scores_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert read_columns(str(tmp_path), "a.parquet", 0, ("loss",))["loss"][-1] == 4095
     with monkeypatch.context() as patch:
         patch.setattr(parquet, "MAX_ROWS", 4095)
-        with pytest.raises(UserError, match=r"a.parquet': a row group over 1 GiB or 4,095 rows; w"):
+        with pytest.raises(UserError, match=r"a.parquet': a row group over 1 GiB or 4,095 rows; r"):
             read_columns(str(tmp_path), "a.parquet", 0, ("loss",))
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[:4] + bytes(64) + whole[68:])
     forget_opened()
-    damaged = r"a.parquet': file is damaged; write its scores again, `pixio predict"
+    damaged = r"a.parquet': file is damaged; restore it, or write the shards again, `pixio curate"
     with pytest.raises(UserError, match=damaged):
         read_columns(str(tmp_path), "a.parquet", 0, ("loss",))
-    with pytest.raises(UserError, match=r"b.parquet': file is missing; write its scores again"):
+    with pytest.raises(UserError, match=r"b.parquet': file is missing; restore it, or write the s"):
         read_columns(str(tmp_path), "b.parquet", 0, ("loss",))
+    with pytest.raises(
+        UserError, match=r"a.parquet': file is damaged; .* its scores again, `pixio p"
+    ):
+        read_columns(str(tmp_path), "a.parquet", None, ("loss",))

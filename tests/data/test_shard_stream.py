@@ -433,6 +433,31 @@ def test_the_run_stops_above_max_bad(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(lines) >= 80 and all(line.endswith("\tshard is damaged") for line in lines)
 
 
+def test_groups_that_are_lost_with_their_scores_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    scores: dict[str, Any] = {
+        "loss": np.full(80, 2, np.float32),
+        "entropy": np.full(80, 7, np.float32),
+        "width": np.full(80, 400, np.int32),
+        "height": np.full(80, 400, np.int32),
+    }
+    for part in range(3):
+        rows = images(240)[80 * part : 80 * part + 80]
+        write_shard(tmp_path / f"{part}.parquet", rows, scores, group=10, about={})
+    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    write_index(index, tmp_path / INDEX)
+    damaged = tmp_path / "1.parquet"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    remote.forget_opened()
+    data = pixels(index, tmp_path / "run", curation=Curation(scores="inside"), max_bad=1.0)
+    batches = take(data.train_dataloader(), 40)  # more than a pass
+    assert {len(batch["key"]) for batch in batches} == {8}
+    places = (f"1.parquet#{group}:{row}" for group in range(8) for row in range(10))
+    assert set(data.bad) <= {*places} and len(data.bad) in (70, 80)  # a group is held out
+
+
 @pytest.mark.parametrize(("max_bad", "said"), [(0.2, True), (0.4, False)])
 def test_images_of_shards_that_cannot_be_indexed_count_as_many(
     max_bad: float, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -464,6 +489,71 @@ def test_what_truncated_archives_lost_counts(
     for _ in range(2):  # asking again does not help
         with pytest.raises(UserError, match=r"about 1\d\.\d\d% .* \(1.tar: truncated after \d+ im"):
             data.setup("fit")
+
+
+# --- reading ahead --------------------------------------------------------------------------------
+
+
+def test_workers_that_read_ahead_yield_what_one_process_does(index: ShardIndex) -> None:
+    """Images and cursors, over the end of a pass, from a place in the second half of a block."""
+    alone, apart = loader_of(index, batch_size=7), loader_of(index, workers=1, batch_size=7)
+    for loader in (alone, apart):
+        loader.go_to({"cursors": [[1, 20]], "turn": 0})
+    for one, other in zip(take(alone, 60), take(apart, 60), strict=True):
+        assert torch.equal(one["key"], other["key"]) and torch.equal(one["image"], other["image"])
+    assert alone.state() == apart.state()
+    apart.close()
+
+
+def test_a_worker_reads_its_next_block_before_the_last_image_of_this_one(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, ahead = multiprocessing.Value("i", 0), multiprocessing.Event()
+    never, others = threading.Event(), multiprocessing.active_children()
+
+    def read(index: ShardIndex, group: int) -> list[Any]:
+        with groups.get_lock():
+            groups.value += 1
+            if groups.value > 3:
+                ahead.set()
+                never.wait()
+        return read_group(index, group)
+
+    monkeypatch.setattr(shard_stream, "read_group", read)
+    loader = loader_of(index, workers=1, batch_size=6)
+    assert loader.images.order.per_block == 3
+    # Two more than are taken are made, so that 6 of 30 images are left in the worker.
+    iterator = iter(loader)
+    for _ in range(2):
+        next(iterator)
+    assert ahead.wait(20)
+    # It ends by itself, and not with what it reads.
+    (worker,) = set(multiprocessing.active_children()) - set(others)
+    del iterator
+    loader.close()
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_next_block_comes_after_the_images_of_this_one(
+    workers: int, index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For how long torch waits for a worker to end that it cannot tell to.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+    loader = loader_of(index, workers=workers, batch_size=6)
+    wrong = loader.images.order.groups_of(1)
+
+    def read(index: ShardIndex, group: int) -> list[Any]:
+        if group in wrong:
+            raise UserError("the scores are of other images")
+        return read_group(index, group)
+
+    monkeypatch.setattr(shard_stream, "read_group", read)
+    iterator = iter(loader)
+    assert len({key for _ in range(5) for key in next(iterator)["key"].tolist()}) == 30
+    with pytest.raises(UserError, match="the scores are of other images"):
+        next(iterator)
 
 
 # --- workers that die or hang ---------------------------------------------------------------------

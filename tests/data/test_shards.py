@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import pickle
@@ -10,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from shard_files import empty_parquet, images, jpeg, keys, pack, write_tar
+from shard_files import Store, empty_parquet, images, jpeg, keys, pack, stored, write_tar
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.pixels import Pixels
@@ -39,8 +41,6 @@ def everything(index: ShardIndex) -> dict[str, bytes]:
 
 def one_pass(index: ShardIndex, batch_size: int = 8) -> tuple[list[list[int]], dict[str, str]]:
     """Read one pass with one reader; returns the keys of each batch, and what was bad."""
-    import numpy as np
-
     order = BlockOrder.of(index, np.arange(index.n_groups), rows=30, seed=0)
     data = ShardImages(
         index,
@@ -382,6 +382,79 @@ def test_bad_images_are_named_and_replaced(tmp_path: Path) -> None:
         "0.tar:images/text.jpg": "no JPEG, PNG, WebP, TIFF or BMP",
         "0.tar:images/none.png": "empty file",
     }
+
+
+# --- networks and disks ---------------------------------------------------------------------------
+
+
+class ClientError(Exception):
+    """Of a client of an object store, none of whose errors has a class in common with others."""
+
+
+PASSING = {
+    "shard cannot be read (Input/output error)": OSError(errno.EIO, "Input/output error"),
+    "shard cannot be read (Stale file handle)": OSError(errno.ESTALE, "Stale file handle"),
+    "shard cannot be read (TimeoutError)": TimeoutError("read timed out"),
+    "shard cannot be read (ClientError)": ClientError("slow down"),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("reason", PASSING)
+def test_a_read_that_fails_in_passing_costs_no_image(
+    reason: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.01))
+    monkeypatch.setattr(shard_index, "GROUP_ROWS", 10)  # of a tar
+    with stored(pack(tmp_path / "shards", 40, shards=2, kind=kind)) as index:
+        whole = everything(index)
+        assert len(whole) == 40
+        for failing in (0, 3):
+            Store.failures[:] = [PASSING[reason]] * 2
+            again = {i.key: i.data for i in read_group(index, failing) if not i.reason}
+            assert len(again) == 10 and again.items() <= whole.items() and not Store.failures
+        # What fails for longer is lost with what was said, but not what comes after it.
+        Store.failures[:] = [PASSING[reason]] * 3
+        assert {image.reason for image in read_group(index, 1)} == {reason}
+        assert everything(index) == whole
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError("bucket/0"), "shard is missing"),
+        (PermissionError("bucket/0"), "shard cannot be read (PermissionError)"),
+        (PermissionError(errno.EACCES, "no"), "shard cannot be read (Permission denied)"),
+        (pa.ArrowInvalid("no magic"), "shard is damaged"),
+        (OSError("Couldn't deserialize thrift"), "shard is damaged"),
+    ],
+)
+def test_what_another_try_does_not_change_is_read_once(
+    error: Exception, reason: str, tmp_path: Path
+) -> None:
+    with stored(pack(tmp_path / "shards", 40, shards=2)) as index:
+        Store.failures[:] = [error]
+        assert {image.reason for image in read_group(index, 0)} == {reason}
+        assert not [image.reason for image in read_group(index, 0) if image.reason]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_nothing_is_fetched_from_a_store_but_what_is_asked_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups are read in random order: what follows one in its file is for nothing."""
+    monkeypatch.setattr(shard_index, "GROUP_ROWS", 10)  # of a tar
+    with stored(pack(tmp_path / "shards", 240, shards=2, kind=kind)) as index:
+        for group in (0, 12):  # with the footers
+            read_group(index, group)
+        Store.fetched.clear()
+        groups = [int(group) for group in np.random.default_rng(0).permutation(24)]
+        read = [image for group in groups for image in read_group(index, group)]
+        assert sorted(image.key for image in read) == keys(240)
+        held = sum(len(image.data) for image in read)
+        if kind == "tar":
+            held = sum(int((s.group_end - s.group_start).sum()) for s in index.shards)
+        assert held <= sum(Store.fetched) < 1.2 * held
 
 
 # --- what must never run --------------------------------------------------------------------------

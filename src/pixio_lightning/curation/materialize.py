@@ -188,7 +188,7 @@ def waste(index: ShardIndex, rule: KeepRule, *, epoch: int) -> tuple[int, int]:
         if not rule.takes_group(index, group, epoch=epoch):
             continue
         images = read_group(index, group)
-        keep = rule.keep(index, group, [image.key for image in images], epoch=epoch)
+        keep = rule.keep(index, group, images, epoch=epoch)
         sizes = np.array([len(image.data) for image in images])
         read += int(sizes.sum())
         kept += int(sizes[keep].sum())

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from shard_files import Store, stored
 from video_files import number_of, painted, write_sound, write_video
 
 from pixio_lightning.cli.main import main
@@ -22,6 +23,7 @@ from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.source import hold_out_files
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.pixels import Pixels
+from pixio_lightning.data.shards import remote
 from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.errors import UserError
@@ -180,6 +182,23 @@ def test_masked_pretraining_reads_the_same_shards(videos: Path, tmp_path: Path) 
     # One of four videos is held out, whole, and some of its frames are looked at.
     assert data.training_size() == 72 and len(data._held_out) == 8
     assert data.samples(3)["image"].shape == (3, 3, 32, 32)
+
+
+def test_a_frame_is_read_again_where_a_store_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.01))
+    write_video(tmp_path / "v" / "a.mp4", fps=8)
+    pack(tmp_path / "v", tmp_path / "shards")
+    clips = opened(tmp_path / "shards")
+    here = clips.read(0, [0, 1])
+    with stored(clips.index) as clips.index:
+        Store.failures[:] = [TimeoutError("read timed out")] * 2
+        for one, other in zip(here, clips.read(0, [0, 1]), strict=True):
+            assert np.array_equal(np.asarray(one), np.asarray(other))
+        Store.failures[:] = [TimeoutError("read timed out")] * 3
+        with pytest.raises(BadImage, match=r"its shard cannot be read \(TimeoutError\)"):
+            clips.read(0, [0])
 
 
 def test_what_is_lost_or_other_is_one_line(videos: Path, tmp_path: Path) -> None:

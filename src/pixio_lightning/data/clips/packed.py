@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.listing.names import Names
 from pixio_lightning.data.listing.ragged import Ragged
 from pixio_lightning.data.parquet import TooLarge, read_groups
-from pixio_lightning.data.shards.format import MAX_MEMBER
+from pixio_lightning.data.shards.format import MAX_MEMBER, short_reason
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.remote import check_address, file_system, join
+from pixio_lightning.data.shards.remote import check_address, file_system, join, retried
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache
 
@@ -119,10 +120,12 @@ class PackedClips:
         for frame in frames:
             start = int(starts[frame])
             stop = start + min(int(sizes[frame]), MAX_MEMBER)
+            read = partial(files.cat_file, join(root, shard), start=start, end=stop)
             try:
-                data = files.cat_file(join(root, shard), start=start, end=stop)
-            except FileNotFoundError:
-                raise BadImage("its shard is missing", name=self.name(index)) from None
+                data = retried(read)
+            except Exception as error:  # of the network, or of who may read
+                reason = short_reason(error, of="its shard")
+                raise BadImage(reason, name=self.name(index)) from None
             try:
                 found.append(decode_pixels(data, max_megapixels=self.max_megapixels))
             except BadImage as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,7 +24,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_lightning.data.parquet import TooLarge, read_groups, read_rows
-from pixio_lightning.data.shards.remote import file_system, join, parquet_file
+from pixio_lightning.data.shards.remote import (
+    is_damage,
+    join,
+    open_for_groups,
+    parquet_file,
+    retried,
+)
 from pixio_lightning.data.sources import is_picture
 from pixio_lightning.errors import UserError, printable
 
@@ -144,21 +151,15 @@ class ShardIndex:
 def read_group(index: ShardIndex, group: int) -> list[Encoded]:
     """Read one group: as many entries as the index counts, whatever the file holds.
 
-    An image that is missing, too large or lost with its file has its reason for data.
+    An image that is missing, too large or lost with its file has its reason for data. What the
+    network or a disk fails at is read again, see `retried`.
     """
     number, local = index.locate(group)
     shard = index.shards[number]
     expected = int(shard.group_rows[local])
+    read = _read_tar_group if is_tar(shard.path) else _read_parquet_group
     try:
-        if is_tar(shard.path):
-            found = _read_tar_group(index.root, shard, local)
-        else:
-            file = parquet_file(index.root, shard.path)
-            schema = file.schema_arrow
-            column = column_of_images(schema, index.column)
-            keys = ["key"] if "key" in schema.names and column != "key" else []
-            table = read_rows(file, local, [*keys, column])
-            found = _rows_of_table(table, column, f"{shard.path}#{local}")
+        found = retried(lambda: read(index, shard, local))
     except Exception as error:  # what readers raise of damaged bytes has no common class
         return _lost(shard, local, range(expected), short_reason(error))
     if len(found) < expected:
@@ -224,7 +225,8 @@ def read_columns(
         UserError: A column is missing, or the file is, or it is damaged or too large.
     """
     place = join(root, path)
-    try:
+
+    def read() -> dict[str, Any]:
         file = parquet_file(root, path) if group is not None else pq.ParquetFile(place)
         known = file.schema_arrow.names
         missing = [name for name in columns if name not in known]
@@ -239,13 +241,17 @@ def read_columns(
             with file:
                 table = read_groups(file, range(file.num_row_groups), columns)
         return {name: table[name].to_numpy() for name in columns}
+
+    try:
+        return retried(read)
     except UserError:
         raise
     except Exception as error:  # what readers raise of damaged bytes has no common class
+        again = "its scores again, `pixio predict -c curation/score`"
+        if group is not None:  # it is a shard that holds its own
+            again = "the shards again, `pixio curate --materialize`"
         reason = short_reason(error, of="file")
-        raise UserError(
-            f"'{place}': {reason}; write its scores again, `pixio predict -c curation/score`"
-        ) from None
+        raise UserError(f"'{place}': {reason}; restore it, or write {again}") from None
 
 
 def _lost(shard: Shard, group: int, rows: range, reason: str) -> list[Encoded]:
@@ -259,9 +265,10 @@ def short_reason(error: Exception, *, of: str = "shard") -> str:
         return str(error)
     if isinstance(error, FileNotFoundError):
         return f"{of} is missing"
-    if isinstance(error, (pa.ArrowException, tarfile.TarError, OSError, EOFError, ValueError)):
+    if is_damage(error):
         return f"{of} is damaged"
-    return f"{of} cannot be read ({type(error).__name__})"
+    number = error.errno if isinstance(error, OSError) else None
+    return f"{of} cannot be read ({os.strerror(number) if number else type(error).__name__})"
 
 
 def _rows_of_table(table: pa.Table, column: str, place: str) -> list[Encoded]:
@@ -281,9 +288,18 @@ def _rows_of_table(table: pa.Table, column: str, place: str) -> list[Encoded]:
     return found
 
 
-def _read_tar_group(root: str, shard: Shard, group: int) -> list[Encoded]:
+def _read_parquet_group(index: ShardIndex, shard: Shard, group: int) -> list[Encoded]:
+    file = parquet_file(index.root, shard.path)
+    schema = file.schema_arrow
+    column = column_of_images(schema, index.column)
+    keys = ["key"] if "key" in schema.names and column != "key" else []
+    table = read_rows(file, group, [*keys, column])
+    return _rows_of_table(table, column, f"{shard.path}#{group}")
+
+
+def _read_tar_group(index: ShardIndex, shard: Shard, group: int) -> list[Encoded]:
     start, end = int(shard.group_start[group]), int(shard.group_end[group])
-    with file_system(root).open(join(root, shard.path), "rb") as file:
+    with open_for_groups(index.root, shard.path) as file:
         file.seek(start)
         if end - start > MAX_RANGE + MAX_MEMBER:  # one member alone, see `_index_tar`
             return _lost(shard, group, range(1), f"over {MAX_MEMBER >> 20} MB")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pixio_lightning.data.shards.format import ShardIndex
+from pixio_lightning.data.shards.format import Encoded, ShardIndex
 from pixio_lightning.data.shards.score_files import (
     INSIDE,
     Floats,
@@ -206,25 +206,31 @@ class KeepRule(NamedTuple):
         return min(1.0, self.c * float(power[0]))
 
     def keep(
-        self, index: ShardIndex, group: int, keys: list[str], *, epoch: int
+        self, index: ShardIndex, group: int, images: list[Encoded], *, epoch: int
     ) -> NDArray[np.bool_]:
-        """Return which images of a group, by their keys, are kept in a pass.
+        """Return which images of a group are kept in a pass, and which cannot be read.
+
+        What cannot be read is always let through, to be counted as bad. Of a whole group that is
+        lost no score is read, which may be lost with it.
 
         Raises:
             UserError: The scores are missing, or of other images.
         """
+        lost = np.array([bool(image.reason) for image in images])
+        if lost.all():
+            return lost
         number, local = index.locate(group)
         shard = index.shards[number]
         hashes, scores = scores_of(index, shard, local, self.curation.scores or INSIDE)
-        own = np.array([key_of(key) for key in keys], np.int64)
-        readable = np.array([not key.startswith(f"{shard.path}#") for key in keys])
+        own = np.array([key_of(image.key) for image in images], np.int64)
+        readable = np.array([not image.key.startswith(f"{shard.path}#") for image in images])
         if len(own) != len(hashes) or (own != hashes)[readable].any():
             raise UserError(
                 f"the scores of '{shard.path}' in '{self.curation.scores}' are of other images, "
                 "or in another order: score the shards again"
             )
         p = self.probability(scores) / (self._ceiling(index, group) or 1.0)
-        return self.draws(hashes, epoch=epoch) < p
+        return (self.draws(hashes, epoch=epoch) < p) | lost
 
 
 def histogram_of(index: ShardIndex, curation: Curation) -> Histogram:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tarfile
+import time
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -14,6 +17,16 @@ from pixio_lightning.errors import UserError
 
 # Those that only read bytes; others of fsspec start programs or unpack.
 PROTOCOLS = ("file", "hf", "s3", "gs", "gcs", "az", "abfs", "http", "https")
+_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before a failed read is tried again
+# What readers raise of bytes that make no sense.
+_DAMAGE = (pa.ArrowException, tarfile.TarError, EOFError, ValueError)
+# What another try does not change; clients of object stores have errors of their own.
+_LASTING = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+    *(ArithmeticError, AttributeError, LookupError, TypeError),
+)
+
+Found = TypeVar("Found")
 
 
 def check_address(path: str, key: str) -> tuple[Any, str]:
@@ -40,8 +53,46 @@ def file_system(root: str) -> Any:
 
 
 def parquet_file(root: str, path: str) -> pq.ParquetFile:
-    """Return an opened parquet file."""
+    """Return an opened parquet file, of which nothing is read but what is asked for."""
     return _opened_parquet(root, path, os.getpid())
+
+
+def open_for_groups(root: str, path: str) -> Any:
+    """Open a file that groups are read of in any order, which is no use of reading ahead.
+
+    Blocks of fsspec are 5 to 50 MB: each group would be followed by one that is not needed, and
+    each opened file would keep it.
+    """
+    return file_system(root).open(join(root, path), "rb", cache_type="none")
+
+
+def retried(read: Callable[[], Found]) -> Found:
+    """Return what a function reads; where the network or a disk fails it, it is called again.
+
+    It is called up to five times, with pauses of 7.5 seconds in all. What was kept open is opened
+    anew for that: a handle that has become stale stays so.
+
+    Raises:
+        Exception: What the last call raised; at once, what another would raise as well.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return read()
+        except Exception as error:
+            if is_damage(error) or isinstance(error, _LASTING):
+                raise
+            forget_opened()
+            if pause is None:
+                raise
+        time.sleep(pause)
+    raise AssertionError("the last call returns or raises")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error is of bytes that were read and make no sense."""
+    # Of damaged pages pyarrow raises an OSError of no kind and without a number.
+    plain = type(error) is OSError and error.errno is None
+    return plain or isinstance(error, _DAMAGE)
 
 
 def local_path(address: str) -> str | None:
@@ -84,6 +135,6 @@ def _opened_file_system(root: str, process: int) -> Any:
 @lru_cache(maxsize=32)
 def _opened_parquet(root: str, path: str, process: int) -> pq.ParquetFile:
     if "://" in root:
-        return pq.ParquetFile(file_system(root).open(join(root, path), "rb"))
+        return pq.ParquetFile(open_for_groups(root, path))
     # In half the time of a file of Python.
     return pq.ParquetFile(pa.OSFile(os.path.expanduser(join(root, path))))

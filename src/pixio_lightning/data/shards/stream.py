@@ -8,15 +8,20 @@ dropped, and a reader's whole state is a `Cursor`: the number of its block and t
 
 Every batch carries the cursor of its reader behind its last image. What was prefetched but never
 trained on is therefore read again after a resume, and nothing else.
+
+A worker reads its next block while it hands out the second half of the one it has, whose images
+are freed one by one: it holds one and a half blocks.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +39,13 @@ from pixio_lightning.data.workers import watched
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey, fold, key_of, permuted
 
-BLOCK_ROWS = 2048  # at 60 kB an image 120 MB for each worker
+BLOCK_ROWS = 2048  # at 60 kB an image 120 MB, of which a worker holds up to one and a half
 _LEAST_BLOCKS = 8  # in a pass, so that a small set is shuffled as well
 # A reader that goes through so many images without one to keep will never fill a batch.
 _LONGEST_SEARCH = 1_000_000
+_HANDED_OUT = Encoded("", b"")  # in place of an image that is not needed any more
+
+Made = TypeVar("Made")
 
 
 class Cursor(NamedTuple):
@@ -53,6 +61,9 @@ class Tally(NamedTuple):
     shard: int
     drawn: int
     kept: int
+
+
+Block = tuple[list[Encoded], list[str], list[Tally]]  # images, their names, and what was kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +155,10 @@ class ShardImages(IterableDataset):
         workers, worker = (info.num_workers, info.id) if info else (1, 0)
         # The DataLoader asks its workers in turns from 0, so the one whose turn it is comes first.
         local = (worker + self.next_reader) % workers
-        samples = self._samples(self.cursors[local], stride=self.world_size * workers)
+        # Not in the training process, which forks: a fork inherits what a thread has locked.
+        samples = self._samples(
+            self.cursors[local], stride=self.world_size * workers, ahead=info is not None
+        )
         while True:
             try:
                 drawn = [next(samples) for _ in range(self.batch_size)]
@@ -160,19 +174,24 @@ class ShardImages(IterableDataset):
         return [Cursor(block + self.rank * workers + worker, 0) for worker in range(workers)]
 
     def _samples(
-        self, cursor: Cursor, *, stride: int
+        self, cursor: Cursor, *, stride: int, ahead: bool
     ) -> Iterator[tuple[dict[str, Any], Cursor, list[Tally]]]:
         block, position = cursor
+        following: Callable[[], Block] | None = None  # what is being read in the meantime
         bad: list[Bad] = []
         tallies: list[Tally] = []
         searched = 0
         while True:
-            images, names, counted = self._read(block)
+            images, names, counted = following() if following else self._read(block)
+            following = None
             # A block that is read again for its rest has been counted before.
             tallies += counted if position == 0 else []
             epoch, searched = self.order.epoch(block), searched + sum(t.drawn for t in counted)
             for at in range(position, len(images)):
-                sample = self._sample(images[at], names[at], epoch, bad)
+                if ahead and not following and at >= len(images) // 2:
+                    following = _in_background(partial(self._read, block + stride))
+                image, images[at] = images[at], _HANDED_OUT  # which frees it
+                sample = self._sample(image, names[at], epoch, bad)
                 if sample is None:
                     continue
                 after = Cursor(block, at + 1)
@@ -181,7 +200,6 @@ class ShardImages(IterableDataset):
             if searched > _LONGEST_SEARCH or len(bad) > _LONGEST_SEARCH:
                 worst = f", the first of the bad: {': '.join(bad[0])}" if bad else ""
                 raise UserError(f"none of {searched} images is kept and can be used{worst}")
-            # Before the next block is read: two would double the memory.
             images, names = [], []
             _give_back_memory()
             block, position = block + stride, 0
@@ -200,7 +218,7 @@ class ShardImages(IterableDataset):
             return None
         return {"image": torch.from_numpy(crop).permute(2, 0, 1), "key": key, "bad": bad}
 
-    def _read(self, block: int) -> tuple[list[Encoded], list[str], list[Tally]]:
+    def _read(self, block: int) -> Block:
         """Read the groups of a block, thin them by the rule, and shuffle what is left."""
         epoch, groups = self.order.epoch(block), self.order.groups_of(block)
         # Shard by shard, as opening one may take longer than reading a small group of it.
@@ -226,10 +244,26 @@ class ShardImages(IterableDataset):
             return [], Tally(shard, rows, 0)
         read = read_group(self.index, group)
         if self.rule:
-            kept = self.rule.keep(self.index, group, [i.key for i in read], epoch=epoch)
-            # What cannot be read is always let through, to be counted as bad.
-            read = [i for i, keep in zip(read, kept, strict=True) if keep or i.reason]
+            kept = self.rule.keep(self.index, group, read, epoch=epoch)
+            read = [image for image, keep in zip(read, kept, strict=True) if keep]
         return read, Tally(shard, rows, len(read))
+
+
+def _in_background(make: Callable[[], Made]) -> Callable[[], Made]:
+    """Begin a call in a thread; return what waits for its end, and returns or raises what it did.
+
+    A process that ends does not wait for the thread.
+    """
+    made: Future[Made] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return made.result
 
 
 def _give_back_memory() -> None:
