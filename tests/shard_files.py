@@ -103,6 +103,7 @@ class Store(AbstractFileSystem):
     failures: ClassVar[list[Exception]] = []
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        path = self._strip_protocol(path)
         return {"name": path, "size": len(self.objects[path]), "type": "file"}
 
     def _open(self, path: str, mode: str = "rb", block_size: Any = None, **kwargs: Any) -> Any:

@@ -417,6 +417,11 @@ def test_a_read_that_fails_in_passing_costs_no_image(
         Store.failures[:] = [PASSING[reason]] * 3
         assert {image.reason for image in read_group(index, 1)} == {reason}
         assert everything(index) == whole
+        Store.failures[:] = [PASSING[reason]] * 2
+        names = [shard.path for shard in index.shards]
+        indexed = shard_index.build_index(index.root, names, progress=False)
+        assert not indexed.damaged and not Store.failures
+        assert indexed.n_groups == index.n_groups
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,7 +37,13 @@ from pixio_lightning.data.shards.format import (
     is_tar,
     short_reason,
 )
-from pixio_lightning.data.shards.remote import check_address, file_system, join, local_path
+from pixio_lightning.data.shards.remote import (
+    check_address,
+    file_system,
+    join,
+    local_path,
+    retried,
+)
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import default_cache, written_aside
 
@@ -170,12 +177,15 @@ def build_index(
     """Look into shards: the footers of parquet files, the headers of tars."""
     skipped: list[tuple[str, str]] = []
 
+    def entry(name: str) -> tuple[Shard, str]:
+        size = file_system(root).size(join(root, name))
+        if is_tar(name):
+            return _index_tar(root, name, size)
+        return _index_parquet(root, name, size, column)
+
     def look(name: str) -> tuple[Shard | None, str]:
         try:
-            size = file_system(root).size(join(root, name))
-            if is_tar(name):
-                return _index_tar(root, name, size)
-            return _index_parquet(root, name, size, column)
+            return retried(partial(entry, name))
         except NoImages as error:
             skipped.append((name, str(error)))
             return None, ""
