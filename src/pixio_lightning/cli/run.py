@@ -273,7 +273,7 @@ def evaluate(cli: PixioCLI) -> int:
         found = checkpoint_of(cli.options, type(cli.model))
         ckpt_path = str(found) if found else None
         if ckpt_path is None and not cli.options.untrained:
-            refuse_untrained(cli)
+            refuse_untrained(cli.model, cli.datamodule, folder=folder, verb=cli.verb)
         if cli.trainer.is_global_zero:
             say(f"checkpoint: {ckpt_path or without_checkpoint(cli.model)}")
     if cli.taken and cli.trainer.is_global_zero:

@@ -6,10 +6,9 @@ need not type them again: the checkpoint knows them, and holds a backbone that w
 
 from __future__ import annotations
 
-from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.config_errors import class_of
@@ -26,9 +25,6 @@ from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_
 from pixio_lightning.training.checkpoints.load import WeightsNeeded, may_be_fetched, weights_now
 from pixio_lightning.training.head import Head
 
-if TYPE_CHECKING:
-    from pixio_lightning.cli.lightning_cli import PixioCLI
-
 _KEYS = ("name", "weights", "model_args")  # of a backbone: which one it is
 
 
@@ -41,14 +37,14 @@ def checkpoint_of(options: Options, cls: type[BackboneModule]) -> Path | None:
     return run_folder.chosen_checkpoint(options.out)
 
 
-def take_backbones(model: Namespace, options: Options) -> str:
+def take_backbones(model: Any, options: Options) -> str:
     """Let a parsed model have the backbones of the checkpoint, where nobody asks for others.
 
     Asked for is what is typed, or in a configuration that the run was not begun with; of those the
     recipe itself does not count, unless it is given by its path.
 
     Args:
-        model: Its configuration, which is changed.
+        model: Its parsed configuration, which is changed.
         options: The command line of an evaluation.
 
     Returns:
@@ -162,8 +158,14 @@ def without_checkpoint(model: BackboneModule) -> str:
     )
 
 
-def refuse_untrained(cli: PixioCLI) -> None:
+def refuse_untrained(model: BackboneModule, data: Any, *, folder: Path, verb: str) -> None:
     """Refuse to evaluate or predict with weights that nothing has trained yet.
+
+    Args:
+        model: What has no checkpoint.
+        data: Its data module.
+        folder: The run folder.
+        verb: What is to be done.
 
     Raises:
         UserError: The model would be trained, and there is no checkpoint of it; or nothing of it
@@ -171,18 +173,18 @@ def refuse_untrained(cli: PixioCLI) -> None:
     """
     reason = ""
     try:
-        if isinstance(cli.model, Head):
-            cli.model.require_of(cli.datamodule)  # what it would build depends on it
+        if isinstance(model, Head):
+            model.require_of(data)  # what it would build depends on it
         # A pretraining that begins with a trained encoder and decoder has something to show.
-        trains = cli.model.trains and not getattr(cli.model, "pretrained_decoder", False)
+        trains = model.trains and not getattr(model, "pretrained_decoder", False)
     except UserError as error:
-        if not _may_train(cli.model):
+        if not _may_train(model):
             raise
         trains, reason = True, f"; without one, {error}"  # which a checkpoint would know
     if trains:
         raise UserError(
-            f"{type(cli.model).__name__} is not trained: {cli.options.out} holds no checkpoint; "
-            f"train it (pixio fit), name one (--ckpt_path), or {cli.verb} it as it is initialised "
+            f"{type(model).__name__} is not trained: {folder} holds no checkpoint; "
+            f"train it (pixio fit), name one (--ckpt_path), or {verb} it as it is initialised "
             f"(--ckpt_path none){reason}"
         )
 
