@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import ipaddress
+import shlex
 import struct
 import zipfile
 import zlib
@@ -22,6 +23,11 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from pixio_lightning import load
+from pixio_lightning.cli.app.page import predict_line
+from pixio_lightning.cli.app.video_tab import read_pairs
+from pixio_lightning.cli.main import main
+from pixio_lightning.data import video_writer
+from pixio_lightning.errors import UserError
 
 PATIENT = {"timeout": 120}  # seconds, beside other tests
 
@@ -137,6 +143,34 @@ def test_a_future_is_predicted_of_a_video(client: Client, runs: Path) -> None:
     )
     assert pixels(past).mean() < pixels(truth).mean()  # it grows lighter
     assert "seconds ahead: 0.50" in text
+
+
+def test_the_model_is_told_the_times_of_frames_that_are_chosen_as_in_training(
+    tmp_path: Path,
+) -> None:
+    shown = {"past": 4, "step": 0.2, "side": 16}
+
+    def write(name: str, fps: int, frames: int) -> Path:
+        with video_writer(tmp_path / name, fps=fps, height=64, width=64) as add:
+            for number in range(frames):
+                add(np.full((64, 64, 3), 4 * number, np.uint8))
+        return tmp_path / name
+
+    frames, seconds = read_pairs(write("fast.mp4", 10, 60), gap=0.5, **shown)
+    assert frames.shape == (4, 5, 3, 16, 16)  # spread over all of it
+    assert seconds.tolist() == [pytest.approx([1.1, 0.9, 0.7, 0.5], abs=1e-3)] * 4
+    ahead = frames[:, -1:].float().mean((2, 3, 4)) - frames[:, :-1].float().mean((2, 3, 4))
+    assert torch.allclose(ahead, seconds * 40, atol=6)  # they are those of these times
+    _, seconds = read_pairs(write("slow.mp4", 2, 10), gap=0.2, **shown)
+    assert seconds[0].tolist() == pytest.approx([2.0, 1.5, 1.0, 0.5], abs=1e-3)
+    with pytest.raises(UserError, match="shorter than 1.60 s"):
+        read_pairs(write("short.mp4", 10, 8), gap=1.0, **shown)
+
+
+def test_the_line_of_a_head_without_a_tab_runs(runs: Path) -> None:
+    _, *words = shlex.split(predict_line(runs / "depth"))
+    assert main(words) == 0
+    assert any((runs / "depth/predictions").iterdir())
 
 
 def test_the_videos_of_episodes_are_shown(client: Client, runs: Path) -> None:

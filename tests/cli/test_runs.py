@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.cli.runs import look_at
@@ -81,10 +82,26 @@ def test_where_the_system_does_not_say_it_is_unknown_whether_a_run_is_on(
     for name, finished in (("on", False), ("done", True)):
         make(tmp_path / name, step=1, finished=finished)
         (tmp_path / name / run_folder.LOCK).touch()
-    stopped = make(tmp_path / "never", step=0)
+    never = make(tmp_path / "never", step=0)
     monkeypatch.setattr("sys.platform", "darwin")
     assert look_at(tmp_path / "on").state == "unknown"
-    assert look_at(tmp_path / "done").state == "finished" and look_at(stopped).state == "stopped"
+    assert look_at(tmp_path / "done").state == "finished" and look_at(never).state == "not begun"
+
+
+def test_what_trains_nothing_is_finished_and_a_mistyped_start_not_begun(tmp_path: Path) -> None:
+    line = ["fit", "-c", "classification/folder_knn", "--model.backbone.weights", "tiny"]
+    line += ["--data.num_workers=0", "--data.image_size=64", "--trainer.accelerator=cpu"]
+    for number in range(8):
+        path = tmp_path / "classes" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (30 * number, 90, 255)).save(path)
+    path = ["--data.path", str(tmp_path / "classes"), "--model.k=[1]"]
+    assert main([*line, *path, "--out", str(tmp_path / "run")]) == 0
+    found = look_at(tmp_path / "run")
+    assert (found.state, found.step) == ("finished", "") and found.metric.startswith("top1_k1 ")
+    mistyped = ["--data.path", str(tmp_path / "clases"), "--out", str(tmp_path / "mistyped")]
+    assert main([*line, *mistyped]) == 2
+    assert look_at(tmp_path / "mistyped").state == "not begun"
 
 
 def test_two_hundred_runs_are_listed_without_torch(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.config_tree import typed
@@ -12,6 +14,7 @@ from pixio_lightning.cli.lightning_cli import PixioCLI
 from pixio_lightning.cli.main import main
 from pixio_lightning.cli.options import parse_options
 from pixio_lightning.errors import UserError
+from pixio_lightning.training import results
 
 SPELLINGS = [
     ["--model.backbone.weights", "tiny"],
@@ -77,3 +80,70 @@ def test_a_plan_of_other_data_modules_is_made(
     line = ["check", "-c", "pretrain/demo", "--data", "theirs.Data"]
     assert main(line) == 0
     assert "not looked at: 'nowhere'" in capsys.readouterr().out
+
+
+def folder_linear(folder: Path, data: str, *words: str, out: str = "run") -> list[str]:
+    line = ["-c", "classification/folder_linear", "--data.path", str(folder / data)]
+    line += ["--data.image_size=64", "--data.num_workers=0", "--data.batch_size=4"]
+    line += ["--data.steps_per_epoch=1", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
+    return [*line, "--panels.every_n_steps=0", "--out", str(folder / out), *words]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classes, photos, and two runs on `tiny`, where the recipe names gated weights of the Hub."""
+    folder = tmp_path_factory.mktemp("begun")
+    for number in range(12):
+        shade, place = 20 * number, folder / "classes" / "ab"[number % 2]
+        for path in (place / f"{number}.png", folder / "photos" / f"{number}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (shade, 90, 255 - shade)).save(path)
+    for out, more in (("run", []), ("tuned", ["-c", "with/finetune"])):
+        line = folder_linear(folder, "classes", *more, "--model.backbone.weights", "tiny", out=out)
+        assert main(["fit", *line]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("out", "more"), [("run", []), ("tuned", ["-c", "with/finetune"])])
+def test_weights_that_a_run_began_with_need_not_be_typed_again(
+    out: str, more: list[str], begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = "tiny" if out == "run" else str(begun / out / "best.ckpt")
+    assert main(["predict", *folder_linear(begun, "photos", *more, out=out)]) == 0
+    said = capsys.readouterr().out
+    assert f"model.backbone.weights {taken}: of the checkpoint" in said
+    assert main(["test", *folder_linear(begun, "classes", *more, out=out)]) == 0
+    typed_too = [*more, "--model.backbone.weights", "tiny"]
+    assert main(["test", *folder_linear(begun, "classes", *typed_too, out=out)]) == 0
+    untyped, again = results.read(begun / out)[-2:]
+    assert untyped["metrics"] == again["metrics"] and untyped["backbone"]["weights"] == taken
+    config = str(begun / out / "config.yaml")
+    line = ["test", "-c", config, "--out", str(begun / out), "--data.path", str(begun / "classes")]
+    assert main(line) == 0  # which names all that was typed
+
+
+def test_a_configuration_that_a_run_was_not_begun_with_asks_for_its_weights(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = begun / "other.yaml"
+    other.write_text("model: {backbone: {name: null, weights: 'random:5'}}")
+    line = folder_linear(begun, "photos", "-c", str(other))
+    assert main(["predict", *line]) == 2
+    assert "random:5" in capsys.readouterr().err
+    whole = begun / "whole.yaml"
+    whole.write_text("model: {init_args: {backbone: {weights: 'random:5', name: null}}}")
+    assert main(["predict", *folder_linear(begun, "photos", "--model", str(whole))]) == 2
+
+
+def test_weights_that_only_a_checkpoint_names_are_not_fetched(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = torch.load(begun / "run/best.ckpt", weights_only=True)
+    backbone = stored["pixio"]["config"]["init_args"]["backbone"]
+    for weights, way in (("hf:some/body", "hf:some/body"), (str(tmp_path / "gone.pth"), "PATH")):
+        (backbone.get("init_args") or backbone)["weights"] = weights
+        torch.save(stored, tmp_path / "theirs.ckpt")
+        line = folder_linear(begun, "photos", "--ckpt_path", str(tmp_path / "theirs.ckpt"))
+        assert main(["predict", *line]) == 2
+        error = capsys.readouterr().err
+        assert f", --model.backbone.weights {way}\n" in error and error.count("\n") == 1

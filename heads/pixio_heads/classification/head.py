@@ -181,7 +181,7 @@ class Classification(_ClassHead):
 
     def metrics(self) -> MetricCollection:
         """Return top-1 and top-5 accuracy, or mean average precision."""
-        if self.data_info["multilabel"]:
+        if self.data_info.get("multilabel"):
             number = self.data_info["num_classes"]
             return MetricCollection({"mean_ap": MeanAveragePrecision(number)})
         return accuracies(self.data_info["num_classes"])
@@ -263,7 +263,7 @@ class KNN(_ClassHead):
         Raises:
             UserError: Images may be of several classes, for which one vote says nothing.
         """
-        if self.data_info["multilabel"]:
+        if self.data_info.get("multilabel"):
             raise UserError("KNN votes for one class, but images of this data may be of several")
 
     def forward(self, features: Features, batch: Batch) -> Tensor:

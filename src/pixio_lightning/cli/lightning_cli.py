@@ -20,6 +20,7 @@ from pixio_lightning.cli import config_errors, recipes, resume
 from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
 from pixio_lightning.cli.config_tree import flatten, in_files, nested, typed
 from pixio_lightning.cli.options import Options
+from pixio_lightning.cli.resume.chosen import take_backbones
 from pixio_lightning.cli.resume.processes import SameSamples
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
@@ -96,6 +97,8 @@ class PixioCLI(LightningCLI):
         for key, value in list(self.config.items()):
             self.config[key] = expanded(value)
         self._take_architecture()
+        evaluates = self.verb in ("validate", "test", "predict")
+        self.taken = take_backbones(self.config["model"], self.options) if evaluates else ""
         # What was given, the later counts; all else is a default.
         in_recipes = [in_files([recipes.find(name)]) for name in self.options.configs]
         given = [*in_recipes, typed(self.options.rest)]

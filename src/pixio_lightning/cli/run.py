@@ -16,14 +16,17 @@ from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import Options, check_environment, parse_options
+from pixio_lightning.cli.resume.chosen import (
+    checkpoint_of,
+    refuse_untrained,
+    without_checkpoint,
+)
 from pixio_lightning.cli.resume.recall import introduce, recall
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files import recover_folder, write_text
-from pixio_lightning.models.build import is_generated
 from pixio_lightning.pretraining import costs
 from pixio_lightning.training import results, run_folder
-from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks import EvaluationLog, MetricsLog, Preemption
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
@@ -164,7 +167,7 @@ def _fit(cli: PixioCLI) -> int:
         if options.ckpt_path or not found:
             start = local_path(options.ckpt_path) if options.ckpt_path else None
             about["start"] = run_folder.start_of(folder, start)
-        run_folder.write_state(folder, finished=False, **about)
+        run_folder.write_state(folder, finished=False, trains=True, **about)
 
     if found:  # what is there stays true if this start comes to nothing
         cli.trainer.callbacks.append(resume.Takeover(write))
@@ -176,6 +179,7 @@ def _fit(cli: PixioCLI) -> int:
         cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
         if primary:
+            run_folder.write_state(folder, trains=False)
             say("nothing is trained: the head has no parameters and the backbone is frozen")
         cli.verb = "validate"
         return evaluate(cli)
@@ -266,12 +270,14 @@ def evaluate(cli: PixioCLI) -> int:
     """Validate, test or predict with a checkpoint; by default the run folder's best."""
     folder, ckpt_path = cli.options.out, cli.options.ckpt_path
     if ckpt_path is None and cli.model.resumes:
-        found = None if cli.options.untrained else run_folder.chosen_checkpoint(folder)
+        found = checkpoint_of(cli.options, type(cli.model))
         ckpt_path = str(found) if found else None
         if ckpt_path is None and not cli.options.untrained:
-            _refuse_untrained(cli)
+            refuse_untrained(cli.model, cli.datamodule, folder=folder, verb=cli.verb)
         if cli.trainer.is_global_zero:
-            say(f"checkpoint: {ckpt_path or _without_checkpoint(cli.model)}")
+            say(f"checkpoint: {ckpt_path or without_checkpoint(cli.model)}")
+    if cli.taken and cli.trainer.is_global_zero:
+        say(cli.taken)
     introduce(cli)
     recall(cli, ckpt_path)
     if cli.verb == "predict" and cli.trainer.is_global_zero:
@@ -317,36 +323,6 @@ def _await_others(cli: PixioCLI) -> None:
                 f"another process of this run ended with exit code {code}: see what it said last, "
                 "then run the same line again"
             )
-
-
-def _without_checkpoint(model: BackboneModule) -> str:
-    """Return what is evaluated where there is no checkpoint."""
-    weights = model.backbone.weights
-    return "none, " + (
-        "the model as it is initialised" if is_generated(weights) else f"the weights '{weights}'"
-    )
-
-
-def _refuse_untrained(cli: PixioCLI) -> None:
-    """Refuse to evaluate or predict with weights that nothing has trained yet.
-
-    Raises:
-        UserError: The model would be trained, and there is no checkpoint of it.
-    """
-    reason = ""
-    try:
-        if isinstance(cli.model, Head):
-            cli.model.require_of(cli.datamodule)  # what it would build depends on it
-        # A pretraining that begins with a trained encoder and decoder has something to show.
-        trains = cli.model.trains and not getattr(cli.model, "pretrained_decoder", False)
-    except UserError as error:  # a checkpoint would know what the data does not say
-        trains, reason = True, f"; without one, {error}"
-    if trains:
-        raise UserError(
-            f"{type(cli.model).__name__} is not trained: {cli.options.out} holds no checkpoint; "
-            f"train it (pixio fit), name one (--ckpt_path), or {cli.verb} it as it is initialised "
-            f"(--ckpt_path none){reason}"
-        )
 
 
 def _devices(asked: int | str | list[int]) -> int:

@@ -1,4 +1,4 @@
-"""`pixio runs`: the runs below a folder, and what differs between two of them.
+"""`pixio runs`: what `pixio fit` began below a folder, and what differs between two of them.
 
 Nothing here imports torch: two hundred runs are listed while it would still be loading.
 """
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pixio_lightning.cli.config_tree import differences
 from pixio_lightning.errors import UserError, nearest, visible
 from pixio_lightning.files.text import read_text
-from pixio_lightning.training import run_folder
+from pixio_lightning.training import results, run_folder
 
 _MOST_METRICS = 1 << 24  # bytes of a metrics.csv that are read here
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -29,10 +29,12 @@ class Run(NamedTuple):
     Attributes:
         folder: Of the run.
         recipe: As it was given; empty for runs of earlier versions.
-        state: `running`, `finished` or `stopped`; `damaged`, or `unknown` where the system does not
-            say whether it runs.
+        state: `running`, `finished` or `stopped`; `not begun` where a start came to nothing before
+            a first step was kept; `damaged`, or `unknown` where the system does not say whether it
+            runs.
         step: How far it got, and of how many steps, where it has a number of them.
-        metric: What best.ckpt is chosen by: its last value, and the best.
+        metric: What best.ckpt is chosen by: its last value, and the best; where nothing is trained,
+            its value in the last evaluation.
         changed: When anything in it was written last.
         size: Bytes of all its files.
     """
@@ -67,14 +69,19 @@ def look_at(folder: Path) -> Run:
             changed, size = max(changed, about.st_mtime), size + about.st_size
     try:
         state = run_folder.read_state(folder)
-        metric = _metric(folder, state)
+        trains = state.get("trains") is not False
+        metric = _metric(folder, state) if trains else _evaluated(folder, state)
     except UserError:
         return Run(folder, "", "damaged", "", "", changed, size)
     kind = {True: "running", False: "stopped", None: "unknown"}[run_folder.is_held(folder)]
-    if state.get("finished") and kind != "running":
+    done = state.get("finished") if trains else metric
+    if done and kind != "running":
         kind = "finished"
+    elif kind == "stopped" and not state.get("step") and not (folder / "metrics.csv").exists():
+        kind = "not begun"
     step, steps = state.get("step", 0), state.get("steps")
     text = f"{step}/{steps}" if isinstance(steps, int) and steps > 0 else str(step)
+    text = text if trains else ""
     recipe = state.get("recipe")
     return Run(folder, recipe if isinstance(recipe, str) else "", kind, text, metric, changed, size)
 
@@ -95,6 +102,17 @@ def _metric(folder: Path, state: dict[str, Any]) -> str:
         return ""
     best = min(finite) if mode == "min" else max(finite)
     return f"{name.rpartition('/')[2]} {values[-1]:.4g} (best {best:.4g})"
+
+
+def _evaluated(folder: Path, state: dict[str, Any]) -> str:
+    """Return the metric of the last evaluation of what trains nothing; the first one of many."""
+    lines = results.read(folder)
+    if not lines:
+        return ""
+    metrics, monitor = lines[-1]["metrics"], state.get("monitor")
+    named = str(monitor[0]).rpartition("/")[2] if isinstance(monitor, list) and monitor else ""
+    name = named if named in metrics else next(iter(metrics), "")
+    return f"{name} {metrics[name]:.4g}" if name else "evaluated"
 
 
 def listed(root: Path) -> str:

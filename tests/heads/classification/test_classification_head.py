@@ -280,3 +280,14 @@ def test_bars_are_as_long_as_probabilities_and_green_where_true() -> None:
     shares = dark[:3] / (SIDE - 8)
     assert torch.allclose(shares, torch.tensor([0.9, 0.5, 0.1]), atol=0.02)
     assert green[0] == 0 and green[1] == dark[1] and green[2] == 0 and not dark[3:].any()
+
+
+def test_data_of_a_head_that_trains_nothing_are_blamed_themselves(
+    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (80, 70)).save(tmp_path / "a.png")
+    for name, said in (("folder_knn", False), ("folder_linear", True)):
+        line = words(f"classification/{name}", tmp_path, tmp_path / "run")
+        assert main(["predict", *line]) == 2
+        error = capsys.readouterr().err
+        assert ("is not trained" in error) is said and str(tmp_path) in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,16 @@ def _tabs_of(
 
 
 def _add_excuse(one: Loaded, problem: str) -> None:
-    gr.Markdown(
-        f"This head makes nothing of a single picture: {problem}\n\n"
-        f"`pixio predict -c {one.name}` lets it predict its own data."
-    )
+    text = f"This head makes nothing of a single picture: {problem}"
+    if one.folder is not None:
+        text += f"\n\n`{predict_line(one.folder)}` lets it predict its own data."
+    gr.Markdown(text)
+
+
+def predict_line(folder: Path) -> str:
+    """Return the line that lets a run predict its own data, whatever else was typed for it."""
+    config = shlex.quote(str(folder / "config.yaml"))
+    return f"pixio predict -c {config} --out {shlex.quote(str(folder))}"
 
 
 def _distinct(loaded: Sequence[Loaded]) -> dict[str, Backbone]:

@@ -3,25 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import torch
+from torch import Tensor
 
 from pixio_lightning.cli.app.loaded import Loaded, data_config
 from pixio_lightning.cli.app.uploads import MOST_MEGAPIXELS, as_picture, one_line, show_picture
-from pixio_lightning.data.clips.pairs import cut_out
-from pixio_lightning.data.clips.video import video_frames
-from pixio_lightning.data.decode import centre_crop
+from pixio_lightning.data.clips.pairs import cut_out, gaps
+from pixio_lightning.data.clips.source import frames_from
+from pixio_lightning.data.clips.video import opened_video, packet_times, sought_frames
+from pixio_lightning.data.decode import BadImage, centre_crop
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.training import visualize
 
-_MOST_PAIRS = 4  # evenly spread over the frames
-_MOST_FRAMES = 120  # of a video that are looked at
+_MOST_PAIRS = 4  # evenly spread over the video
+
+
+def read_pairs(
+    path: Path, *, gap: float, past: int, step: float, side: int
+) -> tuple[Tensor, Tensor]:
+    """Read pairs of a video, spread over it, their frames chosen as in training.
+
+    Args:
+        path: The video.
+        gap: Seconds from the last past frame to the future one.
+        past: How many past frames.
+        step: Seconds between them.
+        side: Of the frames in pixels, cut from their middle.
+
+    Returns:
+        Frames uint8 `(B, past + 1, 3, side, side)`, the future one last, and the seconds from each
+        past frame to it, as the video has them, float32 `(B, past)`.
+
+    Raises:
+        UserError: It is no video, too short, or its frames cannot be decoded.
+    """
+    with opened_video(path, max_megapixels=MOST_MEGAPIXELS) as container:
+        times, keys = packet_times(container)
+    length = (past - 1) * step + gap
+    room = float(times[-1] - times[0]) - length if len(times) else 0.0
+    if len(times) <= past or room < 0:
+        raise UserError(
+            f"the video is shorter than {length:.2f} s, or of fewer than {past + 1} frames: "
+            "expected a longer one"
+        )
+    starts = times[0] + np.linspace(0, room, _MOST_PAIRS)
+    chosen = [tuple(frames_from(times, at, gap=gap, past=past, step=step)) for at in starts]
+    images, seconds = [], []
+    for numbers in dict.fromkeys(chosen):  # of a short one they may be the same
+        wanted = list(numbers)
+        at = np.searchsorted(keys, wanted, side="right") - 1
+        # Before the first key frame there is nothing to go to but the beginning.
+        before = [float(times[keys[i] if i >= 0 else 0]) for i in at]
+        with suppress(BadImage):
+            frames = sought_frames(path, times[wanted].tolist(), before)
+            height, width, _ = frames[0].shape
+            images.append(cut_out(frames, [centre_crop(width, height)], side))
+            seconds.append(gaps(times, wanted))
+    if not images:
+        raise UserError("the frames of the video cannot be decoded: it is damaged")
+    return torch.stack(images), torch.stack(seconds)
 
 
 def add_video_tab(loaded: Loaded, tab: str, examples: Sequence[Path]) -> None:
@@ -30,7 +78,7 @@ def add_video_tab(loaded: Loaded, tab: str, examples: Sequence[Path]) -> None:
     assert isinstance(model, FuturePrediction)
     known = (data_config(loaded) or {}).get("init_args", {})
     low, high = known.get("gap") or (0.1, 1.0)
-    past = int(known.get("past_frames") or 1)
+    past, step = int(known.get("past_frames") or 1), float(known.get("past_step") or 0.2)
     titles = ["past", "visible future", "prediction" + "*" * model.norm_pix, "truth"]
     side = model.backbone.grid[0] * model.backbone.stride
 
@@ -38,24 +86,12 @@ def add_video_tab(loaded: Loaded, tab: str, examples: Sequence[Path]) -> None:
     def predict(path: str | None, gap: float) -> tuple[Any, ...]:
         if not path:
             return *[None] * (len(titles) + 1), "Choose a video, or take the example."
-        found = video_frames(Path(path), every=gap, limit=None, max_megapixels=MOST_MEGAPIXELS)
-        # Cut one by one: a long film would not fit in memory.
-        frames = [
-            cut_out([frame], [centre_crop(frame.shape[1], frame.shape[0])], side)[0]
-            for _, frame in islice(found, _MOST_FRAMES)
-            if frame is not None
-        ]
-        ends = [*range(past, len(frames))]
-        if not ends:
-            raise UserError(f"the video is no longer than {past * gap:.2f} s")
-        ends = ends[:: -(-len(ends) // _MOST_PAIRS)]
-        clips = [torch.stack(frames[end - past : end + 1]) for end in ends]
-        images = torch.stack(clips).to(model.device)
-        gaps = torch.arange(past, 0, -1) * gap
+        frames, seconds = read_pairs(Path(path), gap=gap, past=past, step=step, side=side)
+        images = frames.to(model.device)
         batch = {
             "past": images[:, :-1],
             "future": images[:, -1],
-            "gap": gaps.expand(len(images), -1).to(model.device),
+            "gap": seconds.to(model.device),
             "key": torch.tensor([key_of(f"{i}") for i in range(len(images))], device=model.device),
         }
         panel = model.pictures(batch)

@@ -157,7 +157,22 @@ def choose_frames(
     share, place = random_key.uniform(2, Purpose.CLIP)
     seconds = gap[0] + share * (min(gap[1], room) - gap[0])
     start = float(times[0]) + place * (room - seconds)
-    wanted = [start + i * step for i in range(past)] + [start + before + seconds]
+    return frames_from(times, start, gap=seconds, past=past, step=step)
+
+
+def frames_from(
+    times: NDArray[np.float64], start: float, *, gap: float, past: int = 1, step: float = 0.0
+) -> list[int]:
+    """Return the numbers of the frames nearest to `past` times, and to a future one, in order.
+
+    Args:
+        times: Seconds of the frames `(V,)`, in rising order; more than `past`.
+        start: Seconds of the first past frame.
+        gap: Seconds from the last past frame to the future one.
+        past: How many past frames.
+        step: Seconds between them.
+    """
+    wanted = [start + i * step for i in range(past)] + [start + (past - 1) * step + gap]
     frames = [int(np.abs(times - at).argmin()) for at in wanted]
     # At a low rate two may fall on one frame; there are enough of them, if not so far apart.
     for i in range(1, past + 1):

@@ -38,10 +38,10 @@ class WeightsNeeded(UserError):
         super().__init__(f"{problem}, load(..., weights={given})")
         self.problem, self.source = problem, source
 
-    def typed(self) -> UserError:
-        """Return what to say of it on the command line, where `--weights` gives them."""
+    def typed(self, option: str = "--weights") -> UserError:
+        """Return what to say of it on the command line, where an option gives them."""
         given = shlex.quote(self.source) if may_be_fetched(self.source) else "PATH"
-        return UserError(f"{self.problem}, --weights {given}")
+        return UserError(f"{self.problem}, {option} {given}")
 
 
 def may_be_fetched(source: str) -> bool:
@@ -139,6 +139,20 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     except Exception as error:
         raise UserError(f"checkpoint '{path}': {' '.join(str(error).split())}") from None
     return module.eval()
+
+
+def weights_now(stored: str, checkpoint: Path, *, named: bool) -> str:
+    """Return where the weights of a frozen backbone are now, as `load` finds them.
+
+    Args:
+        stored: Where they were.
+        checkpoint: Of the head.
+        named: Whether the user named them, so that they may be fetched.
+
+    Raises:
+        WeightsNeeded: It has to be said.
+    """
+    return stored if named and may_be_fetched(stored) else _at_hand(stored, None, checkpoint)
 
 
 def _at_hand(stored: str, given: str | None, checkpoint: Path) -> str:
