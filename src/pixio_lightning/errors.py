@@ -23,6 +23,19 @@ class UserError(ValueError):
         super().__init__(printable(str(message), limit=4000))
 
 
+class MissingWeights(UserError):
+    """Weights that are not there, or not open to whoever asks.
+
+    Args:
+        message: As of any mistake.
+        asked: What was asked for, by which the command line says how to come by weights.
+    """
+
+    def __init__(self, message: object = "", asked: str = "") -> None:
+        super().__init__(message)
+        self.asked = asked
+
+
 def out_of_memory(error: BaseException) -> str:
     """Return what says that memory ran out, and whose, as one line; empty of any other error.
 

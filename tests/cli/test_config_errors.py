@@ -212,7 +212,12 @@ def test_a_mistake_in_a_recipe_is_one_line(
         ),
         ("--model=PixelPretrainin", "model.class_path 'PixelPretrainin' is not known, did you"),
         ("--data.path", "--data: expected one argument"),
-        ("stray", "there is no key stray"),
+        ("stray", "'stray' stands where no option takes it: a recipe is named by -c"),
+        ("--lr 1e-3", "there is no key lr, did you mean 'model.optim.lr'?"),
+        ("--batch_size=4", "there is no key batch_size, did you mean 'data.batch_size'?"),
+        ("--devices 2", "there is no key devices, did you mean 'trainer.devices'?"),
+        ("--seed 1", "there is no key seed; there are"),  # model.seed, or data.seed
+        ("--decoder.dpeth 3", "there is no key decoder.dpeth"),
         ("-c", "-c/--config: expected one argument"),
         ("-c pretrain/dmeo", "no recipe or file 'pretrain/dmeo'"),
         ("--ckpt_path s3://bucket/last.ckpt", "checkpoint 's3://bucket/last.ckpt' is a URL"),

@@ -115,6 +115,11 @@ def test_light_verb_answers_at_once(site, line, code, shown):
         ("cp pretrain/dmeo x.yaml", "'pretrain/dmeo' .*did you mean 'pretrain/demo'"),
         ("cp pretrain/demo", "required: destination .usage: pixio cp"),
         ("recipes pretrian", "no recipe mentions 'pretrian', did you mean 'pretrain'"),
+        ("fit pretrain/demo", "did you mean `pixio fit -c pretrain/demo`.$"),
+        ("check --fresh depth/demo --out x", "`pixio check --fresh -c depth/demo --out x`.$"),
+        ("fit -c pretrain/demo with/debug", "`pixio fit -c pretrain/demo -c with/debug`.$"),
+        ("test pretrain/dmeo", "named by -c, .*did you mean 'pretrain/demo'.$"),
+        ("fit -c pretrain/demo --data.mean [0.1, 0.2]", "'0.2]' stands .* spaces is quoted"),
         ("doctor --import", "unrecognized arguments: --import "),
     ],
 )
@@ -196,6 +201,23 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} <= {"mine.yaml", "other.yaml", "heads"}
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 5 and all(f"{tmp_path}/" in line and "~" not in line for line in errors)
+
+
+def test_doctor_says_which_extras_are_here(site):
+    install(site, "av", version="14.1")
+    install(site, "old-part", version="1.0")
+    install(site, "pixio-lightning")
+    lines = ["Provides-Extra: video", "Requires-Dist: av>=14; extra == 'video'"]
+    lines += ["Provides-Extra: lost", "Requires-Dist: no-such-part>=2; extra == 'lost'"]
+    lines += ["Provides-Extra: old", "Requires-Dist: old-part>=2; extra == 'old'"]
+    lines += ["Provides-Extra: all", "Requires-Dist: pixio-lightning[lost,video]; extra == 'all'"]
+    with (site / "pixio_lightning-1.0.dist-info" / "METADATA").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    shown = pixio("doctor", site=site).stdout
+    assert "   video              installed\n" in shown
+    assert "   lost               lacks no-such-part: pip install 'pixio-lightning[lost]'" in shown
+    assert "   old                lacks old-part>=2 (there is 1.0): pip install" in shown
+    assert "   all                lacks no-such-part: pip install 'pixio-lightning[all]'" in shown
 
 
 def test_doctor_finds_what_is_broken(site):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from pixio_lightning.cli.class_lookup import import_named
@@ -57,6 +59,47 @@ def test_an_architecture_that_is_typed_too_must_agree(words: list[str]) -> None:
 def test_a_name_that_is_left_out_is_that_of_the_weights() -> None:
     words = ["--model.backbone.name", "null", "--model.backbone.weights", "tiny"]
     assert parsed(words).model.backbone.embed_dim == 128
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("", "no such file or folder; `pixio fit -c pretrain/demo` makes it, in the current"),
+        ("", "--model.backbone.weights tiny needs no training$"),
+        ("runs/mine/last.ckpt", "no such file or folder$"),
+        ("dinov2_b", "did you mean `-c backbone/dinov2_b`.$"),
+        (
+            "hf:me/absent",
+            "not in the cache.*; or take others: -c backbone/dinov2_b needs no account",
+        ),
+    ],
+)
+def test_weights_that_are_not_there_say_how_to_come_by_some(
+    weights: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    words = ["--model.backbone.weights", weights] if weights else []
+    assert main(["fit", "-c", "depth/demo", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(said, line)
+
+
+def test_a_checkpoint_that_is_not_there_says_what_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in (
+        ["test", "-c", "depth/demo", "--ckpt_path", "runs/depth/demo/best.ckpt"],
+        ["export", "runs/depth/demo/best.ckpt"],
+    ):
+        assert main(line) == 2
+        assert "; `pixio fit -c depth/demo` makes it" in capsys.readouterr().err
 
 
 def test_a_plan_says_that_there_are_no_data_yet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,21 @@ def test_the_paper_size_plan():
     )
 
 
+@pytest.mark.parametrize(("width", "begins"), [(192, None), (384, "at most "), (768, "")])
+def test_no_speed_is_planned_from_models_of_another_size(width: int, begins: str | None) -> None:
+    """What was not measured is marked, and a model far below those that were gets no speed."""
+    model = on_meta(model_of(embed_dim=width))
+    run = {"precision": "bf16-mixed", "batch": 256, "devices": 1, "steps": 10}
+    facts = plan(model, 64, **run)
+    assert {"compute", "memory"} <= facts.keys()
+    speeds = {key: fact for key, fact in facts.items() if key.startswith("on an")}
+    if begins is None:
+        assert not speeds
+        return
+    assert ["not measured" in speeds[f"on an {name}"] for name in ("H100", "A100")] == [False, True]
+    assert all(re.match(rf"{begins}[0-9,]+ img/s", fact) for fact in speeds.values())
+
+
 def test_the_largest_model_is_planned_without_its_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = on_meta(PixelPretraining(Backbone("pixio_vit5b16", weights="random", tune="full")))
@@ -193,5 +209,5 @@ def test_the_plans_of_the_page_are_those_of_the_recipes(name: str) -> None:
     )
     assert "a card has" not in facts["memory"]
     part = page.partition(f"pretrain/{name}\n  compute")[2].partition("\npretrain/")[0]
-    for key in ("compute", "memory", "on an H100"):
+    for key in ("compute", "memory", "on an H100", "on an A100"):
         assert f"  {key:<14}{facts[key]}\n" in f"  compute{part}\n", facts[key]

@@ -72,12 +72,14 @@ _BASES: dict[str, type] = {"trainer.callbacks": L.Callback, "trainer.logger": Lo
 _CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
-def explain(message: str, top: Iterable[str]) -> str:
+def explain(message: str, top: Iterable[str], chosen: Mapping[str, type] | None = None) -> str:
     """Return one line: the key, what was given, what was expected, the nearest valid name.
 
     Args:
         message: What jsonargparse says.
         top: The top-level keys of a recipe.
+        chosen: The classes of model and data, among whose keys one is looked for that is given
+            by its last part alone.
     """
     # Where several types were tried, the first class fits best.
     first = re.match(r"(?s).*?\n( *)- Problem with given class_path.*?(?=\n\1- |\Z)", message)
@@ -94,6 +96,8 @@ def explain(message: str, top: Iterable[str]) -> str:
     ):
         *groups, name = (match["option"] or match["word"]).split(".")
         groups = [part for part in (prefix, match["group"], *groups) if part]
+        if not groups and (key := _only_one_ending(name, chosen or {})):
+            return f"there is no key {name}, did you mean '{key}'?"
         return _no_key(".".join(groups), name, context, top, given_later)
     if match := re.search(rf"{_LINE}the following arguments are required: (.+)", text):
         names = [f"{prefix}.{name}".strip(".") for name in match[1].split(", ")]
@@ -128,13 +132,10 @@ def check_values(values: Mapping[str, Any], cls: type, prefix: str) -> None:
     Raises:
         UserError: A value does not fit.
     """
-    hints: dict[str, Any] = {}
-    for base in _passed_on(cls):
-        with suppress(NameError):  # of a plug-in, meant for type checkers alone
-            hints = typing.get_type_hints(base.__init__) | hints
+    hints = _hints(cls)
     for name, value in values.items():
         hint, key = hints.get(name), f"{prefix}.{name}"
-        if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hint is Backbone):
+        if _is_group(hint):
             if not isinstance(value, Mapping):
                 names = ", ".join(sorted(_parameters(hint)))
                 raise UserError(f"{key} is {value!r}, but expected keys below it: {names}")
@@ -271,6 +272,36 @@ def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if name != "self" and p.kind != p.VAR_KEYWORD}
 
 
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the types of what a class takes."""
+    hints: dict[str, Any] = {}
+    for base in _passed_on(cls):
+        with suppress(NameError):  # of a plug-in, meant for type checkers alone
+            hints = typing.get_type_hints(base.__init__) | hints
+    return hints
+
+
+def _is_group(hint: Any) -> typing.TypeGuard[type]:
+    """Whether a value of a type is given by keys below its own."""
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hint is Backbone)
+
+
+def _only_one_ending(name: str, chosen: Mapping[str, type]) -> str:
+    """Return the key of a recipe that ends with `name`, if there is one and no other."""
+    every = [key for prefix, cls in {**GROUPS, **chosen}.items() for key in _all_keys(cls, prefix)]
+    found = [key for key in every if key.rpartition(".")[2] == name]
+    return found[0] if len(found) == 1 else ""
+
+
+def _all_keys(cls: type, prefix: str) -> Iterator[str]:
+    """Yield every key of a class, and those of the groups among them."""
+    hints = _hints(cls)
+    for name in _parameters(cls):
+        yield f"{prefix}.{name}"
+        if _is_group(hints.get(name)):
+            yield from _all_keys(hints[name], f"{prefix}.{name}")
+
+
 def _passed_on(cls: type) -> Iterator[Any]:
     """Yield a class and its bases, as far as keyword arguments are passed on."""
     for base in cls.__mro__:
@@ -286,6 +317,13 @@ def class_of(path: str) -> type | None:
         return getattr(importlib.import_module(module), name, None) if module else None
     except ImportError:  # the mistake itself
         return None
+
+
+def chosen_class(name: str, base: type) -> type | None:
+    """Return the class that a recipe names by its import path, or by its own name alone."""
+    known = {cls.__name__: cls for cls in _subclasses(base)}
+    found = class_of(name) or known.get(name)
+    return found if isinstance(found, type) else None
 
 
 def _subclasses(cls: type) -> set[type]:

@@ -65,6 +65,7 @@ def examine(*, imports: bool) -> int:
     broken = 0
     for title, findings in (
         ("Versions", versions()),
+        ("Extras", extras()),
         ("Machine", machine()),
         ("Caches", caches()),
         ("Plug-ins", plug_ins(imports=imports)),
@@ -95,6 +96,43 @@ def versions() -> Iterator[Finding]:
                 needed[canonicalize_name(requirement.name)] = requirement
     for name in dict.fromkeys([*LIBRARIES, *needed]):
         yield _library(name, needed.get(name))
+
+
+def extras() -> Iterator[Finding]:
+    """Say of every extra whether its packages are here, or how to get them: none is needed."""
+    try:
+        ours = metadata.distribution("pixio-lightning")
+    except metadata.PackageNotFoundError:
+        return
+    requirements = [Requirement(text) for text in ours.requires or []]
+    for extra in ours.metadata.get_all("Provides-Extra") or []:
+        missing = dict.fromkeys(_missing(extra, requirements))
+        state = "installed"
+        if missing:
+            state = f"lacks {', '.join(missing)}: pip install 'pixio-lightning[{extra}]'"
+            state += f" (in a checkout: pip install -e '.[{extra}]')"
+        yield Finding(extra, state)
+
+
+def _missing(extra: str, requirements: Sequence[Requirement]) -> Iterator[str]:
+    """Yield what an extra asks for and is not here; of an extra that names others, theirs too."""
+    for requirement in requirements:
+        marker = requirement.marker
+        if marker is None or marker.evaluate({"extra": ""}):
+            continue  # needed in any case, as `versions` says
+        if not marker.evaluate({"extra": extra}):
+            continue
+        if canonicalize_name(requirement.name) == "pixio-lightning":
+            for other in sorted(requirement.extras):
+                yield from _missing(other, requirements)
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield requirement.name
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield f"{requirement.name}{requirement.specifier} (there is {version})"
 
 
 def _library(name: str, requirement: Requirement | None) -> Finding:

@@ -99,10 +99,12 @@ def run_page(verb: str) -> str:
 CHECK_PAGE = """\
 usage: pixio check -c RECIPE [-c OVERLAY ...] [--run] [options of fit]
 
-Parse the recipe, build the model on the meta device (no memory, no data) and print the plan:
-parameters, batch, learning rate, steps, output folder. Exit code 2 when the recipe is wrong.
+Parse the recipe, build the model on the meta device (no memory) and print the plan: parameters,
+batch, learning rate, steps, output folder. Data are named as for fit, and need not be there yet.
+Exit code 2 when the recipe is wrong, or what is typed beside it.
 
-  --run                        also run two steps on the embedded scenes, on the CPU
+  --run                        also run two steps with a small backbone on rendered scenes, on the
+                               CPU, whatever else is given, in RUN+check: does it run?
 
 Example: pixio check -c my.yaml --trainer.devices 8
 """

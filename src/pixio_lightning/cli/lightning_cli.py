@@ -90,18 +90,19 @@ class PixioCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake becomes one line."""
+        # What was given, the later counts; all else is a default.
+        in_recipes = [in_files([recipes.find(name)]) for name in self.options.configs]
+        given = [*in_recipes, typed(self.options.rest)]
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise UserError(config_errors.explain(str(error), TOP_KEYS)) from None
+            named = _classes(given)
+            raise UserError(config_errors.explain(str(error), TOP_KEYS, named)) from None
         for key, value in list(self.config.items()):
             self.config[key] = expanded(value)
         self._take_architecture()
         evaluates = self.verb in ("validate", "test", "predict")
         self.taken = take_backbones(self.config["model"], self.options) if evaluates else ""
-        # What was given, the later counts; all else is a default.
-        in_recipes = [in_files([recipes.find(name)]) for name in self.options.configs]
-        given = [*in_recipes, typed(self.options.rest)]
         self._take_rates(given)
         self._take_seed(given)
         self._plain = self._as_plain(self.config)
@@ -309,6 +310,17 @@ class PixioCLI(LightningCLI):
         if asked is None or asked is True:
             return [TensorBoardLogger(self.options.out, name="", version="tensorboard")]
         return _listed(asked)
+
+
+def _classes(given: list[dict[str, Any]]) -> dict[str, type]:
+    """Return the classes of model and data that were named last, as far as they are known."""
+    found: dict[str, type] = {}
+    for key, base in (("model", BackboneModule), ("data", L.LightningDataModule)):
+        for source in given:
+            name = source.get(f"{key}.class_path", source.get(key))
+            if chosen := config_errors.chosen_class(str(name), base):
+                found[key] = chosen
+    return found
 
 
 def _listed(value: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from pixio_lightning import __version__
 from pixio_lightning.cli import help_pages, recipes
 from pixio_lightning.cli.help_pages import VERBS
 from pixio_lightning.cli.light_parser import LightParser
-from pixio_lightning.cli.options import parse_options
+from pixio_lightning.cli.options import parse_options, refuse_stray
 from pixio_lightning.errors import UserError, nearest, out_of_memory, visible, visible_lines
 from pixio_lightning.files import expanded, plugins
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, not at exit, where a lost reader cannot be handled
     except UserError as error:
-        return _failed(str(error))
+        return _failed(f"{error}{recipes.way_out(error)}")
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, what a shell reports
     except BrokenPipeError:
@@ -125,6 +125,7 @@ def _dispatch(argv: list[str]) -> int:
         return export.main(rest)
     if not rest:
         raise UserError(f"{verb} {help_pages.NO_RECIPE}".replace("VERB", verb))
+    refuse_stray(verb, rest)
     for name in parse_options(rest).configs:  # a misspelt name need not wait for torch to be told
         recipes.find(name)
     # Read when torch is loaded. Threads that spin while they wait for one another take the cores of

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from pixio_lightning.cli import recipes
-from pixio_lightning.errors import UserError
+from pixio_lightning.cli.config_tree import as_words, in_files
+from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import expanded
 
 
@@ -57,6 +60,37 @@ def parse_options(argv: list[str]) -> Options:
     untrained = known.ckpt_path == "none"
     ckpt_path = None if untrained else known.ckpt_path
     return Options(known.config, out, known.fresh, ckpt_path, untrained, known.run, rest)
+
+
+def refuse_stray(verb: str, argv: list[str]) -> None:
+    """Refuse a word that no option takes, such as a recipe without `-c`.
+
+    Raises:
+        UserError: The first such word is named.
+    """
+    for before, word in pairwise(["", *parse_options(argv).rest]):
+        if word.startswith("-") or (before.startswith("-") and "=" not in before):
+            continue
+        begin = f"'{word}' stands where no option takes it"
+        names = [recipe.name for recipe in recipes.all_recipes()]
+        if word in names or Path(word).is_file():
+            at = argv.index(word)
+            line = shlex.join(["pixio", verb, *argv[:at], "-c", *argv[at:]])
+            raise UserError(f"{begin}, did you mean `{line}`?")
+        raise UserError(
+            f"{begin}: a recipe is named by -c, and a value with spaces is quoted"
+            f"{nearest(word, names)}"
+        )
+
+
+def debugged(options: Options) -> list[str]:
+    """Return the words that run two steps of a recipe, on rendered scenes and the CPU.
+
+    What `with/debug` sets stands last, so that nothing that was typed counts in its place.
+    """
+    named = [word for name in options.configs for word in ("-c", name)]
+    last = as_words(in_files([recipes.find("with/debug")]))
+    return [*named, *options.rest, *last, "--out", f"{options.out}+check", "--fresh"]
 
 
 def folder_name(configs: list[str]) -> str:

@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import MissingWeights, UserError, nearest
 from pixio_lightning.files import plugins
 
 SUFFIXES = (".yaml", ".yml")
@@ -101,6 +101,32 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         both = " and ".join(f"{claim.path} of {claim.origin}" for claim in claims)
         raise UserError(f"recipe '{name}' is claimed by {both}; give the path of the one you mean")
     return claims[0].path
+
+
+def made_by(path: str) -> str:
+    """Return the end of a message that `path` is not there: the line that makes it, if it is known.
+
+    A run folder is named after its recipe, as `runs/pretrain/demo`.
+    """
+    made = [r.name for r in all_recipes() if f"/runs/{r.name}/" in f"/{path}/"]
+    return f"; `pixio fit -c {max(made, key=len)}` makes it, in the current folder" if made else ""
+
+
+def way_out(error: BaseException | None) -> str:
+    """Return how to come by weights, as the end of a message; nothing of any other mistake."""
+    while error is not None and not isinstance(error, MissingWeights):
+        error = error.__cause__
+    if error is None:
+        return ""
+    if error.asked.startswith("hf:"):
+        return (
+            "; or take others: -c backbone/dinov2_b needs no account, --model.backbone.weights "
+            "tiny no network"
+        )
+    if made := made_by(error.asked):
+        return f"{made}; --model.backbone.weights tiny needs no training"
+    names = [r.name for r in all_recipes() if r.name == f"backbone/{error.asked}"]
+    return f", did you mean `-c {names[0]}`?" if names else ""
 
 
 def header(path: Path) -> Header:

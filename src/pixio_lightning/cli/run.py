@@ -11,11 +11,11 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from pixio_lightning.cli import resume
+from pixio_lightning.cli import recipes, resume
 from pixio_lightning.cli.call import call
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
-from pixio_lightning.cli.options import Options, check_environment, parse_options
+from pixio_lightning.cli.options import Options, check_environment, debugged, parse_options
 from pixio_lightning.cli.resume.chosen import (
     checkpoint_of,
     refuse_untrained,
@@ -44,7 +44,7 @@ def main(verb: str, argv: list[str]) -> int:
     if options.ckpt_path and not local_path(options.ckpt_path).exists():
         folder = Path(options.ckpt_path).parent
         names = [p.name for p in folder.glob("*.ckpt")]
-        hint = nearest(Path(options.ckpt_path).name, names)
+        hint = nearest(Path(options.ckpt_path).name, names) or recipes.made_by(options.ckpt_path)
         raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
     if options.untrained and verb in ("fit", "check"):
         raise UserError(
@@ -370,6 +370,4 @@ def check(cli: PixioCLI) -> int:
     say(block("plan", facts | {"run folder": str(cli.options.out)}))
     if not cli.options.run:
         return 0
-    debug = [*cli.options.configs, "with/debug"]
-    argv = [word for name in debug for word in ("-c", name)] + cli.options.rest
-    return main("fit", [*argv, "--out", str(cli.options.out) + "+check", "--fresh"])
+    return main("fit", debugged(cli.options))

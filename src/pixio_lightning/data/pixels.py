@@ -97,7 +97,7 @@ class Pixels(StreamData):
         if source == "scenes" and path is not None:
             raise UserError(
                 f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
-                "set data.source to folder, hub or shards"
+                "set data.source to folder, hub or shards, or leave data.path out"
             )
         if source != "scenes" and path is None:
             raise UserError(f"data.source is {source}: give data.path")

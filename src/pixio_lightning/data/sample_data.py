@@ -80,7 +80,7 @@ class SampleData(StreamData):
             files = ", ".join(name for name in self.sources if name not in self.made)
             raise UserError(
                 f"data.path '{path}' is given, but data.source is {source}, which is made here; "
-                f"set data.source to one of {files or 'nothing else'}"
+                f"set data.source to one of {files or 'nothing else'}, or leave data.path out"
             )
         if source not in self.made and path is None:
             raise UserError(f"data.source is {source}: give data.path")

@@ -30,10 +30,12 @@ BLOCK_BYTES = {"32-true": 64, "bf16-mixed": 36, "16-mixed": 36}
 # Weight, gradient and both moments of AdamW, in float32.
 STATE_BYTES = 16
 # Dense products of bfloat16, as the makers state them, and the share of it that a compiled step of
-# so many images reached on an H200, by the width of the encoder (benchmarks/results/gpu_step.md).
+# so many images reached on an H200, which computes as an H100 does, by the width of the encoder
+# (benchmarks/results/gpu_step.md). Of an encoder below the least width that says nothing.
 PEAKS = {"H100": 989e12, "A100": 312e12}
 UTILISATION = {768: 0.29, 1024: 0.32, 1280: 0.36}
 FULL_BATCH = 256
+LEAST_WIDTH = 384
 MEMORY = 80 << 30  # bytes of either card, of the A100 in its larger form
 # Photographs of 640x480 that a core decodes and crops in a second (benchmarks/results/speed.md).
 LOADED = 688
@@ -154,7 +156,8 @@ def plan(
         steps: Optimiser steps of the run; -1 is no end.
         accumulate: Batches of a step.
         sharded: Whether weights, gradients and AdamW are divided among the devices.
-        on_gpu: Whether to say how long it takes.
+        on_gpu: Whether to say how long it takes, where the model is not far below those that were
+            measured.
     """
     costs = costs_of(model, image_size, precision=precision)
     flops = costs.operations
@@ -178,15 +181,17 @@ def plan(
             f"; a card has {_bytes(MEMORY)}: take a smaller data.batch_size, and raise "
             "trainer.accumulate_grad_batches by as much"
         )
-    for name, peak in PEAKS.items() if on_gpu else ():
-        share = utilisation(model.backbone.embed_dim)
+    width = model.backbone.embed_dim
+    for name, peak in PEAKS.items() if on_gpu and width >= LEAST_WIDTH else ():
+        share = utilisation(width)
         rate = share * peak / flops
         days = steps * batch * accumulate / rate / 86_400
-        most = "at most " if batch < FULL_BATCH else ""
+        most = "at most " if batch < FULL_BATCH or width < min(UTILISATION) else ""
+        unmeasured = "" if name == "H100" else " (not measured)"
         duration = f"{days:.1f} days on {devices}, and " if steps > 0 else ""
         facts[f"on an {name}"] = (
             f"{most}{rate:,.0f} img/s, compiled, at {share:.0%} "
-            f"of {peak / 1e12:.0f} TFLOP/s in bf16: "
+            f"of {peak / 1e12:.0f} TFLOP/s in bf16{unmeasured}: "
             f"{duration}{rate / LOADED:.1f} cores a device to load JPEGs"
         )
     return facts

@@ -16,6 +16,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pixio_lightning.cli import recipes
 from pixio_lightning.cli.bench.finished import ended_early, has_run, last_result, refuse_stale
 from pixio_lightning.cli.bench.given import of_all_rows
 from pixio_lightning.cli.bench.suite_file import SOURCE_WORDS, VERBS, better_ends, columns_of
@@ -97,7 +98,9 @@ def _checked(
             refuse_stale(out, line, given, checkpoint)
             metrics = metrics or set(line["metrics"])
         elif checkpoint and not Path(checkpoint).exists():
-            raise UserError(f"checkpoint '{checkpoint}' does not exist")
+            raise UserError(
+                f"checkpoint '{checkpoint}' does not exist{recipes.made_by(checkpoint)}"
+            )
         else:
             waiting.append(seed)
     if not any("{seed}" in str(value) for value in about.get("set", {}).values()):

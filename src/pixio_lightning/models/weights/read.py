@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pixio_lightning.errors import UserError, nearest, printable, some_of
+from pixio_lightning.errors import MissingWeights, UserError, nearest, printable, some_of
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.models.settings import check_description
 from pixio_lightning.models.weights import sharded
@@ -105,7 +105,7 @@ def _existing(source: str) -> Path:
     hint = nearest(path.name, known)
     if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         hint = f"; a repository of the Hugging Face Hub is written hf:{source}"
-    raise UserError(f"weights '{source}': no such file or folder{hint}")
+    raise MissingWeights(f"weights '{source}': no such file or folder{hint}", source)
 
 
 def _read_file(path: Path, student: str = "") -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -326,15 +326,18 @@ def _download(source: str) -> Path:
             f"accept its licence at {page} and run `hf auth login`"
         )
     except errors.RevisionNotFoundError:
-        text = f"has no revision '{revision}': see {page}/tree/main"
+        raise UserError(f"{source} has no revision '{revision}': see {page}/tree/main") from None
     except errors.LocalEntryNotFoundError:
         text = (
             "is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set): fetch "
             f"it on a machine with network, `hf download {repository}`, after accepting its licence"
         )
     except (errors.HFValidationError, errors.HfHubHTTPError) as error:
-        text = f"cannot be fetched ({str(error).splitlines()[0]}): expected hf:ORG/NAME[@REVISION]"
-    raise UserError(f"{source} {text}")
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"{source} cannot be fetched ({said}): expected hf:ORG/NAME[@REVISION]"
+        ) from None
+    raise MissingWeights(f"{source} {text}", source)
 
 
 def digest(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
