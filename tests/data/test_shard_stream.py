@@ -458,6 +458,31 @@ def test_groups_that_are_lost_with_their_scores_are_counted(
     assert set(data.bad) <= {*places} and len(data.bad) in (70, 80)  # a group is held out
 
 
+def test_lost_groups_do_not_stop_a_run_that_is_under_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of shards are lost by groups: one of the first would be above it by chance."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    index = pack(tmp_path / "shards", 300)
+    data = Pixels("shards", index.root, image_size=16, num_workers=0, val_images=10)
+    data.trainer = FakeTrainer(tmp_path / "run")  # type: ignore[assignment]
+    data.setup("fit")
+    group = int(index.group_rows.max())
+    assert data.lost_together == group > 1 and data.max_bad == 0.001
+    rng, names = np.random.default_rng(0), range(50_000)
+    data.bad = dict.fromkeys(names, "shard is damaged")  # type: ignore[arg-type]
+    for share, stops in ((0.0005, False), (0.005, True)):
+        stopped = False
+        lost = np.cumsum(rng.random(5_000_000 // group) < share) * group  # images
+        for read, count in zip(np.arange(1, len(lost) + 1) * group, lost, strict=True):
+            try:
+                data.judge(names[:count], int(read), 1 << 40)
+            except UserError:
+                stopped = True
+                break
+        assert stopped == stops
+
+
 @pytest.mark.parametrize(("max_bad", "said"), [(0.2, True), (0.4, False)])
 def test_images_of_shards_that_cannot_be_indexed_count_as_many(
     max_bad: float, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -45,7 +45,7 @@ class StreamData(L.LightningDataModule):
         val_batch_size: Samples per process and evaluation step, all of one size; None takes
             `batch_size`.
         num_workers: Processes that decode, per training process.
-        steps_per_epoch: Training batches between two validations.
+        steps_per_epoch: Training steps between two validations.
         max_bad: Stop when more than this share of the training samples is unusable, as far as a
             process can tell by those it has seen; None never stops.
         seed: Seed of order and augmentation.
@@ -316,6 +316,11 @@ class StreamData(L.LightningDataModule):
 
         return count
 
+    @property
+    def lost_together(self) -> int:
+        """How many samples one failure may cost, by which the share found so far varies."""
+        return 1
+
     def judge(self, bad: Collection[str], seen: int, total: int, *, of: str | None = None) -> None:
         """Stop where the share of unusable ones is above `max_bad`, of a part of them clearly so.
 
@@ -334,7 +339,7 @@ class StreamData(L.LightningDataModule):
         count, seen = len(bad), min(seen, total)
         most = self.max_bad * seen
         if seen < total:
-            most += _DEVIATIONS * math.sqrt(most)
+            most += _DEVIATIONS * math.sqrt(most * self.lost_together)
         if count > most:
             reasons = listed(Counter(self.bad[name] for name in bad))
             raise UserError(

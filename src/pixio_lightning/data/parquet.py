@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixio_lightning.files import ColumnChunk, column_chunks
+from pixio_lightning.files import column_chunks
 
 MAX_GROUP = 1 << 30  # bytes of one group, unpacked
 MAX_ROWS = 1 << 20  # rows of one group
@@ -67,10 +68,8 @@ def check_unpacked(path: Path) -> None:
     """
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            about = file.metadata.row_group(group)
             if path.stat().st_size > _SMALL:
-                if about.num_rows > MAX_ROWS or about.total_byte_size > MAX_GROUP:
-                    raise TooLarge
+                _check_footer(file, group, file.schema_arrow.names)
             else:
                 for _ in _batches(file, group, file.schema_arrow.names):
                     pass
@@ -78,12 +77,13 @@ def check_unpacked(path: Path) -> None:
 
 def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield rows a few at a time, until they are too many."""
-    parts = _check_footer(file, group, columns)
-    rows, size = _NUMBERS_AT_ONCE, 0
-    if any("BYTE_ARRAY" in part.physical_type for part in parts):  # of any or one length
+    leaves = _check_footer(file, group, columns)
+    rows = _NUMBERS_AT_ONCE
+    if any("BYTE_ARRAY" in leaf.physical_type for leaf in leaves):  # of any or one length
         rows = _ROWS_AT_ONCE
-    elif _has_lists(file, {part.path for part in parts}):
+    elif any(leaf.max_repetition_level for leaf in leaves):
         rows = _LISTS_AT_ONCE
+    size = 0
     for batch in file.iter_batches(
         batch_size=rows, row_groups=[group], columns=list(columns), use_threads=False
     ):
@@ -93,21 +93,22 @@ def _batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterat
         yield batch
 
 
-def _has_lists(file: pq.ParquetFile, paths: set[str]) -> bool:
-    schema = file.schema
-    leaves = (schema.column(i) for i in range(len(schema)))
-    return any(leaf.path in paths and leaf.max_repetition_level for leaf in leaves)
+def _check_footer(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[Any]:
+    """Return the leaves of the schema that columns have, if the footer says not too much of them.
 
-
-def _check_footer(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[ColumnChunk]:
-    """Return what the footer says of columns, if it is not too much."""
+    What it says of each column is read where that matters: it takes as long as many groups do.
+    """
+    schema, about = file.schema, file.metadata.row_group(group)
     # A name may hold dots, as `observation.state`; below it are its fields.
     names = tuple(f"{column}." for column in columns)
-    wanted = [c for c in column_chunks(file, group) if f"{c.path}.".startswith(names)]
+    leaves = [schema.column(i) for i in range(len(schema))]
+    leaves = [leaf for leaf in leaves if f"{leaf.path}.".startswith(names)]
     # Equal numbers take next to nothing, unpacked pages included.
-    numbers = sum(chunk.num_values * _WIDTHS.get(chunk.physical_type, 0) for chunk in wanted)
-    unpacked = sum(chunk.unpacked for chunk in wanted)
-    rows = file.metadata.row_group(group).num_rows
-    if rows > MAX_ROWS or max(unpacked, numbers) > MAX_GROUP:
+    unpacked = about.num_rows * sum(_WIDTHS.get(leaf.physical_type, 0) for leaf in leaves)
+    if about.total_byte_size > MAX_GROUP or any(leaf.max_repetition_level for leaf in leaves):
+        wanted = [c for c in column_chunks(file, group) if f"{c.path}.".startswith(names)]
+        numbers = sum(c.num_values * _WIDTHS.get(c.physical_type, 0) for c in wanted)
+        unpacked = max(numbers, sum(c.unpacked for c in wanted))
+    if about.num_rows > MAX_ROWS or unpacked > MAX_GROUP:
         raise TooLarge
-    return wanted
+    return leaves

@@ -207,6 +207,11 @@ class Pixels(StreamData):
             self.source == "scenes" and self.curation.scores is not None
         )
 
+    @property
+    def lost_together(self) -> int:
+        """Images of a group of shards, which are lost together; else one."""
+        return 1 if self._shards is None else int(self._shards.index.group_rows.max())
+
     def shard_path(self, split: str) -> str:
         """Return where the shards of a split are; the scenes are rendered now if need be."""
         if self.source == "scenes":

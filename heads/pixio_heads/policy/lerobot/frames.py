@@ -31,7 +31,7 @@ from pixio_lightning.data import (
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import column_chunks
 
-_KEPT = 2 << 30  # bytes of frames that are kept of a data set, per process
+_KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
 _IN_A_ROW = 16  # frames of an episode; more than a sample's history has
 _KEPT_GROUP = 1 << 28  # bytes of a row group that is kept
 _MOST_PATHS = 1 << 28  # bytes of paths in a file

@@ -187,6 +187,7 @@ class ShardImages(IterableDataset):
             # A block that is read again for its rest has been counted before.
             tallies += counted if position == 0 else []
             epoch, searched = self.order.epoch(block), searched + sum(t.drawn for t in counted)
+            images[:position] = [_HANDED_OUT] * position  # before a resume
             for at in range(position, len(images)):
                 if ahead and not following and at >= len(images) // 2:
                     following = _in_background(partial(self._read, block + stride))
