@@ -10,12 +10,14 @@ import os
 import pickle
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from running import command, environment, pixio
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
 from pixio_lightning import Backbone, load
 from pixio_lightning.errors import UserError
@@ -160,3 +162,101 @@ def test_nothing_of_its_weights_is_run(
         with pytest.raises(UserError, match="holds more than tensors and plain data"):
             read(str(foreign))
     assert not sung.exists()
+
+
+def _change_cls_token(folder: Path, change: Callable[[TensorStorageMetadata], object]) -> None:
+    table = pickle.loads((folder / ".metadata").read_bytes())
+    names = [name for name in table.state_dict_metadata if name.startswith("state_dict.")]
+    change(table.state_dict_metadata[next(n for n in names if n.endswith("cls_token"))])
+    (folder / ".metadata").write_bytes(pickle.dumps(table))
+
+
+def a_larger_tensor(folder: Path) -> None:
+    def grow(part: TensorStorageMetadata) -> None:
+        part.size = torch.Size([*part.size[:-1], 2 * part.size[-1]])
+
+    _change_cls_token(folder, grow)
+
+
+def no_pieces(folder: Path) -> None:
+    _change_cls_token(folder, lambda part: part.chunks.clear())
+
+
+def overlapping_pieces(folder: Path) -> None:
+    """As many values as the tensor has, but half of them twice and the others never."""
+
+    def overlap(part: TensorStorageMetadata) -> None:
+        half = torch.Size([*part.size[:-1], part.size[-1] // 2])
+        start = torch.Size([0] * len(half))
+        part.chunks = [ChunkStorageMetadata(start, half), ChunkStorageMetadata(start, half)]
+
+    _change_cls_token(folder, overlap)
+
+
+def a_huge_tensor(folder: Path) -> None:
+    def grow(part: TensorStorageMetadata) -> None:
+        part.size = torch.Size([*part.size[:-1], 10**16])
+        start = torch.Size([0] * len(part.size))
+        part.chunks = [ChunkStorageMetadata(start, part.size)]
+
+    _change_cls_token(folder, grow)
+
+
+def no_properties(folder: Path) -> None:
+    _change_cls_token(folder, lambda part: setattr(part, "properties", None))
+
+
+def no_tensors(folder: Path) -> None:
+    table = pickle.loads((folder / ".metadata").read_bytes())
+    table.state_dict_metadata = None
+    (folder / ".metadata").write_bytes(pickle.dumps(table))
+
+
+def parts_of_garbage(folder: Path) -> None:
+    for part in folder.glob("*.distcp"):
+        part.write_bytes(b"\xff" * part.stat().st_size)
+
+
+def garbage_beside(folder: Path) -> None:
+    (folder / "meta.pt").write_bytes(b"garbage")
+
+
+def nothing_beside(folder: Path) -> None:
+    (folder / "meta.pt").write_bytes(b"")
+
+
+def much_beside(folder: Path) -> None:
+    stored = torch.load(folder / "meta.pt", weights_only=True)
+    torch.save(stored | {"views": torch.zeros(1).expand(10**9)}, folder / "meta.pt")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (a_larger_tensor, "is damaged: the pieces of the tensor '.*cls_token' do not make it up"),
+        (no_pieces, "is damaged: the pieces of the tensor '.*cls_token' do not make it up"),
+        (overlapping_pieces, "is damaged: the pieces of the tensor '.*' do not make it up"),
+        (a_huge_tensor, "is damaged: its tensors have [0-9,]+ bytes, its parts [0-9,]+"),
+        (no_properties, "is damaged: .metadata cannot be read"),
+        (no_tensors, "is damaged: .metadata cannot be read"),
+        (parts_of_garbage, "is damaged: its parts cannot be read"),
+        (garbage_beside, "is damaged, or is none"),
+        (nothing_beside, "is damaged, or is none"),
+        (much_beside, "its tensors unfold to"),
+    ],
+)
+def test_weights_with_gaps_or_damage_are_refused(
+    damage: Callable[[Path], None], said: str, trained: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign.ckpt"
+    shutil.copytree(trained, foreign)
+    damage(foreign)
+    for read in (read_weights, load):
+        with pytest.raises(UserError, match=said):
+            read(str(foreign))
+
+
+def test_its_weights_are_read_without_a_warning(trained: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_weights(str(trained))

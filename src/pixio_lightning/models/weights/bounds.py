@@ -8,11 +8,14 @@ many times over. `torch.save` compresses nothing, and training writes neither of
 from __future__ import annotations
 
 import mmap
+import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
@@ -27,6 +30,39 @@ MAX_VALUES = 1_000_000
 MAX_NESTING = 64
 # Tied weights are stored once and named twice; small files may hold small views.
 MAX_UNFOLDING, UNFOLDING_FREE = 4, 1 << 24
+
+
+def load_bounded(
+    file: Path, path: str | os.PathLike, *, map_location: Any = "cpu", mapped: bool = False
+) -> dict[str, Any]:
+    """Load a file of a checkpoint that holds tensors and plain data only.
+
+    Args:
+        file: It, or one of a folder.
+        path: The checkpoint that a mistake is told of.
+        map_location: As in `torch.load`.
+        mapped: Tensors are mapped, not read.
+
+    Raises:
+        UserError: The file is missing, damaged, holds code or no dict, or unfolds to far more than
+            its size.
+    """
+    check_archive(file)
+    try:
+        checkpoint = torch.load(file, map_location=map_location, mmap=mapped, weights_only=True)
+    except Exception as error:  # torch raises whatever the damaged bytes lead it to
+        # Its own text advises to load the file all the same, and run what is in it.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            raise UserError(
+                f"checkpoint '{path}' holds more than tensors and plain data ({found[1]}): "
+                "refused, and nothing of it was executed"
+            ) from None
+        raise UserError(f"checkpoint '{path}' is damaged, or is none") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
+    check_unfolded(checkpoint, file)
+    return checkpoint
 
 
 def check_archive(path: Path) -> None:

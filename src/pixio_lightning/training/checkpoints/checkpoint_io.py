@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.atomic import remove_leftovers, written_aside
 from pixio_lightning.models.weights import sharded
-from pixio_lightning.models.weights.bounds import check_archive, check_unfolded
+from pixio_lightning.models.weights.bounds import load_bounded
 from pixio_lightning.training.checkpoints.form import check_form
 
 
@@ -83,7 +82,7 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
     if target.is_dir():
         checkpoint = sharded.read_whole(target)
     else:
-        checkpoint = _load(target, path, map_location=map_location)
+        checkpoint = load_bounded(target, path, map_location=map_location)
     stored = checkpoint.get("hyper_parameters")
     hostile = {"_instantiator", "_class_path"} & set(stored if isinstance(stored, dict) else ())
     if hostile:
@@ -92,28 +91,6 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
             "it was not written by pixio and is not loaded"
         )
     check_form(checkpoint, path)
-    return checkpoint
-
-
-def _load(
-    file: Path, path: str | os.PathLike, *, map_location: Any, mmap: bool = False
-) -> dict[str, Any]:
-    """Load tensors and plain data of a file; a mistake is told of the checkpoint at `path`."""
-    check_archive(file)
-    try:
-        checkpoint = torch.load(file, map_location=map_location, mmap=mmap, weights_only=True)
-    except Exception as error:  # torch raises whatever the damaged bytes lead it to
-        # Its own text advises to load the file all the same, and run what is in it.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found:
-            raise UserError(
-                f"checkpoint '{path}' holds more than tensors and plain data ({found[1]}): "
-                "refused, and nothing of it was executed"
-            ) from None
-        raise UserError(f"checkpoint '{path}' is damaged, or is none") from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
-    check_unfolded(checkpoint, file)
     return checkpoint
 
 
@@ -126,8 +103,6 @@ def read_plain(path: Path) -> dict[str, Any]:
         UserError: It is damaged or holds code.
     """
     file = path / "meta.pt" if path.is_dir() else path
-    if file.is_file():
-        check_archive(file)
-    stored = _load(file, path, map_location="cpu", mmap=not path.is_dir())
+    stored = load_bounded(file, path, mapped=not path.is_dir())
     check_form(stored, path)
     return stored
