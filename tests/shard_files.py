@@ -104,7 +104,15 @@ class Store(AbstractFileSystem):
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         path = self._strip_protocol(path)
+        if any(held.startswith(f"{path}/") for held in self.objects):
+            return {"name": path, "size": 0, "type": "directory"}
         return {"name": path, "size": len(self.objects[path]), "type": "file"}
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        """List what it holds below a path, as one folder."""
+        below = f"{self._strip_protocol(path)}/"
+        found = [self.info(held) for held in self.objects if held.startswith(below)]
+        return found if detail else [each["name"] for each in found]
 
     def _open(self, path: str, mode: str = "rb", block_size: Any = None, **kwargs: Any) -> Any:
         # As much beside a group of ten small images as the blocks of a real one beside a hundred.

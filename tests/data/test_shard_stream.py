@@ -313,6 +313,10 @@ def test_what_the_order_of_shards_follows_from_is_told_wherever_they_lie(
     here = order(index.root)
     shutil.copytree(index.root, tmp_path / "there")
     assert order(tmp_path / "there") == here
+    listed = [shard._replace(sha256="of this file") for shard in index.shards]
+    write_index(ShardIndex(index.root, listed), tmp_path / "there" / INDEX)
+    assert order(tmp_path / "there") == here
+    (tmp_path / "there" / INDEX).unlink()
     assert order(index.root, val_images=30) != here  # more groups are held out
     (tmp_path / "there" / "1.parquet").unlink()
     assert order(tmp_path / "there") != here

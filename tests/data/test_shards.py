@@ -417,6 +417,7 @@ def test_a_read_that_fails_in_passing_costs_no_image(
         Store.failures[:] = [PASSING[reason]] * 3
         assert {image.reason for image in read_group(index, 1)} == {reason}
         assert everything(index) == whole
+        remote.forget_opened()
         Store.failures[:] = [PASSING[reason]] * 2
         names = [shard.path for shard in index.shards]
         indexed = shard_index.build_index(index.root, names, progress=False)
@@ -430,6 +431,7 @@ def test_a_read_that_fails_in_passing_costs_no_image(
         (FileNotFoundError("bucket/0"), "shard is missing"),
         (PermissionError("bucket/0"), "shard cannot be read (PermissionError)"),
         (PermissionError(errno.EACCES, "no"), "shard cannot be read (Permission denied)"),
+        (MemoryError(), "shard cannot be read (MemoryError)"),
         (pa.ArrowInvalid("no magic"), "shard is damaged"),
         (OSError("Couldn't deserialize thrift"), "shard is damaged"),
     ],
@@ -441,6 +443,54 @@ def test_what_another_try_does_not_change_is_read_once(
         Store.failures[:] = [error]
         assert {image.reason for image in read_group(index, 0)} == {reason}
         assert not [image.reason for image in read_group(index, 0) if image.reason]
+
+
+def test_a_file_that_used_up_its_tries_is_tried_once_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.01))
+    failure = OSError(errno.EIO, "Input/output error")
+
+    def tries(group: int) -> int:
+        Store.failures[:] = [failure] * 9
+        assert all(image.reason for image in read_group(index, group))
+        left = len(Store.failures)
+        Store.failures.clear()
+        return 9 - left
+
+    with stored(pack(tmp_path / "shards", 40, shards=2)) as index:
+        assert [tries(group) for group in (0, 1, 0, 3, 2)] == [3, 1, 1, 3, 1]
+        assert len(everything(index)) == 40  # each is tried, whatever failed before
+        monkeypatch.setattr(remote, "_GIVEN_UP", 0.0)
+        remote.forget_opened()
+        assert [tries(group) for group in (0, 1, 0)] == [3, 3, 3]
+
+
+def test_what_failed_in_passing_is_not_kept_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.01))
+    monkeypatch.setattr(remote, "PROTOCOLS", (*remote.PROTOCOLS, "store"))
+    local = pack(tmp_path / "shards", 40, shards=2)
+
+    def start() -> ShardIndex:
+        remote.forget_opened()
+        return open_index("store://bucket", cache=tmp_path / "kept", progress=False)
+
+    with stored(local):
+        Store.objects["bucket/2.parquet"] = b"PAR1, but no more than that"
+        Store.failures[:] = [ConnectionError(errno.ETIMEDOUT, "Connection timed out")] * 9
+        failed = start()
+        Store.failures.clear()
+        assert ("shard cannot be read (Connection timed out)") in dict(failed.damaged).values()
+        assert not list((tmp_path / "kept").glob("*/*"))
+        # Damage lasts, and is kept; what an earlier start kept of a failure is made anew.
+        assert start().rows == 40 and start().damaged == [("2.parquet", "shard is damaged")]
+        (kept,) = (tmp_path / "kept").glob(f"*/{shard_index.INDEX}")
+        Store.fetched.clear()
+        assert start().rows == 40 and not Store.fetched
+        shard_index.write_index(ShardIndex("", local.shards[:1], failed.damaged), kept)
+        assert start().rows == start().rows == 40
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])

@@ -72,6 +72,14 @@ def test_names_and_their_number_are_what_counts(tmp_path: Path) -> None:
     assert listing() != before
 
 
+def test_a_split_without_samples_has_a_listing() -> None:
+    class Empty(Pixels):
+        def named(self, split: str) -> Any:
+            return []
+
+    assert Empty("folder", "photos").listing() == Empty("folder", "other").listing() != ""
+
+
 def begin(rank: int, folder: str, port: int, source: str, val: str | None, found: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sizes: dict[str, Any] = {"image_size": 32, "batch_size": 2, "num_workers": 0, "val_images": 20}

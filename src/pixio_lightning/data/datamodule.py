@@ -130,7 +130,7 @@ class StreamData(L.LightningDataModule):
         if samples is None:
             return ""
         # Of a very large set a part: with what was added or removed, the names move.
-        chosen = range(0, len(samples), -(-len(samples) // _NAMES))
+        chosen = range(0, len(samples), max(1, -(-len(samples) // _NAMES)))
         return digest_of(len(samples), [samples.name(i) for i in chosen])
 
     def training_order(self) -> str:

@@ -188,7 +188,7 @@ class Clips(StreamData):
         }
         source: VideoSource | FrameFolders | PackedClips
         if self.source == "shards":
-            source = PackedClips(path, look=self.first_of_node, **about)
+            source = PackedClips(path, **about)
         else:
             about["whole"] = self.least_seconds - self.gap[0] + self.gap[1]
             if self.source == "videos":

@@ -35,7 +35,6 @@ class PackedClips:
         frames: Frames that it has at least.
         max_megapixels: Larger frames are bad.
         key: What a mistake is blamed on.
-        look: Whether to look at each shard, see `open_index`.
 
     Attributes:
         bad: Clips that are too short, and why.
@@ -53,10 +52,10 @@ class PackedClips:
         frames: int,
         max_megapixels: float,
         key: str = "data.path",
-        look: bool = True,
     ) -> None:
         table = _table(path, key)
-        self.index = open_index(path, cache=default_cache(), key=key, look=look)
+        # By every process: what one alone refused, in `setup`, the others would wait for.
+        self.index = open_index(path, cache=default_cache(), key=key)
         self.max_megapixels = max_megapixels
         if len(table) != self.index.n_groups:
             raise UserError(
@@ -122,7 +121,7 @@ class PackedClips:
             stop = start + min(int(sizes[frame]), MAX_MEMBER)
             read = partial(files.cat_file, join(root, shard), start=start, end=stop)
             try:
-                data = retried(read)
+                data = retried(read, join(root, shard))
             except Exception as error:  # of the network, or of who may read
                 reason = short_reason(error, of="its shard")
                 raise BadImage(reason, name=self.name(index)) from None

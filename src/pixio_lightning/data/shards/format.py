@@ -38,6 +38,7 @@ GROUP_ROWS = 100  # images in a group of a tar; what `pixio shard` writes to a r
 MAX_MEMBER = 32 << 20  # bytes of one image
 MAX_RANGE = 64 << 20  # bytes of one group of a tar
 
+UNREAD = "cannot be read"  # in the reason where a network or a disk failed, and may not next time
 UNSORTED = np.zeros(0, np.float32)
 SCORE_COLUMNS = ("loss", "entropy", "width", "height")
 
@@ -159,7 +160,7 @@ def read_group(index: ShardIndex, group: int) -> list[Encoded]:
     expected = int(shard.group_rows[local])
     read = _read_tar_group if is_tar(shard.path) else _read_parquet_group
     try:
-        found = retried(lambda: read(index, shard, local))
+        found = retried(lambda: read(index, shard, local), join(index.root, shard.path))
     except Exception as error:  # what readers raise of damaged bytes has no common class
         return _lost(shard, local, range(expected), short_reason(error))
     if len(found) < expected:
@@ -243,7 +244,7 @@ def read_columns(
         return {name: table[name].to_numpy() for name in columns}
 
     try:
-        return retried(read)
+        return retried(read, place)
     except UserError:
         raise
     except Exception as error:  # what readers raise of damaged bytes has no common class
@@ -268,7 +269,7 @@ def short_reason(error: Exception, *, of: str = "shard") -> str:
     if is_damage(error):
         return f"{of} is damaged"
     number = error.errno if isinstance(error, OSError) else None
-    return f"{of} cannot be read ({os.strerror(number) if number else type(error).__name__})"
+    return f"{of} {UNREAD} ({os.strerror(number) if number else type(error).__name__})"
 
 
 def _rows_of_table(table: pa.Table, column: str, place: str) -> list[Encoded]:

@@ -28,6 +28,7 @@ from pixio_lightning.data.shards.format import (
     GROUP_ROWS,
     MAX_MEMBER,
     MAX_RANGE,
+    UNREAD,
     UNSORTED,
     NoImages,
     Shard,
@@ -81,8 +82,9 @@ def open_index(
 ) -> ShardIndex:
     """Return the index of a folder, an address or a single shard.
 
-    A folder without an index file is indexed now, and the index is kept in the cache. Parquet
-    files without images, such as img2dataset writes beside its tars, are skipped.
+    A folder without an index file is indexed now, and the index is kept in the cache, unless
+    the network or a disk failed at a shard. Parquet files without images, such as img2dataset
+    writes beside its tars, are skipped.
 
     Args:
         path: Folder of parquet and tar files at any depth, one such file, or an address such as
@@ -144,13 +146,21 @@ def open_index(
     digest = hashlib.blake2b("\n".join([root, *facts]).encode(), digest_size=8).hexdigest()
     kept = (cache or default_cache()) / f"index-{digest}"
     if (kept / INDEX).exists():
-        return read_index(str(kept), root=root, column=column)
+        index = read_index(str(kept), root=root, column=column)
+        if _was_read(index):
+            return index
     index = build_index(root, names, column=column, progress=progress)
     index.skipped += [(name, "compressed") for name in packed]
     if not index.shards and index.skipped:
         raise UserError(f"{key} '{path}' holds no shard of images: {': '.join(index.skipped[0])}")
-    write_index(index, kept / INDEX)
+    if _was_read(index):
+        write_index(index, kept / INDEX)
     return index
+
+
+def _was_read(index: ShardIndex) -> bool:
+    """Whether every shard could be read, damaged or not: what failed may be there next time."""
+    return not any(UNREAD in reason for _, reason in index.damaged)
 
 
 def _refuse_rewritten(index: ShardIndex) -> None:
@@ -185,7 +195,7 @@ def build_index(
 
     def look(name: str) -> tuple[Shard | None, str]:
         try:
-            return retried(partial(entry, name))
+            return retried(partial(entry, name), join(root, name))
         except NoImages as error:
             skipped.append((name, str(error)))
             return None, ""

@@ -18,13 +18,17 @@ from pixio_lightning.errors import UserError
 # Those that only read bytes; others of fsspec start programs or unpack.
 PROTOCOLS = ("file", "hf", "s3", "gs", "gcs", "az", "abfs", "http", "https")
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before a failed read is tried again
+_GIVEN_UP = 300.0  # seconds in which a file that used up its tries is tried once only
 # What readers raise of bytes that make no sense.
 _DAMAGE = (pa.ArrowException, tarfile.TarError, EOFError, ValueError)
 # What another try does not change; clients of object stores have errors of their own.
 _LASTING = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
-    *(ArithmeticError, AttributeError, LookupError, TypeError),
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, TypeError),
 )
+
+# By address, until when. Few: before each its process or thread has waited for all pauses.
+_given_up: dict[str, float] = {}
 
 Found = TypeVar("Found")
 
@@ -66,26 +70,43 @@ def open_for_groups(root: str, path: str) -> Any:
     return file_system(root).open(join(root, path), "rb", cache_type="none")
 
 
-def retried(read: Callable[[], Found]) -> Found:
+def retried(read: Callable[[], Found], place: str) -> Found:
     """Return what a function reads; where the network or a disk fails it, it is called again.
 
     It is called up to five times, with pauses of 7.5 seconds in all. What was kept open is opened
-    anew for that: a handle that has become stale stays so.
+    anew for that: a handle that has become stale stays so. A file that failed each time is read
+    once only in the next five minutes: of a bad disk, every group would wait for all pauses.
+
+    Args:
+        read: Reads some of a file.
+        place: Address of the file.
 
     Raises:
         Exception: What the last call raised; at once, what another would raise as well.
     """
-    for pause in (*_PAUSES, None):
+    once = time.monotonic() < _given_up.get(place, 0.0)
+    for pause in (None,) if once else (*_PAUSES, None):
         try:
             return read()
         except Exception as error:
             if is_damage(error) or isinstance(error, _LASTING):
                 raise
-            forget_opened()
+            _opened_parquet.cache_clear()
             if pause is None:
+                if not once:
+                    _give_up(place)
                 raise
         time.sleep(pause)
     raise AssertionError("the last call returns or raises")
+
+
+def _give_up(place: str) -> None:
+    """Note a file that used up its tries, and forget those that may be tried again."""
+    now = time.monotonic()
+    for other, until in list(_given_up.items()):
+        if until <= now:
+            _given_up.pop(other, None)
+    _given_up[place] = now + _GIVEN_UP
 
 
 def is_damage(error: Exception) -> bool:
@@ -116,8 +137,9 @@ def place_of(root: str, path: str) -> Any:
 
 
 def forget_opened() -> None:
-    """Close what is kept open, as after files have been replaced."""
+    """Close what is kept open, and forget what failed, as after files have been replaced."""
     _opened_parquet.cache_clear()
+    _given_up.clear()
 
 
 def join(root: str, name: str) -> str:

@@ -154,10 +154,15 @@ class ShardSet:
     @property
     def digest(self) -> str:
         """Hash of what the order follows from: shards and groups, the rule; not where they lie."""
+        shards = hashlib.blake2b(digest_size=8)
+        # Without their sha256, which only those have that lie beside an index.
+        for shard in self.index.shards:
+            shards.update(f"{shard.path} {shard.size}\n".encode())
+            shards.update(shard.group_rows.tobytes())
         groups = hashlib.blake2b(self.order.groups.tobytes(), digest_size=8).hexdigest()
         # Rounded, as processors may differ in its last digits.
         constant = f"{self.rule.c:.6g}" if self.rule else ""
-        return digest_of(self.index.digest, groups, constant)
+        return digest_of(shards.hexdigest(), groups, constant)
 
     # --- the loader, and where it stands ------------------------------------------------------
 
