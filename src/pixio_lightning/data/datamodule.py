@@ -338,7 +338,7 @@ class StreamData(L.LightningDataModule):
             return
         count, seen = len(bad), min(seen, total)
         most = self.max_bad * seen
-        if seen < total:
+        if count > most and seen < total:
             most += _DEVIATIONS * math.sqrt(most * self.lost_together)
         if count > most:
             reasons = listed(Counter(self.bad[name] for name in bad))
