@@ -114,8 +114,10 @@ def made_by(path: str) -> str:
 
 def way_out(error: BaseException | None) -> str:
     """Return how to come by weights, as the end of a message; nothing of any other mistake."""
+    seen: list[BaseException] = []
     while error is not None and not isinstance(error, MissingWeights):
-        error = error.__cause__
+        seen.append(error)  # an error may be raised from one that was raised from it
+        error = None if error.__cause__ in seen else error.__cause__
     if error is None:
         return ""
     if error.asked.startswith("hf:"):
