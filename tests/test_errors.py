@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixio_lightning.errors import UserError, out_of_memory, printable
+from pixio_lightning.errors import UserError, causes, out_of_memory, printable
 
 
 def test_text_of_a_file_cannot_move_the_cursor() -> None:
@@ -45,3 +45,12 @@ def test_memory_that_runs_out_here_is_known_as_such() -> None:
     with pytest.raises(MemoryError) as refused:
         np.empty(1 << 60, np.uint8)
     assert "Unable to allocate" in out_of_memory(refused.value)
+
+
+def test_causes_of_an_error_end() -> None:
+    """Each once, what it was raised from before what was being handled, also in a circle."""
+    first, second, third = ValueError("1"), OSError("2"), RuntimeError("3")
+    first.__cause__, second.__context__, third.__cause__ = second, third, first
+    assert list(causes(first)) == [first, second, third]
+    assert list(causes(third)) == [third, first, second]
+    assert list(causes(None)) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # What torch, the libraries of CUDA, MPS and the system say where memory runs out.
 _OUT_OF_MEMORY = (
@@ -34,6 +34,19 @@ class MissingWeights(UserError):
     def __init__(self, message: object = "", asked: str = "") -> None:
         super().__init__(message)
         self.asked = asked
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from or on top of, each once, the last one first.
+
+    Libraries make errors of their own of what they were given, and an error may have been raised
+    from one that was raised from it.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def out_of_memory(error: BaseException) -> str:

@@ -240,8 +240,8 @@ def much_beside(folder: Path) -> None:
         (no_properties, "is damaged: .metadata cannot be read"),
         (no_tensors, "is damaged: .metadata cannot be read"),
         (parts_of_garbage, "is damaged: its parts cannot be read"),
-        (garbage_beside, "is damaged, or is none"),
-        (nothing_beside, "is damaged, or is none"),
+        (garbage_beside, "truncated, damaged or none"),
+        (nothing_beside, "truncated, damaged or none"),
         (much_beside, "its tensors unfold to"),
     ],
 )

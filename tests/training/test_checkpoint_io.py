@@ -187,9 +187,9 @@ def test_a_truncated_file_is_one_line(tmp_path: Path, share: float) -> None:
     torch.save(content(1), path)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    assert refusal(path).endswith("is damaged, or is none")
+    assert "truncated, damaged or none" in refusal(path)
     path.write_text("no checkpoint\nat all")
-    assert refusal(path).endswith("is damaged, or is none")
+    assert "truncated, damaged or none" in refusal(path)
 
 
 def test_missing_files_and_urls(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, causes, nearest
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.callbacks import Checkpoints, Pictures, Preemption
 
@@ -209,15 +209,13 @@ def check_recipe(content: Any, path: Path, top: Iterable[str]) -> dict[str, Any]
 
 def cause(error: BaseException) -> UserError | None:
     """Find the user's mistake behind an exception that a library raised on top of it."""
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in causes(error):
         if isinstance(seen, UserError):
             return seen
         if isinstance(seen, ModuleNotFoundError):
             # Lightning's loggers and strategies name the package they lack in their message.
             text = " ".join(str(seen).split())
             return UserError(f"the recipe needs a package that is not installed: {text}")
-        seen = seen.__cause__ or seen.__context__
     return None
 
 

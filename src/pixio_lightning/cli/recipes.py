@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pixio_lightning.errors import MissingWeights, UserError, nearest
+from pixio_lightning.errors import MissingWeights, UserError, causes, nearest
 from pixio_lightning.files import plugins
 
 SUFFIXES = (".yaml", ".yml")
@@ -114,20 +114,17 @@ def made_by(path: str) -> str:
 
 def way_out(error: BaseException | None) -> str:
     """Return how to come by weights, as the end of a message; nothing of any other mistake."""
-    seen: list[BaseException] = []
-    while error is not None and not isinstance(error, MissingWeights):
-        seen.append(error)  # an error may be raised from one that was raised from it
-        error = None if error.__cause__ in seen else error.__cause__
-    if error is None:
+    missing = next((e for e in causes(error) if isinstance(e, MissingWeights)), None)
+    if missing is None:
         return ""
-    if error.asked.startswith("hf:"):
+    if missing.asked.startswith("hf:"):
         return (
             "; or take others: -c backbone/dinov2_b needs no account, --model.backbone.weights "
             "tiny no network"
         )
-    if made := made_by(error.asked):
+    if made := made_by(missing.asked):
         return f"{made}; --model.backbone.weights tiny needs no training"
-    names = [r.name for r in all_recipes() if r.name == f"backbone/{error.asked}"]
+    names = [r.name for r in all_recipes() if r.name == f"backbone/{missing.asked}"]
     return f", did you mean `-c {names[0]}`?" if names else ""
 
 

@@ -23,7 +23,7 @@ from multiprocessing.popen_fork import Popen
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, causes
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -202,10 +202,7 @@ def worker_failure(error: Exception) -> UserError | None:
     torch may raise it anywhere: the signal of a dead worker interrupts whatever is being done, and
     that may have made another error of it.
     """
-    cause: BaseException | None = error
-    seen: list[BaseException] = []  # an error may have been raised from itself
-    while cause is not None and cause not in seen:
-        seen.append(cause)
+    for cause in causes(error):
         text = " ".join(str(cause).split())
         if isinstance(cause, RuntimeError) and "timed out after" in text:
             seconds = re.findall(r"after ([\d.]+) seconds", text)
@@ -215,7 +212,6 @@ def worker_failure(error: Exception) -> UserError | None:
             )
         if "exited unexpectedly" in text or "is killed by signal" in text:
             return _killed(text)
-        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pixio_lightning.errors import causes
+
 _ASIDE = re.compile(r"(\.\d+-[0-9a-f]{8}|\.ckpt)\.tmp\Z")  # or a sharded checkpoint's folder
 _NAME_BYTES = 100  # of a name that its temporary one repeats; file systems take 255
 
@@ -72,13 +74,11 @@ def written_aside(target: Path, *, durable: bool = False) -> Iterator[Path]:
 
 def _full(error: BaseException) -> int | None:
     """Return the number of a full disk's error, of which a library made one of its own."""
-    seen: BaseException | None = error
-    while seen is not None:  # torch fails once more as it closes the file
+    for seen in causes(error):  # torch fails once more as it closes the file
         found = re.search(r"\(os error (\d+)\)", str(seen))  # as Rust says it, safetensors too
         number = seen.errno if isinstance(seen, OSError) else int(found[1]) if found else None
         if number in (errno.ENOSPC, errno.EDQUOT):
             return number
-        seen = seen.__context__
     return None
 
 

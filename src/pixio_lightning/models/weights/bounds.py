@@ -11,7 +11,7 @@ import mmap
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,12 @@ MAX_UNFOLDING, UNFOLDING_FREE = 4, 1 << 24
 
 
 def load_bounded(
-    file: Path, path: str | os.PathLike, *, map_location: Any = "cpu", mapped: bool = False
+    file: Path,
+    path: str | os.PathLike,
+    *,
+    map_location: Any = "cpu",
+    mapped: bool = False,
+    plain: Sequence[type] = (),
 ) -> dict[str, Any]:
     """Load a file of a checkpoint that holds tensors and plain data only.
 
@@ -41,24 +46,27 @@ def load_bounded(
         file: It, or one of a folder.
         path: The checkpoint that a mistake is told of.
         map_location: As in `torch.load`.
-        mapped: Tensors are mapped, not read.
+        mapped: Tensors are mapped, not read, where the file is an archive.
+        plain: Classes that hold nothing but attributes, which the file may name.
 
     Raises:
         UserError: The file is missing, damaged, holds code or no dict, or unfolds to far more than
             its size.
     """
     check_archive(file)
+    mapped = mapped and zipfile.is_zipfile(file)
     try:
-        checkpoint = torch.load(file, map_location=map_location, mmap=mapped, weights_only=True)
+        with torch.serialization.safe_globals(list(plain)):
+            checkpoint = torch.load(file, map_location=map_location, mmap=mapped, weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
         # Its own text advises to load the file all the same, and run what is in it.
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise UserError(
                 f"checkpoint '{path}' holds more than tensors and plain data ({found[1]}): "
-                "refused, and nothing of it was executed"
+                "refused, and nothing of it was executed; save what model.state_dict() returns"
             ) from None
-        raise UserError(f"checkpoint '{path}' is damaged, or is none") from None
+        raise _damaged(file, path) from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
     check_unfolded(checkpoint, file)
@@ -89,10 +97,14 @@ def check_archive(path: Path) -> None:
     except UserError:
         raise
     except Exception:  # torch's own reader may still take it, and unpack it without a limit
-        raise UserError(
-            f"cannot read checkpoint '{path}' ({path.stat().st_size:,} bytes): truncated, so it is "
-            "damaged, or is none"
-        ) from None
+        raise _damaged(path, path) from None
+
+
+def _damaged(file: Path, path: str | os.PathLike) -> UserError:
+    return UserError(
+        f"cannot read checkpoint '{path}' ({file.stat().st_size:,} bytes): truncated, damaged or "
+        "none at all; fetch or save it anew"
+    )
 
 
 def _check_calls(path: Path) -> None:

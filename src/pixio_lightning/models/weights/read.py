@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +26,7 @@ from pixio_lightning.errors import MissingWeights, UserError, nearest, printable
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.models.settings import check_description
 from pixio_lightning.models.weights import sharded
-from pixio_lightning.models.weights.bounds import check_archive, check_unfolded
+from pixio_lightning.models.weights.bounds import load_bounded
 from pixio_lightning.models.weights.key_names import OURS, State, from_timm, to_official
 from pixio_lightning.models.weights.report import first
 from pixio_lightning.models.weights.shipped import SHIPPED
@@ -114,7 +112,9 @@ def _read_file(path: Path, student: str = "") -> tuple[Mapping[str, Any], dict[s
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in PICKLES:
-        return _read_pickle(path, student)
+        # Training scripts store their parsed arguments; a Namespace only holds attributes.
+        checkpoint = load_bounded(path, path, mapped=True, plain=[argparse.Namespace])
+        return _of_checkpoint(checkpoint, path, student)
     raise UserError(f"cannot read {path}: expected .safetensors, {', '.join(PICKLES)} or a folder")
 
 
@@ -140,32 +140,6 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
         except (SafetensorError, OSError) as error:
             raise _unreadable(beside) from error
     return state, meta
-
-
-def _read_pickle(path: Path, student: str) -> tuple[Mapping[str, Any], Any]:
-    check_archive(path)
-    try:
-        # Training scripts store their parsed arguments; a Namespace only holds attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if not found:
-            raise _unreadable(path) from error
-        raise UserError(
-            f"{path} holds more than tensors ({found[1]}): refused, and nothing of it was "
-            "executed; save the model's state_dict() or a .safetensors file"
-        ) from error
-    # A damaged file fails wherever its bytes happen to lead the reader.
-    except Exception as error:
-        raise _unreadable(path) from error
-    if not isinstance(checkpoint, Mapping):
-        kind = type(checkpoint).__name__
-        raise UserError(f"{path} holds a {kind}, expected a state dict: tensors by name")
-    check_unfolded(checkpoint, path)
-    return _of_checkpoint(checkpoint, path, student)
 
 
 def _of_checkpoint(
