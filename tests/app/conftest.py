@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,14 @@ import app_runs
 from pixio_lightning.cli.app.loaded import open_run
 from pixio_lightning.cli.app.server import served
 from pixio_lightning.files import locked
+
+
+@pytest.fixture(scope="package", autouse=True)
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what Gradio's client downloads, and leaves behind, among the files of the tests."""
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("downloads"))
+    yield
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="session")
