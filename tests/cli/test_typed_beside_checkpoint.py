@@ -91,6 +91,28 @@ def test_images_that_were_trained_on_are_not_held_out_of_the_same_data(
     assert "without which images that it was trained on" in capsys.readouterr().err
 
 
+def test_no_training_from_a_checkpoint_is_judged_by_what_that_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_run.write_recipe(tmp_path)
+    few = ("--trainer.max_steps", 2, "--data.val_images", 1)
+    assert tiny_run.fit(recipe, tmp_path / "run", *few) == 0
+    start = ("--ckpt_path", tmp_path / "run/last.ckpt", "--trainer.max_steps", 3)
+    capsys.readouterr()
+    assert tiny_run.fit(recipe, tmp_path / "on", *start, "--data.val_images", 5) == 2
+    error = capsys.readouterr().err
+    assert "which the run of --ckpt_path did not, and was trained on" in error
+    assert error.count("\n") == 1 and not (tmp_path / "on/config.yaml").exists()
+    assert tiny_run.fit(recipe, tmp_path / "on", *start, "--data.val_images", 1) == 0
+    then, now = (run_folder.read_state(tmp_path / run) for run in ("run", "on"))
+    assert then["held_out"] == now["held_out"] and {*then["trained_on"]} == {*now["trained_on"]}
+    # Fewer pictures are trained on now; the weights have seen the others all the same.
+    gone = tmp_path / "photos" / then["trained_on"][0]
+    gone.unlink()
+    assert tiny_run.fit(recipe, tmp_path / "less", *start, "--data.val_images", 1) == 0
+    assert gone.name in run_folder.read_state(tmp_path / "less")["trained_on"]
+
+
 def test_images_that_take_the_place_of_those_held_out_were_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,7 @@ def test_a_run_that_has_begun_keeps_its_precision(
     unset = ("--trainer.precision", "null")
     before = {"amx_bf16": recorded}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: before, raising=False)
-    assert tiny_run.fit(recipe, tmp_path / "run", *unset, "--trainer.max_epochs", 1) == 0
+    assert tiny_run.fit(recipe, tmp_path / "run", *unset, "--trainer.max_steps", 4) == 0
     state = tmp_path / "run" / "state.json"
     if not recorded:
         about = json.loads(state.read_text())
@@ -102,7 +102,9 @@ def test_a_run_in_half_precision_resumes_bit_for_bit(
     recipe = tiny_run.write_recipe(tmp_path)
     unset = ("--trainer.precision", "null")
     assert tiny_run.fit(recipe, tmp_path / "whole", *unset) == 0
-    assert tiny_run.fit(recipe, tmp_path / "part", *unset, "--trainer.max_epochs", 1) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, 4)
+        assert tiny_run.fit(recipe, tmp_path / "part", *unset) == 130
     words = ("--ckpt_path", tmp_path / "part" / "last.ckpt")
     assert tiny_run.fit(recipe, tmp_path / "rest", *unset, *words) == 0
     whole, rest = (
