@@ -264,6 +264,39 @@ def test_a_training_from_a_checkpoint_takes_other_rates_but_no_other_weights(
     assert call(trained, "fit", *words, out=f"{tmp_path}/on") == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trainer.max_steps", 2], "is at step 2 and trainer.max_steps is 2: there is nothing"),
+        (["--model.backbone.weights", "random:2"], "weights: random:1 -> random:2"),
+        (["--model.decoder.dim", 32], "last.ckpt' does not fit the model: "),
+        (["--run"], "--run takes two steps from the beginning"),
+    ],
+)
+def test_what_a_training_from_a_checkpoint_would_refuse_its_plan_does(
+    words: list[object], said: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ("--ckpt_path", trained / "run/last.ckpt", "--model.backbone.weights", "random:1")
+    assert call(trained, "check", *start) == 0
+    assert call(trained, "check", *start, *words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert call(trained, "check", "--ckpt_path", trained / "tiny.yaml") == 2
+
+
+def test_the_plan_of_a_head_takes_its_checkpoint_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frozen, so that it holds no backbone."""
+    start = ["--ckpt_path", str(tmp_path / "run/last.ckpt"), "--trainer.max_steps", "2"]
+    assert classify(tmp_path, "fit") == 0
+    assert classify(tmp_path, "check", *start) == 0
+    capsys.readouterr()
+    line = ["check", "-c", "pretrain/demo", *start]
+    assert main(line) == 2
+    assert "is one of Classification, but the recipe trains PixelPre" in capsys.readouterr().err
+
+
 def test_a_frozen_backbone_may_lie_elsewhere(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

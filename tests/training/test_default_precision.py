@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from small_runs import interrupted_after
 
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI
@@ -102,9 +103,8 @@ def test_a_run_in_half_precision_resumes_bit_for_bit(
     recipe = tiny_run.write_recipe(tmp_path)
     unset = ("--trainer.precision", "null")
     assert tiny_run.fit(recipe, tmp_path / "whole", *unset) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, 4)
-        assert tiny_run.fit(recipe, tmp_path / "part", *unset) == 130
+    line = ["-c", str(recipe), "--out", str(tmp_path / "part"), *unset]
+    interrupted_after(4, line, monkeypatch)
     words = ("--ckpt_path", tmp_path / "part" / "last.ckpt")
     assert tiny_run.fit(recipe, tmp_path / "rest", *unset, *words) == 0
     whole, rest = (
