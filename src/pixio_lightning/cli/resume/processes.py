@@ -54,11 +54,14 @@ def _names(data: Any, start: dict[str, Any]) -> dict[str, list[str] | None]:
     before, anywhere = start.get("trained_on", []), start.get("trained_anywhere") or []
     held_out = data.names_of("val")
     trained_on = data.names_of("train") if data.training_size() <= _MOST_NAMES else None
-    known = len(trained_on or ()) <= _MOST_NAMES and None not in (trained_on, before)
+    if trained_on is None or before is None or len(trained_on) > _MOST_NAMES:
+        trained_on = None
+    else:
+        trained_on = [*dict.fromkeys((*trained_on, *before))]
     own = data.names_anywhere("train")[:_MOST_NAMES]
     return {
         "held_out": held_out if len(held_out or ()) <= _MOST_NAMES else None,
-        "trained_on": [*dict.fromkeys((*trained_on, *before))] if known else None,
+        "trained_on": trained_on,
         "trained_anywhere": [*dict.fromkeys((*own, *anywhere))],
     }
 
