@@ -364,6 +364,9 @@ def test_tasks_that_lightning_does_not_divide(recipe: dict, tmp_path: Path, caps
         ("--trainer.overfit_batches=1", "trainer.overfit_batches is 1"),
         ("--trainer.min_steps=3", "trainer.min_steps is 3, but a run takes trainer.max_steps"),
         ("--trainer.min_epochs=2", "trainer.min_epochs is 2"),
+        ("--trainer.max_epochs=1", "trainer.max_epochs is 1 beside trainer.max_steps 2, by which"),
+        ("--trainer.default_root_dir=here", "one folder, which --out names: give --out here"),
+        ("--trainer.enable_checkpointing=false", "a run goes on from its last.ckpt: leave it out"),
         (
             "--trainer.callbacks+={class_path: GradientAccumulationScheduler, "
             "init_args: {scheduling: {0: 1}}}",

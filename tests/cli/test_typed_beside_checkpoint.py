@@ -91,6 +91,28 @@ def test_images_that_were_trained_on_are_not_held_out_of_the_same_data(
     assert "without which images that it was trained on" in capsys.readouterr().err
 
 
+def test_no_training_from_a_checkpoint_is_judged_by_what_that_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_run.write_recipe(tmp_path)
+    few = ("--trainer.max_steps", 2, "--data.val_images", 1)
+    assert tiny_run.fit(recipe, tmp_path / "run", *few) == 0
+    start = ("--ckpt_path", tmp_path / "run/last.ckpt", "--trainer.max_steps", 3)
+    capsys.readouterr()
+    assert tiny_run.fit(recipe, tmp_path / "on", *start, "--data.val_images", 5) == 2
+    error = capsys.readouterr().err
+    assert "which the run of --ckpt_path did not, and was trained on" in error
+    assert error.count("\n") == 1 and not (tmp_path / "on/config.yaml").exists()
+    assert tiny_run.fit(recipe, tmp_path / "on", *start, "--data.val_images", 1) == 0
+    then, now = (run_folder.read_state(tmp_path / run) for run in ("run", "on"))
+    assert then["held_out"] == now["held_out"] and {*then["trained_on"]} == {*now["trained_on"]}
+    # Fewer pictures are trained on now; the weights have seen the others all the same.
+    gone = tmp_path / "photos" / then["trained_on"][0]
+    gone.unlink()
+    assert tiny_run.fit(recipe, tmp_path / "less", *start, "--data.val_images", 1) == 0
+    assert gone.name in run_folder.read_state(tmp_path / "less")["trained_on"]
+
+
 def test_images_that_take_the_place_of_those_held_out_were_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +262,39 @@ def test_a_training_from_a_checkpoint_takes_other_rates_but_no_other_weights(
     assert "leave --ckpt_path out" in capsys.readouterr().err
     words = (*start, "--model.backbone.weights", "random:1", "--model.optim.lr", 1e-4)
     assert call(trained, "fit", *words, out=f"{tmp_path}/on") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trainer.max_steps", 2], "is at step 2 and trainer.max_steps is 2: there is nothing"),
+        (["--model.backbone.weights", "random:2"], "weights: random:1 -> random:2"),
+        (["--model.decoder.dim", 32], "last.ckpt' does not fit the model: "),
+        (["--run"], "--run takes two steps from the beginning"),
+    ],
+)
+def test_what_a_training_from_a_checkpoint_would_refuse_its_plan_does(
+    words: list[object], said: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ("--ckpt_path", trained / "run/last.ckpt", "--model.backbone.weights", "random:1")
+    assert call(trained, "check", *start) == 0
+    assert call(trained, "check", *start, *words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert call(trained, "check", "--ckpt_path", trained / "tiny.yaml") == 2
+
+
+def test_the_plan_of_a_head_takes_its_checkpoint_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frozen, so that it holds no backbone."""
+    start = ["--ckpt_path", str(tmp_path / "run/last.ckpt"), "--trainer.max_steps", "2"]
+    assert classify(tmp_path, "fit") == 0
+    assert classify(tmp_path, "check", *start) == 0
+    capsys.readouterr()
+    line = ["check", "-c", "pretrain/demo", *start]
+    assert main(line) == 2
+    assert "is one of Classification, but the recipe trains PixelPre" in capsys.readouterr().err
 
 
 def test_a_frozen_backbone_may_lie_elsewhere(

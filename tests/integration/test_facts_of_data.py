@@ -124,11 +124,71 @@ def test_what_is_built_is_what_the_checkpoint_was_trained_on(
     for verb in ("validate", "test", "predict"):
         assert main([verb, *words, "--data.max_depth=80"]) == 0
     assert "to 80 m" in results.read(tmp_path / "run")[-1]["protocol"]
-    # A run that starts from a checkpoint keeps its range too.
-    start = f"--ckpt_path={tmp_path}/run/last.ckpt"
-    more = ("--data.max_depth=80", "--trainer.max_steps=3", f"--out={tmp_path}/on", start)
-    assert main(["fit", *words, *STEPS, *more]) == 0
-    assert load(tmp_path / "on/last.ckpt").data_info == {"max_depth": 3.0}
+
+
+# --- depth: a training that begins from a checkpoint --------------------------------------------
+
+
+def begin(line: list[str], run: Path, out: Path, *words: str, verb: str = "fit") -> int:
+    """Take a third step from what was trained to three metres."""
+    start = (f"--ckpt_path={run}/last.ckpt", f"--out={out}", "--trainer.max_steps=3")
+    return main([verb, *line, *STEPS, "--data.max_depth=3", *start, *words])
+
+
+def test_weights_that_end_at_three_metres_are_not_trained_to_eighty(
+    line: list[str], to_three_metres: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    for verb in ("fit", "check"):
+        asked = "--data.max_depth=80"
+        assert begin(line, to_three_metres, tmp_path / "on", asked, verb=verb) == 2
+        error = capfd.readouterr().err
+        assert "max_depth is 80.0 in the data, but the checkpoint was trained with 3.0" in error
+        assert "give the same, or leave --ckpt_path out" in error and error.count("\n") == 1
+    assert not (tmp_path / "on/config.yaml").exists()
+
+
+def test_a_training_takes_the_baselines_of_its_own_data(
+    line: list[str], to_three_metres: Path, tmp_path: Path
+) -> None:
+    """Those of an earlier version's checkpoint too, which lacks what was measured since."""
+    other = pairs(tmp_path / "other", "depth", np.full((64, 64), 1000, np.uint16))
+    assert load(to_three_metres).statistics["constant"] == 2
+    assert begin(line, to_three_metres, tmp_path / "on", f"--data.path={other}") == 0
+    assert load(tmp_path / "on").statistics["constant"] == 1
+    found = results.read(tmp_path / "on")[-1]
+    assert found["baselines"]["constant"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    # Evaluated elsewhere, it is beside what its training knew.
+    words = ["validate", *line, "--data.max_depth=3", f"--out={tmp_path}/seen"]
+    assert main([*words, f"--ckpt_path={tmp_path}/on/last.ckpt"]) == 0
+    baselines = results.read(tmp_path / "seen")[-1]["baselines"]
+    assert baselines["constant"]["abs_rel"] == pytest.approx(0.5, abs=1e-6)
+
+    old = torch.load(to_three_metres / "last.ckpt", weights_only=True)
+    del old["pixio"]["statistics"]["short_side"], old["pixio"]["statistics_of"]
+    (tmp_path / "old").mkdir()
+    torch.save(old, tmp_path / "old/last.ckpt")
+    assert begin(line, tmp_path / "old", tmp_path / "anew") == 0
+    assert load(tmp_path / "anew").statistics["short_side"] == 64
+
+
+def test_records_say_from_which_checkpoint_a_training_began(
+    line: list[str],
+    to_three_metres: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert begin(line, to_three_metres, tmp_path) == 0
+    start = f"{to_three_metres / 'last.ckpt'} at step 2"
+    assert f"begun from    {start}" in capsys.readouterr().out
+    assert results.began(results.read(tmp_path)[-1]["start"]) == start
+    assert results.read(to_three_metres)[-1]["start"] is None
+    for words, said in (
+        (["runs", "--diff"], f"--ckpt_path: no checkpoint -> {start}"),
+        (["bench", "--compare"], f"{to_three_metres} from no checkpoint; {tmp_path} from {start}"),
+    ):
+        assert main([*words, str(to_three_metres), str(tmp_path)]) == 0
+        assert said in capsys.readouterr().out
 
 
 # --- segmentation: the classes ------------------------------------------------------------------

@@ -290,16 +290,42 @@ def test_a_run_from_a_checkpoint_goes_on_from_its_own(
     assert "step 6: saved" not in told and "step 9: saved" in told
     assert main(line) == 0
     assert "finished at step 9" in capfd.readouterr().out
-    # From another one it begins, and until it has saved, last.ckpt is of the run before.
+    # Whatever becomes of that checkpoint, whose run may go on or be removed.
+    os.utime(first / "last.ckpt")
     shutil.copy(first / "last.ckpt", tmp_path / "other.ckpt")
-    line[-1] = str(tmp_path / "other.ckpt")
-    assert not run_folder.began_from(out, tmp_path / "other.ckpt")
-    run_folder.write_state(out, start=run_folder.start_of(out, tmp_path / "other.ckpt"))
+    (first / "last.ckpt").unlink()
     assert main(line) == 0
-    assert "step 6: saved" in capfd.readouterr().out
-    assert run_folder.began_from(out, tmp_path / "other.ckpt")
-    os.utime(tmp_path / "other.ckpt")  # another has taken its place
-    assert not run_folder.began_from(out, tmp_path / "other.ckpt")
+    assert "finished at step 9" in capfd.readouterr().out
+    # Its own last one goes on; from any other, no run begins over it.
+    line[-1] = str(out / "last.ckpt")
+    assert main(line) == 0
+    assert "finished at step 9" in capfd.readouterr().out
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    for other in (tmp_path / "other.ckpt", out / "best.ckpt"):
+        line[-1] = str(other)
+        assert main(line) == 2
+        error = capfd.readouterr().err
+        assert f"{out} holds a run that did not begin from --ckpt_path '{other}'" in error
+        assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in out.rglob("*.*") if path in before} == before
+
+
+def test_a_start_that_came_to_nothing_leaves_nothing_to_the_next(
+    recipe: Path, tmp_path: Path, photographs: Path
+) -> None:
+    """Killed before it saved; then its line is another one, of other pictures."""
+    first, out = tmp_path / "first", tmp_path / "second"
+    line = words("fit", "-c", recipe, "--trainer.max_steps")
+    assert main([*line, "2", "--out", str(first)]) == 0
+    line += words(4, "--out", out, "--ckpt_path", first / "last.ckpt")
+    assert main(line) == 0
+    for name in ("last.ckpt", "best.ckpt"):
+        (out / name).unlink()
+    shutil.copytree(photographs, tmp_path / "fewer")
+    next((tmp_path / "fewer").iterdir()).unlink()
+    run_folder.Metrics(out / "metrics.csv").add(1, {"train/loss": 9.0})
+    assert main([*line, f"--data.path={tmp_path}/fewer"]) == 0
+    assert [row["step"] for row in Metrics(out / "metrics.csv").rows] == [2, 3]
 
 
 def test_a_link_to_nothing_is_named(

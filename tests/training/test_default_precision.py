@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from small_runs import interrupted_after
 
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI
@@ -78,7 +79,7 @@ def test_a_run_that_has_begun_keeps_its_precision(
     unset = ("--trainer.precision", "null")
     before = {"amx_bf16": recorded}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: before, raising=False)
-    assert tiny_run.fit(recipe, tmp_path / "run", *unset, "--trainer.max_epochs", 1) == 0
+    assert tiny_run.fit(recipe, tmp_path / "run", *unset, "--trainer.max_steps", 4) == 0
     state = tmp_path / "run" / "state.json"
     if not recorded:
         about = json.loads(state.read_text())
@@ -102,7 +103,8 @@ def test_a_run_in_half_precision_resumes_bit_for_bit(
     recipe = tiny_run.write_recipe(tmp_path)
     unset = ("--trainer.precision", "null")
     assert tiny_run.fit(recipe, tmp_path / "whole", *unset) == 0
-    assert tiny_run.fit(recipe, tmp_path / "part", *unset, "--trainer.max_epochs", 1) == 0
+    line = ["-c", str(recipe), "--out", str(tmp_path / "part"), *unset]
+    interrupted_after(4, line, monkeypatch)
     words = ("--ckpt_path", tmp_path / "part" / "last.ckpt")
     assert tiny_run.fit(recipe, tmp_path / "rest", *unset, *words) == 0
     whole, rest = (

@@ -7,7 +7,7 @@ action, N environments at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import lightning as L
 import numpy as np
@@ -19,28 +19,18 @@ from torchmetrics import MetricCollection
 
 from pixio_heads.policy import picture
 from pixio_heads.policy.episode_log import EpisodeLog, Film
-from pixio_heads.policy.episodes import row
+from pixio_heads.policy.episodes import Played, row
 from pixio_heads.policy.metrics import ActionError, EpisodeMetrics
 from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token, check_inputs
 from pixio_heads.policy.rollout.environments import Environment
 from pixio_heads.policy.rollout.pool import Pool, Run
-from pixio_heads.policy.statistics import from_proprio, statistics_of, unevenness
+from pixio_heads.policy.statistics import from_proprio, scale_of, statistics_of, unevenness
 from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel
 
 _UNKNOWN = "demonstrations of which the checkpoint says nothing"
 _READS: dict[str, Reads] = {"cls": "cls", "first_cls": "cls"}
-
-
-class Played(NamedTuple):
-    """What a policy reached in episodes.
-
-    Attributes:
-        outcomes: `(B, 5)`, see `episodes.row`.
-    """
-
-    outcomes: Tensor
 
 
 class Policy(Head):
@@ -72,8 +62,8 @@ class Policy(Head):
         seed: Seed of drop path.
     """
 
-    data_attributes = ("history", "proprio_dim", "action_dim", "learned_from")
-    same_as_trained = ("history", "proprio_dim", "action_dim")
+    data_attributes = ("history", "proprio_dim", "action_dim")
+    same_as_trained = data_attributes
     evaluation_attributes = ("environment", "processes")
     model_as_trained = (
         *Head.model_as_trained,
@@ -171,13 +161,20 @@ class Policy(Head):
     def remember(self, about: dict[str, Any]) -> None:
         """Take what a checkpoint says of its training; the data at hand may be others."""
         super().remember(about)
-        self.data_info.setdefault("learned_from", _UNKNOWN)
+        self.data_info["learned_from"] = about.get("facts", {}).get("learned_from", _UNKNOWN)
+
+    def read_data_attributes(self, data: Any) -> None:
+        """Take what the policy must know, and which demonstrations it learns from."""
+        super().read_data_attributes(data)
+        if "learned_from" not in self.data_info:
+            self.data_info["learned_from"] = getattr(data, "learned_from", _UNKNOWN)
 
     def on_fit_start(self) -> None:
         """Note demonstrations that the weights of a checkpoint have not learned from until now."""
         super().on_fit_start()
         data: Any = self.trainer.datamodule
-        then, now = str(self.data_info["learned_from"]), data.learned_from
+        then = str(self.data_info["learned_from"])
+        now = getattr(data, "learned_from", then)
         if then != now and not then.endswith(f", then {now}"):
             self.data_info["learned_from"] = f"{then}, then {now}"
 
@@ -238,7 +235,7 @@ class Policy(Head):
         """Return the mean squared error of the actions."""
         action = batch["action"]
         if self.normalize_actions:
-            action = self._normalized(action)
+            action = self._normalized(action, learned=True)
         return {"loss": F.mse_loss(prediction, action)}
 
     def validation_loss(self, prediction: Any, batch: Batch) -> Tensor | None:
@@ -253,15 +250,24 @@ class Policy(Head):
             self.note(unevenness(actions))
         return statistics_of(actions, proprio)
 
-    def _normalized(self, actions: Tensor) -> Tensor:
-        """Return actions in units of their deviation among demonstrations."""
-        return (actions - self.statistics["mean"]) / self.statistics["std"]
+    def kept_statistics(self) -> dict[str, Tensor]:
+        """Return the scale that the weights give actions in."""
+        if not (self.normalize_actions and self.statistics):
+            return {}
+        mean, std = scale_of(self.statistics, learned=True)
+        return {"learned_mean": mean, "learned_std": std}
+
+    def _normalized(self, actions: Tensor, *, learned: bool = False) -> Tensor:
+        """Return actions in units of their deviation among demonstrations; see `scale_of`."""
+        mean, std = scale_of(self.statistics, learned=learned)
+        return (actions - mean) / std
 
     def _unscaled(self, actions: Tensor) -> Tensor:
         """Return what the network gives as the actions that are taken."""
         if not self.normalize_actions:
             return actions
-        return actions * self.statistics["std"] + self.statistics["mean"]
+        mean, std = scale_of(self.statistics, learned=True)
+        return actions * std + mean
 
     def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
         """Return outcomes of episodes, or actions in units of their deviation."""

@@ -35,6 +35,18 @@ def statistics_of(actions: Tensor, proprio: Tensor) -> dict[str, Tensor]:
     return found
 
 
+def scale_of(statistics: Mapping[str, Tensor], *, learned: bool) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of actions, each `(A,)`.
+
+    Args:
+        statistics: Of a policy.
+        learned: Those that its weights give actions in, which stay where they go on with other
+            demonstrations, and not those of the demonstrations at hand.
+    """
+    begin = "learned_" if learned and "learned_mean" in statistics else ""
+    return statistics[f"{begin}mean"], statistics[f"{begin}std"]
+
+
 def unevenness(actions: Tensor) -> str:
     """Return what to say where raw actions hide parts of themselves; empty where they do not."""
     std = actions.std(dim=0, correction=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import traceback
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -118,6 +119,28 @@ def _is_of_lightning(error: BaseException) -> bool:
     """Whether Lightning itself raised an error: of an option of its trainer."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith("lightning.")
+
+
+def refuse_misfit(cli: PixioCLI, ckpt_path: str) -> None:
+    """Refuse a checkpoint whose tensors a model that is only planned does not have, or otherwise.
+
+    Args:
+        cli: The run, its model on the meta device, with its decoder.
+        ckpt_path: The checkpoint; of a sharded one only the whole model would tell.
+
+    Raises:
+        UserError: It does not fit.
+    """
+    stored, own = read_plain(local_path(ckpt_path)).get("state_dict"), cli.model.state_dict()
+    if stored is None:
+        return
+    if cli.model.backbone.frozen:  # which no checkpoint holds
+        stored = {key: own[key] for key in own if key.startswith("backbone.")} | stored
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that nothing is copied
+            cli.model.load_state_dict(stored)
+    except RuntimeError as error:
+        raise UserError(_misfit(cli, ckpt_path, " ".join(str(error).split()))) from None
 
 
 def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:

@@ -225,6 +225,7 @@ class PixioCLI(LightningCLI):
         """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""
         self._check_precision()
         self._check_reading()
+        self._check_folder()
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
@@ -292,6 +293,13 @@ class PixioCLI(LightningCLI):
                     f"trainer.{name} is {trainer[name]}, but a run takes trainer.max_steps, and "
                     "one that is interrupted has to stop before: leave it out"
                 )
+        epochs, steps = trainer["max_epochs"], trainer["max_steps"]
+        if epochs not in (None, -1) and steps > 0:
+            raise UserError(
+                f"trainer.max_epochs is {epochs} beside trainer.max_steps {steps}, by which the "
+                "learning rate goes: set trainer.max_steps alone, of which data.steps_per_epoch "
+                "make an epoch"
+            )
         for callback in _listed(trainer["callbacks"]):
             if isinstance(callback, GradientAccumulationScheduler):
                 raise UserError(
@@ -305,6 +313,24 @@ class PixioCLI(LightningCLI):
                     f"trainer.{name} is {value}, but a training stream has no end and goes by the "
                     "step alone: leave it out; of few samples, give data of few"
                 )
+
+    def _check_folder(self) -> None:
+        """Refuse options of Lightning in whose place ours stand.
+
+        Raises:
+            UserError: One is given.
+        """
+        trainer = self.config_init["trainer"]
+        if (folder := trainer["default_root_dir"]) is not None:
+            raise UserError(
+                f"trainer.default_root_dir is '{folder}', but a run has one folder, which --out "
+                f"names: give --out {folder} in its place"
+            )
+        if trainer["enable_checkpointing"] is False:
+            raise UserError(
+                "trainer.enable_checkpointing is false, but a run goes on from its last.ckpt: "
+                "leave it out; checkpoint.every_n_steps 0 saves at the end only"
+            )
 
     def _loggers(self, asked: Any) -> list[Any]:
         if asked is None or asked is True:

@@ -11,8 +11,8 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from pixio_lightning.cli import recipes, resume
-from pixio_lightning.cli.call import call
+from pixio_lightning.cli import resume
+from pixio_lightning.cli.call import call, refuse_misfit
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
 from pixio_lightning.cli.options import Options, check_environment, debugged, parse_options
@@ -22,15 +22,24 @@ from pixio_lightning.cli.resume.chosen import (
     without_checkpoint,
 )
 from pixio_lightning.cli.resume.recall import introduce, recall
+from pixio_lightning.cli.resume.start import (
+    begun_by_this_job,
+    goes_on,
+    note_job,
+    refuse_missing,
+    refuse_nothing_left,
+    start_of,
+    step_of,
+)
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.errors import UserError, nearest, visible
+from pixio_lightning.errors import UserError, visible
 from pixio_lightning.files import recover_folder, write_text
 from pixio_lightning.pretraining import costs
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.callbacks import EvaluationLog, MetricsLog, Preemption
 from pixio_lightning.training.callbacks.progress import say
 from pixio_lightning.training.callbacks.run_summary import block, outcome, plan
-from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
+from pixio_lightning.training.checkpoints.checkpoint_io import local_path
 from pixio_lightning.training.head import Head
 from pixio_lightning.training.strategy import ShardedStrategy
 
@@ -41,11 +50,8 @@ def main(verb: str, argv: list[str]) -> int:
     It is 128 and the number of the signal of a training that one has stopped.
     """
     options = parse_options(argv)
-    if options.ckpt_path and not local_path(options.ckpt_path).exists():
-        folder = Path(options.ckpt_path).parent
-        names = [p.name for p in folder.glob("*.ckpt")]
-        hint = nearest(Path(options.ckpt_path).name, names) or recipes.made_by(options.ckpt_path)
-        raise UserError(f"--ckpt_path '{options.ckpt_path}' does not exist{hint}")
+    run_folder.check_files(options.out)
+    refuse_missing(options, verb)
     if options.untrained and verb in ("fit", "check"):
         raise UserError(
             "--ckpt_path none evaluates a model as it is initialised; a training starts from there "
@@ -57,11 +63,11 @@ def main(verb: str, argv: list[str]) -> int:
         )
     if options.run and verb != "check":
         raise UserError(f"--run is of pixio check, not of pixio {verb}: leave it out")
-    asked = Path(options.ckpt_path or ".")
-    if not asked.is_file() and not asked.is_dir():  # seen here, before any data are made
-        raise UserError(f"--ckpt_path '{asked}' is neither a file nor a folder")
+    if options.run and options.ckpt_path:
+        raise UserError(
+            "--run takes two steps from the beginning, not from --ckpt_path: leave one of them out"
+        )
     check_environment()
-    run_folder.check_files(options.out)
     if verb == "fit" and not options.fresh:
         run_folder.check_ours(options.out, fresh=False)
     chosen = import_named(options.configs, options.rest)
@@ -93,7 +99,7 @@ def _print_keys(options: Options, verb: str, chosen: dict[str, str]) -> int:
 def fit(cli: PixioCLI) -> int:
     """Train; resume if the run folder holds a run of the same configuration."""
     folder = cli.options.out
-    if cli.options.fresh and run_folder.begun_by_this_job(folder):
+    if cli.options.fresh and begun_by_this_job(folder):
         cli.options = cli.options._replace(fresh=False)
         if cli.trainer.is_global_zero:
             say(f"this job began {folder} anew when it first started: now it goes on")
@@ -117,7 +123,7 @@ def _start_anew(cli: PixioCLI) -> None:
     old = run_folder.set_aside(folder)
     if old:
         say(f"the earlier run is now in {old}")
-    run_folder.note_job(folder)
+    note_job(folder)
 
 
 def _fit(cli: PixioCLI) -> int:
@@ -129,52 +135,49 @@ def _fit(cli: PixioCLI) -> int:
     # no checkpoint is saved before all of them are here, and config.yaml says nothing before that
     # any of them would refuse.
     found = [] if options.fresh else run_folder.checkpoints(folder)
-    if found and ckpt_path and run_folder.began_from(folder, local_path(ckpt_path)):
+    if found and ckpt_path:
+        why = goes_on(folder, ckpt_path)
         if primary:
-            say(f"the run in {folder} began from {ckpt_path}: now it goes on from last.ckpt")
-        ckpt_path, options = None, options._replace(ckpt_path=None)
-        cli.options = options
+            say(why)
+        cli.options = options = options._replace(ckpt_path=None)
     if found:
         _go_on(cli, config, batch, found[0])
         last = folder / "last.ckpt"
-        step = _finished_step(cli, last) if ckpt_path is None else 0
-        if step:
+        if step := _finished_step(cli, last):
             _refuse_changed_weights(cli)
             if primary:
                 title = f"{folder} finished at step {step}; --fresh starts anew"
                 say(block(title, outcome(cli.model, folder)))
             return 0
-        if ckpt_path is None:
-            ckpt_path = str(found[0])
-            if found[0] != last and primary:
-                say(f"{last} is not there: it goes on from {found[0].name}")
+        ckpt_path = str(found[0])
+        if found[0] != last and primary:
+            say(f"{last} is not there: it goes on from {found[0].name}")
         if primary:
             for path in found:
                 recover_folder(path)
 
-    steps = cli.trainer.max_steps
-    if (asked := options.ckpt_path) and 0 < steps <= (at := _step_of(asked)):
-        raise UserError(
-            f"--ckpt_path '{asked}' is at step {at} and trainer.max_steps is {steps}: there "
-            "is nothing to train; raise trainer.max_steps, or leave --ckpt_path out"
-        )
+    steps, start = cli.trainer.max_steps, None
+    if found:
+        start = run_folder.read_state(folder).get("start")
+    elif ckpt_path:
+        refuse_nothing_left(ckpt_path, steps)
+        start = start_of(ckpt_path, config["data"])
+    introduce(cli, start)
+    recall(cli, ckpt_path)
 
     def write() -> None:
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         about = {"recipe": " ".join(options.configs), "steps": steps, "monitor": cli.model.monitor}
         about |= {"batch": batch._asdict() if batch else None, "precision": cli.trainer.precision}
         about["commit"] = results.commit()
-        if options.ckpt_path or not found:
-            start = local_path(options.ckpt_path) if options.ckpt_path else None
-            about["start"] = run_folder.start_of(folder, start)
+        if not found:
+            about |= {"start": start, "samples": None}
         run_folder.write_state(folder, finished=False, trains=True, **about)
 
     if found:  # what is there stays true if this start comes to nothing
         cli.trainer.callbacks.append(resume.Takeover(write))
     elif primary:
         write()
-    introduce(cli)
-    recall(cli, ckpt_path)
     if isinstance(cli.model, Head):
         cli.model.read_data_attributes(cli.datamodule)  # what it would build depends on it
     if isinstance(cli.model, Head) and not cli.model.trains:
@@ -183,9 +186,11 @@ def _fit(cli: PixioCLI) -> int:
             say("nothing is trained: the head has no parameters and the backbone is frozen")
         cli.verb = "validate"
         return evaluate(cli)
-    for logger in cli.trainer.loggers:
-        if ckpt_path is None and isinstance(logger, MetricsLog) and primary:
-            logger.metrics.rewind(-1)
+    if primary and not found:  # of a start that came to nothing, nothing stays
+        results.rewind(folder, -1)
+        for logger in cli.trainer.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.metrics.rewind(-1)
     call(cli, cli.trainer.fit, ckpt_path)
     stopped = [c for c in cli.trainer.callbacks if isinstance(c, Preemption) and c.stopping]
     return 128 + (stopped[0].signal or 0) if stopped else 0
@@ -201,7 +206,7 @@ def _finished_step(cli: PixioCLI, last: Path) -> int:
     state = run_folder.read_state(folder)
     if state.get("finished"):
         return state["step"]
-    step = _step_of(last) if last.exists() else 0
+    step = step_of(last) if last.exists() else 0
     if not 0 < cli.trainer.max_steps <= step:
         return 0
     if cli.trainer.is_global_zero:
@@ -223,11 +228,6 @@ def _refuse_changed_weights(cli: PixioCLI) -> None:
             f"{folder} finished with another '{path}' than there is now, so its results are not of "
             "this one: --fresh starts anew, and keeps the old folder under another name"
         )
-
-
-def _step_of(path: str | Path) -> int:
-    """Return the step of a checkpoint; 0 where it does not say."""
-    return read_plain(local_path(path)).get("global_step", 0)
 
 
 def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, found: Path) -> None:
@@ -341,9 +341,14 @@ def _devices(asked: int | str | list[int]) -> int:
 def check(cli: PixioCLI) -> int:
     """Print the plan of a run without allocating it; `--run` also takes two steps."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
+    if asked := cli.options.ckpt_path:
+        refuse_nothing_left(asked, trainer["max_steps"])
+        recall(cli, asked)
     cli.model.require_of(data)
     with torch.device("meta"):
         cli.model.decoder = cli.model.build(cli.model.backbone)
+    if asked:
+        refuse_misfit(cli, asked)
     devices = _devices(trainer["devices"])
     world = max(1, devices) * trainer["num_nodes"]
     accumulate, steps = trainer["accumulate_grad_batches"], trainer["max_steps"]

@@ -152,6 +152,8 @@ def _size(count: float) -> str:
 def difference(first: Path, second: Path) -> str:
     """Return the keys in which the configurations of two runs differ, one a line.
 
+    And from which checkpoints they began, where that differs.
+
     Raises:
         UserError: One of them holds no configuration.
     """
@@ -162,4 +164,8 @@ def difference(first: Path, second: Path) -> str:
             raise UserError(f"'{folder}' holds no config.yaml, so it is no run folder")
         configs.append(config)
     found = differences(*configs)
+    states = (run_folder.read_state(folder) for folder in (first, second))
+    then, now = (results.began(state.get("start")) for state in states)
+    if then != now:
+        found["--ckpt_path"] = f"{then} -> {now}"
     return "\n".join(f"{key}: {change}" for key, change in found.items()) or "no difference"

@@ -97,8 +97,7 @@ class DenseHead(Head):
         """Begin as every head does; say where crops and windows are not of one size."""
         super().on_fit_start()
         side = getattr(self.trainer.datamodule, "image_size", None)
-        begun = self.trainer.state.fn == "fit" and not self.trainer.evaluating
-        if begun and not self.trainer.sanity_checking and side not in (None, self.window):
+        if self.begins_training and side not in (None, self.window):
             self.note(
                 f"trained on crops of {side} px, evaluated through windows of {self.window}: "
                 f"model.window {side} would show the encoder as much as in training"

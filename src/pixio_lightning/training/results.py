@@ -197,6 +197,26 @@ def precisions(lines: Iterable[tuple[str, dict[str, Any]]]) -> str:
     return f"precision differs: {each}" if len(found) > 1 else ""
 
 
+def began(start: dict[str, Any] | None) -> str:
+    """Return from what a training began, by what its records or its state say of it."""
+    if not start:
+        return "no checkpoint"
+    return f"{start.get('path')} at step {start.get('step', 'unknown')}"
+
+
+def starts(lines: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    """Return which trainings began from which checkpoint; empty where all did from the same.
+
+    Args:
+        lines: Names with evaluations; those of earlier versions do not say it and are left out, as
+            are those of a checkpoint.
+    """
+    known = {n: line["start"] for n, line in lines if line["verb"] == "fit" and "start" in line}
+    each = "; ".join(f"{name} from {began(start)}" for name, start in known.items())
+    same = len({json.dumps(start, sort_keys=True) for start in known.values()}) < 2
+    return "" if same else f"they began differently: {each}"
+
+
 def append(folder: Path, line: dict[str, Any]) -> None:
     """Add an evaluation to the folder's results.jsonl, with the commit and the versions."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,6 +260,7 @@ def _is_evaluation(line: Any) -> bool:
         and all(_is_table(table) for table in (line.get("metrics"), *tables.values()))
         and all(isinstance(line.get(name, ""), str) for name in ("chosen_by", "chosen"))
         and all(isinstance(line.get(name), str | None) for name in ("samples", "precision"))
+        and isinstance(line.get("start"), dict | None)
     )
 
 

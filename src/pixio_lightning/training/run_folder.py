@@ -166,65 +166,6 @@ def set_aside(folder: Path) -> Path | None:
     return old
 
 
-def _job() -> str | None:
-    """Return what the scheduler calls this job, also when it starts it again; None without one."""
-    names = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")]
-    return "/".join(names) if any(names) else None
-
-
-def note_job(folder: Path) -> None:
-    """Record that this job has begun a folder anew."""
-    if job := _job():
-        write_state(folder, begun_by=job)
-
-
-def begun_by_this_job(folder: Path) -> bool:
-    """Whether the scheduler starts this job again, and its earlier start began the folder anew.
-
-    The line of a job that is queued again is the same, `--fresh` included: it would lose at every
-    start what it has trained. All processes come to the same end, as the first one moves nothing
-    where this holds, and elsewhere they find no checkpoint either way.
-    """
-    counts = [os.environ.get(n, "") for n in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")]
-    if not any(count.isdigit() and int(count) for count in counts):
-        return False
-    job = _job()
-    try:
-        return job is not None and read_state(folder).get("begun_by") == job
-    except UserError:  # damaged: to be moved aside
-        return False
-
-
-def start_of(folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
-    """Return what a state says of the checkpoint that a run is begun from; None for none.
-
-    The last.ckpt of that moment is noted with it: it is of the run before.
-    """
-    if checkpoint is None:
-        return None
-    before = _saved(folder / "last.ckpt")
-    return {"path": str(checkpoint.resolve()), "saved": _saved(checkpoint), "before": before}
-
-
-def began_from(folder: Path, checkpoint: Path) -> bool:
-    """Whether the run in a folder began from a checkpoint, and has saved one of its own since.
-
-    The same line then goes on with it, as that of a job that is queued again has to.
-    """
-    start, now = read_state(folder).get("start"), _saved(folder / "last.ckpt")
-    return (
-        isinstance(start, dict)
-        and start.get("path") == str(checkpoint.resolve())
-        and start.get("saved") == _saved(checkpoint)  # or another has taken its place
-        and now not in (None, start.get("before"))
-    )
-
-
-def _saved(path: Path) -> int | None:
-    """Return when a checkpoint was saved, in ns; None where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None
-
-
 def stored_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration of the run in a folder, None where there is none.
 
@@ -296,13 +237,18 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _is_state(state: dict[str, Any]) -> bool:
     """Whether all that is read of a state is of its kind."""
+    start = state.get("start") or {}  # the checkpoint that it was begun from
+    if not isinstance(start, dict):
+        return False
     step = state.get("step", 0)
     is_count = isinstance(step, int) and 0 <= step < 1 << 63
-    is_text = isinstance(state.get("precision", ""), str)
-    lists = [state.get(name) or [] for name in ("held_out", "trained_on", "trained_anywhere")]
+    is_text = isinstance(state.get("precision", ""), str) and isinstance(start.get("path", ""), str)
+    names = ("held_out", "trained_on", "trained_anywhere")
+    lists = [about.get(name) or [] for about in (state, start) for name in names]
     is_list = all(isinstance(names, list) for names in lists) and all(
         isinstance(name, str) for names in lists for name in names
     )
+    is_count &= isinstance(start.get("step", 0), int)
     return is_count and is_text and is_list and (not state.get("finished") or "step" in state)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.settings import agree
@@ -23,9 +24,10 @@ class TaskModule(BackboneModule):
     """
 
     # What the weights are made for: names of attributes of the data module, such as "num_classes".
-    # They are in `self.data_info` before `build` is called; of a checkpoint, its own stay.
+    # They are in `self.data_info` before `build` is called; of a checkpoint, its own stay, and what
+    # goes on to train its weights must agree in all of them.
     data_attributes: tuple[str, ...] = ()
-    # Those of them in which the data at hand must agree with a checkpoint.
+    # Those of them in which data to evaluate on must agree with a checkpoint, too.
     same_as_trained: tuple[str, ...] = ()
     model_as_trained: tuple[str, ...] = ("backbone.layers", "backbone.dense_cls", "decoder")
     # What an evaluation depends on, such as a depth range: names of attributes, whose values are in
@@ -39,7 +41,7 @@ class TaskModule(BackboneModule):
         self.data_info: dict[str, Any] = {}
         self.evaluation_info: dict[str, Any] = {}
         self._statistics = nn.Module()  # holds buffers, which follow the module to its device
-        self._fitted_on: str | None = None  # the data set that statistics are of
+        self._fitted_on: str | None = None  # a hash of the samples that statistics are of
         self._loaded_step = 0
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
@@ -50,6 +52,13 @@ class TaskModule(BackboneModule):
 
         Returns:
             Tensors by name, kept in `self.statistics` and in the checkpoint.
+        """
+        return {}
+
+    def kept_statistics(self) -> dict[str, Tensor]:
+        """Return what the weights still mean something by, where they go on on other samples.
+
+        All other statistics are then fitted anew.
         """
         return {}
 
@@ -91,19 +100,24 @@ class TaskModule(BackboneModule):
             if (value := getattr(data, name, None)) is not None:
                 self.evaluation_info[name] = value
 
-    def compare(self, data: Any, about: dict[str, Any]) -> None:
+    def compare(self, data: Any, about: dict[str, Any], *, training: bool = False) -> None:
         """Refuse data that contradicts a checkpoint.
 
         Args:
             data: The data module.
             about: The `pixio` entry of the checkpoint.
+            training: Whether its weights go on to be trained on the data.
 
         Raises:
-            UserError: A fact in `same_as_trained` differs.
+            UserError: A fact in `same_as_trained` differs, or, in training, any that the weights
+                are made for.
         """
-        names = self.same_as_trained
+        names, ways = self.same_as_trained, ""
+        if training:
+            names = tuple(dict.fromkeys((*names, *self.data_attributes)))
+            ways = "give the same, or leave --ckpt_path out to train a new head"
         of_data = {n: value for n in names if (value := getattr(data, n, None)) is not None}
-        refuse_other(names, of_data, about.get("facts", {}))
+        refuse_other(names, of_data, about.get("facts", {}), ways=ways)
 
     def remember(self, about: dict[str, Any]) -> None:
         """Take what a checkpoint says of the data it was trained on.
@@ -124,33 +138,61 @@ class TaskModule(BackboneModule):
 
     @statistics.setter
     def statistics(self, found: dict[str, Tensor]) -> None:
-        self._statistics, self._fitted_on = nn.Module(), self._dataset
+        self._hold(found, self._training_samples())
+
+    def _hold(self, found: Mapping[str, Tensor], of: str | None) -> None:
+        self._statistics, self._fitted_on = nn.Module(), of
         for name, tensor in found.items():
             # Not persistent: they are kept beside the weights, for heads without any.
             self._statistics.register_buffer(name, tensor.to(self.device), persistent=False)
 
     @property
     def lacks_statistics(self) -> bool:
-        """Whether the head fits statistics and has none yet, or, where none is learned, others'."""
+        """Whether the head fits statistics and has none yet, or those of other samples.
+
+        What was trained keeps those of its training, whatever it is evaluated on. A training takes
+        those of its own samples, also where it begins with the weights of another one.
+        """
         if type(self).fit_statistics is TaskModule.fit_statistics:
             return False
-        # What was trained keeps those of its training, whatever it is evaluated on.
-        of_others = self.decoder is None and self._fitted_on != self._dataset
-        return not self.statistics or of_others
+        if not self.statistics:
+            return True
+        follow = self.decoder is None or self.begins_training
+        return follow and self._fitted_on != self._training_samples()
 
     @property
-    def _dataset(self) -> str | None:
-        return getattr(self.trainer.datamodule, "dataset", None) if self.attached else None
+    def begins_training(self) -> bool:
+        """Whether a training is about to begin or to go on, and not one of its validations."""
+        trainer = self.attached
+        if trainer is None or trainer.state.fn != "fit":
+            return False
+        return not trainer.evaluating and not trainer.sanity_checking
+
+    def _training_samples(self) -> str | None:
+        """Return a hash of the samples that statistics are taken of; None where nobody says."""
+        data = self.attached.datamodule if self.attached is not None else None
+        if isinstance(data, SampleData):
+            return data.digest("train")
+        return getattr(data, "dataset", None)
 
     def on_fit_start(self) -> None:
-        """Compute statistics, unless a checkpoint or a callback brought them."""
-        if self.lacks_statistics:
-            was_training = self.training
-            self.eval()
-            self.statistics = self.compute_statistics()
-            self.train(was_training)
+        """Fit statistics, unless a checkpoint or a callback brought them."""
+        self.renew_statistics(self.compute_statistics)
 
     on_validation_start = on_test_start = on_fit_start
+
+    def renew_statistics(self, fit: Callable[[], dict[str, Tensor]]) -> None:
+        """Take statistics of the samples at hand, where the head lacks them.
+
+        Args:
+            fit: Returns them by name, as `compute_statistics`, or from where they were kept.
+        """
+        if not self.lacks_statistics:
+            return
+        was_training = self.training
+        self.eval()
+        self.statistics = fit() | self.kept_statistics()
+        self.train(was_training)
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Return the statistics of training samples, as many as `statistics_samples`."""
@@ -170,6 +212,7 @@ class TaskModule(BackboneModule):
             "facts": self.data_info,
             "evaluation_facts": self.evaluation_info,
             "statistics": self.statistics,
+            "statistics_of": self._fitted_on,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -186,7 +229,8 @@ class TaskModule(BackboneModule):
         refuse_other(self.same_as_trained, of_data, self.data_info)
         self.data_info = of_data | self.data_info
         self.evaluation_info |= evaluation_info
-        self.statistics = stored.get("statistics", {})
+        of = stored.get("statistics_of")  # earlier versions did not say
+        self._hold(stored.get("statistics", {}), of if isinstance(of, str) else None)
         self._loaded_step = checkpoint.get("global_step", 0)
 
     def _refuse_other_preparation(self, then: Mapping[str, Any]) -> None:
@@ -205,7 +249,11 @@ class TaskModule(BackboneModule):
 
 
 def refuse_other(
-    names: Iterable[str], of_data: Mapping[str, Any], of_checkpoint: Mapping[str, Any]
+    names: Iterable[str],
+    of_data: Mapping[str, Any],
+    of_checkpoint: Mapping[str, Any],
+    *,
+    ways: str = "",
 ) -> None:
     """Refuse data that contradicts what weights were trained for.
 
@@ -213,6 +261,7 @@ def refuse_other(
         names: Of the facts that must agree, where both sides know them.
         of_data: Facts by name.
         of_checkpoint: Facts by name.
+        ways: What is to be done, where it is not to evaluate on the same.
 
     Raises:
         UserError: A fact differs; both sides are named.
@@ -229,11 +278,11 @@ def refuse_other(
             what = "classes" if name == "class_names" else name
             raise UserError(
                 f"the data has other {what} than the checkpoint was trained on "
-                f"({_missing(here, there)}): give the same ones"
+                f"({_missing(here, there)}): {ways or 'give the same ones'}"
             )
         raise UserError(
-            f"{name} is {here} in the data, but the checkpoint was trained with {there}: give the "
-            "data it was trained on, or another checkpoint"
+            f"{name} is {here} in the data, but the checkpoint was trained with {there}: "
+            + (ways or "give the data it was trained on, or another checkpoint")
         )
 
 

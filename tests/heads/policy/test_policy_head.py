@@ -101,6 +101,25 @@ def test_a_policy_of_pictures_alone_predicts_from_them() -> None:
         assert head.predict(images).shape == (2, 2)
 
 
+def test_weights_that_go_on_with_other_demonstrations_keep_the_scale_they_learned() -> None:
+    """What is judged by, and stands beside, is of the demonstrations at hand."""
+    head, raw = policy(normalize_actions=True), policy()
+    batch = {
+        "image": torch.randint(0, 256, (2, 3, 3, SIZE, SIZE), dtype=torch.uint8),
+        "proprio": torch.zeros(2, 4),
+        "action": torch.tensor([[12.0, -1.0], [10.0, -1.5]]),
+    }
+    acted, prediction = head.predict(batch), torch.zeros(2, 2)
+    loss = head.loss(prediction, batch)["loss"]
+    others = {"mean": torch.tensor([-3.0, 2.0]), "std": torch.tensor([1.0, 4.0])}
+    for _ in range(2):  # and so do they once more
+        head.statistics = others | head.kept_statistics()
+        torch.testing.assert_close(head.predict(batch), acted)
+        assert head.loss(prediction, batch)["loss"] == loss
+        assert head.scored(batch["action"], batch)[1][0].tolist() == [15.0, -0.75]
+    assert raw.kept_statistics() == {}
+
+
 def test_an_old_checkpoint_does_not_claim_the_demonstrations_at_hand() -> None:
     head = policy()
     head.remember({"facts": {"history": 3, "proprio_dim": 4, "action_dim": 2}})

@@ -160,6 +160,8 @@ def compare(first: Path, second: Path) -> str:
         for folder, evaluation in zip((first, second), evaluations, strict=True):
             if early := ended_early(folder, evaluation):
                 notes.append(f"{folder}: {early}")
+        if apart := results.starts(zip((str(first), str(second)), evaluations, strict=True)):
+            notes.append(apart)
         pairs = {"last": evaluations}
     else:
         one, two = _read_table(first), _read_table(second)

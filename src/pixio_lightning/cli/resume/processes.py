@@ -43,19 +43,26 @@ class SameStart(L.Callback):
             )
 
 
-def _names(data: Any) -> dict[str, list[str] | None]:
+def _names(data: Any, start: dict[str, Any]) -> dict[str, list[str] | None]:
     """Return what is held out of a run's data, and trained on; None of what is unknown, or many.
 
-    What is trained on is kept by its names in its folder, and by those that it has anywhere.
+    What is trained on is kept by its names in its folder, and by those that it has anywhere; with
+    it what the checkpoint that the run was begun from had been trained on.
     """
     if not isinstance(data, StreamData):
         return {"held_out": None, "trained_on": None}
+    before, anywhere = start.get("trained_on", []), start.get("trained_anywhere") or []
     held_out = data.names_of("val")
     trained_on = data.names_of("train") if data.training_size() <= _MOST_NAMES else None
+    if trained_on is None or before is None or len(trained_on) > _MOST_NAMES:
+        trained_on = None
+    else:
+        trained_on = [*dict.fromkeys((*trained_on, *before))]
+    own = data.names_anywhere("train")[:_MOST_NAMES]
     return {
         "held_out": held_out if len(held_out or ()) <= _MOST_NAMES else None,
-        "trained_on": trained_on if len(trained_on or ()) <= _MOST_NAMES else None,
-        "trained_anywhere": data.names_anywhere("train")[:_MOST_NAMES],
+        "trained_on": trained_on,
+        "trained_anywhere": [*dict.fromkeys((*own, *anywhere))],
     }
 
 
@@ -105,7 +112,8 @@ class SameSamples(L.Callback):
         """
         folder, data, text = Path(trainer.default_root_dir), trainer.datamodule, ""
         if trainer.is_global_zero and (now := getattr(data, "listing", str)()):
-            before = run_folder.read_state(folder).get("samples", now)
+            state = run_folder.read_state(folder)
+            before = state.get("samples") or now
             if trainer.global_step and before != now:
                 text = (
                     f"{folder} holds a run on other training samples than there are now: put them "
@@ -113,6 +121,7 @@ class SameSamples(L.Callback):
                     f"--ckpt_path {folder / 'last.ckpt'} --out DIR"
                 )
             else:
-                run_folder.write_state(folder, samples=now, **_names(data))
+                names = _names(data, state.get("start") or {})
+                run_folder.write_state(folder, samples=now, **names)
         if text := trainer.strategy.broadcast(text):
             raise UserError(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixio_lightning.cli import recipes, resume
 from pixio_lightning.cli.config_tree import in_files, typed
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from pixio_lightning.cli.lightning_cli import PixioCLI
 
 
-def introduce(cli: PixioCLI) -> None:
-    """Tell the model where it comes from, for its checkpoints and records."""
+def introduce(cli: PixioCLI, start: dict[str, Any] | None = None) -> None:
+    """Tell the model where it comes from, for its checkpoints and records.
+
+    Args:
+        cli: The run.
+        start: What its state says of the checkpoint that it is begun from, if it is from one.
+    """
     config = cli.config_dict()
     arguments = config["model"]["init_args"]
     students = (arguments.get("students") or {}).values()
@@ -41,6 +46,7 @@ def introduce(cli: PixioCLI) -> None:
             ),
             "overrides": cli.options.rest,
             "seed": config["seed_everything"],
+            "start": start and {key: start.get(key) for key in ("path", "file", "step")},
         }
 
 
@@ -54,15 +60,17 @@ def recall(cli: PixioCLI, ckpt_path: str | None) -> None:
     if path is None or not path.exists():
         return
     about = read_plain(path).get("pixio", {})
-    if cli.verb != "fit" or cli.options.ckpt_path:  # a run that goes on was compared with its own
+    verb = "fit" if cli.verb == "check" else cli.verb  # which plans one
+    begins = verb == "fit" and cli.options.ckpt_path is not None
+    if verb != "fit" or begins:  # a run that goes on was compared with its own
         counts, model = cli.model.model_as_trained, cli.config_dict()["model"]
         kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
-        resume.check_model(cli.options.rest, model, counts, kinds, about, cli.verb, path)
+        resume.check_model(cli.options.rest, model, counts, kinds, about, verb, path)
         if str(about.get("class", "")).rpartition(":")[2] in kinds:
             check_attention(cli.model.backbone, about.get("backbone") or {}, path)
     if isinstance(cli.model, Head):
-        if cli.verb != "predict":  # images to predict say nothing of a head's data
-            cli.model.compare(cli.datamodule, about)
+        if verb != "predict":  # images to predict say nothing of a head's data
+            cli.model.compare(cli.datamodule, about, training=begins)
         elif isinstance(cli.datamodule, SampleData):
             files = [Path(name) for name in cli.options.configs if recipes.find(name) == Path(name)]
             asked = {*typed(cli.options.rest), *in_files(files)}  # recipes by name ask for nothing
@@ -71,8 +79,9 @@ def recall(cli: PixioCLI, ckpt_path: str | None) -> None:
             )
             cli.model.note(note)
         cli.model.remember(about)
-    if cli.verb in ("validate", "test"):
+    if cli.verb in ("validate", "test") or (begins and cli.verb == "fit"):
         data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
-        of_run, split = (begun or {}).get("data", data), {"validate": "val"}.get(cli.verb, "test")
+        of_run, split = (begun or {}).get("data", data), "test" if cli.verb == "test" else "val"
         state = run_folder.read_state(path.parent)
-        refuse_trained_on(data, of_run, cli.datamodule, state, split=split)
+        whose = "the run of --ckpt_path" if begins else "the run"
+        refuse_trained_on(data, of_run, cli.datamodule, state, split=split, run=whose)

@@ -88,6 +88,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "files": head.provenance.get("files", {})
         | results.files_read((), None, None if verb == "fit" else checkpoint),
         "overrides": head.provenance.get("overrides"),
+        "start": head.provenance.get("start") if verb == "fit" else None,
         "precision": trainer.precision,
         "steps": head.trained_steps,
         "checkpoint": which,

@@ -46,23 +46,15 @@ class FeatureCache(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, Head) and pl_module.cache:
-            _take_statistics(pl_module)
+            pl_module.renew_statistics(lambda: _statistics(pl_module))
             if pl_module.reads != "nothing":
                 _install(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, Head) and pl_module.cache:
-            _take_statistics(pl_module)
+            pl_module.renew_statistics(lambda: _statistics(pl_module))
 
     on_test_start = on_validation_start
-
-
-def _take_statistics(head: Head) -> None:
-    if head.lacks_statistics:
-        was_training = head.training
-        head.eval()
-        head.statistics = _statistics(head)
-        head.train(was_training)
 
 
 def _install(head: Head) -> None:

@@ -16,7 +16,8 @@ from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.progress import duration, say
 from pixio_lightning.training.precision import fastest_precision
-from pixio_lightning.training.run_folder import Metrics
+from pixio_lightning.training.results import at_last_step, began
+from pixio_lightning.training.run_folder import Metrics, read_state
 
 
 def millions(count: int) -> str:
@@ -118,6 +119,8 @@ class RunCard(L.Callback):
             threads = torch.get_num_threads()
             facts["precision"] += f", {threads} thread{'s' * (threads > 1)} each"
         facts["run folder"] = str(self.folder)
+        if start := read_state(self.folder).get("start"):
+            facts["begun from"] = began(start)
         if trainer.global_step:
             facts["resumed"] = f"at step {trainer.global_step}"
         say(block("pixio", facts))
@@ -145,7 +148,10 @@ class RunCard(L.Callback):
             reasons = listed(trainer.datamodule.bad_reasons)
             of = f" of the first of {trainer.world_size} processes" * (trainer.world_size > 1)
             facts["unusable images"] = f"{len(bad)}{of} ({reasons}), all listed in bad_files.txt"
-        say(block(f"step {trainer.global_step}", outcome(pl_module, self.folder) | facts))
+        title = f"step {trainer.global_step}"
+        if trainer.max_steps > 0 and not at_last_step(trainer):
+            title += f" of {trainer.max_steps}"
+        say(block(title, outcome(pl_module, self.folder) | facts))
 
 
 def outcome(module: BackboneModule, folder: Path) -> dict[str, str]:
