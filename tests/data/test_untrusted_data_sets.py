@@ -23,6 +23,7 @@ from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, open_index, read_index, write_index
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import open_parquet
 
 _NOWHERE = np.zeros(0, np.int64)
 _MOST_ROWS = 1 << 20  # of a group
@@ -308,7 +309,7 @@ def test_a_value_in_every_row_is_told_before_it_fills_the_memory(
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", seen)
-    with pytest.raises(parquet.TooLarge), pq.ParquetFile(tmp_path / "a.parquet") as file:
+    with pytest.raises(parquet.TooLarge), open_parquet(tmp_path / "a.parquet") as file:
         parquet.read_rows(file, 0, [name])
     assert sum(sizes) < 2 << 20
 
@@ -319,7 +320,7 @@ def test_a_footer_tells_of_columns_whose_names_hold_dots(
     monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 10)
     table = pa.table({"a.b": [list(range(1000))], "a.bc": [1]})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+    with open_parquet(tmp_path / "a.parquet") as file:
         assert parquet.read_rows(file, 0, ["a.bc"]).num_rows == 1
         monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
         with pytest.raises(parquet.TooLarge):
@@ -333,7 +334,7 @@ def test_lists_of_equal_numbers_are_told_by_the_footer(
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 13
     monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 23)
-    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+    with open_parquet(tmp_path / "a.parquet") as file:
         assert file.metadata.row_group(0).total_byte_size < 1 << 17
         monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
         with pytest.raises(parquet.TooLarge):

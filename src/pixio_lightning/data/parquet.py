@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixio_lightning.files import column_chunks
+from pixio_lightning.files import column_chunks, open_parquet
 
 MAX_GROUP = 1 << 30  # bytes of one group, unpacked
 MAX_ROWS = 1 << 20  # rows of one group
@@ -66,7 +66,7 @@ def check_unpacked(path: Path) -> None:
         TooLarge: A group is larger than it may be, or has more rows.
         pa.ArrowException: The file is damaged.
     """
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for group in range(file.num_row_groups):
             if path.stat().st_size > _SMALL:
                 _check_footer(file, group, file.schema_arrow.names)

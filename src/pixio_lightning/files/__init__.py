@@ -17,7 +17,7 @@ from pixio_lightning.files.cache import bytes_by_kind, cache_home, default_cache
 from pixio_lightning.files.home import expanded
 from pixio_lightning.files.lines import add_line, add_rows, line_break
 from pixio_lightning.files.naming import output_name, output_path
-from pixio_lightning.files.parquet_footer import ColumnChunk, column_chunks
+from pixio_lightning.files.parquet_footer import ColumnChunk, column_chunks, open_parquet
 from pixio_lightning.files.text import open_regular, parse_json, parse_yaml, read_text, unfolded
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "line_break",
     "locked",
     "move",
+    "open_parquet",
     "open_regular",
     "output_name",
     "output_path",

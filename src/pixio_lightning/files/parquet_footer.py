@@ -1,9 +1,10 @@
 """What the footer of a parquet file says of its columns, without what ends the process.
 
 Where a column's metadata contradicts itself, as in a damaged file, `RowGroupMetaData.column` of
-pyarrow aborts: the error is thrown in C++ where nothing catches it. Reading rows raises. So the
-footer is read here, in Thrift's compact protocol [1]; its structures are those of parquet.thrift
-[2], whose field numbers are below.
+pyarrow aborts: the error is thrown in C++ where nothing catches it; and writing such metadata down
+reads memory that is not there. Reading rows raises. So the footer's own bytes are read here, in
+Thrift's compact protocol [1]; its structures are those of parquet.thrift [2], whose field numbers
+are below.
 
 [1] https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 [2] https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
@@ -11,6 +12,8 @@ footer is read here, in Thrift's compact protocol [1]; its structures are those 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -50,28 +53,56 @@ class ColumnChunk(NamedTuple):
     unpacked: int
 
 
+_sources: WeakKeyDictionary[pq.ParquetFile, Any] = WeakKeyDictionary()
 _known: WeakKeyDictionary[pq.ParquetFile, list[list[ColumnChunk]]] = WeakKeyDictionary()
+
+
+def open_parquet(source: str | Path | Any) -> pq.ParquetFile:
+    """Open a parquet file whose `column_chunks` may be asked for.
+
+    Args:
+        source: Its path, or an opened file that can be sought in, which may be read in between.
+    """
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(source)
+    _sources[file] = source
+    return file
 
 
 def column_chunks(file: pq.ParquetFile, group: int) -> list[ColumnChunk]:
     """Return the columns of a row group that are not encrypted.
 
+    Args:
+        file: From `open_parquet`.
+        group: Number of the row group.
+
     Raises:
         pa.ArrowException: The footer is damaged.
+        OSError: It cannot be read.
     """
     import pyarrow as pa
 
     if file not in _known:
-        written = pa.BufferOutputStream()
-        file.metadata.write_metadata_file(written)
-        content = written.getvalue().to_pybytes()
+        content = _footer(_sources[file])
         try:
-            footer = _Reader(content, len(b"PAR1")).structure(_WANTED)
-            groups = footer.get(_ROW_GROUPS, [])
+            groups = _Reader(content).structure(_WANTED).get(_ROW_GROUPS, [])
             _known[file] = [[*map(_chunk, _of_group(group))] for group in groups]
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, RecursionError, TypeError, ValueError) as error:
             raise pa.ArrowInvalid(f"the footer is damaged: {error}") from None
     return _known[file][group]
+
+
+def _footer(source: Any) -> bytes:
+    """Return the bytes of a footer, behind which stand their number and a mark, of four each."""
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as opened:
+            return _footer(opened)
+    source.seek(-8, os.SEEK_END)
+    # What pyarrow calls its size is how much of it was read: of a damaged one, a part.
+    size = int.from_bytes(source.read(4), "little")
+    source.seek(-8 - size, os.SEEK_END)
+    return source.read(size)
 
 
 def _of_group(group: dict[int, Any]) -> list[dict[int, Any]]:
@@ -88,8 +119,8 @@ def _chunk(about: dict[int, Any]) -> ColumnChunk:
 class _Reader:
     """Reads values of Thrift's compact protocol; structures as values by their field's number."""
 
-    def __init__(self, content: bytes, at: int) -> None:
-        self.content, self.at = content, at
+    def __init__(self, content: bytes) -> None:
+        self.content, self.at = content, 0
 
     def structure(self, wanted: _Wanted) -> dict[int, Any]:
         found: dict[int, Any] = {}

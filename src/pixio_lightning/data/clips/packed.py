@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_lightning.data.batches import Bad
@@ -23,7 +22,7 @@ from pixio_lightning.data.shards.format import MAX_MEMBER, short_reason
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.remote import check_address, file_system, join, retried
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache
+from pixio_lightning.files import default_cache, open_parquet
 
 
 class PackedClips:
@@ -150,7 +149,7 @@ def _table(path: str, key: str) -> pa.Table:
     """
     files, _ = check_address(path, key)
     try:
-        with files.open(join(path, TABLE), "rb") as opened, pq.ParquetFile(opened) as file:
+        with files.open(join(path, TABLE), "rb") as opened, open_parquet(opened) as file:
             columns: dict[str, pa.ChunkedArray] = {}
             # Apart: text is read by a few rows at a time, which for lists of numbers is slow.
             for names in (TABLE_SCHEMA.names[:2], TABLE_SCHEMA.names[2:]):

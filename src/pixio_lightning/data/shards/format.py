@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_lightning.data.parquet import TooLarge, read_groups, read_rows
@@ -33,6 +32,7 @@ from pixio_lightning.data.shards.remote import (
 )
 from pixio_lightning.data.sources import is_picture
 from pixio_lightning.errors import UserError, printable
+from pixio_lightning.files import open_parquet
 
 GROUP_ROWS = 100  # images in a group of a tar; what `pixio shard` writes to a row group
 MAX_MEMBER = 32 << 20  # bytes of one image
@@ -228,7 +228,7 @@ def read_columns(
     place = join(root, path)
 
     def read() -> dict[str, Any]:
-        file = parquet_file(root, path) if group is not None else pq.ParquetFile(place)
+        file = parquet_file(root, path) if group is not None else open_parquet(place)
         known = file.schema_arrow.names
         missing = [name for name in columns if name not in known]
         if missing:

@@ -9,7 +9,6 @@ from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_lightning.data.clips.pack import TABLE
@@ -17,6 +16,7 @@ from pixio_lightning.data.parquet import TooLarge, read_groups
 from pixio_lightning.data.shards.format import ShardIndex, is_tar
 from pixio_lightning.data.shards.remote import file_system, join, parquet_file, place_of
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import open_parquet
 from pixio_lightning.keyed import permuted
 
 
@@ -56,7 +56,7 @@ def _videos_of(index: ShardIndex) -> NDArray[np.str_] | None:
     names = np.zeros(0, np.str_)
     if files.exists(place):
         with suppress(OSError, KeyError, TooLarge, pa.ArrowException):
-            with files.open(place, "rb") as opened, pq.ParquetFile(opened) as file:
+            with files.open(place, "rb") as opened, open_parquet(opened) as file:
                 table = read_groups(file, range(file.num_row_groups), ["file"])
             names = np.array(table["file"].to_pylist(), np.str_)
     elif not _holds_clips(index):
