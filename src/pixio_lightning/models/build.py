@@ -248,7 +248,7 @@ def _with_timms(name: str, model_args: Mapping[str, Any]) -> nn.Module:
     repository = _timms_repository(name)
     try:
         with refused_by_the_hub(f"{repository} (weights: timm)", repository, asked="timm"):
-            model = build(name, {**model_args, "num_classes": classes}, pretrained=True)
+            model: Any = build(name, {**model_args, "num_classes": classes}, pretrained=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise UserError(f"timm cannot load weights of {name}: {reason[0]}") from error
