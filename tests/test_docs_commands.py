@@ -201,7 +201,8 @@ def planned(words: list[str]) -> str:
     suite = with_data(read_suite(options.suite), read_places(options.data))
     if options.backbones:
         suite = over_backbones(suite, options.backbones.split(","))
-        free = [name for name in suite["rows"] if "pixio_h" in name]  # of the Hub
+        of_the_hub = ("pixio_h", "dinov3_h")
+        free = [name for name in suite["rows"] if name.endswith(of_the_hub)]
         for name in free:
             suite["rows"][name]["set"]["model.backbone.weights"] = "random"
     check_suite(suite, Path("bench"), words=rest)

@@ -36,6 +36,10 @@ class MissingWeights(UserError):
         self.asked = asked
 
 
+class UnsuitedBackbone(UserError):
+    """A backbone without what a head reads; a suite over several leaves out the row of this one."""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and what it was raised from or on top of, each once, the last one first.
 

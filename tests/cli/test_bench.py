@@ -10,7 +10,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
+from safetensors.torch import save_file
 
 from pixio_lightning.cli import bench
 from pixio_lightning.cli.bench import suite
@@ -421,7 +423,36 @@ def test_rows_of_another_precision_stand_in_one_table_and_are_named(
 
 def test_results_that_do_not_say_their_precision_compare_as_before() -> None:
     lines = [("a", line()), ("b", line(precision="32-true")), ("c", line(precision="32-true"))]
-    assert results.precisions(lines) == "" and suite.of_other_precision(lines, ["x"]) == []
+    assert results.caveats(lines) == [] and suite.caveats(lines, ["x"]) == []
     lines.append(("d", line(precision="16-mixed", metrics={"y": 1.0})))
-    assert suite.of_other_precision(lines, ["x", "y"]) == []  # of no common column
-    assert results.precisions(lines) == "precision differs: 32-true of b, c; 16-mixed of d"
+    assert suite.caveats(lines, ["x", "y"]) == []  # of no common column
+    assert results.caveats(lines) == ["precision differs: 32-true of b, c; 16-mixed of d"]
+
+
+def test_rows_of_other_tokens_and_of_an_assumed_input_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Where patches are read: of a blind row nothing differs."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=4)
+    save_file(vit.state_dict(), tmp_path / "mine.safetensors")
+    keys = {"name": "vit_tiny_patch16_224", "weights": str(tmp_path / "mine.safetensors")}
+    row = {"validate": "depth/demo"}
+    rows = {
+        "tiny": row | {"set": {"model.backbone": {"name": None, "weights": "tiny"}}},
+        "mine": row | {"set": {"model.backbone": keys | {"model_args": {"depth": 4}}}},
+    }
+    out = tmp_path / "out"
+    assert main(["bench", str(write(tmp_path, rows=rows)), "--out", str(out), *TINY]) == 0
+    table = (out / "table.md").read_text()
+    assert "\npixels a side of a token differs: 16 of mine; 8 of tiny\n" in table
+    assert "as the weights say none: mine\n" in table and "Not to be compared" not in table
+    (record,) = results.read(out / "mine-0")
+    half = [0.5, 0.5, 0.5]
+    assert record["input"] == {"mean": half, "std": half, "assumed": True}
+    assert results.read(out / "tiny-0")[0]["input"]["assumed"] is False
+    capsys.readouterr()
+    assert main(["bench", "--compare", str(out / "tiny-0"), str(out / "mine-0")]) == 0
+    assert f"a token differs: 8 of {out}/tiny-0; 16 of {out}/mine-0" in capsys.readouterr().out
+    blind = [("a", line(token_px=8)), ("b", line(token_px=None)), ("c", line(token_px=8))]
+    assert results.caveats(blind) == []

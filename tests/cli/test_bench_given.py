@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import yaml
 from PIL import Image
 
@@ -99,17 +100,23 @@ def test_each_backbone_is_a_group_of_rows(tmp_path: Path) -> None:
         },
         "trained": {"test": "depth/demo", "checkpoint": "last.ckpt"},
     }
+    rows["blind"] = {"fit": "depth/demo", "reads_backbone": False}
     suite = bench.read_suite(write(tmp_path, rows=rows))
-    found = over_backbones(suite, ["dinov2_l", "random:{seed}"])["rows"]
+    over = over_backbones(suite, ["dinov2_l", "random:{seed}"])
+    found, notes = over["rows"], over["notes"]
+    assert notes == [
+        "--backbones leaves rows as they are, those that evaluate a checkpoint: trained; those "
+        "that read no backbone: blind"
+    ]
     assert list(found) == [
         *("linear, dinov2_l", "linear, random:{seed}"),
         *(f"depth/demo with/finetune, {name}" for name in ("dinov2_l", "random:{seed}")),
-        "trained",
+        *("trained", "blind"),
     ]
     tuned = found["depth/demo with/finetune, dinov2_l"]
     assert tuned["with"] == ["with/finetune", "backbone/dinov2_l"]
     assert found["linear, random:{seed}"]["set"] == {"model.backbone.weights": "random:{seed}"}
-    assert found["trained"] == rows["trained"]
+    assert found["trained"] == rows["trained"] and found["blind"] == rows["blind"]
     assert [name for name, row in found.items() if "published" in row] == ["linear, random:{seed}"]
     one = bench.read_suite(SUITES / "demo.yaml")
     assert list(over_backbones(one, ["a.ckpt", "random"])["rows"]) == ["a.ckpt", "random"]
@@ -117,6 +124,39 @@ def test_each_backbone_is_a_group_of_rows(tmp_path: Path) -> None:
         over_backbones(suite, ["backbone/dinov2_x"])
     with pytest.raises(UserError, match="each once"):
         over_backbones(suite, ["random", "random"])
+    suite["rows"] = {name: rows[name] for name in ("trained", "blind")}
+    with pytest.raises(UserError, match=r"no row of the suite takes one \(those that evaluate a"):
+        over_backbones(suite, ["random"])
+    with pytest.raises(UserError, match="reads_backbone is 0; expected true or false"):
+        bench.read_suite(write(tmp_path, rows={"a": {"fit": "x", "reads_backbone": 0}}))
+
+
+def test_a_row_that_a_backbone_cannot_run_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a linear map from class tokens of an encoder without any; what is published stays."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "class_token": False, "num_classes": 0}
+    model = timm.create_model("vit_tiny_patch16_224", global_pool="avg", **sizes)
+    timm.models.save_for_hf(model, "bare", model_args=sizes | {"global_pool": "avg"})
+    rows = {
+        "linear": {"validate": "classification/demo", "set": {"model.pool": "cls"}},
+        "patches": {"validate": "classification/demo", "set": {"model.pool": "patches"}},
+    }
+    rows["linear"]["published"] = [{k: v for k, v in NOT_ALIKE.items() if k != "abs_rel"}]
+    rows["linear"]["published"][0]["top1"] = 0.2
+    path = str(write(tmp_path, rows=rows, metrics={"top1": "max"}, baselines=[], data={}))
+    few = ["--data.scenes={train: 2, held_out: 2, views: 2, size: 64}", "--data.num_workers=0"]
+    assert main(["bench", path, "--out", "out", *few, "--backbones", "random:0,bare"]) == 0
+    table = Path("out/table.md").read_text()
+    names = re.findall(r"^\| ([^|]+?) \| \**[\d.]+", table, re.MULTILINE)
+    published = "Another, published † (linear)"
+    assert names == ["linear, random:0", published, "patches, random:0", "patches, bare"]
+    assert "left out: linear, bare: model.pool is cls, but vit_tiny_patch16_224" in table
+    with pytest.raises(UserError, match="row bare: model.pool is cls"):
+        suite = bench.read_suite(write(tmp_path, rows={"linear": rows["linear"]}, data={}))
+        check(over_backbones(suite, ["bare"]), tmp_path / "other", words=few)
 
 
 def test_what_is_not_the_backbone_stays_with_a_row_and_names_it(tmp_path: Path) -> None:
@@ -262,8 +302,15 @@ def test_suites_of_real_data_are_planned(
         Path(checkpoint).touch()
     suite = with_data(suite, dict.fromkeys(suite.get("data", {}), str(tmp_path)))
     check(suite, tmp_path / "out", words=["--model.backbone.weights=random"])
-    over = over_backbones(suite, ["dinov2_b"])
-    assert len(over["rows"]) == len(suite["rows"]) or name == "policy"
+    if name == "reconstruction":
+        with pytest.raises(UserError, match="no row of the suite takes one"):
+            over_backbones(suite, ["dinov2_b"])
+        return
+    over = over_backbones(suite, ["dinov2_b", "mae_h"])
+    fixed = [row for row in suite["rows"].values() if "checkpoint" in row]
+    fixed += [row for row in suite["rows"].values() if not row.get("reads_backbone", True)]
+    assert len(over["rows"]) == 2 * len(suite["rows"]) - len(fixed)
+    assert len(fixed) == {"paper": 9, "policy": 1}.get(name, 0)
 
 
 def test_published_figures_of_pixio_are_those_of_the_recipes() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 from PIL import Image
 
@@ -88,6 +89,29 @@ def test_weights_that_are_not_there_say_how_to_come_by_some(
     assert main(["fit", "-c", "depth/demo", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(said, line)
+
+
+def test_timms_weights_are_looked_for_when_a_run_or_a_suite_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not when the first row has trained for hours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = (
+        "not in the cache.*`hf download timm/vit_base_patch14_dinov2.lvd142m`.*"
+        "or take others: --model.backbone.weights tiny needs no network$"
+    )
+    suite = {"rows": {"a": {"fit": "depth/demo"}}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    for words, begin in (
+        (["check", "-c", "depth/demo", "-c", "backbone/dinov2_b"], "error: timm/"),
+        (["bench", "suite.yaml", "--backbones", "tiny,dinov2_b"], "error: row dinov2_b: timm/"),
+    ):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(f"{begin}.*{said}", line), line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_checkpoint_that_is_not_there_says_what_makes_it(

@@ -313,6 +313,13 @@ def test_drop_path_rates_rise_linearly(build):
         assert rates == pytest.approx([0.0, 0.2, 0.4])
 
 
+def test_drop_path_rates_are_of_the_blocks_that_run(build, images):
+    backbone = build(drop_path=0.4, layers=[1]).train()
+    rates = [getattr(block.drop_path2, "rate", None) for block in backbone.vit.blocks]
+    assert rates == [0.0, pytest.approx(0.4), None]
+    backbone(images, random_key=RandomKey(torch.arange(len(images)), 0, 0))
+
+
 def test_drop_path_keeps_the_expectation():
     rates = (0.0, 0.1, 0.4, 0.4)
     modules = [drop_paths.KeyedDropPath(rate) for rate in rates]

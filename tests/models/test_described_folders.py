@@ -74,6 +74,19 @@ def test_the_tag_that_timm_knows_is_part_of_the_name(weights: Path) -> None:
     assert Backbone(f"{NAME}.{tag}", weights=str(weights)).name == f"{NAME}.{tag}"
 
 
+def test_a_file_named_as_in_a_folder_is_what_the_folder_says(weights: Path) -> None:
+    file = str(weights / "model.safetensors")
+    assert Backbone(NAME, weights=file).input_assumed
+    described(weights, pretrained_cfg={"mean": IMAGENET, "std": [0.2] * 3})
+    backbone = Backbone(weights=file)
+    assert backbone.name == NAME and mean_of(backbone) == IMAGENET and not backbone.input_assumed
+    (weights / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(UserError, match="model_type 'dinov2' is not read"):
+        Backbone(NAME, weights=file)
+    (weights / "model.safetensors").rename(weights / "other.safetensors")  # is of no folder
+    assert Backbone(NAME, weights=str(weights / "other.safetensors")).input_assumed
+
+
 def test_what_transformers_prepare_images_with_counts(tmp_path: Path) -> None:
     sizes = {"hidden_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3}
     PixioModel(PixioConfig(**sizes, image_size=64)).save_pretrained(tmp_path)

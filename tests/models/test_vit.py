@@ -15,7 +15,7 @@ from transformers import PixioConfig, PixioModel
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.vit import (
     PixioViT,
-    dinov2_positions,
+    published_positions,
     resize_positions,
     sincos_positions,
 )
@@ -174,11 +174,11 @@ def test_positions_of_dinov2_are_of_its_offset_grid():
     vit = backbone.vit
     ramp = torch.arange(37.0).repeat_interleave(37)[:, None].expand(-1, backbone.embed_dim)
     vit.pos_embed[:, 1:] = ramp
-    found = dinov2_positions(vit, (16, 20))
+    found = published_positions(name, vit, (16, 20))
     rows = (torch.arange(2, 14) + 0.5) * 37 / 16.1 - 0.5
     assert found.shape == (1, 320, backbone.embed_dim)
     torch.testing.assert_close(found[0, :, 0].view(16, 20)[2:14, 7], rows, rtol=0, atol=0.06)
-    assert torch.equal(dinov2_positions(vit, (37, 37)), vit.pos_embed[:, 1:])
+    assert torch.equal(published_positions(name, vit, (37, 37)), vit.pos_embed[:, 1:])
     # They are what the backbone adds, to all patches and to kept ones.
     vit.patch_embed.proj.weight.zero_()
     seen = []
@@ -189,6 +189,24 @@ def test_positions_of_dinov2_are_of_its_offset_grid():
     bias = vit.patch_embed.proj.bias
     torch.testing.assert_close(seen[0][:, 1:], found + bias)
     torch.testing.assert_close(seen[1][:, 1:], (found + bias)[:, [319, 5]])
+
+
+@torch.no_grad()
+def test_positions_of_mae_are_those_of_our_encoder():
+    """Both doors to the same weights, and MAE's own evaluation, have no antialiasing."""
+    arguments = {"img_size": 64, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    theirs = Backbone("vit_base_patch16_224.mae", weights="random:0", model_args=arguments).load()
+    ours = Backbone(
+        "pixio_vitb16", weights="random:0", model_args=arguments | {"n_cls_tokens": 1}
+    ).load()
+    ours.vit.load_state_dict(theirs.vit.state_dict())
+    pictures = torch.randint(256, (1, 3, 48, 32), dtype=torch.uint8)
+    normalized = ours.normalize(pictures)
+    mine, found = (b(normalized, normalized=True).layers[0].tokens for b in (ours, theirs))
+    torch.testing.assert_close(found, mine)
+    untagged = published_positions("vit_base_patch16_224", theirs.vit, (3, 2))
+    assert untagged is None  # nobody knows whose it is
+    assert published_positions("vit_small_patch14_reg4_dinov2.lvd142m", theirs.vit, (3, 2)) is None
 
 
 @torch.no_grad()

@@ -9,12 +9,14 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import PixioBackbone, PixioConfig, PixioModel
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import MissingWeights, UserError
+from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.vit import PixioViT
 from pixio_lightning.models.weights.fill import fill
 from pixio_lightning.models.weights.key_names import (
@@ -430,27 +432,105 @@ def test_hub_cache_offline(hub_cache, theirs, official):
         read("hf:one/two/three")
 
 
+@pytest.fixture
+def refusing_hub(monkeypatch):
+    """Return how to let a server stand for the Hub, which refuses everything with one code."""
+    servers = []
+
+    def begin(code):
+        class Hub(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(403 if code == "GatedRepo" else 404)
+                self.send_header("X-Error-Code", code)
+                self.end_headers()
+
+            do_HEAD = do_GET
+
+            def log_message(self, *args):
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Hub))
+        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        address = f"http://127.0.0.1:{servers[-1].server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+
+    yield begin
+    for server in servers:
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("code", "said"), [("GatedRepo", "is gated"), ("RepoNotFound", "does not exist")]
 )
-def test_gated_and_missing_repositories(code, said, hub_cache, monkeypatch):
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(403 if code == "GatedRepo" else 404)
-            self.send_header("X-Error-Code", code)
-            self.end_headers()
+def test_gated_and_missing_repositories(code, said, hub_cache, refusing_hub):
+    refusing_hub(code)
+    with pytest.raises(UserError, match=f"{said}.* accept its licence at .*hf auth login"):
+        read("hf:facebook/pixio-vith16")
+    with pytest.raises(MissingWeights, match=f"^timm/{TIMMS} .*{said}.*hf auth login"):
+        Backbone(TIMMS, weights="timm").find()
 
-        do_HEAD = do_GET
 
-        def log_message(self, *args):
-            pass
+# --- timm's own -----------------------------------------------------------------------------------
 
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    try:
-        with pytest.raises(UserError, match=f"{said}.* accept its licence at .*hf auth login"):
-            read("hf:facebook/pixio-vith16")
-    finally:
-        server.shutdown()
+TIMMS = "test_vit.r160_in1k"  # a small model of timm's, with a classifier of 1000 classes
+
+
+@pytest.fixture
+def timms(hub_cache):
+    """Weights as timm has them on the Hub, in the cache; returns the model."""
+    model = randomize(timm.create_model("test_vit"))
+    save_file(model.state_dict(), cached(hub_cache, f"timm/{TIMMS}") / "model.safetensors")
+    return model
+
+
+def test_timms_own_weights_are_all_read(timms):
+    backbone = Backbone(TIMMS, weights="timm").load()
+    state = timms.state_dict()
+    assert not [name for name in backbone.vit.state_dict() if name.startswith("head.")]
+    for name, tensor in backbone.vit.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert backbone.matched == "timm's own, matched 78 of 78 tensors"
+    # What timm resizes, it has.
+    larger = Backbone(TIMMS, weights="timm", model_args={"img_size": 192, "patch_size": 8}).load()
+    assert "78 of 78" in larger.matched and larger.grid == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"depth": 7}, "missing: blocks.6.norm1.weight"),
+        ({"depth": 5}, "unexpected: blocks.5.norm1.weight"),
+        ({"qk_norm": True}, "missing: blocks.0.attn.q_norm.weight"),
+        ({"init_values": 1e-5}, "missing: blocks.0.ls1.gamma"),
+        ({"global_pool": "avg"}, "missing: fc_norm.weight, .*unexpected: norm.weight"),
+        ({"num_classes": 10}, "other shapes: head.weight"),
+    ],
+)
+def test_a_model_that_timms_weights_would_fill_in_part_is_refused(arguments, said):
+    """Before anything is looked for, as timm would leave the rest at random."""
+    with pytest.raises(UserError, match=f"what timm has of {TIMMS} does not fit.*{said}"):
+        Backbone(TIMMS, weights="timm", model_args=arguments)
+
+
+def test_a_file_of_timms_that_is_not_whole_is_refused(timms, hub_cache):
+    (path,) = hub_cache.rglob("model.safetensors")
+    state = timms.state_dict()
+    del state["blocks.3.mlp.fc1.bias"]
+    save_file(state, path)
+    with pytest.raises(UserError, match=r"cannot load weights.*Missing.*blocks.3.mlp.fc1.bias"):
+        Backbone(TIMMS, weights="timm").load()
+
+
+def test_timms_weights_are_looked_for_before_anything_is_run(hub_cache):
+    with pytest.raises(UserError, match="timm has none of pixio_vitb16$"):
+        Backbone("pixio_vitb16", weights="timm")
+    for do in (Backbone.find, Backbone.load):
+        with pytest.raises(MissingWeights, match=f"not in the cache.*`hf download timm/{TIMMS}`"):
+            do(Backbone(TIMMS, weights="timm"))
+    Backbone(TIMMS, weights="random").find()
+
+
+def test_what_is_in_the_cache_is_not_asked_for(timms, refusing_hub):
+    refusing_hub("RepoNotFound")
+    Backbone(TIMMS, weights="timm").find()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pixio_heads.depth import Depth
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
@@ -79,6 +80,19 @@ def test_layer_decay(module):
         "backbone.vit.pos_embed": 0.0625,
     }
     assert {name: groups[name]["lr_factor"] for name in expected} == expected
+
+
+def test_layer_decay_counts_the_blocks_that_run():
+    args = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3}
+    backbone = Backbone("pixio_vitt16", weights="random", tune="full", layers=[1], model_args=args)
+    module = Depth(backbone, optim=Optim(lr=1.0, layer_decay=0.5))
+    (part,) = module.parts
+    groups = by_name(module, parameter_groups(part.module, part.optim, depth=part.depth))
+    found = {name: group["lr_factor"] for name, group in groups.items()}
+    assert found["backbone.vit.norm.weight"] == 1.0
+    assert found["backbone.vit.blocks.1.attn.qkv.weight"] == 0.5
+    assert found["backbone.vit.blocks.0.attn.qkv.weight"] == 0.25
+    assert "backbone.vit.blocks.2.attn.qkv.weight" not in found
 
 
 def test_a_scale_for_all_of_the_backbone(module):

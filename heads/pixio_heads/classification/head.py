@@ -5,22 +5,19 @@ Shapes: B batch, C classes, D width of a token, K numbers of neighbours.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from pixio_heads.classification import knn, predictions
+from pixio_heads.classification import knn
 from pixio_heads.classification.attentive import AttentiveClassifier
-from pixio_heads.classification.data import centre
+from pixio_heads.classification.base import ClassHead
 from pixio_heads.classification.linear import Averaged, LinearClassifier
 from pixio_heads.classification.metrics import (
     MeanAveragePrecision,
@@ -28,11 +25,9 @@ from pixio_heads.classification.metrics import (
     by_frequency,
     neighbour_accuracies,
 )
-from pixio_heads.classification.picture import bars, shown
-from pixio_lightning.errors import UserError, one_of
-from pixio_lightning.keyed import key_of
+from pixio_lightning.errors import UnsuitedBackbone, UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
-from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
+from pixio_lightning.training import Batch, Optim, absent_classes
 
 Pool = Literal["cls", "patches", "both", "attentive"]
 _PROBES: dict[Pool, Callable[[int, int], nn.Module]] = {
@@ -42,69 +37,7 @@ _PROBES: dict[Pool, Callable[[int, int], nn.Module]] = {
 _READS: dict[Pool, Reads] = {"cls": "cls", "patches": "patches"}  # others read all tokens
 
 
-class _ClassHead(Head):
-    """What both ways to tell classes share: the classes, the pictures, the table of predictions."""
-
-    data_attributes = ("num_classes", "class_names", "multilabel")
-    same_as_trained = ("multilabel", "class_names", "num_classes")
-    model_as_trained = (*Head.model_as_trained, "pool")
-    evaluation_attributes = ("centre_crop",)
-    baseline_names = ("majority",)
-
-    def probabilities(self, prediction: Tensor) -> Tensor:
-        """Return `(B, C)` in [0, 1]."""
-        raise NotImplementedError
-
-    def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the centre that evaluation sees; of an earlier version's checkpoint, all."""
-        crop = self.evaluation_info.get("centre_crop")
-        return pixels if crop is None else centre(pixels, *crop)
-
-    @property
-    def evaluation_side(self) -> int | None:
-        """Side of the centre crop; None of an earlier version's checkpoint."""
-        crop = self.evaluation_info.get("centre_crop")
-        return None if crop is None else crop[0]
-
-    @property
-    def seen(self) -> str:
-        """Return what evaluation sees of an image."""
-        side, share = self.evaluation_info["centre_crop"]
-        return f"centre crop of {side} px" + (f", {share:g} of the short side" if share < 1 else "")
-
-    def picture(self, batches: list[Batch], predictions: list[Tensor]) -> visualize.Panel:
-        """Draw images in a row, and below each what it is taken for, the truth in green."""
-        names = self.data_info["class_names"]
-        images, guesses, titles = [], [], []
-        for batch, prediction in zip(batches, predictions, strict=True):
-            target, several = batch["target"][0], self.data_info["multilabel"]
-            truth = target.nonzero().flatten().tolist() if several else [int(target)]
-            images.append(shown(batch["image"][0]))
-            guesses.append(bars(names, self.probabilities(prediction)[0].cpu(), truth))
-            titles.append("" if several else names[truth[0]])
-        return visualize.Panel([images, guesses], titles)
-
-    def on_predict_start(self) -> None:
-        """Begin the table of predictions."""
-        super().on_predict_start()
-        self.begin_table("predictions")
-
-    def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
-        """Add the likeliest class of each image to predictions.csv, with its probability.
-
-        Where an image may be of several classes it has a line for each that is likelier than not,
-        at least one. Each process but the first has a table of its own.
-        """
-        predictions.add(
-            predictions.table_of(folder, self.global_rank),
-            batch["name"],
-            self.probabilities(prediction),
-            classes=self.data_info["class_names"],
-            several=self.data_info["multilabel"],
-        )
-
-
-class Classification(_ClassHead):
+class Classification(ClassHead):
     """One class of each image, or several: a linear or attentive probe, with cross-entropy.
 
     Images may be of several classes where the data says so; then every class is judged by itself,
@@ -133,7 +66,7 @@ class Classification(_ClassHead):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         one_of("model.pool", pool, _PROBES)
         if pool in ("cls", "both") and not backbone.n_cls_tokens:
-            raise UserError(
+            raise UnsuitedBackbone(
                 f"model.pool is {pool}, but {backbone.name} has no class token: set it to patches "
                 "or attentive"
             )
@@ -221,18 +154,20 @@ def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, smooth)
 
 
-class KNN(_ClassHead):
+class KNN(ClassHead):
     """The nearest neighbours of an image among the training set vote for its class.
 
-    Nothing is trained. Images are compared by the mean raw class token of the last tapped block;
-    the features of the training set are computed before it is evaluated, every process encoding its
-    share, and are in no checkpoint.
+    Nothing is trained. Images are compared by the mean class token of the last tapped block, raw or
+    after the final norm; the features of the training set are computed before it is evaluated,
+    every process encoding its share, and are in no checkpoint.
 
     Args:
         backbone: The encoder, frozen.
         k: Numbers of neighbours that vote, each judged by itself; `predict` takes the first.
         temperature: Votes weigh ``exp(cosine / temperature)``.
         bank: Training images that may be neighbours, at most, evenly spread; None for all.
+        normed: Whether the token is taken after the encoder's final norm, as in the published k-NN
+            of DINOv2 and DINOv3.
         seed: Recorded with the results; nothing is random.
     """
 
@@ -243,6 +178,7 @@ class KNN(_ClassHead):
         k: tuple[int, ...] = (10, 20, 100, 200),
         temperature: float = 0.07,
         bank: int | None = None,
+        normed: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, seed=seed)
@@ -253,6 +189,7 @@ class KNN(_ClassHead):
         if temperature <= 0:
             raise UserError(f"model.temperature is {temperature}; expected more than 0")
         self.k, self.temperature, self.statistics_samples = k, temperature, bank
+        self.normed = normed
         # Where the files of the bank lie, and of what is looked at; None where names are unique.
         self._bank_root: Path | None = None
         self._root: Path | None = None
@@ -269,9 +206,9 @@ class KNN(_ClassHead):
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Return each class's share of the votes `(B, K, C)`, for every number of neighbours."""
         bank, labels = self.statistics["bank"], self.statistics["labels"]
-        similarity, index = nearest_neighbours(knn.feature(features), bank, n=max(self.k) + 1)
+        similarity, index = nearest_neighbours(self._feature(features), bank, n=max(self.k) + 1)
         if "name" in batch:  # none is a neighbour of its own
-            keys = _file_keys(self._root, batch["name"]).to(index.device)
+            keys = knn.file_keys(self._root, batch["name"]).to(index.device)
             own = self.statistics["keys"][index] == keys[:, None]
             similarity = similarity.masked_fill(own, -torch.inf)
             order = own.int().argsort(dim=1, stable=True)
@@ -288,6 +225,9 @@ class KNN(_ClassHead):
             ],
             dim=1,
         )
+
+    def _feature(self, features: Features) -> Tensor:
+        return knn.feature(features, normed=self.normed)
 
     @property
     def output_config(self) -> dict[str, Any]:
@@ -311,10 +251,11 @@ class KNN(_ClassHead):
     def protocol(self) -> str:
         """The vote, what is compared, with how many, and what is seen of an image."""
         bank = self.statistics_samples or "all"
+        token = "normed" if self.normed else "raw"
         return (
-            f"k-NN by cosine, T {self.temperature:g}, mean raw class token (patch where there is "
-            f"none), among {bank} training images; one of {self.data_info['num_classes']} classes; "
-            f"{self.seen}"
+            f"k-NN by cosine, T {self.temperature:g}, mean {token} class token (patch where there "
+            f"is none), among {bank} training images; one of {self.data_info['num_classes']} "
+            f"classes; {self.seen}"
         )
 
     def probabilities(self, prediction: Tensor) -> Tensor:
@@ -336,8 +277,8 @@ class KNN(_ClassHead):
             for batch in loader:
                 batch = self.trainer.strategy.batch_to_device(batch)
                 # Half the memory, and finer than the bfloat16 that features are computed in.
-                found = knn.feature(self.encode(batch)).half()
-                keys = _file_keys(self._bank_root, batch["name"]).to(found.device)
+                found = self._feature(self.encode(batch)).half()
+                keys = knn.file_keys(self._bank_root, batch["name"]).to(found.device)
                 rows.append((found, batch["target"], keys, batch["weight"]))
         *known, weight = (self.gathered(torch.cat(part)) for part in zip(*rows, strict=True))
         (bank, labels, keys), names = (x[weight > 0] for x in known), self.data_info["class_names"]
@@ -371,25 +312,3 @@ class KNN(_ClassHead):
             getattr(data.samples_of(s), "root", None) for s in ("train", split)
         )
         super().on_fit_start()
-
-
-def _file_keys(root: Path | None, names: Sequence[str]) -> Tensor:
-    """Return keys of samples `(B,)`, the same for a file by whatever folder and link it is named.
-
-    Args:
-        root: What the names are relative to; None where they are of no files, and unique.
-        names: Their names.
-    """
-    files = names if root is None else [_real_file(root / name) for name in names]
-    return torch.tensor([key_of(file) for file in files], dtype=torch.int64)
-
-
-def _real_file(path: Path) -> str:
-    """Return where a file lies, through links; of its folder that is found out once."""
-    file = os.path.join(_real_folder(path.parent), path.name)
-    return os.path.realpath(file) if os.path.islink(file) else file
-
-
-@lru_cache(maxsize=1 << 14)
-def _real_folder(path: Path) -> str:
-    return os.path.realpath(path)

@@ -25,7 +25,7 @@ from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token, check_in
 from pixio_heads.policy.rollout.environments import Environment
 from pixio_heads.policy.rollout.pool import Pool, Run
 from pixio_heads.policy.statistics import from_proprio, scale_of, statistics_of, unevenness
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UnsuitedBackbone, UserError, one_of
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel
 
@@ -101,7 +101,7 @@ class Policy(Head):
         if not timeout > 0:
             raise UserError(f"model.timeout is {timeout:g}, but expected seconds above 0")
         if observe == "backbone" and token in _READS and not backbone.n_cls_tokens:
-            raise UserError(
+            raise UnsuitedBackbone(
                 f"model.token is {token}, but {backbone.name} has no class token: "
                 "set it to patches, keypoints or attention"
             )

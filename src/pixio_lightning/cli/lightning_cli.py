@@ -24,6 +24,7 @@ from pixio_lightning.cli.resume.chosen import take_backbones
 from pixio_lightning.cli.resume.processes import SameSamples
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
+from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.build import is_generated, resolve_architecture
 from pixio_lightning.models.weights.read import read
 from pixio_lightning.training import run_folder
@@ -209,6 +210,9 @@ class PixioCLI(LightningCLI):
             mistake = config_errors.cause(error)
             raise mistake or UserError(config_errors.explain(str(error), TOP_KEYS)) from error
         self._check_verb()
+        for module in self.model.modules():  # of a distillation the teacher too
+            if isinstance(module, Backbone):
+                module.find()
 
     def _check_verb(self) -> None:
         """Refuse a verb that the model has no step for, such as to train what only scores images.

@@ -122,6 +122,8 @@ def way_out(error: BaseException | None) -> str:
             "; or take others: -c backbone/dinov2_b needs no account, --model.backbone.weights "
             "tiny no network"
         )
+    if missing.asked == "timm":
+        return "; or take others: --model.backbone.weights tiny needs no network"
     if made := made_by(missing.asked):
         return f"{made}; --model.backbone.weights tiny needs no training"
     names = [r.name for r in all_recipes() if r.name == f"backbone/{missing.asked}"]

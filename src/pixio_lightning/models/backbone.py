@@ -22,8 +22,8 @@ from pixio_lightning.models import build as architecture
 from pixio_lightning.models import drop_path as drop_paths
 from pixio_lightning.models.blocks import compile_blocks
 from pixio_lightning.models.features import Features, Layer, Reads, tapped_blocks
-from pixio_lightning.models.masking import gather_tokens, patchify
-from pixio_lightning.models.vit import dinov2_positions
+from pixio_lightning.models.masking import embed
+from pixio_lightning.models.vit import published_positions
 from pixio_lightning.models.weights import fill
 from pixio_lightning.models.weights import read as weight_files
 
@@ -47,7 +47,8 @@ class Backbone(nn.Module):
         tune: `frozen`, `full`, or the number of last blocks to train.
         layers: Blocks whose output heads read: `last`, `quarters` (four, evenly spread, as dense
             heads use) or a list of indices.
-        drop_path: Stochastic depth of the last block, rising linearly from 0 at the first.
+        drop_path: Stochastic depth of the last block that runs, rising linearly from 0 at the
+            first.
         dense_cls: Whether dense features carry the mean class token; None takes what suits the
             family (Pixio, MAE and DINOv2 yes, DINOv3 and models without class tokens no).
         checkpointing: Recompute blocks in the backward pass: less memory, a third more compute.
@@ -89,6 +90,8 @@ class Backbone(nn.Module):
         self.model_args = model_args
         with torch.device("meta"):
             self.vit = architecture.build(self.name, model_args)
+        if weights == "timm":
+            architecture.fits_timms(self.name, model_args, self.vit)
         self._describe(stated, dense_cls)
         self._digest = ""
         if tune not in ("frozen", "full", *range(self.depth + 1)):
@@ -98,6 +101,7 @@ class Backbone(nn.Module):
             )
         drop_paths.check(drop_path, frozen=self.frozen)
         self.tapped = tapped_blocks(layers, self.depth, name=self.name)
+        self.blocks_run = self.tapped[-1] + 1
         self._drop_paths: dict[int, drop_paths.Pair] = {}
         self.loaded, self.matched = False, ""
         self._freeze()  # so that a plan made before anything is loaded counts what is trained
@@ -177,6 +181,15 @@ class Backbone(nn.Module):
             vit.to(dtype)
         return self._prepare()
 
+    def find(self) -> None:
+        """Look for timm's weights, which alone were not looked for yet; nothing is fetched.
+
+        Raises:
+            MissingWeights: They are neither in the cache nor to be had.
+        """
+        if self.weights == "timm" and not self.loaded:
+            architecture.find_timms(self.name)
+
     def load_empty(self) -> Backbone:
         """Be as after `load`, but on the meta device: another process sends the values."""
         if self.loaded:
@@ -188,7 +201,8 @@ class Backbone(nn.Module):
     def _prepare(self) -> Backbone:
         self._freeze()
         if self.drop_path:
-            installed = drop_paths.install(self.vit.blocks, self.drop_path)
+            run = self.vit.blocks[: self.blocks_run]
+            installed = drop_paths.install(run, self.drop_path)
             self._drop_paths = dict(enumerate(installed[self._first_tuned :], self._first_tuned))
             self.register_buffer("drop_rates", drop_paths.rates_of(installed), persistent=False)
         if self.compile_blocks:
@@ -206,8 +220,7 @@ class Backbone(nn.Module):
             return vit, fill.fill(vit, self._file).line()
         # No checkpoint holds a frozen backbone, so it must come out the same in the next run.
         weights = "random:0" if self.frozen and self.weights == "random" else self.weights
-        vit = architecture.generate(self.name, self.model_args, weights=weights)
-        return vit, "timm's own" if self.weights == "timm" else "random initialisation"
+        return architecture.generate(self.name, self.model_args, weights=weights)
 
     @property
     def digest(self) -> str:
@@ -229,14 +242,14 @@ class Backbone(nn.Module):
     def _first_tuned(self) -> int:
         if self.tune == "full":
             return 0
-        return self.depth if self.frozen else max(0, self.tapped[-1] + 1 - int(self.tune))
+        return self.depth if self.frozen else max(0, self.blocks_run - int(self.tune))
 
     def _freeze(self) -> None:
         """Leave gradients only to what training is meant to change and the output depends on."""
         self.vit.requires_grad_(False)
         if self.frozen:
             return
-        for block in self.vit.blocks[self._first_tuned : self.tapped[-1] + 1]:
+        for block in self.vit.blocks[self._first_tuned : self.blocks_run]:
             block.requires_grad_(True)
         self._final_norm.requires_grad_(True)
         if self.tune == "full":
@@ -332,10 +345,11 @@ class Backbone(nn.Module):
             images = self.resize(images)
         images = images.to(self.vit.patch_embed.proj.weight.dtype)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        x, rope = self._embed(images, grid, keep)
-        layers = []
         n_prefix, n_cls = self.vit.num_prefix_tokens, self.n_cls_tokens
-        for i, block in enumerate(islice(self.vit.blocks, self.tapped[-1] + 1)):
+        own = published_positions(self.name, self.vit, grid)
+        x, rope = embed(self.vit, images, grid, keep, positions=own)
+        layers = []
+        for i, block in enumerate(islice(self.vit.blocks, self.blocks_run)):
             arguments: dict[str, Any] = {} if rope is None else {"rope": rope}
             if i in self._drop_paths:
                 block = partial(drop_paths.run, block, self._drop_paths[i], factors[i])
@@ -368,32 +382,5 @@ class Backbone(nn.Module):
         if not self._drop_paths:
             return ()
         if not self.training:
-            return [(None, None)] * self.depth
+            return [(None, None)] * self.blocks_run
         return drop_paths.draw_factors(self.drop_rates, random_key)
-
-    def _embed(
-        self, images: Tensor, grid: tuple[int, int], keep: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embed all patches or the kept ones; returns tokens and rotary positions, if any."""
-        # Embedding an empty image gives prefix tokens and positions of any timm ViT, because
-        # every family only concatenates the first and adds the second. Two images, as the gradient
-        # of prefix tokens of one is a view into that of all tokens, and DDP tells of its strides.
-        embedded, rope = self.vit._pos_embed(images.new_zeros(2, *grid, self.embed_dim)), None
-        if isinstance(embedded, tuple):
-            embedded, rope = embedded
-        n_prefix = self.vit.num_prefix_tokens
-        prefix, positions = embedded[:1].tensor_split([n_prefix], dim=1)
-        if "dinov2" in self.name and not self.n_registers:
-            positions = dinov2_positions(self.vit, grid)
-        if keep is None:
-            patches = self.vit.patch_embed(images).flatten(1, 2) + positions
-        else:
-            convolution = self.vit.patch_embed.proj
-            visible = gather_tokens(patchify(images, self.patch_size), keep)
-            kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
-            patches = self.vit.patch_embed.norm(F.linear(visible, kernel, convolution.bias))
-            patches = patches + gather_tokens(positions.expand(images.shape[0], -1, -1), keep)
-            if rope is not None:
-                rope = rope[keep][:, None]
-        prefix = prefix.expand(images.shape[0], -1, -1)
-        return self.vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope

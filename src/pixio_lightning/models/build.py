@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -11,11 +12,17 @@ import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, some_of
 from pixio_lightning.models import vit  # vit registers the Pixio names with timm
 from pixio_lightning.models.settings import agree, check_arguments, is_drop_rate, is_known, shown
 from pixio_lightning.models.weights import key_names as spellings
-from pixio_lightning.models.weights.read import Weights, licence_of
+from pixio_lightning.models.weights.read import (
+    OF_A_FOLDER,
+    Weights,
+    licence_of,
+    refused_by_the_hub,
+)
+from pixio_lightning.models.weights.report import Report, matched
 from pixio_lightning.models.weights.shipped import SHIPPED
 
 
@@ -184,25 +191,97 @@ def build(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False)
     return model
 
 
-def generate(name: str, model_args: Mapping[str, Any], *, weights: str) -> nn.Module:
-    """Build a model with timm's own weights, or at random.
+def generate(name: str, model_args: Mapping[str, Any], *, weights: str) -> tuple[nn.Module, str]:
+    """Build a model with timm's own weights, or at random; returns it and what is said of them.
 
     Raises:
-        UserError: timm has no weights of that name, or cannot fetch them.
+        UserError: timm has no weights of that name, cannot fetch them, or they do not fit.
     """
     if weights == "timm":
-        try:
-            return build(name, model_args, pretrained=True)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise UserError(f"timm cannot load weights of {name}: {reason[0]}") from error
+        model = _with_timms(name, model_args)
+        return model, f"timm's own, {fits_timms(name, model_args, model).line()}"
     _, _, seed = weights.partition(":")
     if not seed:
-        return build(name, model_args)
+        return build(name, model_args), "random initialisation"
     # On the CPU, wherever the caller builds: one seed is one start on every device.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))
-        return build(name, model_args)
+        return build(name, model_args), "random initialisation"
+
+
+# --- timm's own weights -----------------------------------------------------------------------
+
+# What timm brings to the size that is asked for, by interpolation, or by sums over channels.
+_RESIZED = ("pos_embed", "patch_embed.proj.weight")
+
+
+def fits_timms(name: str, model_args: Mapping[str, Any], model: nn.Module) -> Report:
+    """Compare a model, which may be on the meta device, with the one timm has weights of.
+
+    timm itself fills what fits of a model that differs, and leaves the rest at random.
+
+    Raises:
+        UserError: timm has no weights of that name, or of a tensor of the model, or has one more.
+    """
+    if not timm.is_model_pretrained(name):
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        others = f"; it has {some_of(tags)}" if tags else ""
+        raise UserError(f"backbone.weights is timm, but timm has none of {name}{others}")
+    classes = _timms_classes(name) if model_args.get("num_classes") else 0
+    with torch.device("meta"):
+        own = build(name, {"num_classes": classes}).state_dict()
+    report = matched(model.state_dict(), own)
+    other = tuple(shape for shape in report.mismatched if shape[0] not in _RESIZED)
+    resized = len(report.mismatched) - len(other)
+    report = replace(report, matched=report.matched + resized, mismatched=other)
+    report.check(f"what timm has of {name}")
+    return report
+
+
+def _timms_classes(name: str) -> int:
+    return timm.get_pretrained_cfg(name).num_classes
+
+
+def _with_timms(name: str, model_args: Mapping[str, Any]) -> nn.Module:
+    # With another number of classes than the file's timm would no longer load strictly.
+    classes = _timms_classes(name)
+    repository = _timms_repository(name)
+    try:
+        with refused_by_the_hub(f"{repository} (weights: timm)", repository, asked="timm"):
+            model: Any = build(name, {**model_args, "num_classes": classes}, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise UserError(f"timm cannot load weights of {name}: {reason[0]}") from error
+    if not model_args.get("num_classes"):
+        model.reset_classifier(0)
+    return model
+
+
+def _timms_repository(name: str) -> str:
+    """Return where timm's weights are on the Hub; empty of the few that are elsewhere."""
+    return timm.get_pretrained_cfg(name).hf_hub_id or ""
+
+
+def find_timms(name: str) -> None:
+    """Look for timm's weights, in the cache, then on the Hub; nothing is fetched.
+
+    Raises:
+        MissingWeights: They are not to be had; how to fetch them is said.
+    """
+    from huggingface_hub import HfApi, errors, try_to_load_from_cache
+
+    repository = _timms_repository(name)
+    if not repository:
+        return
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in OF_A_FOLDER):
+        return
+    with refused_by_the_hub(f"{repository} (weights: timm)", repository, asked="timm"):
+        try:
+            HfApi().auth_check(repository)
+        except errors.HfHubHTTPError:
+            raise
+        except Exception as error:  # of the connection: its class is that of the client's library
+            raise errors.OfflineModeIsEnabled(str(error)) from error
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Block masks: which patches the encoder sees and which the decoder reconstructs.
+"""Block masks: which patches the encoder sees and which the decoder reconstructs; embedding them.
 
 The grid of patches is cut into aligned blocks of g x g patches and whole blocks are hidden
 (arXiv 2512.15715, section 3.2); g = 1 is MAE's random masking.
@@ -8,9 +8,10 @@ Shapes: B batch, N = h*w patches, n visible patches, m = N - n hidden ones.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pixio_lightning.errors import UserError
@@ -110,3 +111,45 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """Undo `patchify`: `(B, h*w, P*P*C)` to `(B, C, h*P, w*P)`."""
     x = patches.reshape(len(patches), *grid, patch, patch, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * patch, grid[1] * patch)
+
+
+def embed(
+    vit: Any,
+    images: Tensor,
+    grid: tuple[int, int],
+    keep: Tensor | None,
+    *,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Embed all patches or the kept ones, prefix tokens first, with their positions.
+
+    Args:
+        vit: Any of timm's Vision Transformers.
+        images: Normalised `(B, C, h*P, w*P)`.
+        grid: Height and width in patches.
+        keep: int64 `(B, n)`, the patches to embed; None embeds all.
+        positions: Of all patches `(1, N, D)`; None takes those of timm.
+
+    Returns:
+        Tokens `(B, prefix + n, D)`, and rotary positions, if the model has any.
+    """
+    # Embedding an empty image gives prefix tokens and positions of any timm ViT, because
+    # every family only concatenates the first and adds the second. Two images, as the gradient
+    # of prefix tokens of one is a view into that of all tokens, and DDP tells of its strides.
+    embedded, rope = vit._pos_embed(images.new_zeros(2, *grid, vit.embed_dim)), None
+    if isinstance(embedded, tuple):
+        embedded, rope = embedded
+    prefix, timms = embedded[:1].tensor_split([vit.num_prefix_tokens], dim=1)
+    positions = timms if positions is None else positions
+    if keep is None:
+        patches = vit.patch_embed(images).flatten(1, 2) + positions
+    else:
+        convolution = vit.patch_embed.proj
+        visible = gather_tokens(patchify(images, convolution.kernel_size[0]), keep)
+        kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+        patches = vit.patch_embed.norm(F.linear(visible, kernel, convolution.bias))
+        patches = patches + gather_tokens(positions.expand(images.shape[0], -1, -1), keep)
+        if rope is not None:
+            rope = rope[keep][:, None]
+    prefix = prefix.expand(images.shape[0], -1, -1)
+    return vit.norm_pre(torch.cat([prefix, patches], dim=1)), rope

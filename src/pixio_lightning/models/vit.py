@@ -10,6 +10,7 @@ Shapes: B batch, K class tokens, N = h*w patches, D embedding width.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -97,15 +98,33 @@ def resize_positions(
     return torch.cat([prefix, grid.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
 
 
-def dinov2_positions(vit: Any, grid: tuple[int, int]) -> Tensor:
-    """Return the positions of patches `(1, h*w, D)` as DINOv2 without registers is evaluated with.
+# Families whose own code resizes positions otherwise than timm, by the name of a model with its
+# tag: without antialiasing, and with so much added to the grid (`offset` of `resize_positions`).
+_OFFSETS = {
+    r"_patch\d+_dinov2(\.|$)": 0.1,  # `interpolate_offset`; those with registers do as timm does
+    r"\.dino$": 0.1,
+    r"\.mae$": 0.0,
+}
 
-    That is without antialiasing and with 0.1 added to the grid (`interpolate_offset` of its
-    published models; those with registers have antialiasing and none added, as timm does it).
+
+def published_positions(name: str, vit: Any, grid: tuple[int, int]) -> Tensor | None:
+    """Return the positions of patches `(1, h*w, D)` as the models of a family are evaluated with.
+
+    Args:
+        name: Of the model, with its tag.
+        vit: The model.
+        grid: Height and width in patches.
+
+    Returns:
+        None where that is as timm does it.
     """
-    n_prefix = vit.num_prefix_tokens
-    old = tuple(vit.patch_embed.grid_size)
-    resized = resize_positions(vit.pos_embed, n_prefix=n_prefix, old=old, new=grid, offset=0.1)
+    offsets = [offset for pattern, offset in _OFFSETS.items() if re.search(pattern, name)]
+    if not offsets or vit.pos_embed is None or vit.no_embed_class:
+        return None
+    n_prefix, old = vit.num_prefix_tokens, tuple(vit.patch_embed.grid_size)
+    resized = resize_positions(
+        vit.pos_embed, n_prefix=n_prefix, old=old, new=grid, offset=offsets[0]
+    )
     return resized[:, n_prefix:]
 
 

@@ -117,9 +117,9 @@ def activations(model: Counted, image_size: int, precision: str) -> float:
 
 
 def _encoder(backbone: Backbone, side: int, block: int, ratio: float) -> tuple[int, int]:
-    """Return the values in a block's input, and the number of blocks."""
+    """Return the values in a block's input, and the number of blocks that run."""
     visible = count_blocks((side, side), block, ratio)[1] * block**2 if ratio else side**2
-    return (backbone.vit.num_prefix_tokens + visible) * backbone.embed_dim, backbone.depth
+    return (backbone.vit.num_prefix_tokens + visible) * backbone.embed_dim, backbone.blocks_run
 
 
 def _kept(parts: list[tuple[int, int]], backbone: Backbone, precision: str) -> float:

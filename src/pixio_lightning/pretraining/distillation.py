@@ -135,7 +135,7 @@ class Distillation(Pretraining):
     def parts(self) -> list[Part]:
         """Every student with its optimiser's settings."""
         return [
-            Part(self._models[name], s.optim or self.optim, s.backbone.depth)
+            Part(self._models[name], s.optim or self.optim, s.backbone.blocks_run)
             for name, s in self.students.items()
         ]
 

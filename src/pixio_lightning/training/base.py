@@ -211,7 +211,7 @@ class BackboneModule(L.LightningModule):
     @property
     def parts(self) -> list[Part]:
         """What is trained; of several parts each has settings, and is clipped, on its own."""
-        return [Part(self, self.optim, self.backbone.depth)]
+        return [Part(self, self.optim, self.backbone.blocks_run)]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule from `optim`, the global batch and the number of steps."""

@@ -101,7 +101,7 @@ def block_depth(name: str, depth: int) -> int:
 
     Args:
         name: Parameter name within the LightningModule, `backbone.vit.blocks.3.attn...`.
-        depth: Number of blocks.
+        depth: Number of blocks that run.
     """
     if not name.startswith("backbone."):
         return 0
@@ -120,7 +120,7 @@ def parameter_groups(module: nn.Module, optim: Optim, *, depth: int) -> list[dic
     Args:
         module: What to train.
         optim: `weight_decay`, `layer_decay` and `backbone_lr_scale` are read.
-        depth: Number of the backbone's blocks.
+        depth: Number of the backbone's blocks that run.
 
     Returns:
         Groups with `params`, `weight_decay` and `lr_factor`.
@@ -147,7 +147,7 @@ class Part(NamedTuple):
     Attributes:
         module: Whose parameters they are.
         optim: The settings.
-        depth: Number of blocks of the backbone in it.
+        depth: Number of blocks that run of the backbone in it.
     """
 
     module: nn.Module

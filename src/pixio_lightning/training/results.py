@@ -23,6 +23,8 @@ from pixio_lightning.models.weights.students import split_student
 FILE = "results.jsonl"
 # In what evaluations that are compared must agree.
 COMPARED = ("task", "dataset", "split", "n", "protocol")
+# What evaluations may differ in and yet be compared.
+_TOLD = ("precision", "token_px", "input")
 _SMALL = 1 << 20  # bytes of a file that is told by its content
 # What a result may depend on besides this package.
 _LIBRARIES = ("torch", "lightning", "timm", "torchmetrics")
@@ -177,24 +179,37 @@ def differences(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def compared(line: dict[str, Any]) -> dict[str, Any]:
-    """Return of a line what `differences` and `precisions` read."""
-    return {name: line.get(name) for name in (*COMPARED, "samples", "precision")}
+    """Return of a line what `differences` and `caveats` read."""
+    return {name: line.get(name) for name in (*COMPARED, "samples", *_TOLD)}
 
 
-def precisions(lines: Iterable[tuple[str, dict[str, Any]]]) -> str:
-    """Return which evaluations were computed in which precision; empty where it was one.
+def caveats(lines: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Return what a part of the difference between evaluations may be of, one text for each thing.
 
-    They may be compared, but a part of what they differ by may be of it.
+    That is another precision, tokens of another size where heads read patches, and images that are
+    normalised as may not be right.
 
     Args:
         lines: Names with evaluations; those of earlier versions do not say it and are left out.
     """
-    found: dict[str, dict[str, None]] = {}
-    for name, line in lines:
-        if isinstance(precision := line.get("precision"), str):
-            found.setdefault(precision, {})[name] = None
-    each = "; ".join(f"{precision} of {', '.join(names)}" for precision, names in found.items())
-    return f"precision differs: {each}" if len(found) > 1 else ""
+    found: list[str] = []
+    lines = list(lines)
+    for key, what in (("precision", "precision"), ("token_px", "pixels a side of a token")):
+        names: dict[str, dict[str, None]] = {}
+        for name, line in lines:
+            if line.get(key) is not None:
+                names.setdefault(str(line[key]), {})[name] = None
+        if len(names) > 1:
+            each = "; ".join(f"{value} of {', '.join(of)}" for value, of in names.items())
+            found.append(f"{what} differs: {each}")
+    inputs = ((name, line.get("input")) for name, line in lines)
+    assumed = [name for name, said in inputs if isinstance(said, dict) and said.get("assumed")]
+    if assumed:
+        found.append(
+            "mean and deviation of the input are what timm has for the name of the model, as the "
+            f"weights say none: {', '.join(dict.fromkeys(assumed))}"
+        )
+    return found
 
 
 def began(start: dict[str, Any] | None) -> str:
@@ -261,6 +276,8 @@ def _is_evaluation(line: Any) -> bool:
         and all(isinstance(line.get(name, ""), str) for name in ("chosen_by", "chosen"))
         and all(isinstance(line.get(name), str | None) for name in ("samples", "precision"))
         and isinstance(line.get("start"), dict | None)
+        and isinstance(line.get("token_px"), int | None)
+        and isinstance(line.get("input"), dict | None)
     )
 
 

@@ -82,6 +82,27 @@ def test_the_feature_is_the_mean_of_raw_class_tokens(randomize) -> None:
         found = knn.feature(features)
     assert torch.allclose(found, F.normalize(expected, dim=1), atol=1e-6)
     assert not torch.allclose(found, F.normalize(features.pooled, dim=1), atol=1e-2)
+    after = knn.feature(features, normed=True)
+    assert torch.allclose(after, F.normalize(features.pooled, dim=1), atol=1e-6)
+
+
+def test_a_normed_token_counts_and_is_named(colours: Path, tmp_path: Path) -> None:
+    said, banks = [], []
+    for normed in (False, True):
+        backbone = Backbone("pixio_vitt16", weights="random:0", model_args=SMALL)
+        torch.nn.init.uniform_(backbone.load().vit.norm.weight)
+        head = KNN(backbone, k=(1,), normed=normed)
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+        )
+        data = ClassificationData("folder", str(colours), image_size=64, num_workers=0)
+        (found,) = trainer.validate(head, data, verbose=False)
+        assert found["val/top1_k1"] == 1
+        said.append(head.protocol)
+        banks.append(head.statistics["bank"].float())
+    assert "mean raw class token (patch where there is none)" in said[0]
+    assert "mean normed class token (patch where there is none)" in said[1]
+    assert not torch.allclose(*banks, atol=1e-2)
 
 
 def test_without_class_tokens_it_is_the_mean_raw_patch() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.cli.bench.finished import ended_early, last_result
-from pixio_lightning.cli.bench.suite import Evaluation, Outcome, incomparable, of_other_precision
+from pixio_lightning.cli.bench.suite import Evaluation, Outcome, caveats, incomparable
 from pixio_lightning.cli.bench.tables import Row, spread
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.text import parse_json, read_text
@@ -107,7 +107,7 @@ def together(first: Path, second: Path) -> tuple[str, Outcome, dict[str, str | N
     better = tables[0]["better"] | tables[1]["better"]
     metrics = list(better) or list(dict.fromkeys(m for row in rows for m in row.values))
     lines = [(one.row, one.line) for one in evaluations]
-    notes += [text for text in of_other_precision(lines, metrics) if text not in notes]
+    notes += [text for text in caveats(lines, metrics) if text not in notes]
     outcome = Outcome(
         [*heads, *rows], len(heads), about, incomparable(lines, metrics), evaluations, notes
     )
@@ -170,8 +170,8 @@ def compare(first: Path, second: Path) -> str:
         pairs = {name: [then[name], now[name]] for name in then if name in now}
         refused = {name: why for name, pair in pairs.items() if (why := results.differences(pair))}
     for name, pair in pairs.items():
-        if other := results.precisions(zip((str(first), str(second)), pair, strict=True)):
-            notes.append(f"{name}: {other}")
+        told = results.caveats(zip((str(first), str(second)), pair, strict=True))
+        notes += [f"{name}: {text}" for text in told]
     lines = []
     for name in [*a, *(n for n in b if n not in a)]:
         if name not in a or name not in b:

@@ -95,7 +95,7 @@ def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any
     Which backbone a row is of is taken out. Rows that are equal then become one, with the seeds and
     the published figures of all, and are named after their recipe with the overlays and settings
     that are left, as their names may tell of the backbone that was there. Rows that evaluate a
-    checkpoint stay as they are.
+    checkpoint, or read no backbone, stay as they are; the suite's `notes` name them.
 
     Args:
         suite: Any.
@@ -103,13 +103,21 @@ def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any
             `{seed}` stands for a row's seed.
 
     Raises:
-        UserError: One stands there twice, or is none of both.
+        UserError: One stands there twice, or is none of both; or no row takes a backbone.
     """
     if len(set(backbones)) < len(backbones) or not all(backbones):
         raise UserError(f"--backbones is '{','.join(backbones)}', but expected names, each once")
     groups: dict[str, dict[str, Any]] = {}
-    trained = {name: row for name, row in suite["rows"].items() if "checkpoint" in row}
-    for name, row in ((n, r) for n, r in suite["rows"].items() if n not in trained):
+    every = suite["rows"]
+    kinds = {
+        "evaluate a checkpoint": [n for n, r in every.items() if "checkpoint" in r],
+        "read no backbone": [n for n, r in every.items() if not r.get("reads_backbone", True)],
+    }
+    kept = {name: every[name] for names in kinds.values() for name in names}
+    told = "; ".join(f"those that {do}: {', '.join(names)}" for do, names in kinds.items() if names)
+    if len(kept) == len(every):
+        raise UserError(f"--backbones: no row of the suite takes one ({told}); leave it out")
+    for name, row in ((n, r) for n, r in every.items() if n not in kept):
         settings = row.get("set", {})
         free = _without_backbone(settings)
         overlays = [o for o in row.get("with", []) if not o.startswith(_FOLDER)]
@@ -141,7 +149,8 @@ def over_backbones(suite: dict[str, Any], backbones: list[str]) -> dict[str, Any
             rows[one] = row | changed | {"group": label}
             if backbone != backbones[-1]:  # once for each group, behind its rows
                 rows[one].pop("published", None)
-    return suite | {"rows": rows | trained}
+    notes = [f"--backbones leaves rows as they are, {told}"] if kept else []
+    return suite | {"rows": rows | kept, "notes": notes}
 
 
 def _without_backbone(settings: dict[str, Any]) -> dict[str, Any]:

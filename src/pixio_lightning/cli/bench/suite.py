@@ -23,7 +23,7 @@ from pixio_lightning.cli.bench.suite_file import SOURCE_WORDS, VERBS, better_end
 from pixio_lightning.cli.bench.tables import Row
 from pixio_lightning.cli.config_tree import typed
 from pixio_lightning.cli.options import parse_options
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UnsuitedBackbone, UserError, causes, nearest
 from pixio_lightning.training import results
 
 
@@ -38,11 +38,14 @@ def _words(about: dict[str, Any], seed: int, out: Path, words: list[str]) -> lis
     return ["-c", recipe, *overlays, "--out", str(out), *options, *words]
 
 
-def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
+def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> dict[str, str]:
     """Plan every row that has not run, so that a mistake in the last shows before the first trains.
 
     Its seeds differ by what they read, so that is looked for with each of them. Where `--fresh` is
     among the words, no row has run.
+
+    Returns:
+        Rows that their backbone of `--backbones` cannot run, and why; not all of them are.
 
     Raises:
         UserError: A row has one, and is named; two share a folder; or none has one of the suite's
@@ -58,10 +61,15 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
                     "scored by the run of the first: call one of them otherwise"
                 )
     known: dict[str, set[str]] = {}
+    unsuited: dict[str, str] = {}
     for name, about in suite["rows"].items():
         try:
             known[name] = _checked(name, about, folder, words, fresh)
         except UserError as error:
+            if "group" in about and any(isinstance(e, UnsuitedBackbone) for e in causes(error)):
+                unsuited[name] = str(error)
+                if len(unsuited) < len(suite["rows"]):
+                    continue
             raise UserError(f"row {name}: {error}") from error
     wanted = list(better_ends(suite))
     for name, names in known.items():
@@ -71,9 +79,22 @@ def check(suite: dict[str, Any], folder: Path, *, words: list[str]) -> None:
                 f"{nearest(wanted[0], names)}; it has {', '.join(sorted(names))}"
             )
     every = set().union(*known.values())
-    for metric in wanted if all(known.values()) else []:
+    for metric in wanted if all(known.values()) and not unsuited else []:
         if metric not in every:
             raise UserError(f"no row has a metric {metric}{nearest(metric, every)}")
+    return unsuited
+
+
+def _without(suite: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a suite without some rows; what is published beside them stands with their group."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, row in suite["rows"].items():
+        if name not in names:
+            rows[name] = row
+        elif "published" in row:
+            for last in [n for n, r in rows.items() if r.get("group") == row["group"]][-1:]:
+                rows[last] = rows[last] | {"published": row["published"]}
+    return suite | {"rows": rows}
 
 
 def _checked(
@@ -160,8 +181,9 @@ class Outcome(NamedTuple):
         about: What was evaluated.
         warnings: What forbids to compare rows.
         evaluations: The results themselves, in the order of the rows.
-        notes: Which trainings ended before their last step, and which were in another precision;
-            where published figures are from, and what forbids to compare them.
+        notes: Which rows `--backbones` leaves as they are, or out; which trainings ended before
+            their last step; what else differences may be of; where published figures are from, and
+            what forbids to compare them.
     """
 
     rows: list[Row]
@@ -211,12 +233,13 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
     """
     from pixio_lightning.cli import run as runs
 
-    check(suite, folder, words=words)
+    unsuited = check(suite, folder, words=words)
+    suite = _without(suite, unsuited)
     words, fresh = of_all_rows(words)
     rows: list[Row] = []
     baselines: dict[str, dict[str, Row]] = {}
     evaluations: list[Evaluation] = []
-    notes: list[str] = []
+    notes = [*suite.get("notes", []), *(f"left out: {n}: {why}" for n, why in unsuited.items())]
     columns = columns_of(suite)
     for name, about in suite["rows"].items():
         found: dict[str, list[float]] = {}
@@ -265,7 +288,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
             why = "" if not mark else f"; not to be compared, {entry['comparable'][4:]}"
             notes.append(f"{label}: {entry['source']}{why}")
     measured = list(dict.fromkeys(m for row in rows if not row.published for m in row.values))
-    for metric in better_ends(suite):
+    for metric in better_ends(suite) if not unsuited else ():
         if not any(metric == name.rpartition(" ")[2] for name in measured):
             known_names = {name for one in evaluations for name in one.line["metrics"]}
             raise UserError(f"no row has a metric {metric}{nearest(metric, known_names)}")
@@ -291,7 +314,7 @@ def run(suite: dict[str, Any], folder: Path, *, words: list[str]) -> Outcome:
         list(dict.fromkeys(about)),
         incomparable(lines, measured),
         evaluations,
-        [*notes, *of_other_precision(lines, measured)],
+        [*notes, *caveats(lines, measured)],
     )
 
 
@@ -316,12 +339,10 @@ def incomparable(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
     return list(dict.fromkeys(found))
 
 
-def of_other_precision(
-    lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]
-) -> list[str]:
-    """Return what differs in precision within a column, each thing once; arguments as above."""
+def caveats(lines: list[tuple[str, dict[str, Any]]], metrics: Iterable[str]) -> list[str]:
+    """Return what else differences within a column may be of, each once; arguments as above."""
     columns = ([one for one in lines if metric in one[1]["metrics"]] for metric in metrics)
-    return list(dict.fromkeys(text for column in columns if (text := results.precisions(column))))
+    return list(dict.fromkeys(text for column in columns for text in results.caveats(column)))
 
 
 def _checkpoint(about: dict[str, Any], seed: int) -> str | None:

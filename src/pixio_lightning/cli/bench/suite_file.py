@@ -12,6 +12,7 @@
         set: {model.backbone.weights: random}
         seeds: [0, 1, 2]
         data: nyuv2                      # its path is given by `--data nyuv2=DIR`
+        reads_backbone: false            # `--backbones` leaves the row as it is
         published:                       # stand beside it, marked where protocols differ
         - {name: Pixio ViT-H, abs_rel: 0.1, source: "arXiv ..., table 1", comparable: "no: why"}
     data: {nyuv2: what it is}
@@ -30,7 +31,7 @@ from pixio_lightning.files.text import parse_yaml, read_text
 
 _KEYS = {"title", "metrics", "baselines", "rows", "data"}
 VERBS = ("fit", "validate", "test")
-_ROW_KEYS = {*VERBS, "checkpoint", "with", "set", "seeds", "data", "published"}
+_ROW_KEYS = {*VERBS, "checkpoint", "with", "set", "seeds", "data", "published", "reads_backbone"}
 SOURCE_WORDS = ("name", "source", "comparable")  # of a published figure
 
 
@@ -98,6 +99,8 @@ def _check_row(row: Any, name: Any, where: str) -> None:
         raise UserError(f"{where}: give fit or validate or test, a recipe")
     if "checkpoint" in row and (not isinstance(row["checkpoint"], str) or "fit" in row):
         raise UserError(f"{where}: checkpoint is the file that validate or test evaluates")
+    if not isinstance(reads := row.get("reads_backbone", True), bool):
+        raise UserError(f"{where}: reads_backbone is {reads!r}; expected true or false")
     if not isinstance(row.get("set", {}), dict):
         raise UserError(f"{where}: set is no table of keys with their values")
     overlays = row.get("with", [])

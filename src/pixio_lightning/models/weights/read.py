@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from pixio_lightning.models.weights.students import split_student, student_in
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 DECODER_SUFFIX = ".decoder.safetensors"
+# How transformers and timm name the file beside which a config.json says what it is.
+OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 NONCOMMERCIAL = "FAIR Noncommercial Research License v1"
 
 
@@ -72,8 +75,12 @@ def read(source: str) -> Weights:
     path = _download(source) if source.startswith("hf:") else _existing(file)
     if (path / sharded.TABLE).is_file():
         state, meta = _of_checkpoint(sharded.read_whole(path), path, student)
+    elif path.is_dir():
+        state, meta = _read_folder(path)
     else:
-        state, meta = _read_folder(path) if path.is_dir() else _read_file(path, student)
+        state, meta = _read_file(path, student)
+        if not meta and path.name in OF_A_FOLDER:
+            meta = _folder_meta(path.parent)
     meta = check_description(meta, source=source)
     try:
         encoder, decoder, others = to_official(state)
@@ -274,11 +281,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _download(source: str) -> Path:
     """Fetch `hf:ORG/NAME[@REVISION]`, or find it in the cache when there is no network."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     repository, _, revision = source.removeprefix("hf:").partition("@")
-    page = f"https://huggingface.co/{repository}"
-    try:
+    with refused_by_the_hub(source, repository, asked=source):
         # Safetensors first; pickles are fetched only where there is nothing else.
         for patterns in (["*.safetensors", "*.safetensors.index.json"], [f"*{s}" for s in PICKLES]):
             folder = Path(
@@ -291,7 +297,27 @@ def _download(source: str) -> Path:
             )
             if any(folder.glob(patterns[0])):
                 break
-        return folder
+    return folder
+
+
+@contextmanager
+def refused_by_the_hub(what: str, repository: str, *, asked: str) -> Iterator[None]:
+    """Say in one line why the Hub does not give weights, and how to come by them.
+
+    Args:
+        what: How the weights are called.
+        repository: Where they are.
+        asked: What was asked for, see `MissingWeights`.
+
+    Raises:
+        UserError: It does not; a `MissingWeights` where weights may be had by another way.
+    """
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{repository}"
+    try:
+        yield
+        return
     except errors.GatedRepoError:
         text = f"is gated: accept its licence at {page}, then run `hf auth login`"
     except errors.RepositoryNotFoundError:
@@ -300,18 +326,18 @@ def _download(source: str) -> Path:
             f"accept its licence at {page} and run `hf auth login`"
         )
     except errors.RevisionNotFoundError:
-        raise UserError(f"{source} has no revision '{revision}': see {page}/tree/main") from None
-    except errors.LocalEntryNotFoundError:
+        revision = what.partition("@")[2]
+        raise UserError(f"{what} has no revision '{revision}': see {page}/tree/main") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         text = (
             "is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set): fetch "
             f"it on a machine with network, `hf download {repository}`, after accepting its licence"
         )
     except (errors.HFValidationError, errors.HfHubHTTPError) as error:
-        said = str(error).splitlines()[0]
-        raise UserError(
-            f"{source} cannot be fetched ({said}): expected hf:ORG/NAME[@REVISION]"
-        ) from None
-    raise MissingWeights(f"{source} {text}", source)
+        said, is_address = str(error).splitlines()[0], isinstance(error, errors.HFValidationError)
+        expected = ": expected hf:ORG/NAME[@REVISION]" * is_address
+        raise UserError(f"{what} cannot be fetched ({said}){expected}") from None
+    raise MissingWeights(f"{what} {text}", asked)
 
 
 def digest(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:

@@ -84,6 +84,12 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
             "layers": backbone.tapped,
             "dense_cls": backbone.dense_cls,
         },
+        # Of a head that reads patches, to which smaller tokens are a finer grid.
+        "token_px": backbone.stride if head.reads in ("tokens", "patches") else None,
+        "input": {
+            **{key: backbone.identity[key] for key in ("mean", "std")},
+            "assumed": backbone.input_assumed,
+        },
         "recipe": head.provenance.get("recipe"),
         "files": head.provenance.get("files", {})
         | results.files_read((), None, None if verb == "fit" else checkpoint),
