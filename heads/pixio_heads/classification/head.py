@@ -29,7 +29,7 @@ from pixio_heads.classification.metrics import (
     neighbour_accuracies,
 )
 from pixio_heads.classification.picture import bars, shown
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UserError, at_least_1, one_of
 from pixio_lightning.keyed import key_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Head, Optim, absent_classes, visualize
@@ -252,6 +252,7 @@ class KNN(_ClassHead):
             raise UserError(f"model.k is {list(k)}; expected numbers from 1 on, each once")
         if temperature <= 0:
             raise UserError(f"model.temperature is {temperature}; expected more than 0")
+        at_least_1(**{"model.bank": bank})
         self.k, self.temperature, self.statistics_samples = k, temperature, bank
         # Where the files of the bank lie, and of what is looked at; None where names are unique.
         self._bank_root: Path | None = None

@@ -25,7 +25,7 @@ from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token, check_in
 from pixio_heads.policy.rollout.environments import Environment
 from pixio_heads.policy.rollout.pool import Pool, Run
 from pixio_heads.policy.statistics import from_proprio, statistics_of, unevenness
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UserError, above_0, at_least, one_of, refuse_unread
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel
 
@@ -104,12 +104,9 @@ class Policy(Head):
         choices = {"observe": (observe, Observe), "token": (token, Token)}
         for key, (value, known) in (choices | {"fusion": (fusion, Fusion)}).items():
             one_of(f"model.{key}", value, get_args(known))
-        least = {"hidden": (hidden, 1), "depth": (depth, 0), "videos": (videos, 0)}
-        for key, (count, fewest) in least.items():
-            if count < fewest:
-                raise UserError(f"model.{key} is {count}, but expected at least {fewest}")
-        if not timeout > 0:
-            raise UserError(f"model.timeout is {timeout:g}, but expected seconds above 0")
+        at_least(1, **{"model.hidden": hidden})
+        at_least(0, **{"model.depth": depth, "model.videos": videos})
+        above_0("model.timeout", timeout, "seconds")
         if observe == "backbone" and token in _READS and not backbone.n_cls_tokens:
             raise UserError(
                 f"model.token is {token}, but {backbone.name} has no class token: "
@@ -180,6 +177,14 @@ class Policy(Head):
         then, now = str(self.data_info["learned_from"]), data.learned_from
         if then != now and not then.endswith(f", then {now}"):
             self.data_info["learned_from"] = f"{then}, then {now}"
+
+    def read_data_attributes(self, data: Any) -> None:
+        """Take what the policy must know; refuse keys of a simulator where there is none."""
+        super().read_data_attributes(data)
+        if not self.acts:
+            played = "the data has no simulator, so that no episode is played"
+            refuse_unread("model.videos", self.videos, 4, played)
+            refuse_unread("model.timeout", self.timeout, 60.0, played)
 
     # --- the network --------------------------------------------------------------------------
 
