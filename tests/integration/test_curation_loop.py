@@ -284,7 +284,7 @@ def test_a_model_that_scores_is_compiled_where_it_is_asked_for(
     monkeypatch.setattr(nn.Module, "compile", lambda block, **_: compiled.append(block))
     line = ["predict", "-c", "curation/score", "--data.path", str(shards), "--model.masks", "1"]
     line += ["--model.backbone.name", "pixio_vitt16", "--model.backbone.weights", "random:0"]
-    line += ["--data.num_workers", "0", *ON_CPU]
+    line += ["--data.num_workers", "0", "--data.max_bad", "0.1", *ON_CPU]
     for asked, blocks in (("false", 0), ("true", 12)):
         words = ["--model.backbone.compile", asked, "--out", str(tmp_path / asked)]
         assert main([*line, *words]) == 0

@@ -17,7 +17,7 @@ from pixio_heads.depth.base import DepthHead
 from pixio_heads.depth.maps import enlarged, write_map
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import unit_of
-from pixio_lightning.errors import UserError, refuse_unread, whole_tokens
+from pixio_lightning.errors import UserError, at_least, refuse_unread, whole_tokens
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Optim, visualize
@@ -249,6 +249,7 @@ class RelativeDepth(DepthHead):
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.form, self.gradient_weight = form, gradient_weight
+        at_least(0, **{"model.gradient_weight": gradient_weight})
         whole_tokens("model.image_size", image_size, backbone.stride, backbone.name)
         if cap is not None and cap <= 0:
             raise UserError(f"model.cap is {cap}, but expected more than 0 metres, or null")

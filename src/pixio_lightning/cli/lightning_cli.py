@@ -73,7 +73,7 @@ class PixioCLI(LightningCLI):
                 "use_distributed_sampler": False,
             },
             # An abbreviated key would become another one when a key is added.
-            # jsonargparse would print what was parsed before the parts that follow one another do.
+            # What jsonargparse prints is not yet what counts: see `parse_arguments`.
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "print_config": None},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

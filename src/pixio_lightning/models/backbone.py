@@ -120,7 +120,7 @@ class Backbone(nn.Module):
         self.n_cls_tokens: int = 0 if cls_token is None else cls_token.shape[1]
         self.n_registers: int = self.vit.num_prefix_tokens - self.n_cls_tokens
         self.dense_cls = dense_cls_of(dense_cls, self.n_cls_tokens, name=self.name)
-        self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
+        self.dense_dim = self.embed_dim * (2 if self.dense_cls else 1)
         self.licence = architecture.licence(self.name, self.weights, self._file, config)
         self._statistics: dict[str, list[float]] = {}
         # A file that says nothing of mean and deviation gets those that timm has for the name.

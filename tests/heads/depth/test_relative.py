@@ -57,6 +57,8 @@ def test_sizes_and_ranges_that_leave_nothing_are_refused() -> None:
     for size in (0, -16, 1, 250):  # what is recorded is what is seen
         with pytest.raises(UserError, match=f"model.image_size is {size}, .* multiple of 16, the"):
             head(image_size=size)
+    with pytest.raises(UserError, match="model.gradient_weight is -1.0, but expected at least 0"):
+        head(gradient_weight=-1.0)
     for cap in (0, -3.0):
         with pytest.raises(UserError, match=f"model.cap is {cap}, but expected more than 0"):
             head(cap=cap)
