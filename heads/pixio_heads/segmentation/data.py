@@ -106,8 +106,9 @@ class SegmentationData(SampleData):
         self.count, self.classes = _classes(source, num_classes, classes)
         if source == "voc" and label_shift == -1:
             raise UserError("data.label_shift is -1, but voc stores classes from 0; leave it out")
-        own = label_shift is None or source == "scenes"  # an overlay puts them in place of files
-        self.label_shift = _SHIFTS.get(source, 0) if own else label_shift
+        if source == "scenes":  # an overlay puts them in place of a recipe's files
+            label_shift = None
+        self.label_shift = _SHIFTS.get(source, 0) if label_shift is None else label_shift
         self.orientation = orientation
         self.image_size, self.scale, self.flip = image_size, scale, flip
         if source == "scenes" and image_size is not None:
