@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
 
 # What torch, the libraries of CUDA, MPS and the system say where memory runs out.
@@ -101,17 +102,57 @@ def some_of(names: Iterable[str], *, limit: int = 3) -> str:
 
 
 def at_least_1(**given: float | None) -> None:
-    """Refuse numbers and sizes below 1; None is none.
+    """Refuse numbers and sizes below 1, see `at_least`."""
+    at_least(1, **given)
+
+
+def at_least(least: float, /, **given: float | None) -> None:
+    """Refuse numbers that are too small; None is none.
 
     Args:
+        least: The smallest that is taken.
         given: The values by what they are called.
 
     Raises:
-        UserError: One is below 1.
+        UserError: One is less.
     """
     for key, value in given.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key} is {value}, but expected at least 1")
+        if value is not None and value < least:
+            raise UserError(f"{key} is {value}, but expected at least {least}")
+
+
+def above_0(key: str, value: float | None, unit: str) -> None:
+    """Refuse a number that is not positive, or not finite; None is none.
+
+    Args:
+        key: What the value is called.
+        value: It.
+        unit: What it counts.
+
+    Raises:
+        UserError: It is such a number.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{key} is {value:g}, but expected {unit} above 0")
+
+
+def whole_tokens(key: str, side: int, pixels: int, model: str) -> None:
+    """Refuse a side of images that is not made up of whole tokens.
+
+    Args:
+        key: What the side is called.
+        side: It, in pixels.
+        pixels: Those of a token.
+        model: What the model is called.
+
+    Raises:
+        UserError: It is less than a token, or no multiple of it.
+    """
+    if side < pixels or side % pixels:
+        raise UserError(
+            f"{key} is {side}, but expected a multiple of {pixels}, the pixels of a token of "
+            f"{model}"
+        )
 
 
 def refuse_unread(key: str, value: object, default: object, because: str) -> None:

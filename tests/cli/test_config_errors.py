@@ -123,8 +123,13 @@ WRONG_VALUES = [
     ("data/path", "${HOME}/photos", "${HOME} is expanded by a shell only", None),
     ("model/optim.betas", [2, 0], "expected at least 0 and less than 1", None),
     ("model/optim.lr", -1, "model.optim.lr is -1.0, but expected at least 0", None),
-    ("model/optim.warmup", float("nan"), "model.optim.warmup is nan, but expected a number", None),
-    ("data/crop_scale", [float("nan"), 1], "but expected a number", None),
+    ("model/optim.warmup", float("nan"), "model.optim.warmup is nan, but expected a finite", None),
+    ("data/crop_scale", [float("nan"), 1], "but expected a finite number", None),
+    ("data/timeout", float("inf"), "data.timeout is inf, but expected a finite number", None),
+    ("data/timeout", 1e12, "expected at least 0 and at most 2000000", None),
+    ("model/optim.lr", float("inf"), "model.optim.lr is inf, but expected a finite", None),
+    ("trainer.check_val_every_n_epoch", 0, "is 0, but expected at least 1", None),
+    ("trainer.val_check_interval", 0, "is 0, but expected more than 0", None),
     ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val is -1", None),
     ("trainer.accumulate_grad_batches", 0, "is 0, but expected at least 1", None),
     ("seed_everything", -1, "expected at least 0 and at most 4294967295", None),
@@ -323,7 +328,7 @@ def test_a_checkpoint_of_another_model_is_told_by_its_name(
 
 def test_every_bound_is_that_of_a_key(recipe: dict, tmp_path: Path, capsys) -> None:
     keys: set[str] = set()
-    for given in (recipe, "depth/demo"):
+    for given in (recipe, "depth/demo", "policy/demo"):
         with pytest.raises(SystemExit):
             if isinstance(given, dict):
                 run(given, tmp_path, "--print_config")

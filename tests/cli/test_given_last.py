@@ -152,3 +152,33 @@ def test_data_and_model_follow_the_seed_of_the_run(
     config = PixioCLI(options, "check").config_dict()
     found = tuple(config[part]["init_args"]["seed"] for part in ("data", "model"))
     assert found == seeds
+
+
+@pytest.mark.parametrize(
+    ("optim", "words"),
+    [
+        ({}, ["--seed_everything", "7"]),
+        (BLR, []),
+        ({"lr": 0.02}, ["--model.optim.blr", "0.032"]),
+    ],
+)
+def test_the_configuration_that_is_printed_is_that_of_the_run(
+    optim: dict, words: list[str], pictures: Path, tmp_path: Path, capsys
+) -> None:
+    line = ["-c", written(tmp_path, "line", pictures, optim), *words]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *line, "--print_config"])
+    assert not stop.value.code
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = ["-c", str(tmp_path / "printed.yaml")]
+    of_line, of_printed = (PixioCLI(parse_options(given), "fit") for given in (line, printed))
+    assert of_printed.config_dict() == of_line.config_dict()
+    assert yaml.safe_load((tmp_path / "printed.yaml").read_text()) == of_line.config_dict()
+
+
+def test_the_configuration_is_printed_with_every_key(
+    pictures: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["-c", written(tmp_path, "plain", pictures, {}), "--print_config=skip_null"]
+    assert cli.main(["check", *words]) == 2
+    assert "--print_config: it takes no value, leave out 'skip_null'" in capsys.readouterr().err

@@ -11,8 +11,10 @@ from pixio_heads.depth.data import DepthData
 from pixio_heads.depth.ordinal_data import OrdinalData
 from pixio_heads.policy.data import PolicyData
 from pixio_heads.propagation.data import PropagationData
+from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.segmentation.data import SegmentationData
 from pixio_lightning.cli.main import main
+from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data import SampleData
 from pixio_lightning.data.clips.datamodule import Clips
 from pixio_lightning.errors import UserError
@@ -33,6 +35,9 @@ UNREAD = [
     (PolicyData, "cortexbench", {"camera": "corner"}, "lerobot and gym"),
     (PolicyData, "lerobot", {"noise": 0.3}, "metaworld"),
     (PolicyData, "lerobot", {"trust_pickle": True}, "cortexbench"),
+    (PolicyData, "lerobot", {"processes": 8}, "metaworld and gym"),
+    (ReconstructionData, "blendedmvs", {"masks": False}, "wai"),
+    (ReconstructionData, "folder", {"scene_lists": "lists"}, "wai"),
     (Clips, "videos", {"fps": 10.0}, "frames"),
 ]
 
@@ -90,6 +95,11 @@ def test_its_default_is_found_in_a_class_that_another_is_derived_from() -> None:
             {"weights": "random", "drop_path": 0.1},
             "backbone.drop_path is 0.1, but .*tune",
         ),
+        (
+            Backbone,
+            {"weights": "random", "checkpointing": True},
+            "backbone.checkpointing is True, but nothing of the backbone is trained",
+        ),
     ],
 )
 def test_so_is_one_that_another_argument_leaves_without_effect(
@@ -121,3 +131,17 @@ def test_how_many_layers_a_decoder_reads_is_the_backbone_s_to_say(
     assert main([*line, "--model.decoder.taps", "2"]) == 2
     error = capsys.readouterr().err
     assert "model.decoder.taps" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tune": "full"}, "Scoring trains nothing: set model.backbone.tune to frozen"),
+        ({"layers": "quarters"}, "model.backbone.layers is .*, but heads read it"),
+        ({"dense_cls": False}, "model.backbone.dense_cls is False, but heads read it"),
+    ],
+)
+def test_so_is_what_scoring_does_not_take_of_its_backbone(given: dict[str, Any], said: str) -> None:
+    assert Scoring(Backbone("pixio_vitt16", weights="random:0", compile=True))
+    with pytest.raises(UserError, match=said):
+        Scoring(Backbone("pixio_vitt16", weights="random:0", **given))

@@ -67,6 +67,16 @@ def test_the_line_that_is_advised_goes_on(
     assert "again with a lower --data.val_batch_size, or" in error and "--data.batch" not in error
 
 
+def test_what_is_predicted_one_by_one_cannot_be_fewer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    line = ["predict", "-c", "depth/demo", "-c", "with/debug", "--ckpt_path", "none"]
+    line += ["--out", str(tmp_path / "run"), _SMALL, "--trainer.callbacks.most=0"]
+    assert main(line) == 2
+    assert "again with a device that nothing else uses" in capsys.readouterr().err
+
+
 def test_the_other_processes_do_not_wait_for_the_one_that_ran_out(
     recipe: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from running import pixio, write_recipe
 
 from pixio_lightning.data.workers import available_cores
+from pixio_lightning.errors import UserError
 from pixio_lightning.training.callbacks import Profile
 from pixio_lightning.training.run_folder import Metrics
 
@@ -61,6 +62,13 @@ def test_a_profile_says_where_the_time_goes(recipe: Path, tmp_path: Path) -> Non
     trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())
     assert any(event["name"] == "aten::mm" for event in trace["traceEvents"])
     assert last_loss(tmp_path / "run") == last_loss(tmp_path / "plain")
+
+
+def test_steps_that_cannot_be_profiled_are_refused() -> None:
+    with pytest.raises(UserError, match="Profile's first_step is -1, but expected at least 0"):
+        Profile(first_step=-1)
+    with pytest.raises(UserError, match="Profile's steps is 1, but expected at least 2"):
+        Profile(steps=1)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,12 @@ def test_doubling_and_cropping_is_a_switch_that_matters_on_odd_grids(grid: tuple
     assert torch.allclose(got, expected, atol=1e-5)
     odd = grid[0] % 2 or grid[1] % 2
     assert torch.allclose(got, other, atol=1e-5) != bool(odd)
+
+
+@pytest.mark.parametrize("keys", [{"features": -3}, {"stages": (8, 0, 8, 8)}])
+def test_dpt_has_channels(keys: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="^decoder.[a-z]+ is -?[0-9], but expected at least 1$"):
+        DPTDecoder(8, 1, **keys)
 
 
 def test_dpt_asks_for_four_layers() -> None:

@@ -210,6 +210,8 @@ def test_plain_pixels_and_blocks_of_patches(build) -> None:
 def test_mistakes(build) -> None:
     with pytest.raises(UserError, match="model.hide is 1.2"):
         build(hide=1.2)
+    with pytest.raises(UserError, match="model.mask_grid is 2, but model.hide is 1, so that all"):
+        build(hide=1.0, mask_grid=2)
     module = build(hide=0.99)
     with pytest.raises(UserError, match="model.hide 0.99 keeps 0 of 16"):
         module.check_mask((4, 4))

@@ -513,6 +513,9 @@ def test_two_probes_beside_each_other(recipe: Path, folder: Path, tmp_path: Path
 def test_mistakes_of_a_probe(recipe: Path, folder: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(UserError, match="needs both train and val"):
         OnlineProbe(train=str(folder))
+    for name, value in (("images", -1), ("images", 0), ("k", 0)):
+        with pytest.raises(UserError, match=f"OnlineProbe's {name} is {value}, but expected at le"):
+            OnlineProbe(**{name: value})  # type: ignore[arg-type]
     assert fit(recipe, tmp_path, "--trainer.callbacks+=OnlineProbe") == 2
     assert "OnlineProbe found 1 class of images; it needs two" in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ from pixio_heads.classification.metrics import (
     by_frequency,
     neighbour_accuracies,
 )
-from pixio_lightning.errors import UnsuitedBackbone, UserError, one_of
+from pixio_lightning.errors import UnsuitedBackbone, UserError, at_least_1, one_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Optim, absent_classes
 
@@ -188,6 +188,7 @@ class KNN(ClassHead):
             raise UserError(f"model.k is {list(k)}; expected numbers from 1 on, each once")
         if temperature <= 0:
             raise UserError(f"model.temperature is {temperature}; expected more than 0")
+        at_least_1(**{"model.bank": bank})
         self.k, self.temperature, self.statistics_samples = k, temperature, bank
         self.normed = normed
         # Where the files of the bank lie, and of what is looked at; None where names are unique.

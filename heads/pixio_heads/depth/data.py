@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from pixio_lightning.data import (
     pairs_of_split,
     part_of,
 )
-from pixio_lightning.errors import UserError, at_least_1
+from pixio_lightning.errors import UserError, above_0, at_least_1
 from pixio_lightning.keyed import Purpose
 
 _LAYOUTS = layouts.LAYOUTS | synthetic_layouts.LAYOUTS | benchmark_layouts.LAYOUTS
@@ -65,7 +66,8 @@ class DepthData(SampleData):
         kb_crop: Whether KITTI is cut to its benchmark crop, 352x1216, before anything else.
         domain: Part of DIODE, `indoor` or `outdoor`; None for both.
         batch_size: Images per process and step.
-        val_batch_size: Images per process and evaluation step; they must be of one size.
+        val_batch_size: Images per process and evaluation step; they must be of one size;
+            `predict` takes one by one.
 
     Raises:
         UserError: A key does not fit the source.
@@ -106,7 +108,8 @@ class DepthData(SampleData):
                 f"data.depth_scale is {depth_scale}, but {source} stores units of {fixed:g} m; "
                 "leave it out"
             )
-        if not 0 < min_depth < max_depth:
+        above_0("data.depth_scale", depth_scale, "metres")
+        if not 0 < min_depth < max_depth < math.inf:
             raise UserError(
                 f"data.min_depth {min_depth} and data.max_depth {max_depth}: expected "
                 "0 < min_depth < max_depth, metres"

@@ -17,7 +17,7 @@ from pixio_heads.depth.base import DepthHead
 from pixio_heads.depth.maps import enlarged, write_map
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import unit_of
-from pixio_lightning.errors import UserError, refuse_unread
+from pixio_lightning.errors import UserError, at_least, refuse_unread, whole_tokens
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Optim, visualize
@@ -218,7 +218,8 @@ class RelativeDepth(DepthHead):
         form: How scale and shift are taken out: by median and mean deviation (`robust`), or by
             `least_squares`.
         gradient_weight: Weight of gradient matching beside the affine-invariant loss.
-        image_size: Short side that images are brought to in evaluation, a multiple of 16.
+        image_size: Short side that images are brought to in evaluation, a multiple of the pixels of
+            a token, as 16; the long side is brought to the nearest one.
         space: Where the prediction is aligned and scored: `disparity` or `depth`.
         cap: Greatest depth of the aligned prediction, metres, in the space `depth`; None takes the
             data's `max_depth`.
@@ -248,8 +249,8 @@ class RelativeDepth(DepthHead):
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
         self.form, self.gradient_weight = form, gradient_weight
-        if image_size < 1:
-            raise UserError(f"model.image_size is {image_size}, but expected at least 1")
+        at_least(0, **{"model.gradient_weight": gradient_weight})
+        whole_tokens("model.image_size", image_size, backbone.stride, backbone.name)
         if cap is not None and cap <= 0:
             raise UserError(f"model.cap is {cap}, but expected more than 0 metres, or null")
         if space == "disparity":
@@ -263,7 +264,7 @@ class RelativeDepth(DepthHead):
             return images
         step, short = self.backbone.stride, min(images.shape[-2:])
         scale = self.image_size / short
-        size = [max(1, round(n * scale / step)) * step for n in images.shape[-2:]]
+        size = [round(n * scale / step) * step for n in images.shape[-2:]]
         if tuple(size) == tuple(images.shape[-2:]):
             return images
         return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
@@ -275,9 +276,8 @@ class RelativeDepth(DepthHead):
 
     @property
     def evaluation_side(self) -> int:
-        """Side that square images are brought to, a multiple of the pixels of a token."""
-        step = self.backbone.stride
-        return max(1, round(self.image_size / step)) * step
+        """Side that square images are brought to."""
+        return self.image_size
 
     @property
     def output_config(self) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class OrdinalDepth(RelativeDepth):
     Args:
         backbone: The encoder.
         decoder: `LinearDecoder` or `DPTDecoder`, see `Depth`.
-        image_size: Short side that images are brought to in evaluation, a multiple of 16.
+        image_size: Short side that images are brought to in evaluation, see `RelativeDepth`.
         optim: Optimiser and schedule.
         cache: Compute the features of a frozen backbone once.
         seed: Seed of drop path.

@@ -139,15 +139,9 @@ class PolicyData(SampleData):
             after_success=after_success,
             demonstration_starts=demonstration_starts,
         )
-        self.read_by(
-            "metaworld",
-            "gym",
-            task=task,
-            options=options,
-            horizon=horizon,
-            stop_at_success=stop_at_success,
-            episodes=episodes,
-        )
+        self.read_by("metaworld", "gym", task=task, options=options, horizon=horizon)
+        played = {"stop_at_success": stop_at_success, "episodes": episodes, "processes": processes}
+        self.read_by("metaworld", "gym", **played)
         if source == "metaworld" and camera is not None:
             raise UserError(
                 f"data.camera is {camera}, but data.source is metaworld, whose camera is "

@@ -24,8 +24,22 @@ from pixio_heads.policy.metrics import ActionError, EpisodeMetrics
 from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token, check_inputs
 from pixio_heads.policy.rollout.environments import Environment
 from pixio_heads.policy.rollout.pool import Pool, Run
-from pixio_heads.policy.statistics import from_proprio, scale_of, statistics_of, unevenness
-from pixio_lightning.errors import UnsuitedBackbone, UserError, one_of
+from pixio_heads.policy.statistics import (
+    from_proprio,
+    learned_scale,
+    normalized,
+    statistics_of,
+    unevenness,
+    unscaled,
+)
+from pixio_lightning.errors import (
+    UnsuitedBackbone,
+    UserError,
+    above_0,
+    at_least,
+    one_of,
+    refuse_unread,
+)
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head, Optim, Panel
 
@@ -94,12 +108,9 @@ class Policy(Head):
         choices = {"observe": (observe, Observe), "token": (token, Token)}
         for key, (value, known) in (choices | {"fusion": (fusion, Fusion)}).items():
             one_of(f"model.{key}", value, get_args(known))
-        least = {"hidden": (hidden, 1), "depth": (depth, 0), "videos": (videos, 0)}
-        for key, (count, fewest) in least.items():
-            if count < fewest:
-                raise UserError(f"model.{key} is {count}, but expected at least {fewest}")
-        if not timeout > 0:
-            raise UserError(f"model.timeout is {timeout:g}, but expected seconds above 0")
+        at_least(1, **{"model.hidden": hidden})
+        at_least(0, **{"model.depth": depth, "model.videos": videos})
+        above_0("model.timeout", timeout, "seconds")
         if observe == "backbone" and token in _READS and not backbone.n_cls_tokens:
             raise UnsuitedBackbone(
                 f"model.token is {token}, but {backbone.name} has no class token: "
@@ -164,10 +175,13 @@ class Policy(Head):
         self.data_info["learned_from"] = about.get("facts", {}).get("learned_from", _UNKNOWN)
 
     def read_data_attributes(self, data: Any) -> None:
-        """Take what the policy must know, and which demonstrations it learns from."""
+        """Take what the policy must know; refuse keys of a simulator where there is none."""
         super().read_data_attributes(data)
-        if "learned_from" not in self.data_info:
-            self.data_info["learned_from"] = getattr(data, "learned_from", _UNKNOWN)
+        self.data_info.setdefault("learned_from", getattr(data, "learned_from", _UNKNOWN))
+        if not self.acts:
+            played = "the data has no simulator, so that no episode is played"
+            refuse_unread("model.videos", self.videos, 4, played)
+            refuse_unread("model.timeout", self.timeout, 60.0, played)
 
     def on_fit_start(self) -> None:
         """Note demonstrations that the weights of a checkpoint have not learned from until now."""
@@ -235,7 +249,7 @@ class Policy(Head):
         """Return the mean squared error of the actions."""
         action = batch["action"]
         if self.normalize_actions:
-            action = self._normalized(action, learned=True)
+            action = normalized(action, self.statistics, learned=True)
         return {"loss": F.mse_loss(prediction, action)}
 
     def validation_loss(self, prediction: Any, batch: Batch) -> Tensor | None:
@@ -254,26 +268,17 @@ class Policy(Head):
         """Return the scale that the weights give actions in."""
         if not (self.normalize_actions and self.statistics):
             return {}
-        mean, std = scale_of(self.statistics, learned=True)
-        return {"learned_mean": mean, "learned_std": std}
+        return learned_scale(self.statistics)
 
-    def _normalized(self, actions: Tensor, *, learned: bool = False) -> Tensor:
-        """Return actions in units of their deviation among demonstrations; see `scale_of`."""
-        mean, std = scale_of(self.statistics, learned=learned)
-        return (actions - mean) / std
-
-    def _unscaled(self, actions: Tensor) -> Tensor:
+    def _taken(self, actions: Tensor) -> Tensor:
         """Return what the network gives as the actions that are taken."""
-        if not self.normalize_actions:
-            return actions
-        mean, std = scale_of(self.statistics, learned=True)
-        return actions * std + mean
+        return unscaled(actions, self.statistics) if self.normalize_actions else actions
 
     def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
         """Return outcomes of episodes, or actions in units of their deviation."""
         if self.acts:
             return prediction.outcomes, batch["of_demonstration"].bool()
-        return self._normalized(prediction), self._normalized(batch["action"])
+        return tuple(normalized(a, self.statistics) for a in (prediction, batch["action"]))
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
         """Return what experts and random actions reach; or the mean action, and a linear map's."""
@@ -296,7 +301,7 @@ class Policy(Head):
         if "seed" not in batch:
             history = self.data_info["history"] if self.looks else 0
             check_inputs(batch, history=history, proprio=self._proprio_dim)
-            return self._unscaled(super().predicted(batch))
+            return self._taken(super().predicted(batch))
         weight = batch.get("weight", torch.ones(len(batch["seed"])))
         real = [i for i, kept in enumerate(weight.tolist()) if kept > 0]
         names = batch.get("name", [str(int(seed)) for seed in batch["seed"]])
@@ -356,7 +361,7 @@ class Policy(Head):
             first = torch.from_numpy(fresh).to(self.device)[:, None, None]
             past = begin if past is None else torch.where(first, begin, past)
             vectors = torch.cat([past, now], dim=1)
-        actions = self._unscaled(net.act(vectors, state))
+        actions = self._taken(net.act(vectors, state))
         return actions.cpu().numpy(), None if vectors is None else vectors[:, 1:]
 
     def teardown(self, stage: str) -> None:

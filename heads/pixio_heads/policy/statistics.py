@@ -35,14 +35,36 @@ def statistics_of(actions: Tensor, proprio: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def scale_of(statistics: Mapping[str, Tensor], *, learned: bool) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of actions, each `(A,)`.
+def learned_scale(statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return, as statistics, the scale that weights give actions in.
+
+    It stays where they go on with other demonstrations, whose mean and deviation are others.
+    """
+    mean, std = _scale_of(statistics, learned=True)
+    return {"learned_mean": mean, "learned_std": std}
+
+
+def normalized(
+    actions: Tensor, statistics: Mapping[str, Tensor], *, learned: bool = False
+) -> Tensor:
+    """Return actions `(..., A)` in units of their deviation among demonstrations.
 
     Args:
+        actions: As they are taken.
         statistics: Of a policy.
-        learned: Those that its weights give actions in, which stay where they go on with other
-            demonstrations, and not those of the demonstrations at hand.
+        learned: As its weights give them, and not by the demonstrations at hand.
     """
+    mean, std = _scale_of(statistics, learned=learned)
+    return (actions - mean) / std
+
+
+def unscaled(actions: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+    """Return what the weights give, `(..., A)`, as the actions that are taken."""
+    mean, std = _scale_of(statistics, learned=True)
+    return actions * std + mean
+
+
+def _scale_of(statistics: Mapping[str, Tensor], *, learned: bool) -> tuple[Tensor, Tensor]:
     begin = "learned_" if learned and "learned_mean" in statistics else ""
     return statistics[f"{begin}mean"], statistics[f"{begin}std"]
 

@@ -47,7 +47,8 @@ class PropagationData(SampleData):
             for DAVIS, 448x880 for VIP, 320x320 for JHMDB, and those of rendered clips.
         grey: Whether the colours of the frames are taken away.
         batch_size: Of no effect: nothing is trained.
-        val_batch_size: Clips per process and step; they must be of one size and length.
+        val_batch_size: Clips per process and step; they must be of one size and length;
+            `predict` takes one by one.
 
     Raises:
         UserError: A key does not fit the source.

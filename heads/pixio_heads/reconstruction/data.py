@@ -9,7 +9,7 @@ from typing import Any
 
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.frames import FileScene, Scene, rendered_scenes
-from pixio_heads.reconstruction.views.framing import within
+from pixio_heads.reconstruction.views.framing import sizes_of
 from pixio_heads.reconstruction.views.inputs import Pictures, Placed, open_pictures
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
 from pixio_heads.reconstruction.views.layouts import holds_one_scene
@@ -32,12 +32,11 @@ from pixio_lightning.data import (
     Samples,
     spread,
 )
-from pixio_lightning.errors import UserError, refuse_unread
+from pixio_lightning.errors import UserError, above_0
 from pixio_lightning.keyed import Purpose
 
 _COVISIBILITY = 0.25  # where neither the user nor the data set says another
 _NAMES = 10_000  # of scenes that a run keeps to know them again elsewhere
-_STEP = 16  # sides are multiples of the backbone's patch
 # What a layout is known to be: metric, synthetic.
 _KNOWN = {"scenes": (True, True), "blendedmvs": (False, False)}
 
@@ -71,8 +70,8 @@ class ReconstructionData(SampleData):
             seen at all; None is 0.25, of MPSD 0.15 and of ETH3D 0.025 as in MapAnything.
         hold_out: Share of the scenes that is held out where there is no `val/`; 1 only evaluates.
         scene_lists: Folder of lists of the scenes to train on, validate and test on, as MapAnything
-            publishes them for its sets: `train/NAME_scene_list_train.txt`, and so on. None holds
-            scenes out by their names.
+            publishes them for its sets: `train/NAME_scene_list_train.txt`, and so on, whatever
+            `hold_out` is. None holds scenes out by their names.
         depth_scale: Metres per unit of depth, of integers and of floats; None takes what a file
             says itself (`depth_unit_scale_factor` of transforms.json, or a PNG of `predict`), or
             0.001 of integers, and floats as metres. A file that says another unit than is given
@@ -139,12 +138,7 @@ class ReconstructionData(SampleData):
             views=views,
             **loading,
         )
-        sizes = [image_size] if isinstance(image_size, tuple) else image_size
-        if source == "scenes":
-            sizes = [within(size, self.scenes.size, step=_STEP) for size in sizes]
-        if not sizes:
-            raise UserError("data.image_size is empty; expected height and width")
-        self.sizes = [(height, width) for height, width in sizes]
+        self.sizes = sizes_of(image_size, fit=self.scenes.size if source == "scenes" else None)
         self.image_size = self.sizes[0]  # that is evaluated and predicted at
         self.min_views, self.max_views, self.val_views = min_views, max_views, val_views
         self.sets_per_scene, self.hold_out, self.scene_lists = sets_per_scene, hold_out, scene_lists
@@ -176,13 +170,8 @@ class ReconstructionData(SampleData):
                 f"data.sets is of folders in the layout wai, but data.source is {self.source}; say "
                 "data.metric and data.synthetic"
             )
-        if self.source not in ("wai", "scenes"):
-            refuse_unread("data.scene_lists", self.scene_lists, None, "only wai has data sets")
-        for size in self.sizes:
-            if min(size) < _STEP or any(side % _STEP for side in size):
-                raise UserError(
-                    f"data.image_size {list(size)}: expected height and width, multiples of {_STEP}"
-                )
+        self.read_by("wai", scene_lists=self.scene_lists, masks=self.masks)
+        above_0("data.depth_scale", self.depth_scale, "metres")
         if not 2 <= self.min_views <= self.max_views:
             raise UserError(
                 f"data.min_views {self.min_views} and data.max_views {self.max_views}: expected "

@@ -26,7 +26,7 @@ from pixio_heads.reconstruction.metrics import ReconstructionMetrics
 from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
 from pixio_heads.reconstruction.picture import TITLES, set_row
 from pixio_heads.reconstruction.reconstructed import Reconstructed
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least_1
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features
 from pixio_lightning.training import Batch, Head, Optim, full_precision, visualize
@@ -77,6 +77,7 @@ class Reconstruction(Head):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
+        at_least_1(**{"model.views_per_chunk": views_per_chunk})
         self.sizes, self.export = sizes, export
         self.weights = _PRESETS[weights] if isinstance(weights, str) else weights
         self.checkpointing, self.views_per_chunk = checkpointing, views_per_chunk

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from pixio_heads.reconstruction.attention import AlternatingAttention
 from pixio_heads.reconstruction.geometry import Geometry, moved, pose_of, unit
 from pixio_heads.reconstruction.pose_heads import FlatPoseHead, PoseHead
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least_1
 from pixio_lightning.models import DPT, Features, Pointwise, upsample
 
 # exp() of more overflows; of less, the gradient vanishes.
@@ -51,6 +51,20 @@ class Sizes:
     features: int = 256
     pose_pool: Literal["mean", "flatten"] = "mean"
     pose_grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "heads", "features"):
+            at_least_1(**{f"model.sizes.{name}": getattr(self, name)})
+        at_least_1(**{"model.sizes.stages": min(self.stages)})
+        if self.dim % self.heads:
+            raise UserError(
+                f"model.sizes.heads {self.heads} does not divide model.sizes.dim {self.dim}"
+            )
+        if len({*self.taps} & {*range(self.depth)}) < 2:
+            raise UserError(
+                f"model.sizes.taps is {list(self.taps)}, but expected two blocks of model.sizes."
+                f"depth, 0 to {self.depth - 1}"
+            )
 
 
 class Prediction(NamedTuple):

@@ -58,7 +58,8 @@ class SegmentationData(SampleData):
         scale: Range of the random factor on the size of an image before it is cropped.
         flip: Whether training images are mirrored at random.
         batch_size: Images per process and step.
-        val_batch_size: Images per process and evaluation step; they must be of one size.
+        val_batch_size: Images per process and evaluation step; they must be of one size;
+            `predict` takes one by one.
 
     Raises:
         UserError: A key does not fit the source.
@@ -105,6 +106,8 @@ class SegmentationData(SampleData):
         self.count, self.classes = _classes(source, num_classes, classes)
         if source == "voc" and label_shift == -1:
             raise UserError("data.label_shift is -1, but voc stores classes from 0; leave it out")
+        if source == "scenes":  # an overlay puts them in place of a recipe's files
+            label_shift = None
         self.label_shift = _SHIFTS.get(source, 0) if label_shift is None else label_shift
         self.orientation = orientation
         self.image_size, self.scale, self.flip = image_size, scale, flip

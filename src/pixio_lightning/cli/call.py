@@ -109,7 +109,8 @@ def _no_memory(cli: PixioCLI, error: Exception) -> UserError | None:
         advice.append("--model.backbone.checkpointing true")
     elif training and any(not backbone.checkpointing for backbone in trained):
         advice.append("checkpointing true of the students' backbones")
-    if hasattr(cli.datamodule, "val_batch_size"):
+    alone = cli.verb == "predict" and getattr(cli.datamodule, "predict_batch_size", None) == 1
+    if hasattr(cli.datamodule, "val_batch_size") and not alone:
         advice.append("a lower --data.val_batch_size" + " (of evaluations)" * training)
     advice.append("a device that nothing else uses")
     return UserError(f"{text}: run the same line again with {', or '.join(advice)}")

@@ -31,13 +31,15 @@ GROUPS: dict[str, type] = {
 # Least and most of numbers that their types let pass, and that would fail later or train on
 # nonsense without a word: a negative clip turns gradients around. None: no bound.
 _ABOVE_0, _BELOW_1 = math.ulp(0.0), math.nextafter(1.0, 0.0)
+_LONGEST = 2_000_000  # seconds: systems wait for less than 2^31 milliseconds
 BOUNDS: dict[str, tuple[float, float | None]] = {
     "seed_everything": (0, 2**32 - 1),
     "data.num_workers": (0, None),
     "data.val_batch_size": (1, None),
-    "data.timeout": (0, None),
+    "data.timeout": (0, _LONGEST),
     "data.max_bad": (0, 1),
     "data.max_megapixels": (_ABOVE_0, None),
+    "data.depth_scale": (_ABOVE_0, None),
     "data.image_size": (1, None),
     "data.short_side": (1, None),
     "data.crop_scale": (_ABOVE_0, 1),
@@ -50,12 +52,15 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "model.optim.min_lr": (0, 1),
     "model.optim.layer_decay": (_ABOVE_0, None),
     "model.optim.backbone_lr_scale": (0, None),
+    "model.timeout": (_ABOVE_0, _LONGEST),
     "panels.every_n_steps": (0, None),
     "panels.images": (1, None),
     "trainer.accumulate_grad_batches": (1, None),
+    "trainer.check_val_every_n_epoch": (1, None),
     "trainer.gradient_clip_val": (0, None),
     "trainer.log_every_n_steps": (0, None),
     "trainer.num_nodes": (1, None),
+    "trainer.val_check_interval": (_ABOVE_0, None),
 }
 
 # The begin of a line of a message, and lines that frame it or say what the innermost says better.
@@ -169,8 +174,8 @@ def check_leaf(key: str, value: Any) -> None:
             )
         if isinstance(part, bool) or not isinstance(part, int | float):
             continue
-        if math.isnan(part):
-            raise UserError(f"{key} is {value}, but expected a number")
+        if not math.isfinite(part):
+            raise UserError(f"{key} is {value}, but expected a finite number")
         if (least is not None and part < least) or (most is not None and part > most):
             raise UserError(f"{key} is {value}, but expected {_interval(least or 0, most)}")
 

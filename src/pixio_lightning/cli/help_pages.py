@@ -75,7 +75,12 @@ _OPTIONS: tuple[tuple[str, str, str | None], ...] = (
     ("--model.backbone.weights W", "a path, hf:ORG/NAME, tiny, timm, random or random:SEED", None),
     ("--data.path P", "the data", None),
     ("--data.batch_size N", "images per device and step", "fit"),
-    ("--data.val_batch_size N", "images per device and batch", "validate test predict"),
+    ("--data.val_batch_size N", "images per device and batch", "validate test"),
+    (
+        "--data.val_batch_size N",
+        "images per device and batch; 1 where sizes differ",
+        "predict",
+    ),
     ("--trainer.max_steps N", "length of the training in optimiser steps", "fit"),
     ("--trainer.devices N", "GPUs, or CPU processes", None),
     ("--print_config", "print the complete configuration and exit", None),

@@ -74,7 +74,8 @@ class PixioCLI(LightningCLI):
                 "use_distributed_sampler": False,
             },
             # An abbreviated key would become another one when a key is added.
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            # What jsonargparse prints is not yet what counts: see `parse_arguments`.
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "print_config": None},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             # Without subcommands Lightning never reads a checkpoint's hyper-parameters, which
@@ -90,7 +91,7 @@ class PixioCLI(LightningCLI):
         parser.add_lightning_class_args(Preemption, "preemption")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a mistake becomes one line."""
+        """Parse; a mistake becomes one line. Where it is asked for, print what counts, and end."""
         # What was given, the later counts; all else is a default.
         in_recipes = [in_files([recipes.find(name)]) for name in self.options.configs]
         given = [*in_recipes, typed(self.options.rest)]
@@ -114,6 +115,9 @@ class PixioCLI(LightningCLI):
                 config_errors.check_values(values["init_args"], chosen, key)
         for key, value in flatten(self._plain):
             config_errors.check_leaf(key, value)
+        if self.options.print_config:
+            print(yaml.safe_dump(self._plain, sort_keys=False), end="")
+            parser.exit()
 
     def _take_architecture(self) -> None:
         """Let weights of the command line say which model they are, not the recipe.

@@ -17,14 +17,13 @@ import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from pixio_lightning import __version__
 from pixio_lightning.cli import help_pages, recipes
 from pixio_lightning.cli.help_pages import VERBS
 from pixio_lightning.cli.light_parser import LightParser
 from pixio_lightning.cli.options import parse_options, refuse_stray
-from pixio_lightning.errors import UserError, nearest, out_of_memory, visible, visible_lines
+from pixio_lightning.errors import UserError, nearest, out_of_memory, visible_lines
 from pixio_lightning.files import expanded, plugins
 
 
@@ -233,6 +232,8 @@ def bench(argv: list[str]) -> int:
     if options.compare:
         if words:
             parser.error(f"unrecognized arguments: {' '.join(words)}")
+        if options.data or options.backbones:
+            parser.error("--compare reads what there is, and takes no --data and no --backbones")
         return suites.main_compare(*options.compare, out=options.out)
     # Not an argument of the parser, which would take the value of a run's option for it.
     if not words or words[0][:1] == "-":
@@ -249,85 +250,27 @@ def runs(argv: list[str]) -> int:
         description="List the runs below a folder, the newest first: how far each got, its last "
         "and its best metric, its size.",
     )
-    parser.add_argument("folder", nargs="?", type=expanded, default="runs", help="%(default)s")
+    parser.add_argument("folder", nargs="?", type=expanded, help="default: runs")
     about = "print the keys in which the configurations of two runs differ"
     parser.add_argument("--diff", nargs=2, type=expanded, metavar=("A", "B"), help=about)
     options = parser.parse_args(argv)
+    if options.diff and options.folder:
+        parser.error(f"--diff takes two runs and no folder: leave '{options.folder}' out")
     from pixio_lightning.cli import runs as found
 
     if options.diff:
         print(visible_lines(found.difference(*map(Path, options.diff))))
     else:
-        print(found.listed(Path(options.folder)))
+        print(found.listed(Path(options.folder or "runs")))
     return 0
 
 
 def shard(argv: list[str]) -> int:
     """`pixio shard SOURCE OUT`: pack images into parquet shards with an index; or `--verify`."""
-    parser = LightParser(
-        "pixio shard",
-        description="Pack images into parquet shards with an index; the same line again goes on.",
-        usage="pixio shard SOURCE OUT [options] | pixio shard SHARDS --verify",
-    )
-    parser.add_argument(
-        "source",
-        type=expanded,
-        help="folder of JPEG, PNG, WebP, TIFF, BMP at any depth, or of parquet or tar shards",
-    )
-    parser.add_argument("out", type=expanded, nargs="?", help="folder for the shards")
-    parser.add_argument("--rows", type=int, help="images of a shard (10000)")
-    parser.add_argument("--group", type=int, default=100, help="of a row group (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="shards at a time (%(default)s)")
-    parser.add_argument("--split", help="which shards, where their names tell, such as train")
-    parser.add_argument("--in-order", action="store_true", help="keep a folder's order")
-    clips = parser.add_argument_group("clips of videos, or of folders of frames")
-    clips.add_argument("--clips", action="store_true", help="pack frames, a row group each clip")
-    clips.add_argument("--fps", type=float, default=8.0, help="frames a second (%(default)g)")
-    clips.add_argument("--seconds", type=float, default=4.0, help="of a clip (%(default)g)")
-    clips.add_argument("--side", type=int, default=288, help="shorter one in pixels (%(default)s)")
-    about = "read all shards of SOURCE, and compare them with the sizes and digests of its index"
-    parser.add_argument("--verify", action="store_true", help=about)
-    options = parser.parse_args(argv)
-    if options.verify == (options.out is not None):
-        parser.error("expected SOURCE and OUT, or shards and --verify")
-    if options.verify:
-        others = ("rows", "group", "split", "in_order", "clips", "fps", "seconds", "side")
-        if any(getattr(options, name) != parser.get_default(name) for name in others):
-            parser.error("--verify takes no option but --jobs")
-        from pixio_lightning.data.shards.verify import verify
+    from pixio_lightning.data.shards.command import USAGE
+    from pixio_lightning.data.shards.command import main as packing
 
-        shards, digests = verify(options.source, jobs=options.jobs)
-        print(f"{shards} shards are what the index says; it has the digests of {digests}")
-        return 0
-    out = Path(options.out)
-    common: dict[str, Any] = {"shuffled": not options.in_order, "jobs": options.jobs}
-    images_only, clips_only = ("group", "split"), ("fps", "seconds", "side")
-    for name in images_only if options.clips else clips_only:
-        if getattr(options, name) != parser.get_default(name):
-            parser.error(f"--{name} is for {'images' if options.clips else 'clips: add --clips'}")
-    what, recipe = "", "pretrain/folder"
-    if options.clips:
-        from pixio_lightning.data.clips.pack import Form, pack_clips
-        from pixio_lightning.data.shards.pack import ROWS
-
-        common["rows"] = ROWS if options.rows is None else options.rows
-        form = Form(options.fps, options.seconds, options.side)
-        index, count = pack_clips(options.source, out, form, **common)
-        what, recipe = f" of {count} clips", "video/shards"
-    else:
-        from pixio_lightning.data.shards.pack import pack
-
-        common |= {"rows": options.rows, "split": options.split, "group": options.group}
-        index = pack(options.source, out, **common)
-    size = sum(entry.size for entry in index.shards) / 1e6
-    print(f"{index.rows} images{what} in {len(index.shards)} shards, {size:.1f} MB, in {out}")
-    for name, reason in index.skipped:
-        print(visible(f"skipped {name}: {reason}"))
-    bad = Path(options.out) / "bad_files.txt"
-    if bad.exists():
-        print(f"{len(bad.read_bytes().splitlines())} files were left out, listed in {bad}")
-    print(f"next:\n  pixio fit -c {recipe} --data.source shards --data.path {out}")
-    return 0
+    return packing(LightParser("pixio shard", description=packing.__doc__ or "", usage=USAGE), argv)
 
 
 def curate(argv: list[str]) -> int:

@@ -26,6 +26,7 @@ class Options(NamedTuple):
         ckpt_path: Checkpoint to resume from or to evaluate, or None.
         untrained: Whether the model is to be evaluated as it is initialised, `--ckpt_path none`.
         run: Whether `check` runs two steps.
+        print_config: Whether the configuration is printed, and nothing done.
         rest: What LightningCLI parses.
     """
 
@@ -35,6 +36,7 @@ class Options(NamedTuple):
     ckpt_path: str | None
     untrained: bool
     run: bool
+    print_config: bool
     rest: list[str]
 
 
@@ -42,7 +44,7 @@ def parse_options(argv: list[str]) -> Options:
     """Take our own options out of a command line.
 
     Raises:
-        UserError: An option lacks its value.
+        UserError: An option lacks its value, or has one that it does not take.
     """
     parser = argparse.ArgumentParser("pixio", add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", default=[], type=expanded)
@@ -50,16 +52,27 @@ def parse_options(argv: list[str]) -> Options:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--ckpt_path", type=expanded)
     parser.add_argument("--run", action="store_true")
+    parser.add_argument("--print_config", action="store_true")
     parser.exit_on_error = False
     try:
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
+        said = str(error).replace("ignored explicit argument", "it takes no value, leave out")
+        raise UserError(said) from None
     rest = ["--help" if word == "--help-all" else word for word in rest]
     out = Path(known.out) if known.out else Path("runs") / folder_name(known.config)
     untrained = known.ckpt_path == "none"
     ckpt_path = None if untrained else known.ckpt_path
-    return Options(known.config, out, known.fresh, ckpt_path, untrained, known.run, rest)
+    return Options(
+        configs=known.config,
+        out=out,
+        fresh=known.fresh,
+        ckpt_path=ckpt_path,
+        untrained=untrained,
+        run=known.run,
+        print_config=known.print_config,
+        rest=rest,
+    )
 
 
 def refuse_stray(verb: str, argv: list[str]) -> None:

@@ -81,6 +81,8 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}, but expected at least 1")
+    if options.jobs > 1 and not options.materialize:
+        parser.error("--jobs is for --materialize, which rewrites the shards")
     curation = Curation(
         scores=options.scores,
         fraction=options.fraction,

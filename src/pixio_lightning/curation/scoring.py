@@ -22,10 +22,12 @@ from pixio_lightning.data.shards.score_files import (
     settings_of,
     write_scores,
 )
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UserError, one_of, refuse_unread
 from pixio_lightning.keyed import RandomKey, key_of
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.models.blocks import compile_blocks
 from pixio_lightning.models.build import is_generated
+from pixio_lightning.models.features import dense_cls_of, tapped_blocks
 from pixio_lightning.models.mae_decoder import DecoderSize, MaeDecoder
 from pixio_lightning.models.masking import gather_tokens
 from pixio_lightning.models.weights.read import digest
@@ -219,13 +221,18 @@ class Scoring(BackboneModule):
     those that are there. Processes share the shards and never wait for each other.
 
     Args:
-        backbone: Its `weights` are a checkpoint of pretraining, which brings all else with it.
+        backbone: Its `weights` are a checkpoint of pretraining, which brings all else with it but
+            whether its blocks are compiled.
         masks: Masks drawn for each image; more make the scores steadier.
         noise_floor: Standard deviation of noise that must not count as content, in levels of 255;
             0 is the paper's rule, and all there is for a model of plain pixels. See
             docs/curation.md.
         seed: Seed of the masks.
         optim: Not used: nothing is trained.
+
+    Raises:
+        UserError: A number is too small, or a key of the backbone is given that scoring does not
+            read.
     """
 
     resumes = False
@@ -240,6 +247,7 @@ class Scoring(BackboneModule):
         optim: Optim = Optim(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(backbone.requires_grad_(False), optim=optim)
+        _refuse_settings(backbone)
         if masks < 1 or noise_floor < 0:
             raise UserError(
                 f"model.masks is {masks} and model.noise_floor {noise_floor}: expected at least "
@@ -265,6 +273,8 @@ class Scoring(BackboneModule):
         if self.model is not None:
             return
         self.model = load_model(self.backbone.weights, noise_floor=self.noise_floor)
+        if self.backbone.compile_blocks:
+            compile_blocks(self.model.backbone.vit.blocks)
         self.backbone = self.model.backbone
         data = self.trainer.datamodule
         if not isinstance(data, ImagesToScore):
@@ -346,3 +356,14 @@ class Scoring(BackboneModule):
         data: Any = self.trainer.datamodule
         path = data.shard_path("train")
         return f"scores: {self.folder}\nnext: pixio curate {path} --scores {self.folder}"
+
+
+def _refuse_settings(backbone: Backbone) -> None:
+    """Raise a UserError for keys of a backbone that the one of the checkpoint would not heed."""
+    if not backbone.frozen:
+        raise UserError("Scoring trains nothing: set model.backbone.tune to frozen")
+    last = tapped_blocks("last", backbone.depth, name=backbone.name)
+    usual = dense_cls_of(None, backbone.n_cls_tokens, name=backbone.name)
+    because = "heads read it, and images are scored by a pretraining"
+    refuse_unread("model.backbone.layers", backbone.tapped, last, because)
+    refuse_unread("model.backbone.dense_cls", backbone.dense_cls, usual, because)

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, refuse_unread
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models import build as architecture
 from pixio_lightning.models import drop_path as drop_paths
 from pixio_lightning.models.blocks import compile_blocks
-from pixio_lightning.models.features import Features, Layer, Reads, tapped_blocks
+from pixio_lightning.models.features import Features, Layer, Reads, dense_cls_of, tapped_blocks
 from pixio_lightning.models.masking import embed
 from pixio_lightning.models.vit import published_positions
 from pixio_lightning.models.weights import fill
@@ -57,7 +57,8 @@ class Backbone(nn.Module):
             `in_chans`, `pos_init`, ..., `mean` and `std` of the input; see `settings.ARGUMENTS`.
 
     Raises:
-        UserError: The name is unknown, or disagrees with the weights; or a layer does not exist.
+        UserError: The name is unknown, or disagrees with the weights; or a layer does not exist; or
+            a key of training is given to a backbone that is frozen.
     """
 
     mean: Tensor
@@ -100,6 +101,9 @@ class Backbone(nn.Module):
                 f"train, 0 to {self.depth}"
             )
         drop_paths.check(drop_path, frozen=self.frozen)
+        if self.frozen:
+            forward_only = "nothing of the backbone is trained, so that no block is run backward"
+            refuse_unread("backbone.checkpointing", checkpointing, False, forward_only)
         self.tapped = tapped_blocks(layers, self.depth, name=self.name)
         self.blocks_run = self.tapped[-1] + 1
         self._drop_paths: dict[int, drop_paths.Pair] = {}
@@ -119,12 +123,8 @@ class Backbone(nn.Module):
         cls_token = self.vit.cls_token
         self.n_cls_tokens: int = 0 if cls_token is None else cls_token.shape[1]
         self.n_registers: int = self.vit.num_prefix_tokens - self.n_cls_tokens
-        if dense_cls is None:
-            dense_cls = self.n_cls_tokens > 0 and "dinov3" not in self.name
-        if dense_cls and not self.n_cls_tokens:
-            raise UserError(f"backbone.dense_cls is true, but {self.name} has no class tokens")
-        self.dense_cls = dense_cls
-        self.dense_dim = self.embed_dim * (2 if dense_cls else 1)
+        self.dense_cls = dense_cls_of(dense_cls, self.n_cls_tokens, name=self.name)
+        self.dense_dim = self.embed_dim * (2 if self.dense_cls else 1)
         self.licence = architecture.licence(self.name, self.weights, self._file, config)
         self._statistics: dict[str, list[float]] = {}
         # A file that says nothing of mean and deviation gets those that timm has for the name.

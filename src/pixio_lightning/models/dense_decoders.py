@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least_1
 from pixio_lightning.models.features import Features
 
 
@@ -300,7 +300,7 @@ class DPTDecoder(DenseDecoder):
         stages: Channels of the pyramid's levels, shallow to deep.
 
     Raises:
-        UserError: The backbone does not tap four layers.
+        UserError: The backbone does not tap four layers, or a width is below 1.
     """
 
     def __init__(
@@ -318,6 +318,7 @@ class DPTDecoder(DenseDecoder):
                 f"DPTDecoder reads four layers, but the backbone taps {taps}: "
                 "set model.backbone.layers to quarters, or to four blocks"
             )
+        at_least_1(**{"decoder.features": features, "decoder.stages": min(stages)})
         self.trunk = DPT(in_channels, stages, features=features)
         self.tail = nn.Sequential(
             nn.Conv2d(features, features, 3, padding=1),

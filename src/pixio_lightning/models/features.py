@@ -157,6 +157,22 @@ def joined(parts: Sequence[Features]) -> Features:
     return parts[0]._replace(layers=tuple(layers))
 
 
+def dense_cls_of(given: bool | None, n_cls_tokens: int, *, name: str) -> bool:
+    """Return whether dense features carry the mean class token.
+
+    Args:
+        given: What is asked for; None takes what suits the family.
+        n_cls_tokens: Class tokens of the model.
+        name: Of the model.
+
+    Raises:
+        UserError: It is asked for, and the model has none.
+    """
+    if given and not n_cls_tokens:
+        raise UserError(f"backbone.dense_cls is true, but {name} has no class tokens")
+    return n_cls_tokens > 0 and "dinov3" not in name if given is None else given
+
+
 def tapped_blocks(
     layers: Literal["last", "quarters"] | list[int], depth: int, *, name: str
 ) -> list[int]:

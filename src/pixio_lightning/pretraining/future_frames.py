@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixio_lightning.data.sources import digest_of
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, refuse_unread
 from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches, pixel_loss
@@ -75,6 +75,9 @@ class FuturePrediction(PatchPrediction):
         )
         if not 0 < hide <= 1:
             raise UserError(f"model.hide is {hide}, but expected above 0 and at most 1")
+        if hide == 1:
+            whole = "model.hide is 1, so that all of the frame is hidden"
+            refuse_unread("model.mask_grid", mask_grid, 1, whole)
         self.hide, self.mask_grid = hide, mask_grid
         self.hedged = HedgedCopy(backbone.channels)
         self._hedged_of: str | None = None  # a hash of the pairs that its factors are fitted to

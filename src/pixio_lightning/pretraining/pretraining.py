@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, whole_tokens
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.base import BackboneModule
@@ -51,11 +51,7 @@ class Pretraining(BackboneModule):
         size, stride = getattr(data, "image_size", None), self.backbone.stride
         if not isinstance(size, int):
             return
-        if size % stride:
-            raise UserError(
-                f"data.image_size is {size}, but expected a multiple of {stride}, the side of a "
-                f"token of {self.backbone.name}"
-            )
+        whole_tokens("data.image_size", size, stride, self.backbone.name)
         self.check_mask((size // stride, size // stride))
 
     def check_mask(self, grid: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, whole_tokens
 from pixio_lightning.models import sliding_window
 from pixio_lightning.models.features import Features, joined
 from pixio_lightning.training.head import Batch, Head
@@ -76,12 +76,7 @@ class DenseHead(Head):
         """
         self.window, self.windows_per_chunk = window, windows_per_chunk
         self.stride = window * 2 // 3 if stride is None else stride
-        step = self.backbone.stride
-        if window < step or window % step:
-            raise UserError(
-                f"model.window is {window}, but expected a multiple of {step}, the pixels of a "
-                f"token of {self.backbone.name}"
-            )
+        whole_tokens("model.window", window, self.backbone.stride, self.backbone.name)
         if not 0 < self.stride <= window:
             raise UserError(
                 f"model.stride is {self.stride}, but expected 1 to model.window, {window}, so that "

@@ -206,6 +206,12 @@ def test_a_backbone_that_would_be_trained_is_refused() -> None:
         KNN(Backbone("pixio_vitt16", weights="random", tune="full"))
 
 
+@pytest.mark.parametrize("bank", [0, -3])
+def test_a_bank_without_images_is_refused(bank: int) -> None:
+    with pytest.raises(UserError, match=f"model.bank is {bank}, but expected at least 1"):
+        KNN(Backbone("pixio_vitt16", weights="random"), bank=bank)
+
+
 def test_other_data_have_neighbours_of_their_own(colours: Path, tmp_path: Path) -> None:
     """One module, evaluated on one folder and then on another whose classes are swapped."""
     swapped = tmp_path / "swapped"

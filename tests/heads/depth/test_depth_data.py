@@ -185,6 +185,14 @@ def test_nyuv2_in_its_layout(tmp_path: Path) -> None:
         DepthData("nyuv2", str(tmp_path), depth_scale=0.5)
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_unit_without_length_is_refused(scale: float) -> None:
+    with pytest.raises(UserError, match="data.depth_scale is .*, but expected metres above 0"):
+        DepthData("folder", "anywhere", depth_scale=scale)
+    with pytest.raises(UserError, match="expected 0 < min_depth < max_depth"):
+        DepthData("folder", "anywhere", max_depth=float("inf"))
+
+
 def test_kitti_in_its_layout(tmp_path: Path) -> None:
     image = "2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000005.png"
     depth = "2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02/0000000005.png"

@@ -45,7 +45,7 @@ def test_an_affine_map_of_the_true_disparity_is_without_error_in_both_spaces() -
 
 
 def test_it_says_what_its_numbers_are_and_of_what_size() -> None:
-    made = head(image_size=250)
+    made = head(image_size=256)
     assert "affine map" in made.output_config["unit"]
     made.backbone.load()
     side = made.evaluation_side
@@ -54,17 +54,19 @@ def test_it_says_what_its_numbers_are_and_of_what_size() -> None:
 
 
 def test_sizes_and_ranges_that_leave_nothing_are_refused() -> None:
-    for size in (0, -16):
-        with pytest.raises(UserError, match=f"model.image_size is {size}, but expected at least"):
+    for size in (0, -16, 1, 250):  # what is recorded is what is seen
+        with pytest.raises(UserError, match=f"model.image_size is {size}, .* multiple of 16, the"):
             head(image_size=size)
+    with pytest.raises(UserError, match="model.gradient_weight is -1.0, but expected at least 0"):
+        head(gradient_weight=-1.0)
     for cap in (0, -3.0):
         with pytest.raises(UserError, match=f"model.cap is {cap}, but expected more than 0"):
             head(cap=cap)
     with pytest.raises(UserError, match="model.cap is 5.0, but model.space is disparity"):
         head(cap=5.0, space="disparity")
-    tiny = head(image_size=1).eval()
+    tiny = head(image_size=16).eval()
     tiny.backbone.load()
-    assert tiny.inputs(torch.zeros(1, 3, 20, 90, dtype=torch.uint8)).shape[-2:] == (16, 16)
+    assert tiny.inputs(torch.zeros(1, 3, 20, 90, dtype=torch.uint8)).shape[-2:] == (16, 64)
     backbone = Backbone("pixio_vitt16", weights="random", model_args=SMALL)
     backbone.load()
     with pytest.raises(UserError, match="model.min_depth is 0, but expected more"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,17 @@ def policy(**keys: Any) -> Policy:
         for parameter in head.decoder.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
     return head.eval()
+
+
+def test_keys_of_a_simulator_are_refused_where_there_is_none() -> None:
+    keys: list[dict[str, Any]] = [{"videos": 2}, {"timeout": 5.0}]
+    for given in keys:
+        ((name, value),) = given.items()
+        head = policy(**given)
+        head.read_data_attributes(PolicyData(task="reach"))  # which has one
+        with pytest.raises(UserError, match=f"model.{name} is {value}, but the data has no simul"):
+            policy(**given).read_data_attributes(SimpleNamespace(environment={}))
+    policy().read_data_attributes(SimpleNamespace(environment={}))
 
 
 def frames(count: int) -> np.ndarray:

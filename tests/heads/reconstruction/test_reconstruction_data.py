@@ -477,6 +477,8 @@ def test_colours_change_in_training_on_files_only(folder: Path) -> None:
         ({"covisibility": 0.0}, "data.covisibility is 0.0; expected over 0"),
         ({"hold_out": 1.5}, "data.hold_out is 1.5"),
         ({"views": 2}, "data.views fixes the training sets"),
+        ({"depth_scale": 0.0}, "data.depth_scale is 0, but expected metres above 0"),
+        ({"depth_scale": -1.0}, "data.depth_scale is -1, but expected metres above 0"),
     ],
 )
 def test_mistakes(keys: dict[str, Any], message: str) -> None:

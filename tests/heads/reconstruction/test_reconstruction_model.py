@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from rendered_sets import batch
 
 from pixio_heads.reconstruction.attention import AlternatingAttention, reference_embedding
+from pixio_heads.reconstruction.head import Reconstruction
 from pixio_heads.reconstruction.losses import Weights, factored_loss
 from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
 from pixio_lightning.errors import UserError
+from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.dense_decoders import DPT
 from pixio_lightning.models.features import Features, Layer
 from pixio_lightning.training.optim import Optim, parameter_groups
@@ -140,6 +144,27 @@ def test_the_scale_token_is_not_decayed_and_its_older_shape_is_read() -> None:
         holder.load_state_dict({f"decoder.{name}": tensor for name, tensor in stored.items()})
         assert torch.equal(holder["decoder"].scale_token, token)
         assert stored["scale_token"].shape == shape
+
+
+@pytest.mark.parametrize("number", [0, -4])
+def test_chunks_without_views_are_refused(number: int) -> None:
+    with pytest.raises(UserError, match=f"model.views_per_chunk is {number}, but expected at le"):
+        Reconstruction(Backbone("pixio_vitt16", weights="random"), views_per_chunk=number)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"dim": 0}, "model.sizes.dim is 0, but expected at least 1"),
+        ({"heads": 0}, "model.sizes.heads is 0, but expected at least 1"),
+        ({"dim": 33}, "model.sizes.heads 2 does not divide model.sizes.dim 33"),
+        ({"stages": (8, 0, 8, 8)}, "model.sizes.stages is 0, but expected at least 1"),
+        ({"taps": (1, 4)}, r"model.sizes.taps is \[1, 4\], but expected two blocks .*, 0 to 3"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Sizes(**vars(TINY) | keys)
 
 
 @pytest.mark.parametrize("keys", [{"views_per_chunk": 2}, {"checkpointing": True}])

@@ -495,3 +495,11 @@ def test_the_digest_follows_files_labels_and_crops(folder: Path) -> None:
 def test_mistakes(keys: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SegmentationData(**keys)
+
+
+def test_the_scenes_have_classes_of_their_own_whatever_is_said_of_files() -> None:
+    """An overlay puts them in place of a recipe's files."""
+    plain = SegmentationData("scenes")
+    given = SegmentationData("scenes", num_classes=2, label_shift=-1)
+    assert given.num_classes == plain.num_classes > 2
+    assert given.dataset == plain.dataset and given.identity() == plain.identity()

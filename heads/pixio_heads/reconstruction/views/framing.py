@@ -11,7 +11,9 @@ from PIL import Image
 from pixio_heads.reconstruction.views.covisibility import rescaled
 from pixio_heads.reconstruction.views.frames import Shot
 from pixio_lightning.data import BadImage
+from pixio_lightning.errors import UserError
 
+_STEP = 16  # sides are multiples of the backbone's patch
 _LEAST = 16  # pixels: the principal point lies at the image's edge, or beyond it
 
 
@@ -71,10 +73,34 @@ def framed(shot: Shot, size: tuple[int, int]) -> Shot:
     return Shot(image, shot.depth[rows[:, None], columns], matrix, shot.cam2world)
 
 
-def within(size: tuple[int, int], side: int, *, step: int) -> tuple[int, int]:
-    """Return a size scaled down until it fits into a square, in whole steps."""
+def sizes_of(
+    given: tuple[int, int] | list[tuple[int, int]], *, fit: int | None
+) -> list[tuple[int, int]]:
+    """Return the sizes that views may have, each height and width.
+
+    Args:
+        given: One or several.
+        fit: Side of a square that they are scaled down into, in whole steps; None leaves them.
+
+    Raises:
+        UserError: There is none, or a side is no multiple of 16.
+    """
+    sizes = [given] if isinstance(given, tuple) else [(height, width) for height, width in given]
+    if not sizes:
+        raise UserError("data.image_size is empty; expected height and width")
+    if fit is not None:
+        return [_within(size, fit) for size in sizes]
+    for size in sizes:
+        if min(size) < _STEP or any(side % _STEP for side in size):
+            raise UserError(
+                f"data.image_size {list(size)}: expected height and width, multiples of {_STEP}"
+            )
+    return sizes
+
+
+def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
     scale = min(1.0, side / max(size))
-    height, width = (max(step, round(n * scale / step) * step) for n in size)
+    height, width = (max(_STEP, round(n * scale / _STEP) * _STEP) for n in size)
     return height, width
 
 

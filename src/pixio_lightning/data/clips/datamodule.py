@@ -28,7 +28,7 @@ from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import Source, digest_of, refuse_overlap
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError, refuse_unread
+from pixio_lightning.errors import UserError, above_0, refuse_unread
 
 
 class Clips(StreamData):
@@ -110,14 +110,12 @@ class Clips(StreamData):
                 f"data.gap is {list(gap)}, but expected two numbers of seconds above 0, the "
                 "smaller one first"
             )
-        if past_step <= 0:
-            raise UserError(f"data.past_step is {past_step:g}, but expected seconds above 0")
+        above_0("data.past_step", past_step, "seconds")
         if past_frames == 1:
             refuse_unread(
                 "data.past_step", past_step, 0.2, "data.past_frames is 1, so none follows"
             )
-        if fps <= 0:
-            raise UserError(f"data.fps is {fps:g}, but expected frames a second above 0")
+        above_0("data.fps", fps, "frames a second")
         self.least_seconds = gap[0] + (past_frames - 1) * past_step
         if source != "shards" and clip_seconds <= self.least_seconds:
             raise UserError(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pixio_lightning.data.shards.format import Shard
 from pixio_lightning.data.shards.index import INDEX, read_index
 from pixio_lightning.data.shards.remote import check_address, file_system, join
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least_1
 
 _SHOWN = 3
 _AT_ONCE = 1 << 22  # bytes
@@ -32,8 +32,10 @@ def verify(path: str, *, jobs: int = 2, progress: bool = True) -> tuple[int, int
         size is compared.
 
     Raises:
-        UserError: There is no index, or a shard is missing or another; the first are named.
+        UserError: `jobs` is below 1, there is no index, or a shard is missing or another; the first
+            are named.
     """
+    at_least_1(**{"--jobs": jobs})
     files, _ = check_address(path, "the source")
     if not files.exists(join(path, INDEX)):
         raise UserError(f"'{path}' has no {INDEX}: only what `pixio shard` wrote can be verified")

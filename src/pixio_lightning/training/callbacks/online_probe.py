@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from pixio_lightning.data.samples import HeldOutSamples, spread
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.data.stream import EvenShare, Loader
-from pixio_lightning.errors import UserError, some_of
+from pixio_lightning.errors import UserError, at_least_1, some_of
 from pixio_lightning.models.probes import nearest_neighbours, ridge, vote
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.preemption import is_preempted
@@ -76,7 +76,7 @@ class OnlineProbe(L.Callback):
         k: Neighbours of `knn`.
 
     Raises:
-        UserError: Only one of the folders is given, or `every_n_steps` is negative.
+        UserError: Only one of the folders is given, or a number is too small.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class OnlineProbe(L.Callback):
                 f"OnlineProbe's every_n_steps is {every_n_steps}, but expected a number of steps, "
                 "or 0 to probe at the end only"
             )
+        at_least_1(**{"OnlineProbe's images": images, "OnlineProbe's k": k})
         self.train, self.val, self.kind = train, val, kind
         self.every_n_steps, self.images, self.k = every_n_steps, images, k
         self._probed_step = -1

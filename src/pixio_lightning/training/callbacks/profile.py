@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
+from pixio_lightning.errors import at_least
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.progress import say
 
@@ -28,11 +29,16 @@ class Profile(L.Callback):
     Args:
         first_step: Steps of this start before: compiling and the file cache come first.
         steps: Steps to measure, 2 or more.
+
+    Raises:
+        UserError: One is less.
     """
 
     def __init__(self, first_step: int = 20, steps: int = 20) -> None:
-        self.timed = range(first_step, first_step + max(1, steps // 2))
-        self.traced = range(self.timed.stop, self.timed.stop + max(1, steps // 2))
+        at_least(0, **{"Profile's first_step": first_step})
+        at_least(2, **{"Profile's steps": steps})
+        self.timed = range(first_step, first_step + steps // 2)
+        self.traced = range(self.timed.stop, self.timed.stop + steps // 2)
         self._seconds: dict[str, float] = defaultdict(float)
         self._batches = 0
         self._written = False
