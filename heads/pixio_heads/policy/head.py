@@ -173,9 +173,11 @@ class Policy(Head):
         super().remember(about)
         self.data_info.setdefault("learned_from", _UNKNOWN)
 
-    def on_fit_start(self) -> None:
-        """Note demonstrations that the weights of a checkpoint have not learned from until now."""
-        super().on_fit_start()
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note demonstrations that its weights, trained further, learn from only now."""
+        super().on_load_checkpoint(checkpoint)
+        if self.attached is None or self.trainer.state.fn != "fit":
+            return
         data: Any = self.trainer.datamodule
         then, now = str(self.data_info["learned_from"]), data.learned_from
         if then != now and not then.endswith(f", then {now}"):
