@@ -40,8 +40,10 @@ NAME = "pretend_cuda"
 _fake = FakeTensorMode()
 # Whether it computes in double precision, as CUDA does and Apple's MPS does not.
 _float64 = True
-# Operations that have read values off the device, for which a real one would be waited for.
+# Operations for which a real device would be waited for: they have read values off it, or copied
+# what is on the CPU to it without `non_blocking`.
 reads: list[str] = []
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class OnCuda(Tensor):
@@ -172,6 +174,9 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     shaped = devices is None and (
         func is not torch.ops.aten.index.Tensor or any(x.dtype == torch.bool for x in given[1:])
     )
+    copied = func in _COPIES and on_cuda and not isinstance(given[-1], OnCuda)
+    if copied and not (kwargs.get("non_blocking") or args[2:]):
+        reads.append(f"{func} to the device")
     if from_cuda and (shaped or (not on_cuda and out is not None)):
         reads.append(str(func))
     if not on_cuda:

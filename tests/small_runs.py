@@ -84,6 +84,11 @@ HEADS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Those whose training steps differ, of which none may wait for a GPU.
+ON_A_GPU = (
+    *("pretraining", "future prediction", "distillation"),
+    *("depth", "relative depth", "segmentation", "classification", "reconstruction", "policy"),
+)
 # Those that train nothing.
 UNTRAINED = ("knn", "propagation", "attributes")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import logged_run
+from small_runs import ON_A_GPU, logged_run
 
 from pixio_lightning import Backbone, PixelPretraining
 from pixio_lightning.cli.main import main
@@ -29,7 +29,7 @@ def checked_waits() -> Iterator[None]:
 @pytest.mark.usefixtures("checked_waits")
 @pytest.mark.parametrize("compiled", ["false", "true"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", ["pretraining", "depth", "segmentation", "classification"])
+@pytest.mark.parametrize("name", ON_A_GPU)
 def test_no_step_between_two_logs_waits_for_the_gpu(
     name: str,
     precision: str,

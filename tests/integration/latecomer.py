@@ -22,6 +22,14 @@ class Latecomer(L.Callback):
             time.sleep(0.01)
 
 
+class OtherCache(L.Callback):
+    """Give the second process a cache of its own, as the disk of another node."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.global_rank == 1:
+            os.environ["PIXIO_CACHE"] = os.environ["OTHER_CACHE"]
+
+
 class LateReader(L.Callback):
     """Let the second process of a prediction end after the first one, by a fault if told to."""
 

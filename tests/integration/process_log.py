@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pixio_lightning.curation import scoring
 from pixio_lightning.models.weights import read as weights
 
 
@@ -86,6 +87,22 @@ class ProbeLog(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         _write(trainer.global_rank, {"encoded": self.encoded, "workers": self.workers})
+
+
+class ScoresLog(L.Callback):
+    """Write down how many score files were asked how they were made."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.opened, self.settings_of = 0, scoring.settings_of
+        scoring.settings_of = self._count
+
+    def _count(self, path: Path) -> dict[str, Any]:
+        self.opened += 1
+        return self.settings_of(path)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        scoring.settings_of = self.settings_of
+        _write(trainer.global_rank, {"opened": self.opened})
 
 
 class DigestLog(L.Callback):

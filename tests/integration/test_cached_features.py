@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from latecomer import names_in
-from running import pixio
+from running import command, environment, pixio
 
 from pixio_lightning.training import results
 
@@ -55,3 +57,25 @@ def test_damaged_statistics_are_computed_anew(tmp_path: Path) -> None:
     pixio("fit", *words, "--out", tmp_path / "second", **env)
     first, second = (results.read(tmp_path / name)[-1] for name in ("first", "second"))
     assert first["baselines"] == second["baselines"] and len(file.read_bytes()) == len(whole)
+
+
+def test_features_that_another_process_does_not_see_are_one_line(tmp_path: Path) -> None:
+    """The first process has all of them: nothing is left to encode."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {"PIXIO_CACHE": str(tmp_path / "cache"), "OTHER_CACHE": str(tmp_path / "other")}
+    words = (*DEPTH, *STEPS, "--model.backbone.weights", "random:0")
+    pixio("fit", *words, "--out", tmp_path / "first", **env)
+    shutil.copytree(tmp_path / "cache", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "features")
+    other = ("--trainer.callbacks+=latecomer.OtherCache", "--out", tmp_path / "second")
+    done = subprocess.run(
+        command("fit", *words, *TWO, *other),
+        capture_output=True,
+        text=True,
+        env=environment(**env, PYTHONPATH=path),
+        timeout=300,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    told = [text for text in done.stderr.splitlines() if "set PIXIO_CACHE to a folder" in text]
+    assert any(f"12 of 12 encoded views are not in {tmp_path / 'other'}" in text for text in told)
+    assert not (tmp_path / "other" / "features").exists()

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import process_log
 import pyarrow.parquet as pq
 import pytest
-from running import pixio, train_on_shards
+from running import command, environment, pixio, train_on_shards
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.shards.score_files import check_scores, settings_of
@@ -43,14 +45,19 @@ def scored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 ON_CPU = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+DDP = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 
 
-def predict(checkpoint: Path, shards: Path, out: Path, *words: object) -> str:
-    return pixio(
+def line(checkpoint: Path, shards: Path, out: Path, *words: object) -> tuple[object, ...]:
+    return (
         *("predict", "-c", "curation/score", "--data.path", shards, "--out", out),
         *("--model.backbone.weights", checkpoint, "--data.max_bad", 0.1, "--data.num_workers", 1),
         *(*ON_CPU, *words),
     )
+
+
+def predict(checkpoint: Path, shards: Path, out: Path, *words: object, **env: str) -> str:
+    return pixio(*line(checkpoint, shards, out, *words), **env)
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +93,19 @@ def test_two_processes_score_the_same_and_finished_shards_are_skipped(
 ) -> None:
     out = tmp_path / "two"
     (out / "scores").mkdir(parents=True)
-    kept = sorted(scores.glob("*.parquet"))[1]
-    shutil.copy2(kept, out / "scores")
-    before = (out / "scores" / kept.name).stat().st_mtime_ns
+    all_kept = sorted(scores.glob("*.parquet"))[1:3]
+    for kept in all_kept:
+        shutil.copy2(kept, out / "scores")
+    before = [(out / "scores" / kept.name).stat().st_mtime_ns for kept in all_kept]
     (out / "scores" / ".half.scores.parquet.1").write_bytes(b"half")
-    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 7)
-    predict(checkpoint, shards, out, *ddp)
-    assert (out / "scores" / kept.name).stat().st_mtime_ns == before
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {"PROCESS_LOG": str(tmp_path / "log"), "PYTHONPATH": path}
+    log = ("--trainer.callbacks+=process_log.ScoresLog", "--data.batch_size", 7)
+    predict(checkpoint, shards, out, *DDP, *log, **env)
+    after = [(out / "scores" / kept.name).stat().st_mtime_ns for kept in all_kept]
+    assert after == before
+    # Each looks at how its share of them was made: there may be hundreds of thousands.
+    assert [process_log.read(tmp_path / "log", rank) for rank in (0, 1)] == [{"opened": 1}] * 2
     one, two = scored(scores), scored(out / "scores")
     assert one.keys() == two.keys()
     for name in one:
@@ -111,6 +124,24 @@ def test_scores_of_other_settings_are_refused(
     assert "made differently (masks 4 there, 2 now)" in error
     about = settings_of(next(scores.glob("*.parquet")))
     assert about["masks"] == 4 and len(about["checkpoint"]) >= 8 and about["image_size"] == 64
+
+
+def test_scores_of_other_settings_that_one_process_finds_are_refused_by_all(
+    checkpoint: Path, shards: Path, scores: Path, tmp_path: Path
+) -> None:
+    """One of two, the second of four files, which the second process looks at."""
+    shutil.copytree(scores, tmp_path / "two" / "scores")
+    other = sorted((tmp_path / "two" / "scores").glob("*.parquet"))[1]
+    table = pq.read_table(other)
+    about = json.loads(table.schema.metadata[b"pixio_scores"]) | {"masks": 2}
+    metadata = table.schema.metadata | {b"pixio_scores": json.dumps(about).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), other)
+    words = command(*line(checkpoint, shards, tmp_path / "two", *DDP))
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 2, done.stderr
+    told = {text for text in done.stderr.splitlines() if "error:" in text}
+    assert len(told) == 1 and f"{other}' holds scores that were made differently" in told.pop()
+    assert "Traceback" not in done.stderr
 
 
 def test_scores_of_another_set_with_the_same_names_are_refused(

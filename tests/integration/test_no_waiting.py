@@ -1,19 +1,22 @@
-"""Between two logs no step reads a value off the device, for which a GPU would be waited for."""
+"""Between two logs no step reads off the device, or copies to it, what a GPU is waited for."""
 
 from pathlib import Path
 from typing import Any
 
 import pretend_cuda as device
 import pytest
-from small_runs import logged_run
+from small_runs import ON_A_GPU, logged_run
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.stream import EndlessLoader
 
 _STEPS, _LOG = 13, 4
+_LONG = ("future prediction", "distillation", "relative depth")
 
 
-@pytest.mark.parametrize("name", ["pretraining", "depth", "segmentation", "classification"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _LONG else n for n in ON_A_GPU]
+)
 def test_no_step_between_two_logs_reads_off_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

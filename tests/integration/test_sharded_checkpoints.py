@@ -6,6 +6,7 @@ Though torch would run what it says.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import shutil
@@ -17,12 +18,15 @@ from pathlib import Path
 import pytest
 import torch
 from running import command, environment, pixio
+from small_runs import words_of
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
 from pixio_lightning import Backbone, load
+from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.weights.read import read as read_weights
 from pixio_lightning.models.weights.sharded import check_parts
+from pixio_lightning.training import results
 
 STEPS = ("--trainer.max_steps", 2, "--data.steps_per_epoch", 2, "--trainer.devices", 1)
 
@@ -129,6 +133,47 @@ def test_one_of_our_own_goes_on(recipe: Path, trained: Path, tmp_path: Path) -> 
     words = ("fit", "-c", recipe, "-c", "with/fsdp", *STEPS[2:], "--trainer.max_steps", 4)
     out = pixio(*words, "--out", tmp_path / "out", "--ckpt_path", trained)
     assert "resumed" in out and "at step 2" in out
+
+
+# Heads with a trained backbone; policies, which act in a simulator, are not sharded. Those that
+# differ from another one in few lines are slow.
+_HEADS = ("reconstruction", "segmentation, tuned", "classification", "depth")
+_ALIKE = ("relative depth", "ordinal depth", "classification, several")
+
+
+@pytest.mark.parametrize(
+    "name", [*_HEADS[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in _HEADS[2:] + _ALIKE)]
+)
+def test_a_sharded_run_of_a_head_goes_on_and_is_evaluated(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    words = [*words_of(name, tmp_path / "run"), "--panels.every_n_steps", "0"]
+    words[4:4] = ["-c", "with/fsdp"]  # after the overlay that names another strategy
+    words += ["--model.backbone.tune", "full", "--model.cache", "false"]
+    assert main(["fit", *words]) == 0
+    last, more = tmp_path / "run" / "last.ckpt", ("--trainer.max_steps", "3")
+    assert last.is_dir()
+    assert main(["validate", *words]) == 0
+    fit, validated = (results.read(tmp_path / "run")[i] for i in (-2, -1))
+    assert validated["steps"] == fit["steps"] == 2
+    assert validated["metrics"] == pytest.approx(fit["metrics"], rel=1e-4, abs=1e-4, nan_ok=True)
+    words[words.index("--out") + 1] = str(tmp_path / "more")
+    assert main(["fit", *words, *more, "--ckpt_path", str(last)]) == 0
+    assert results.read(tmp_path / "more")[-1]["steps"] == 3
+
+
+def test_sharded_processes_call_the_model_equally_often_in_an_evaluation(tmp_path: Path) -> None:
+    """Of five sets one by one, where the second process ends with one that only fills up."""
+    words = [*words_of("reconstruction", tmp_path / "run"), "--panels.every_n_steps", "0"]
+    words[4:4] = ["-c", "with/fsdp"]
+    words += ["--trainer.devices", "2", "--trainer.strategy.timeout", "0:05:00"]
+    words += ["--data.val_images", "5", "--data.val_batch_size", "1"]
+    pixio("fit", *words, "--model.backbone.tune", "full", PIXIO_CACHE=str(tmp_path / "cache"))
+    line = results.read(tmp_path / "run")[-1]
+    wrong = line["baselines"]["wrong_reference"]
+    assert line["n"] == 5 and wrong["points_rel"] != line["metrics"]["points_rel"]
+    assert math.isfinite(wrong["points_rel"])
 
 
 def test_its_weights_are_read_in_one_process(recipe: Path, trained: Path, tmp_path: Path) -> None:

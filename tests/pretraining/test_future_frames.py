@@ -25,25 +25,28 @@ from pixio_lightning.pretraining.future_decoder import CrossAttention, FutureDec
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.future_report import MeanError, verdict
 from pixio_lightning.training.optim import Optim
+from pixio_lightning.training.strategy import ShardedStrategy
 
 PATCH, SIDE = 8, 4
 
 
+def not_built(name="pixio_vitt16", n_cls=2, **changes):
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": SIDE * PATCH}
+    args |= {"patch_size": PATCH}
+    if name.startswith("pixio"):
+        args["n_cls_tokens"] = n_cls
+    else:
+        args |= {"class_token": False, "global_pool": "avg", "num_classes": 0}
+    backbone = Backbone(
+        name, weights="random:0", tune="full", model_args=args, drop_path=changes.pop("drop", 0)
+    )
+    return FuturePrediction(backbone, **{"hide": 0.75, "decoder": DecoderSize(32, 2, 4)} | changes)
+
+
 @pytest.fixture
 def build(randomize):
-    def build_module(name="pixio_vitt16", n_cls=2, **changes):
-        args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": SIDE * PATCH}
-        args |= {"patch_size": PATCH}
-        if name.startswith("pixio"):
-            args["n_cls_tokens"] = n_cls
-        else:
-            args |= {"class_token": False, "global_pool": "avg", "num_classes": 0}
-        backbone = Backbone(
-            name, weights="random:0", tune="full", model_args=args, drop_path=changes.pop("drop", 0)
-        )
-        module = FuturePrediction(
-            backbone, **{"hide": 0.75, "decoder": DecoderSize(32, 2, 4)} | changes
-        )
+    def build_module(*args, **changes):
+        module = not_built(*args, **changes)
         module.configure_model()
         return randomize(module)
 
@@ -292,8 +295,9 @@ def clips_in(folder, *, gap, n=3):
     return CountedClips("frames", str(folder), num_workers=0, steps_per_epoch=1, **about)
 
 
-def trained(module, data, out, steps, checkpoint=None):
+def trained(module, data, out, steps, checkpoint=None, **more):
     trainer = L.Trainer(
+        **more,
         max_steps=steps,
         accelerator="cpu",
         logger=False,
@@ -323,6 +327,23 @@ def test_a_hedged_copy_is_fitted_anew_to_other_pairs_and_not_where_a_run_goes_on
         trained(going_on, other, tmp_path, 2, tmp_path / "a.ckpt")
         assert other.drawn == 1
         assert going_on.hedged.range.tolist() == pytest.approx(list(other.gap))
+
+
+def test_a_sharded_run_that_goes_on_with_other_pairs_keeps_no_hedged_copy_of_the_first(
+    tmp_path,
+) -> None:
+    """Its checkpoint is taken up after the copy was fitted."""
+    pairs = [clips_in(tmp_path / "v", gap=gap) for gap in ((0.2, 0.4), (0.8, 1.4), (0.8, 1.4))]
+    found = []
+    for number, data in enumerate(pairs):
+        module, before = not_built(optim=Optim(lr=1e-3)), tmp_path / f"{number - 1}.ckpt"
+        start = before if number else None
+        sharded = {"strategy": ShardedStrategy(), "devices": 1}
+        trainer = trained(module, data, tmp_path, number + 1, start, **sharded)
+        trainer.save_checkpoint(tmp_path / f"{number}.ckpt")
+        assert module.hedged.range.tolist() == pytest.approx(list(data.gap))
+        found.append(module.hedged.factors.clone())
+    assert not torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
 
 
 def test_a_hedged_copy_that_is_not_fitted_is_left_out(build, tmp_path) -> None:

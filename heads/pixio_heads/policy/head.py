@@ -161,13 +161,11 @@ class Policy(Head):
     @property
     def protocol(self) -> str:
         """What a policy learned from, what an episode is, and how it is judged."""
-        learned = f"learned from {self.data_info['learned_from']}"
-        if not self.acts:
-            judged = "error of actions in held-out demonstrations, in units of their deviation"
-            return f"{judged}; {learned}"
-        environment = Environment(**self.evaluation_info["environment"])
-        judged = f"closed loop, deterministic actions; {environment}; success at the last step"
-        return f"{judged}; {learned}"
+        judged = "error of actions in held-out demonstrations, in units of their deviation"
+        if self.acts:
+            environment = Environment(**self.evaluation_info["environment"])
+            judged = f"closed loop, deterministic actions; {environment}; success at the last step"
+        return f"{judged}; learned from {self.data_info['learned_from']}"
 
     def remember(self, about: dict[str, Any]) -> None:
         """Take what a checkpoint says of its training; the data at hand may be others."""
@@ -183,12 +181,13 @@ class Policy(Head):
             refuse_unread("model.videos", self.videos, 4, played)
             refuse_unread("model.timeout", self.timeout, 60.0, played)
 
-    def on_fit_start(self) -> None:
-        """Note demonstrations that the weights of a checkpoint have not learned from until now."""
-        super().on_fit_start()
-        data: Any = self.trainer.datamodule
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note demonstrations that its weights, trained further, learn from only now."""
+        super().on_load_checkpoint(checkpoint)
+        if self.attached is None or self.trainer.state.fn != "fit":
+            return
         then = str(self.data_info["learned_from"])
-        now = getattr(data, "learned_from", then)
+        now = getattr(self.attached.datamodule, "learned_from", then)
         if then != now and not then.endswith(f", then {now}"):
             self.data_info["learned_from"] = f"{then}, then {now}"
 
@@ -266,9 +265,7 @@ class Policy(Head):
 
     def kept_statistics(self) -> dict[str, Tensor]:
         """Return the scale that the weights give actions in."""
-        if not (self.normalize_actions and self.statistics):
-            return {}
-        return learned_scale(self.statistics)
+        return learned_scale(self.statistics) if self.normalize_actions and self.statistics else {}
 
     def _taken(self, actions: Tensor) -> Tensor:
         """Return what the network gives as the actions that are taken."""
@@ -389,8 +386,7 @@ class Policy(Head):
         """Write the episodes' videos and table, or the actions of the first demonstrations."""
         if self.acts:
             return  # EpisodeLog writes them
-        actions = (prediction, batch["action"])
-        picture.write_actions(folder, batch["name"], *actions, self.global_rank)
+        picture.write_actions(folder, batch["name"], prediction, batch["action"], self.global_rank)
 
     def on_predict_start(self) -> None:
         """Begin the table of actions."""

@@ -10,7 +10,7 @@ from typing import Any
 from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.frames import FileScene, Scene, rendered_scenes
 from pixio_heads.reconstruction.views.framing import sizes_of
-from pixio_heads.reconstruction.views.inputs import Pictures, Placed, open_pictures
+from pixio_heads.reconstruction.views.inputs import Pictures, open_pictures, pictures_of
 from pixio_heads.reconstruction.views.known_sets import Flags, SetFlags
 from pixio_heads.reconstruction.views.layouts import holds_one_scene
 from pixio_heads.reconstruction.views.mirror import mirrored
@@ -60,10 +60,10 @@ class ReconstructionData(SampleData):
         source: `scenes`, `folder`, `wai` or `blendedmvs`.
         path: Folder; to predict, a folder of pictures or a video.
         image_size: Height and width of the views, multiples of 16; or several, one of which each
-            training batch draws, and the first of which is evaluated at. Scenes are scaled to fit
+            training step draws, and the first of which is evaluated at. Scenes are scaled to fit
             into their own size.
         min_views: Least number of views of a training set.
-        max_views: Greatest; each batch draws one, and has fewer sets if it has more views.
+        max_views: Greatest; each step draws one, and has fewer sets if it has more views.
         val_views: Views of a set that is evaluated.
         sets_per_scene: Sets of each scene in a pass; of several data sets at least, see `sets`.
         covisibility: How much of a view its neighbour in a set must see, as a share of what can be
@@ -251,11 +251,7 @@ class ReconstructionData(SampleData):
 
     def _open_pictures(self) -> Pictures:
         if self.source == "scenes":
-            scene, *_ = rendered_scenes("val", self.scenes)
-            shots = [scene.load(i) for i in range(len(scene))]
-            placed = [Placed(s.image, s.image.shape[:2], (1.0, 1.0, 0, 0)) for s in shots]
-            names = [f"{i}.png" for i in range(len(scene))]
-            return Pictures(scene.name, names, placed, bad=[], facts=str(scene.facts()))
+            return pictures_of(rendered_scenes("val", self.scenes)[0])
         # Beside the cameras that are predicted for them.
         run = Path(self.trainer.default_root_dir) if self.trainer else None
         pictures = open_pictures(
@@ -351,18 +347,21 @@ class ReconstructionData(SampleData):
         return self.views is None
 
     def shapes(self, world_size: int) -> Shapes:
-        """Return how many views and what size each training batch has."""
-        return Shapes(
-            views=(self.min_views, self.max_views),
-            sizes=tuple(self.sizes),
-            batch_size=self.batch_size,
-            world_size=world_size,
-            seed=self.seed,
-        )
+        """Return how many views and what size the sets of each training step have."""
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return self._shapes(self.batch_size, world_size * accumulate)
+
+    def _shapes(self, batch_size: int, parts: int) -> Shapes:
+        views, sizes = (self.min_views, self.max_views), tuple(self.sizes)
+        return Shapes(views, sizes, batch_size=batch_size, parts=parts, seed=self.seed)
+
+    def samples_per_step(self, batch_size: int, parts: int) -> tuple[int, ...]:
+        """Return the sets of a step by its views, where batches of so many parts make one."""
+        return self._shapes(batch_size, parts).sets_per_step()
 
     def positions(self, *, rank: int, world_size: int) -> SetPositions:
         """Return the batches of stream positions that a process trains on."""
-        return SetPositions(self.shapes(world_size), rank=rank)
+        return SetPositions(self.shapes(world_size), rank=rank, world_size=world_size)
 
     def training_set(self) -> TrainingSets | SetsOfOneShape:
         """Return training sets by their position in the stream."""

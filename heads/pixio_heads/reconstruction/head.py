@@ -136,7 +136,8 @@ class Reconstruction(Head):
             UserError: It is such a run, and it is to be trained further.
         """
         super().on_load_checkpoint(checkpoint)
-        token = checkpoint["state_dict"].get("decoder.scale_token")
+        # Of a sharded one the weights are restored already, and no longer here.
+        token = checkpoint.get("state_dict", {}).get("decoder.scale_token")
         resumed = self.attached is not None and self.trainer.state.fn == "fit"
         if resumed and token is not None and token.ndim == 2:
             raise UserError(
@@ -180,17 +181,21 @@ class Reconstruction(Head):
         if not self.wrong_reference:
             return found
         name = "features" if "features" in batch else "image"
-        own, before = batch[name][:, 0], self._before
-        self._before = own[-1:]
-        others = own.roll(1, dims=0)
-        if len(own) == 1:  # the first set has none before it
-            if before is None or before.shape != own.shape:
-                return found
-            others = before
+        own, others = batch[name][:, 0], self._before
+        if len(own) > 1:
+            others = own.roll(1, dims=0)
+        # The first set has none before it, nor one of another size.
+        known = others is not None and others.shape == own.shape
         mixed = batch[name].clone()
-        mixed[:, 0] = others
+        if known:
+            mixed[:, 0] = others
         mixed_batch = batch | {name: mixed}
-        found["wrong_reference"] = self(self.encode(mixed_batch), mixed_batch)
+        # Also where there is no other: sharded, the model runs only where all processes call it.
+        prediction = self(self.encode(mixed_batch), mixed_batch)
+        if known:
+            found["wrong_reference"] = prediction
+        if len(real := own[batch["weight"] > 0]):
+            self._before = real[-1:]
         return found
 
     def picture(

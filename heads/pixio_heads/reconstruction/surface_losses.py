@@ -35,6 +35,9 @@ def normal_loss(points: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
     total = points.new_zeros(points.shape[1])
     any_corner = torch.zeros_like(at(valid, (0, 0)))
+    # Where nothing is known, any pair of vectors with a defined angle. Made on the device: numbers
+    # of a list would be copied to a GPU, which is waited for.
+    filler = torch.eye(3, dtype=points.dtype, device=points.device)[0]
     for i, corner in enumerate(corners):
         after, before = corners[(i + 1) % 4], corners[i - 1]
         normal, goal = (
@@ -42,8 +45,6 @@ def normal_loss(points: Tensor, target: Tensor, valid: Tensor) -> Tensor:
             for x in (points, target)
         )
         known = at(valid, corner) & at(valid, after) & at(valid, before)
-        # Where nothing is known, any pair of vectors with a defined angle.
-        filler = points.new_tensor([1.0, 0.0, 0.0])
         normal, goal = (torch.where(known[..., None], x, filler) for x in (normal, goal))
         # Of length 1, since products of the areas of tiny quads vanish in float32.
         normal, goal = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) for x in (normal, goal))

@@ -241,7 +241,9 @@ def _go_on(cli: PixioCLI, config: dict[str, Any], batch: resume.Batch | None, fo
             "anew (the old folder is kept under another name)"
         )
     then = _stored_batch(folder, stored)
-    note = resume.check_changes(folder, cli.completed(stored), config, then=then, now=batch)
+    per_step = getattr(cli.datamodule, "samples_per_step", None)
+    old = cli.completed(stored)
+    note = resume.check_changes(folder, old, config, then=then, now=batch, per_step=per_step)
     if note and cli.trainer.is_global_zero:
         say(note)
 

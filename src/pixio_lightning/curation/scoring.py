@@ -297,19 +297,37 @@ class Scoring(BackboneModule):
         return Path(self.trainer.default_root_dir) / "scores"
 
     def _refuse_others(self) -> None:
-        """Refuse to add scores to those of another model or of other masks."""
+        """Refuse to add scores to those of another model or of other masks.
+
+        Each process opens its share of the files, of which there are as many as shards.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self.folder.glob("*.scores.parquet")):
+        trainer, names = self.trainer, []
+        if trainer.is_global_zero:
+            names = sorted(path.name for path in self.folder.glob("*.scores.parquet"))
+        names = trainer.strategy.broadcast(names)
+        mine = range(trainer.global_rank, len(names), trainer.world_size)
+        own = next((i for i in mine if self._difference(self.folder / names[i])), len(names))
+        device = trainer.strategy.root_device
+        first = int(trainer.strategy.all_gather(torch.tensor(own, device=device)).min())
+        if first < len(names):
+            path = self.folder / names[first]
+            raise UserError(self._difference(path) or f"another process cannot add to '{path}'")
+
+    def _difference(self, path: Path) -> str:
+        """Return why the scores in a file are not as they would be now; nothing if they are."""
+        try:
             found = settings_of(path)
-            differ = different(found, self.settings)
-            if differ:
-                facts = ", ".join(
-                    f"{k} {found.get(k)} there, {self.settings.get(k)} now" for k in differ
-                )
-                raise UserError(
-                    f"'{path}' holds scores that were made differently ({facts}): give another "
-                    "--out, or remove them"
-                )
+        except UserError as error:
+            return str(error) if path.exists() else ""  # on another node, with its own folder
+        differ = different(found, self.settings)
+        if not differ:
+            return ""
+        facts = ", ".join(f"{k} {found.get(k)} there, {self.settings.get(k)} now" for k in differ)
+        return (
+            f"'{path}' holds scores that were made differently ({facts}): give another --out, or "
+            "remove them"
+        )
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score a batch; write the files of the shards that it completes."""

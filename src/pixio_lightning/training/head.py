@@ -139,7 +139,11 @@ class Head(TaskModule):
         return {}
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
-        """Return for each name in `baseline_names` what it would predict without looking."""
+        """Return for each name in `baseline_names` what it would predict without looking.
+
+        What calls the model calls it for every batch, equally often: sharded, it runs only where
+        all processes do. A batch may then be of stand-ins, rows of weight 0, alone.
+        """
         return {}
 
     def picture(self, batches: list[Batch], predictions: list[Any]) -> visualize.Panel | None:
@@ -271,8 +275,12 @@ class Head(TaskModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics, of the model and of what predicts without looking."""
-        batch, prediction = without_padding(batch, self.predicted(batch))
+        given = batch
+        batch, prediction = without_padding(given, self.predicted(given))
         if not len(batch["key"]):
+            if self.device_mesh is not None:
+                # Where it calls the model, too: sharded, that runs only where all processes do.
+                self.baselines(given)
             return
         assert self.evaluation is not None
         guesses = to_float32(self.baselines(batch))

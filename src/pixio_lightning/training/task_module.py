@@ -211,7 +211,8 @@ class TaskModule(BackboneModule):
         checkpoint["pixio"] |= {
             "facts": self.data_info,
             "evaluation_facts": self.evaluation_info,
-            "statistics": self.statistics,
+            # Not on the device: a sharded run's are read where they lie, by all processes.
+            "statistics": {name: tensor.cpu() for name, tensor in self.statistics.items()},
             "statistics_of": self._fitted_on,
         }
 

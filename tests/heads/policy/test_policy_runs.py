@@ -177,7 +177,15 @@ def test_what_is_judged_by_actions_alone_is_sharded(tmp_path: Path) -> None:
     line += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--model.cache", "false"]
     line += ["--model.backbone.tune", "full", "--data.path", str(tmp_path / "set")]
     assert main(["fit", *line, "--out", str(tmp_path / "run")]) == 0
-    assert np.isfinite(results.read(tmp_path / "run")[-1]["metrics"]["action_error"])
+    first = results.read(tmp_path / "run")[-1]
+    assert np.isfinite(first["metrics"]["action_error"])
+    # What goes on with others learned from both, though its checkpoint is taken up late.
+    lerobot.write(tmp_path / "other", [demonstration(str(i)) for i in range(3)], fps=10, task="x")
+    line[line.index("--data.path") + 1] = str(tmp_path / "other")
+    line += ["--trainer.max_steps", "3", "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]
+    assert main(["fit", *line, "--out", str(tmp_path / "more")]) == 0
+    protocol = results.read(tmp_path / "more")[-1]["protocol"]
+    assert protocol.startswith(first["protocol"]) and ", then 2 demonstrations" in protocol
 
 
 def demonstration(name: str, steps: int = 6) -> Demonstration:

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from pretend_cuda import pretend_cuda
 from rendered_sets import batch, perfect
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
+from pixio_heads.reconstruction import Reconstruction
 from pixio_heads.reconstruction.constant import constant_geometry, fit_constant
 from pixio_heads.reconstruction.geometry import truth_of
 from pixio_heads.reconstruction.losses import HIGH_POINTS, Weights, factored_loss
 from pixio_heads.reconstruction.metrics import ReconstructionMetrics
 from pixio_heads.reconstruction.model import Reconstructor, Sizes
+from pixio_lightning import Backbone
 from pixio_lightning.models.features import Features, Layer
 
 TINY = Sizes(dim=32, depth=4, heads=2, taps=(1, 2), stages=(8, 8, 8, 8), features=16)
@@ -74,3 +77,17 @@ def test_a_constant_from_a_checkpoint_is_shown_on_the_device() -> None:
         given = on_gpu(real, mode)
         found = constant_geometry({name: mode.from_tensor(x) for name, x in parts.items()}, given)
         assert devices(list(found)) == {"cuda"}
+
+
+def test_a_checkpoint_holds_statistics_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sharded one is read without being told where to put them, also where there is no GPU."""
+    args = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    backbone = Backbone("pixio_vits16", weights="random:0", tune="full", model_args=args)
+    head = Reconstruction(backbone, sizes=TINY)
+    head.configure_model()
+    with pretend_cuda(monkeypatch):
+        head.to("cuda:0").statistics = fit_constant([batch()])
+        assert devices(head.statistics) == {"cuda"}
+        checkpoint: dict[str, Any] = {"state_dict": {}}
+        head.on_save_checkpoint(checkpoint)
+        assert devices(checkpoint["pixio"]["statistics"]) == {"cpu"}

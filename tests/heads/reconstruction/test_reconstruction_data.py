@@ -21,6 +21,7 @@ from pixio_heads.reconstruction.views.colour import Colour, recoloured
 from pixio_heads.reconstruction.views.covisibility import Neighbours
 from pixio_heads.reconstruction.views.known_sets import SetFlags
 from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
+from pixio_lightning.cli.main import main
 from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.samples import Scenes
@@ -281,13 +282,53 @@ def test_processes_share_a_batch_of_one_shape() -> None:
 
 
 def test_positions_of_ranks_never_overlap_and_stay_in_their_stride() -> None:
-    shapes = Shapes(views=(2, 4), sizes=((16, 16),), batch_size=4, world_size=3, seed=1)
-    ranks = [list(islice(SetPositions(shapes, rank=r), 30)) for r in range(3)]
+    shapes = Shapes(views=(2, 4), sizes=((16, 16),), batch_size=4, parts=3, seed=1)
+    ranks = [list(islice(SetPositions(shapes, rank=r, world_size=3), 30)) for r in range(3)]
     for batch, shares in enumerate(zip(*ranks, strict=True)):
         positions = [p for share in shares for p in share]
         assert positions == list(range(12 * batch, 12 * batch + len(positions)))
         assert {shapes.at(p) for p in positions} == {shapes.of(batch)}
-        assert len(positions) == 3 * shapes.sets_in(batch) <= 12
+        assert len(positions) == 3 * shapes.sets_of(shapes.of(batch)[0]) <= 12
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(12, 1, 2), (12, 2, 1)])
+def test_a_step_has_the_same_sets_however_it_is_divided(
+    batch_size: int, world_size: int, accumulate: int
+) -> None:
+    """As of one process and one batch a step, in numbers of sets that all of them can share."""
+
+    def steps(batch_size: int, world_size: int, accumulate: int) -> list[tuple[Any, list[int]]]:
+        about = {"views": (2, 4), "sizes": ((16, 16), (16, 32)), "seed": 0}
+        parts = world_size * accumulate
+        shapes = Shapes(**about, batch_size=batch_size, parts=parts)  # type: ignore[arg-type]
+        each = [SetPositions(shapes, rank=r, world_size=world_size) for r in range(world_size)]
+        batches = zip(*(islice(positions, 20 * accumulate) for positions in each), strict=True)
+        read = [[p for share in shares for p in share] for shares in batches]
+        found = [sum(read[i : i + accumulate], []) for i in range(0, len(read), accumulate)]
+        return [(shapes.at(positions[0]), positions) for positions in found]
+
+    whole = steps(24, 1, 1)
+    assert steps(batch_size, world_size, accumulate) == whole
+    assert {len(positions) for _, positions in whole} == {24, 16, 12}
+    assert len({shape for shape, _ in whole}) > 4
+
+
+def test_a_run_goes_on_with_a_division_that_makes_the_same_steps_and_with_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    line = ["fit", "-c", "reconstruction/demo", "-c", "with/debug", "--out", str(tmp_path / "run")]
+    line += ["--data.scenes", "{train: 4, held_out: 4, views: 5, size: 48, places: [den]}"]
+    line += ["--data.max_views", "4", "--panels.every_n_steps", "0", "--trainer.max_steps", "1"]
+    assert main([*line, "--data.batch_size", "4"]) == 0
+    divided = ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "4"]
+    assert main([*line, *divided]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "steps of 4 or 2 or 2 samples" in error
+    assert "in steps of 4 or 4 or 4" in error and "divide it as it was" in error
+    divided = ["--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2"]
+    assert main([*line, *divided]) == 0
+    assert "global batch as before" in capsys.readouterr().out
 
 
 def test_every_pass_draws_other_sets_and_fixed_ones_come_again() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from pixio_heads.reconstruction.views.frames import Scene
 from pixio_lightning.data import (
     FORMATS,
     VIDEO_SUFFIXES,
@@ -96,6 +97,14 @@ class Pictures:
 
     def digest(self) -> str:
         return self.facts
+
+
+def pictures_of(scene: Scene) -> Pictures:
+    """Return the views of a scene as if they were the user's pictures."""
+    shots = [scene.load(i) for i in range(len(scene))]
+    placed = [Placed(s.image, s.image.shape[:2], (1.0, 1.0, 0, 0)) for s in shots]
+    names = [f"{i}.png" for i in range(len(scene))]
+    return Pictures(scene.name, names, placed, bad=[], facts=str(scene.facts()))
 
 
 def open_pictures(

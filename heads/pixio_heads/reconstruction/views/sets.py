@@ -201,53 +201,65 @@ def _near_origin(cam2world: NDArray[np.float64]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Shapes:
-    """How many views and what size the sets of each training batch have.
+    """How many views and what size the sets of each training step have.
 
-    All positions of a global batch agree, so that they fit beside each other and no process waits
-    for one with more to do.
+    All positions of a global batch agree, however it is divided: they fit beside each other, and no
+    process waits for one with more to do.
 
     Attributes:
         views: Least and greatest number of views.
         sizes: Heights and widths to draw from.
-        batch_size: Sets per process and step of the least number of views.
-        world_size: Processes.
+        batch_size: Sets per batch of a process of the least number of views.
+        parts: Batches of a step: processes, times those that each of them accumulates.
         seed: The run's seed.
     """
 
     views: tuple[int, int]
     sizes: tuple[Size, ...]
     batch_size: int
-    world_size: int
+    parts: int
     seed: int
 
-    def of(self, batch: int) -> tuple[int, Size]:
-        """Return views and size of a batch by its number in the stream."""
-        count, size = uniform(batch, 2, seed=self.seed, step=0, purpose=Purpose.SHAPE)
+    def of(self, step: int) -> tuple[int, Size]:
+        """Return views and size of a step."""
+        count, size = uniform(step, 2, seed=self.seed, step=0, purpose=Purpose.SHAPE)
         least, most = self.views
         return least + int(count * (most + 1 - least)), self.sizes[int(size * len(self.sizes))]
 
     def at(self, position: int) -> tuple[int, Size]:
         """Return views and size at a position of the stream."""
-        return self.of(position // (self.batch_size * self.world_size))
+        return self.of(position // (self.batch_size * self.parts))
 
-    def sets_in(self, batch: int) -> int:
-        """Return the sets per process in a batch: fewer where they have more views."""
-        views, _ = self.of(batch)
+    def sets_of(self, views: int) -> int:
+        """Return the sets of so many views in a batch of a process: fewer of more views."""
         return max(1, self.batch_size * self.views[0] // views)
+
+    def sets_per_step(self) -> tuple[int, ...]:
+        """Return the sets of a step, for each number of views that it may draw."""
+        least, most = self.views
+        return tuple(self.parts * self.sets_of(views) for views in range(least, most + 1))
 
 
 class SetPositions(Positions):
-    """Batches of positions, of which those with more views use only the first of their stride."""
+    """Batches of positions; steps of more views use only the first of their global batch.
 
-    def __init__(self, shapes: Shapes, *, rank: int) -> None:
-        super().__init__(shapes.batch_size, rank=rank, world_size=shapes.world_size)
+    Args:
+        shapes: The shapes of the steps.
+        rank: The process.
+        world_size: How many there are.
+    """
+
+    def __init__(self, shapes: Shapes, *, rank: int, world_size: int) -> None:
+        super().__init__(shapes.batch_size, rank=rank, world_size=world_size)
         self.shapes = shapes
 
     def __iter__(self) -> Iterator[list[int]]:
-        batch = self.start
+        batch, parts = self.start, self.shapes.parts
         while True:
-            count = self.shapes.sets_in(batch)
-            first = batch * self.world_size * self.batch_size + self.rank * count
+            step, part = divmod(batch * self.world_size + self.rank, parts)
+            views, _ = self.shapes.of(step)
+            count = self.shapes.sets_of(views)
+            first = step * parts * self.batch_size + part * count
             yield list(range(first, first + count))
             batch += 1
 
@@ -262,12 +274,12 @@ class SetsOfOneShape(TrainingSamples):
 
 
 class TrainingSets(Dataset):
-    """Training sets by their position in the stream, whose batch decides on their shape.
+    """Training sets by their position in the stream, whose step decides on their shape.
 
     Args:
         sets: What is trained on; their own number of views and size do not matter.
         augment: Makes a training view of a set.
-        shapes: The shapes of the batches.
+        shapes: The shapes of the steps.
         seed: The run's seed.
     """
 

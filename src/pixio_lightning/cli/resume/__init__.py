@@ -102,6 +102,7 @@ def check_changes(
     *,
     then: Batch | None,
     now: Batch | None,
+    per_step: Callable[[int, int], tuple[int, ...]] | None = None,
 ) -> str:
     """Return what a run goes on with, in a line; empty if nothing is changed.
 
@@ -111,9 +112,12 @@ def check_changes(
         new: The one it is to go on with.
         then: How its global batch was divided; None if that is not known.
         now: How it would be.
+        per_step: Returns how many samples steps have, of a batch size and the number of such
+            batches in a step; None where that is the global batch.
 
     Raises:
-        UserError: A key that changes what is learned differs, or the size of the global batch.
+        UserError: A key that changes what is learned differs, or the size of the global batch or of
+            steps.
     """
     changed = differences(old, new)
     learned = [key for key in changed if not _is_free(key, old, new)]
@@ -133,6 +137,16 @@ def check_changes(
             f"changes what is learned: {_same_size(then, now)}give another --out, or --fresh to "
             "start anew (the old folder is kept under another name)"
         )
+    if then and now and per_step:
+        sizes = [per_step(one.batch_size, one.processes * one.accumulate) for one in (then, now)]
+        if sizes[0] != sizes[1]:
+            had, has = (" or ".join(str(count) for count in counts) for counts in sizes)
+            raise UserError(
+                f"{folder} holds a run with a global batch of {then}, in steps of {had} samples, "
+                f"and now it would be {now}, in steps of {has}, which changes what is learned: "
+                "divide it as it was, give another --out, or --fresh to start anew (the old folder "
+                "is kept under another name)"
+            )
     counted = [key for key in COUNTED if isinstance(new["trainer"].get(key), int)]
     if then and now and then.accumulate != now.accumulate and counted:
         raise UserError(

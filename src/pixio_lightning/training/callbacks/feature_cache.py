@@ -90,10 +90,11 @@ def _statistics(head: Head) -> dict[str, Tensor]:
     # Those of labels serve every backbone, those of features one.
     names = [(about, data.digest("train")), (about, store_name(head, data, "train"))]
     paths = [default_cache() / "features" / f"statistics-{digest_of(*name)}.pt" for name in names]
-    # One process decides: another may have written the file since.
-    known = next((path for path in paths if _readable(path)), None)
+    # One process reads: another may have written the file since, or see another cache.
+    files = paths if head.trainer.is_global_zero else []
+    known = next((found for path in files if (found := _read(path)) is not None), None)
     if (known := head.trainer.strategy.broadcast(known)) is not None:
-        return torch.load(known, map_location=head.device, weights_only=True)
+        return known
     encoded: list[bool] = []
     hook = head.backbone.register_forward_pre_hook(lambda *_: encoded.append(True))
     try:
@@ -106,13 +107,12 @@ def _statistics(head: Head) -> dict[str, Tensor]:
     return found
 
 
-def _readable(path: Path) -> bool:
-    """Whether statistics are there; what was damaged is computed anew, as features are."""
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """Return statistics, if they are there; what was damaged is computed anew, as features are."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError):
-        return False
-    return True
+        return None
 
 
 def source_of(thing: object, base: type) -> list[str]:
@@ -158,15 +158,43 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
 
 
 def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) -> None:
+    """Encode what is not in a store yet, each process its share.
+
+    Raises:
+        UserError: In all processes, where one of them does not see what the others have.
+    """
+    trainer, listed = head.trainer, samples.fixed_views()
+    # Chosen by one process: what another has begun to write changes what a late one would choose.
+    jobs = [job for job in listed if job[0] not in store] if trainer.is_global_zero else []
+    if jobs := trainer.strategy.broadcast(jobs):
+        _encode_all(head, data, store, samples, split, jobs)
+        trainer.strategy.barrier("cache")
+    if missing := _missing(store, listed):  # others have written since this process read it
+        store.reload()
+        missing = _missing(store, listed)
+    if not trainer.strategy.reduce_boolean_decision(not missing, all=True):
+        where = f"{missing} of {len(listed)} encoded views are not in {store.folder}"
+        if not missing:
+            where = f"another process does not see the encoded views that are in {store.folder}"
+        raise UserError(
+            f"{where}: with several nodes, set PIXIO_CACHE to a folder that all of them see"
+        )
+
+
+def _missing(store: Store, listed: list[tuple[str, Any]]) -> int:
+    return sum(name not in store for name, _ in listed)
+
+
+def _encode_all(
+    head: Head,
+    data: SampleData,
+    store: Store,
+    samples: Any,
+    split: str,
+    jobs: list[tuple[str, Any]],
+) -> None:
+    """Encode this process's share of the views in `jobs`, which all processes have alike."""
     trainer = head.trainer
-    # Listed by one process: what another has begun to write changes what a late one would list.
-    listed = samples.fixed_views() if trainer.is_global_zero else []
-    found = ([job for job in listed if job[0] not in store], len(store))
-    jobs, known = trainer.strategy.broadcast(found)
-    if not jobs:
-        if len(store) < known:  # this process read the store before another run had filled it
-            store.reload()
-        return
     mine = jobs[trainer.global_rank :: trainer.world_size]
     if trainer.is_global_zero:
         say(f"encoding {len(jobs)} {split} views once, into {store.folder}")
@@ -190,14 +218,6 @@ def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) 
                 bar.update(len(names) + len(bad))
         head.train(was_training)
         writer.close()
-    trainer.strategy.barrier("cache")
-    store.reload()
-    missing = sum(name not in store for name, _ in jobs)
-    if missing:
-        raise UserError(
-            f"{missing} of {len(jobs)} encoded views are not in {store.folder}: with several "
-            "nodes, set PIXIO_CACHE to a folder that all of them see"
-        )
 
 
 def _gather(found: list[tuple[str, View]]) -> tuple[list[str], dict[str, Any], list[Bad]]:
