@@ -209,8 +209,7 @@ class FuturePrediction(PatchPrediction):
         """Take back which pairs the hedged copy was fitted to."""
         super().on_load_checkpoint(checkpoint)
         self._hedged_of = checkpoint.get("pixio", {}).get("hedged_of")
-        fitting = self.attached is not None and self.trainer.state.fn == "fit"
-        if fitting and self.trainer.strategy.restore_checkpoint_after_setup:
+        if self.restored_late:
             self.on_fit_start()  # sharded, that came before, and what it had fitted is overwritten
 
     def _as_prediction(self, image: Tensor, pixels: Tensor, mask: Mask) -> Tensor:

@@ -333,9 +333,7 @@ class BackboneModule(L.LightningModule):
             )
             if self._finite_steps <= read_plain(last)["global_step"]:
                 # Its weights may be what gave the loss that is not finite.
-                advice += (
-                    "; if its own loss is not finite either, start anew (--fresh) with that rate"
-                )
+                advice += "; if its own is not finite either, start anew (--fresh) with that rate"
         return UserError(f"{what} at step {step}; nothing of that step was saved; {advice}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -374,6 +372,12 @@ class BackboneModule(L.LightningModule):
             return self.trainer
         except RuntimeError:
             return None
+
+    @property
+    def restored_late(self) -> bool:
+        """Whether a training restores its checkpoint after `on_fit_start`, as if sharded."""
+        fitting = self.attached is not None and self.trainer.state.fn == "fit"
+        return fitting and self.trainer.strategy.restore_checkpoint_after_setup
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put a frozen backbone's live tensors back, so that loading stays strict.

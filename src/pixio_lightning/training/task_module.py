@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pixio_lightning.data.sample_data import SampleData
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.settings import agree
@@ -169,10 +170,13 @@ class TaskModule(BackboneModule):
         return not trainer.evaluating and not trainer.sanity_checking
 
     def _training_samples(self) -> str | None:
-        """Return a hash of the samples that statistics are taken of; None where nobody says."""
+        """Return a hash of the samples that statistics are taken of; None where nobody says.
+
+        By their names, whatever their files are like: no process looks at all of them for that.
+        """
         data = self.attached.datamodule if self.attached is not None else None
         if isinstance(data, SampleData):
-            return data.digest("train")
+            return digest_of(data.identity(), data.seed, data.listing())
         return getattr(data, "dataset", None)
 
     def on_fit_start(self) -> None:
@@ -187,7 +191,9 @@ class TaskModule(BackboneModule):
         Args:
             fit: Returns them by name, as `compute_statistics`, or from where they were kept.
         """
-        if not self.lacks_statistics:
+        # All or none: what fits them may be shared by the processes.
+        strategy = self.trainer.strategy
+        if not strategy.reduce_boolean_decision(self.lacks_statistics, all=False):
             return
         was_training = self.training
         self.eval()
@@ -233,6 +239,8 @@ class TaskModule(BackboneModule):
         of = stored.get("statistics_of")  # earlier versions did not say
         self._hold(stored.get("statistics", {}), of if isinstance(of, str) else None)
         self._loaded_step = checkpoint.get("global_step", 0)
+        if self.restored_late:  # in place of those that were fitted
+            self.renew_statistics(self.compute_statistics)
 
     def _refuse_other_preparation(self, then: Mapping[str, Any]) -> None:
         """Refuse a backbone whose weights state another mean or deviation of images than then."""

@@ -24,6 +24,7 @@ from pixio_lightning import Backbone, load
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.training import results
+from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 
 TINY = "{img_size: 32, patch_size: 16, embed_dim: 24, depth: 1, num_heads: 2, n_cls_tokens: 2}"
 BACKBONE = (
@@ -186,6 +187,9 @@ def test_what_is_judged_by_actions_alone_is_sharded(tmp_path: Path) -> None:
     assert main(["fit", *line, "--out", str(tmp_path / "more")]) == 0
     protocol = results.read(tmp_path / "more")[-1]["protocol"]
     assert protocol.startswith(first["protocol"]) and ", then 2 demonstrations" in protocol
+    stored = read_plain(tmp_path / "more" / "last.ckpt")["pixio"]["statistics"]
+    learned_from = np.concatenate([demonstration(name).actions for name in "01"])
+    np.testing.assert_allclose(stored["mean"], learned_from.mean(axis=0), rtol=1e-5)
 
 
 def demonstration(name: str, steps: int = 6) -> Demonstration:

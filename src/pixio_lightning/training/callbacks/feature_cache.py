@@ -37,8 +37,9 @@ from pixio_lightning.training.head import Head
 _NOT_OF_STATISTICS = {"cache", "config", "optim", "outcome", "provenance", "seed", "training"}
 
 
-# Another version may decode, crop or encode an image otherwise.
-_CODE = version("pixio-lightning")
+# Another version may decode, crop or encode an image otherwise. The number is raised where that
+# changes between versions.
+_CODE = (version("pixio-lightning"), 2)
 
 
 class FeatureCache(L.Callback):
