@@ -10,6 +10,7 @@ from PIL import Image
 
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli import recipes
+from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.config_tree import in_files, nested
 from pixio_lightning.cli.lightning_cli import PixioCLI
 from pixio_lightning.cli.options import parse_options
@@ -26,6 +27,13 @@ def pictures(tmp_path_factory) -> Path:
         for i in range(8):
             Image.new("RGB", (32, 32), (20 * i, 0, 0)).save(root / name / f"{i}.png")
     return root
+
+
+def as_main_parses(words: list[str], verb: str) -> PixioCLI:
+    """Return what a command line makes, once what it names is imported."""
+    options = parse_options(words)
+    import_named(options.configs, options.rest)
+    return PixioCLI(options, verb)
 
 
 def written(folder: Path, name: str, pictures: Path, optim: dict) -> str:
@@ -108,8 +116,7 @@ def test_what_an_earlier_version_stored_of_both_is_read(pictures: Path, tmp_path
     file = written(tmp_path, "stored", pictures, {"lr": 0.02, "blr": 0.032})
     words = ["-c", file, "--out", str(tmp_path / "run")]
     stored = yaml.safe_load(Path(file).read_text())
-    cli = PixioCLI(parse_options(words), "validate")
-    optim = cli.completed(stored)["model"]["init_args"]["optim"]
+    optim = as_main_parses(words, "validate").completed(stored)["model"]["init_args"]["optim"]
     assert (optim["lr"], optim["blr"]) == (0.02, None)
 
 
@@ -129,8 +136,8 @@ def test_a_seed_in_a_recipe_counts_unless_that_of_the_run_comes_later(
     content["data"]["init_args"]["seed"] = 4
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
     for words, seeds in {(): (4, 5), ("--seed_everything", "1"): (1, 1)}.items():
-        options = parse_options(["-c", str(tmp_path / "own.yaml"), *words])
-        config = PixioCLI(options, "check").config_dict()
+        line = ["-c", str(tmp_path / "own.yaml"), *words]
+        config = as_main_parses(line, "check").config_dict()
         assert tuple(config[part]["init_args"]["seed"] for part in ("data", "model")) == seeds
 
 
@@ -148,8 +155,8 @@ def test_data_and_model_follow_the_seed_of_the_run(
     words: str, seeds: tuple[int, int], pictures: Path, tmp_path: Path
 ) -> None:
     file = written(tmp_path, "seeded", pictures, {})
-    options = parse_options(["-c", file, "--out", str(tmp_path / "run"), *words.split()])
-    config = PixioCLI(options, "check").config_dict()
+    line = ["-c", file, "--out", str(tmp_path / "run"), *words.split()]
+    config = as_main_parses(line, "check").config_dict()
     found = tuple(config[part]["init_args"]["seed"] for part in ("data", "model"))
     assert found == seeds
 
@@ -171,7 +178,7 @@ def test_the_configuration_that_is_printed_is_that_of_the_run(
     assert not stop.value.code
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     printed = ["-c", str(tmp_path / "printed.yaml")]
-    of_line, of_printed = (PixioCLI(parse_options(given), "fit") for given in (line, printed))
+    of_line, of_printed = (as_main_parses(given, "fit") for given in (line, printed))
     assert of_printed.config_dict() == of_line.config_dict()
     assert yaml.safe_load((tmp_path / "printed.yaml").read_text()) == of_line.config_dict()
 

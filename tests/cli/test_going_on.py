@@ -83,6 +83,10 @@ def check(now: Batch | None = BATCH, then: Batch | None = BATCH, **leaves: Any) 
             "goes on with other model.backbone.checkpointing: False -> True",
         ),
         ({"panels": {"images": 3}}, "goes on with other panels.images: None -> 3"),
+        (
+            {"model__init_args__videos": 0, "data__init_args__processes": 2},
+            "goes on with other data.processes: None -> 2; model.videos: None -> 0",
+        ),
     ],
 )
 def test_what_changes_nothing_is_noted(leaves: dict[str, Any], note: str) -> None:
@@ -199,6 +203,8 @@ def test_every_free_key_exists() -> None:
 
     import lightning as L
 
+    from pixio_heads.policy.data import PolicyData
+    from pixio_heads.policy.head import Policy
     from pixio_lightning import Backbone
     from pixio_lightning.cli.config_errors import GROUPS
     from pixio_lightning.data.datamodule import StreamData
@@ -208,7 +214,8 @@ def test_every_free_key_exists() -> None:
     for part, classes in {
         "trainer": [L.Trainer],
         "checkpoint": [GROUPS["checkpoint"]],
-        "data": [StreamData, Pixels],
+        "data": [StreamData, Pixels, PolicyData],
+        "model": [Policy],
         "model.backbone": [Backbone],
     }.items():
         known |= {f"{part}.{n}" for cls in classes for n in inspect.signature(cls).parameters}

@@ -183,6 +183,8 @@ def test_records_say_from_which_checkpoint_a_training_began(
     assert f"begun from    {start}" in capsys.readouterr().out
     assert results.began(results.read(tmp_path)[-1]["start"]) == start
     assert results.read(to_three_metres)[-1]["start"] is None
+    of_an_earlier_version = {"path": "a.ckpt", "step": None}, {"path": "a.ckpt"}
+    assert {*map(results.began, of_an_earlier_version)} == {"a.ckpt at step unknown"}
     for words, said in (
         (["runs", "--diff"], f"--ckpt_path: no checkpoint -> {start}"),
         (["bench", "--compare"], f"{to_three_metres} from no checkpoint; {tmp_path} from {start}"),

@@ -6,7 +6,7 @@ import os
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import timm
@@ -434,12 +434,22 @@ def test_hub_cache_offline(hub_cache, theirs, official):
 
 @pytest.fixture
 def refusing_hub(monkeypatch):
-    """Return how to let a server stand for the Hub, which refuses everything with one code."""
-    servers = []
+    """Return how to let a server stand for the Hub, which refuses everything with one code.
 
-    def begin(code):
+    Of files it may give a status of its own; with 0 it never answers.
+    """
+    servers, ended = [], Event()
+
+    def begin(code, of_files=None):
         class Hub(BaseHTTPRequestHandler):
             def do_GET(self):
+                if of_files is not None and "/resolve/main/" in self.path:
+                    if of_files:
+                        self.send_response(of_files)
+                        self.end_headers()
+                    else:
+                        ended.wait()
+                    return
                 self.send_response(403 if code == "GatedRepo" else 404)
                 self.send_header("X-Error-Code", code)
                 self.end_headers()
@@ -454,8 +464,15 @@ def refusing_hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         address = f"http://127.0.0.1:{servers[-1].server_port}"
         monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        return servers[-1]
 
     yield begin
+    ended.set()
     for server in servers:
         server.shutdown()
 
@@ -534,3 +551,19 @@ def test_timms_weights_are_looked_for_before_anything_is_run(hub_cache):
 def test_what_is_in_the_cache_is_not_asked_for(timms, refusing_hub):
     refusing_hub("RepoNotFound")
     Backbone(TIMMS, weights="timm").find()
+
+
+@pytest.mark.parametrize("status", [200, 404, 503, 0])
+def test_a_mirror_need_answer_for_files_alone(status, hub_cache, refusing_hub, monkeypatch):
+    """What it says of files, but that they are not open, is for the download to judge."""
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    refusing_hub("RepoNotFound", of_files=status)
+    Backbone(TIMMS, weights="timm").find()
+
+
+def test_a_hub_that_cannot_be_reached_is_told_before_a_run(hub_cache, refusing_hub):
+    server = refusing_hub("RepoNotFound")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(MissingWeights, match="the Hub cannot be reached"):
+        Backbone(TIMMS, weights="timm").find()

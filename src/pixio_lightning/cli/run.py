@@ -24,6 +24,7 @@ from pixio_lightning.cli.resume.chosen import (
 from pixio_lightning.cli.resume.recall import introduce, recall
 from pixio_lightning.cli.resume.start import (
     begun_by_this_job,
+    begun_from,
     goes_on,
     note_job,
     refuse_missing,
@@ -158,7 +159,7 @@ def _fit(cli: PixioCLI) -> int:
 
     steps, start = cli.trainer.max_steps, None
     if found:
-        start = run_folder.read_state(folder).get("start")
+        start = begun_from(folder)
     elif ckpt_path:
         refuse_nothing_left(ckpt_path, steps)
         start = start_of(ckpt_path, config["data"])
@@ -169,9 +170,9 @@ def _fit(cli: PixioCLI) -> int:
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         about = {"recipe": " ".join(options.configs), "steps": steps, "monitor": cli.model.monitor}
         about |= {"batch": batch._asdict() if batch else None, "precision": cli.trainer.precision}
-        about["commit"] = results.commit()
+        about |= {"commit": results.commit(), "start": start}
         if not found:
-            about |= {"start": start, "samples": None}
+            about["samples"] = None
         run_folder.write_state(folder, finished=False, trains=True, **about)
 
     if found:  # what is there stays true if this start comes to nothing

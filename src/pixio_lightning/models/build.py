@@ -263,12 +263,21 @@ def _timms_repository(name: str) -> str:
 
 
 def find_timms(name: str) -> None:
-    """Look for timm's weights, in the cache, then on the Hub; nothing is fetched.
+    """Look for timm's weights, in the cache, then on the Hub or its mirror; nothing is fetched.
+
+    It is asked as a download asks first. Where it gives another answer than that they are not open,
+    or none in time, nothing is said: the download may come through, and else says why not.
 
     Raises:
         MissingWeights: They are not to be had; how to fetch them is said.
     """
-    from huggingface_hub import HfApi, errors, try_to_load_from_cache
+    from huggingface_hub import (
+        constants,
+        errors,
+        get_hf_file_metadata,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     repository = _timms_repository(name)
     if not repository:
@@ -277,11 +286,14 @@ def find_timms(name: str) -> None:
         return
     with refused_by_the_hub(f"{repository} (weights: timm)", repository, asked="timm"):
         try:
-            HfApi().auth_check(repository)
-        except errors.HfHubHTTPError:
+            address = hf_hub_url(repository, OF_A_FOLDER[0])
+            get_hf_file_metadata(address, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except (errors.RepositoryNotFoundError, errors.OfflineModeIsEnabled):  # or it is gated
             raise
-        except Exception as error:  # of the connection: its class is that of the client's library
-            raise errors.OfflineModeIsEnabled(str(error)) from error
+        except Exception as error:
+            # Of the connection: its class is that of the client's library, which have common names.
+            if type(error).__name__.startswith(("Connect", "Proxy")):
+                raise errors.OfflineModeIsEnabled(str(error)) from error
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class BackboneModule(L.LightningModule):
         """Whether there is anything to train."""
         return True
 
+    @classmethod
+    def bring_up(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
+        """Change, in place, stored arguments that earlier versions took and this one refuses."""
+
     def build(self, backbone: Backbone) -> nn.Module | None:
         """Return the module to train beside the backbone, sized by it; None for none."""
         raise NotImplementedError

@@ -216,7 +216,8 @@ def began(start: dict[str, Any] | None) -> str:
     """Return from what a training began, by what its records or its state say of it."""
     if not start:
         return "no checkpoint"
-    return f"{start.get('path')} at step {start.get('step', 'unknown')}"
+    step = start.get("step")  # earlier versions did not keep it
+    return f"{start.get('path')} at step {'unknown' if step is None else step}"
 
 
 def starts(lines: Iterable[tuple[str, dict[str, Any]]]) -> str:

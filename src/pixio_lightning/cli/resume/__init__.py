@@ -40,6 +40,7 @@ FREE = (
     "preemption",
     # When a run stops or gives up; it goes on from there.
     "data.max_bad",
+    "trainer.max_epochs",  # the rate goes by trainer.max_steps, beside which it does nothing
     "trainer.max_time",
     "trainer.detect_anomaly",
     # What is kept and shown. Not checkpoint.best: best.ckpt would be the best of a part.
@@ -54,6 +55,10 @@ FREE = (
     "trainer.enable_progress_bar",
     "trainer.model_registry",
     "trainer.default_root_dir",  # --out stands in its place
+    # How episodes of a policy run; not how many.
+    "data.processes",
+    "model.timeout",
+    "model.videos",
     # How an evaluation runs; not which samples and how often, by which best.ckpt is chosen.
     "data.val_batch_size",
     "trainer.inference_mode",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pixio_lightning.cli import recipes, resume
 from pixio_lightning.cli.config_tree import in_files, typed
 from pixio_lightning.cli.resume.attention import check_attention
-from pixio_lightning.cli.resume.trained_on import refuse_trained_on
+from pixio_lightning.cli.resume.trained_on import refuse_trained_on, run_beside
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import results, run_folder
@@ -80,8 +80,11 @@ def recall(cli: PixioCLI, ckpt_path: str | None) -> None:
             cli.model.note(note)
         cli.model.remember(about)
     if cli.verb in ("validate", "test") or (begins and cli.verb == "fit"):
-        data, begun = cli.config_dict()["data"], run_folder.stored_config(path.parent)
+        if path.parent.resolve() == cli.options.out.resolve():  # whose damage is told
+            begun, state = run_folder.stored_config(path.parent), run_folder.read_state(path.parent)
+        else:
+            begun, state = run_beside(path)
+        data = cli.config_dict()["data"]
         of_run, split = (begun or {}).get("data", data), "test" if cli.verb == "test" else "val"
-        state = run_folder.read_state(path.parent)
         whose = "the run of --ckpt_path" if begins else "the run"
         refuse_trained_on(data, of_run, cli.datamodule, state, split=split, run=whose)

@@ -30,7 +30,8 @@ def refuse_missing(options: Options, verb: str) -> None:
     path = local_path(asked)
     if path.is_file() or path.is_dir():
         return
-    if verb == "fit" and not options.fresh and _has_begun_from(options.out, path):
+    may_go_on = verb == "fit" and (not options.fresh or begun_by_this_job(options.out))
+    if may_go_on and _has_begun_from(options.out, path):
         return  # which is not needed any more
     if path.exists():
         raise UserError(f"--ckpt_path '{path}' is neither a file nor a folder")
@@ -102,8 +103,20 @@ def goes_on(folder: Path, asked: str) -> str:
 
 def _has_begun_from(folder: Path, checkpoint: Path) -> bool:
     """Whether the run in a folder began from a checkpoint, and has saved one of its own since."""
-    start = read_state(folder).get("start") or {}
+    start = begun_from(folder) or {}
     return start.get("path") == str(checkpoint.resolve()) and bool(checkpoints(folder))
+
+
+def begun_from(folder: Path) -> dict[str, Any] | None:
+    """Return the checkpoint that the run in a folder was begun from, as its state keeps it, if any.
+
+    Earlier versions began over another run, and noted when its last.ckpt was saved: where that is
+    still there, the start came to nothing.
+    """
+    start, last = read_state(folder).get("start"), folder / "last.ckpt"
+    if start and last.exists() and last.stat().st_mtime_ns == start.get("before"):
+        return None
+    return start
 
 
 def step_of(path: str | Path) -> int:
