@@ -168,7 +168,7 @@ def test_a_checkpoint_whose_own_loss_is_not_finite_is_not_promised(
     text = refusal(capsys, line)
     assert "the training loss is" in text and "at step 2" in text
     assert kept(tmp_path)["last.ckpt"] == 1
-    assert "if its own is not finite either, start anew (--fresh) with that rate" in text
+    assert "if its own loss is not finite either, start anew (--fresh) with that rate" in text
 
 
 # --- what is looked at ------------------------------------------------------------------------

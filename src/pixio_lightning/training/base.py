@@ -6,7 +6,6 @@ what a checkpoint holds.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from pixio_lightning.models.blocks import blocks_of, compile_blocks
 from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training import strategy as sharding
 from pixio_lightning.training import visualize
-from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
-from pixio_lightning.training.checkpoints.finite import first_not_finite
+from pixio_lightning.training.checkpoints.finite import first_not_finite, not_finite
 from pixio_lightning.training.checkpoints.running_mean import RunningMean
 from pixio_lightning.training.optim import Optim, Part
 from pixio_lightning.training.precision import taken_by
@@ -326,19 +324,8 @@ class BackboneModule(L.LightningModule):
             logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)
 
     def _not_finite(self, what: str, step: int) -> UserError:
-        """Say what is not finite, what is safe, and how to go on from there."""
         last = Path(self.trainer.default_root_dir) / "last.ckpt"
-        advice = "start anew (--fresh) with a lower model.optim.lr or a longer warm-up"
-        if last.exists():
-            advice = (
-                f"{last} is from before and finite: go on from it with a lower rate in another "
-                f"folder, --ckpt_path {shlex.quote(str(last))} --out DIR --model.optim.lr LESS, or "
-                "a longer warm-up"
-            )
-            if self._finite_steps <= read_plain(last)["global_step"]:
-                # Its weights may be what gave the loss that is not finite.
-                advice += "; if its own is not finite either, start anew (--fresh) with that rate"
-        return UserError(f"{what} at step {step}; nothing of that step was saved; {advice}")
+        return not_finite(what, step, last, finite_until=self._finite_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model in plain data; leave a frozen backbone's tensors out.
