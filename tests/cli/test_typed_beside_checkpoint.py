@@ -397,7 +397,7 @@ def test_what_fits_the_weights_and_reads_them_otherwise_is_that_of_the_run(
     ("head", "words", "said"),
     [
         ("policy", "--model.normalize_actions=true", "model.normalize_actions: False -> True"),
-        ("reconstruction", "--model.sizes.taps=[0, 0]", "model.sizes.taps: [0, 1] -> [0, 0]"),
+        ("reconstruction", "--model.sizes.taps=[1, 0]", "model.sizes.taps: [0, 1] -> [1, 0]"),
     ],
 )
 def test_a_head_is_evaluated_as_it_was_trained(

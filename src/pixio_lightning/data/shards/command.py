@@ -70,6 +70,8 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         print(visible(f"skipped {name}: {reason}"))
     bad = Path(options.out) / "bad_files.txt"
     if bad.exists():
-        print(f"{len(bad.read_bytes().splitlines())} files were left out, listed in {bad}")
+        with bad.open("rb") as listed:
+            count = sum(1 for _ in listed)
+        print(f"{count} files were left out, listed in {bad}")
     print(f"next:\n  pixio fit -c {recipe} --data.source shards --data.path {out}")
     return 0

@@ -54,8 +54,8 @@ def load_bounded(
             its size.
     """
     check_archive(file)
-    mapped = mapped and zipfile.is_zipfile(file)
     try:
+        mapped = mapped and zipfile.is_zipfile(file)
         with torch.serialization.safe_globals(list(plain)):
             checkpoint = torch.load(file, map_location=map_location, mmap=mapped, weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
