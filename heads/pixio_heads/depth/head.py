@@ -259,7 +259,7 @@ class RelativeDepth(DepthHead):
         self.image_size, self.space, self.cap, self.eval_crop = image_size, space, cap, eval_crop
 
     @classmethod
-    def bring_up(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
+    def migrate(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
         """Round `image_size` to whole tokens, as earlier versions did while they evaluated."""
         size = arguments.get("image_size")
         if not isinstance(size, int) or size < 1 or "name" not in identity:

@@ -84,7 +84,7 @@ class FuturePrediction(PatchPrediction):
         self.gain_error = MeanError()
 
     @classmethod
-    def bring_up(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
+    def migrate(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
         """Leave out blocks of a mask that hides all, which earlier versions took to no effect."""
         if arguments.get("hide") == 1:
             arguments.pop("mask_grid", None)

@@ -68,7 +68,7 @@ class BackboneModule(L.LightningModule):
         return True
 
     @classmethod
-    def bring_up(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
+    def migrate(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
         """Change, in place, stored arguments that earlier versions took and this one refuses."""
 
     def build(self, backbone: Backbone) -> nn.Module | None:

@@ -113,7 +113,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
-            cls.bring_up(arguments, about.get("backbone") or {})
+            cls.migrate(arguments, about.get("backbone") or {})
             module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
         module.config = about["config"]
         module.remember(about)
