@@ -29,7 +29,7 @@ from pixio_lightning.data.shards.score_files import (
     check_scores,
     column_scored,
 )
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least_1
 from pixio_lightning.files import expanded, write_text
 
 _SHOWN = 24  # of the hardest and of the easiest images
@@ -79,8 +79,7 @@ def main(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--materialize", metavar="DIR", type=expanded, help=about)
     parser.add_argument("--jobs", type=int, default=1, help="parts rewritten at a time (1)")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        raise UserError(f"--jobs is {options.jobs}, but expected at least 1")
+    at_least_1(**{"--jobs": options.jobs})
     if options.jobs > 1 and not options.materialize:
         parser.error("--jobs is for --materialize, which rewrites the shards")
     curation = Curation(
