@@ -1,6 +1,8 @@
-"""Loss, figures and baselines where all tensors are on a GPU: fake ones, which know their device.
+"""Loss, figures and baselines where all tensors are on a GPU: a pretended one.
 
-An operation on tensors of two devices raises, as it does on a real one.
+An operation on tensors of two devices raises, as it does on a real one. Fake tensors would not do:
+torchmetrics copies its states, and a copy of a fake tensor copies its mode, whose weak references
+to storages are then freed twice (torch 2.15), which damages the memory of later tests.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ import pytest
 import torch
 from pretend_cuda import pretend_cuda
 from rendered_sets import batch, perfect
-from torch._subclasses import FakeTensorMode
-from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from pixio_heads.reconstruction import Reconstruction
@@ -27,9 +27,9 @@ from pixio_lightning.models.features import Features, Layer
 TINY = Sizes(dim=32, depth=4, heads=2, taps=(1, 2), stages=(8, 8, 8, 8), features=16)
 
 
-def on_gpu(tree: Any, mode: FakeTensorMode) -> Any:
-    """Return a structure of tensors with fake ones on the GPU in place of all of its own."""
-    return tree_map_only(torch.Tensor, lambda x: mode.from_tensor(x).to("cuda"), tree)
+def on_gpu(tree: Any) -> Any:
+    """Return a structure of tensors with all of them on the GPU."""
+    return tree_map_only(torch.Tensor, lambda x: x.to("cuda:0"), tree)
 
 
 def devices(tree: Any) -> set[str]:
@@ -39,43 +39,46 @@ def devices(tree: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("weights", [Weights(), HIGH_POINTS])
-def test_the_loss_is_made_where_the_prediction_is(weights: Weights) -> None:
+def test_the_loss_is_made_where_the_prediction_is(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
     real = dict(batch()), perfect(batch())
-    with FakeTensorMode() as mode:
-        given, guess = on_gpu(real, mode)
+    with pretend_cuda(monkeypatch):
+        given, guess = on_gpu(real)
         for training in (True, False):
             found = factored_loss(guess, given, weights=weights, training=training)
             assert devices(found) == {"cuda"}
 
 
-def test_the_model_runs_where_it_is() -> None:
+def test_the_model_runs_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Reconstructor(24, 8, sizes=TINY)
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
-    with FakeTensorMode() as mode:
-        tokens = torch.empty(6, 14, 24, device="cuda")
+    with pretend_cuda(monkeypatch), torch.no_grad():
+        tokens = torch.randn(6, 14, 24, device="cuda:0")
         features = Features((Layer(tokens, tokens, 2, (3, 4)),), dense_cls=True)
-        given = (features, 3, (24, 32))
-        found = functional_call(model, on_gpu(state, mode), given)
+        found = model.to("cuda:0")(features, 3, (24, 32))
         assert devices(list(found)) == {"cuda"} and devices(list(found.compose())) == {"cuda"}
 
 
-def test_figures_stay_on_the_device_with_something_to_measure_or_without() -> None:
+def test_figures_stay_on_the_device_with_something_to_measure_or_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = dict(batch()), perfect(batch())
-    with FakeTensorMode() as mode, torch.device("cuda"):
-        given, guess = on_gpu(real, mode)
+    with pretend_cuda(monkeypatch):
+        given, guess = on_gpu(real)
         for batches in (1, 0):
-            metric = ReconstructionMetrics()
+            metric = ReconstructionMetrics().to("cuda:0")
             for _ in range(batches):
                 metric.update(guess.compose(), truth_of(given), given["valid"], given["metric"])
             assert devices(metric.compute()) == {"cuda"}
 
 
-def test_a_constant_from_a_checkpoint_is_shown_on_the_device() -> None:
+def test_a_constant_from_a_checkpoint_is_shown_on_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It is read onto the CPU."""
     real, parts = dict(batch()), fit_constant([batch()])
-    with FakeTensorMode() as mode:
-        given = on_gpu(real, mode)
-        found = constant_geometry({name: mode.from_tensor(x) for name, x in parts.items()}, given)
+    with pretend_cuda(monkeypatch):
+        found = constant_geometry(parts, on_gpu(real))
         assert devices(list(found)) == {"cuda"}
 
 
