@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import ast
 import importlib
-import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pkgutil import get_data
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -115,35 +111,3 @@ def _listed(package: str) -> dict[str, tuple[str, str]]:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-
-
-# Where classes were that recipes and checkpoints of earlier versions name.
-MOVED = {
-    "backbone": "models.backbone",
-    "callbacks": "training.callbacks",
-    "checkpoint": "training.strategy",
-    "data.score_data": "curation.scores",
-    "dense_decoders": "models.dense_decoders",
-    "head": "training.head",
-    "module": "training.base",
-    "optim": "training.optim",
-    "pretrain": "pretraining.masked_pixels",
-    "scoring": "curation.scoring",
-    "windowed_head": "training.dense_head",
-}
-
-
-class _MovedModules(MetaPathFinder, Loader):
-    """Finds the names of a module that was moved under its earlier name."""
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, self) if package == __name__ and name in MOVED else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        name = MOVED[module.__name__.partition(".")[2]]
-        found = vars(importlib.import_module(f"{__name__}.{name}"))
-        vars(module).update({k: v for k, v in found.items() if not k.startswith("__")})
-
-
-sys.meta_path.append(_MovedModules())

@@ -208,7 +208,7 @@ def test_no_two_rows_share_a_run(first: tuple, second: tuple, tmp_path: Path) ->
 
 def line(**changes: object) -> dict:
     about = {"task": "t", "dataset": "d", "split": "val", "n": 3, "protocol": "p"}
-    about |= {"steps": 5, "loss": None, "baselines": {}}
+    about |= {"steps": 5, "loss": None, "baselines": {}, "files": {}}
     return about | {"metrics": {"x": 1.0}, "checkpoint": "last", "verb": "fit"} | changes
 
 

@@ -335,7 +335,7 @@ def test_published_figures_of_pixio_are_those_of_the_recipes() -> None:
 def test_a_finished_run_does_not_stand_for_files_whose_place_others_took(
     size: int, tmp_path: Path
 ) -> None:
-    """Older ones too; small ones of the same content may lie elsewhere."""
+    """Whenever they were written; small ones of the same content may lie elsewhere."""
     weights, recipe, out = tmp_path / "a.ckpt", tmp_path / "mine.yaml", tmp_path / "row-0"
     out.mkdir()
     weights.write_bytes(bytes(size))
@@ -360,32 +360,22 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     weights, out = tmp_path / "last.ckpt", tmp_path / "row-0"
     out.mkdir()
     weights.touch()
-    (out / "results.jsonl").touch()
     words = ["-c", "depth/demo", "--out", str(out), f"--model.backbone.weights={weights}"]
     line = {"recipe": ["depth/demo"], "overrides": words[4:]}
     line |= {"backbone": {"weights": str(weights)}}
+    line["files"] = results.files_read([recipes.find("depth/demo")], str(weights), None)
     refuse_stale(out, line, [*words, "--run"])  # no key of the model
     refuse_stale(out, line, [*words[:4], f"--model.init_args.backbone={{weights: {weights}}}"])
     with pytest.raises(
         UserError, match="was run with -c depth/demo, but now -c depth/demo -c with"
     ):
         refuse_stale(out, line, [*words, "--config", "with/debug"])
-    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
-    with pytest.raises(UserError, match="was run before '.*last.ckpt' was written: remove it"):
-        refuse_stale(out, line, words)
-    os.utime(weights, ns=(0, 10**9))
-    refuse_stale(out, line, words)  # of an earlier version, which did not keep what was read
-    recipe = tmp_path / "mine.yaml"
-    recipe.touch()
-    os.utime(recipe, ns=(0, (out / "results.jsonl").stat().st_mtime_ns + 10**9))
-    mine, of_mine = ["-c", str(recipe), *words[2:4]], line | {"recipe": [str(recipe)]}
-    with pytest.raises(UserError, match="was run before '.*mine.yaml' was written: remove it"):
-        refuse_stale(out, of_mine | {"overrides": [], "backbone": {"weights": None}}, mine)
     with pytest.raises(UserError, match="model.seed its recipe's, but now it is '1': remove"):
         refuse_stale(out, line, [*words, "--model.seed", "1"])
     named = {
         "overrides": ["--model.decoder=pixio_lightning.models.DPTDecoder"],
         "backbone": {"weights": None},
+        "files": {},
     }
     refuse_stale(out, named, ["--model.decoder=DPTDecoder"])
     with pytest.raises(UserError, match=r"decoder 'pixio.*DPTDecoder', but now it is its recipe's"):
@@ -399,35 +389,32 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
 def test_a_finished_evaluation_does_not_stand_for_another_checkpoint(tmp_path: Path) -> None:
     """Nor for the same one that was trained since, students among them."""
     first, second, out = tmp_path / "a.ckpt", tmp_path / "b.ckpt", tmp_path / "row-0"
-    out.mkdir()
-    first.touch()
-    second.touch()
-    (out / "results.jsonl").touch()
-    words = ["-c", "depth/demo"]
-    line = {"recipe": ["depth/demo"], "overrides": [], "backbone": {"weights": "tiny"}}
-    refuse_stale(out, line, words, str(second))  # of a version that kept no path
-    line["checkpoint_path"] = str(first)
+    folder = tmp_path / "exported"
+    for place in (out, folder):
+        place.mkdir()
+    for place in (first, second, folder / "model.safetensors"):
+        place.touch()
+
+    def evaluated(weights: str, checkpoint: Path | None) -> dict[str, Any]:
+        files = results.files_read([recipes.find("depth/demo")], weights, checkpoint)
+        line = {"recipe": ["depth/demo"], "overrides": [], "backbone": {"weights": weights}}
+        return line | {"checkpoint_path": checkpoint and str(checkpoint), "files": files}
+
+    words, line = ["-c", "depth/demo"], evaluated("tiny", first)
     refuse_stale(out, line, words, str(first))
     with pytest.raises(UserError, match=r"with checkpoint '.*a.ckpt', but now checkpoint '.*b.c"):
         refuse_stale(out, line, words, str(second))
     with pytest.raises(UserError, match=r"with checkpoint '.*a.ckpt', but now untrained is given"):
         refuse_stale(out, line, words)
-    later = first.stat().st_mtime_ns + 10**9
-    os.utime(first, ns=(0, later))
-    with pytest.raises(UserError, match=r"was run before '.*a.ckpt' was written: remove it"):
+    first.write_text("trained on")
+    with pytest.raises(UserError, match=r"was run with another '.*a.ckpt' than there is now"):
         refuse_stale(out, line, words, str(first))
-    os.utime(second, ns=(0, later))
-    line = line | {"checkpoint_path": None, "backbone": {"weights": f"{second}:small"}}
-    with pytest.raises(UserError, match=r"was run before '.*b.ckpt' was written: remove it"):
+    for weights, file in ((f"{second}:small", second), (str(folder), folder / "model.safetensors")):
+        line = evaluated(weights, None)
         refuse_stale(out, line, words)
-    folder = tmp_path / "exported"
-    folder.mkdir()
-    line = line | {"backbone": {"weights": str(folder)}}
-    refuse_stale(out, line, words)
-    (folder / "model.safetensors").touch()
-    os.utime(folder / "model.safetensors", ns=(0, later))
-    with pytest.raises(UserError, match=r"was run before '.*exported' was written: remove it"):
-        refuse_stale(out, line, words)
+        file.write_text("trained on")
+        with pytest.raises(UserError, match=r"was run with another '.*' than there is now"):
+            refuse_stale(out, line, words)
 
 
 def test_a_finished_run_does_not_stand_for_other_data(

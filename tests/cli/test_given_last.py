@@ -111,15 +111,6 @@ def test_the_rate_of_a_shipped_probe_follows_the_batch(
     assert line.split(None, 2)[2].startswith(peak)
 
 
-def test_what_an_earlier_version_stored_of_both_is_read(pictures: Path, tmp_path: Path) -> None:
-    """A default had hidden a blr: what counted was the lr."""
-    file = written(tmp_path, "stored", pictures, {"lr": 0.02, "blr": 0.032})
-    words = ["-c", file, "--out", str(tmp_path / "run")]
-    stored = yaml.safe_load(Path(file).read_text())
-    optim = as_main_parses(words, "validate").completed(stored)["model"]["init_args"]["optim"]
-    assert (optim["lr"], optim["blr"]) == (0.02, None)
-
-
 def test_values_of_any_type_are_passed_over() -> None:
     class Mode(enum.Enum):
         a = 1

@@ -190,7 +190,6 @@ def test_without_a_known_global_batch_its_keys_are_refused() -> None:
 
 
 def test_a_tilde_is_the_folder_it_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The configuration of an earlier version may hold one."""
     monkeypatch.setenv("HOME", str(tmp_path))
     old = changed(data__init_args__path="~/photos")
     new = changed(data__init_args__path=f"{tmp_path}/photos")

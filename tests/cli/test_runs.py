@@ -37,7 +37,7 @@ def test_runs_are_listed_with_their_last_and_best_metric(
     table = "step,val/abs_rel\n1,0.5\n2,0.25\n3,\n4,0.3\n"
     about = {"recipe": "depth/demo with/debug", "monitor": ["val/abs_rel", "min"], "steps": 9}
     make(tmp_path / "a", metrics=table, step=9, finished=True, **about)
-    make(tmp_path / "deep" / "b", step=4, finished=False)  # of an earlier version
+    make(tmp_path / "deep" / "b", step=4, finished=False)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "state.json").write_text("{")
     assert main(["runs", str(tmp_path)]) == 0

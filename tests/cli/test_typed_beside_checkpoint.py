@@ -113,33 +113,6 @@ def test_no_training_from_a_checkpoint_is_judged_by_what_that_was_trained_on(
     assert gone.name in run_folder.read_state(tmp_path / "less")["trained_on"]
 
 
-def test_what_a_run_of_an_earlier_version_began_from_is_not_known(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its state says where its start lay, and neither the step nor what that was trained on."""
-    recipe = tiny_run.write_recipe(tmp_path)
-    few = ("--trainer.max_steps", 2, "--data.val_images", 1)
-    assert tiny_run.fit(recipe, tmp_path / "run", *few) == 0
-    on = (tmp_path / "on", "--ckpt_path", tmp_path / "run/last.ckpt", "--data.val_images", 1)
-    assert tiny_run.fit(recipe, *on, "--trainer.max_steps", 4) == 0
-    state = run_folder.read_state(tmp_path / "on")
-    start = {"path": state["start"]["path"], "saved": 1, "before": None}
-    run_folder.write_state(tmp_path / "on", start=start, samples=None, finished=False)
-    # As it goes on, it does not come to be known, nor for what begins from it.
-    shutil.copy(tmp_path / "run/last.ckpt", tmp_path / "on/last.ckpt")
-    assert tiny_run.fit(recipe, *on, "--trainer.max_steps", 4) == 0
-    on = (tmp_path / "then", "--ckpt_path", tmp_path / "on/last.ckpt", "--data.val_images", 1)
-    assert tiny_run.fit(recipe, *on, "--trainer.max_steps", 5) == 0
-    states = [run_folder.read_state(tmp_path / run) for run in ("on", "then")]
-    assert states[0]["trained_on"] is states[1]["trained_on"] is None
-    assert states[1]["start"]["trained_on"] is None
-    # So that what is held out in place of another may be what its start was trained on.
-    run_folder.write_state(tmp_path / "on", trained_on=state["trained_on"])
-    (tmp_path / "photos" / state["held_out"][0]).unlink()
-    assert call(tmp_path, "validate", "--data.val_images", 1, out="on") == 2
-    assert "and may have been trained on" in capsys.readouterr().err
-
-
 def test_a_checkpoint_beside_another_programs_files_is_begun_from_and_evaluated(
     trained: Path, tmp_path: Path
 ) -> None:

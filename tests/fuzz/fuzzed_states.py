@@ -18,7 +18,7 @@ from pixio_lightning.training.callbacks.feature_store import Store, Writer
 
 _LINE = {"task": "depth", "dataset": "scenes", "split": "val", "verb": "fit", "checkpoint": "last"}
 _LINE |= {"n": 8, "steps": 20, "loss": 0.5, "metrics": {"abs_rel": 0.3}, "protocol": "crop"}
-_LINE |= {"baselines": {"constant": {"abs_rel": 0.5}}}
+_LINE |= {"baselines": {"constant": {"abs_rel": 0.5}}, "files": {}}
 _CONFIG = {"seed_everything": 0, "model": {"class_path": "Depth", "init_args": {"lr": 1e-3}}}
 _CONFIG |= {"data": {"class_path": "DepthData"}, "trainer": {"max_steps": 5, "callbacks": []}}
 

@@ -330,28 +330,6 @@ def test_a_queued_job_that_began_anew_needs_its_checkpoint_no_longer(
     assert "finished at step 3" in capfd.readouterr().out
 
 
-def test_a_start_over_another_run_that_came_to_nothing_is_no_start_of_that_run(
-    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Earlier versions let it begin, and noted when the last.ckpt that was there was saved."""
-    first, out = tmp_path / "first", tmp_path / "second"
-    line = words("fit", "-c", recipe, "--checkpoint.every_n_steps", 2, "--trainer.max_steps")
-    assert main([*line, "2", "--out", str(first)]) == 0
-    assert main([*line, "4", "--out", str(out)]) == 0
-    saved = (out / "last.ckpt").stat().st_mtime_ns
-    start = {"path": str(first / "last.ckpt"), "saved": 1, "before": saved}
-    run_folder.write_state(out, start=start, finished=False)
-    from_first = [*line, "4", "--out", str(out), "--ckpt_path", str(first / "last.ckpt")]
-    assert main(from_first) == 2
-    assert "holds a run that did not begin from --ckpt_path" in capfd.readouterr().err
-    # What goes on is the run that was there, and stays so once it has saved anew.
-    shutil.copy(first / "last.ckpt", out / "last.ckpt")
-    os.utime(out / "last.ckpt", ns=(saved, saved))
-    assert main(from_first[:-2]) == 0
-    assert (out / "last.ckpt").stat().st_mtime_ns != saved
-    assert run_folder.read_state(out)["start"] is None and main(from_first) == 2
-
-
 def test_a_start_that_came_to_nothing_leaves_nothing_to_the_next(
     recipe: Path, tmp_path: Path, photographs: Path
 ) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from processes import in_processes, metric_of_one
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixio_lightning import Clips, load
+from pixio_lightning import Clips
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
@@ -224,22 +224,6 @@ def test_mistakes(build) -> None:
         FuturePrediction(Backbone("pixio_vitt16", weights="random", tune="frozen"))
     with pytest.raises(ValueError, match="does not divide"):
         FutureDecoder(8, 8, n_cls_tokens=0, grid=(2, 2), size=DecoderSize(10, 1, 4))
-
-
-def test_blocks_of_a_mask_that_hides_all_are_left_out_when_a_checkpoint_is_loaded(build, tmp_path):
-    """Earlier versions took them, to no effect."""
-    module = build(hide=1.0)
-    backbone = {"name": "pixio_vitt16", "weights": "random:0", "tune": "full"}
-    decoder = {"dim": 32, "depth": 2, "heads": 4}
-    arguments = {"backbone": backbone, "hide": 1.0, "mask_grid": 2, "decoder": decoder}
-    module.config = {"class_path": "FuturePrediction", "init_args": arguments}
-    checkpoint = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    loaded = load(tmp_path / "old.ckpt")
-    assert (loaded.hide, loaded.mask_grid) == (1, 1)
-    batch = batch_of()
-    assert torch.equal(run(loaded, batch).prediction, run(module.eval(), batch).prediction)
 
 
 # --- baselines --------------------------------------------------------------------------------

@@ -164,6 +164,7 @@ LINES: dict[str, str | Callable[[dict[str, Any]], Any]] = {
     "metrics without numbers": lambda line: line | {"metrics": {"abs_rel": ESCAPES}},
     "baselines that are none": lambda line: line | {"baselines": {"constant": []}},
     "step that is none": lambda line: line | {"steps": ESCAPES},
+    "files that are none": lambda line: line | {"files": None},
 }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,7 +18,6 @@ from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.weights.students import absolute
-from pixio_lightning.training import run_folder
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 
 
@@ -222,24 +220,6 @@ def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
         pixio_lightning.load(tmp_path / "other.ckpt")
 
 
-@pytest.mark.parametrize(
-    ("written", "name"),
-    [
-        ("pixio_heads.depth.head:Depth", "pixio_lightning.dense_decoders.LinearDecoder"),
-        ("Depth", "pixio_lightning.models.dense_decoders.LinearDecoder"),
-    ],
-)
-def test_checkpoints_name_classes_by_where_they_were(
-    written: str, name: str, trained: Path, tmp_path: Path
-) -> None:
-    config = torch.load(trained, weights_only=True)["pixio"]["config"]
-    config["init_args"]["decoder"]["class_path"] = name
-    head = pixio_lightning.load(rewritten(trained, tmp_path, config=config, **{"class": written}))
-    assert type(head.decoder).__name__ == "LinearDecoder"
-    images = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
-    assert torch.equal(head.predict(images), pixio_lightning.load(trained).predict(images))
-
-
 # --- from anywhere, on anything ------------------------------------------------------------------
 
 
@@ -371,13 +351,9 @@ def test_a_head_keeps_float32(trained: Path, capsys: pytest.CaptureFixture) -> N
         assert "give trainer.precision bf16-mixed" in capsys.readouterr().err
 
 
-def test_a_decoder_of_an_earlier_version_is_read(trained: Path, tmp_path: Path) -> None:
-    """It wrote how many layers it reads, which is the backbone's to say."""
-    config = torch.load(trained, weights_only=True)["pixio"]["config"]
-    decoder = config["init_args"]["decoder"]
-    decoder["init_args"] = (decoder.get("init_args") or {}) | {"taps": 1}
-    assert pixio_lightning.load(rewritten(trained, tmp_path, config=config))
-    content = {"model": config, "data": {}, "trainer": {}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    kept = run_folder.stored_config(tmp_path)
-    assert kept and "taps" not in kept["model"]["init_args"]["decoder"]["init_args"]
+@pytest.mark.parametrize(("form", "shown"), [(None, "null"), (2, "2"), ("1", "'1'")])
+def test_a_checkpoint_of_another_format_is_refused(
+    form: object, shown: str, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"is of format {shown}, and this version reads format 1"):
+        pixio_lightning.load(rewritten(trained, tmp_path, format=form))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ def line(step: int, value: float, **more: Any) -> dict[str, Any]:
     """Return an evaluation of a run."""
     about = {"task": "depth", "dataset": "scenes", "split": "val", "n": 8, "protocol": "plain"}
     found = {"metrics": {"abs_rel": value}, "loss": -value, "baselines": {}, "steps": step}
-    return about | found | {"checkpoint": "running", "verb": "fit"} | more
+    return about | found | {"checkpoint": "running", "verb": "fit", "files": {}} | more
 
 
 def write(folder: Path, *values: float) -> dict[str, Any]:
@@ -86,19 +85,6 @@ def test_lines_compare_if_only_the_model_and_what_it_scored_differ() -> None:
         "the samples have other names, though they are as many"
     ]
     assert results.differences([results.compared(x) for x in (one, others)]) != []
-
-
-def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    about = {"task": "depth", "dataset": "d", "split": "val", "verb": "fit", "checkpoint": "last"}
-    line = about | {
-        "n": 3,
-        "steps": 5,
-        "metrics": {"x": 1.0},
-        "cheap_baselines": {"zero": {"x": 2}},
-    }
-    (tmp_path / results.FILE).write_text(json.dumps(line) + "\n")
-    (found,) = results.read(tmp_path)
-    assert found["baselines"] == {"zero": {"x": 2}} and "cheap_baselines" not in found
 
 
 def test_a_line_that_was_cut_short_costs_no_other(

@@ -31,13 +31,13 @@ class ClassHead(Head):
         raise NotImplementedError
 
     def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the centre that evaluation sees; of an earlier version's checkpoint, all."""
+        """Return the centre that evaluation sees; all, where the data have said none."""
         crop = self.evaluation_info.get("centre_crop")
         return pixels if crop is None else centre(pixels, *crop)
 
     @property
     def evaluation_side(self) -> int | None:
-        """Side of the centre crop; None of an earlier version's checkpoint."""
+        """Side of the centre crop; None where the data have said none."""
         crop = self.evaluation_info.get("centre_crop")
         return None if crop is None else crop[0]
 

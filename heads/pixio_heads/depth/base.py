@@ -26,12 +26,6 @@ class DepthHead(Head):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         self.make_decoder: Any = decoder
 
-    def remember(self, about: dict[str, Any]) -> None:
-        """Take what a checkpoint says of the data it was trained on."""
-        super().remember(about)
-        # Earlier versions did not write the least depth, which then was the default.
-        self.evaluation_info.setdefault("min_depth", 1e-3)
-
     def build(self, backbone: Backbone) -> nn.Module:
         """Return the decoder to one channel."""
         return self.make_decoder(backbone.dense_dim, 1, taps=len(backbone.tapped))

@@ -5,7 +5,6 @@ Shapes: B batch, M images the backbone sees for a batch, H x W pixels.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -257,18 +256,6 @@ class RelativeDepth(DepthHead):
         if space == "disparity":
             refuse_unread("model.cap", cap, None, "model.space is disparity, which is not capped")
         self.image_size, self.space, self.cap, self.eval_crop = image_size, space, cap, eval_crop
-
-    @classmethod
-    def migrate(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Round `image_size` to whole tokens, as earlier versions did while they evaluated."""
-        size = arguments.get("image_size")
-        if not isinstance(size, int) or size < 1 or "name" not in identity:
-            return
-        with suppress(UserError):  # a model of no name or argument that is known: told later
-            like = Backbone(
-                identity["name"], weights="random", model_args=identity.get("model_args")
-            )
-            arguments["image_size"] = max(1, round(size / like.stride)) * like.stride
 
     def inputs(self, images: Tensor) -> Tensor:
         """Normalise; in evaluation bring the short side to `image_size`, the long one near it."""

@@ -84,7 +84,7 @@ def unevenness(actions: Tensor) -> str:
 def from_proprio(statistics: Mapping[str, Tensor], proprio: Tensor) -> Tensor:
     """Return what the linear map tells of proprioception `(B, P)`: actions `(B, A)`.
 
-    They are NaN where there is no map, as in checkpoints of before there was one.
+    They are NaN where there is no map, as without proprioception.
     """
     mean = statistics["mean"]
     if "weight" not in statistics:

@@ -129,22 +129,6 @@ class Reconstruction(Head):
         if weights is not None:
             self._mask_is_trained = not isinstance(weights, dict) or weights.get("mask") != 0
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with the optimiser of a run that decayed the scale token.
-
-        Raises:
-            UserError: It is such a run, and it is to be trained further.
-        """
-        super().on_load_checkpoint(checkpoint)
-        # Of a sharded one the weights are restored already, and no longer here.
-        token = checkpoint.get("state_dict", {}).get("decoder.scale_token")
-        resumed = self.attached is not None and self.trainer.state.fn == "fit"
-        if resumed and token is not None and token.ndim == 2:
-            raise UserError(
-                "this run was begun by a version that decayed the scale token, so its optimiser "
-                "does not fit: begin anew with --fresh; its checkpoints still evaluate and predict"
-            )
-
     # --- evaluation ---------------------------------------------------------------------------
 
     def metrics(self) -> ReconstructionMetrics:

@@ -190,7 +190,6 @@ class Reconstructor(nn.Module):
                 raise UserError("model.sizes.pose_pool flatten needs model.sizes.pose_grid, [h, w]")
             self.pose = FlatPoseHead(dim, sizes.pose_grid)
         self.scale = ScaleHead(dim)
-        self.register_load_state_dict_pre_hook(_flat_scale_token)
 
     def forward(self, features: Features, views: int, size: tuple[int, int]) -> Prediction:
         """Reconstruct sets of `views` images of `size` from the features of `B * views` images."""
@@ -223,13 +222,6 @@ class Reconstructor(nn.Module):
         else:
             decoded = [self.maps(list(piece), size) for piece in pieces]
         return torch.cat(decoded)
-
-
-def _flat_scale_token(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Take the scale token of checkpoints that hold it as `(1, C)`."""
-    name = f"{prefix}scale_token"
-    if name in state and state[name].ndim == 2:
-        state[name] = state[name].flatten()
 
 
 def activated(dense: Tensor, pose: Tensor, scale: Tensor) -> Prediction:

@@ -147,7 +147,7 @@ def refuse_misfit(cli: PixioCLI, ckpt_path: str) -> None:
 def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
     """Say why a checkpoint does not fit: another model's, or which of its tensors."""
     about = read_plain(local_path(ckpt_path)).get("pixio", {})
-    wrote, own = str(about.get("class", "")).rpartition(":")[2], type(cli.model).__name__
+    wrote, own = about.get("class", ""), type(cli.model).__name__
     if wrote in ("", own):
         return f"checkpoint '{ckpt_path}' does not fit the model: {printable(text, limit=600)}"
     return (

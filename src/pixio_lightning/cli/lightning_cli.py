@@ -166,8 +166,6 @@ class PixioCLI(LightningCLI):
             for source in given:
                 rates = {name: source.get(f"{key}.{name}") for name in ("lr", "blr")}
                 here = [name for name, rate in rates.items() if rate not in (None, "null")]
-                if len(here) > 1 and self.verb not in ("fit", "check"):
-                    continue  # what an earlier version wrote, when a default hid a blr
                 if len(here) > 1:
                     raise UserError(
                         f"{key} has both lr {rates['lr']}, taken as it is, and blr {rates['blr']}, "
@@ -189,17 +187,13 @@ class PixioCLI(LightningCLI):
     def completed(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return a stored configuration with the keys that came since, each at its default.
 
-        A new key's default is what earlier versions did. What this version cannot parse, such as a
-        key that is gone, stays as it is.
+        A new key's default is what was done before it. What cannot be parsed, such as a key that is
+        gone, stays as it is.
         """
         try:
-            parsed = self._as_plain(self.parser.parse_object(config))
+            return self._as_plain(self.parser.parse_object(config))
         except Exception:  # whatever classes and types raise at values of another version
             return config
-        for _, optim in nested(parsed, having=("lr", "blr")):
-            if optim["lr"] is not None:  # which is what counted, where both were stored
-                optim["blr"] = None
-        return parsed
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; `check` needs no trainer."""
@@ -270,9 +264,9 @@ class PixioCLI(LightningCLI):
         folder, config = self.options.out, self.config_init["trainer"]
         if config["precision"] is not None or not self.model.pretrains:
             return config["precision"]
-        if self.options.fresh or not run_folder.checkpoints(folder):
-            return fastest_precision(config["accelerator"])
-        return run_folder.read_state(folder).get("precision", "32-true")  # of earlier versions
+        goes_on = not self.options.fresh and bool(run_folder.checkpoints(folder))
+        known = run_folder.read_state(folder).get("precision") if goes_on else None
+        return known or fastest_precision(config["accelerator"])
 
     def _check_precision(self) -> None:
         """Refuse to keep weights in half precision, before anything is planned or built.

@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
     Attributes:
         folder: Of the run.
-        recipe: As it was given; empty for runs of earlier versions.
+        recipe: As it was given; empty where it is not known.
         state: `running`, `finished` or `stopped`; `not begun` where a start came to nothing before
             a first step was kept; `damaged`, or `unknown` where the system does not say whether it
             runs.

@@ -131,8 +131,7 @@ def settings(
         "mask_grid": model.mask_grid,
         "norm_pix": model.norm_pix,
         "masks": masks,
-        # In words, as earlier versions had a number that meant another formula.
-        "noise_floor": f"{noise_floor:g} levels as the model sees them" if noise_floor else 0.0,
+        "noise_floor": noise_floor,
         "seed": seed,
         "precision": precision,
         "entropy": ENTROPY,

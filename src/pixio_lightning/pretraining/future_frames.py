@@ -83,12 +83,6 @@ class FuturePrediction(PatchPrediction):
         self._hedged_of: str | None = None  # a hash of the pairs that its factors are fitted to
         self.gain_error = MeanError()
 
-    @classmethod
-    def migrate(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Leave out blocks of a mask that hides all, which earlier versions took to no effect."""
-        if arguments.get("hide") == 1:
-            arguments.pop("mask_grid", None)
-
     def check_mask(self, grid: tuple[int, int]) -> None:
         """Refuse a grid whose patches are not whole blocks, or none of which is seen or hidden."""
         if self.hide < 1:

@@ -22,6 +22,7 @@ from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training import strategy as sharding
 from pixio_lightning.training import visualize
 from pixio_lightning.training.checkpoints.finite import first_not_finite, not_finite
+from pixio_lightning.training.checkpoints.form import FORMAT
 from pixio_lightning.training.checkpoints.running_mean import RunningMean
 from pixio_lightning.training.optim import Optim, Part
 from pixio_lightning.training.precision import taken_by
@@ -66,10 +67,6 @@ class BackboneModule(L.LightningModule):
     def trains(self) -> bool:
         """Whether there is anything to train."""
         return True
-
-    @classmethod
-    def migrate(cls, arguments: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Change, in place, stored arguments that earlier versions took and this one refuses."""
 
     def build(self, backbone: Backbone) -> nn.Module | None:
         """Return the module to train beside the backbone, sized by it; None for none."""
@@ -335,6 +332,7 @@ class BackboneModule(L.LightningModule):
         """
         self._refuse_not_finite()
         checkpoint["pixio"] = {
+            "format": FORMAT,
             "class": type(self).__qualname__,
             "config": self.config,
             "backbone": self.backbone.identity,

@@ -149,7 +149,7 @@ class DenseHead(Head):
         if self.predict_side is not None:
             return self.predict_side
         known = self.statistics.get("short_side")
-        if known is None:  # as in checkpoints of before it was measured: no scale is the right one
+        if known is None:  # nothing was measured, so no scale is the right one
             return min(max(short, self.window), 2 * self.window)
         return int(known)
 

@@ -76,13 +76,11 @@ def changed_file(line: dict[str, Any], files: dict[str, str]) -> str | None:
     """Return a file that is another one now than when an evaluation read it; None if none is.
 
     Args:
-        line: The evaluation; of an earlier version, which did not keep its files, none has changed.
+        line: The evaluation.
         files: As `files_read` returns them now; they may lie elsewhere than they did.
     """
-    then = line.get("files")
-    if then is None:
-        return None
-    return next((path for path, state in files.items() if state not in then.values()), None)
+    then = line["files"].values()
+    return next((path for path, state in files.items() if state not in then), None)
 
 
 def _state(path: Path) -> str:
@@ -93,11 +91,6 @@ def _state(path: Path) -> str:
     if about.st_size < _SMALL:
         return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
     return f"{about.st_size} {about.st_mtime_ns}"
-
-
-def written(path: Path) -> float:
-    """Return when a file was written, or the last one of a folder; 0 where there is none."""
-    return max((f.stat().st_mtime for f in (path, *path.rglob("*")) if f.is_file()), default=0.0)
 
 
 def at_last_step(trainer: Any) -> bool:
@@ -172,7 +165,7 @@ def differences(lines: Sequence[dict[str, Any]]) -> list[str]:
         values = list(dict.fromkeys(line[name] for line in lines))
         if len(values) > 1:
             found.append(f"{name} is {' and '.join(map(repr, values))}")
-    names = [line.get("samples") for line in lines]  # earlier versions did not keep it
+    names = [line.get("samples") for line in lines]  # data of a plug-in may not name them
     if not found and None not in names and len(set(names)) > 1:
         found.append("the samples have other names, though they are as many")
     return found
@@ -190,7 +183,7 @@ def caveats(lines: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     normalised as may not be right.
 
     Args:
-        lines: Names with evaluations; those of earlier versions do not say it and are left out.
+        lines: Names with evaluations; not every head reads tokens of one size.
     """
     found: list[str] = []
     lines = list(lines)
@@ -216,16 +209,14 @@ def began(start: dict[str, Any] | None) -> str:
     """Return from what a training began, by what its records or its state say of it."""
     if not start:
         return "no checkpoint"
-    step = start.get("step")  # earlier versions did not keep it
-    return f"{start.get('path')} at step {'unknown' if step is None else step}"
+    return f"{start.get('path')} at step {start.get('step')}"
 
 
 def starts(lines: Iterable[tuple[str, dict[str, Any]]]) -> str:
     """Return which trainings began from which checkpoint; empty where all did from the same.
 
     Args:
-        lines: Names with evaluations; those of earlier versions do not say it and are left out, as
-            are those of a checkpoint.
+        lines: Names with evaluations; those of a checkpoint are left out.
     """
     known = {n: line["start"] for n, line in lines if line["verb"] == "fit" and "start" in line}
     each = "; ".join(f"{name} from {began(start)}" for name, start in known.items())
@@ -254,8 +245,6 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for text in read_text(path, limit=1 << 30).splitlines():
         with suppress(ValueError):
             line = parse_json(text)
-            if isinstance(line, dict) and "cheap_baselines" in line:  # as earlier versions wrote it
-                line["baselines"] = line.pop("cheap_baselines")
             if _is_evaluation(line):
                 lines.append(line)
     return lines
@@ -272,6 +261,7 @@ def _is_evaluation(line: Any) -> bool:
         and isinstance(line.get("protocol"), str | None)
         and all(_is_count(line.get(name)) for name in ("n", "steps"))
         and isinstance(line.get("loss"), int | float | None)
+        and isinstance(line.get("files"), dict)
         and isinstance(tables, dict)
         and all(_is_table(table) for table in (line.get("metrics"), *tables.values()))
         and all(isinstance(line.get(name, ""), str) for name in ("chosen_by", "chosen"))

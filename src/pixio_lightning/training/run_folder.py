@@ -185,18 +185,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
             f"'{path}' is no configuration of a run: it is damaged or another program's, and is "
             "not overwritten; give another --out"
         )
-    forget_taps(content["model"].get("init_args", {}))
     return content
-
-
-def forget_taps(arguments: Any) -> None:
-    """Take out of a model's stored arguments what earlier versions wrote of a decoder for nothing.
-
-    How many layers it reads is the backbone's to say.
-    """
-    decoder = arguments.get("decoder") if isinstance(arguments, dict) else None
-    if isinstance(decoder, dict) and isinstance(decoder.get("init_args"), dict):
-        decoder["init_args"].pop("taps", None)
 
 
 def checkpoints(folder: Path) -> list[Path]:

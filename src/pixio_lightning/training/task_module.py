@@ -128,8 +128,7 @@ class TaskModule(BackboneModule):
         """
         facts = about.get("facts", {})
         self.data_info = {name: facts[name] for name in self.data_attributes if name in facts}
-        # Checkpoints of before there were two kinds hold all of them in one place.
-        facts = facts | about.get("evaluation_facts", {})
+        facts = about.get("evaluation_facts", {})
         self.evaluation_info = {n: facts[n] for n in self.evaluation_attributes if n in facts}
 
     @property
@@ -236,8 +235,7 @@ class TaskModule(BackboneModule):
         refuse_other(self.same_as_trained, of_data, self.data_info)
         self.data_info = of_data | self.data_info
         self.evaluation_info |= evaluation_info
-        of = stored.get("statistics_of")  # earlier versions did not say
-        self._hold(stored.get("statistics", {}), of if isinstance(of, str) else None)
+        self._hold(stored.get("statistics", {}), stored.get("statistics_of"))
         self._loaded_step = checkpoint.get("global_step", 0)
         if self.restored_late:  # in place of those that were fitted
             self.renew_statistics(self.compute_statistics)

@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 
 from pixio_heads.depth.head import Depth, RelativeDepth
-from pixio_lightning import load
 from pixio_lightning.cli.main import main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import LinearDecoder
@@ -127,19 +126,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words += ["--model.image_size", "32", "--data.image_size", "32"]
         assert main(["fit", *words]) == 0
     return root
-
-
-def test_a_size_that_earlier_versions_rounded_is_rounded_when_its_checkpoint_is_loaded(
-    trained: Path, tmp_path: Path
-) -> None:
-    stored = torch.load(trained / "run/last.ckpt", weights_only=True)
-    arguments = stored["pixio"]["config"]["init_args"]
-    for size, rounded in ((37, 32), (41, 48), (3, 16), (48, 48)):
-        arguments["image_size"] = size
-        torch.save(stored, tmp_path / "old.ckpt")
-        head = load(tmp_path / "old.ckpt")
-        assert isinstance(head, RelativeDepth) and head.image_size == rounded
-        assert head.config["init_args"]["image_size"] == rounded
 
 
 def zeroshot(recipe: str, root: Path, out: Path, *words: str) -> dict:

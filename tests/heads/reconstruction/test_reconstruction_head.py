@@ -82,25 +82,6 @@ def test_the_head_works_outside_of_a_trainer(trained: Path) -> None:
     assert geometry.points.shape == (1, 3, 48, 48, 3)
 
 
-def test_older_checkpoints_evaluate_and_are_not_trained_on(
-    trained: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Their scale token is a matrix of one row, and in their optimiser it decays."""
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    stored = checkpoint_io.read(run / "last.ckpt")
-    token = stored["state_dict"]["decoder.scale_token"]
-    stored["state_dict"]["decoder.scale_token"] = token[None]
-    torch.save(stored, run / "last.ckpt")
-    assert torch.equal(load(run / "last.ckpt").decoder.scale_token, token)  # type: ignore[union-attr]
-    line = [word if word != str(trained) else str(run) for word in words]
-    line += ["--data.val_images", "2", "--ckpt_path", str(run / "last.ckpt")]
-    assert main(["validate", *line]) == 0
-    line[line.index(str(run))] = str(tmp_path / "other")
-    assert main(["fit", *line, "--trainer.max_steps", "3"]) == 2
-    assert "begin anew with --fresh" in capsys.readouterr().err
-
-
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """Photographs of different sizes, one of them turned by its EXIF orientation."""

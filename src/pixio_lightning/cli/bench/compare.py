@@ -47,8 +47,6 @@ def _read_table(folder: Path) -> dict[str, Any]:
     defaults["compared"] = {}
     try:
         found = parse_json(read_text(path))
-        if not {"better", "rows"} <= found.keys():  # earlier versions wrote the rows alone
-            found = {"rows": found}
         found = defaults | found
         for row in [*found["rows"].values(), *found["published"].values()]:
             for values in row.values():

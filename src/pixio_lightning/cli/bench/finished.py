@@ -100,17 +100,11 @@ def refuse_stale(
         if not _alike(ran.get(key), now.get(key)):
             was, given = (f"'{x[key]}'" if key in x else "its recipe's" for x in (ran, now))
             raise UserError(f"'{out}' was run with {key} {was}, but now it is {given}: {way_out}")
-    evaluated = line.get("checkpoint_path", checkpoint)  # earlier versions did not keep it
+    evaluated = line.get("checkpoint_path")
     if absolute(evaluated or "") != absolute(checkpoint or ""):
         was, given = (f"checkpoint '{x}'" if x else "untrained" for x in (evaluated, checkpoint))
         raise UserError(f"'{out}' was run with {was}, but now {given} is given: {way_out}")
     weights = line["backbone"]["weights"]
-    if line.get("files") is None:  # of an earlier version, which did not keep what it read
-        own = [name for name in options.configs if Path(name).expanduser().is_file()]
-        for path in results.files_read(own, weights, checkpoint):
-            if results.written(Path(path)) > results.written(out / results.FILE):
-                raise UserError(f"'{out}' was run before '{path}' was written: {way_out}")
-        return
     files = [recipes.find(name) for name in options.configs]
     if file := results.changed_file(line, results.files_read(files, weights, checkpoint)):
         raise UserError(f"'{out}' was run with another '{file}' than there is now: {way_out}")

@@ -211,7 +211,7 @@ def check_model(
         UserError: A key contradicts it.
     """
     own = model["class_path"].rpartition(".")[2]
-    if str(about.get("class", own)).rpartition(":")[2] not in (own, *kinds):
+    if about.get("class", own) not in (own, *kinds):
         return  # another model's is told when it is loaded
     keys = tuple(
         f"{key.removeprefix('model.')}." for key in typed(words) if key.startswith("model.")
@@ -222,7 +222,7 @@ def check_model(
         kind = _BEGUN if verb == "fit" else _MADE
         asked = f"{key}.".startswith(keys) and kind.match(key) is not None
         asked |= _own(key).startswith(counted)
-        was = then.get(key)  # None: of an earlier version, or as the weights say
+        was = then.get(key)  # None: as the weights say
         if not asked or was is None or _is_free(f"model.{key}", {}, {}):
             continue
         if key == "backbone.weights" and "backbone_digest" in about:

@@ -27,7 +27,7 @@ def check_attention(backbone: Backbone, stored: dict[str, Any], source: Path) ->
     try:
         with torch.device("meta"):
             then = _heads(build(str(stored["name"]), stored["model_args"]))
-    except (KeyError, TypeError, UserError):  # of an earlier version, or no model of this one
+    except (KeyError, TypeError, UserError):  # no model that is known: told when it is loaded
         return
     now = _heads(backbone.vit)
     for before, after in zip(then, now, strict=False):

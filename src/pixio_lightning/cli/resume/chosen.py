@@ -61,7 +61,7 @@ def take_backbones(model: Any, options: Options) -> str:
     if path is None or not path.exists():
         return ""
     about = read_plain(path).get("pixio", {})
-    if str(about.get("class", "")).rpartition(":")[2] not in (c.__name__ for c in cls.__mro__):
+    if about.get("class") not in (c.__name__ for c in cls.__mro__):
         return ""  # another model's is told when it is loaded
     stored, asked = dict(nested(about.get("config"), having=_KEYS)), _asked(options, path)
     said = []

@@ -51,7 +51,6 @@ def _names(data: Any, start: dict[str, Any]) -> dict[str, list[str] | None]:
     """
     if not isinstance(data, StreamData):
         return {"held_out": None, "trained_on": None}
-    # Earlier versions did not keep what the start had been trained on.
     before, anywhere = start.get("trained_on") if start else [], start.get("trained_anywhere") or []
     held_out = data.names_of("val")
     trained_on = data.names_of("train") if data.training_size() <= _MOST_NAMES else None

@@ -66,7 +66,7 @@ def recall(cli: PixioCLI, ckpt_path: str | None) -> None:
         counts, model = cli.model.model_as_trained, cli.config_dict()["model"]
         kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
         resume.check_model(cli.options.rest, model, counts, kinds, about, verb, path)
-        if str(about.get("class", "")).rpartition(":")[2] in kinds:
+        if about.get("class") in kinds:
             check_attention(cli.model.backbone, about.get("backbone") or {}, path)
     if isinstance(cli.model, Head):
         if verb != "predict":  # images to predict say nothing of a head's data

@@ -108,15 +108,8 @@ def _has_begun_from(folder: Path, checkpoint: Path) -> bool:
 
 
 def begun_from(folder: Path) -> dict[str, Any] | None:
-    """Return the checkpoint that the run in a folder was begun from, as its state keeps it, if any.
-
-    Earlier versions began over another run, and noted when its last.ckpt was saved: where that is
-    still there, the start came to nothing.
-    """
-    start, last = read_state(folder).get("start"), folder / "last.ckpt"
-    if start and last.exists() and last.stat().st_mtime_ns == start.get("before"):
-        return None
-    return start
+    """Return what is known of the checkpoint that the run in a folder was begun from, if any."""
+    return read_state(folder).get("start")
 
 
 def step_of(path: str | Path) -> int:

@@ -71,7 +71,7 @@ def trained_on_before(checkpoint: Path, data: dict[str, Any]) -> dict[str, list[
     if begun is None:
         names = None
     elif _place(data.get("init_args", {})) == _place(begun["data"].get("init_args", {})):
-        names = known_trained_on(state)
+        names = state.get("trained_on")
     else:
         names = []
     return {"trained_on": names, "trained_anywhere": state.get("trained_anywhere") or []}
@@ -87,15 +87,6 @@ def run_beside(checkpoint: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]
     return None, {}
 
 
-def known_trained_on(state: dict[str, Any]) -> list[str] | None:
-    """Return the names that a run was trained on, with those of its start; None if not known.
-
-    Earlier versions kept the names of the run alone, and of its start only where it lay.
-    """
-    start = state.get("start")
-    return state.get("trained_on") if not start or "trained_on" in start else None
-
-
 def _refuse_no_longer_held_out(
     now: dict[str, Any],
     begun: dict[str, Any],
@@ -106,7 +97,7 @@ def _refuse_no_longer_held_out(
     run: str,
 ) -> None:
     """Refuse to hold more samples of the same data out than a training did, or others."""
-    held_out, trained_on = state.get("held_out"), known_trained_on(state)
+    held_out, trained_on = state.get("held_out"), state.get("trained_on")
     ways = "put the files back as they were, or give a folder val/ of its own"
     if not isinstance(data, SampleData):
         if now.get("val_path") or now.get("val_split"):

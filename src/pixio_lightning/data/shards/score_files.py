@@ -45,7 +45,6 @@ SCORE_SCHEMA = pa.schema(
     ]
 )
 _COLUMNS = ("hash", *SCORE_COLUMNS)
-_LATER = ("column", "precision")  # settings that earlier versions did not write
 
 
 class Scores(NamedTuple):
@@ -192,13 +191,13 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """Return what a score file says of its scores, and if it does, of its shard."""
+    """Return what a score file says of its scores, and of its shard."""
     found: dict[str, Any] = {}
     with suppress(OSError, pa.ArrowException, ValueError):
         for name, text in (pq.read_schema(path).metadata or {}).items():
             if name in (b"pixio_scores", b"pixio_shard"):
                 found[name.decode()] = parse_json(text.decode())
-    if "pixio_scores" not in found or not all(isinstance(v, dict) for v in found.values()):
+    if len(found) < 2 or not all(isinstance(v, dict) for v in found.values()):
         raise UserError(
             f"'{path}' is no score file of `pixio predict -c curation/score`, nor of `write_scores`"
         )
@@ -206,14 +205,12 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def different(some: dict[str, Any], others: dict[str, Any]) -> list[str]:
-    """Return which settings of scores differ; what a file does not say of them is no difference."""
-    names = [k for k in some.keys() | others.keys() if some.get(k) != others.get(k)]
-    both = some.keys() & others.keys()
-    return sorted(name for name in names if name in both or name not in _LATER)
+    """Return which settings of scores differ."""
+    return sorted(k for k in some.keys() | others.keys() if some.get(k) != others.get(k))
 
 
 def check_shard(shard: Shard, path: Path) -> None:
-    """Refuse a score file that is another shard's of this name; where it says none, it is taken.
+    """Refuse a score file that is another shard's of this name.
 
     Names and keys alone do not tell data sets apart: many number both from nought. Two files are
     the same by their digests, or where the index of one has none, by their sizes.
@@ -225,8 +222,8 @@ def check_shard(shard: Shard, path: Path) -> None:
 
 
 def _check_shard(shard: Shard, path: Path, about: dict[str, Any]) -> None:
-    of = about.get("pixio_shard", {})
-    size, digest = of.get("bytes", shard.size), of.get("sha256")
+    of = about["pixio_shard"]
+    size, digest = of.get("bytes"), of.get("sha256")
     if size != shard.size or (digest and shard.sha256 and digest != shard.sha256):
         raise UserError(
             f"the scores in '{path}' were made of another '{shard.path}', of {size} bytes; this "

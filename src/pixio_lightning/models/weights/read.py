@@ -256,7 +256,7 @@ def _as_timm_says(config: Mapping[str, Any]) -> dict[str, Any]:
     the name where timm knows it.
     """
     said = config.get("pretrained_cfg")
-    said = said if isinstance(said, Mapping) else config  # earlier versions had no such part
+    said = said if isinstance(said, Mapping) else config  # those of early timm have no such part
     name, tag = config["architecture"], said.get("tag")
     if isinstance(name, str) and tag and timm.is_model_pretrained(f"{name}.{tag}"):
         name = f"{name}.{tag}"

@@ -18,16 +18,23 @@ from pixio_lightning.models.settings import shown
 
 # Where, what is there, what was expected. The first one ends the look: what follows it may rely on
 # the kinds that were looked at.
+FORMAT = 1  # of what a checkpoint says of its run; raised where a later version reads it otherwise
 _Problems = Iterator[tuple[str, Any, str]]
 _GREATEST = 1 << 53
 
 
 def check_form(checkpoint: dict[Any, Any], path: str | os.PathLike) -> None:
-    """Refuse a checkpoint of which a part is of another kind than training writes.
+    """Refuse a checkpoint of another format, or of which a part is of another kind than it writes.
 
     Raises:
         UserError: The first such part is named, with what it is and what was expected.
     """
+    about = checkpoint.get("pixio")
+    if isinstance(about, dict) and about.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint '{path}' is of format {shown(about.get('format'))}, and this version "
+            f"reads format {FORMAT}: use the version that wrote it, or train anew"
+        )
     for name, check in _PARTS.items():
         if name not in checkpoint:
             continue

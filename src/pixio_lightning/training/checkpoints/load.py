@@ -22,7 +22,7 @@ from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
-from pixio_lightning.training.run_folder import chosen_checkpoint, forget_taps, stored_config
+from pixio_lightning.training.run_folder import chosen_checkpoint, stored_config
 
 
 class WeightsNeeded(UserError):
@@ -83,17 +83,14 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
         )
     cls = class_of(str(about.get("class")), path)
     frozen = "backbone_digest" in about
-    if frozen:  # earlier versions took a drop path for it, to no effect
-        backbone.pop("drop_path", None)
-    elif weights is None:  # it was trained, so the checkpoint holds all of it
+    if not frozen and weights is None:  # it was trained, so the checkpoint holds all of it
         # Which model that is it says once, and `weights.read` checks how it says it.
         backbone |= {"name": None, "model_args": None, "weights": str(path)}
-    else:
+    elif not frozen:
         raise UserError(
             f"checkpoint '{path}' holds its backbone, which was trained, so that weights "
             f"'{weights}' would not be read: leave them out"
         )
-    forget_taps(arguments)
     students = _students(arguments)
     for name, student in students.items():  # of distillation: the checkpoint holds them
         student |= {"name": None, "model_args": None, "weights": f"{path}:{name}"}
@@ -113,7 +110,6 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
-            cls.migrate(arguments, about.get("backbone") or {})
             module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
         module.config = about["config"]
         module.remember(about)
@@ -225,8 +221,6 @@ def _students(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
     """Find a class by its name among what is imported, the core's and the installed heads.
 
-    Earlier versions wrote `module:Class`; heads may since have moved inside of their package.
-
     Args:
         name: As a checkpoint says it.
         path: Of the checkpoint, for messages.
@@ -234,27 +228,20 @@ def class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
     Raises:
         UserError: No such class is installed, or several are.
     """
-    module, _, short = name.rpartition(":")
-    package = module.partition(".")[0]
-    heads = [plugin for plugin in plugins.installed() if plugin.attribute == short]
-    heads = [p for p in heads if not package or p.target.partition(".")[0] == package]
+    heads = [plugin for plugin in plugins.installed() if plugin.attribute == name]
     if len({plugin.target for plugin in heads}) > 1:
         both = " and ".join(f"{plugin.origin} ({plugin.target})" for plugin in heads)
-        raise UserError(f"checkpoint '{path}' holds a {short}, which {both} claim: uninstall one")
+        raise UserError(f"checkpoint '{path}' holds a {name}, which {both} claim: uninstall one")
     if heads:
         return plugins.load(heads[0])
-    if short in pixio_lightning.__all__:
-        getattr(pixio_lightning, short)  # imports what trains a backbone as such
-    found = [
-        cls
-        for cls in _subclasses(BackboneModule)
-        if cls.__qualname__ == short and package in ("", cls.__module__.partition(".")[0])
-    ]
+    if name in pixio_lightning.__all__:
+        getattr(pixio_lightning, name)  # imports what trains a backbone as such
+    found = [cls for cls in _subclasses(BackboneModule) if cls.__qualname__ == name]
     if not found:
         known = [plugin.attribute for plugin in plugins.installed()]
         raise UserError(
             f"checkpoint '{path}' was written by {printable(name)}, which is no installed head"
-            f"{nearest(short, known)}; install the distribution that brings it, or import "
+            f"{nearest(name, known)}; install the distribution that brings it, or import "
             "it first"
         )
     return found[-1]

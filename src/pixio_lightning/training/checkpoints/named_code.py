@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 from torch import nn
 
-from pixio_lightning import MOVED
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import unfolded
 from pixio_lightning.files.text import MAX_VALUES
@@ -61,7 +60,6 @@ def _structure(value: Any) -> list[Any]:
 
 
 def _is_harmless(name: str, ours: Set[str]) -> bool:
-    name = _current(name)
     if "." not in name or not all(part.isidentifier() for part in name.split(".")):
         return True
     found = _loaded(name, ours)
@@ -72,16 +70,6 @@ def _is_harmless(name: str, ours: Set[str]) -> bool:
     if str(getattr(found, "__module__", "")).partition(".")[0] in ours:
         return True
     return isinstance(found, type) and issubclass(found, nn.Module)
-
-
-def _current(name: str) -> str:
-    """Return where a class is now that an earlier version named by where it was."""
-    package, *parts = name.split(".")
-    for length in (1, 2):
-        moved = MOVED.get(".".join(parts[:length]))
-        if moved and package == "pixio_lightning":
-            return ".".join([package, moved, *parts[length:]])
-    return name
 
 
 def _loaded(name: str, ours: Set[str]) -> Any:
