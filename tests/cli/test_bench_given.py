@@ -395,7 +395,7 @@ def test_a_finished_evaluation_does_not_stand_for_another_checkpoint(tmp_path: P
     for place in (first, second, folder / "model.safetensors"):
         place.touch()
 
-    def evaluated(weights: str, checkpoint: Path | None) -> dict[str, Any]:
+    def evaluated(weights: str, checkpoint: Path | None) -> dict:
         files = results.files_read([recipes.find("depth/demo")], weights, checkpoint)
         line = {"recipe": ["depth/demo"], "overrides": [], "backbone": {"weights": weights}}
         return line | {"checkpoint_path": checkpoint and str(checkpoint), "files": files}
