@@ -21,7 +21,6 @@ from pixio_lightning.data import BadImage, Sample, Samples
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Reads
 from pixio_lightning.training.callbacks import feature_cache
-from pixio_lightning.training.callbacks.feature_cache import FeatureCache
 from pixio_lightning.training.callbacks.feature_store import Store, Writer
 
 SIZE, FRAMES, HISTORY = 32, 7, 3
@@ -137,7 +136,6 @@ def fit(folder: Path, model: Step, data: HistoryData, steps: int = 2) -> dict[st
     trainer = L.Trainer(
         max_steps=steps,
         accelerator="cpu",
-        callbacks=[FeatureCache()],
         default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,

@@ -64,27 +64,32 @@ class TaskModule(BackboneModule):
         return {}
 
     def require_data_attributes(self) -> None:
-        """Ask the data module, where there is a trainer.
+        """Ask the data module; without one, all must be known already.
 
         Raises:
             UserError: It does not say all that the head must know.
         """
-        if self.attached is not None:
-            self.require_of(self.attached.datamodule)
+        self.require_of(None if self.attached is None else self.attached.datamodule)
 
     def require_of(self, data: Any) -> None:
-        """Take from a data module all that the head must know of it.
+        """Take from a data module all that the head must know of it; from None, nothing.
 
         Raises:
             UserError: It does not say all that the head must know.
         """
-        self.read_data_attributes(data)
+        there = f"but {type(data).__name__} does not say: give it an attribute"
+        if data is None:
+            there = (
+                "but there is no data module: give one to the trainer, or load a run that was "
+                "trained with pixio_lightning.load; of data of your own, require_of(data) takes"
+            )
+        else:
+            self.read_data_attributes(data)
         known = self.data_info | self.evaluation_info
         for name in (*self.data_attributes, *self.evaluation_attributes):
             if name not in known:
                 raise UserError(
-                    f"{type(self).__name__} must know {name} of its data, but "
-                    f"{type(data).__name__} does not say: give it an attribute {name}"
+                    f"{type(self).__name__} must know {name} of its data, {there} {name}"
                 )
 
     def read_data_attributes(self, data: Any) -> None:
@@ -201,8 +206,26 @@ class TaskModule(BackboneModule):
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Return the statistics of training samples, as many as `statistics_samples`."""
-        loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
-        return self.fit_statistics(loader)
+        return self.fit_statistics(self.statistics_loader())
+
+    def statistics_loader(self, **how: Any) -> Any:
+        """Return the training samples that `fit_statistics` looks at, as they are evaluated.
+
+        Args:
+            how: `share`, whether the processes share them; otherwise each reads all.
+
+        Raises:
+            UserError: The data module has none to give.
+        """
+        data = self.trainer.datamodule
+        if not hasattr(data, "statistics_dataloader"):
+            raise UserError(
+                f"{type(self).__name__} takes statistics of training samples, but "
+                f"{type(data).__name__} has no statistics_dataloader(limit, share=False), which "
+                "gives each of them once, as it is evaluated: let the data derive from SampleData, "
+                "or write one"
+            )
+        return data.statistics_dataloader(self.statistics_samples, **how)
 
     @property
     def trained_steps(self) -> int:
