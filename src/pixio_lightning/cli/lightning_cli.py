@@ -111,7 +111,7 @@ class PixioCLI(LightningCLI):
             if key in config_errors.GROUPS:
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
             elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
-                config_errors.check_values(values["init_args"], chosen, key)
+                config_errors.check_values(values.get("init_args", {}), chosen, key)
         for key, value in flatten(self._plain):
             config_errors.check_leaf(key, value)
         if self.options.print_config:
