@@ -188,8 +188,9 @@ class HeadContract:
     def test_it_evaluates_to_the_same_from_the_cache(self, copied: Path, tmp_path: Path) -> None:
         """Features from disk come without an image: `forward` and `loss` must need none."""
         config: Any = run_folder.stored_config(copied)
-        given, chosen = config["model"]["init_args"], class_of(config["data"]["class_path"])
-        if "cache" not in given or not issubclass(chosen or object, SampleData):
+        given = config["model"]["init_args"]
+        chosen: Any = class_of(config["data"]["class_path"]) or object
+        if "cache" not in given or not issubclass(chosen, SampleData):
             pytest.skip("its features are never cached")
         if given["cache"]:
             pytest.skip("its recipe caches them, so that all other tests read them")

@@ -339,9 +339,17 @@ def test_what_must_be_known_of_data_is_named_where_there_is_none() -> None:
     class Sized(Step):
         data_attributes = ("steps",)
 
+    class Ranged(Step):
+        evaluation_attributes = ("nearest",)
+
+        def metrics(self) -> MeanSquaredError:
+            return MeanSquaredError(num_outputs=self.evaluation_info["nearest"])
+
     backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
-    with pytest.raises(UserError, match="Sized must know steps .* there is no data module: give"):
-        Sized(backbone).configure_model()
+    for kind, name in ((Sized, "steps"), (Ranged, "nearest")):
+        said = f"{kind.__name__} must know {name} of its data, but there is no data module: give"
+        with pytest.raises(UserError, match=said):
+            kind(backbone).configure_model()
 
 
 class Pictures(Numbers):

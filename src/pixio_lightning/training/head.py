@@ -341,11 +341,22 @@ class Head(TaskModule):
         return [FeatureCache()] if self.cache else []
 
     def configure_model(self) -> None:
-        """Ask the data what the head must know, then load and build."""
+        """Ask the data what the head must know, then load and build.
+
+        Raises:
+            UserError: It does not say all that must be known; or a frozen backbone was to be
+                sharded.
+        """
         self.require_data_attributes()
         known = (dict(self.data_info), dict(self.evaluation_info))
         if self.evaluation is None or known != self._evaluated:  # other data than before
-            self.evaluation, self._evaluated = Evaluation(self.metrics, self.baseline_names), known
+            try:
+                self.evaluation = Evaluation(self.metrics, self.baseline_names)
+            except KeyError as missing:  # of `evaluation_info`, where there is no data
+                if missing.args[0] not in self.evaluation_attributes:
+                    raise
+                raise self.not_known(missing.args[0]) from None
+            self._evaluated = known
         super().configure_model()
 
     def on_validation_epoch_end(self) -> None:

@@ -64,7 +64,7 @@ class TaskModule(BackboneModule):
         return {}
 
     def require_data_attributes(self) -> None:
-        """Ask the data module; without one, all must be known already.
+        """Ask the data module; without one, all that weights are made for must be known already.
 
         Raises:
             UserError: It does not say all that the head must know.
@@ -72,25 +72,32 @@ class TaskModule(BackboneModule):
         self.require_of(None if self.attached is None else self.attached.datamodule)
 
     def require_of(self, data: Any) -> None:
-        """Take from a data module all that the head must know of it; from None, nothing.
+        """Take from a data module all that the head must know of it.
+
+        Args:
+            data: The data module; of None nothing is taken, and nothing evaluated.
 
         Raises:
             UserError: It does not say all that the head must know.
         """
-        there = f"but {type(data).__name__} does not say: give it an attribute"
+        names = self.data_attributes
+        if data is not None:
+            self.read_data_attributes(data)
+            names = (*names, *self.evaluation_attributes)
+        known = self.data_info | self.evaluation_info
+        for name in names:
+            if name not in known:
+                raise self.not_known(name, data)
+
+    def not_known(self, name: str, data: Any = None) -> UserError:
+        """Return what to raise where an attribute must be known that a data module does not say."""
+        there = f"but {type(data).__name__} does not say: give it an attribute {name}"
         if data is None:
             there = (
-                "but there is no data module: give one to the trainer, or load a run that was "
-                "trained with pixio_lightning.load; of data of your own, require_of(data) takes"
+                "but there is no data module: give one to the trainer, or to require_of, or load "
+                "a run that was trained with pixio_lightning.load"
             )
-        else:
-            self.read_data_attributes(data)
-        known = self.data_info | self.evaluation_info
-        for name in (*self.data_attributes, *self.evaluation_attributes):
-            if name not in known:
-                raise UserError(
-                    f"{type(self).__name__} must know {name} of its data, {there} {name}"
-                )
+        return UserError(f"{type(self).__name__} must know {name} of its data, {there}")
 
     def read_data_attributes(self, data: Any) -> None:
         """Take from a data module what the head must know of it.
