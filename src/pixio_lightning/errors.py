@@ -77,7 +77,7 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     return f", did you mean '{found[0]}'?" if found else ""
 
 
-def one_of(key: str, value: object, choices: Iterable[str]) -> None:
+def one_of(key: str, value: object, choices: Iterable[object]) -> None:
     """Refuse a value that is none of some.
 
     Args:
@@ -90,8 +90,9 @@ def one_of(key: str, value: object, choices: Iterable[str]) -> None:
     """
     choices = list(choices)
     if value not in choices:
-        known = ", ".join(choices) or "none"
-        raise UserError(f"{key} '{value}' is none of {known}{nearest(value, choices)}")
+        words = ["null" if choice is None else str(choice) for choice in choices]
+        known = ", ".join(words) or "none"
+        raise UserError(f"{key} '{value}' is none of {known}{nearest(value, words)}")
 
 
 def some_of(names: Iterable[str], *, limit: int = 3) -> str:

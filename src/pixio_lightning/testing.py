@@ -26,10 +26,12 @@ import torch
 import yaml
 from PIL import Image
 
+from pixio_lightning.cli.config_errors import class_of
 from pixio_lightning.cli.main import main
+from pixio_lightning.data import SampleData
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.weights import read as weights
-from pixio_lightning.training import results
+from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.load import load
@@ -175,6 +177,33 @@ class HeadContract:
         again = self.run("validate", run, model__backbone__tune="frozen", **words)
         assert again["verb"] == "validate"
         assert again["metrics"] == pytest.approx(expected, nan_ok=True)
+
+    def test_it_owns_no_parameter_outside_of_its_decoder(self, copied: Path) -> None:
+        """What `build` returns is sharded, compiled and counted; anything else would not be."""
+        named = load(copied / "last.ckpt").named_parameters()
+        trained = [name for name, parameter in named if parameter.requires_grad]
+        outside = [name for name in trained if not name.startswith(("backbone.", "decoder."))]
+        assert not outside, outside
+
+    def test_it_evaluates_to_the_same_from_the_cache(self, copied: Path, tmp_path: Path) -> None:
+        """Features from disk come without an image: `forward` and `loss` must need none."""
+        config: Any = run_folder.stored_config(copied)
+        given = config["model"]["init_args"]
+        chosen: Any = class_of(config["data"]["class_path"]) or object
+        if "cache" not in given or not issubclass(chosen, SampleData):
+            pytest.skip("its features are never cached")
+        if given["cache"]:
+            pytest.skip("its recipe caches them, so that all other tests read them")
+        keys = {"model__backbone__tune": "frozen", "model__cache": "true"}
+        if chosen.augment is not SampleData.augment:
+            keys["data__views"] = "1"
+        run = tmp_path / "cached"
+        cached = self.run("fit", run, **keys)
+        again = self.run("validate", run, ckpt_path=run / "last.ckpt", **keys)
+        assert again["verb"] == "validate"
+        for name, value in again["metrics"].items():
+            expected = pytest.approx(value, rel=self.tolerance, abs=1e-5, nan_ok=True)
+            assert cached["metrics"][name] == expected, (name, cached["metrics"], value)
 
     def test_a_picture_is_seen_as_evaluation_sees_it(
         self, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

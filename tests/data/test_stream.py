@@ -8,9 +8,11 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -253,3 +255,36 @@ def test_what_a_loader_reports() -> None:
     batches = list(Loader(DataLoader(images, batch_size=3, collate_fn=collate), report))
     assert [set(batch) for batch in batches] == [{"image", "size", "key", "weight", "name"}] * 2
     assert reports == [([], 3), ([("picture-4", "no JPEG, PNG, WebP, TIFF or BMP")], 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"overfit_batches": 1}, "trainer.overfit_batches is 1, but a training stream has no end"),
+        ({"reload_dataloaders_every_n_epochs": 1}, "every_n_epochs is 1, but a training stream"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}, "leave it out"),
+    ],
+)
+def test_a_trainer_that_would_read_batches_twice_is_refused(
+    options: dict[str, Any], said: str
+) -> None:
+    data = PaintedPixels(Painted(8), num_workers=0)
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    with pytest.raises(UserError, match=said):
+        data.train_dataloader()
+
+
+def test_without_a_trainer_the_samples_are_read_in_a_loop_of_one_s_own() -> None:
+    data = PaintedPixels(Painted(8), num_workers=0, batch_size=2, image_size=16)
+    with pytest.raises(UserError, match="there is none: give the data to Trainer.fit, or read in"):
+        data.train_dataloader()
+    first, second = islice(
+        DataLoader(
+            data.training_set(),
+            batch_sampler=data.positions(rank=0, world_size=1),
+            **data.loader_arguments,
+        ),
+        2,
+    )
+    assert first["image"].shape == (2, 3, 16, 16)
+    assert len({*first["key"].tolist(), *second["key"].tolist()}) == 4

@@ -8,17 +8,25 @@ from torch import nn
 
 from pixio_heads.classification.data import ClassificationData
 from pixio_heads.depth.data import DepthData
+from pixio_heads.depth.head import Depth, RelativeDepth
 from pixio_heads.depth.ordinal_data import OrdinalData
 from pixio_heads.policy.data import PolicyData
 from pixio_heads.propagation.data import PropagationData
 from pixio_heads.reconstruction.data import ReconstructionData
+from pixio_heads.reconstruction.head import Reconstruction
+from pixio_heads.reconstruction.model import Sizes
 from pixio_heads.segmentation.data import SegmentationData
+from pixio_heads.segmentation.head import Segmentation
 from pixio_lightning.cli.main import main
 from pixio_lightning.curation.scoring import Scoring
 from pixio_lightning.data import SampleData
 from pixio_lightning.data.clips.datamodule import Clips
+from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Backbone
+from pixio_lightning.models.mae_decoder import DecoderSize
+from pixio_lightning.pretraining.distillation import Distillation
+from pixio_lightning.training.callbacks import OnlineProbe
 from pixio_lightning.training.optim import Optim, Part, build
 
 UNREAD = [
@@ -145,3 +153,38 @@ def test_so_is_what_scoring_does_not_take_of_its_backbone(given: dict[str, Any],
     assert Scoring(Backbone("pixio_vitt16", weights="random:0", compile=True))
     with pytest.raises(UserError, match=said):
         Scoring(Backbone("pixio_vitt16", weights="random:0", **given))
+
+
+def backbone() -> Backbone:
+    return Backbone("pixio_vitt16", weights="random:0")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Optim(schedule="linear"), "optim.schedule 'linear' is none of cosine, poly, con"),
+        (lambda: DecoderSize(pos_init="sincso"), "did you mean 'sincos'"),
+        (lambda: OnlineProbe(kind="lda"), "OnlineProbe's kind 'lda' is none of knn, linear"),
+        (lambda: Pixels("fodler", "there"), "data.source 'fodler' .* did you mean 'folder'"),
+        (lambda: Clips("video", "there"), "data.source 'video' .* did you mean 'videos'"),
+        (lambda: Distillation(backbone(), {}, loss="l2"), "model.loss 'l2' is none of cosine, l1"),
+        (lambda: Distillation(backbone(), {}, weighting="half"), "model.weighting 'half' is none"),
+        (lambda: Depth(backbone(), reduction="mean"), "model.reduction 'mean' is none of image"),
+        (lambda: Depth(backbone(), files="tif"), "model.files 'tif' is none of png, npy"),
+        (lambda: Depth(backbone(), eval_crop="eigen"), "model.eval_crop 'eigen' is none of none"),
+        (lambda: RelativeDepth(backbone(), form="mad"), "model.form 'mad' is none of robust"),
+        (lambda: RelativeDepth(backbone(), space="log"), "model.space 'log' is none of depth"),
+        (lambda: DepthData("diode", "there", domain="inside"), "none of indoor, outdoor, null"),
+        (lambda: DepthData("folder", "there", orientation="up"), "data.orientation 'up' is none"),
+        (lambda: Segmentation(backbone(), reduction="sum"), "model.reduction 'sum' is none of"),
+        (lambda: SegmentationData(label_shift=1), "data.label_shift '1' is none of -1, 0, null"),
+        (lambda: Reconstruction(backbone(), weights="all"), "model.weights 'all' is none of over"),
+        (lambda: Sizes(pose_pool="max"), "model.sizes.pose_pool 'max' is none of mean, flatten"),
+    ],
+)
+def test_a_word_of_which_nothing_is_known_is_refused_from_python_too(
+    make: Callable[[], Any], said: str
+) -> None:
+    """The command line checks the types; in Python any other word would count as one of them."""
+    with pytest.raises(UserError, match=said):
+        make()

@@ -575,3 +575,18 @@ def test_images_have_as_many_channels_as_the_model_takes(build):
         backbone(images[:, :3])
     with pytest.raises(UserError, match="mean has 3 values, .* 4 channels .*: give mean and std"):
         build(model_args={"in_chans": 4})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tune": True}, "backbone.tune is True; give frozen, full"),  # which is equal to 1
+        ({"tune": False}, "backbone.tune is False; give frozen, full"),
+        ({"layers": -1}, "backbone.layers is -1, but expected last, quarters or a list"),
+        ({"layers": [True]}, r"backbone.layers is \[True\], but expected last, quarters"),
+        ({"layers": "middle"}, "backbone.layers is 'middle', but expected last, quarters"),
+    ],
+)
+def test_a_value_that_is_no_number_of_blocks_is_refused(given, said):
+    with pytest.raises(UserError, match=said):
+        Backbone("pixio_vitt16", weights="random:0", **given)

@@ -482,3 +482,19 @@ def test_other_images_of_the_same_names_have_baselines_of_their_own(build, tmp_p
     first = baselines(module, 1)
     second = baselines(module, 37)
     assert second == pytest.approx(baselines(build(), 37)) and abs(second - first) > 1e-3
+
+
+def test_data_of_one_s_own_need_no_weight(build, batch, tmp_path):
+    """Every image then counts once."""
+
+    class Own(L.LightningDataModule):
+        batch_size = 3
+
+        def val_dataloader(self):
+            return DataLoader([batch], batch_size=None)
+
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    (found,) = trainer.validate(build(), Own(), verbose=False)
+    assert found["val/loss"] > 0

@@ -532,3 +532,15 @@ def test_a_probe_is_judged_on_classes_that_it_has_learned(
     expected = "judged on images of 'green', of which those to learn from, of 'blue', 'red', have"
     assert expected in shown.err
     assert "step 1" not in shown.out and not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_monitor_that_no_validation_logs_is_named(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(PixelPretraining, "monitor", ("val/los", "min"))
+    words = ["fit", "-c", str(recipe), "--trainer.max_steps", "4", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert "best.ckpt is chosen by val/los, the monitor of PixelPretraining, but" in error
+    assert "did you mean 'val/loss'" in error and error.count("\n") == 1
+    assert cli.main([*words, "--checkpoint.best", "false", "--fresh"]) == 0

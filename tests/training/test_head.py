@@ -10,18 +10,21 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import MeanSquaredError
 
 from pixio_lightning import Backbone, Features, Head, SampleData
+from pixio_lightning.cli.main import main
 from pixio_lightning.data import BadImage, Sample, Samples
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Reads
-from pixio_lightning.training.callbacks import feature_cache
-from pixio_lightning.training.callbacks.feature_cache import FeatureCache
+from pixio_lightning.training import results
+from pixio_lightning.training.callbacks import EvaluationLog, feature_cache
 from pixio_lightning.training.callbacks.feature_store import Store, Writer
 
 SIZE, FRAMES, HISTORY = 32, 7, 3
@@ -92,7 +95,7 @@ class HistoryData(SampleData):
 class Step(Head):
     """Which step of seven a history ends with; evaluated on numbers alone."""
 
-    monitor = ("val/mse", "min")
+    monitor = ("val/score", "min")
 
     def __init__(self, backbone: Backbone, *, part: Reads = "cls", **keys: Any) -> None:
         super().__init__(backbone, **keys)
@@ -131,19 +134,19 @@ def head(**keys: Any) -> Step:
     return Step(backbone, **keys)
 
 
-def fit(folder: Path, model: Step, data: HistoryData, steps: int = 2) -> dict[str, Tensor]:
-    import lightning as L
-
+def fit(
+    folder: Path, model: Head, data: L.LightningDataModule, steps: int = 2, **options: Any
+) -> dict[str, Tensor]:
     trainer = L.Trainer(
         max_steps=steps,
         accelerator="cpu",
-        callbacks=[FeatureCache()],
         default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        **options,
     )
     trainer.fit(model, data)
     return {k: v.clone() for k, v in model.state_dict().items() if k.startswith("decoder")}
@@ -201,6 +204,152 @@ def test_features_of_data_whose_source_has_changed_are_not_read(
     assert encoded("class Own(HistoryData):\n    pass\n") == 0
     prepare = "def prepare(self, sample):\n        return super().prepare(sample)\n"
     assert encoded(f"class Own(HistoryData):\n    {prepare}") == FRAMES
+
+
+def test_data_give_images_again_after_a_cached_training(tmp_path: Path) -> None:
+    """Another head would read features that are not its own backbone's."""
+    data = HistoryData()
+    fit(tmp_path, head(cache=True), data)
+    read.clear()
+    plain = fit(tmp_path, head(), data)
+    assert len(read) == 8 * HISTORY
+    for name, tensor in fit(tmp_path, head(), HistoryData()).items():
+        assert torch.equal(plain[name], tensor)
+
+
+def test_features_of_a_head_whose_source_has_changed_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it shows the backbone something of its own; `input_config` may be forgotten."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "plugged_steps.py"
+
+    def encoded(text: str) -> int:
+        file.write_text(f"from {__name__} import Step\n\n\nclass Own(Step):\n    {text}\n")
+        sys.modules.pop(file.stem, None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        read.clear()
+        backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+        own = importlib.import_module(file.stem).Own(backbone, cache=True)
+        fit(tmp_path, own, HistoryData())
+        return len(read)
+
+    assert encoded("first = 1") == FRAMES
+    assert encoded("second = 2") == 0
+    config = "input_config = {}\n    def inputs(self, images):\n        "
+    assert encoded(f"{config}return super().inputs(images)") == FRAMES
+    assert encoded(f"{config}return super().inputs(images)") == 0
+    assert encoded(f"{config}return super().inputs(images) / 2") == FRAMES
+
+
+def test_inputs_without_their_config_are_one_line(tmp_path: Path) -> None:
+    class Halved(Step):
+        def inputs(self, images: Tensor) -> Tensor:
+            return super().inputs(images) / 2
+
+    backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+    with pytest.raises(UserError, match="Halved overrides `inputs`, but not `input_config`, by"):
+        fit(tmp_path, Halved(backbone, cache=True), HistoryData())
+
+
+@pytest.mark.parametrize(
+    ("promised", "returned", "said"),
+    [
+        (("zero", "mean"), ("zero",), "returns 'zero', but its `baseline_names` says 'zero', 'me"),
+        (("zero",), ("zero", "mean"), "returns 'zero', 'mean', but its `baseline_names` says 'ze"),
+        ((), ("zero",), "returns 'zero', but its `baseline_names` says none"),
+    ],
+)
+def test_baselines_of_other_names_than_were_promised_are_refused(
+    promised: tuple[str, ...], returned: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    class Beside(Step):
+        baseline_names = promised
+
+        def baselines(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+            return {name: torch.zeros_like(batch["target"]) for name in returned}
+
+    backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+    with pytest.raises(UserError, match=said):
+        fit(tmp_path, Beside(backbone), HistoryData())
+
+
+def test_a_baseline_may_have_nothing_to_say_of_a_batch(tmp_path: Path) -> None:
+    class Sometimes(Step):
+        baseline_names = ("first",)
+
+        def baselines(self, batch: dict[str, Any]) -> dict[str, Tensor | None]:
+            first = bool((batch["target"] == 0).any())
+            return {"first": torch.zeros_like(batch["target"]) if first else None}
+
+    backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+    model = Sometimes(backbone)
+    fit(tmp_path, model, HistoryData(val_batch_size=1))
+    assert model.outcome is not None
+    assert (model.outcome.n, model.outcome.baselines) == (3, {"first": {"score": 0.0}})
+
+
+class PlainData(L.LightningDataModule):
+    """Someone's own: it says no more than it must."""
+
+    batch_size = 2
+
+    def batches(self) -> DataLoader:
+        image = torch.zeros(HISTORY, 3, SIZE, SIZE, dtype=torch.uint8)
+        samples = [{"image": image, "target": torch.tensor([float(i)]), "key": i} for i in range(4)]
+        return DataLoader(samples, batch_size=2)  # type: ignore[arg-type]
+
+    train_dataloader = val_dataloader = batches
+
+
+def test_data_of_one_s_own_need_no_weight_and_no_name(tmp_path: Path) -> None:
+    model = head()
+    fit(tmp_path, model, PlainData(), callbacks=[EvaluationLog()])
+    assert model.outcome is not None and model.outcome.n == 4
+    line = results.read(tmp_path)[-1]
+    assert (line["dataset"], line["seed"]["data"]) == ("PlainData", None)
+
+
+def test_data_of_one_s_own_run_under_the_command_line(tmp_path: Path) -> None:
+    words = ["fit", "--model", f"{__name__}.Step", "--data", f"{__name__}.PlainData"]
+    words += [
+        "--model.backbone",
+        f"{{name: pixio_vits16, weights: 'random:1', model_args: {TINY}}}",
+    ]
+    words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--out", str(tmp_path)]
+    assert main(words) == 0
+    last, best = results.read(tmp_path)[-1], tmp_path / "best.ckpt"
+    assert last["n"] == 4 and last["dataset"] == "PlainData" and best.exists()
+
+
+def test_statistics_of_data_that_have_no_loader_for_them_are_one_line(tmp_path: Path) -> None:
+    backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+    with pytest.raises(UserError, match="but PlainData has no statistics_dataloader"):
+        fit(tmp_path, Counting(backbone), PlainData())
+
+
+def test_a_head_that_is_not_built_predicts_nothing() -> None:
+    with pytest.raises(UserError, match="Step is not built yet.* pixio_lightning.load"):
+        head().predict(torch.zeros(1, HISTORY, 3, SIZE, SIZE, dtype=torch.uint8))
+
+
+def test_what_must_be_known_of_data_is_named_where_there_is_none() -> None:
+    class Sized(Step):
+        data_attributes = ("steps",)
+
+    class Ranged(Step):
+        evaluation_attributes = ("nearest",)
+
+        def metrics(self) -> MeanSquaredError:
+            return MeanSquaredError(num_outputs=self.evaluation_info["nearest"])
+
+    backbone = Backbone("pixio_vits16", weights="random:1", tune="frozen", model_args=TINY)
+    for kind, name in ((Sized, "steps"), (Ranged, "nearest")):
+        said = f"{kind.__name__} must know {name} of its data, but there is no data module: give"
+        with pytest.raises(UserError, match=said):
+            kind(backbone).configure_model()
 
 
 class Pictures(Numbers):

@@ -121,8 +121,7 @@ class Attributes(Head):
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Fit the maps to the training images, of which every process encodes its share."""
-        data = self.trainer.datamodule
-        return self.fit_statistics(data.statistics_dataloader(self.statistics_samples, share=True))
+        return self.fit_statistics(self.statistics_loader(share=True))
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return the weights `(R, C, D)` and biases `(R, D)` of each kind of map, and the mean."""

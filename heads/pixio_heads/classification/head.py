@@ -25,6 +25,7 @@ from pixio_heads.classification.metrics import (
     by_frequency,
     neighbour_accuracies,
 )
+from pixio_lightning.data import SampleData
 from pixio_lightning.errors import UnsuitedBackbone, UserError, at_least_1, one_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Optim, absent_classes
@@ -265,8 +266,7 @@ class KNN(ClassHead):
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Encode the training set, every process its share."""
-        data = self.trainer.datamodule
-        return self.fit_statistics(data.statistics_dataloader(self.statistics_samples, share=True))
+        return self.fit_statistics(self.statistics_loader(share=True))
 
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return features `(M, D)`, classes and keys `(M,)` of all processes' training images.
@@ -307,9 +307,10 @@ class KNN(ClassHead):
 
     def _begin(self, split: str) -> None:
         data = self.trainer.datamodule
-        if split != "predict":
-            data.refuse_shared(split)
-        self._bank_root, self._root = (
-            getattr(data.samples_of(s), "root", None) for s in ("train", split)
-        )
+        if isinstance(data, SampleData):
+            if split != "predict":
+                data.refuse_shared(split)
+            self._bank_root, self._root = (
+                getattr(data.samples_of(s), "root", None) for s in ("train", split)
+            )
         super().on_fit_start()

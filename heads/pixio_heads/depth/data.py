@@ -6,7 +6,7 @@ import math
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -29,9 +29,10 @@ from pixio_lightning.data import (
     pairs_of_split,
     part_of,
 )
-from pixio_lightning.errors import UserError, above_0, at_least_1
+from pixio_lightning.errors import UserError, above_0, at_least_1, one_of
 from pixio_lightning.keyed import Purpose
 
+Domain = Literal["indoor", "outdoor"]
 _LAYOUTS = layouts.LAYOUTS | synthetic_layouts.LAYOUTS | benchmark_layouts.LAYOUTS
 
 
@@ -94,7 +95,7 @@ class DepthData(SampleData):
         min_depth: float = 1e-3,
         max_depth: float = 10.0,
         kb_crop: bool = False,
-        domain: Literal["indoor", "outdoor"] | None = None,
+        domain: Domain | None = None,
         batch_size: int = 4,
         val_batch_size: int = 1,
         **loading: Any,
@@ -109,6 +110,8 @@ class DepthData(SampleData):
                 "leave it out"
             )
         above_0("data.depth_scale", depth_scale, "metres")
+        one_of("data.orientation", orientation, (*get_args(Orientation), None))
+        one_of("data.domain", domain, (*get_args(Domain), None))
         if not 0 < min_depth < max_depth < math.inf:
             raise UserError(
                 f"data.min_depth {min_depth} and data.max_depth {max_depth}: expected "

@@ -6,7 +6,7 @@ Shapes: B batch, M images the backbone sees for a batch, H x W pixels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,13 @@ from pixio_heads.depth.base import DepthHead
 from pixio_heads.depth.maps import enlarged, write_map
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import unit_of
-from pixio_lightning.errors import UserError, at_least, refuse_unread, whole_tokens
+from pixio_lightning.errors import UserError, at_least, one_of, refuse_unread, whole_tokens
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Optim, visualize
 
+Files = Literal["png", "npy"]
+Space = Literal["depth", "disparity"]
 _THUMBNAIL = (64, 64)  # the median map is taken of maps of this size, so that images may differ
 
 
@@ -57,19 +59,22 @@ class Depth(DenseHead, DepthHead):
         backbone: Backbone,
         *,
         decoder: MakeDecoder = LinearDecoder,
-        reduction: Literal["image", "batch"] = "image",
+        reduction: losses.Reduction = "image",
         window: int = 256,
         stride: int | None = None,
         windows_per_chunk: int = 16,
         predict_side: int | None = None,
         eval_crop: EvalCrop = "none",
         min_depth: float = 1e-3,
-        files: Literal["png", "npy"] = "png",
+        files: Files = "png",
         optim: Optim = Optim(lr=2e-4, weight_decay=0.01, betas=(0.9, 0.999), schedule="poly"),  # noqa: B008
         cache: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
+        one_of("model.reduction", reduction, get_args(losses.Reduction))
+        one_of("model.files", files, get_args(Files))
+        one_of("model.eval_crop", eval_crop, get_args(EvalCrop))
         if min_depth <= 0:
             raise UserError(f"model.min_depth is {min_depth}, but expected more than 0")
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
@@ -237,10 +242,10 @@ class RelativeDepth(DepthHead):
         backbone: Backbone,
         *,
         decoder: MakeDecoder = LinearDecoder,
-        form: Literal["robust", "least_squares"] = "robust",
+        form: losses.Form = "robust",
         gradient_weight: float = 2.0,
         image_size: int = 256,
-        space: Literal["depth", "disparity"] = "depth",
+        space: Space = "depth",
         cap: float | None = None,
         eval_crop: EvalCrop = "none",
         optim: Optim = Optim(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), schedule="poly"),  # noqa: B008
@@ -248,6 +253,9 @@ class RelativeDepth(DepthHead):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, decoder=decoder, optim=optim, cache=cache, seed=seed)
+        one_of("model.form", form, get_args(losses.Form))
+        one_of("model.space", space, get_args(Space))
+        one_of("model.eval_crop", eval_crop, get_args(EvalCrop))
         self.form, self.gradient_weight = form, gradient_weight
         at_least(0, **{"model.gradient_weight": gradient_weight})
         whole_tokens("model.image_size", image_size, backbone.stride, backbone.name)

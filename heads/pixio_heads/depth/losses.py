@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pixio_lightning.models import in_float64
 
+Reduction = Literal["image", "batch"]
+Form = Literal["robust", "least_squares"]
+
 # Under the root of SILog, whose gradient would be infinite at zero error.
 _ROOT = 1e-6
 
@@ -22,7 +25,7 @@ def silog(
     valid: Tensor,
     *,
     balance: float = 0.5,
-    reduction: Literal["image", "batch"] = "image",
+    reduction: Reduction = "image",
     min_depth: float = 1e-3,
 ) -> Tensor:
     """Return the scale-invariant logarithmic loss (Eigen et al., 2014, arXiv 1406.2283).
@@ -105,7 +108,7 @@ def affine_invariant(
     target: Tensor,
     valid: Tensor,
     *,
-    form: Literal["robust", "least_squares"] = "robust",
+    form: Form = "robust",
 ) -> tuple[Tensor, Tensor]:
     """Return the loss between disparities up to scale and shift, and the residual it is made of.
 

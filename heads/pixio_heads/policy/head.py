@@ -373,8 +373,8 @@ class Policy(Head):
     # --- what is kept of episodes -------------------------------------------------------------
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Keep a table and videos of the episodes of every evaluation."""
-        return [EpisodeLog()]
+        """Keep a table and videos of the episodes of every evaluation, too."""
+        return [*super().configure_callbacks(), EpisodeLog()]
 
     def picture(self, batches: list[Batch], predictions: list[Any]) -> Panel | None:
         """Draw episodes as rows of frames; without a simulator, nothing."""

@@ -26,7 +26,7 @@ from pixio_heads.reconstruction.metrics import ReconstructionMetrics
 from pixio_heads.reconstruction.model import Prediction, Reconstructor, Sizes
 from pixio_heads.reconstruction.picture import TITLES, set_row
 from pixio_heads.reconstruction.reconstructed import Reconstructed
-from pixio_lightning.errors import UserError, at_least_1
+from pixio_lightning.errors import UserError, at_least_1, one_of
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features
 from pixio_lightning.training import Batch, Head, Optim, full_precision, visualize
@@ -79,7 +79,10 @@ class Reconstruction(Head):
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         at_least_1(**{"model.views_per_chunk": views_per_chunk})
         self.sizes, self.export = sizes, export
-        self.weights = _PRESETS[weights] if isinstance(weights, str) else weights
+        if isinstance(weights, str):
+            one_of("model.weights", weights, _PRESETS)
+            weights = _PRESETS[weights]
+        self.weights = weights
         self.checkpointing, self.views_per_chunk = checkpointing, views_per_chunk
         self.wrong_reference = wrong_reference
         self._mask_is_trained = self.weights.mask > 0
@@ -176,8 +179,7 @@ class Reconstruction(Head):
         mixed_batch = batch | {name: mixed}
         # Also where there is no other: sharded, the model runs only where all processes call it.
         prediction = self(self.encode(mixed_batch), mixed_batch)
-        if known:
-            found["wrong_reference"] = prediction
+        found["wrong_reference"] = prediction if known else None
         if len(real := own[batch["weight"] > 0]):
             self._before = real[-1:]
         return found

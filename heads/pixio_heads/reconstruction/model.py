@@ -9,7 +9,7 @@ pixels, P pixels along a patch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from pixio_heads.reconstruction.attention import AlternatingAttention
 from pixio_heads.reconstruction.geometry import Geometry, moved, pose_of, unit
 from pixio_heads.reconstruction.pose_heads import FlatPoseHead, PoseHead
-from pixio_lightning.errors import UserError, at_least_1
+from pixio_lightning.errors import UserError, at_least_1, one_of
 from pixio_lightning.models import DPT, Features, Pointwise, upsample
 
+PosePool = Literal["mean", "flatten"]
 # exp() of more overflows; of less, the gradient vanishes.
 _MOST_LOGIT = 20.0
 _PIXELS = 1 << 20  # decoded at once outside of training: about 2 GB of activations
@@ -49,10 +50,11 @@ class Sizes:
     taps: tuple[int, int] = (11, 17)
     stages: tuple[int, int, int, int] = (96, 192, 384, 768)
     features: int = 256
-    pose_pool: Literal["mean", "flatten"] = "mean"
+    pose_pool: PosePool = "mean"
     pose_grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        one_of("model.sizes.pose_pool", self.pose_pool, get_args(PosePool))
         for name in ("dim", "depth", "heads", "features"):
             at_least_1(**{f"model.sizes.{name}": getattr(self, name)})
         at_least_1(**{"model.sizes.stages": min(self.stages)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,13 @@ from pixio_lightning.data import (
     images_to_predict,
     pairs_of_split,
 )
-from pixio_lightning.errors import UserError, at_least_1, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
 from pixio_lightning.keyed import Purpose
 from pixio_lightning.training import unnamed
 
 # What is added to the stored labels, as the data sets are distributed.
-_SHIFTS: dict[str, Literal[-1, 0]] = {"ade20k": -1, "loveda": -1}
+Shift = Literal[-1, 0]
+_SHIFTS: dict[str, Shift] = {"ade20k": -1, "loveda": -1}
 _SPLITS = {"hub": ("train", "validation"), "voc": ("trainaug", "val")}
 
 
@@ -80,7 +81,7 @@ class SegmentationData(SampleData):
         mask_column: str = "mask",
         num_classes: int | None = None,
         classes: list[str] | None = None,
-        label_shift: Literal[-1, 0] | None = None,
+        label_shift: Shift | None = None,
         orientation: Orientation | None = None,
         image_size: int | None = 256,
         scale: tuple[float, float] = (0.5, 2.0),
@@ -93,6 +94,8 @@ class SegmentationData(SampleData):
             source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
         at_least_1(**{"data.image_size": image_size})
+        one_of("data.label_shift", label_shift, (*get_args(Shift), None))
+        one_of("data.orientation", orientation, (*get_args(Orientation), None))
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}, but expected 0 < least <= greatest")
         if image_size is None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from pixio_heads.segmentation.losses import cross_entropy
+from pixio_heads.segmentation.losses import Reduction, cross_entropy
 from pixio_heads.segmentation.metrics import IGNORED, SegmentationMetrics
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Optim, absent_classes, visualize
@@ -54,7 +54,7 @@ class Segmentation(DenseHead):
         backbone: Backbone,
         *,
         decoder: MakeDecoder = LinearDecoder,
-        reduction: Literal["image", "batch"] = "image",
+        reduction: Reduction = "image",
         window: int = 256,
         stride: int | None = None,
         windows_per_chunk: int = 16,
@@ -67,7 +67,8 @@ class Segmentation(DenseHead):
     ) -> None:
         super().__init__(backbone, optim=optim, cache=cache, seed=seed)
         self.make_decoder: Any = decoder
-        self.reduction: Literal["image", "batch"] = reduction
+        one_of("model.reduction", reduction, get_args(Reduction))
+        self.reduction: Reduction = reduction
         self.set_windows(window, stride, windows_per_chunk, predict_side)
 
     def build(self, backbone: Backbone) -> nn.Module:

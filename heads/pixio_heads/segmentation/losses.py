@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pixio_heads.segmentation.metrics import IGNORED
 
+Reduction = Literal["image", "batch"]
 
-def cross_entropy(
-    scores: Tensor, target: Tensor, *, reduction: Literal["image", "batch"] = "image"
-) -> Tensor:
+
+def cross_entropy(scores: Tensor, target: Tensor, *, reduction: Reduction = "image") -> Tensor:
     """Return the mean cross-entropy of labelled pixels; without any it is 0, where torch has NaN.
 
     Random crops of padded images often hold no label at all.

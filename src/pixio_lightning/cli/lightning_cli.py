@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,6 +21,7 @@ from pixio_lightning.cli.config_tree import flatten, in_files, nested, typed
 from pixio_lightning.cli.options import Options
 from pixio_lightning.cli.resume.chosen import take_backbones
 from pixio_lightning.cli.resume.processes import SameSamples
+from pixio_lightning.data.stream import refuse_rereading
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import expanded
 from pixio_lightning.models.backbone import Backbone
@@ -32,7 +32,6 @@ from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks import (
     Checkpoints,
     EvaluationLog,
-    FeatureCache,
     MetricsLog,
     Pictures,
     Preemption,
@@ -112,7 +111,7 @@ class PixioCLI(LightningCLI):
             if key in config_errors.GROUPS:
                 config_errors.check_values(values, config_errors.GROUPS[key], key)
             elif key in CORE_CLASSES and (chosen := config_errors.class_of(values["class_path"])):
-                config_errors.check_values(values["init_args"], chosen, key)
+                config_errors.check_values(values.get("init_args", {}), chosen, key)
         for key, value in flatten(self._plain):
             config_errors.check_leaf(key, value)
         if self.options.print_config:
@@ -236,7 +235,6 @@ class PixioCLI(LightningCLI):
             Threads(),  # before whatever computes
             resume.Accumulation(),
             SameSamples(),
-            FeatureCache(),
             EvaluationLog(),  # before Checkpoints: a record, then the checkpoint it tells of
         ]
         if config["enable_progress_bar"] is not False:
@@ -302,19 +300,10 @@ class PixioCLI(LightningCLI):
                 "learning rate goes: set trainer.max_steps alone, of which data.steps_per_epoch "
                 "make an epoch"
             )
-        for callback in _listed(trainer["callbacks"]):
-            if isinstance(callback, GradientAccumulationScheduler):
-                raise UserError(
-                    "trainer.callbacks has GradientAccumulationScheduler, but a training stream "
-                    "goes by the step, of trainer.accumulate_grad_batches batches each: leave it "
-                    "out"
-                )
-        for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
-            if value := self.config_init["trainer"][name]:
-                raise UserError(
-                    f"trainer.{name} is {value}, but a training stream has no end and goes by the "
-                    "step alone: leave it out; of few samples, give data of few"
-                )
+        rereading = ("overfit_batches", "reload_dataloaders_every_n_epochs")
+        refuse_rereading(
+            callbacks=_listed(trainer["callbacks"]), **{name: trainer[name] for name in rereading}
+        )
 
     def _check_folder(self) -> None:
         """Refuse options of Lightning in whose place ours stand.

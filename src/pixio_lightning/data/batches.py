@@ -75,6 +75,13 @@ def _odd_size(samples: list[dict[str, Any]]) -> Bad | None:
     return None
 
 
+def weighted(batch: Any) -> Any:
+    """Return a batch to evaluate with `weight`, 1 for each sample where it does not say them."""
+    if not isinstance(batch, dict) or "weight" in batch or "key" not in batch:
+        return batch
+    return batch | {"weight": torch.ones(len(batch["key"]), device=batch["key"].device)}
+
+
 def usable(batch: dict[str, Any]) -> dict[str, Any]:
     """Return a batch without the rows that only fill it up: those of weight 0."""
     keep = batch["weight"] > 0

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from pixio_lightning.data.batches import Bad, collate
 from pixio_lightning.data.decode import STOPS
 from pixio_lightning.data.sources import digest_of, listed
-from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
+from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader, stepped_by
 from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 from pixio_lightning.files import line_break
@@ -165,8 +165,7 @@ class StreamData(L.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Return the endless stream, at the batch the run has reached."""
-        trainer = self.trainer
-        assert trainer is not None
+        trainer = stepped_by(self)
         positions = self.positions(rank=trainer.global_rank, world_size=trainer.world_size)
         loader = DataLoader(
             self.training_set(),
@@ -189,13 +188,12 @@ class StreamData(L.LightningDataModule):
         Raises:
             UserError: `limit_train_batches` cuts the last step short.
         """
-        trainer = self.trainer
-        assert trainer is not None
+        trainer = stepped_by(self)
         limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
         batches = self.steps_per_epoch * accumulate
         read = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
         # A step of fewer batches would be counted as a whole one, and the stream go on behind it.
-        if read % accumulate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if read % accumulate and not trainer.fast_dev_run:
             raise UserError(
                 f"trainer.limit_train_batches {limit} ends an epoch after {read} batches, which "
                 f"trainer.accumulate_grad_batches {accumulate} does not divide: give a multiple, "

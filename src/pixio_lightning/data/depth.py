@@ -25,7 +25,7 @@ _EXR_CHANNELS = ("Z", "Y", "V", "G", "R")
 _PFM_HEADER = re.compile(rb"P([fF])\s+(\d{1,6})\s+(\d{1,6})\s+(-?)[\d.eE+-]+\s")
 _DPT_TAG = 202021.25
 # The text field of our own PNG that says what one of its integers stands for.
-_UNIT_FIELD = "metres_per_unit"
+UNIT_FIELD = "metres_per_unit"
 _GREATEST = (1 << 16) - 1
 
 
@@ -106,7 +106,7 @@ def encode_png(depth: NDArray[np.floating], *, unit: float) -> bytes:
             f"depth of {depth.min():g} to {depth.max():g} m does not fit into 16 bits of {unit:g} m"
         )
     about = PngImagePlugin.PngInfo()
-    about.add_text(_UNIT_FIELD, repr(unit))
+    about.add_text(UNIT_FIELD, repr(unit))
     file = io.BytesIO()
     Image.fromarray(units.astype(np.uint16)).save(file, "PNG", pnginfo=about)
     return file.getvalue()
@@ -164,13 +164,13 @@ def _read_png(data: bytes, max_megapixels: float) -> tuple[NDArray[Any], float |
     except BadImage as error:
         raise BadImage(f"depth: {error}") from None
     array = np.asarray(image)
-    text = image.info.get(_UNIT_FIELD)
+    text = image.info.get(UNIT_FIELD)
     if text is None:
         return array, None
     with suppress(ValueError):
         if 0 < (unit := float(text)) < math.inf:
             return array, unit
-    raise BadImage(f"the field {_UNIT_FIELD} is {text[:20]!r}; expected a number above 0")
+    raise BadImage(f"the field {UNIT_FIELD} is {text[:20]!r}; expected a number above 0")
 
 
 def _check_size(count: float, max_megapixels: float) -> None:

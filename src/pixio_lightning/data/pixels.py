@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pixio_lightning.data.batches import Bad, collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
@@ -36,8 +36,10 @@ from pixio_lightning.data.sources import (
     listed,
     refuse_overlap,
 )
-from pixio_lightning.errors import UserError, at_least_1, refuse_unread
+from pixio_lightning.data.stream import stepped_by
+from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
 
+Kind = Literal["scenes", "folder", "hub", "shards"]
 _MAX_BAD_OF_SHARDS = 0.001
 
 
@@ -72,7 +74,7 @@ class Pixels(StreamData):
 
     def __init__(
         self,
-        source: Literal["scenes", "folder", "hub", "shards"] = "scenes",
+        source: Kind = "scenes",
         path: str | None = None,
         *,
         split: str = "train",
@@ -94,6 +96,7 @@ class Pixels(StreamData):
         if source == "shards" and max_bad is None:
             max_bad = _MAX_BAD_OF_SHARDS
         super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
+        one_of("data.source", source, get_args(Kind))
         if source == "scenes" and path is not None:
             raise UserError(
                 f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
@@ -279,7 +282,7 @@ class Pixels(StreamData):
         """Return the endless stream, at the batch the run has reached."""
         if self._shards is None:
             return super().train_dataloader()
-        trainer: Any = self.trainer
+        trainer = stepped_by(self)
         self._shards.stored = self._stored
         self._stream = self._shards.open(
             {

@@ -8,14 +8,62 @@ the number of workers or processes, and a run resumes from its step number alone
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from pixio_lightning.data.batches import Bad, none_usable, usable
 from pixio_lightning.data.workers import watched
+from pixio_lightning.errors import UserError
+
+
+def refuse_rereading(*, callbacks: Iterable[Any], **options: Any) -> None:
+    """Refuse options of a trainer under which a stream would begin again, or read batches twice.
+
+    Args:
+        callbacks: Of the trainer.
+        options: `overfit_batches` and `reload_dataloaders_every_n_epochs`.
+
+    Raises:
+        UserError: One is given.
+    """
+    for callback in callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise UserError(
+                "trainer.callbacks has GradientAccumulationScheduler, but a training stream goes "
+                "by the step, of trainer.accumulate_grad_batches batches each: leave it out"
+            )
+    for name, value in options.items():
+        if value:
+            raise UserError(
+                f"trainer.{name} is {value}, but a training stream has no end and goes by the "
+                "step alone: leave it out; of few samples, give data of few"
+            )
+
+
+def stepped_by(data: Any) -> Any:
+    """Return the trainer by whose steps a data module's training stream goes.
+
+    Raises:
+        UserError: There is none; or of `refuse_rereading`.
+    """
+    trainer = data.trainer
+    if trainer is None:
+        raise UserError(
+            f"the training stream of {type(data).__name__} goes by the steps of a trainer, and "
+            "there is none: give the data to Trainer.fit, or read in a loop of your own, after "
+            "prepare_data and setup('fit'), DataLoader(data.training_set(), batch_sampler="
+            "data.positions(rank=0, world_size=1), **data.loader_arguments)"
+        )
+    refuse_rereading(
+        callbacks=trainer.callbacks,
+        overfit_batches=trainer.overfit_batches,
+        reload_dataloaders_every_n_epochs=trainer.reload_dataloaders_every_n_epochs,
+    )
+    return trainer
 
 
 class Positions(Sampler[list[int]]):

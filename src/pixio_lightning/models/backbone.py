@@ -95,7 +95,8 @@ class Backbone(nn.Module):
             architecture.fits_timms(self.name, model_args, self.vit)
         self._describe(stated, dense_cls)
         self._digest = ""
-        if tune not in ("frozen", "full", *range(self.depth + 1)):
+        # True is equal to 1, and would train the last block alone.
+        if isinstance(tune, bool) or tune not in ("frozen", "full", *range(self.depth + 1)):
             raise UserError(
                 f"backbone.tune is {tune!r}; give frozen, full, or the number of last blocks to "
                 f"train, 0 to {self.depth}"

@@ -184,13 +184,14 @@ def tapped_blocks(
         name: Of the model, for the message.
 
     Raises:
-        UserError: A block does not exist, or is named twice.
+        UserError: It is none of these; or a block does not exist, or is named twice.
     """
     if layers == "last":
         return [depth - 1]
-    if layers != "quarters" and not all(isinstance(layer, int) for layer in layers):
+    listed = isinstance(layers, (list, tuple)) and all(type(layer) is int for layer in layers)
+    if layers != "quarters" and not listed:
         raise UserError(
-            f"backbone.layers is {layers!r}, but expected last, quarters or whole numbers"
+            f"backbone.layers is {layers!r}, but expected last, quarters or a list of whole numbers"
         )
     quarters = [depth * (i + 1) // 4 - 1 for i in range(4)]
     indices = quarters if layers == "quarters" else layers

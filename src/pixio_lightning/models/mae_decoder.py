@@ -10,17 +10,17 @@ C encoder width, D decoder width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models.blocks import Attention
 from pixio_lightning.models.masking import gather_tokens
-from pixio_lightning.models.vit import init_linear, resize_positions, sincos_positions
+from pixio_lightning.models.vit import PosInit, init_linear, resize_positions, sincos_positions
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class DecoderSize:
     dim: int = 512
     depth: int = 32
     heads: int = 16
-    pos_init: Literal["trunc_normal", "sincos"] = "trunc_normal"
+    pos_init: PosInit = "trunc_normal"
 
     def __post_init__(self) -> None:
+        one_of("decoder.pos_init", self.pos_init, get_args(PosInit))
         for name, value, least in (("dim", self.dim, 1), ("depth", self.depth, 0)):
             if value < least:
                 raise UserError(f"decoder.{name} is {value}, but expected at least {least}")

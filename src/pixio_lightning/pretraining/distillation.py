@@ -6,13 +6,13 @@ Shapes: B batch, K class tokens, N = h*w patches, n visible, D width of the teac
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.masking import block_mask, count_blocks
@@ -82,6 +82,8 @@ class Distillation(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optim=optim, seed=seed)
+        one_of("model.loss", loss, get_args(Distance))
+        one_of("model.weighting", weighting, get_args(Weighting))
         _check_teacher(backbone)
         if not students:
             raise UserError("there is nothing to train: give model.students, by name")

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from pixio_lightning.data.batches import weighted
 from pixio_lightning.errors import UserError, visible_lines
 from pixio_lightning.files import output_path
 from pixio_lightning.models.backbone import Backbone
@@ -152,6 +153,7 @@ class BackboneModule(L.LightningModule):
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
         """Move a batch, in float32 what is in float64 where the device has none."""
+        batch = batch if self.trainer.training else weighted(batch)
         return super().transfer_batch_to_device(taken_by(device, batch), device, dataloader_idx)
 
     def configure_model(self) -> None:

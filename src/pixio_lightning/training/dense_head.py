@@ -159,7 +159,7 @@ class DenseHead(Head):
         A photograph taken through windows at another scale than the training's shows another focal
         length: a head of metres would be wrong by their ratio.
         """
-        loader = _Measured(self.trainer.datamodule.statistics_dataloader(self.statistics_samples))
+        loader = _Measured(self.statistics_loader())
         found = self.fit_statistics(loader)
         if loader.short_sides:
             found = found | {"short_side": torch.tensor(loader.short_sides).median()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, SumMetric
 
 from pixio_lightning.data.batches import usable
+from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.models.probes import has_float64
 
 _MODEL = "model"
@@ -95,6 +96,30 @@ class Evaluation(nn.Module):
     def score(self, arguments: tuple[Any, ...], baseline: str = _MODEL) -> None:
         """Update the metrics of the model, or of a baseline."""
         self.meters[baseline].update(*apply_to_collection(arguments, Tensor, _beside_sums))
+
+    def score_baselines(
+        self, guesses: Mapping[str, Any], scored: Callable[[Any], tuple[Any, ...]]
+    ) -> None:
+        """Update the metrics of the baselines.
+
+        Args:
+            guesses: What each of them says, by its name; None where it has nothing to say.
+            scored: Returns the arguments of a guess that update the metrics.
+
+        Raises:
+            UserError: They have other names than were promised: one would stand beside the model
+                with figures of nothing.
+        """
+        promised = [name for name in self.meters if name != _MODEL]
+        if {*guesses} != {*promised}:
+            raise UserError(
+                f"the head's `baselines` returns {some_of(guesses) or 'none'}, but its "
+                f"`baseline_names` says {some_of(promised) or 'none'}: give the same names in "
+                "both, with None for a baseline that has nothing to say of a batch"
+            )
+        for name, guess in guesses.items():
+            if guess is not None:
+                self.score(scored(guess), name)
 
     def finish(self) -> Outcome:
         """Return the result over all processes, and start anew."""

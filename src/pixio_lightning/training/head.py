@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -120,8 +121,10 @@ class Head(TaskModule):
     def input_config(self) -> dict[str, Any]:
         """Return, as plain data, all that decides what `inputs` does; the cache goes by it."""
         if type(self).inputs is not Head.inputs:
-            raise TypeError(
-                f"{type(self).__name__} overrides `inputs`, so it must say what it `input_config`"
+            raise UserError(
+                f"{type(self).__name__} overrides `inputs`, but not `input_config`, by which the "
+                "cache knows what the backbone was shown: return from it, as plain data, all that "
+                "decides what `inputs` does"
             )
         return {}
 
@@ -140,6 +143,9 @@ class Head(TaskModule):
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
         """Return for each name in `baseline_names` what it would predict without looking.
+
+        None is what it cannot predict of a batch. All names and no others are returned:
+        everything else is refused.
 
         What calls the model calls it for every batch, equally often: sharded, it runs only where
         all processes do. A batch may then be of stand-ins, rows of weight 0, alone.
@@ -231,8 +237,13 @@ class Head(TaskModule):
                 views. Bytes, or floats of 0 to 1. Or a batch as a loader gives it.
 
         Raises:
-            UserError: It is none of these.
+            UserError: It is none of these; or the head was neither trained nor loaded.
         """
+        if self.evaluation is None:
+            raise UserError(
+                f"{type(self).__name__} is not built yet, so it has nothing to predict with: let a "
+                "trainer fit it, or load a run that was trained with pixio_lightning.load"
+            )
         if isinstance(images, (list, tuple)) or (
             isinstance(images, np.ndarray) and images.ndim == 4
         ):
@@ -288,8 +299,7 @@ class Head(TaskModule):
         with full_precision(self.device):
             self.evaluation.add(len(batch["key"]), self.validation_loss(prediction, batch))
             self.evaluation.score(self.scored(prediction, batch))
-            for name, guess in guesses.items():
-                self.evaluation.score(self.scored(guess, batch), name)
+            self.evaluation.score_baselines(guesses, lambda guess: self.scored(guess, batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
@@ -324,12 +334,29 @@ class Head(TaskModule):
             decoder = self.decoder or self.build(self.backbone)
         return decoder is not None and any(True for _ in decoder.parameters())
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Return what fills and reads the cache, if it is asked for."""
+        from pixio_lightning.training.callbacks.feature_cache import FeatureCache
+
+        return [FeatureCache()] if self.cache else []
+
     def configure_model(self) -> None:
-        """Ask the data what the head must know, then load and build."""
+        """Ask the data what the head must know, then load and build.
+
+        Raises:
+            UserError: It does not say all that must be known; or a frozen backbone was to be
+                sharded.
+        """
         self.require_data_attributes()
         known = (dict(self.data_info), dict(self.evaluation_info))
         if self.evaluation is None or known != self._evaluated:  # other data than before
-            self.evaluation, self._evaluated = Evaluation(self.metrics, self.baseline_names), known
+            try:
+                self.evaluation = Evaluation(self.metrics, self.baseline_names)
+            except KeyError as missing:  # of `evaluation_info`, where there is no data
+                if missing.args[0] not in self.evaluation_attributes:
+                    raise
+                raise self.not_known(missing.args[0]) from None
+            self._evaluated = known
         super().configure_model()
 
     def on_validation_epoch_end(self) -> None:

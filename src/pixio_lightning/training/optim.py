@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models.backbone import Backbone
+
+Schedule = Literal["cosine", "poly", "constant"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ class Optim:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: float = 0.1
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     min_lr: float = 0.0
     layer_decay: float = 1.0
     backbone_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        one_of("optim.schedule", self.schedule, get_args(Schedule))
 
 
 def peak_lr(optim: Optim, global_batch: int) -> float:

@@ -64,28 +64,40 @@ class TaskModule(BackboneModule):
         return {}
 
     def require_data_attributes(self) -> None:
-        """Ask the data module, where there is a trainer.
+        """Ask the data module; without one, all that weights are made for must be known already.
 
         Raises:
             UserError: It does not say all that the head must know.
         """
-        if self.attached is not None:
-            self.require_of(self.attached.datamodule)
+        self.require_of(None if self.attached is None else self.attached.datamodule)
 
     def require_of(self, data: Any) -> None:
         """Take from a data module all that the head must know of it.
 
+        Args:
+            data: The data module; of None nothing is taken, and nothing evaluated.
+
         Raises:
             UserError: It does not say all that the head must know.
         """
-        self.read_data_attributes(data)
+        names = self.data_attributes
+        if data is not None:
+            self.read_data_attributes(data)
+            names = (*names, *self.evaluation_attributes)
         known = self.data_info | self.evaluation_info
-        for name in (*self.data_attributes, *self.evaluation_attributes):
+        for name in names:
             if name not in known:
-                raise UserError(
-                    f"{type(self).__name__} must know {name} of its data, but "
-                    f"{type(data).__name__} does not say: give it an attribute {name}"
-                )
+                raise self.not_known(name, data)
+
+    def not_known(self, name: str, data: Any = None) -> UserError:
+        """Return what to raise where an attribute must be known that a data module does not say."""
+        there = f"but {type(data).__name__} does not say: give it an attribute {name}"
+        if data is None:
+            there = (
+                "but there is no data module: give one to the trainer, or to require_of, or load "
+                "a run that was trained with pixio_lightning.load"
+            )
+        return UserError(f"{type(self).__name__} must know {name} of its data, {there}")
 
     def read_data_attributes(self, data: Any) -> None:
         """Take from a data module what the head must know of it.
@@ -201,8 +213,26 @@ class TaskModule(BackboneModule):
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Return the statistics of training samples, as many as `statistics_samples`."""
-        loader = self.trainer.datamodule.statistics_dataloader(self.statistics_samples)
-        return self.fit_statistics(loader)
+        return self.fit_statistics(self.statistics_loader())
+
+    def statistics_loader(self, **how: Any) -> Any:
+        """Return the training samples that `fit_statistics` looks at, as they are evaluated.
+
+        Args:
+            how: `share`, whether the processes share them; otherwise each reads all.
+
+        Raises:
+            UserError: The data module has none to give.
+        """
+        data = self.trainer.datamodule
+        if not hasattr(data, "statistics_dataloader"):
+            raise UserError(
+                f"{type(self).__name__} takes statistics of training samples, but "
+                f"{type(data).__name__} has no statistics_dataloader(limit, share=False), which "
+                "gives each of them once, as it is evaluated: let the data derive from SampleData, "
+                "or write one"
+            )
+        return data.statistics_dataloader(self.statistics_samples, **how)
 
     @property
     def trained_steps(self) -> int:

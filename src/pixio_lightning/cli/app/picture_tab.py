@@ -164,7 +164,7 @@ class _Work:
         prediction = write_prediction(self.head, photo, place / "files")
         progress(0.9, desc="showing")
         names = self.head.data_info.get("class_names") or ()
-        written = sort_files(place / "files", names)
+        written = sort_files(place / "files", names, unit_of(self.head))
         archive = pack(written.files, place / "files", place / f"{self.tab}.zip")
         if self.rehearsal.scores:
             shown += [photo.pixels, class_scores(self.head, prediction)]
@@ -196,6 +196,12 @@ class _Work:
         return f"{found.at(x, y)}   (x {x}, y {y})"
 
 
+def unit_of(head: Head) -> str:
+    """Return the unit of a head's values, as it states it; nothing where it has none."""
+    unit = str(head.output_config.get("unit", "none"))
+    return "" if unit.startswith("none") else unit
+
+
 def _enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return as_picture(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
@@ -224,4 +230,4 @@ def _summary(found: Map | None) -> str:
             f"{name[kinds[i]] if kinds[i] < len(name) else kinds[i]} {share[i]:.0%}" for i in order
         )
     low, middle, high = np.quantile(found.values, (0.02, 0.5, 0.98))
-    return f"{low:.3g} to {high:.3g} {found.unit}, median {middle:.3g} {found.unit}"
+    return f"{found.told(f'{low:.3g} to {high:.3g}')}, median {found.told(f'{middle:.3g}')}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.depth import read_depth
+from pixio_lightning.data.depth import UNIT_FIELD, read_depth
 from pixio_lightning.files import written_aside
 from pixio_lightning.training import visualize
 
@@ -29,7 +29,7 @@ class Map(NamedTuple):
     Attributes:
         values: float32 `(H, W)`, or class indices.
         picture: uint8 `(H, W, 3)`, the values as colours.
-        unit: Of the values, such as "m"; empty where the file does not say.
+        unit: Of the values, such as "m"; empty where nothing says it.
         names: Of the classes; empty where values are none.
     """
 
@@ -42,8 +42,12 @@ class Map(NamedTuple):
         """Return what stands at a pixel."""
         value = self.values[y, x]
         if not self.names:
-            return f"{float(value):.4g} {self.unit}".strip()
+            return self.told(f"{float(value):.4g}")
         return self.names[int(value)] if int(value) < len(self.names) else f"class {int(value)}"
+
+    def told(self, number: str) -> str:
+        """Return a number with the unit behind it."""
+        return f"{number} {self.unit}".strip()
 
 
 class Written(NamedTuple):
@@ -66,26 +70,27 @@ class Written(NamedTuple):
     files: list[Path]
 
 
-def sort_files(folder: Path, names: Sequence[str] = ()) -> Written:
+def sort_files(folder: Path, names: Sequence[str] = (), unit: str = "") -> Written:
     """Return what a folder holds.
 
     Args:
         folder: Where `write` has written.
         names: Of the classes that a map of classes may hold.
+        unit: Of the values of a map, where its file does not say that they are metres.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 
     def of(*suffixes: str) -> list[Path]:
         return [path for path in files if path.suffix in suffixes]
 
-    maps = [found for path in files if (found := _read_map(path, names)) is not None]
+    maps = [found for path in files if (found := _read_map(path, names, unit)) is not None]
     shown = [path for path in of(".png") if path.name.endswith(_COLOUR) or not maps]
     texts = [path.read_text(errors="replace")[:_MOST_TEXT].strip() for path in of(*_TEXTS)]
     text = "\n".join(texts)
     return Written(maps[0] if maps else None, shown, of(".glb"), of(".mp4"), text, files)
 
 
-def _read_map(path: Path, names: Sequence[str]) -> Map | None:
+def _read_map(path: Path, names: Sequence[str], unit: str) -> Map | None:
     if path.name.endswith(_COLOUR) or path.suffix not in (".png", ".npy"):
         return None
     data = path.read_bytes()
@@ -93,11 +98,9 @@ def _read_map(path: Path, names: Sequence[str]) -> Map | None:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode == "P":
                 return Map(np.asarray(image), np.asarray(image.convert("RGB")), "", names)
+            unit = "m" if UNIT_FIELD in image.info else unit
     try:
-        values, unit = (
-            read_depth(data, path.suffix, scale=1e-3),
-            "m" if path.suffix == ".png" else "",
-        )
+        values = read_depth(data, path.suffix, scale=1.0)  # as they are, if not in metres
     except BadImage:
         return None
     found = torch.from_numpy(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch.utils.data import DataLoader
 
@@ -28,7 +28,9 @@ from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
 from pixio_lightning.data.sources import Source, digest_of, refuse_overlap
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError, above_0, refuse_unread
+from pixio_lightning.errors import UserError, above_0, one_of, refuse_unread
+
+Kind = Literal["scenes", "videos", "frames", "shards"]
 
 
 class Clips(StreamData):
@@ -72,7 +74,7 @@ class Clips(StreamData):
 
     def __init__(
         self,
-        source: Literal["scenes", "videos", "frames", "shards"] = "scenes",
+        source: Kind = "scenes",
         path: str | None = None,
         *,
         val_path: str | None = None,
@@ -94,6 +96,7 @@ class Clips(StreamData):
         **loading: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
+        one_of("data.source", source, get_args(Kind))
         if source == "scenes" and path is not None:
             raise UserError(
                 f"data.path '{path}' is given, but data.source is scenes, which are rendered; "

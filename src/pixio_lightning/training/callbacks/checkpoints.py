@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, nearest, some_of
 from pixio_lightning.training import results
 from pixio_lightning.training.callbacks.csv_logger import MetricsLog
 from pixio_lightning.training.callbacks.progress import say
@@ -31,7 +31,8 @@ class Checkpoints(Checkpoint):
         best: Whether to keep `best.ckpt`, by the module's `monitor`.
 
     Raises:
-        UserError: `every_n_steps` is negative.
+        UserError: `every_n_steps` is negative; or, after the first validation, that did not log
+            what the module's `monitor` names.
     """
 
     def __init__(self, every_n_steps: int = 1000, best: bool = True) -> None:
@@ -131,9 +132,17 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validation_to_come, self._validated_step = False, trainer.global_step
-        metric, mode = pl_module.monitor
-        if not self.best or metric not in trainer.callback_metrics:
+        if not self.best:
             return
+        metric, mode = pl_module.monitor
+        if metric not in trainer.callback_metrics:
+            logged = [name for name in trainer.callback_metrics if name.startswith("val/")]
+            raise UserError(
+                f"best.ckpt is chosen by {metric}, the monitor of {type(pl_module).__name__}, but "
+                f"the validation logged {some_of(logged, limit=10) or 'nothing'}"
+                f"{nearest(metric, logged)}: set monitor to one that is, or checkpoint.best to "
+                "false"
+            )
         value = float(trainer.callback_metrics[metric])
         if _is_better(value, self.best_value, mode):
             self.best_value = value

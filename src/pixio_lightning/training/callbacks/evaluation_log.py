@@ -66,7 +66,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         which = Path(checkpoint).stem if checkpoint else "untrained"
     return {
         "task": _task_of(head),
-        "dataset": data.dataset,
+        "dataset": getattr(data, "dataset", type(data).__name__),
         "split": split,
         "samples": data.digest_of_names(split) if isinstance(data, SampleData) else None,
         "n": outcome.n,
@@ -74,7 +74,11 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "metrics": outcome.metrics,
         "loss": outcome.loss,
         "baselines": outcome.baselines,
-        "seed": {"everything": head.provenance.get("seed"), "data": data.seed, "model": head.seed},
+        "seed": {
+            "everything": head.provenance.get("seed"),
+            "data": getattr(data, "seed", None),
+            "model": head.seed,
+        },
         "backbone": {
             "name": backbone.name,
             "weights": backbone.weights,

@@ -30,7 +30,9 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.training.callbacks.feature_store import NamedViews, Store, Writer
 from pixio_lightning.training.callbacks.progress import say
-from pixio_lightning.training.head import Head
+from pixio_lightning.training.task_module import TaskModule
+
+Head = Any  # `training.head.Head`, which imports this module
 
 # Attributes of a head that say nothing of what its `fit_statistics` does. Runs of other seeds share
 # statistics as they share features.
@@ -43,19 +45,30 @@ _CODE = (version("pixio-lightning"), 2)
 
 
 class FeatureCache(L.Callback):
-    """For a head with `cache`: its statistics, and the features that it trains on, from disk."""
+    """For a head with `cache`: its statistics, and the features that it trains on, from disk.
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, Head) and pl_module.cache:
-            pl_module.renew_statistics(lambda: _statistics(pl_module))
-            if pl_module.reads != "nothing":
-                _install(pl_module)
+    The head brings it along, and it stays with a trainer that goes on to another module.
+    """
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, Head) and pl_module.cache:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Head) -> None:
+        self.on_validation_start(trainer, pl_module)
+        if getattr(pl_module, "cache", False) and pl_module.reads != "nothing":
+            _install(pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Head) -> None:
+        if getattr(pl_module, "cache", False):
             pl_module.renew_statistics(lambda: _statistics(pl_module))
 
     on_test_start = on_validation_start
+
+    def teardown(self, trainer: L.Trainer, pl_module: Head, stage: str) -> None:
+        """Let the data give images again: another head would read features that are not its own."""
+        if isinstance(data := trainer.datamodule, SampleData):
+            data.stores.clear()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Head, exception: BaseException) -> None:
+        """Do the same where a run ends early."""
+        self.teardown(trainer, pl_module, "fit")
 
 
 def _install(head: Head) -> None:
@@ -85,7 +98,7 @@ def _statistics(head: Head) -> dict[str, Tensor]:
         own,
         head.statistics_samples,
         _CODE,
-        source_of(head, Head),
+        source_of(head, TaskModule),
         source_of(data, SampleData),
     )
     # Those of labels serve every backbone, those of features one.
@@ -155,7 +168,16 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
         data.digest(split),
         source_of(data, SampleData),
         (data.views, data.seed) if split == "train" and data.views else None,
+        *_source_of_inputs(head),
     )
+
+
+def _source_of_inputs(head: Head) -> list[str]:
+    """Return digests of the files of a head that shows the backbone something of its own."""
+    ways = {"inputs", "encode", "encode_images"}
+    ours = f"{__name__.partition('.')[0]}."
+    kinds = [cls for cls in type(head).__mro__ if not cls.__module__.startswith(ours)]
+    return source_of(head, TaskModule) if any(ways & vars(cls).keys() for cls in kinds) else []
 
 
 def _fill(head: Head, data: SampleData, store: Store, samples: Any, split: str) -> None:

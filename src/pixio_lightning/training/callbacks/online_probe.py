@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 from pixio_lightning.data.samples import HeldOutSamples, spread
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.data.stream import EvenShare, Loader
-from pixio_lightning.errors import UserError, at_least_1, some_of
+from pixio_lightning.errors import UserError, at_least_1, one_of, some_of
 from pixio_lightning.models.probes import nearest_neighbours, ridge, vote
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 _TEMPERATURE = 0.07  # of the vote, Wu et al., 2018 (https://arxiv.org/abs/1805.01978)
+Kind = Literal["knn", "linear"]
 
 
 def knn_accuracy(
@@ -83,7 +84,7 @@ class OnlineProbe(L.Callback):
         self,
         train: str | None = None,
         val: str | None = None,
-        kind: Literal["knn", "linear"] = "knn",
+        kind: Kind = "knn",
         every_n_steps: int = 1000,
         images: int = 2000,
         k: int = 10,
@@ -95,6 +96,7 @@ class OnlineProbe(L.Callback):
                 f"OnlineProbe's every_n_steps is {every_n_steps}, but expected a number of steps, "
                 "or 0 to probe at the end only"
             )
+        one_of("OnlineProbe's kind", kind, get_args(Kind))
         at_least_1(**{"OnlineProbe's images": images, "OnlineProbe's k": k})
         self.train, self.val, self.kind = train, val, kind
         self.every_n_steps, self.images, self.k = every_n_steps, images, k

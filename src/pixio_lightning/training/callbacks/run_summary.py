@@ -109,7 +109,7 @@ class RunCard(L.Callback):
             steps=trainer.max_steps,
         )
         device = trainer.strategy.root_device.type
-        facts |= trainer.datamodule.contents()
+        facts |= getattr(trainer.datamodule, "contents", dict)()
         facts["precision"] = f"{trainer.precision} on {trainer.world_size} x {device}"
         begins = not trainer.global_step  # one that goes on keeps its own
         if begins and device == "cuda" and trainer.precision == "32-true":
