@@ -76,8 +76,11 @@ class TaskModule(BackboneModule):
         """Take from a data module all that the head must know of it.
 
         Raises:
-            UserError: It does not say all that the head must know.
+            UserError: It does not say all that the head must know, or contradicts what its weights
+                are made for.
         """
+        here = {n: found for n in self._agreeing() if (found := getattr(data, n, None)) is not None}
+        self._refuse_other(here, self.data_info)
         self.read_data_attributes(data)
         known = self.data_info | self.evaluation_info
         for name in (*self.data_attributes, *self.evaluation_attributes):
@@ -100,6 +103,19 @@ class TaskModule(BackboneModule):
         for name in self.evaluation_attributes:
             if (value := getattr(data, name, None)) is not None:
                 self.evaluation_info[name] = value
+
+    def _agreeing(self) -> tuple[str, ...]:
+        """Return in which facts the data must agree with the weights; none where it is predicted.
+
+        Images to predict say nothing of a head's data.
+        """
+        if self.attached is not None and self.trainer.state.fn == "predict":
+            return ()
+        return (*self.same_as_trained, *(self.data_attributes if self.fitting else ()))
+
+    def _refuse_other(self, of_data: Mapping[str, Any], of_weights: Mapping[str, Any]) -> None:
+        anew = f"give the same, or make a new {type(self).__name__} for this data"
+        refuse_other(self._agreeing(), of_data, of_weights, ways=anew)
 
     def compare(self, data: Any, about: dict[str, Any], *, training: bool = False) -> None:
         """Refuse data that contradicts a checkpoint.
@@ -194,10 +210,9 @@ class TaskModule(BackboneModule):
         strategy = self.trainer.strategy
         if not strategy.reduce_boolean_decision(self.lacks_statistics, all=False):
             return
-        was_training = self.training
-        self.eval()
-        self.statistics = fit() | self.kept_statistics()
-        self.train(was_training)
+        with self.in_mode(training=False):
+            found = fit() | self.kept_statistics()
+        self.statistics = found
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Return the statistics of training samples, as many as `statistics_samples`."""
@@ -232,7 +247,7 @@ class TaskModule(BackboneModule):
         self._refuse_other_preparation(stored.get("backbone") or {})
         of_data, evaluation_info = self.data_info, self.evaluation_info
         self.remember(stored)
-        refuse_other(self.same_as_trained, of_data, self.data_info)
+        self._refuse_other(of_data, self.data_info)
         self.data_info = of_data | self.data_info
         self.evaluation_info |= evaluation_info
         self._hold(stored.get("statistics", {}), stored.get("statistics_of"))
