@@ -165,7 +165,9 @@ def test_data_of_other_classes_than_the_weights_are_refused(tmp_path: Path) -> N
     own.fit(module, ShadeData("dark", "light"))
     other = ShadeData("bright", "dim")
     for verb in (own.validate, own.test, trainer(tmp_path).fit):
-        with pytest.raises(UserError, match="other classes .* make a new Classification"):
+        with pytest.raises(
+            UserError, match="than the model was trained on .* make a new Classification"
+        ):
             verb(module, datamodule=other)
     own.validate(module, datamodule=ShadeData("class 0", "class 1"), verbose=False)  # unnamed
 

@@ -80,7 +80,8 @@ class TaskModule(BackboneModule):
                 are made for.
         """
         here = {n: found for n in self._agreeing() if (found := getattr(data, n, None)) is not None}
-        self._refuse_other(here, self.data_info)
+        anew = f"give the same, or make a new {type(self).__name__} for this data"
+        refuse_other(self._agreeing(), here, self.data_info, ways=anew, whose="the model")
         self.read_data_attributes(data)
         known = self.data_info | self.evaluation_info
         for name in (*self.data_attributes, *self.evaluation_attributes):
@@ -112,10 +113,6 @@ class TaskModule(BackboneModule):
         if self.attached is not None and self.trainer.state.fn == "predict":
             return ()
         return (*self.same_as_trained, *(self.data_attributes if self.fitting else ()))
-
-    def _refuse_other(self, of_data: Mapping[str, Any], of_weights: Mapping[str, Any]) -> None:
-        anew = f"give the same, or make a new {type(self).__name__} for this data"
-        refuse_other(self._agreeing(), of_data, of_weights, ways=anew)
 
     def compare(self, data: Any, about: dict[str, Any], *, training: bool = False) -> None:
         """Refuse data that contradicts a checkpoint.
@@ -247,7 +244,7 @@ class TaskModule(BackboneModule):
         self._refuse_other_preparation(stored.get("backbone") or {})
         of_data, evaluation_info = self.data_info, self.evaluation_info
         self.remember(stored)
-        self._refuse_other(of_data, self.data_info)
+        refuse_other(self._agreeing(), of_data, self.data_info)
         self.data_info = of_data | self.data_info
         self.evaluation_info |= evaluation_info
         self._hold(stored.get("statistics", {}), stored.get("statistics_of"))
@@ -276,6 +273,7 @@ def refuse_other(
     of_checkpoint: Mapping[str, Any],
     *,
     ways: str = "",
+    whose: str = "the checkpoint",
 ) -> None:
     """Refuse data that contradicts what weights were trained for.
 
@@ -284,6 +282,7 @@ def refuse_other(
         of_data: Facts by name.
         of_checkpoint: Facts by name.
         ways: What is to be done, where it is not to evaluate on the same.
+        whose: Weights they are.
 
     Raises:
         UserError: A fact differs; both sides are named.
@@ -299,11 +298,11 @@ def refuse_other(
                 continue  # a side that names nothing contradicts nothing
             what = "classes" if name == "class_names" else name
             raise UserError(
-                f"the data has other {what} than the checkpoint was trained on "
-                f"({_missing(here, there)}): {ways or 'give the same ones'}"
+                f"the data has other {what} than {whose} was trained on "
+                f"({_missing(here, there, whose)}): {ways or 'give the same ones'}"
             )
         raise UserError(
-            f"{name} is {here} in the data, but the checkpoint was trained with {there}: "
+            f"{name} is {here} in the data, but {whose} was trained with {there}: "
             + (ways or "give the data it was trained on, or another checkpoint")
         )
 
@@ -344,18 +343,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _missing(here: Iterable[Any], there: Iterable[Any]) -> str:
+def _missing(here: Iterable[Any], there: Iterable[Any], whose: str) -> str:
     here, there = [str(x) for x in here], [str(x) for x in there]
     if sorted(here) == sorted(there):
         first = next(i for i, pair in enumerate(zip(here, there, strict=True)) if len({*pair}) > 1)
         return (
-            f"in another order: number {first} is {here[first]} in the data, {there[first]} in the "
-            "checkpoint"
+            f"in another order: number {first} is {here[first]} in the data, {there[first]} in "
+            f"{whose}"
         )
-    counts = f"{len(here)} in the data, {len(there)} in the checkpoint"
+    counts = f"{len(here)} in the data, {len(there)} in {whose}"
     sides = (
         ([name for name in here if name not in there], "only in the data"),
-        ([name for name in there if name not in here], "only in the checkpoint"),
+        ([name for name in there if name not in here], f"only in {whose}"),
     )
     found = [f"{some_of(names)} {where}" for names, where in sides if names]
     return "; ".join([counts, *found] if len(here) != len(there) else found) or counts
