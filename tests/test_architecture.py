@@ -115,7 +115,7 @@ def test_the_core_imports_no_head() -> None:
 
 
 def test_the_package_reads_at_a_glance() -> None:
-    entries = {p.name for p in PACKAGE.iterdir()} - {"__pycache__"}
+    entries = {p.name for p in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
     assert len(entries) <= 12, sorted(entries)
     for folder in {path.parent for path in CORE + HEADS}:
         files = [path.name for path in folder.iterdir() if path.is_file()]

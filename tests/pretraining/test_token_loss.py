@@ -81,6 +81,7 @@ def test_no_constant_does_better_than_the_best(kind, n_cls, weighting):
     for part, weight in zip(parts, weights, strict=True):
         means.add(part, weight)
     said = means.losses(means.sums(), n_cls=n_cls, teacher_cls=4, weighting=weighting)
+    means.reset()
     assert means.sums() is None
     raw = torch.cat([parts[0].raw_tokens[weights[0] > 0], parts[1].raw_tokens])
     teacher = Layer(raw, raw, 4, (2, 3))

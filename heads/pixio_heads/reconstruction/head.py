@@ -156,7 +156,8 @@ class Reconstruction(Head):
         return fit_constant(loader)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin without a set before."""
+        """Begin with nothing, and without a set before."""
+        super().on_validation_epoch_start()
         self._before = None
 
     on_test_epoch_start = on_validation_epoch_start

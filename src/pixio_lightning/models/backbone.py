@@ -81,7 +81,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = weights = os.fspath(weights)
-        self.tune, self.drop_path = tune, drop_path
+        self._tune, self.drop_path = tune, drop_path
         self.checkpointing, self.compile_blocks = checkpointing, compile
         self._file = None if architecture.is_generated(weights) else weight_files.read(weights)
         self.name, model_args = architecture.resolve_architecture(
@@ -154,6 +154,11 @@ class Backbone(nn.Module):
         return tuple(self.vit.patch_embed.grid_size)
 
     @property
+    def tune(self) -> Literal["frozen", "full"] | int:
+        """What is trained, as it was given; gradients and checkpoints go by it from the start."""
+        return self._tune
+
+    @property
     def frozen(self) -> bool:
         """Whether nothing of the backbone is trained."""
         return self.tune == "frozen" or self.tune == 0
@@ -176,7 +181,7 @@ class Backbone(nn.Module):
             vit, matched = self._filled()
         finally:
             torch.set_default_dtype(dtype)
-        self.vit, self.matched = vit, matched
+        self.vit, self.matched = fill.gradients_as(self.vit, vit), matched
         if dtype != torch.float32:
             self._keep_digest()
             vit.to(dtype)
@@ -196,11 +201,11 @@ class Backbone(nn.Module):
         if self.loaded:
             return self
         with torch.device("meta"):  # anew: in the dtype that is the default now
-            self.vit = architecture.build(self.name, self.model_args)
+            vit = architecture.build(self.name, self.model_args)
+        self.vit = fill.gradients_as(self.vit, vit)
         return self._prepare()
 
     def _prepare(self) -> Backbone:
-        self._freeze()
         if self.drop_path:
             run = self.vit.blocks[: self.blocks_run]
             installed = drop_paths.install(run, self.drop_path)

@@ -86,7 +86,7 @@ def costs_of(model: Counted, image_size: int, *, precision: str = "32-true") -> 
             loss = pixel_loss(result.prediction, result.target).mean()
         else:
             found = model(images, key).matches.values()
-            losses = [distillation_loss(m, model.distance, model.weighting) for m in found]
+            losses = [distillation_loss(m, model.loss, model.weighting) for m in found]
             loss = torch.stack(losses).mean()
         loss.backward()
     model.zero_grad()

@@ -5,6 +5,7 @@ Shapes: B batch, K class tokens, N = h*w patches, n visible, D width of the teac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -91,7 +92,7 @@ class Distillation(Pretraining):
             check_student(name, student, backbone)
             own = student.backbone
             own.licence = distilled(own.licence, backbone.name, backbone.licence)
-        self.students, self.distance, self.weighting = students, loss, weighting
+        self.students, self.loss, self.weighting = students, loss, weighting
         # Not MeanMetric: it would wait for the device, or, told not to, drop the weights.
         sums = [SumMetric(nan_strategy="disable") for _ in range(len(students) + 1)]
         self._val: Any = nn.ModuleList(sums)  # of each student, and of the weights
@@ -110,7 +111,7 @@ class Distillation(Pretraining):
     def protocol(self) -> str:
         """How far tokens are from the teacher's, and how much of an image each student sees."""
         hidden = ", ".join(f"{s.mask_ratio:.4g} from {n}" for n, s in self.students.items())
-        return f"{self.distance} distance, weighting {self.weighting}; hidden: {hidden}"
+        return f"{self.loss} distance, weighting {self.weighting}; hidden: {hidden}"
 
     def build(self, backbone: Backbone) -> nn.ModuleDict:
         """Return the students; each starts from random numbers of its own."""
@@ -194,7 +195,7 @@ class Distillation(Pretraining):
         """Return each student's losses `(B,)`, without autocast."""
         with full_precision(self.device):
             return {
-                name: distillation_loss(found, self.distance, self.weighting)
+                name: distillation_loss(found, self.loss, self.weighting)
                 for name, found in result.matches.items()
             }
 
@@ -230,11 +231,14 @@ class Distillation(Pretraining):
 
     test_step = validation_step
 
+    @property
+    def meters(self) -> Iterable[Any]:
+        """The students' losses, the weights, and what baselines need of the targets."""
+        return (*self._val, self._targets)
+
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, the mean of all students, beside constants that do not look."""
         *sums, weight = [metric.compute() for metric in self._val]
-        for metric in self._val:
-            metric.reset()
         losses = {name: s / weight for name, s in zip(self.students, sums, strict=True)}
         values = {"loss": torch.stack(list(losses.values())).mean()}
         values |= losses if len(losses) > 1 else {}
@@ -279,7 +283,7 @@ class Distillation(Pretraining):
     def _drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, dict[str, Tensor]]:
         """Return the same, and each student's loss of each image `(B,)`; nothing is hidden."""
         result = self(batch["image"], None)
-        return token_panel(batch["image"], result, self.distance), self._losses(result)
+        return token_panel(batch["image"], result, self.loss), self._losses(result)
 
     def facts(self) -> dict[str, str]:
         """Return what each student is, and how much of an image it sees."""

@@ -8,6 +8,7 @@ Shapes: B batch, K past frames, N = h*w patches, n visible, m hidden, P patch si
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,11 @@ class FuturePrediction(PatchPrediction):
 
     test_step = validation_step
 
+    @property
+    def meters(self) -> Iterable[Any]:
+        """What is summed over held-out pairs, and how their gains vary."""
+        return (*super().meters, self.gain_error)
+
     def on_validation_epoch_end(self) -> None:
         """Log the loss in its parts beside what needs no learning.
 
@@ -273,7 +279,6 @@ class FuturePrediction(PatchPrediction):
         values = self.held_out_means(WEIGHED_BY)
         del values["weight"]
         error = self.gain_error.compute()
-        self.gain_error.reset()
         if not error.isinf():
             values["gain_error"] = error
         if not self.hedged.fitted:

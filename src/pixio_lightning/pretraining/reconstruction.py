@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +75,10 @@ class PatchPrediction(Pretraining):
             {n: SumMetric(nan_strategy="disable") for n in names}
         )
 
+    def as_trained(self) -> dict[str, Any]:
+        """Return the values of `model_as_trained`."""
+        return super().as_trained() | {"decoder": asdict(self.decoder_size)}
+
     def told_task(self, share: float, block: int) -> str:
         """Return what is predicted, where so much of an image is hidden in blocks of that side."""
         what = "pixels normalised by patch" if self.norm_pix else "plain pixels"
@@ -84,7 +90,7 @@ class PatchPrediction(Pretraining):
         return normalize_patches(target)[0] if self.norm_pix else target
 
     def held_out_means(self, weighed_by: dict[str, str] | None = None) -> dict[str, Tensor]:
-        """Return the means of what was summed, and `weight`, the samples; sums start anew.
+        """Return the means of what was summed, and `weight`, the samples.
 
         Args:
             weighed_by: Which sum others than "weight" are divided by, by name.
@@ -97,9 +103,12 @@ class PatchPrediction(Pretraining):
             weight = sums[weighed_by.get(name, "weight")]
             if name not in weighed_by or weight > 0:  # where nothing moves there is no such mean
                 values[name] = sums[name] / weight
-        for metric in self.held_out_sums.values():
-            metric.reset()
         return values
+
+    @property
+    def meters(self) -> Iterable[Any]:
+        """What is summed over held-out samples."""
+        return self.held_out_sums.values()
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out loss beside what needs no learning."""

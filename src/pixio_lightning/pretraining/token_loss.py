@@ -132,10 +132,13 @@ class TargetMeans:
         sums = (values * in_float64(weight)[:, None, None]).sum(dim=0)
         self._sums = sums if self._sums is None else self._sums + sums
 
+    def reset(self) -> None:
+        """Forget all that was added."""
+        self._sums = None
+
     def sums(self) -> Tensor | None:
-        """Return what was added, which adds up over processes, and start anew."""
-        sums, self._sums = self._sums, None
-        return sums
+        """Return what was added, which adds up over processes; None of nothing."""
+        return self._sums
 
     def losses(
         self, sums: Tensor, *, n_cls: int, teacher_cls: int, weighting: Weighting

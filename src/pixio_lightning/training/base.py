@@ -6,11 +6,11 @@ what a checkpoint holds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +22,16 @@ from pixio_lightning.models.blocks import blocks_of, compile_blocks
 from pixio_lightning.training import optim as optimisation
 from pixio_lightning.training import strategy as sharding
 from pixio_lightning.training import visualize
+from pixio_lightning.training.checkpoints.fill import refuse_thawed
 from pixio_lightning.training.checkpoints.finite import first_not_finite, not_finite
-from pixio_lightning.training.checkpoints.form import FORMAT
-from pixio_lightning.training.checkpoints.running_mean import RunningMean
+from pixio_lightning.training.checkpoints.running_mean import RunningMean, begin
+from pixio_lightning.training.checkpoints.stored import StoredModule
 from pixio_lightning.training.optim import Optim, Part
 from pixio_lightning.training.precision import taken_by
 from pixio_lightning.training.run_folder import Metrics
 
 
-class BackboneModule(L.LightningModule):
+class BackboneModule(StoredModule):
     """A LightningModule that owns a backbone and, once configured, one decoder.
 
     It owns no bare parameter and calls both through their forward, so that DDP, FSDP and
@@ -48,9 +49,6 @@ class BackboneModule(L.LightningModule):
     # Whether the backbone itself is what is trained: then a run that names no precision takes the
     # one its device is fastest in. What is measured on a backbone does not depend on the device.
     pretrains = False
-    # Keys of the model that say what its weights read or give, whose values fit the same weights: a
-    # checkpoint is evaluated with those that it was trained with.
-    model_as_trained: tuple[str, ...] = ()
 
     def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
         super().__init__()
@@ -72,9 +70,6 @@ class BackboneModule(L.LightningModule):
     def build(self, backbone: Backbone) -> nn.Module | None:
         """Return the module to train beside the backbone, sized by it; None for none."""
         raise NotImplementedError
-
-    def remember(self, about: dict[str, Any]) -> None:
-        """Take from the `pixio` entry of a checkpoint what must be known before building."""
 
     def read_data_attributes(self, data: Any) -> None:
         """Take from a data module what must be known of it, or refuse it.
@@ -149,6 +144,29 @@ class BackboneModule(L.LightningModule):
             visualize.save(path, visualize.contact_sheet(self._shown))
             self.note(f"the first {len(self._shown)} on one sheet: {path}")
 
+    @property
+    def meters(self) -> Iterable[Any]:
+        """What an evaluation adds up, and can be `reset`."""
+        return ()
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin with nothing: an evaluation before may have been broken off."""
+        for meter in self.meters:
+            meter.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    @contextmanager
+    def in_mode(self, *, training: bool) -> Iterator[None]:
+        """Be in training or evaluation mode, then every part as it was."""
+        before = [(part, part.training) for part in self.modules()]
+        self.train(training)
+        try:
+            yield
+        finally:
+            for part, was in before:
+                part.training = was
+
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
@@ -160,8 +178,12 @@ class BackboneModule(L.LightningModule):
         """Load the backbone and build the decoder, once; shard both where the strategy asks.
 
         Raises:
-            UserError: A frozen backbone was to be sharded.
+            UserError: A frozen backbone was to be sharded; or the training would stay in a process
+                that ends with it.
         """
+        begin(self)
+        if self.fitting:
+            sharding.refuse_handed_back(self.trainer.strategy)
         if self._configured:
             return
         if self.device_mesh is not None and self.backbone.frozen:
@@ -228,11 +250,16 @@ class BackboneModule(L.LightningModule):
         return built
 
     def on_train_start(self) -> None:
-        """Let the configuration win over what a checkpoint says of rates, decay and betas."""
-        for optimizer, config in zip(
-            self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True
-        ):
-            optimisation.apply_settings(optimizer, config.scheduler, self._settings)
+        """Be in training mode; let the configuration win over a checkpoint's rates and decay.
+
+        Raises:
+            UserError: The frozen backbone is to be trained.
+        """
+        refuse_thawed(self.backbone)
+        if not self.training:  # as `load` returns it: Lightning keeps every module's mode
+            self.train()
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        optimisation.apply_settings(self.trainer.optimizers, schedules, self._settings)
 
     def configure_gradient_clipping(
         self,
@@ -271,11 +298,6 @@ class BackboneModule(L.LightningModule):
             return rows
         return self.all_gather(rows).transpose(0, 1).flatten(0, 1)
 
-    @property
-    def backbone_digest(self) -> str:
-        """Hash of the backbone's tensors; of a frozen one as they were read."""
-        return self.backbone.digest
-
     def log_training(self, loss: Tensor) -> None:
         """Take in the loss of a batch; `optimizer_step` logs the mean of all since it last did."""
         self._train_loss.update(loss.detach())
@@ -301,8 +323,10 @@ class BackboneModule(L.LightningModule):
         been saved: a run killed after the save would come back without this row.
 
         Raises:
-            UserError: The mean loss is not finite.
+            UserError: The mean loss is not finite; or parameters were added to the optimiser.
         """
+        for config in self.trainer.lr_scheduler_configs:
+            optimisation.refuse_added(config.scheduler)
         super().optimizer_step(*args, **kwargs)
         # Logging every step costs half a millisecond and, on a GPU, a synchronisation.
         step, every = self.global_step + 1, self.trainer.log_every_n_steps
@@ -315,8 +339,7 @@ class BackboneModule(L.LightningModule):
         self._finite_steps = step
         # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
         # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
-        (optimizer,) = self.trainer.optimizers
-        rate = max(group["lr"] for group in optimizer.param_groups)
+        rate = max(group["lr"] for one in self.trainer.optimizers for group in one.param_groups)
         values = {"train/loss": mean, "train/lr": rate} | self.training_values()
         self.log_dict(values, logger=False)
         for logger in self.loggers:
@@ -327,25 +350,13 @@ class BackboneModule(L.LightningModule):
         return not_finite(what, step, last, finite_until=self._finite_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe the model in plain data; leave a frozen backbone's tensors out.
+        """Describe the model, see `StoredModule`.
 
         Raises:
             UserError: A weight or a state of the optimiser is not finite: no such thing is saved.
         """
         self._refuse_not_finite()
-        checkpoint["pixio"] = {
-            "format": FORMAT,
-            "class": type(self).__qualname__,
-            "config": self.config,
-            "backbone": self.backbone.identity,
-        }
-        if self.backbone.frozen:
-            checkpoint["pixio"]["backbone_digest"] = self.backbone_digest
-            checkpoint["state_dict"] = {
-                name: tensor
-                for name, tensor in checkpoint["state_dict"].items()
-                if not name.startswith("backbone.")
-            }
+        super().on_save_checkpoint(checkpoint)
 
     def _refuse_not_finite(self) -> None:
         trainer = self.attached
@@ -355,36 +366,3 @@ class BackboneModule(L.LightningModule):
         if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
             where = f"{bad or 'a weight on another process'} is not finite"
             raise self._not_finite(where, trainer.global_step)
-
-    @property
-    def attached(self) -> Any:
-        """The trainer, or None outside of one."""
-        try:
-            return self.trainer
-        except RuntimeError:
-            return None
-
-    @property
-    def restored_late(self) -> bool:
-        """Whether a training restores its checkpoint after `on_fit_start`, as if sharded."""
-        fitting = self.attached is not None and self.trainer.state.fn == "fit"
-        return fitting and self.trainer.strategy.restore_checkpoint_after_setup
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put a frozen backbone's live tensors back, so that loading stays strict.
-
-        Raises:
-            UserError: The checkpoint was trained on another frozen backbone.
-        """
-        stored = checkpoint.get("pixio", {}).get("backbone_digest")
-        if stored is None:
-            return
-        self.configure_model()
-        live: dict[str, Tensor] = self.backbone.vit.state_dict()
-        if self.backbone_digest != stored:
-            raise UserError(
-                f"the checkpoint's head was trained on a frozen backbone with digest {stored}, "
-                f"but weights '{self.backbone.weights}' have {self.backbone_digest}; "
-                "give the backbone it was trained on"
-            )
-        checkpoint["state_dict"] |= {f"backbone.vit.{k}": v for k, v in live.items()}

@@ -121,13 +121,17 @@ class Evaluation(nn.Module):
             if guess is not None:
                 self.score(scored(guess), name)
 
+    def reset(self) -> None:
+        """Forget all that was added."""
+        for meter in (*self.meters.values(), self.count, self.loss, self.judged):
+            meter.reset()
+
     def finish(self) -> Outcome:
         """Return the result over all processes, and start anew."""
         found = {name: _numbers(meter.compute()) for name, meter in self.meters.items()}
         sums = (self.count, self.loss, self.judged)
         n, loss, judged = (float(meter.compute()) for meter in sums)
-        for meter in (*self.meters.values(), *sums):
-            meter.reset()
+        self.reset()  # what is kept may be large
         return Outcome(int(n), loss / judged if judged else None, found.pop(_MODEL), found)
 
 

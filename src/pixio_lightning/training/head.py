@@ -7,6 +7,7 @@ Shapes: B batch, V views of a sample, M images the backbone sees for a batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +258,8 @@ class Head(TaskModule):
         if isinstance(images, Tensor):
             images = images_of(images, channels=channels)
             batch = {"image": images, "size": tuple(images.shape[-2:])}
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
-            prediction = predicted(move_data_to_device(taken_by(self.device, batch), self.device))
-        self.train(was_training)
-        return prediction
+        with torch.no_grad(), self.in_mode(training=False):
+            return predicted(move_data_to_device(taken_by(self.device, batch), self.device))
 
     def begin_table(self, name: str) -> None:
         """Remove tables of earlier predictions, before any process writes a line.
@@ -358,6 +355,11 @@ class Head(TaskModule):
                 raise self.not_known(missing.args[0]) from None
             self._evaluated = known
         super().configure_model()
+
+    @property
+    def meters(self) -> Iterable[Any]:
+        """The metrics of the model and of its baselines."""
+        return (self.evaluation,)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; `outcome` keeps them beside what they must be compared with."""

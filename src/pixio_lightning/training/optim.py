@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from pixio_lightning.errors import UserError, one_of
 from pixio_lightning.models.backbone import Backbone
@@ -178,7 +179,7 @@ def build(
     if not groups:
         return {}
     optimizer = torch.optim.AdamW(groups, fused=fused)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    scheduler = LambdaLR(optimizer, factors)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -209,22 +210,46 @@ def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def apply_settings(
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    optimizers: Sequence[torch.optim.Optimizer],
+    schedulers: Sequence[Any],
     configured: list[dict[str, Any]],
 ) -> None:
     """Put the configuration's settings in place of those that a checkpoint brought along.
 
+    Those of an optimiser or a schedule of one's own, of `configure_optimizers`, stay as they are.
+
     Args:
-        optimizer: Whose groups they are.
-        scheduler: Of the optimiser; the rate follows from the step it has reached.
-        configured: As `settings` returned.
+        optimizers: Ours is one alone.
+        schedulers: Of the optimisers; the rate follows from the step that ours has reached.
+        configured: As `settings` returned of ours; empty of others.
     """
+    if not configured or len(optimizers) != 1 or len(schedulers) != 1:
+        return
+    (optimizer,), (scheduler,) = optimizers, schedulers
+    if not isinstance(scheduler, LambdaLR) or len(optimizer.param_groups) != len(configured):
+        return
     scheduler.base_lrs = [group["initial_lr"] for group in configured]
     for group, found, factor in zip(
         optimizer.param_groups, configured, scheduler.lr_lambdas, strict=True
     ):
         group.update(found, lr=found["initial_lr"] * factor(scheduler.last_epoch))
+
+
+def refuse_added(scheduler: Any) -> None:
+    """Refuse to go on where parameters were added to an optimiser whose schedule is ours.
+
+    Raises:
+        UserError: They were, as by Lightning's BackboneFinetuning.
+    """
+    if isinstance(scheduler, LambdaLR):
+        groups, known = len(scheduler.optimizer.param_groups), len(scheduler.lr_lambdas)
+        if groups != known:
+            raise UserError(
+                f"the optimiser has {groups} groups of parameters, but its schedule knows {known}: "
+                "none can be added while a model is trained, as BackboneFinetuning does: let "
+                "configure_optimizers return an optimiser and a schedule of your own, or train the "
+                "rest in a second fit"
+            )
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float, *, by: str) -> None:

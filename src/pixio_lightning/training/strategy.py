@@ -193,6 +193,21 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return list(chain(module.named_parameters(), module.named_buffers()))
 
 
+def refuse_handed_back(strategy: Any) -> None:
+    """Refuse to train in processes that end with the training and hand weights alone back.
+
+    What the module has learned of its data, and a decoder that is built there, would be lost.
+
+    Raises:
+        UserError: The strategy launches such processes, as `ddp_spawn` and `ddp_notebook` do.
+    """
+    if hasattr(strategy.launcher, "update_main_process_results"):
+        raise UserError(
+            "this strategy trains in processes that end with the training, and the model would be "
+            "lost: give trainer.strategy ddp, in a script; in a notebook, trainer.devices 1"
+        )
+
+
 def lost_process(error: Exception) -> UserError | None:
     """Return what to say of an error between processes, such as a lost one; None for any other.
 

@@ -78,10 +78,15 @@ class TaskModule(BackboneModule):
             data: The data module; of None nothing is taken, and nothing evaluated.
 
         Raises:
-            UserError: It does not say all that the head must know.
+            UserError: It does not say all that the head must know, or contradicts what its weights
+                are made for.
         """
         names = self.data_attributes
         if data is not None:
+            agreeing = self._agreeing()
+            here = {n: found for n in agreeing if (found := getattr(data, n, None)) is not None}
+            anew = f"give the same, or make a new {type(self).__name__} for this data"
+            refuse_other(agreeing, here, self.data_info, ways=anew, whose="the model")
             self.read_data_attributes(data)
             names = (*names, *self.evaluation_attributes)
         known = self.data_info | self.evaluation_info
@@ -112,6 +117,15 @@ class TaskModule(BackboneModule):
         for name in self.evaluation_attributes:
             if (value := getattr(data, name, None)) is not None:
                 self.evaluation_info[name] = value
+
+    def _agreeing(self) -> tuple[str, ...]:
+        """Return in which facts the data must agree with the weights; none where it is predicted.
+
+        Images to predict say nothing of a head's data.
+        """
+        if self.attached is not None and self.trainer.state.fn == "predict":
+            return ()
+        return (*self.same_as_trained, *(self.data_attributes if self.fitting else ()))
 
     def compare(self, data: Any, about: dict[str, Any], *, training: bool = False) -> None:
         """Refuse data that contradicts a checkpoint.
@@ -206,10 +220,9 @@ class TaskModule(BackboneModule):
         strategy = self.trainer.strategy
         if not strategy.reduce_boolean_decision(self.lacks_statistics, all=False):
             return
-        was_training = self.training
-        self.eval()
-        self.statistics = fit() | self.kept_statistics()
-        self.train(was_training)
+        with self.in_mode(training=False):
+            found = fit() | self.kept_statistics()
+        self.statistics = found
 
     def compute_statistics(self) -> dict[str, Tensor]:
         """Return the statistics of training samples, as many as `statistics_samples`."""
@@ -262,7 +275,7 @@ class TaskModule(BackboneModule):
         self._refuse_other_preparation(stored.get("backbone") or {})
         of_data, evaluation_info = self.data_info, self.evaluation_info
         self.remember(stored)
-        refuse_other(self.same_as_trained, of_data, self.data_info)
+        refuse_other(self._agreeing(), of_data, self.data_info)
         self.data_info = of_data | self.data_info
         self.evaluation_info |= evaluation_info
         self._hold(stored.get("statistics", {}), stored.get("statistics_of"))
@@ -291,6 +304,7 @@ def refuse_other(
     of_checkpoint: Mapping[str, Any],
     *,
     ways: str = "",
+    whose: str = "the checkpoint",
 ) -> None:
     """Refuse data that contradicts what weights were trained for.
 
@@ -299,6 +313,7 @@ def refuse_other(
         of_data: Facts by name.
         of_checkpoint: Facts by name.
         ways: What is to be done, where it is not to evaluate on the same.
+        whose: Weights they are.
 
     Raises:
         UserError: A fact differs; both sides are named.
@@ -314,11 +329,11 @@ def refuse_other(
                 continue  # a side that names nothing contradicts nothing
             what = "classes" if name == "class_names" else name
             raise UserError(
-                f"the data has other {what} than the checkpoint was trained on "
-                f"({_missing(here, there)}): {ways or 'give the same ones'}"
+                f"the data has other {what} than {whose} was trained on "
+                f"({_missing(here, there, whose)}): {ways or 'give the same ones'}"
             )
         raise UserError(
-            f"{name} is {here} in the data, but the checkpoint was trained with {there}: "
+            f"{name} is {here} in the data, but {whose} was trained with {there}: "
             + (ways or "give the data it was trained on, or another checkpoint")
         )
 
@@ -359,18 +374,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _missing(here: Iterable[Any], there: Iterable[Any]) -> str:
+def _missing(here: Iterable[Any], there: Iterable[Any], whose: str) -> str:
     here, there = [str(x) for x in here], [str(x) for x in there]
     if sorted(here) == sorted(there):
         first = next(i for i, pair in enumerate(zip(here, there, strict=True)) if len({*pair}) > 1)
         return (
-            f"in another order: number {first} is {here[first]} in the data, {there[first]} in the "
-            "checkpoint"
+            f"in another order: number {first} is {here[first]} in the data, {there[first]} in "
+            f"{whose}"
         )
-    counts = f"{len(here)} in the data, {len(there)} in the checkpoint"
+    counts = f"{len(here)} in the data, {len(there)} in {whose}"
     sides = (
         ([name for name in here if name not in there], "only in the data"),
-        ([name for name in there if name not in here], "only in the checkpoint"),
+        ([name for name in there if name not in here], f"only in {whose}"),
     )
     found = [f"{some_of(names)} {where}" for names, where in sides if names]
     return "; ".join([counts, *found] if len(here) != len(there) else found) or counts

@@ -58,6 +58,17 @@ def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Rep
     return report
 
 
+def gradients_as(before: nn.Module, model: nn.Module) -> nn.Module:
+    """Return `model`, of which the same parameters get gradients as of the one before it.
+
+    What was frozen while there were no weights stays so, and what was not, too.
+    """
+    asked = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in asked)
+    return model
+
+
 def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights with NaN or infinity, as a run that diverged leaves them.
 

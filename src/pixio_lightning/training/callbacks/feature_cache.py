@@ -228,18 +228,18 @@ def _encode_all(
     )
     if mine:
         writer = Writer(store.folder)
-        was_training = head.training
-        # Evaluation looks through windows where training sees crops.
-        head.train(split == "train")
         hidden = None if trainer.is_global_zero else True
-        with tqdm(total=len(mine), unit="view", desc=split, disable=hidden, leave=False) as bar:
+        with (
+            # Evaluation looks through windows where training sees crops.
+            head.in_mode(training=split == "train"),
+            tqdm(total=len(mine), unit="view", desc=split, disable=hidden, leave=False) as bar,
+        ):
             for names, batch, bad in loader:
                 for name, reason in bad:
                     writer.add(name, (name, reason))
                 if names:
                     _encode(head, names, batch, writer)
                 bar.update(len(names) + len(bad))
-        head.train(was_training)
         writer.close()
 
 

@@ -139,11 +139,10 @@ class OnlineProbe(L.Callback):
             return
         self._probed_step = trainer.global_step
         assert self._sets is not None
-        module.eval()
-        (bank, bank_labels), (queries, labels) = (
-            self._encode(images, known, trainer, module) for images, known in self._sets
-        )
-        module.train()
+        with module.in_mode(training=False):
+            (bank, bank_labels), (queries, labels) = (
+                self._encode(images, known, trainer, module) for images, known in self._sets
+            )
         if self.kind == "knn":
             accuracy = knn_accuracy(bank, bank_labels, queries, labels, k=self.k)
         else:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from pixio_lightning.training import visualize
+from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.preemption import is_preempted
 
 
@@ -29,18 +30,16 @@ class Pictures(L.Callback):
         self.every_n_steps, self.images = every_n_steps, images
         self._drawn_step = -1
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: BackboneModule, *args: Any) -> None:
         step = trainer.global_step  # 0 until the first accumulated batches have made a step
         if step and self.every_n_steps and step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: BackboneModule) -> None:
         if self.every_n_steps:
             self._draw(trainer, pl_module)
 
-    def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _draw(self, trainer: L.Trainer, module: BackboneModule) -> None:
         if trainer.global_step == self._drawn_step or not hasattr(trainer.datamodule, "samples"):
             return
         if is_preempted(trainer):
@@ -48,11 +47,13 @@ class Pictures(L.Callback):
         self._drawn_step = trainer.global_step
         batch = trainer.datamodule.samples(self.images)
         batch = trainer.strategy.batch_to_device(batch)
-        module.eval()
         # Every process draws: a sharded model runs only where all of them call it.
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        with (
+            module.in_mode(training=False),
+            torch.no_grad(),
+            trainer.precision_plugin.forward_context(),
+        ):
             panel = module.pictures(batch)
-        module.train()
         if panel is None or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "panels" / f"step-{trainer.global_step:07d}.png"

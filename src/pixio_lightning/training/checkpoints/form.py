@@ -153,7 +153,8 @@ def _about(where: str, value: Any) -> _Problems:
     yield from _table(where, value)
     kinds: dict[str, Callable[[str, Any], _Problems]] = {
         **dict.fromkeys(("class", "backbone_digest"), _text),
-        **dict.fromkeys(("config", "backbone", "facts", "evaluation_facts"), _table),
+        **dict.fromkeys(("config", "backbone", "as_trained", "facts"), _table),
+        "evaluation_facts": _table,
         "statistics": _statistics,
         "students": _tables,
     }

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import warnings
-from argparse import ArgumentError
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 import pixio_lightning
-from pixio_lightning.errors import UserError, nearest, out_of_memory, printable
+from pixio_lightning.errors import UserError, nearest, printable
 from pixio_lightning.files import expanded, plugins
 from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.settings import shown
-from pixio_lightning.models.weights.fill import refuse_non_finite
 from pixio_lightning.models.weights.students import split_student
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
+from pixio_lightning.training.checkpoints.fill import fill, misfit_told
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
 from pixio_lightning.training.run_folder import chosen_checkpoint, stored_config
 
@@ -49,8 +48,11 @@ def may_be_fetched(source: str) -> bool:
     return source.startswith("hf:") or source == "timm"
 
 
-def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModule:
+def load(path: str | os.PathLike, *, weights: str | None = None) -> Any:
     """Rebuild the module of a checkpoint of `pixio fit`, in evaluation mode, on the CPU.
+
+    The file says of which class it is: `head: Head = load(...)` tells it to a type checker. What a
+    trainer of your own has trained, the `load_from_checkpoint` of its class brings back.
 
     Nothing the file names is imported but installed heads and what they import themselves. It is
     not compiled, and recomputes nothing in a backward pass, though it was trained so.
@@ -78,9 +80,7 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     if not (
         isinstance(around, dict) and isinstance(backbone, dict) and about and arguments
     ) or not isinstance(stored.get("state_dict"), dict):
-        raise UserError(
-            f"checkpoint '{path}' does not say what wrote it: it is none of `pixio fit`"
-        )
+        _refuse_without_arguments(path, about)
     cls = class_of(str(about.get("class")), path)
     frozen = "backbone_digest" in about
     if not frozen and weights is None:  # it was trained, so the checkpoint holds all of it
@@ -107,35 +107,24 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> BackboneModu
     parser = ArgumentParser(exit_on_error=False)
     # As an argument of its own, no string in it is taken for the path of a further configuration.
     parser.add_argument("--model", type=BackboneModule)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
-            module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
+    with misfit_told(cls, path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*was deprecated in v4.49.0.*")
+        module: Any = parser.instantiate_classes(parser.parse_object({"model": config})).model
         module.config = about["config"]
-        module.remember(about)
-        module.configure_model()
-    except ArgumentError as error:
-        raise UserError(f"checkpoint '{path}' does not fit {cls.__name__}: {error}") from None
-    except UserError:
-        raise
-    except Exception as error:  # values of other kinds lead a head anywhere
-        if out_of_memory(error):
-            raise
-        text = " ".join(str(error).split())
-        raise UserError(
-            f"checkpoint '{path}' does not fit {cls.__name__}: {type(error).__name__}: {text}"
-        ) from error
-    parameters = dict(module.named_parameters())
-    trained = {name: t for name, t in stored["state_dict"].items() if name in parameters}
-    refuse_non_finite(trained, f"checkpoint '{path}'")
-    try:
-        module.on_load_checkpoint(stored)
-        module.load_state_dict(stored["state_dict"])
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"checkpoint '{path}': {' '.join(str(error).split())}") from None
+    fill(module, stored, path)
     return module.eval()
+
+
+def _refuse_without_arguments(path: str | os.PathLike, about: Any) -> NoReturn:
+    """Say of a checkpoint that does not name its module's arguments how to read it, if at all."""
+    if isinstance(about, dict) and about.get("config") == {} and "class" in about:
+        name = printable(str(about["class"]))
+        raise UserError(
+            f"checkpoint '{path}' is of a {name} that was trained without the command line, so "
+            f"that it does not say how to make one: give {name}.load_from_checkpoint(path, "
+            "backbone=..., ...) the arguments that it was made with"
+        )
+    raise UserError(f"checkpoint '{path}' does not say what wrote it: it is none of `pixio fit`")
 
 
 def weights_now(stored: str, checkpoint: Path, *, named: bool) -> str:

@@ -25,6 +25,12 @@ class RunningMean(MeanMetric):
         super().__init__(nan_strategy="disable")
 
 
+def begin(module: nn.Module) -> None:
+    """Begin each mean with nothing: what was trained before may have been broken off."""
+    for mean in _means(module):
+        mean.reset()
+
+
 def keep(trainer: L.Trainer, module: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Add to a checkpoint sum and weight of each mean, by process; a collective of all."""
     means = _means(module)
