@@ -29,7 +29,7 @@ from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.rule_of_run import calibrated
 from pixio_lightning.data.shards.set import ShardSet, next_pass
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages, ShardLoader
-from pixio_lightning.data.workers import start_worker
+from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 
@@ -63,6 +63,7 @@ def loader_of(
     )
     arguments: dict[str, Any] = {"num_workers": workers, "worker_init_fn": start_worker}
     arguments |= {"timeout": timeout if workers else 0, "persistent_workers": workers > 0}
+    arguments["multiprocessing_context"] = WorkerContext() if workers else None
     found = {} if bad is None else bad
     return ShardLoader(
         data,

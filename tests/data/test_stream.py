@@ -18,7 +18,7 @@ from pixio_lightning.data.batches import Bad, collate
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.samples import TrainingSamples
 from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
-from pixio_lightning.data.workers import start_worker
+from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
@@ -72,6 +72,7 @@ def loader(source: Painted, *, rank: int = 0, world: int = 1, workers: int = 0) 
         collate_fn=collate,
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
+        multiprocessing_context=WorkerContext() if workers else None,
     )
 
 
