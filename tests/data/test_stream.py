@@ -234,6 +234,12 @@ def test_processes_share_evenly(n: int, world: int) -> None:
     assert all(len(list(share)) == len(share) for share in shares)
 
 
+def test_no_share_is_a_list() -> None:
+    """Of a hundred million images it would be gigabytes in every process."""
+    share = EvenShare(10**18, rank=1, world_size=3)
+    assert next(iter(share)) == 1 and len(share) == 10**18 // 3 + 1
+
+
 def test_held_out_images_are_centred_and_others_weigh_nothing_in_place_of_bad_ones() -> None:
     source = Painted(3, bad=(1,))
     images = PaintedPixels(source, image_size=24).evaluated(source)
