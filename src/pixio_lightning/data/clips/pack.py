@@ -27,6 +27,7 @@ from tqdm import tqdm
 from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.source import ClipSource, Frame
+from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, write_clips
 from pixio_lightning.data.clips.video import SUFFIXES, evenly
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage
@@ -38,18 +39,6 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import open_parquet, written_aside
 from pixio_lightning.keyed import permuted
 
-# What the groups of all shards are, in order; its name keeps it from being taken for a shard.
-TABLE = "_clips.parquet"
-TABLE_SCHEMA = pa.schema(
-    [
-        ("clip", pa.string()),
-        ("file", pa.string()),
-        ("times", pa.list_(pa.float64())),
-        # Where the bytes of each frame stand in the shard, so that two of thirty can be read alone.
-        ("starts", pa.list_(pa.int64())),
-        ("sizes", pa.list_(pa.int32())),
-    ]
-)
 _FRAME_FOLDER_FPS = 24.0  # by which numbers of frames in folders rise in a second, as in DAVIS
 _QUALITY = 90
 _LEAST = 2  # frames of a clip
@@ -119,8 +108,7 @@ def pack_clips(
         name, reason = left_out[0]
         raise UserError(f"no clip of '{source}' can be packed; the first, {name}: {reason}")
     index = ShardIndex(str(out), [entry_of(out / name) for name in names])
-    with written_aside(out / TABLE) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    write_clips(table, out)
     write_index(index, out / INDEX)
     list_left_out(out, dict(left_out).items())
     return index, len(table)
