@@ -11,7 +11,6 @@ import json
 import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,8 @@ from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, write_clips
 from pixio_lightning.data.clips.video import SUFFIXES, evenly
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.shards.format import Encoded, ShardIndex
+from pixio_lightning.data.shards.digests import Digests
+from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
 from pixio_lightning.data.sources import digest_of_files, existing_folder, files_below
@@ -96,18 +96,21 @@ def pack_clips(
     stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX, TABLE}
     if stray:
         raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
-    tasks = [partial(_pack_one, out / n, clips, p, form) for n, p in zip(names, parts, strict=True)]
+    digests = Digests(out)
+
+    def finish(name: str, part: list[int]) -> tuple[list[Bad], pa.Table, Shard]:
+        bad = _pack_one(out / name, clips, part, form)
+        return bad, _about(out / name), entry_of(out / name, digests)
+
     with ThreadPoolExecutor(jobs) as pool:
-        running = pool.map(lambda task: task(), tasks)
-        left_out = [*clips.bad]
-        for bad in tqdm(running, "packing shards of clips", len(tasks), disable=None):
-            left_out += bad
-    tables = [_about(out / name) for name in names]
-    table = pa.concat_tables(tables)
+        running = pool.map(finish, names, parts)
+        done = [*tqdm(running, "packing shards of clips", len(names), disable=None)]
+    left_out = [*clips.bad, *(image for bad, _, _ in done for image in bad)]
+    table = pa.concat_tables(about for _, about, _ in done)
     if not len(table):
         name, reason = left_out[0]
         raise UserError(f"no clip of '{source}' can be packed; the first, {name}: {reason}")
-    index = ShardIndex(str(out), [entry_of(out / name) for name in names])
+    index = ShardIndex(str(out), [shard for _, _, shard in done])
     write_clips(table, out)
     write_index(index, out / INDEX)
     list_left_out(out, dict(left_out).items())
