@@ -1,6 +1,8 @@
 """The embedded scenes: exact geometry, overlapping views, and a store that survives anything."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -307,6 +309,30 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
         *(Path(p).name for p in printed[0]),
     }
     assert sum(pq.read_metadata(path).num_rows for path in printed[0]) == 6
+
+
+def test_without_locks_the_files_of_others_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def render() -> list[Path]:
+        return scene_store.scenes(
+            "train", scenes=1, views=1, size=32, folder=tmp_path, workers=1, progress=False
+        )
+
+    (shard,) = render()
+    half = shard.with_name(f".{shard.name}.99-0123abcd.tmp")
+    for locks in (False, True):
+        shard.unlink()
+        half.touch()
+        with monkeypatch.context() as patch:
+            if not locks:
+                patch.setattr(fcntl, "flock", no_locks)
+            assert render() == [shard]
+        assert pq.read_metadata(shard).num_rows == 1
+        assert half.exists() != locks
 
 
 def test_no_renderer_outlives_its_parent(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from pixio_lightning.data.shards import stream as shard_stream
 from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.held_out import held_out_groups
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
-from pixio_lightning.data.shards.keep_rule import Curation
+from pixio_lightning.data.shards.keep_rule import Curation, digest_of_scores
 from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.rule_of_run import calibrated
+from pixio_lightning.data.shards.score_files import write_scores
 from pixio_lightning.data.shards.set import ShardSet, next_pass
 from pixio_lightning.data.shards.stream import BlockOrder, ShardImages, ShardLoader
-from pixio_lightning.data.workers import start_worker
+from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of
 
@@ -63,6 +64,7 @@ def loader_of(
     )
     arguments: dict[str, Any] = {"num_workers": workers, "worker_init_fn": start_worker}
     arguments |= {"timeout": timeout if workers else 0, "persistent_workers": workers > 0}
+    arguments["multiprocessing_context"] = WorkerContext() if workers else None
     found = {} if bad is None else bad
     return ShardLoader(
         data,
@@ -250,6 +252,7 @@ class FakeTrainer:
 
     class strategy:
         root_device = torch.device("cpu")
+        broadcast = staticmethod(lambda found: found)
 
     class state:
         fn = "fit"
@@ -347,6 +350,48 @@ def test_the_first_process_of_a_node_looks_at_shards_once(
         assert ready.training_size() == 60
 
 
+def test_score_files_are_looked_at_once_and_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be as many as shards, on a disk that hundreds of processes share."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
+    index, folder = pack(tmp_path / "shards", 60), tmp_path / "scores"
+    paths = []
+    for number, shard in enumerate(index.shards):
+        read = [image for group in index.groups_of(number) for image in read_group(index, group)]
+        columns = {"hash": [key_of(image.key) for image in read], "loss": np.ones(shard.rows)}
+        columns |= dict.fromkeys(("entropy", "width", "height"), np.full(shard.rows, 400))
+        paths.append(write_scores(folder, shard, columns, {}))
+    looked: list[Path] = []
+    stat = Path.stat
+
+    def noted(path: Path, **options: Any) -> os.stat_result:
+        looked.append(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", noted)
+
+    def opened(ruled: Any = None) -> tuple[dict[str, Any], list[Path], Any]:
+        looked.clear()
+        curation = Curation(scores=str(folder), fraction=0.5)
+        data = Pixels("shards", index.root, val_images=10, curation=curation)
+        data.trainer = FakeTrainer(tmp_path)  # type: ignore[assignment]
+        if ruled is None:
+            data.prepare_data()
+        else:
+            data.trainer.strategy = FakeTrainer.strategy()  # type: ignore[misc]
+            data.trainer.strategy.broadcast = lambda found: ruled  # type: ignore[method-assign]
+        data.setup("fit")
+        assert data._shards is not None
+        layout = data._shards.layout(2, 1)
+        return layout, [path for path in looked if path in paths], data._shards.ruled
+
+    opened()  # each is opened, to see that it fits
+    layout, of_first, ruled = opened()
+    assert sorted(of_first) == sorted(paths) and layout["curation"] == ruled.digest
+    assert opened(ruled) == (layout, [], ruled)
+
+
 def test_what_was_kept_is_counted_on_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,11 +423,12 @@ def test_what_was_kept_is_counted_on_after_a_stop(
     assert counted(state, 8)[1:] == (rate, table)
     # What was counted for a share to keep is counted again where it is no number.
     halved = Curation(scores="inside", fraction=0.5)
-    constant = calibrated(index, halved)
+    digest = digest_of_scores(index, halved)
+    constant = calibrated(index, halved, digest)
     (stored,) = (tmp_path / "cache").glob("calibrated-*.json")
     for text in ("", "[", '{"c": "x"}', '{"c": NaN}', '{"c": -1}', "[5]", "\x80"):
         stored.write_text(text)
-        assert calibrated(index, halved) == constant
+        assert calibrated(index, halved, digest) == constant
     # Of shards that are others now, or damaged, none of the counts are taken.
     for wrong in (torch.ones(2, 2, dtype=torch.int64), torch.full((3, 2), -1), "x", None):
         assert counted(state | {"tally": wrong}, 8)[1] not in (rate, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards import format as shards
 from pixio_lightning.data.shards import index as shard_index
 from pixio_lightning.data.shards import remote
+from pixio_lightning.data.shards.digests import FILE as DIGESTS
 from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.pack import pack as pack_folder
@@ -116,10 +118,35 @@ def test_packing_goes_on_after_a_kill_and_names_what_it_leaves_out(tmp_path: Pat
     (out / ".00002-of-00004.parquet.99").write_bytes(b"half")
     again = pack_folder(str(tmp_path / "in"), out, rows=10, group=5, shuffled=True, jobs=2)
     assert again.digest == index.digest
-    assert not list(out.glob(".*"))
+    assert again.digest is again.digest  # of 200,000 shards it is taken once
+    assert [path.name for path in out.glob(".*")] == [DIGESTS]
     (out / "other.parquet").touch()
     with pytest.raises(UserError, match="holds other shards, such as 'other.parquet'"):
         pack_folder(str(tmp_path / "in"), out, rows=10, group=5, shuffled=True, jobs=1)
+
+
+def test_a_finished_shard_is_not_read_again_unless_it_has_changed(tmp_path: Path) -> None:
+    """After a kill there may be terabytes of them."""
+    write_folder(tmp_path / "in", 30)
+    out = tmp_path / "out"
+
+    def digests() -> list[str]:
+        index = pack_folder(str(tmp_path / "in"), out, rows=10, group=5, shuffled=True, jobs=1)
+        return [shard.sha256 for shard in index.shards]
+
+    before = digests()
+    shard = out / "00000-of-00003.parquet"
+    then, data = shard.stat(), shard.read_bytes()
+    place = data.index(b"images/")  # a key, where only reading everything would find it
+    shard.write_bytes(data[:place] + b"IMAGES/" + data[place + 7 :])
+    os.utime(shard, ns=(then.st_atime_ns, then.st_mtime_ns))
+    with (out / DIGESTS).open("a") as file:
+        file.write('["00001-of')  # as a kill leaves it
+    assert digests() == before
+    os.utime(shard)
+    assert digests()[1:] == before[1:] and digests()[0] != before[0]
+    shard.unlink()
+    assert digests() == before
 
 
 def test_tar_shards_are_packed_one_to_one(tmp_path: Path) -> None:

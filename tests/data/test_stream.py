@@ -20,7 +20,7 @@ from pixio_lightning.data.batches import Bad, collate
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.samples import TrainingSamples
 from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader
-from pixio_lightning.data.workers import start_worker
+from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import key_of, permuted
 
@@ -74,6 +74,7 @@ def loader(source: Painted, *, rank: int = 0, world: int = 1, workers: int = 0) 
         collate_fn=collate,
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
+        multiprocessing_context=WorkerContext() if workers else None,
     )
 
 
@@ -233,6 +234,12 @@ def test_processes_share_evenly(n: int, world: int) -> None:
     assert sorted(i for i in indices if i >= 0) == list(range(n))
     assert len(indices) - n < world
     assert all(len(list(share)) == len(share) for share in shares)
+
+
+def test_no_share_is_a_list() -> None:
+    """Of a hundred million images it would be gigabytes in every process."""
+    share = EvenShare(10**18, rank=1, world_size=3)
+    assert next(iter(share)) == 1 and len(share) == 10**18 // 3 + 1
 
 
 def test_held_out_images_are_centred_and_others_weigh_nothing_in_place_of_bad_ones() -> None:

@@ -14,7 +14,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from pixio_lightning.data import workers as worker_process
-from pixio_lightning.data.workers import WorkerContext
+from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError
 
 # A function registered for forks stays for good, so these tests share one that looks here.
@@ -76,6 +76,54 @@ def test_a_process_that_dies_at_once_is_left_to_its_parent(marks: Path) -> None:
     process.start()
     process.join(10)
     assert process.exitcode == 7
+
+
+class Signalled:
+    """Samples that send SIGTERM to the worker, and say how long it then has to live."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return os.getpid(), signal.alarm(0)
+
+
+def test_a_signal_to_the_whole_job_is_nothing_to_a_worker() -> None:
+    """Its parent may take longer than any grace to agree with the others, and to save."""
+    loader = DataLoader(
+        Signalled(),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=1,
+        worker_init_fn=start_worker,
+        multiprocessing_context=WorkerContext(),
+        timeout=20,
+    )
+    found = list(loader)
+    assert len({worker for worker, _ in found} - {os.getpid()}) == 1
+    assert [left for _, left in found] == [0] * 4
+
+
+def ready_then_sleep(ready: int) -> None:
+    start_worker(0)
+    os.write(ready, b"1")
+    time.sleep(600)
+
+
+def test_whoever_started_a_worker_ends_it_all_the_same() -> None:
+    """The interpreter's exit sends SIGTERM to what is left of them, and waits."""
+    reader, writer = os.pipe()
+    process = WorkerContext().Process(target=ready_then_sleep, args=(writer,), daemon=True)
+    process.start()
+    os.read(reader, 1)
+    try:
+        process.terminate()
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
+    finally:
+        process.kill()
+        os.close(reader)
+        os.close(writer)
 
 
 def test_a_worker_that_is_killed_while_it_asks_leaves_nothing_locked() -> None:

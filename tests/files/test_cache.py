@@ -1,11 +1,14 @@
 """Where caches lie, and what they take."""
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from pixio_lightning.cli.doctor import caches
-from pixio_lightning.files import bytes_by_kind, default_cache
+from pixio_lightning.files import bytes_by_kind, default_cache, locked
 
 
 def test_a_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +44,20 @@ def test_doctor_says_what_a_cache_takes(tmp_path: Path, monkeypatch: pytest.Monk
     (told,) = (finding.state for finding in caches() if finding.subject == "cached")
     assert told.startswith("1.5 GiB of features, 0.2 GiB of scenes; ")
     assert bytes_by_kind(tmp_path / "none") == {}
+
+
+def test_without_locks_the_work_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Lustre is mounted, unless it is asked for them."""
+    with locked(tmp_path / ".lock") as alone:
+        assert alone
+    assert not capsys.readouterr().err
+
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path / ".lock") as alone:
+        assert not alone
+    assert f"no lock on {tmp_path / '.lock'} (Function not imp" in capsys.readouterr().err

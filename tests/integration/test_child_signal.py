@@ -21,6 +21,7 @@ import tiny_run
 from running import environment
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.training.checkpoints.checkpoint_io import read
 
 _ONE_WORKER = ("--data.num_workers", "1")
 _seen: list[int] = []
@@ -54,6 +55,23 @@ class KillsWorkers(L.Callback):
             if self.wrapped:
                 raise TypeError("unsupported callable") from error
             raise
+
+
+class LosesWorkersWhileSaving(L.Callback):
+    """Be told to stop in the middle of training, and lose the workers while that is saved."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: object
+    ) -> None:
+        if trainer.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_save_checkpoint(self, *state: object) -> None:
+        for child in multiprocessing.active_children():
+            assert child.pid
+            child.kill()
+            # Its end is seen, and left for torch's handler to see.
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
 class Fails(L.Callback):
@@ -112,6 +130,13 @@ def test_after_a_failure(
     subprocess.run([sys.executable, "-c", "raise SystemExit(3)"])
 
 
+def test_a_worker_that_ends_does_not_interrupt_the_last_save(recipe: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint.every_n_steps", "0"]  # but the one that the signal asks for
+    words += ["--trainer.callbacks+=test_child_signal.LosesWorkersWhileSaving"]
+    assert main(line("fit", recipe, tmp_path, *words)) == 128 + signal.SIGTERM
+    assert read(tmp_path / "last.ckpt")["global_step"] == 3
+
+
 def test_a_handler_of_one_s_own_is_called_again(recipe: Path, tmp_path: Path) -> None:
     earlier = signal.signal(signal.SIGCHLD, note)
     try:
@@ -127,6 +152,7 @@ _AFTER_TORCH = """
 import signal, subprocess, sys
 from torch.utils.data import DataLoader
 from pixio_lightning.cli.main import main
+from pixio_lightning.training.checkpoints.checkpoint_io import read
 
 list(DataLoader([0, 1], num_workers=1))
 torchs = signal.getsignal(signal.SIGCHLD)

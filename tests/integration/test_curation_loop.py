@@ -272,12 +272,13 @@ def test_training_on_what_is_kept_logs_the_keep_rate(
     shards: Path, scores: Path, tmp_path: Path
 ) -> None:
     recipe = shards.parent / "tiny.yaml"
-    free = ("--data.curation.min_entropy", 0, "--data.curation.min_side", 0)
-    out = pixio(
-        *("fit", "-c", recipe, "--out", tmp_path / "run", *free),
-        *("--data.curation.scores", scores, "--data.curation.fraction", 0.5),
-    )
+    kept = ("--data.curation.min_entropy", 0, "--data.curation.min_side", 0)
+    kept += ("--data.curation.scores", scores, "--data.curation.fraction", 0.5)
+    out = pixio("fit", "-c", recipe, "--out", tmp_path / "run", *kept)
     assert "step 16" in out
+    # Of several processes the first one tells the others what it has found.
+    two = (*DDP, "--trainer.max_steps", 2, "--trainer.limit_val_batches", 0)
+    assert "step 2/2" in pixio("fit", "-c", recipe, "--out", tmp_path / "two", *kept, *two)
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("data/keep_rate")
     rates = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]

@@ -124,6 +124,20 @@ def test_a_suite_over_two_processes_is_told_once(tmp_path: Path) -> None:
     assert lines[0][-1]["metrics"] == lines[1][-1]["metrics"]
 
 
+@pytest.mark.slow
+def test_a_suite_of_evaluations_goes_on_over_two_processes(tmp_path: Path) -> None:
+    """Each reads what the first one has recorded, also where a line of before is there."""
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("rows: {one: {validate: depth/demo}, two: {validate: depth/demo}}\n")
+    two = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+    words = ("bench", suite, "--out", tmp_path / "out", *DEPTH[2:6], *RANDOM, *two)
+    for count, more in ((1, ()), (2, ("--fresh",))):
+        assert "Evaluated on val" in pixio(*words, *more)
+        lines = [results.read(tmp_path / "out" / row) for row in ("one-0", "two-0")]
+        assert [len(line) for line in lines] == [count, count]
+        assert lines[0][-1]["metrics"] == lines[1][-1]["metrics"]
+
+
 def evaluate(folder: Path, *words: object) -> dict:
     steps = ("--trainer.max_steps", 6, "--data.steps_per_epoch", 3, "--data.batch_size", 4)
     assert main(["fit", *map(str, (*DEPTH, *steps, *words)), "--out", str(folder)]) == 0

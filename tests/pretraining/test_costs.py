@@ -168,12 +168,22 @@ def test_no_speed_is_planned_from_models_of_another_size(width: int, begins: str
     assert all(re.match(rf"{begins}[0-9,]+ img/s", fact) for fact in speeds.values())
 
 
+def test_a_batch_that_is_too_large_is_told_from_a_model_that_is():
+    run = {"precision": "bf16-mixed", "devices": 2, "steps": 10}
+    said = plan(on_meta(model_of()), 64, batch=1 << 20, **run)["memory"]
+    assert "; a card has 80.0 GiB: take a smaller data.batch_size, and raise" in said
+    assert "a card has" not in plan(on_meta(model_of()), 64, batch=1, **run)["memory"]
+
+
 def test_the_largest_model_is_planned_without_its_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = on_meta(PixelPretraining(Backbone("pixio_vit5b16", weights="random", tune="full")))
     facts = plan(model, 256, precision="bf16-mixed", batch=64, devices=256, steps=1_284_000)
     assert facts["compute"].startswith("2,532 GFLOP") and "82.6 GiB" in facts["memory"]
-    assert "; a card has 80.0 GiB: take a smaller data.batch_size" in facts["memory"]
+    assert facts["memory"].endswith(
+        "; a card has 80.0 GiB: no batch fits beside the first; "
+        "add -c with/fsdp, which divides it, and take at least 2 devices"
+    )
     assert facts["on an H100"].startswith(
         "at most 141 img/s, compiled, at 36% of 989 TFLOP/s in bf16: 6.8 days on 256"
     )

@@ -394,6 +394,27 @@ def test_statistics_of_features_are_of_one_backbone(
     assert len(list((cache / "features").glob("statistics-*.pt"))) == (1 if shared else 2)
 
 
+class CountedData(PictureData):
+    """Notes the splits whose files are looked at for a digest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looked: list[str] = []
+
+    def digest(self, split: str) -> str:
+        self._looked.append(split)
+        return super().digest(split)
+
+
+def test_files_are_looked_at_once_in_a_run(cache: Path, tmp_path: Path) -> None:
+    data = CountedData()
+    for _ in range(2):  # between the runs of a process they may change
+        model = Centred(Backbone("pixio_vits16", weights="random:1", model_args=TINY), cache=True)
+        fit(tmp_path, model, data)
+        assert sorted(data._looked) == ["train", "val"]
+        data._looked.clear()
+
+
 def test_a_store_is_read_again_only_after_something_was_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,7 +287,8 @@ def evaluate(cli: PixioCLI) -> int:
         (folder / "predictions/bad_files.txt").unlink(missing_ok=True)
         cli.model.note(run_folder.earlier_predictions(folder))
     logged = call(cli, getattr(cli.trainer, cli.verb), ckpt_path)
-    _await_others(cli)
+    if cli.verb == "predict":
+        _await_others(cli)
     if cli.trainer.is_global_zero:
         if cli.verb == "predict":
             say(cli.model.predictions_text(folder))
@@ -315,6 +316,8 @@ def evaluate(cli: PixioCLI) -> int:
 
 def _await_others(cli: PixioCLI) -> None:
     """Wait for the processes that this one started: nothing that is predicted is in common.
+
+    Not after an evaluation, as of a suite they then go on to the next one.
 
     Raises:
         UserError: One of them failed.

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pixio_lightning.data.shards.digests import Digests
 from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, refuse_inside, write_index
 from pixio_lightning.data.shards.keep_rule import KeepRule, digest_of_scores
@@ -76,9 +77,10 @@ def materialize(
     n = len(index.shards)
     order = [permuted(i, n, seed=0, step=0) for i in range(n)]
     parts = [order[start : start + PART] for start in range(0, n, PART)]
+    digests = Digests(out)
     with ThreadPoolExecutor(jobs) as pool:
         running = pool.map(
-            lambda at: _part(index, rule, out, at, parts[at], group), range(len(parts))
+            lambda at: _part(index, rule, out, at, parts[at], group, digests), range(len(parts))
         )
         found = list(tqdm(running, "rewriting shards", len(parts), disable=None))
     result = ShardIndex(str(out), [entry for entries, _ in found for entry in entries])
@@ -100,7 +102,13 @@ def materialize(
 
 
 def _part(
-    index: ShardIndex, rule: KeepRule, out: Path, number: int, part: list[int], group: int
+    index: ShardIndex,
+    rule: KeepRule,
+    out: Path,
+    number: int,
+    part: list[int],
+    group: int,
+    digests: Digests,
 ) -> tuple[list[Shard], list[tuple[str, str]]]:
     """Return the shards of a part, and the images to keep that were lost, each with the reason."""
     done = out / f".{number:05d}.done"
@@ -127,7 +135,7 @@ def _part(
         names = [name for bin in bins if (name := bin.close())]
         if not lost:
             write_text(done, json.dumps(names))
-    return [entry_of(out / name, sorted_by_loss=True) for name in names], lost
+    return [entry_of(out / name, digests, sorted_by_loss=True) for name in names], lost
 
 
 class _Bin:

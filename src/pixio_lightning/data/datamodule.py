@@ -6,12 +6,10 @@ share evenly, and bad files that are counted, named and never fatal by themselve
 
 from __future__ import annotations
 
-import fcntl
 import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from pixio_lightning.data.sources import digest_of, listed
 from pixio_lightning.data.stream import EvenShare, Loader, Positions, StepLoader, stepped_by
 from pixio_lightning.data.workers import WorkerContext, start_worker
 from pixio_lightning.errors import UserError, at_least_1, refuse_unread
-from pixio_lightning.files import line_break
+from pixio_lightning.files import line_break, lock
 
 # A rate of bad samples is judged after so many, or after one pass if that is shorter.
 _JUDGED_AFTER = 10_000
@@ -380,8 +378,7 @@ class _BadList:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
-            with suppress(OSError):  # without locks, as on some clusters, a line may come twice
-                fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)  # where there are none, a line may come twice
             file.seek(self.read_to)
             # A name need not be UTF-8: file systems take any bytes.
             self.lines.update(file.read().decode(errors="surrogateescape").splitlines())

@@ -27,8 +27,9 @@ _SMALL = 32 << 20  # bytes of a file
 class TooLarge(ValueError):
     """Something that would fill the memory; the text says what."""
 
-    def __init__(self) -> None:
-        super().__init__(f"a row group over {MAX_GROUP >> 30} GiB or {MAX_ROWS:,} rows")
+    def __init__(self, what: str = "") -> None:
+        group = f"a row group over {MAX_GROUP >> 30} GiB or {MAX_ROWS:,} rows"
+        super().__init__(what or group)
 
 
 def read_rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
@@ -41,18 +42,31 @@ def read_rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Ta
     return pa.Table.from_batches(found, schema=None if found else pa.schema([]))
 
 
-def read_groups(file: pq.ParquetFile, groups: Iterable[int], columns: Sequence[str]) -> pa.Table:
+def read_groups(
+    file: pq.ParquetFile,
+    groups: Iterable[int],
+    columns: Sequence[str],
+    *,
+    most: int | None = None,
+) -> pa.Table:
     """Read columns of row groups into one table.
+
+    Args:
+        file: The file.
+        groups: Numbers of the row groups.
+        columns: What is read of them.
+        most: Bytes that they may take together; None for `MAX_WHOLE`.
 
     Raises:
         TooLarge: A group is larger than it may be, or all of them are.
     """
+    most = MAX_WHOLE if most is None else most
     tables, size = [file.schema_arrow.empty_table().select(columns)], 0
     for group in groups:
         tables.append(read_rows(file, group, columns))
         size += tables[-1].nbytes
-        if size > MAX_WHOLE:
-            raise TooLarge
+        if size > most:
+            raise TooLarge(f"over {most / 2**30:.1f} GiB in all")
     return pa.concat_tables(table for table in tables if table.num_columns)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -85,15 +86,15 @@ class EvenShare(Sampler[int]):
     """Every world_size-th index, padded with -1, so that all processes run as many batches."""
 
     def __init__(self, n: int, *, rank: int, world_size: int) -> None:
-        share = -(-n // world_size)
-        padded = list(range(n)) + [-1] * (share * world_size - n)
-        self.indices = padded[rank::world_size]
+        self.indices = range(rank, n, world_size)
+        self.share = -(-n // world_size)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+        yield from self.indices
+        yield from repeat(-1, self.share - len(self.indices))
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return self.share
 
 
 class Loader:

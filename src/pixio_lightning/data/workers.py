@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pixio_lightning.errors import UserError, causes
@@ -30,13 +30,19 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0  # seconds; a fork takes a few milliseconds
 _TRIES = 5
-_GRACE = 20  # seconds a worker lives on after SIGTERM
 _REAPED = 5  # seconds to wait for one that was killed
 
 
 def available_cores() -> int:
     """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class _Fork(Popen):
+    """A fork that ignores SIGTERM, see `start_worker`: who ends it by `terminate` kills it."""
+
+    def terminate(self) -> None:
+        self.kill()
 
 
 class WorkerProcess(ForkProcess):
@@ -51,7 +57,7 @@ class WorkerProcess(ForkProcess):
             reader, process_obj.started_fd = os.pipe()
             WorkerProcess.forking = True
             try:
-                popen = ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+                popen = _Fork(process_obj)
             finally:
                 WorkerProcess.forking = False
             os.close(process_obj.started_fd)
@@ -104,18 +110,13 @@ class WorkerContext(ForkContext):
 def start_worker(index: int) -> None:
     """Set up the signals of a data worker, which would inherit those of the training process.
 
-    A signal to the whole job must not take the workers away while their parent finishes its step
-    and saves; but a parent that ends by an exception tells them to end with the same SIGTERM.
-    So a worker lives on for a while.
+    A signal to the whole job must not take the workers away while their parent finishes its steps
+    and saves, however long that takes. A worker ends when its parent says so, kills it, which is
+    what `terminate` does, or is gone.
     """
-
-    def end_later(number: int, frame: FrameType | None) -> None:
-        signal.alarm(_GRACE)
-
-    signal.signal(signal.SIGTERM, end_later)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.excepthook = _print_exception
 
 
@@ -147,10 +148,10 @@ def _told(error: Exception) -> Exception:
             failure = _killed(" ".join(str(error).split()))  # the other end of the pipe is gone
         if failure is not None:
             # Or torch's handler interrupts the clean-up that the failure itself sets off.
-            _leave_workers_unwatched()
+            leave_workers_unwatched()
         return failure or error
     except RuntimeError as interrupted:  # by that handler, as the worker's pipe goes before it does
-        _leave_workers_unwatched()
+        leave_workers_unwatched()
         return worker_failure(interrupted) or interrupted
 
 
@@ -188,7 +189,7 @@ def _started(loader: DataLoader) -> Iterator[dict[str, Any]]:
     return batches
 
 
-def _leave_workers_unwatched() -> None:
+def leave_workers_unwatched() -> None:
     """Take no notice of workers that end, until a loader starts others."""
     handler = signal.getsignal(signal.SIGCHLD)
     if callable(handler) and not _torchs:  # installed by a loader that is none of ours
@@ -225,7 +226,7 @@ def _killed(text: str) -> UserError:
 def end_workers() -> None:
     """Kill the data workers of a run that has failed, which would hold its exit up for a while."""
     # torch's handler would take their end for another failure.
-    _leave_workers_unwatched()
+    leave_workers_unwatched()
     children = multiprocessing.active_children()
     for child in children:
         child.kill()

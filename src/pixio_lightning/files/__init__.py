@@ -13,9 +13,10 @@ from pixio_lightning.files.atomic import (
     write_text,
     written_aside,
 )
-from pixio_lightning.files.cache import bytes_by_kind, cache_home, default_cache, locked
+from pixio_lightning.files.cache import bytes_by_kind, cache_home, default_cache
 from pixio_lightning.files.home import expanded
 from pixio_lightning.files.lines import add_line, add_rows, line_break
+from pixio_lightning.files.locks import lock, locked
 from pixio_lightning.files.naming import output_name, output_path
 from pixio_lightning.files.parquet_footer import ColumnChunk, column_chunks, open_parquet
 from pixio_lightning.files.text import open_regular, parse_json, parse_yaml, read_text, unfolded
@@ -30,6 +31,7 @@ __all__ = [
     "default_cache",
     "expanded",
     "line_break",
+    "lock",
     "locked",
     "move",
     "open_parquet",

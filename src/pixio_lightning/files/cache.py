@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -33,11 +31,3 @@ def bytes_by_kind(folder: Path) -> dict[str, int]:
                 kind = (*inside, name)[0].split("-")[0]
                 found[kind] += os.lstat(os.path.join(parent, name)).st_size
     return dict(found.most_common())
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file; others wait. The kernel drops it when its holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

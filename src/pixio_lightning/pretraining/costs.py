@@ -175,12 +175,20 @@ def plan(
         f"an image for the backward pass: {_bytes(states + batch * costs.activations)} with "
         f"{batch} on a device ({less}torch.compile makes less of the second)",
     }
-    needed = (states / devices if sharded else states) + batch * costs.activations
-    if on_gpu and needed > MEMORY:
-        facts["memory"] += (
-            f"; a card has {_bytes(MEMORY)}: take a smaller data.batch_size, and raise "
-            "trainer.accumulate_grad_batches by as much"
-        )
+    held = states / devices if sharded else states
+    if on_gpu and held + batch * costs.activations > MEMORY:
+        facts["memory"] += f"; a card has {_bytes(MEMORY)}: "
+        if held <= MEMORY:
+            facts["memory"] += (
+                "take a smaller data.batch_size, and raise trainer.accumulate_grad_batches by as "
+                "much"
+            )
+        elif costs.teacher:  # which is not sharded
+            facts["memory"] += "no batch fits beside the first; give fewer or smaller students"
+        else:
+            least = int(states // MEMORY) + 1
+            add = "" if sharded else "add -c with/fsdp, which divides it, and "
+            facts["memory"] += f"no batch fits beside the first; {add}take at least {least} devices"
     width = model.backbone.embed_dim
     for name, peak in PEAKS.items() if on_gpu and width >= LEAST_WIDTH else ():
         share = utilisation(width)

@@ -6,7 +6,6 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import csv
-import errno
 import fcntl
 import io
 import json
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import move, write_text
+from pixio_lightning.files import lock, move, write_text
 from pixio_lightning.files.atomic import previous_folder, sweep
 from pixio_lightning.files.text import is_regular, parse_json, parse_yaml, read_text
 
@@ -51,17 +50,17 @@ def held(folder: Path) -> Iterator[None]:
     check_files(folder)
     with open(os.open(folder / LOCK, flags, 0o666), "r+") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UserError(
-                    f"{folder} is in use by another run ({holder}): wait for its end or stop it, "
-                    "or give another --out"
-                ) from None
+            reason = lock(file, wait=False, by_process=True)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"{folder} is in use by another run ({holder}): wait for its end or stop it, "
+                "or give another --out"
+            ) from None
+        if reason:
             print(
-                f"pixio: note: no lock on {folder} ({error.strerror}): start no second run in it",
+                f"pixio: note: no lock on {folder} ({reason}): start no second run in it",
                 file=sys.stderr,
             )
             yield
@@ -294,20 +293,37 @@ class Metrics:
             self._write()
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Add values to the row of a step, and write the file."""
+        """Add values to the row of a step, and write the file: of the last row that row alone."""
         complete = values.keys() <= self._columns.keys()
         self._columns |= dict.fromkeys(values)
         # What is logged after a step and before the next may come out of order.
         at = bisect_left(self.rows, step, key=lambda row: row["step"])
-        if at == len(self.rows) and complete and self.path.exists():
-            self.rows.append({"step": step} | values)
-            with self.path.open("a") as file:
-                file.write(self._line(self.rows[-1]))
-            return
+        before = ""
         if at == len(self.rows) or self.rows[at]["step"] != step:
             self.rows.insert(at, {"step": step})
+        else:
+            before = self._line(self.rows[at])
         self.rows[at] |= values
-        self._write()
+        is_last = at == len(self.rows) - 1
+        if not (complete and is_last and self._end(before, self._line(self.rows[at]))):
+            self._write()
+
+    def _end(self, before: str, now: str) -> bool:
+        """End the file with a line in place of another, or of none; returns whether it does.
+
+        Without a moment in which either is missing, so what the file has to end with is `before`,
+        and no longer than what is written over it.
+        """
+        if len(before) > len(now) or not self.path.exists():
+            return False
+        with self.path.open("r+b") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - len(before))
+            file.seek(start)
+            if file.read() != before.encode():
+                return False
+            file.seek(start)
+            file.write(now.encode())
+        return True
 
     def _write(self) -> None:
         if not self.rows:

@@ -17,10 +17,12 @@ from shard_files import Store, stored
 from video_files import number_of, painted, write_sound, write_video
 
 from pixio_lightning.cli.main import main
+from pixio_lightning.data import parquet
+from pixio_lightning.data.clips import table as clip_table
 from pixio_lightning.data.clips.datamodule import Clips
-from pixio_lightning.data.clips.pack import TABLE, TABLE_SCHEMA
 from pixio_lightning.data.clips.packed import PackedClips
 from pixio_lightning.data.clips.source import hold_out_files
+from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, numbered, write_clips
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards import remote
@@ -270,6 +272,43 @@ def test_packed_clips_are_arrays_and_not_objects(tmp_path: Path) -> None:
     assert sum(map(len, held)) == count
     assert held[0].times(7).tolist() == [0, 0.125, 0.25, 0.375]
     assert size / count < 300
+
+
+def test_as_many_clips_are_read_as_were_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many frames they have; but nothing unpacks to more than numbers of clips do."""
+    count, frames = 1500, 1000
+    rows = np.full(count, frames, np.int32)
+    nothing = np.zeros(0, np.int64)
+    shard = Shard("0.parquet", 1, "", rows, nothing, nothing, UNSORTED)
+    write_index(ShardIndex(str(tmp_path), [shard]), tmp_path / INDEX)
+    rng = np.random.default_rng(0)
+    ends = np.arange(count + 1, dtype=np.int32) * frames
+
+    def packed(starts: np.ndarray, sizes: np.ndarray) -> PackedClips:
+        lists = (np.tile(np.arange(frames) / 8, count), starts, sizes.astype(np.int32))
+        columns = [pa.array([f"v{i}"] * count) for i in range(2)]
+        columns += [pa.ListArray.from_arrays(ends, values) for values in lists]
+        write_clips(pa.table(columns, TABLE_SCHEMA.names).cast(TABLE_SCHEMA), tmp_path)
+        return opened(tmp_path)
+
+    monkeypatch.setattr(parquet, "MAX_GROUP", 24 << 20)  # of 1 GiB
+    monkeypatch.setattr(clip_table, "MAX_WHOLE", 1 << 20)  # of 4 GiB
+    n = count * frames
+    clips = packed(rng.integers(0, 1 << 30, n), rng.integers(1, 1 << 15, n))
+    assert len(clips) == count and len(clips.times(count - 1)) == frames
+    assert clips.file(7) == "v1"
+    with pytest.raises(UserError, match=r"larger than it may be \(over .* GiB in all\): pack the"):
+        packed(np.zeros(n, np.int64), np.zeros(n))
+
+
+def test_files_are_numbered_in_order() -> None:
+    """By which it is chosen what is held out."""
+    files = ["v10", "v9", "\u00e4", "v10", "V", "v9\\xff"]
+    names, numbers = numbered(pa.chunked_array([files[:2], files[2:]]))
+    expected = np.unique(files, return_inverse=True)
+    assert names == expected[0].tolist() and numbers.tolist() == expected[1].tolist()
 
 
 def test_packed_clips_at_both_addresses_are_refused(videos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,3 +207,13 @@ def test_scores_that_were_begun_are_gone_on_with(
     assert np.array_equal(file(facts="b").read(), matrix) and len(made) == 8
     left = sorted(path.suffix for path in (tmp_path / "covisibility").iterdir())
     assert left == [".lock", ".lock", ".npy", ".npy"]
+
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with pytest.raises(KeyboardInterrupt):
+        file(2, "c").complete()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    begun = file(facts="c").partial.read_bytes()  # by another process, for all one can tell
+    assert np.array_equal(file(facts="c").read(), matrix)
+    assert file(facts="c").partial.read_bytes() == begun

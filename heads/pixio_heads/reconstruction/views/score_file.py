@@ -53,8 +53,15 @@ class ScoreFile:
         if self.path.exists():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.path.with_suffix(".lock")):
+        with locked(self.path.with_suffix(".lock")) as alone:
             if self.path.exists():
+                return
+            if not alone:  # another may be adding rows to the file of those that are there
+                found = []
+                for row in self.rows(0):
+                    found.append(row.astype(_NUMBER))
+                    done()
+                self._keep(np.stack(found))
                 return
             start = self.frames - self.missing
             with self.partial.open("ab") as file:
@@ -64,10 +71,12 @@ class ScoreFile:
                     file.write(row.astype(_NUMBER).tobytes())
                     file.flush()
                     done()
-            matrix = np.fromfile(self.partial, _NUMBER).reshape(self.frames, self.frames)
-            with written_aside(self.path) as aside, aside.open("wb") as whole:
-                np.save(whole, matrix, allow_pickle=False)
+            self._keep(np.fromfile(self.partial, _NUMBER).reshape(self.frames, self.frames))
             self.partial.unlink()
+
+    def _keep(self, matrix: NDArray[np.float32]) -> None:
+        with written_aside(self.path) as aside, aside.open("wb") as whole:
+            np.save(whole, matrix, allow_pickle=False)
 
     def read(self) -> NDArray[np.float32]:
         """Map the matrix `(N, N)`, computed now where it was not."""

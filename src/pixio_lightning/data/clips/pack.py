@@ -11,7 +11,6 @@ import json
 import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +26,12 @@ from tqdm import tqdm
 from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.source import ClipSource, Frame
+from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, write_clips
 from pixio_lightning.data.clips.video import SUFFIXES, evenly
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.shards.format import Encoded, ShardIndex
+from pixio_lightning.data.shards.digests import Digests
+from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
 from pixio_lightning.data.sources import digest_of_files, existing_folder, files_below
@@ -38,18 +39,6 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import open_parquet, written_aside
 from pixio_lightning.keyed import permuted
 
-# What the groups of all shards are, in order; its name keeps it from being taken for a shard.
-TABLE = "_clips.parquet"
-TABLE_SCHEMA = pa.schema(
-    [
-        ("clip", pa.string()),
-        ("file", pa.string()),
-        ("times", pa.list_(pa.float64())),
-        # Where the bytes of each frame stand in the shard, so that two of thirty can be read alone.
-        ("starts", pa.list_(pa.int64())),
-        ("sizes", pa.list_(pa.int32())),
-    ]
-)
 _FRAME_FOLDER_FPS = 24.0  # by which numbers of frames in folders rise in a second, as in DAVIS
 _QUALITY = 90
 _LEAST = 2  # frames of a clip
@@ -107,20 +96,22 @@ def pack_clips(
     stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX, TABLE}
     if stray:
         raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
-    tasks = [partial(_pack_one, out / n, clips, p, form) for n, p in zip(names, parts, strict=True)]
+    digests = Digests(out)
+
+    def finish(name: str, part: list[int]) -> tuple[list[Bad], pa.Table, Shard]:
+        bad = _pack_one(out / name, clips, part, form)
+        return bad, _about(out / name), entry_of(out / name, digests)
+
     with ThreadPoolExecutor(jobs) as pool:
-        running = pool.map(lambda task: task(), tasks)
-        left_out = [*clips.bad]
-        for bad in tqdm(running, "packing shards of clips", len(tasks), disable=None):
-            left_out += bad
-    tables = [_about(out / name) for name in names]
-    table = pa.concat_tables(tables)
+        running = pool.map(finish, names, parts)
+        done = [*tqdm(running, "packing shards of clips", len(names), disable=None)]
+    left_out = [*clips.bad, *(image for bad, _, _ in done for image in bad)]
+    table = pa.concat_tables(about for _, about, _ in done)
     if not len(table):
         name, reason = left_out[0]
         raise UserError(f"no clip of '{source}' can be packed; the first, {name}: {reason}")
-    index = ShardIndex(str(out), [entry_of(out / name) for name in names])
-    with written_aside(out / TABLE) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    index = ShardIndex(str(out), [shard for _, _, shard in done])
+    write_clips(table, out)
     write_index(index, out / INDEX)
     list_left_out(out, dict(left_out).items())
     return index, len(table)

@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pixio_lightning.data.batches import Bad
-from pixio_lightning.data.clips.pack import TABLE, TABLE_SCHEMA
 from pixio_lightning.data.clips.source import Frame
+from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, numbered, read_clips
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.listing.names import Names
 from pixio_lightning.data.listing.ragged import Ragged
-from pixio_lightning.data.parquet import TooLarge, read_groups
 from pixio_lightning.data.shards.format import MAX_MEMBER, short_reason
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.remote import check_address, file_system, join, retried
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, open_parquet
+from pixio_lightning.files import default_cache
 
 
 class PackedClips:
@@ -52,7 +50,12 @@ class PackedClips:
         max_megapixels: float,
         key: str = "data.path",
     ) -> None:
-        table = _table(path, key)
+        check_address(path, key)
+        if (table := read_clips(path, TABLE_SCHEMA.names)) is None:
+            raise UserError(
+                f"{key} '{path}' holds no shards of clips ({TABLE} is missing or damaged): write "
+                "them with `pixio shard DIR SHARDS --clips`"
+            )
         # By every process: what one alone refused, in `setup`, the others would wait for.
         self.index = open_index(path, cache=default_cache(), key=key)
         self.max_megapixels = max_megapixels
@@ -63,7 +66,9 @@ class PackedClips:
             )
         try:
             # By group, in arrays, which workers share: of a list each would copy what it reads.
-            self._names, self._files = (Names(table[name].to_pylist()) for name in ("clip", "file"))
+            self._names = Names(table["clip"].to_pylist())
+            files, self._file_of = numbered(table["file"])
+            self._files = Names(files)
             self._times, self._starts, self._sizes = (
                 Ragged.of_column(table[name]) for name in ("times", "starts", "sizes")
             )
@@ -104,7 +109,7 @@ class PackedClips:
         return self._names[int(self._clips[index])]
 
     def file(self, index: int) -> str:
-        return self._files[int(self._clips[index])]
+        return self._files[int(self._file_of[self._clips[index]])]
 
     def times(self, index: int) -> NDArray[np.float64]:
         return self._times[self._clips[index]]
@@ -139,25 +144,3 @@ class PackedClips:
     def files_of(self, clip: int) -> list[Path]:
         """Return no file: frames of equal names, times and sizes are the same ones."""
         return []
-
-
-def _table(path: str, key: str) -> pa.Table:
-    """Return what the groups of the shards are.
-
-    Raises:
-        UserError: They hold no clips.
-    """
-    files, _ = check_address(path, key)
-    try:
-        with files.open(join(path, TABLE), "rb") as opened, open_parquet(opened) as file:
-            columns: dict[str, pa.ChunkedArray] = {}
-            # Apart: text is read by a few rows at a time, which for lists of numbers is slow.
-            for names in (TABLE_SCHEMA.names[:2], TABLE_SCHEMA.names[2:]):
-                part = read_groups(file, range(file.num_row_groups), names)
-                columns |= {name: part[name] for name in names}
-            return pa.table(columns).cast(TABLE_SCHEMA)
-    except (OSError, KeyError, TooLarge, pa.ArrowException):
-        raise UserError(
-            f"{key} '{path}' holds no shards of clips ({TABLE} is missing or damaged): write "
-            "them with `pixio shard DIR SHARDS --clips`"
-        ) from None

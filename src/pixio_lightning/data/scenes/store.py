@@ -286,9 +286,9 @@ def rendered_shards(
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise UserError(_UNGUARDED)
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root / ".lock"):
+        with locked(root / ".lock") as alone:
             missing = {path: indices for path, indices in shards.items() if not path.exists()}
-            for leftover in root.glob(".*.parquet.*"):
+            for leftover in root.glob(".*.parquet.*") if alone else ():
                 leftover.unlink()
             write = partial(_write_shard, schema=schema, rows=rows)
             _render(missing, write, label, workers=workers, progress=progress)

@@ -16,6 +16,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ class ShardIndex:
     def lost(self) -> float:
         """About which share of the images is lost: damaged shards had as many as others have."""
         rows = {shard.path: shard.rows for shard in self.shards}
-        names = [name for name, _ in self.damaged]
+        names = {name for name, _ in self.damaged}
         whole = [n for name, n in rows.items() if name not in names] or list(rows.values())
         had = sum(whole) / max(1, len(whole))
         lost = sum(max(0.0, had - rows.get(name, 0)) for name in names)
@@ -136,7 +137,7 @@ class ShardIndex:
         """Return the number of images in a group."""
         return int(self.group_rows[group])
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of what the index lists."""
         total = hashlib.blake2b(digest_size=8)

@@ -8,15 +8,12 @@ from __future__ import annotations
 from contextlib import suppress
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from pixio_lightning.data.clips.pack import TABLE
-from pixio_lightning.data.parquet import TooLarge, read_groups
+from pixio_lightning.data.clips.table import TABLE, numbered, read_clips
 from pixio_lightning.data.shards.format import ShardIndex, is_tar
 from pixio_lightning.data.shards.remote import file_system, join, parquet_file, place_of
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import open_parquet
 from pixio_lightning.keyed import permuted
 
 
@@ -32,7 +29,7 @@ def held_out_groups(index: ShardIndex, *, limit: int) -> NDArray[np.int64]:
     videos = _videos_of(index)
     part, of = np.arange(index.n_groups), "group of images"
     if videos is not None:
-        part, of = np.unique(videos, return_inverse=True)[1], "video"
+        part, of = videos, "video"
     rows = np.bincount(part, weights=index.group_rows).astype(np.int64)
     n = len(rows)
     if n < 2:
@@ -46,28 +43,25 @@ def held_out_groups(index: ShardIndex, *, limit: int) -> NDArray[np.int64]:
     return np.flatnonzero(np.isin(part, chosen))
 
 
-def _videos_of(index: ShardIndex) -> NDArray[np.str_] | None:
-    """Return the video that each group is of, as `pixio shard --clips` wrote; None of pictures.
+def _videos_of(index: ShardIndex) -> NDArray[np.int32] | None:
+    """Return the number of each group's video, as `pixio shard --clips` wrote; None of pictures.
 
     Raises:
         UserError: They are of videos, but what tells which is missing, damaged or of others.
     """
-    files, place = file_system(index.root), join(index.root, TABLE)
-    names = np.zeros(0, np.str_)
-    if files.exists(place):
-        with suppress(OSError, KeyError, TooLarge, pa.ArrowException):
-            with files.open(place, "rb") as opened, open_parquet(opened) as file:
-                table = read_groups(file, range(file.num_row_groups), ["file"])
-            names = np.array(table["file"].to_pylist(), np.str_)
-    elif not _holds_clips(index):
+    videos = np.zeros(0, np.int32)
+    if (table := read_clips(index.root, ["file"])) is not None:
+        with suppress(ValueError):
+            _, videos = numbered(table["file"])
+    elif not file_system(index.root).exists(join(index.root, TABLE)) and not _holds_clips(index):
         return None
-    if len(names) != index.n_groups:
+    if len(videos) != index.n_groups:
         raise UserError(
             f"'{index.root}' holds shards of clips, of which no {TABLE} beside them tells which "
             "video each is of, so none can be held out: give the folder that `pixio shard --clips` "
             "wrote, or data.val_path"
         )
-    return names
+    return videos
 
 
 def _holds_clips(index: ShardIndex) -> bool:

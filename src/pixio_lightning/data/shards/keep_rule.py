@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pixio_lightning.data.shards.format import Encoded, ShardIndex
+from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex
+from pixio_lightning.data.shards.remote import in_order
 from pixio_lightning.data.shards.score_files import (
     INSIDE,
     Floats,
@@ -246,10 +246,15 @@ def histogram_of(index: ShardIndex, curation: Curation) -> Histogram:
 def digest_of_scores(index: ShardIndex, curation: Curation) -> str:
     """Hash of the curation and of the sizes of its score files, for caches and fingerprints."""
     facts: list[Any] = [index.digest, vars(curation)]
+
+    def look(shard: Shard) -> list[Any]:
+        file = score_file(str(curation.scores), shard.path)
+        try:
+            about = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [file.name, about.st_size, about.st_mtime_ns]
+
     if curation.scores not in (None, INSIDE):
-        for shard in index.shards:
-            file = score_file(str(curation.scores), shard.path)
-            with suppress(FileNotFoundError, NotADirectoryError):  # asked once: there are many
-                about = file.stat()
-                facts.append([file.name, about.st_size, about.st_mtime_ns])
+        facts += filter(None, in_order(look, index.shards))
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()

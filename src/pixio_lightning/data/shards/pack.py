@@ -7,7 +7,6 @@ The files are what `datasets` reads as images, too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pixio_lightning.data.shards.digests import Digests
 from pixio_lightning.data.shards.format import (
     MAX_MEMBER,
     UNSORTED,
@@ -106,8 +106,9 @@ def pack(
     stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX}
     if stray:
         raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
+    digests = Digests(out)
     tasks = [
-        partial(_pack_one, out / name, read, group, alone=len(parts) == 1)
+        partial(_pack_one, out / name, read, group, digests, alone=len(parts) == 1)
         for name, read in zip(names, parts, strict=True)
     ]
     with ThreadPoolExecutor(jobs) as pool:
@@ -221,7 +222,9 @@ def _groups(index: ShardIndex, number: int) -> Iterator[Encoded]:
         yield from read_group(index, group)
 
 
-def _pack_one(path: Path, part: tuple[str, Read], group: int, *, alone: bool) -> Packed:
+def _pack_one(
+    path: Path, part: tuple[str, Read], group: int, digests: Digests, *, alone: bool
+) -> Packed:
     content, read = part
     done = f"{content} {group}"
     if (
@@ -229,7 +232,7 @@ def _pack_one(path: Path, part: tuple[str, Read], group: int, *, alone: bool) ->
         and (pq.read_schema(path).metadata or {}).get(b"pixio_source") == done.encode()
     ):
         about = json.loads(pq.read_schema(path).metadata[b"pixio_left_out"])
-        return Packed(entry_of(path), [tuple(bad) for bad in about])
+        return Packed(entry_of(path, digests), [tuple(bad) for bad in about])
     left_out: list[tuple[str, str]] = []
     images: list[Encoded] = []
     # The bytes of a whole shard are held: what is left out must be known before it is written.
@@ -242,7 +245,7 @@ def _pack_one(path: Path, part: tuple[str, Read], group: int, *, alone: bool) ->
     if alone and len(images) < 10 * group:
         group = max(1, len(images) // 10)
     write_shard(path, images, {}, group=group, about=about)
-    return Packed(entry_of(path), left_out)
+    return Packed(entry_of(path, digests), left_out)
 
 
 def write_shard(
@@ -307,7 +310,7 @@ def table_of(images: list[Encoded], columns: dict[str, pa.Array], schema: pa.Sch
     return pa.Table.from_pydict(base | columns, schema=schema)
 
 
-def entry_of(path: Path, *, sorted_by_loss: bool = False) -> Shard:
+def entry_of(path: Path, digests: Digests, *, sorted_by_loss: bool = False) -> Shard:
     """Return the index entry of a local parquet shard, with its digest."""
     about = pq.read_metadata(path)
     counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
@@ -318,8 +321,7 @@ def entry_of(path: Path, *, sorted_by_loss: bool = False) -> Shard:
         )
         values = [about.row_group(i).column(at).statistics.max for i in range(len(counts))]
         largest = np.array(values, np.float32)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digests.of(path)
     nowhere = np.zeros(0, np.int64)
     size = path.stat().st_size
     return Shard(path.name, size, digest, np.array(counts, np.int32), nowhere, nowhere, largest)

@@ -8,6 +8,7 @@ import math
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from pixio_lightning.data.shards.format import ShardIndex
 from pixio_lightning.data.shards.keep_rule import (
@@ -32,14 +33,32 @@ def write_rule(folder: Path, rule: KeepRule) -> None:
     write_text(folder / _RULE, json.dumps(about) + "\n")
 
 
-def rule_of(index: ShardIndex, curation: Curation, seed: int) -> KeepRule:
+class Ruled(NamedTuple):
+    """The rule of a run, and what its scores are known by.
+
+    Attributes:
+        rule: The rule.
+        digest: Of the scores, see `digest_of_scores`.
+    """
+
+    rule: KeepRule
+    digest: str
+
+
+def rule_of(index: ShardIndex, curation: Curation, seed: int) -> Ruled:
     """Return the rule of a run: that of the shards, if they were rewritten by one.
 
+    Each score file is looked at once: there may be as many as there are shards.
+
     Raises:
-        UserError: See `own_rule`.
+        UserError: The scores do not fit, see `check_scores` and `own_rule`.
     """
-    own = own_rule(index, curation, seed)
-    return own or KeepRule(curation, calibrated(index, curation), seed)
+    if own := own_rule(index, curation, seed):
+        return Ruled(own, digest_of_scores(index, own.curation))
+    digest = digest_of_scores(index, curation)
+    if curation.scores != INSIDE:
+        check_scores_once(index, curation, digest)
+    return Ruled(KeepRule(curation, calibrated(index, curation, digest), seed), digest)
 
 
 def own_rule(index: ShardIndex, curation: Curation, seed: int) -> KeepRule | None:
@@ -106,11 +125,17 @@ def _read_rule(root: str, place: str) -> tuple[Curation, float] | None:
         raise UserError(f"'{place}' cannot be read: {reason}") from None
 
 
-def calibrated(index: ShardIndex, curation: Curation) -> float:
-    """Return the constant of the rule; what is counted for it is kept in the cache."""
+def calibrated(index: ShardIndex, curation: Curation, digest: str) -> float:
+    """Return the constant of the rule; what is counted for it is kept in the cache.
+
+    Args:
+        index: The shards.
+        curation: Which of their images are kept.
+        digest: Of their scores, see `digest_of_scores`.
+    """
     if curation.fraction is None:
         return 1.0
-    kept = default_cache() / f"calibrated-{digest_of_scores(index, curation)}.json"
+    kept = default_cache() / f"calibrated-{digest}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
         if 0 < (c := float(parse_json(read_text(kept))["c"])) < math.inf:
             return c
@@ -120,18 +145,23 @@ def calibrated(index: ShardIndex, curation: Curation) -> float:
     return c
 
 
-def check_scores_once(index: ShardIndex, curation: Curation) -> None:
+def check_scores_once(index: ShardIndex, curation: Curation, digest: str) -> None:
     """Check a folder of score files, unless this machine found the same files in order before.
 
     A look at each file tells whether it has changed; its footer has to be opened to be checked, and
     there are as many as shards.
 
+    Args:
+        index: The shards.
+        curation: Which of their images are kept.
+        digest: Of their scores, see `digest_of_scores`.
+
     Raises:
         UserError: As `check_scores`.
     """
-    facts = f"{digest_of_scores(index, curation)} {index.column}"
-    digest = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
-    checked = default_cache() / f"checked-scores-{digest}"
+    facts = f"{digest} {index.column}"
+    name = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+    checked = default_cache() / f"checked-scores-{name}"
     if not checked.exists():
         check_scores(index, str(curation.scores))
         with suppress(OSError):  # without a cache they are checked at each start

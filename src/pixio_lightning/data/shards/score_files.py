@@ -27,6 +27,7 @@ from pixio_lightning.data.shards.format import (
     column_read,
     read_columns,
 )
+from pixio_lightning.data.shards.remote import in_order
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 from pixio_lightning.files.naming import output_name
@@ -168,8 +169,9 @@ def _as_scores(columns: dict[str, Any]) -> tuple[NDArray[np.int64], Scores]:
 
 def all_scores(index: ShardIndex, folder: str) -> Iterator[tuple[int, NDArray[np.int64], Scores]]:
     """Yield every shard's number, keys' hashes and scores."""
-    for number, shard in enumerate(index.shards):
-        yield number, *scores_of_shard(index, shard, folder)
+    found = in_order(lambda shard: scores_of_shard(index, shard, folder), index.shards)
+    for number, (hashes, scores) in enumerate(found):
+        yield number, hashes, scores
 
 
 # --- what a file says of itself -------------------------------------------------------------------
@@ -240,17 +242,17 @@ def check_scores(index: ShardIndex, folder: str) -> dict[str, Any]:
     """
     if not Path(folder).is_dir():
         raise UserError(f"data.curation.scores '{folder}' is not a folder")
-    missing = [s.path for s in index.shards if s.rows and not score_file(folder, s.path).exists()]
+    there = in_order(lambda shard: score_file(folder, shard.path).exists(), index.shards)
+    missing = [s.path for s, here in zip(index.shards, there, strict=True) if s.rows and not here]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(index.shards)} shards have no scores in '{folder}', the first "
             f"is '{missing[0]}': run `pixio predict -c curation/score` again, it does the rest"
         )
     shared: dict[str, Any] = {}
-    for shard in index.shards:
-        path = score_file(folder, shard.path)
-        about = _about(path)
-        _check_shard(shard, path, about)
+    said = in_order(lambda shard: _about(score_file(folder, shard.path)), index.shards)
+    for shard, about in zip(index.shards, said, strict=True):
+        _check_shard(shard, score_file(folder, shard.path), about)
         found = about["pixio_scores"]
         if shared and (differ := different(shared, found)):
             facts = ", ".join(f"{k} {shared.get(k)} and {found.get(k)}" for k in differ)

@@ -18,9 +18,8 @@ from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.held_out import held_out_groups, refuse_trained_on
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.keep_rule import Curation, KeepRule, digest_of_scores
-from pixio_lightning.data.shards.rule_of_run import check_scores_once, rule_of
-from pixio_lightning.data.shards.score_files import INSIDE
+from pixio_lightning.data.shards.keep_rule import Curation, KeepRule
+from pixio_lightning.data.shards.rule_of_run import Ruled, rule_of
 from pixio_lightning.data.shards.stream import (
     BLOCK_ROWS,
     BlockOrder,
@@ -94,6 +93,7 @@ class ShardSet:
         seed: Seed of the order and of what is kept.
         look: Whether to look at each shard, see `open_index`, and whether one is held out and
             trained on.
+        ruled: What another process has found of the scores; None looks at each of their files.
 
     Raises:
         UserError: There are no shards, or too few groups; some of them are trained on and held out;
@@ -110,12 +110,13 @@ class ShardSet:
         curation: Curation,
         seed: int,
         look: bool = True,
+        ruled: Ruled | None = None,
     ) -> None:
         self.index = index
         if not self.index.n_groups:
             reasons = "; ".join(": ".join(bad) for bad in index.damaged[:3]) or "empty shards"
             raise UserError(f"data.path '{index.root}' holds no image ({reasons})")
-        self.curation, self.seed = curation, seed
+        self.seed = seed
         every = np.arange(self.index.n_groups)
         if val_path is not None or val_split is not None:
             apart = open_index(
@@ -139,17 +140,19 @@ class ShardSet:
             raise UserError(f"data.val_path '{val_path}' holds no image to validate on")
         self.rows = int(self.index.group_rows[train].sum(dtype=np.int64))  # in a pass
         self.order = BlockOrder.of(self.index, train, rows=BLOCK_ROWS, seed=seed)
-        self.rule: KeepRule | None = None
         self.loader: ShardLoader | None = None
         self.stored: dict[str, Any] | None = None
         self.live: dict[str, Any] = {}
         # Of every shard, how many of its images this process met, and how many of them it kept.
         self.tally = np.zeros((len(index.shards), 2), np.int64)
-        if curation.scores is not None:
-            if curation.scores != INSIDE:
-                check_scores_once(self.index, curation)
-            self.rule = rule_of(self.index, curation, seed)
-            self.curation = self.rule.curation
+        self.ruled = ruled
+        if curation.scores is not None and ruled is None:
+            self.ruled = rule_of(self.index, curation, seed)
+
+    @property
+    def rule(self) -> KeepRule | None:
+        """The rule by which images are kept; None keeps all."""
+        return self.ruled.rule if self.ruled else None
 
     @property
     def digest(self) -> str:
@@ -187,7 +190,6 @@ class ShardSet:
         data = ShardImages(self.index, self.order, self.rule, seed=self.seed, **images)
         loader = ShardLoader(data, report, tally=self.count, batches=batches, arguments=arguments)
         self.loader = loader
-        # Once: it hashes the index and looks at every score file.
         self.live = live = self.layout(images["world_size"], loader.readers)
         if self.stored is not None:
             _check_place(self.stored)
@@ -216,7 +218,7 @@ class ShardSet:
             "index": self.index.digest,
             _PER_BLOCK: self.order.per_block,
             "groups": len(self.order.groups),
-            "curation": digest_of_scores(self.index, self.curation) if self.rule else "",
+            "curation": self.ruled.digest if self.ruled else "",
         }
 
     def state(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import hashlib
 import inspect
 import marshal
 import shutil
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,20 +46,30 @@ _NOT_OF_STATISTICS = {"cache", "config", "optim", "outcome", "provenance", "seed
 _CODE = (version("pixio-lightning"), 2)
 
 
+Digest = Callable[[str], str]  # of a split; all processes call it
+
+
 class FeatureCache(L.Callback):
     """For a head with `cache`: its statistics, and the features that it trains on, from disk.
 
     The head brings it along, and it stays with a trainer that goes on to another module.
     """
 
+    def __init__(self) -> None:
+        self._digests: dict[str, str] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._digests.clear()  # files may have changed since an earlier run
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: Head) -> None:
         self.on_validation_start(trainer, pl_module)
         if getattr(pl_module, "cache", False) and pl_module.reads != "nothing":
-            _install(pl_module)
+            _install(pl_module, partial(self._digest, pl_module))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Head) -> None:
         if getattr(pl_module, "cache", False):
-            pl_module.renew_statistics(lambda: _statistics(pl_module))
+            digest = partial(self._digest, pl_module)
+            pl_module.renew_statistics(lambda: _statistics(pl_module, digest))
 
     on_test_start = on_validation_start
 
@@ -70,8 +82,16 @@ class FeatureCache(L.Callback):
         """Do the same where a run ends early."""
         self.teardown(trainer, pl_module, "fit")
 
+    def _digest(self, head: Head, split: str) -> str:
+        """Return the digest of a split, for which one process looks at all of its files, once."""
+        if split not in self._digests:
+            trainer = head.trainer
+            own = _sample_data(head).digest(split) if trainer.is_global_zero else ""
+            self._digests[split] = trainer.strategy.broadcast(own)
+        return self._digests[split]
 
-def _install(head: Head) -> None:
+
+def _install(head: Head, digest: Digest) -> None:
     """Encode all samples that a training reads and are not in the cache yet, then use the cache.
 
     Raises:
@@ -85,12 +105,12 @@ def _install(head: Head) -> None:
         )
     sets = {"train": data.training_set().stored, "val": data.evaluation_set("val").stored}
     for split, samples in sets.items():
-        store = Store(default_cache() / "features" / store_name(head, data, split))
+        store = Store(default_cache() / "features" / store_name(head, data, split, digest))
         _fill(head, data, store, samples, split)
         data.stores[split] = store
 
 
-def _statistics(head: Head) -> dict[str, Tensor]:
+def _statistics(head: Head, digest: Digest) -> dict[str, Tensor]:
     """Return what a head's `fit_statistics` found, from the cache if it looked before."""
     data = _sample_data(head)
     own = plain_facts(head, without=_NOT_OF_STATISTICS)
@@ -102,7 +122,7 @@ def _statistics(head: Head) -> dict[str, Tensor]:
         source_of(data, SampleData),
     )
     # Those of labels serve every backbone, those of features one.
-    names = [(about, data.digest("train")), (about, store_name(head, data, "train"))]
+    names = [(about, digest("train")), (about, store_name(head, data, "train", digest))]
     paths = [default_cache() / "features" / f"statistics-{digest_of(*name)}.pt" for name in names]
     # One process reads: another may have written the file since, or see another cache.
     files = paths if head.trainer.is_global_zero else []
@@ -154,7 +174,7 @@ def _sample_data(head: Head) -> SampleData:
     return data
 
 
-def store_name(head: Head, data: SampleData, split: str) -> str:
+def store_name(head: Head, data: SampleData, split: str, digest: Digest) -> str:
     """Return the name of the store of a split: a hash of all its features depend on."""
     backbone = head.backbone
     return digest_of(
@@ -165,7 +185,7 @@ def store_name(head: Head, data: SampleData, split: str) -> str:
         head.trainer.precision,
         head.input_config,
         head.reads,
-        data.digest(split),
+        digest(split),
         source_of(data, SampleData),
         (data.views, data.seed) if split == "train" and data.views else None,
         *_source_of_inputs(head),

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 
+from pixio_lightning.data.workers import leave_workers_unwatched
 from pixio_lightning.training import results
 from pixio_lightning.training.callbacks.checkpoints import Checkpoints
 from pixio_lightning.training.callbacks.progress import say
@@ -115,6 +116,8 @@ class Preemption(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         self.signal, self.stopping = self.signal or signal.SIGTERM, True
+        # No batch is asked for any more, and one that ends now must not interrupt the writing.
+        leave_workers_unwatched()
         for callback in trainer.callbacks:
             if isinstance(callback, Checkpoints):
                 callback.save_last(trainer)
