@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from data_path import photographs
 
+from pixio_lightning.data.shards.digests import Digests
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
@@ -31,13 +32,13 @@ from pixio_lightning.data.workers import start_worker
 def pack(folder: Path, n: int) -> None:
     """Write `n` photographs, the same few again and again, into four shards."""
     files = photographs()
-    entries = []
+    entries, digests = [], Digests(folder)
     for number in range(4):
         path = folder / f"{number}.parquet"
         rows = range(number, n, 4)
         images = [Encoded(f"{row:08d}.jpg", files[row % len(files)]) for row in rows]
         write_shard(path, images, {}, group=100, about={})
-        entries.append(entry_of(path))
+        entries.append(entry_of(path, digests))
     write_index(ShardIndex(str(folder), entries), folder / INDEX)
 
 

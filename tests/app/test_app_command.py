@@ -137,7 +137,7 @@ def test_runs_on_weights_of_a_hub_take_those_that_are_given(
 def test_a_run_without_room_is_left_out(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = {"class": "app_runs:GreedyDepth"}
+    about = {"class": "GreedyDepth"}
     greedy = str(app_runs.rewritten(runs / "depth", tmp_path / "greedy.ckpt", **about))
     loaded = opened([greedy, str(runs / "depth")])
     said = capsys.readouterr().out

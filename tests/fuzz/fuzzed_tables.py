@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tarfile
 from pathlib import Path
@@ -16,7 +15,12 @@ from kind import Kind, Make
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.shards.format import read_group
 from pixio_lightning.data.shards.index import open_index, write_index
-from pixio_lightning.data.shards.score_files import check_scores, score_file, scores_of
+from pixio_lightning.data.shards.score_files import (
+    about_scores,
+    check_scores,
+    score_file,
+    scores_of,
+)
 from pixio_lightning.keyed import key_of
 
 
@@ -77,7 +81,7 @@ def _scored(folder: Path) -> list[str]:
             "width": pa.array(numbers + 20, pa.int32()),
             "height": pa.array(numbers + 20, pa.int32()),
         }
-    ).replace_schema_metadata({b"pixio_scores": json.dumps({"size": 64, "masks": 2}).encode()})
+    ).replace_schema_metadata(about_scores({"size": 64, "masks": 2}, index.shards[0]))
     pq.write_table(table, path)  # in one group, as `write_scores` does
     return [str(path.relative_to(folder))]
 

@@ -36,6 +36,7 @@ def _checkpoint(folder: Path) -> list[str]:
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(3)).sum().backward()
     optimizer.step()
+    backbone = {"name": None, "model_args": _ARGS}
     stored = {
         "epoch": 1,
         "global_step": 10,
@@ -44,7 +45,7 @@ def _checkpoint(folder: Path) -> list[str]:
         "optimizer_states": [optimizer.state_dict()],
         "lr_schedulers": [],
         "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 1}}}},
-        "pixio": {"class": "PixelPretraining", "backbone": {"name": None, "model_args": _ARGS}},
+        "pixio": {"format": 1, "class": "PixelPretraining", "backbone": backbone},
     }
     torch.save(stored, folder / "a.ckpt")
     return ["a.ckpt"]

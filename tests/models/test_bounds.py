@@ -53,7 +53,7 @@ HOSTILE = {
 
 def written(folder: Path, extra: Any) -> Path:
     state = {f"backbone.vit.{n}": t for n, t in PixioViT(**SMALL).state_dict().items()}
-    about = {"backbone": {"name": "pixio_vitt16", "model_args": SMALL}}
+    about = {"format": 1, "backbone": {"name": "pixio_vitt16", "model_args": SMALL}}
     torch.save({"state_dict": state, "pixio": about, "extra": extra}, folder / "w.ckpt")
     return folder / "w.ckpt"
 
@@ -111,7 +111,7 @@ def test_nothing_is_called_that_allocates(
     """torch's restricted unpickler calls these, before anything of the file can be looked at."""
     path = tmp_path / "w.ckpt"
     state = {f"backbone.vit.{n}": t for n, t in PixioViT(**SMALL).state_dict().items()}
-    about = {"backbone": {"name": "pixio_vitt16", "model_args": SMALL}}
+    about = {"format": 1, "backbone": {"name": "pixio_vitt16", "model_args": SMALL}}
     content = {"state_dict": state, "pixio": about, "extra": CALLS[call]()}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="called when it is read, .*: refused, and nothing of it"):

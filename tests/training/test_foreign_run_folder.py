@@ -194,7 +194,8 @@ def test_results_only_show(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not [line for line in told.splitlines() if line.startswith("delta1")]
 
 
-TABLES = ("{", "[]", '{"a": 5}', '{"a": {"m": ["x"]}}', '{"a": {"m": []}}', "[" * 100_000)
+ROWS = ('{"a": 5}', '{"a": {"m": ["x"]}}', '{"a": {"m": []}}')
+TABLES = ("{", "[]", "{}", *(f'{{"rows": {rows}}}' for rows in ROWS), "[" * 100_000)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=range(len(TABLES)))
@@ -207,8 +208,8 @@ def test_a_table_that_is_none(
 
 
 def test_tables_only_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({f"row{ESCAPES}": {"m": [1]}}))
-    (tmp_path / "b.json").write_text('{"row": {"m": [2]}}')
+    (tmp_path / "a.json").write_text(json.dumps({"rows": {f"row{ESCAPES}": {"m": [1]}}}))
+    (tmp_path / "b.json").write_text('{"rows": {"row": {"m": [2]}}}')
     assert main(["bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 

@@ -323,10 +323,10 @@ class ReconstructionData(SampleData):
             sets = self._sets_of(stage)
             if len(held_out.indices) < len(sets):  # as many of each data set
                 held_out.indices = in_turns(sets.by_data_set(), len(held_out.indices))
-            self._measure(stage, held_out.indices)
-            held_out.indices.sort(key=lambda index: sets.place(index)[1])
+            chosen = sorted(held_out.indices, key=lambda index: sets.place(index)[1])
+            self._measure(stage, chosen)
             processes = self.trainer.world_size if self.trainer else 1
-            held_out.indices = dealt(held_out.indices, processes)
+            held_out.indices = dealt(chosen, processes)
         return held_out
 
     def statistics_dataloader(self, limit: int | None = None, *, share: bool = False) -> Loader:

@@ -60,7 +60,7 @@ def _read_table(folder: Path) -> dict[str, Any]:
             if not facts.keys() >= {*results.COMPARED}:
                 raise TypeError
         found |= {"better": dict(found["better"]), "baselines": int(found["baselines"])}
-    except (ValueError, AttributeError, TypeError, OverflowError):
+    except (ValueError, AttributeError, TypeError, KeyError, OverflowError):
         raise UserError(
             f"'{path}' is no table of a suite: expected numbers by row and metric, as "
             "`pixio bench` writes them"
