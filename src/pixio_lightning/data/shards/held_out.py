@@ -27,7 +27,8 @@ def held_out_groups(index: ShardIndex, *, limit: int) -> NDArray[np.int64]:
         UserError: There is one group only, or one video, or it cannot be told which video is which.
     """
     videos = _videos_of(index)
-    part, of = np.arange(index.n_groups), "group of images"
+    part: NDArray[np.integer] = np.arange(index.n_groups)
+    of = "group of images"
     if videos is not None:
         part, of = videos, "video"
     rows = np.bincount(part, weights=index.group_rows).astype(np.int64)
