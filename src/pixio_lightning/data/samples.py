@@ -6,7 +6,7 @@ may have no image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -336,12 +336,12 @@ class HeldOutSamples(SampleViews):
         samples: Loaded,
         prepare: Callable[[Sample], Sample],
         *,
-        indices: Sequence[int] | None = None,
+        indices: list[int] | None = None,
         store: Mapping[str, View] | None = None,
     ) -> None:
         super().__init__(samples, store)
         self.prepare = prepare
-        self.indices = range(len(samples)) if indices is None else indices
+        self.indices = list(range(len(samples))) if indices is None else indices
 
     @property
     def stored(self) -> HeldOutSamples | Frames:
