@@ -249,6 +249,7 @@ class FakeTrainer:
     global_rank, world_size, accumulate_grad_batches, global_step = 0, 1, 1, 0
     log_every_n_steps, loggers, is_global_zero = 1, (), True
     limit_train_batches, fast_dev_run = 1.0, False
+    callbacks, overfit_batches, reload_dataloaders_every_n_epochs = (), 0, 0
 
     class strategy:
         root_device = torch.device("cpu")
