@@ -26,7 +26,7 @@ from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
 from pixio_lightning.data.shards.pack import entry_of, write_shard
 from pixio_lightning.data.shards.set import ShardSet
-from pixio_lightning.data.workers import start_worker
+from pixio_lightning.data.workers import WorkerContext, start_worker
 
 
 def pack(folder: Path, n: int) -> None:
@@ -56,6 +56,7 @@ def soak(folder: Path, *, passes: int, workers: int = 2) -> dict[int, list[tuple
     images: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 64, "size": 256}
     images |= {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "max_megapixels": 64}
     arguments = {"num_workers": workers, "worker_init_fn": start_worker, "timeout": 600}
+    arguments |= {"multiprocessing_context": WorkerContext()}
     loader = shards.open(
         images, lambda bad, seen: None, batches=1, arguments=arguments, restart_pass=False
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -108,6 +110,43 @@ def ready_then_sleep(ready: int) -> None:
     start_worker(0)
     os.write(ready, b"1")
     time.sleep(600)
+
+
+ORPHANED = """
+import os, sys
+from torch.utils.data import DataLoader
+from pixio_lightning.data import workers
+
+workers._LOOK = 0.1
+
+
+class Long:
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        return "x" * 100_000  # more than a pipe holds
+
+
+how = {"worker_init_fn": workers.start_worker, "prefetch_factor": 8, "num_workers": 4}
+how["multiprocessing_context"] = workers.WorkerContext()
+batches = iter(DataLoader(Long(), batch_size=None, **how))
+next(batches)
+print(*[worker.pid for worker in batches._workers], flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """Also those that have results to hand over, which nobody takes any more."""
+    with (tmp_path / "workers").open("w") as out:  # no pipe, which they would hold open
+        done = subprocess.run([sys.executable, "-c", ORPHANED], stdout=out)
+    workers = [int(word) for word in (tmp_path / "workers").read_text().split()]
+    assert done.returncode == -signal.SIGKILL and len(workers) == 4
+    end = time.monotonic() + 60
+    while alive := [worker for worker in workers if Path(f"/proc/{worker}").exists()]:
+        assert time.monotonic() < end, f"{len(alive)} of {len(workers)} workers are still there"
+        time.sleep(0.1)
 
 
 def test_whoever_started_a_worker_ends_it_all_the_same() -> None:

@@ -152,7 +152,6 @@ _AFTER_TORCH = """
 import signal, subprocess, sys
 from torch.utils.data import DataLoader
 from pixio_lightning.cli.main import main
-from pixio_lightning.training.checkpoints.checkpoint_io import read
 
 list(DataLoader([0, 1], num_workers=1))
 torchs = signal.getsignal(signal.SIGCHLD)

@@ -20,6 +20,7 @@ from pixio_lightning.data import Sample
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.training.base import BackboneModule
+from pixio_lightning.training.checkpoints.fill import refuse_other_model
 
 SIDE, SAMPLES = 32, 8
 ARGS = {"img_size": SIDE, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -120,6 +121,19 @@ def test_a_training_whose_model_would_be_lost_is_refused(tmp_path: Path) -> None
     own = trainer(tmp_path, strategy="ddp_fork", devices=1)
     with pytest.raises(Exception, match="the model would be lost: give trainer.strategy ddp"):
         own.fit(head(), ShadeData())
+
+
+class Uncached(Classification):
+    """One that brings callbacks of its own alone."""
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return []
+
+
+def test_a_cache_that_nothing_fills_is_named(tmp_path: Path) -> None:
+    module = Uncached(backbone(), pool="patches", cache=True)
+    with pytest.raises(UserError, match="Uncached.configure_callbacks leaves out what fills it"):
+        trainer(tmp_path).fit(module, ShadeData())
 
 
 # --- modes ----------------------------------------------------------------------------------------
@@ -284,6 +298,22 @@ def test_an_optimiser_of_ones_own_trains_and_its_rate_is_logged(
     assert further.global_step == 3
 
 
+class Decayed(Classification):
+    """One that changes what ours has built."""
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        built = super().configure_optimizers()
+        for group in built["optimizer"].param_groups:
+            group["weight_decay"] = 0.25
+        return built
+
+
+def test_what_is_changed_of_our_optimiser_stays_so(tmp_path: Path) -> None:
+    own = trainer(tmp_path, limit_val_batches=0)
+    own.fit(Decayed(backbone(), pool="patches"), ShadeData())
+    assert {group["weight_decay"] for group in own.optimizers[0].param_groups} == {0.25}
+
+
 class Added(L.Callback):
     """What Lightning's BackboneFinetuning does after some epochs."""
 
@@ -314,6 +344,25 @@ def test_what_was_trained_without_the_command_line_comes_back(saved: Path, tmp_p
         KNN.load_from_checkpoint(saved, backbone=backbone())
     with pytest.raises(UserError, match="digest"):
         Classification.load_from_checkpoint(saved, backbone=backbone(seed=3), pool="patches")
+
+
+@pytest.mark.parametrize("key", [{"strict": False}, {"weights_only": False}])
+def test_a_checkpoint_is_loaded_strictly_and_without_code(
+    key: dict[str, bool], saved: Path
+) -> None:
+    with pytest.raises(UserError, match="leave out hparams_file, strict=False and weights_only"):
+        Classification.load_from_checkpoint(saved, backbone=backbone(), pool="patches", **key)
+    same = {name: True for name in key}
+    Classification.load_from_checkpoint(saved, backbone=backbone(), pool="patches", **same)
+    with pytest.raises(UserError, match="does not fit Classification: TypeError: .*backbone"):
+        Classification.load_from_checkpoint(saved)
+
+
+def test_values_below_a_key_are_compared_one_by_one() -> None:
+    now = {"sizes": {"dim": 8, "taps": [1, 2]}, "pool": "cls"}
+    refuse_other_model(now, {"sizes": {"dim": 8, "taps": (1, 2)}})
+    with pytest.raises(UserError, match=r"model.sizes.dim is 8, but .* trained with 9"):
+        refuse_other_model(now, {"sizes": {"dim": 9, "taps": (1, 2)}})
 
 
 def test_a_tuned_backbone_comes_back_whatever_it_began_with(tmp_path: Path) -> None:

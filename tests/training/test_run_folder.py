@@ -225,24 +225,6 @@ def test_known_columns_are_appended(tmp_path: Path) -> None:
     assert path.read_text() == "step,loss,val\n0,1,1\n1,2,\n"
 
 
-def test_a_last_row_that_grows_is_written_alone(tmp_path: Path) -> None:
-    """Of a step, what callbacks log comes before its loss."""
-    path = tmp_path / "metrics.csv"
-    metrics = Metrics(path)
-    metrics.add(0, {"rate": 0.5, "loss": 1.0})
-    inode = path.stat().st_ino
-    for step in (1, 2):
-        metrics.add(step, {"rate": 0.25})
-        metrics.add(step, {"loss": 2.0})
-    assert path.stat().st_ino == inode
-    assert path.read_text() == "step,rate,loss\n0,0.5,1\n1,0.25,2\n2,0.25,2\n"
-    metrics.add(2, {"rate": 1.0})  # a shorter line, over which no part of the longer one may stay
-    assert path.read_text().splitlines()[-1] == "2,1,2"
-    path.write_text(path.read_text() + "3,0.")  # as a full disk leaves it
-    metrics.add(2, {"rate": 0.125})
-    assert path.read_text() == "step,rate,loss\n0,0.5,1\n1,0.25,2\n2,0.125,2\n"
-
-
 def test_rows_are_in_order_and_one_for_each_step(tmp_path: Path) -> None:
     """Lightning logs a step's loss after callbacks have logged what follows it."""
     path = tmp_path / "metrics.csv"

@@ -51,9 +51,6 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
             weights_only=True,
             **arguments,
         )
-        if cli.verb != "predict":  # where processes have nothing in common
-            # A suite reads in every process what the first one has written last.
-            cli.trainer.strategy.barrier("recorded")
         ended = True
         return found
     except (UserError, OSError):

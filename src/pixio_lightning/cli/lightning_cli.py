@@ -41,7 +41,6 @@ from pixio_lightning.training.callbacks import (
 )
 from pixio_lightning.training.checkpoints.checkpoint_io import AtomicIO
 from pixio_lightning.training.precision import fastest_precision
-from pixio_lightning.training.strategy import refuse_handed_back
 
 _STEPS = {"fit": "training_step", "validate": "validation_step"}
 _STEPS |= {verb: f"{verb}_step" for verb in ("test", "predict")}
@@ -253,8 +252,6 @@ class PixioCLI(LightningCLI):
             )
         except TypeError as error:  # what Lightning says of values like `devices: two`
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-        if self.verb == "fit":
-            refuse_handed_back(trainer.strategy)
         # First, so that a run that is being pre-empted saves before others do what can wait.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Preemption))
         return trainer

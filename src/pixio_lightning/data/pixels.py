@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pixio_lightning.data.batches import Bad, collate, none_usable
+from pixio_lightning.data.batches import collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.decode import centre_crop, check_crops, cut, random_crop
 from pixio_lightning.data.hub import HubSource
@@ -301,21 +301,17 @@ class Pixels(StreamData):
                 "ratio": self.crop_ratio,
                 "max_megapixels": self.max_megapixels,
             },
-            self._report_shards,
+            self.count_bad,
             batches=self.batches_per_epoch(),
             arguments=self.loader_arguments,
             restart_pass=self.restart_pass,
         )
         return self._stream
 
-    def _report_shards(self, bad: list[Bad], seen: int) -> None:
-        self.count_bad(bad, seen)
-        trainer, shards = self.trainer, self._shards
-        assert trainer is not None and shards is not None
-        rate, every = shards.keep_rate, trainer.log_every_n_steps
-        if rate is not None and every and (trainer.global_step + 1) % every == 0:
-            for logger in trainer.loggers:
-                logger.log_metrics({"data/keep_rate": rate}, step=trainer.global_step)
+    def training_values(self) -> dict[str, float]:
+        """Return what is logged beside the loss: of curated shards the share that is kept."""
+        rate = None if self._shards is None else self._shards.keep_rate
+        return {} if rate is None else {"data/keep_rate": rate}
 
     def state_dict(self) -> dict[str, Any]:
         """Return where all processes stand in the shards; other sources need no state."""

@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkContext, ForkProcess
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds; a fork takes a few milliseconds
 _TRIES = 5
 _REAPED = 5  # seconds to wait for one that was killed
+_LOOK = 5  # seconds between two looks of a worker at whether its parent is there
 
 
 def available_cores() -> int:
@@ -115,9 +117,17 @@ def start_worker(index: int) -> None:
     what `terminate` does, or is gone.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A worker whose results nobody takes any more would wait for ever to hand over the last ones.
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _print_exception
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
 
 
 def _print_exception(

@@ -182,7 +182,7 @@ class BackboneModule(StoredModule):
                 that ends with it.
         """
         begin(self)
-        if self.fitting:
+        if self.fitting and not self.config:  # a run of the command line is in its folder
             sharding.refuse_handed_back(self.trainer.strategy)
         if self._configured:
             return
@@ -259,7 +259,9 @@ class BackboneModule(StoredModule):
         if not self.training:  # as `load` returns it: Lightning keeps every module's mode
             self.train()
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        optimisation.apply_settings(self.trainer.optimizers, schedules, self._settings)
+        # Those of a `configure_optimizers` of one's own are its own to keep.
+        if type(self).configure_optimizers is BackboneModule.configure_optimizers:
+            optimisation.apply_settings(self.trainer.optimizers, schedules, self._settings)
 
     def configure_gradient_clipping(
         self,
@@ -340,7 +342,8 @@ class BackboneModule(StoredModule):
         # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
         # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
         rate = max(group["lr"] for one in self.trainer.optimizers for group in one.param_groups)
-        values = {"train/loss": mean, "train/lr": rate} | self.training_values()
+        of_data = getattr(getattr(self.trainer, "datamodule", None), "training_values", dict)
+        values = {"train/loss": mean, "train/lr": rate} | self.training_values() | of_data()
         self.log_dict(values, logger=False)
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in values.items()}, step=self.global_step)

@@ -293,37 +293,20 @@ class Metrics:
             self._write()
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Add values to the row of a step, and write the file: of the last row that row alone."""
+        """Add values to the row of a step, and write the file."""
         complete = values.keys() <= self._columns.keys()
         self._columns |= dict.fromkeys(values)
         # What is logged after a step and before the next may come out of order.
         at = bisect_left(self.rows, step, key=lambda row: row["step"])
-        before = ""
+        if at == len(self.rows) and complete and self.path.exists():
+            self.rows.append({"step": step} | values)
+            with self.path.open("a") as file:
+                file.write(self._line(self.rows[-1]))
+            return
         if at == len(self.rows) or self.rows[at]["step"] != step:
             self.rows.insert(at, {"step": step})
-        else:
-            before = self._line(self.rows[at])
         self.rows[at] |= values
-        is_last = at == len(self.rows) - 1
-        if not (complete and is_last and self._end(before, self._line(self.rows[at]))):
-            self._write()
-
-    def _end(self, before: str, now: str) -> bool:
-        """End the file with a line in place of another, or of none; returns whether it does.
-
-        Without a moment in which either is missing, so what the file has to end with is `before`,
-        and no longer than what is written over it.
-        """
-        if len(before) > len(now) or not self.path.exists():
-            return False
-        with self.path.open("r+b") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - len(before))
-            file.seek(start)
-            if file.read() != before.encode():
-                return False
-            file.seek(start)
-            file.write(now.encode())
-        return True
+        self._write()
 
     def _write(self) -> None:
         if not self.rows:

@@ -152,6 +152,27 @@ def build_once(build: Callable[[], None], strategy: Any) -> None:
     torch.set_rng_state(state)
 
 
+def of_first(call: Callable[[], Any], trainer: Any) -> Any:
+    """Return in all processes what a call returns in the first one.
+
+    Raises:
+        UserError: The first process raised it, or an OSError: then all do, instead of waiting.
+        OSError: In the first process.
+    """
+    found = failure = None
+    if trainer.is_global_zero:
+        try:
+            found = call()
+        except (UserError, OSError) as error:
+            failure = error
+    text, found = trainer.strategy.broadcast((failure and str(failure), found))
+    if failure is not None:
+        raise failure
+    if text is not None:
+        raise UserError(text)
+    return found
+
+
 def distribute(
     module: nn.Module | None,
     mesh: DeviceMesh,

@@ -137,12 +137,12 @@ class Checkpoints(Checkpoint):
         metric, mode = pl_module.monitor
         if metric not in trainer.callback_metrics:
             logged = [name for name in trainer.callback_metrics if name.startswith("val/")]
-            raise UserError(
-                f"best.ckpt is chosen by {metric}, the monitor of {type(pl_module).__name__}, but "
-                f"the validation logged {some_of(logged, limit=10) or 'nothing'}"
-                f"{nearest(metric, logged)}: set monitor to one that is, or checkpoint.best to "
-                "false"
+            pl_module.note(
+                f"pixio: note: there is no best.ckpt, which is chosen by {metric}, the monitor of "
+                f"{type(pl_module).__name__}: the validation logged "
+                f"{some_of(logged, limit=10) or 'nothing'}{nearest(metric, logged)}"
             )
+            return
         value = float(trainer.callback_metrics[metric])
         if _is_better(value, self.best_value, mode):
             self.best_value = value

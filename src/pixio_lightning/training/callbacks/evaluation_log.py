@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pixio_lightning.files import plugins
 from pixio_lightning.training import results
 from pixio_lightning.training.evaluation_metrics import Outcome
 from pixio_lightning.training.head import Head
+from pixio_lightning.training.strategy import of_first
 
 
 class EvaluationLog(L.Callback):
@@ -35,8 +37,11 @@ class EvaluationLog(L.Callback):
         if not isinstance(module, Head) or module.outcome is None:
             return
         digest = _digest_to_record(module)
-        if not trainer.is_global_zero:
-            return
+        # Until the first has written it, as others may read it next: a suite does.
+        of_first(partial(self._append, trainer, module, split, digest), trainer)
+
+    def _append(self, trainer: L.Trainer, module: Head, split: str, digest: str | None) -> None:
+        assert module.outcome is not None
         folder = Path(trainer.default_root_dir)
         data = trainer.datamodule
         split = data.part_of(split) if isinstance(data, SampleData) else split

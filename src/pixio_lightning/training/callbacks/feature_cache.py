@@ -32,6 +32,7 @@ from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
 from pixio_lightning.training.callbacks.feature_store import NamedViews, Store, Writer
 from pixio_lightning.training.callbacks.progress import say
+from pixio_lightning.training.strategy import of_first
 from pixio_lightning.training.task_module import TaskModule
 
 Head = Any  # `training.head.Head`, which imports this module
@@ -85,9 +86,8 @@ class FeatureCache(L.Callback):
     def _digest(self, head: Head, split: str) -> str:
         """Return the digest of a split, for which one process looks at all of its files, once."""
         if split not in self._digests:
-            trainer = head.trainer
-            own = _sample_data(head).digest(split) if trainer.is_global_zero else ""
-            self._digests[split] = trainer.strategy.broadcast(own)
+            look = partial(_sample_data(head).digest, split)
+            self._digests[split] = of_first(look, head.trainer)
         return self._digests[split]
 
 

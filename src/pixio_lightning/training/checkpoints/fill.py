@@ -92,12 +92,21 @@ def refuse_other_model(now: dict[str, Any], then: dict[str, Any]) -> None:
     Raises:
         UserError: A value differs that both know.
     """
-    for key in now.keys() & then.keys():
-        if now[key] != then[key]:
+    here, there = dict(_leaves(now)), dict(_leaves(then))
+    for key in sorted(here.keys() & there.keys()):
+        if here[key] != there[key]:
             raise UserError(
-                f"model.{key} is {shown(now[key])}, but the checkpoint was trained with "
-                f"{shown(then[key])}, by which alone its weights mean something: give the same"
+                f"model.{key} is {shown(here[key])}, but the checkpoint was trained with "
+                f"{shown(there[key])}, by which alone its weights mean something: give the same"
             )
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
 
 
 def refuse_thawed(backbone: Backbone) -> None:

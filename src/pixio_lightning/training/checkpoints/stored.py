@@ -14,6 +14,7 @@ from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.fill import (
     fill,
+    misfit_told,
     plain_values,
     refuse_other_model,
     refuse_thawed,
@@ -119,6 +120,9 @@ class StoredModule(L.LightningModule):
         cls,
         checkpoint_path: str | os.PathLike,
         map_location: str | torch.device | None = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
         **arguments: Any,
     ) -> Self:
         """Make a module of these arguments and give it the weights of a checkpoint.
@@ -129,6 +133,9 @@ class StoredModule(L.LightningModule):
         Args:
             checkpoint_path: The checkpoint.
             map_location: The device; None is the CPU.
+            hparams_file: Lightning's; refused, as arguments are given.
+            strict: Lightning's; always true.
+            weights_only: Lightning's; always true.
             arguments: Those that the module was trained with, `backbone` among them: where it is
                 frozen, on the same weights, and else on whatever it began with.
 
@@ -136,6 +143,11 @@ class StoredModule(L.LightningModule):
             UserError: The file is missing, damaged or of something else; or does not fit the
                 arguments.
         """
+        if hparams_file is not None or strict is False or weights_only is False:
+            raise UserError(
+                "a checkpoint is loaded strictly, without code, by the arguments that are given: "
+                "leave out hparams_file, strict=False and weights_only=False"
+            )
         path = checkpoint_path
         stored = checkpoint_io.read(path)
         about = stored.get("pixio")
@@ -147,6 +159,7 @@ class StoredModule(L.LightningModule):
                 f"checkpoint '{path}' is one of {printable(str(wrote))}, not of "
                 f"{cls.__qualname__}: call load_from_checkpoint of that class"
             )
-        module = cls(**arguments)
+        with misfit_told(cls, path):
+            module = cls(**arguments)
         fill(module, stored, path)
         return module if map_location is None else module.to(map_location)
