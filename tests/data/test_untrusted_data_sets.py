@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from traced_memory import traced
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.data import parquet
@@ -197,10 +197,8 @@ def test_an_index_is_read_as_arrays_and_not_as_numbers(tmp_path: Path) -> None:
     parts = [Shard(f"{i}.tar", 9, "", rows, ends, ends, UNSORTED) for i in range(shards)]
     write_index(ShardIndex(str(tmp_path), parts), tmp_path / INDEX)
     read_index(str(tmp_path))  # what is made once
-    tracemalloc.start()
+    _, peak = traced(lambda: read_index(str(tmp_path)))
     index = read_index(str(tmp_path))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     assert index.rows == shards * groups * 100
     assert peak / index.n_groups < 75
 

@@ -245,6 +245,7 @@ def test_a_noise_floor_is_of_normalised_pixels(checkpoint: Path, tmp_path: Path)
 
     stored = torch.load(checkpoint, weights_only=True)
     stored["pixio"]["config"]["init_args"]["norm_pix"] = False
+    stored["pixio"]["as_trained"]["norm_pix"] = False
     torch.save(stored, tmp_path / "plain.ckpt")
     Scorer(str(tmp_path / "plain.ckpt"))
     with pytest.raises(UserError, match="model.noise_floor is 2, but .* predicts plain pixels"):

@@ -443,7 +443,7 @@ def test_arguments_that_no_model_takes() -> None:
     with pytest.raises(UserError, match=r"patch_size is \[8, 16\], but expected square patches"):
         Backbone("pixio_vitt16", weights="random", model_args={"patch_size": [8, 16]})
     for layers in ("first", [1.0, 2.0]):
-        with pytest.raises(UserError, match="expected last, quarters or whole numbers"):
+        with pytest.raises(UserError, match="expected last, quarters or a list of whole"):
             Backbone("pixio_vitt16", weights="random", layers=layers)  # type: ignore[arg-type]
     siglip = {"embed_dim": 64, "depth": 2, "num_heads": 2}
     with pytest.raises(UserError, match="dense_cls is true, but .* has no class tokens"):

@@ -6,7 +6,6 @@ import importlib
 import linecache
 import shutil
 import sys
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanSquaredError
+from traced_memory import traced
 
 from pixio_lightning import Backbone, Features, Head, SampleData
 from pixio_lightning.cli.main import main
@@ -439,11 +439,9 @@ def test_an_entry_of_a_store_takes_little_memory(tmp_path: Path) -> None:
         writer.add(f"n01440764/n01440764_{i:08d}.JPEG#0", about | {"features": torch.ones(1, 4)})
     writer.add("bad", ("bad", "torn"))
     writer.close()
-    tracemalloc.start()
     store = Store(tmp_path)
-    held = tracemalloc.get_traced_memory()[0] / len(store)
-    tracemalloc.stop()
-    assert held < 500  # bytes
+    held, _ = traced(lambda: Store(tmp_path))
+    assert held / len(store) < 500  # bytes
     last = store["n01440764/n01440764_00001999.JPEG#0"]
     assert isinstance(last, dict) and (last["target"], last["size"]) == (1999, (256, 256))
     assert torch.equal(last["features"], torch.ones(1, 4)) and store["bad"] == ("bad", "torn")

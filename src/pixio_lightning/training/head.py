@@ -240,7 +240,7 @@ class Head(TaskModule):
         Raises:
             UserError: It is none of these; or the head was neither trained nor loaded.
         """
-        if self.evaluation is None:
+        if self.evaluation is None and self.trains:
             raise UserError(
                 f"{type(self).__name__} is not built yet, so it has nothing to predict with: let a "
                 "trainer fit it, or load a run that was trained with pixio_lightning.load"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from shard_files import Store, stored
+from traced_memory import traced
 from video_files import number_of, painted, write_sound, write_video
 
 from pixio_lightning.cli.main import main
@@ -265,10 +265,8 @@ def test_packed_clips_are_arrays_and_not_objects(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(table, schema=TABLE_SCHEMA), tmp_path / TABLE)
     opened(tmp_path)  # what is made once
-    tracemalloc.start()
+    size, _ = traced(lambda: hold_out_files(opened(tmp_path)))
     held = hold_out_files(opened(tmp_path))
-    size, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     assert sum(map(len, held)) == count
     assert held[0].times(7).tolist() == [0, 0.125, 0.25, 0.375]
     assert size / count < 300

@@ -52,7 +52,8 @@ def attached(data: ReconstructionData, rank: int = 0, world_size: int = 1) -> Re
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_rank=rank, world_size=world_size, strategy=strategy, accumulate_grad_batches=1,
-        limit_train_batches=1.0, fast_dev_run=False,
+        limit_train_batches=1.0, fast_dev_run=False, callbacks=[], overfit_batches=0,
+        reload_dataloaders_every_n_epochs=0,
         global_step=0, default_root_dir="unused", state=SimpleNamespace(fn="fit"),
     )  # fmt: skip
     return data

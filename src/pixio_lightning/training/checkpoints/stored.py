@@ -100,20 +100,21 @@ class StoredModule(L.LightningModule):
                 with another value of `model_as_trained`.
         """
         about = checkpoint.get("pixio", {})
+        if (digest := about.get("backbone_digest")) is not None:
+            self._put_back(checkpoint["state_dict"], digest)
         if not self.fitting:  # a training may begin with weights that will read something else
             refuse_other_model(self.as_trained(), about.get("as_trained", {}))
-        stored = about.get("backbone_digest")
-        if stored is None:
-            return
+
+    def _put_back(self, state: dict[str, Tensor], digest: str) -> None:
         self.configure_model()
         live: dict[str, Tensor] = self.backbone.vit.state_dict()
-        if self.backbone_digest != stored:
+        if self.backbone_digest != digest:
             raise UserError(
-                f"the checkpoint's head was trained on a frozen backbone with digest {stored}, "
+                f"the checkpoint's head was trained on a frozen backbone with digest {digest}, "
                 f"but weights '{self.backbone.weights}' have {self.backbone_digest}; "
                 "give the backbone it was trained on"
             )
-        checkpoint["state_dict"] |= {f"backbone.vit.{k}": v for k, v in live.items()}
+        state |= {f"backbone.vit.{k}": v for k, v in live.items()}
 
     @classmethod
     def load_from_checkpoint(
