@@ -29,6 +29,7 @@ from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.help_pages import RUN_VERBS, VERBS
 from pixio_lightning.cli.light_parser import LightParser
 from pixio_lightning.cli.main import main
+from pixio_lightning.data import Scenes
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = ("recipes", "results")  # by docs/conf.py, of headers and tables that have their own tests
@@ -299,6 +300,8 @@ def test_python_of_a_page(page: str, code: str, place: Path) -> None:
     if "trifinger" in code:
         pytest.skip("tests/heads/policy/test_cortexbench.py has such a folder")
     code = re.sub(r"hf:[\w/-]+", "runs/pretrain/demo/last.ckpt", code)
+    code = re.sub(r"max_steps=\d+", "max_steps=2", code)
+    code = code.replace("DepthData(batch_size=8", "DepthData(batch_size=2, scenes=FEW")
     shutil.copy("DIR/cat/0.png", "photo.jpg")
     names: dict[str, Any] = {
         "images": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8),
@@ -309,6 +312,7 @@ def test_python_of_a_page(page: str, code: str, place: Path) -> None:
         "state": np.zeros(3),
         "out": Path("written"),
         "older": Path("written-older"),
+        "FEW": Scenes(train=2, held_out=2, views=2),
     }
     exec(IMPORTS, names)
     exec(compile(code, page, "exec"), names)
