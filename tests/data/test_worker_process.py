@@ -113,7 +113,7 @@ def ready_then_sleep(ready: int) -> None:
 
 
 ORPHANED = """
-import os, sys
+import os, sys, time
 from torch.utils.data import DataLoader
 from pixio_lightning.data import workers
 
@@ -128,19 +128,30 @@ class Long:
         return "x" * 100_000  # more than a pipe holds
 
 
-how = {"worker_init_fn": workers.start_worker, "prefetch_factor": 8, "num_workers": 4}
+late, parent = "late" in sys.argv, os.getpid()
+
+
+def start(index):
+    while late and os.getppid() == parent:
+        time.sleep(0.01)
+    workers.start_worker(index)
+
+
+how = {"worker_init_fn": start, "prefetch_factor": 8, "num_workers": 4}
 how["multiprocessing_context"] = workers.WorkerContext()
 batches = iter(DataLoader(Long(), batch_size=None, **how))
-next(batches)
+if not late:
+    next(batches)
 print(*[worker.pid for worker in batches._workers], flush=True)
 os.kill(os.getpid(), 9)
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """Also those that have results to hand over, which nobody takes any more."""
+@pytest.mark.parametrize("when", ["at work", "late"])
+def test_workers_end_with_a_parent_that_is_killed(when: str, tmp_path: Path) -> None:
+    """Those that have results to hand over, which nobody takes, or that were just forked."""
     with (tmp_path / "workers").open("w") as out:  # no pipe, which they would hold open
-        done = subprocess.run([sys.executable, "-c", ORPHANED], stdout=out)
+        done = subprocess.run([sys.executable, "-c", ORPHANED, when], stdout=out)
     workers = [int(word) for word in (tmp_path / "workers").read_text().split()]
     assert done.returncode == -signal.SIGKILL and len(workers) == 4
     end = time.monotonic() + 60

@@ -118,13 +118,16 @@ def start_worker(index: int) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A worker whose results nobody takes any more would wait for ever to hand over the last ones.
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Its parent is whoever forked it: the system knows another one where that is gone already.
+    parent = multiprocessing.parent_process()
+    pid = os.getppid() if parent is None else parent.pid
+    threading.Thread(target=_end_with, args=(pid,), daemon=True).start()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _print_exception
 
 
-def _end_with(parent: int) -> None:
+def _end_with(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK)
     os.kill(os.getpid(), signal.SIGKILL)  # at once: an orderly end would wait, too
