@@ -199,7 +199,7 @@ class BackboneModule(StoredModule):
             # The strategy's mesh, not the module's: ShardedStrategy lays its own.
             strategy = self.trainer.strategy
             mesh = strategy.device_mesh["data_parallel"]
-            sharding.build_once(lambda: self._build(empty=mesh.get_local_rank() > 0), strategy)
+            sharding.build_once(self._build, self.trainer)
             policy = sharding.mixed_precision(self.trainer.precision, mesh.device_type)
             for module in (self.backbone, self.decoder):
                 sharding.distribute(module, mesh, policy=policy, device=strategy.root_device)
