@@ -28,12 +28,8 @@ def introduce(cli: PixioCLI, start: dict[str, Any] | None = None) -> None:
         start: What its state says of the checkpoint that it is begun from, if it is from one.
     """
     config = cli.config_dict()
-    arguments = config["model"]["init_args"]
-    students = (arguments.get("students") or {}).values()
-    for around in (arguments, *students):
-        backbone = around.get("backbone", {})
-        backbone = backbone.get("init_args", backbone)
-        if backbone.get("weights"):  # a checkpoint is loaded from anywhere
+    for _, backbone in run_folder.backbones(config["model"]):
+        if backbone["weights"]:  # a checkpoint is loaded from anywhere
             backbone["weights"] = absolute(backbone["weights"])
     cli.model.config = config["model"]
     if isinstance(cli.model, Head):
