@@ -274,9 +274,10 @@ class BackboneModule(StoredModule):
         Lightning's own refuses fused optimisers under any mixed precision, for the sake of loss
         scaling, which bfloat16 has none of.
         """
+        by_value = gradient_clip_algorithm == "value"
+        clip: Any = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         for part in self.parts if gradient_clip_val else ():
-            by = gradient_clip_algorithm or "norm"
-            optimisation.clip(part.module.parameters(), gradient_clip_val or 0, by=by)
+            clip(part.module.parameters(), gradient_clip_val)
 
     @property
     def global_batch(self) -> int:
