@@ -59,7 +59,6 @@ class BackboneModule(StoredModule):
         self._configured = False
         self._settings: list[dict[str, Any]] = []
         self._shown: dict[str, Path] = {}  # pictures of predictions by their labels
-        self._finite_steps = 0  # up to which step every loss was seen to be finite
         self._train_loss = RunningMean()
 
     @property
@@ -339,7 +338,6 @@ class BackboneModule(StoredModule):
         self._train_loss.reset()
         if not torch.isfinite(mean):
             raise self._not_finite(f"the training loss is {mean.item()}", step)
-        self._finite_steps = step
         # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
         # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
         rate = max(group["lr"] for one in self.trainer.optimizers for group in one.param_groups)
@@ -351,7 +349,7 @@ class BackboneModule(StoredModule):
 
     def _not_finite(self, what: str, step: int) -> UserError:
         last = Path(self.trainer.default_root_dir) / "last.ckpt"
-        return not_finite(what, step, last, finite_until=self._finite_steps)
+        return not_finite(what, step, last)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model, see `StoredModule`.
