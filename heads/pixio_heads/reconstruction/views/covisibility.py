@@ -54,22 +54,6 @@ def rescaled(intrinsics: Floats, across: float, down: float) -> Floats:
     return np.linalg.inv(half) @ np.diag([across, down, 1.0]) @ half @ intrinsics
 
 
-def pairwise(
-    depths: Sequence[Floats], intrinsics: Sequence[Floats], cam2world: Sequence[Floats]
-) -> NDArray[np.float32]:
-    """Return how much of each view every view sees.
-
-    Args:
-        depths: N maps `(H, W)` of z-depth in metres; what is not positive and finite is invalid.
-        intrinsics: N matrices `(3, 3)`.
-        cam2world: N poses `(4, 4)` in OpenCV axes.
-
-    Returns:
-        `(N, N)`: in row a and column b the share of a's pixels that b sees.
-    """
-    return np.stack(list(rows(depths, intrinsics, cam2world)))
-
-
 def rows(
     depths: Sequence[Floats],
     intrinsics: Sequence[Floats],
@@ -77,7 +61,14 @@ def rows(
     *,
     start: int = 0,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the rows `(N,)` of `pairwise` one after another, from the row `start` on."""
+    """Yield for each view how much of it every view sees, `(N,)`: the share of its pixels.
+
+    Args:
+        depths: N maps `(H, W)` of z-depth in metres; what is not positive and finite is invalid.
+        intrinsics: N matrices `(3, 3)`.
+        cam2world: N poses `(4, 4)` in OpenCV axes.
+        start: The first view that is asked about.
+    """
     surfaces = [np.where(np.isfinite(d) & (d > 0), d, np.inf).astype(np.float32) for d in depths]
     reach = np.array([_reach(surface) for surface in surfaces])
     to_pixels = np.stack(intrinsics) @ np.linalg.inv(np.stack(cam2world))[:, :3]
@@ -182,7 +173,7 @@ class Neighbours:
     """Which views see enough of which: of each view on demand, since all would be N^2.
 
     Args:
-        scores: `(N, N)` as from `pairwise`. A frame that cannot be read has NaN: it is nobody's
+        scores: `(N, N)`, the rows of `rows`. A frame that cannot be read has NaN: it is nobody's
             neighbour, but has all for its own, so that it is met as the start of a walk, where
             loading it says what is wrong.
         threshold: Least score, relative to the view's score with itself.

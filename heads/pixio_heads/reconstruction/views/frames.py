@@ -151,7 +151,7 @@ class Scene(Protocol):
         ...
 
     def scores(self) -> NDArray[np.float32]:
-        """Return how much of each frame every frame sees, as from `covisibility.pairwise`."""
+        """Return how much of each frame every frame sees, the rows of `covisibility.rows`."""
         ...
 
     def score_file(self) -> ScoreFile | None:
