@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 
 from pixio_heads.propagation import label_propagation, picture
 from pixio_heads.propagation.label_propagation import Search
-from pixio_heads.propagation.metrics import UNKNOWN, metrics_of
+from pixio_heads.propagation.metrics import UNKNOWN, metrics_of, protocol_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head
@@ -90,19 +90,22 @@ class Propagation(Head):
     def _kind(self) -> str:
         return self.evaluation_info.get("labels", "objects")
 
+    @property
+    def _count(self) -> int:
+        return self.evaluation_info.get("num_labels", 0)
+
     def metrics(self) -> MetricCollection:
         """Return J&F of objects, mean IoU of classes, or PCK of joints."""
-        return metrics_of(self._kind, self.evaluation_info.get("num_labels", 0))
+        return metrics_of(self._kind, self._count)
 
     @property
     def protocol(self) -> str:
         """Where labels come from, and what is scored."""
         search = self.search
-        (metric,) = self.metrics().values()
         return (
             f"{search.k} nearest by cosine of normed patches, first frame and last "
             f"{search.context}, radius {search.radius:g} patches but in the first, T "
-            f"{search.temperature:g}; {metric.protocol}"
+            f"{search.temperature:g}; {protocol_of(self._kind, self._count)}"
         )
 
     def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, ...]:
