@@ -15,8 +15,8 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from pixio_heads.attributes import picture
-from pixio_heads.attributes.data import centre
 from pixio_heads.attributes.metrics import Explained
+from pixio_lightning.data import centre
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Backbone, Features, ridge
 from pixio_lightning.training import Batch, Head, full_precision, visualize

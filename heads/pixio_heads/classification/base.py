@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixio_heads.classification import predictions
-from pixio_heads.classification.data import centre
 from pixio_heads.classification.picture import bars, shown
+from pixio_lightning.data import centre
 from pixio_lightning.training import Batch, Head, visualize
 
 

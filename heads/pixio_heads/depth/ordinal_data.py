@@ -84,7 +84,7 @@ class OrdinalData(SampleData):
         return Da2kSamples(self.path or "", max_megapixels=self.max_megapixels)
 
 
-class OrdinalScenes:
+class OrdinalScenes(SceneSamples):
     """Views of rendered scenes with pairs of points, the same ones every time.
 
     Args:
@@ -95,24 +95,18 @@ class OrdinalScenes:
     """
 
     def __init__(self, split: str, scenes: Scenes, *, pairs: int, kinds: tuple[str, ...]) -> None:
-        self.views = SceneSamples(split, scenes, ("image", "depth", "valid", "room_type"))
+        super().__init__(split, scenes, ("image", "depth", "valid", "room_type"))
         self.pairs, self.kinds = pairs, kinds
 
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def name(self, index: int) -> str:
-        return self.views.name(index)
-
     def load(self, index: int) -> Sample:
-        view = self.views.load(index)
+        view = super().load(index)
         random_key = RandomKey(key_of(self.name(index)), seed=0, step=0)
         points = drawn_pairs(view["depth"], view["valid"], self.pairs, random_key)
         kind = self.kinds.index(str(view["room_type"]))
         return {"image": view["image"], "points": points, "kind": np.asarray(kind)}
 
     def digest(self) -> str:
-        return digest_of("ordinal", self.views.digest(), self.pairs)
+        return digest_of("ordinal", super().digest(), self.pairs)
 
 
 def drawn_pairs(

@@ -358,9 +358,9 @@ def random_crop(
     return Crop((width - w) // 2, (height - h) // 2, w, h)
 
 
-def centre_crop(width: int, height: int) -> Crop:
-    """Return the largest centred square."""
-    side = min(width, height)
+def centre_crop(width: int, height: int, share: float = 1.0) -> Crop:
+    """Return the centred square of a share of the short side."""
+    side = max(1, round(min(width, height) * share))
     return Crop((width - side) // 2, (height - side) // 2, side, side)
 
 
@@ -385,3 +385,9 @@ def to_tensor(pixels: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
 def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
     """Do the same and return `(size, size, 3)`, as the image of a sample is, without a copy."""
     return to_tensor(pixels, crop, size).permute(1, 2, 0).numpy()
+
+
+def centre(pixels: NDArray[np.uint8], size: int, share: float = 1.0) -> NDArray[np.uint8]:
+    """Return the centred square of a share of the short side, scaled: `(size, size, 3)`."""
+    height, width = pixels.shape[:2]
+    return cut(pixels, centre_crop(width, height, share), size)
