@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pixio_heads.attributes.samples import Columns
-from pixio_lightning.files import add_rows
 
 _WIDE, _LINE = 288, 17
 _CELL, _LEFT, _TOP = 64, 150, 30
@@ -48,19 +46,6 @@ def told(columns: Columns, row: Tensor, truth: Tensor) -> Tensor:
         text = f"{name.replace('_', ' ')}: {value} ({true[name]})"
         draw.text((4, 4 + line * _LINE), text, "black", font)
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
-
-
-def write_rows(path: Path, columns: Columns, names: Iterable[str], rows: Tensor) -> None:
-    """Add a line for each image to a table, which is begun where there is none.
-
-    Args:
-        path: The table.
-        columns: The attributes with their numbers' names.
-        names: Of the images.
-        rows: `(B, D)`.
-    """
-    found = [[name, *values(columns, row).values()] for name, row in zip(names, rows, strict=True)]
-    add_rows(path, ["name", *columns], found)
 
 
 def heat_map(shares: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:

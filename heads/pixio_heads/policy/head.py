@@ -78,6 +78,7 @@ class Policy(Head):
 
     data_attributes = ("history", "proprio_dim", "action_dim")
     same_as_trained = data_attributes
+    table = "actions"
     evaluation_attributes = ("environment", "processes")
     model_as_trained = (
         *Head.model_as_trained,
@@ -156,10 +157,8 @@ class Policy(Head):
 
     def metrics(self) -> MetricCollection:
         """Return rates of success, or the error of actions."""
-        if self.acts:
-            return MetricCollection([EpisodeMetrics()])
-        # In units of their deviation, see `scored`; in double precision, as sums of processes.
-        return MetricCollection({"action_error": MeanSquaredError().set_dtype(torch.float64)})
+        error = {"action_error": MeanSquaredError().set_dtype(torch.float64)}
+        return MetricCollection([EpisodeMetrics()] if self.acts else error)
 
     @property
     def protocol(self) -> str:
@@ -389,12 +388,10 @@ class Policy(Head):
         """Write the episodes' videos and table, or the actions of the first demonstrations."""
         if self.acts:
             return  # EpisodeLog writes them
-        picture.write_actions(folder, batch["name"], prediction, batch["action"], self.global_rank)
-
-    def on_predict_start(self) -> None:
-        """Begin the table of actions."""
-        super().on_predict_start()
-        self.begin_table("actions")
+        kinds = [f"{k}_{i}" for k in ("action", "demonstrated") for i in range(prediction.shape[1])]
+        both = torch.cat([prediction, batch["action"]], dim=1).tolist()
+        rows = [(n, *(f"{v:.6g}" for v in row)) for n, row in zip(batch["name"], both, strict=True)]
+        self.add_to_table(folder, ["name", *kinds], rows)
 
     def predictions_text(self, folder: Path) -> str:
         """Return where the episodes are, or the actions."""

@@ -1,4 +1,4 @@
-"""Episodes to look at: contact sheets and videos; and tables of actions."""
+"""Episodes to look at: contact sheets and videos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixio_lightning.data import video_writer
-from pixio_lightning.files import add_rows, written_aside
+from pixio_lightning.files import written_aside
 from pixio_lightning.training import Panel
 
 if TYPE_CHECKING:
@@ -62,19 +62,3 @@ def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int = _FPS) -> No
     ):
         for frame in large:
             add(np.ascontiguousarray(frame[:height, :width]))
-
-
-def write_actions(
-    folder: Path, names: Sequence[str], actions: Tensor, demonstrated: Tensor, rank: int
-) -> None:
-    """Add a row for each sample to actions.csv: what is predicted, beside what was done.
-
-    Every process but the first has a table of its own.
-    """
-    kinds = [f"{k}_{i}" for k in ("action", "demonstrated") for i in range(actions.shape[1])]
-    numbers = torch.cat([actions, demonstrated], dim=1).tolist()
-    rows = [
-        [name, *(f"{value:.6g}" for value in row)] for name, row in zip(names, numbers, strict=True)
-    ]
-    path = folder / ("actions.csv" if rank == 0 else f"actions-{rank}.csv")
-    add_rows(path, ["name", *kinds], rows)

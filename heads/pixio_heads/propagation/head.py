@@ -61,8 +61,6 @@ class Propagation(Head):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, seed=seed)
-        if not backbone.frozen:
-            raise UserError("Propagation trains nothing: set model.backbone.tune to frozen")
         for name, value, least in (
             ("k", k, 1),
             ("context", context, 0),
