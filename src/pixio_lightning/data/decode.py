@@ -249,16 +249,20 @@ def open_picture(
     return image
 
 
-def decode_numbers(data: bytes, *, max_megapixels: float) -> NDArray[Any]:
+def decode_numbers(data: bytes, *, max_megapixels: float, what: str = "mask") -> NDArray[Any]:
     """Decode a PNG of numbers, as masks are: `(H, W)`, of grey or of a palette, as it stores them.
 
     Of 1 bit they are False and True; several channels are `(H, W, C)`.
 
     Raises:
-        BadImage: It is of another format, its header is corrupt, or it is too large.
-        Exception: It is damaged: whatever Pillow raises.
+        BadImage: It is of another format, damaged, or too large; the reason begins with `what`.
     """
-    array = np.asarray(open_picture(data, max_megapixels=max_megapixels, formats=("PNG",)))
+    try:
+        array = np.asarray(open_picture(data, max_megapixels=max_megapixels, formats=("PNG",)))
+    except BadImage as error:
+        raise BadImage(f"{what}: {error}") from None
+    except Exception:  # Pillow raises whatever the damaged bytes lead it to
+        raise BadImage(f"{what} cannot be read") from None
     bits, colour = data[24], data[25]  # of the header, which every PNG begins with
     return array // _STRETCHED[bits] if colour == 0 and bits in _STRETCHED else array
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,12 +82,7 @@ def read_mask(data: bytes, *, max_megapixels: float) -> NDArray[np.bool_]:
     Raises:
         BadImage: It is damaged, of another format or too large.
     """
-    try:
-        array: NDArray[Any] = decode_numbers(data, max_megapixels=max_megapixels)
-    except BadImage as error:
-        raise BadImage(f"mask: {error}") from None
-    except Exception:  # Pillow raises whatever the damaged bytes lead it to
-        raise BadImage("mask cannot be read") from None
+    array = decode_numbers(data, max_megapixels=max_megapixels)
     if array.ndim != 2:
         raise BadImage("mask: it has several channels; expected one")
     return array > 0
