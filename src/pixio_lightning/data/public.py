@@ -26,6 +26,8 @@ from pixio_lightning.data.depth import (
     read_depth,
     read_npy,
     require_reader,
+    resampled,
+    rescaled,
     to_metres,
     unit_of,
 )
@@ -156,6 +158,8 @@ __all__ = [
     "read_groups",
     "read_npy",
     "require_reader",
+    "resampled",
+    "rescaled",
     "scene_seed",
     "spread",
     "to_metres",

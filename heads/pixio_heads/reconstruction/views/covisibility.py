@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_lightning.data import resampled, rescaled
+
 SIDE = 224  # pixels of a depth map's longer side, at most
 _NEAREST = 0.04  # metres in front of a camera from which on a point counts
 _SLACK = 0.1 + 0.1 * math.log(2)  # metres
@@ -36,22 +38,8 @@ def shrunk(depth: Floats, intrinsics: Floats, *, side: int = SIDE) -> tuple[Floa
     """
     scale = min(1.0, side / max(depth.shape))
     height, width = (max(1, round(n * scale)) for n in depth.shape)
-    rows, columns = (
-        ((np.arange(n) + 0.5) * whole / n).astype(int)
-        for n, whole in zip((height, width), depth.shape, strict=True)
-    )
-    return depth[rows[:, None], columns], rescaled(
-        intrinsics, width / depth.shape[1], height / depth.shape[0]
-    )
-
-
-def rescaled(intrinsics: Floats, across: float, down: float) -> Floats:
-    """Return the intrinsics `(3, 3)` of an image resized by two factors.
-
-    Pixel centres are at integer coordinates, so the image's corner is at -0.5 before and after.
-    """
-    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
-    return np.linalg.inv(half) @ np.diag([across, down, 1.0]) @ half @ intrinsics
+    matrix = rescaled(intrinsics, width / depth.shape[1], height / depth.shape[0])
+    return resampled(depth, (height, width)), matrix
 
 
 def rows(

@@ -26,6 +26,7 @@ from pixio_lightning.data import (
     decode_pixels,
     read_depth,
     read_file,
+    rescaled,
 )
 from pixio_lightning.errors import UserError
 
@@ -289,9 +290,7 @@ class FileScene:
                 broken.append(index)
             # Of the image's size; in a layout that does not tell it, it is the depth's.
             height, width = frame.size or depth.shape
-            own = covisibility.rescaled(
-                frame.intrinsics, depth.shape[1] / width, depth.shape[0] / height
-            )
+            own = rescaled(frame.intrinsics, depth.shape[1] / width, depth.shape[0] / height)
             depth, own = covisibility.shrunk(depth, own)
             depths.append(depth)
             matrices.append(own)

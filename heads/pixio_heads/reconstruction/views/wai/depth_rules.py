@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_lightning.data import BadImage, decode_numbers
+from pixio_lightning.data import BadImage, decode_numbers, resampled
 
 USABLE, SKY = "pred_mask/moge2", "skymask"
 MODALITIES = (USABLE, SKY)
@@ -94,8 +94,4 @@ def _fitted(mask: NDArray[np.bool_], size: tuple[int, ...]) -> NDArray[np.bool_]
         return mask
     if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > max(*mask.shape, *size):
         raise BadImage(f"mask of {mask.shape[1]}x{mask.shape[0]} for depth of {size[1]}x{size[0]}")
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for new, old in zip(size, mask.shape, strict=True)
-    )
-    return mask[rows[:, None], columns]
+    return resampled(mask, size)
