@@ -26,7 +26,7 @@ from pixio_heads.classification.metrics import (
     neighbour_accuracies,
 )
 from pixio_lightning.data import SampleData
-from pixio_lightning.errors import UnsuitedBackbone, UserError, at_least_1, one_of
+from pixio_lightning.errors import UnsuitedBackbone, UserError, above_0, at_least_1, one_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Optim, absent_classes
 
@@ -187,8 +187,7 @@ class KNN(ClassHead):
         super().__init__(backbone, seed=seed)
         if not k or min(k) < 1 or len({*k}) < len(k):
             raise UserError(f"model.k is {list(k)}; expected numbers from 1 on, each once")
-        if temperature <= 0:
-            raise UserError(f"model.temperature is {temperature}; expected more than 0")
+        above_0("model.temperature", temperature, "a number")
         at_least_1(**{"model.bank": bank})
         self.k, self.temperature, self.statistics_samples = k, temperature, bank
         self.normed = normed

@@ -20,7 +20,7 @@ from pixio_lightning.data import (
     digest_of,
     known_places,
 )
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, at_least_1, nearest
 from pixio_lightning.files import parse_json
 from pixio_lightning.keyed import Purpose, key_of
 
@@ -67,8 +67,7 @@ class OrdinalData(SampleData):
             source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
         self.read_by("scenes", pairs=pairs)
-        if pairs < 1:
-            raise UserError(f"data.pairs is {pairs}, but expected at least 1")
+        at_least_1(**{"data.pairs": pairs})
         self.pairs = pairs
         self.kinds = KINDS if source == "da2k" else tuple(known_places(self.scenes.places))
 

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from pixio_heads.propagation import label_propagation, picture
 from pixio_heads.propagation.label_propagation import Search
 from pixio_heads.propagation.metrics import UNKNOWN, metrics_of, protocol_of
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, at_least, at_least_1
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head
 
@@ -61,13 +61,8 @@ class Propagation(Head):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, seed=seed)
-        for name, value, least in (
-            ("k", k, 1),
-            ("context", context, 0),
-            ("frames_per_chunk", frames_per_chunk, 1),
-        ):
-            if value < least:
-                raise UserError(f"model.{name} is {value}; expected {least} or more")
+        at_least_1(**{"model.k": k, "model.frames_per_chunk": frames_per_chunk})
+        at_least(0, **{"model.context": context})
         if context > _MOST:
             raise UserError(f"model.context is {context}; expected at most {_MOST} frames")
         for name, number in (("radius", radius), ("temperature", temperature)):

@@ -32,7 +32,7 @@ from pixio_lightning.data import (
     Samples,
     spread,
 )
-from pixio_lightning.errors import UserError, above_0
+from pixio_lightning.errors import UserError, above_0, at_least
 from pixio_lightning.keyed import Purpose
 
 _COVISIBILITY = 0.25  # where neither the user nor the data set says another
@@ -177,10 +177,8 @@ class ReconstructionData(SampleData):
                 f"data.min_views {self.min_views} and data.max_views {self.max_views}: expected "
                 "2 <= min_views <= max_views"
             )
-        for name in ("val_views", "sets_per_scene"):
-            least = 2 if name == "val_views" else 1
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}; expected at least {least}")
+        at_least(2, **{"data.val_views": self.val_views})
+        at_least(1, **{"data.sets_per_scene": self.sets_per_scene})
         for name in ("covisibility", "hold_out"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
