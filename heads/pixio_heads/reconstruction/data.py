@@ -198,21 +198,19 @@ class ReconstructionData(SampleData):
         made = self.source == "scenes"
         scenes: Sequence[Scene]
         scenes = rendered_scenes(split, self.scenes) if made else self._files.of(split)
-        train, starts = split == "train", None
-        if train:
-            groups, weights = [s.set_name for s in scenes], {s.set_name: s.weight for s in scenes}
-            starts = numbered(groups, weights, per_scene=self.sets_per_scene)
+        train = split == "train"
+        groups = [s.set_name if train else "" for s in scenes]
+        weights = {group: s.weight for group, s in zip(groups, scenes, strict=True)}
         sets = Sets(
             scenes,
             views=self.val_views,
             size=self.image_size,
-            per_scene=self.sets_per_scene,
             covisibility=self.covisibility or _COVISIBILITY,
             # Whatever a run's seed is, all are judged on the same sets.
             seed=self.seed if train else 0,
-            starts=starts,
+            starts=numbered(groups, weights, per_scene=self.sets_per_scene),
         )
-        if starts is not None:
+        if len({*groups}) > 1:
             self._shares = {k: n / len(sets) for k, n in sets.of_data_sets().items()}
         return sets
 
