@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixio_lightning.data import video_writer
-from pixio_lightning.files import written_aside
+from pixio_lightning.data import write_video
 from pixio_lightning.training import Panel
 
 if TYPE_CHECKING:
@@ -46,19 +45,11 @@ def _framed(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(found).movedim(-1, 0)
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int = _FPS) -> None:
+def film(path: Path, frames: NDArray[np.uint8]) -> None:
     """Write frames `(T, H, W, 3)` as an mp4 file, small ones enlarged.
 
     Raises:
         UserError: PyAV is missing.
     """
     scale = -(-_SHOWN // min(frames.shape[1:3]))
-    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = (side - side % 2 for side in large.shape[1:3])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        written_aside(path) as aside,
-        video_writer(aside, fps=fps, height=height, width=width) as add,
-    ):
-        for frame in large:
-            add(np.ascontiguousarray(frame[:height, :width]))
+    write_video(path, frames.repeat(scale, axis=1).repeat(scale, axis=2), fps=_FPS)

@@ -217,7 +217,7 @@ class Propagation(Head):
             if len(truth := clip["target"].cpu()) == len(found):
                 rows.insert(0, picture.drawn(frames, truth, stored, joints=joints))
             if picture.WRITES_VIDEOS:
-                picture.write_video(folder, name, torch.cat(rows, dim=3))
+                picture.film(folder, name, torch.cat(rows, dim=3))
             self.show(folder, name, picture.strip(rows))
 
 

@@ -2,7 +2,13 @@
 
 from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.video import SUFFIXES as VIDEO_SUFFIXES
-from pixio_lightning.data.clips.video import frames_at, opened_video, video_frames, video_writer
+from pixio_lightning.data.clips.video import (
+    frames_at,
+    opened_video,
+    video_frames,
+    video_writer,
+    write_video,
+)
 from pixio_lightning.data.decode import (
     FORMATS,
     STOPS,
@@ -170,4 +176,5 @@ __all__ = [
     "video_writer",
     "visible_files",
     "write_scores",
+    "write_video",
 ]
