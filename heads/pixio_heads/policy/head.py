@@ -157,8 +157,8 @@ class Policy(Head):
 
     def metrics(self) -> MetricCollection:
         """Return rates of success, or the error of actions."""
-        error = {"action_error": MeanSquaredError().set_dtype(torch.float64)}
-        return MetricCollection([EpisodeMetrics()] if self.acts else error)
+        error = MetricCollection({"action_error": MeanSquaredError().set_dtype(torch.float64)})
+        return MetricCollection([EpisodeMetrics()]) if self.acts else error
 
     @property
     def protocol(self) -> str:
