@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import pages
-import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy.optimize import linear_sum_assignment
 
-from pixio_heads.attributes.picture import heat_map
 from pixio_lightning.training import results
 
 PAGE = Path(__file__).parent / "results" / "token_attributes.md"
+CELL, LEFT, TOP, LINE = 64, 150, 30, 17  # pixels of the picture
 BASELINES = ("histogram", "random_init", "shuffled")
 
 
@@ -65,6 +64,37 @@ def agreement(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def deviation(shares: np.ndarray) -> float:
     """Return the standard deviation over tokens, mean over attributes, of a table."""
     return float(shares.std(axis=0, ddof=1).mean())
+
+
+def heat_map(shares: np.ndarray, rows: list[str], columns: list[str]) -> Image.Image:
+    """Draw shares of variance as a table whose cells are the darker the more is explained.
+
+    Args:
+        shares: `(rows, columns)`; what is below 0 is white.
+        rows: Their names, such as tokens.
+        columns: Their names, such as attributes.
+    """
+    size = (LEFT + CELL * len(columns) + 4, TOP + LINE * 2 * len(rows) + 4)
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    small = ImageFont.load_default(10)
+    for number, name in enumerate(columns):
+        words = name.replace("_", "\n", 1)
+        at = (LEFT + CELL * number + 4, 2)
+        draw.multiline_text(at, words, "black", small, spacing=1)
+    for line, name in enumerate(rows):
+        top = TOP + 2 * LINE * line
+        draw.text((4, top + 9), name, "black", font)
+        for number, share in enumerate(shares[line].tolist()):
+            left = LEFT + CELL * number
+            depth = min(max(share, 0.0), 1.0)
+            colour = tuple(round(255 - depth * (255 - c)) for c in (24, 78, 140))
+            box = (left, top, left + CELL - 2, top + 2 * LINE - 2)
+            draw.rectangle(box, colour)
+            draw.text(
+                (left + 16, top + 9), f"{share:.2f}", "white" if depth > 0.5 else "black", font
+            )
+    return canvas
 
 
 def page(lines: list[dict[str, Any]]) -> list[str]:
@@ -124,8 +154,7 @@ def page(lines: list[dict[str, Any]]) -> list[str]:
             f"{', '.join(f'{chance:.2f}' for _, chance in pairs)}.",
         ]
     rows = [f"seed {s}, token {i}" for s in range(len(tables)) for i in range(len(tokens))]
-    drawn = heat_map(torch.from_numpy(np.concatenate(tables)), rows, own)
-    Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(PAGE.with_suffix(".png"))
+    heat_map(np.concatenate(tables), rows, own).save(PAGE.with_suffix(".png"))
     return text
 
 

@@ -235,7 +235,7 @@ def test_a_photograph_is_shown_at_the_size_of_the_training_images(
         ({"window": 40}, "model.window is 40, but expected a multiple of 16"),
         ({"stride": 33}, "model.stride is 33, but expected 1 to model.window, 32"),
         ({"stride": 0}, "model.stride is 0, but"),
-        ({"windows_per_chunk": 0}, "model.windows_per_chunk is 0; expected 1 or more"),
+        ({"windows_per_chunk": 0}, "model.windows_per_chunk is 0, but expected at least 1"),
     ],
 )
 def test_windows_that_cannot_be(keys: dict[str, int], message: str) -> None:

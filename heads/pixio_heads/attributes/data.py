@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pixio_heads.attributes.samples import (
     Columns,
     PlainImages,
@@ -21,8 +18,7 @@ from pixio_lightning.data import (
     Sample,
     SampleData,
     Samples,
-    centre_crop,
-    cut,
+    centre,
     existing_folder,
 )
 from pixio_lightning.errors import UserError, at_least_1
@@ -101,9 +97,3 @@ class AttributeData(SampleData):
     def prepare(self, sample: Sample) -> Sample:
         """Return the centre of the image."""
         return sample | {"image": centre(sample["image"], self.image_size)}
-
-
-def centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return the centre of an image `(H, W, 3)`, its whole short side, at a size."""
-    height, width = image.shape[:2]
-    return cut(image, centre_crop(width, height), side)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from pixio_heads.attributes import picture
-from pixio_heads.attributes.data import centre
 from pixio_heads.attributes.metrics import Explained
+from pixio_lightning.data import centre
 from pixio_lightning.errors import UserError
 from pixio_lightning.models import Backbone, Features, ridge
 from pixio_lightning.training import Batch, Head, full_precision, visualize
@@ -41,11 +41,11 @@ class Attributes(Head):
     data_attributes = ("attributes",)
     evaluation_attributes = ("image_size", "units")
     baseline_names = ("histogram", "random_init", "shuffled")
+    table = "attributes"
+    shares_statistics = True
 
     def __init__(self, backbone: Backbone, *, samples: int | None = 4000, seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
-        if not backbone.frozen:
-            raise UserError("Attributes trains nothing: set model.backbone.tune to frozen")
         if samples is not None and samples < 2:
             raise UserError(f"model.samples is {samples}; expected two images or more, or null")
         self.statistics_samples = samples
@@ -119,24 +119,14 @@ class Attributes(Head):
         """Return the readings of a random backbone of the same architecture."""
         return self._read(self.encode_untrained(batch["image"]))
 
-    def compute_statistics(self) -> dict[str, Tensor]:
-        """Fit the maps to the training images, of which every process encodes its share."""
-        return self.fit_statistics(self.statistics_loader(share=True))
-
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return the weights `(R, C, D)` and biases `(R, D)` of each kind of map, and the mean."""
-        rows: list[tuple[Tensor, ...]] = []
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in loader:
-                batch = self.trainer.strategy.batch_to_device(batch)
-                own, random = self._read(self.encode(batch)), self._random(batch)
-                colours = histogram(batch["image"])[:, None]
-                rows.append((own, random, colours, batch["target"], batch["weight"]))
-        own, random, colours, target, weight = (
-            self.gathered(torch.cat(part)) for part in zip(*rows, strict=True)
-        )
-        kept = weight > 0
-        target = target[kept].float()
+
+        def read(batch: Batch) -> tuple[Tensor, ...]:
+            own, random = self._read(self.encode(batch)), self._random(batch)
+            return own, random, histogram(batch["image"])[:, None], batch["target"].float()
+
+        own, random, colours, target = self.encoded(loader, read)
         if len(target) < 2:
             raise UserError(f"{len(target)} training images are too few to fit maps; expected two")
         order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))
@@ -148,7 +138,7 @@ class Attributes(Head):
             ("histogram", colours, target),
             ("shuffled", own, shuffled),
         ):
-            maps = [ridge(one, y) for one in x[kept].unbind(dim=1)]
+            maps = [ridge(one, y) for one in x.unbind(dim=1)]
             found[f"{name}_weight"] = torch.stack([one.weight for one in maps])
             found[f"{name}_bias"] = torch.stack([one.bias for one in maps])
         return found
@@ -191,16 +181,15 @@ class Attributes(Head):
         return visualize.Panel([images, texts], [""] * len(images))
 
     def on_predict_start(self) -> None:
-        """Fit the maps, which nothing stored, and begin the table."""
+        """Fit the maps, which nothing stored."""
         super().on_predict_start()
         self.on_validation_start()
-        self.begin_table("attributes")
 
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
-        """Add a line for each image to attributes.csv; other processes have tables of their own."""
-        rank = f"-{self.global_rank}" if self.global_rank else ""
-        told = prediction[:, 0].cpu()
-        picture.write_rows(folder / f"attributes{rank}.csv", self._columns, batch["name"], told)
+        """Add a line for each image to attributes.csv."""
+        told = [picture.values(self._columns, row).values() for row in prediction[:, 0].cpu()]
+        rows = [[name, *row] for name, row in zip(batch["name"], told, strict=True)]
+        self.add_to_table(folder, ["name", *self._columns], rows)
 
 
 def histogram(images: Tensor) -> Tensor:

@@ -1,9 +1,6 @@
-"""What is told of images: as text beside the truth, as a table, and as a map of tokens."""
+"""What is told of images: as text, and drawn beside the truth."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pixio_heads.attributes.samples import Columns
-from pixio_lightning.files import add_rows
 
 _WIDE, _LINE = 288, 17
-_CELL, _LEFT, _TOP = 64, 150, 30
 
 
 def values(columns: Columns, row: Tensor) -> dict[str, str]:
@@ -47,51 +42,4 @@ def told(columns: Columns, row: Tensor, truth: Tensor) -> Tensor:
     for line, (name, value) in enumerate(found.items()):
         text = f"{name.replace('_', ' ')}: {value} ({true[name]})"
         draw.text((4, 4 + line * _LINE), text, "black", font)
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
-
-
-def write_rows(path: Path, columns: Columns, names: Iterable[str], rows: Tensor) -> None:
-    """Add a line for each image to a table, which is begun where there is none.
-
-    Args:
-        path: The table.
-        columns: The attributes with their numbers' names.
-        names: Of the images.
-        rows: `(B, D)`.
-    """
-    found = [[name, *values(columns, row).values()] for name, row in zip(names, rows, strict=True)]
-    add_rows(path, ["name", *columns], found)
-
-
-def heat_map(shares: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
-    """Draw shares of variance as a table whose cells are the darker the more is explained.
-
-    Args:
-        shares: `(rows, columns)`; what is below 0 is white.
-        rows: Their names, such as tokens.
-        columns: Their names, such as attributes.
-
-    Returns:
-        uint8 `(3, H, W)`.
-    """
-    size = (_LEFT + _CELL * len(columns) + 4, _TOP + _LINE * 2 * len(rows) + 4)
-    canvas = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    small = ImageFont.load_default(10)
-    for number, name in enumerate(columns):
-        words = name.replace("_", "\n", 1)
-        at = (_LEFT + _CELL * number + 4, 2)
-        draw.multiline_text(at, words, "black", small, spacing=1)
-    for line, name in enumerate(rows):
-        top = _TOP + 2 * _LINE * line
-        draw.text((4, top + 9), name, "black", font)
-        for number, share in enumerate(shares[line].tolist()):
-            left = _LEFT + _CELL * number
-            depth = min(max(share, 0.0), 1.0)
-            colour = tuple(round(255 - depth * (255 - c)) for c in (24, 78, 140))
-            box = (left, top, left + _CELL - 2, top + 2 * _LINE - 2)
-            draw.rectangle(box, colour)
-            draw.text(
-                (left + 16, top + 9), f"{share:.2f}", "white" if depth > 0.5 else "black", font
-            )
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)

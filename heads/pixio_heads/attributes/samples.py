@@ -84,7 +84,7 @@ def _lights(seed: int, places: tuple[str, ...] | None) -> tuple[NDArray[np.float
     return strongest.position, math.log(direct / float(np.mean(ambient)))
 
 
-class SceneAttributes:
+class SceneAttributes(SceneSamples):
     """Views of rendered scenes: `image`, and `target`, float32 `(D,)`.
 
     `camera_pitch` is in degrees above the horizon, `camera_height` in metres above the floor.
@@ -101,24 +101,21 @@ class SceneAttributes:
 
     def __init__(self, split: str, scenes: Scenes) -> None:
         fields = (*self._fields, "cam2world", "object_id", "class_id")
-        self.views = SceneSamples(split, scenes, fields)
-        self.places, self.columns = scenes.places, scene_columns(scenes)
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def name(self, index: int) -> str:
-        return self.views.name(index)
+        super().__init__(split, scenes, fields)
+        self.attributes = scene_columns(scenes)
 
     def load(self, index: int) -> Sample:
-        view = self.views.load(index)
-        position, contrast = _lights(scene_seed(self.views.split, int(view["scene"])), self.places)
+        view = super().load(index)
+        seed = scene_seed(self.split, int(view["scene"]))
+        position, contrast = _lights(seed, self.scenes.places)
         pose = view["cam2world"]
         towards = pose[:3, :3].T @ (position - pose[:3, 3])
         shell = np.isin(view["class_id"], [SCENE_CLASSES.index(name) for name in _SHELL])
         ids, sizes = np.unique(view["object_id"][~shell], return_counts=True)
         known = {
-            "place": [float(view["room_type"] == place) for place in self.columns.get("place", ())],
+            "place": [
+                float(view["room_type"] == place) for place in self.attributes.get("place", ())
+            ],
             "outdoor": [float(view["outdoor"])],
             "camera_pitch": [float(view["camera_pitch"])],
             "camera_height": [float(view["camera_height"])],
@@ -126,11 +123,11 @@ class SceneAttributes:
             "light_contrast": [contrast],
             "things": [float((sizes >= _SMALLEST * shell.size).sum())],
         }
-        row = [value for name in self.columns for value in known[name]]
+        row = [value for name in self.attributes for value in known[name]]
         return {"image": view["image"], "target": np.array(row, np.float32)}
 
     def digest(self) -> str:
-        return digest_of("attributes of scenes", self.views.digest())
+        return digest_of("attributes of scenes", super().digest())
 
 
 def read_table(root: Path, chosen: Sequence[str] | None) -> tuple[list[str], Columns, NDArray]:

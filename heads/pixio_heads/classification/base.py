@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixio_heads.classification import predictions
-from pixio_heads.classification.data import centre
 from pixio_heads.classification.picture import bars, shown
+from pixio_lightning.data import centre
 from pixio_lightning.training import Batch, Head, visualize
 
 
@@ -25,6 +24,7 @@ class ClassHead(Head):
     model_as_trained = (*Head.model_as_trained, "pool")
     evaluation_attributes = ("centre_crop",)
     baseline_names = ("majority",)
+    table = "predictions"
 
     def probabilities(self, prediction: Tensor) -> Tensor:
         """Return `(B, C)` in [0, 1]."""
@@ -59,21 +59,16 @@ class ClassHead(Head):
             titles.append("" if several else names[truth[0]])
         return visualize.Panel([images, guesses], titles)
 
-    def on_predict_start(self) -> None:
-        """Begin the table of predictions."""
-        super().on_predict_start()
-        self.begin_table("predictions")
-
     def write(self, prediction: Tensor, batch: Batch, folder: Path) -> None:
         """Add the likeliest class of each image to predictions.csv, with its probability.
 
         Where an image may be of several classes it has a line for each that is likelier than not,
-        at least one. Each process but the first has a table of its own.
+        at least one.
         """
-        predictions.add(
-            predictions.table_of(folder, self.global_rank),
-            batch["name"],
-            self.probabilities(prediction),
-            classes=self.data_info["class_names"],
-            several=self.data_info["multilabel"],
-        )
+        classes, several = self.data_info["class_names"], self.data_info["multilabel"]
+        rows = []
+        for name, row in zip(batch["name"], self.probabilities(prediction).cpu(), strict=True):
+            likely = (row > 0.5).nonzero().flatten().tolist() if several else []
+            for index in likely or [int(row.argmax())]:
+                rows.append([name, classes[index], f"{float(row[index]):.4f}"])
+        self.add_to_table(folder, ["name", "label", "probability"], rows)

@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pixio_heads.classification import layouts
 from pixio_heads.classification.layouts import FolderSamples, LabelledScenes, RowSamples, Target
 from pixio_lightning.data import (
-    Crop,
     RandomKey,
     Sample,
     SampleData,
     Samples,
+    centre,
+    centre_crop,
     check_crops,
     cut,
     existing_folder,
@@ -191,7 +189,7 @@ class ClassificationData(SampleData):
         """Return a random resized crop, mirrored half of the time."""
         image = sample["image"]
         height, width = image.shape[:2]
-        crop = _centre(image, self.crop_pct)
+        crop = centre_crop(width, height, self.crop_pct)
         if self.crop_scale is not None:
             scale, ratio = self.crop_scale, self.crop_ratio
             crop = random_crop(width, height, random_key, scale=scale, ratio=ratio)
@@ -199,14 +197,3 @@ class ClassificationData(SampleData):
         if self.flip and random_key.uniform(1, Purpose.FLIP)[0] < 0.5:
             view = view[:, ::-1]
         return sample | {"image": view}
-
-
-def centre(image: NDArray[np.uint8], side: int, share: float) -> NDArray[np.uint8]:
-    """Return the centre of an image `(H, W, 3)`, a share of its short side, at a size."""
-    return cut(image, _centre(image, share), side)
-
-
-def _centre(image: NDArray[np.uint8], share: float) -> Crop:
-    height, width = image.shape[:2]
-    side = max(1, round(min(height, width) * share))
-    return Crop((width - side) // 2, (height - side) // 2, side, side)

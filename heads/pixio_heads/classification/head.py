@@ -26,7 +26,7 @@ from pixio_heads.classification.metrics import (
     neighbour_accuracies,
 )
 from pixio_lightning.data import SampleData
-from pixio_lightning.errors import UnsuitedBackbone, UserError, at_least_1, one_of
+from pixio_lightning.errors import UnsuitedBackbone, UserError, above_0, at_least_1, one_of
 from pixio_lightning.models import Backbone, Features, Reads, nearest_neighbours, vote
 from pixio_lightning.training import Batch, Optim, absent_classes
 
@@ -172,6 +172,8 @@ class KNN(ClassHead):
         seed: Recorded with the results; nothing is random.
     """
 
+    shares_statistics = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -183,12 +185,9 @@ class KNN(ClassHead):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, seed=seed)
-        if not backbone.frozen:
-            raise UserError("KNN trains nothing: set model.backbone.tune to frozen")
         if not k or min(k) < 1 or len({*k}) < len(k):
             raise UserError(f"model.k is {list(k)}; expected numbers from 1 on, each once")
-        if temperature <= 0:
-            raise UserError(f"model.temperature is {temperature}; expected more than 0")
+        above_0("model.temperature", temperature, "a number")
         at_least_1(**{"model.bank": bank})
         self.k, self.temperature, self.statistics_samples = k, temperature, bank
         self.normed = normed
@@ -264,25 +263,19 @@ class KNN(ClassHead):
         """Return the shares of the votes of the first number of neighbours `(B, C)`."""
         return prediction[:, 0]
 
-    def compute_statistics(self) -> dict[str, Tensor]:
-        """Encode the training set, every process its share."""
-        return self.fit_statistics(self.statistics_loader(share=True))
-
     def fit_statistics(self, loader: Any) -> dict[str, Tensor]:
         """Return features `(M, D)`, classes and keys `(M,)` of all processes' training images.
 
         And `majority`, scores of the classes `(C,)` by how frequent they are.
         """
-        rows = []
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in loader:
-                batch = self.trainer.strategy.batch_to_device(batch)
-                # Half the memory, and finer than the bfloat16 that features are computed in.
-                found = self._feature(self.encode(batch)).half()
-                keys = knn.file_keys(self._bank_root, batch["name"]).to(found.device)
-                rows.append((found, batch["target"], keys, batch["weight"]))
-        *known, weight = (self.gathered(torch.cat(part)) for part in zip(*rows, strict=True))
-        (bank, labels, keys), names = (x[weight > 0] for x in known), self.data_info["class_names"]
+
+        def known(batch: Batch) -> tuple[Tensor, ...]:
+            # Half the memory, and finer than the bfloat16 that features are computed in.
+            found = self._feature(self.encode(batch)).half()
+            keys = knn.file_keys(self._bank_root, batch["name"]).to(found.device)
+            return found, batch["target"], keys
+
+        (bank, labels, keys), names = self.encoded(loader, known), self.data_info["class_names"]
         counts = labels.bincount(minlength=len(names))
         self.note(absent_classes(counts.tolist(), names, samples=len(labels)))
         return {"bank": bank, "labels": labels, "keys": keys, "majority": by_frequency(counts)}

@@ -242,7 +242,7 @@ def scene_classes(scenes: Scenes, target: Target) -> list[str]:
     return places
 
 
-class LabelledScenes:
+class LabelledScenes(SceneSamples):
     """Views of rendered scenes with the kind of place, what they show, or if it is outdoors.
 
     Args:
@@ -254,16 +254,10 @@ class LabelledScenes:
     def __init__(self, split: str, scenes: Scenes, target: Target) -> None:
         self.target, self.classes = target, scene_classes(scenes, target)
         self.field = "class_id" if target == "objects" else target
-        self.views = SceneSamples(split, scenes, ("image", self.field))
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def name(self, index: int) -> str:
-        return self.views.name(index)
+        super().__init__(split, scenes, ("image", self.field))
 
     def load(self, index: int) -> Sample:
-        sample = self.views.load(index)
+        sample = super().load(index)
         found = sample[self.field]
         if self.target == "room_type":
             target = np.array(self.classes.index(str(found)))
@@ -275,4 +269,4 @@ class LabelledScenes:
         return {"image": sample["image"], "target": target}
 
     def digest(self) -> str:
-        return digest_of(self.views.digest(), self.target)
+        return digest_of(super().digest(), self.target)

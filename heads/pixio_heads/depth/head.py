@@ -17,7 +17,7 @@ from pixio_heads.depth.base import DepthHead
 from pixio_heads.depth.maps import enlarged, write_map
 from pixio_heads.depth.metrics import Alignment, DepthMetrics, EvalCrop, align
 from pixio_lightning.data import unit_of
-from pixio_lightning.errors import UserError, at_least, one_of, refuse_unread, whole_tokens
+from pixio_lightning.errors import UserError, above_0, at_least, one_of, refuse_unread, whole_tokens
 from pixio_lightning.files import output_path
 from pixio_lightning.models import Backbone, Features, LinearDecoder, MakeDecoder
 from pixio_lightning.training import Batch, DenseHead, Optim, visualize
@@ -75,8 +75,7 @@ class Depth(DenseHead, DepthHead):
         one_of("model.reduction", reduction, get_args(losses.Reduction))
         one_of("model.files", files, get_args(Files))
         one_of("model.eval_crop", eval_crop, get_args(EvalCrop))
-        if min_depth <= 0:
-            raise UserError(f"model.min_depth is {min_depth}, but expected more than 0")
+        above_0("model.min_depth", min_depth, "metres")
         self.reduction, self.min_depth, self.files = reduction, min_depth, files
         self.eval_crop = eval_crop
         self.set_windows(window, stride, windows_per_chunk, predict_side)
@@ -259,8 +258,7 @@ class RelativeDepth(DepthHead):
         self.form, self.gradient_weight = form, gradient_weight
         at_least(0, **{"model.gradient_weight": gradient_weight})
         whole_tokens("model.image_size", image_size, backbone.stride, backbone.name)
-        if cap is not None and cap <= 0:
-            raise UserError(f"model.cap is {cap}, but expected more than 0 metres, or null")
+        above_0("model.cap", cap, "metres")
         if space == "disparity":
             refuse_unread("model.cap", cap, None, "model.space is disparity, which is not capped")
         self.image_size, self.space, self.cap, self.eval_crop = image_size, space, cap, eval_crop

@@ -20,7 +20,7 @@ from pixio_lightning.data import (
     digest_of,
     known_places,
 )
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, at_least_1, nearest
 from pixio_lightning.files import parse_json
 from pixio_lightning.keyed import Purpose, key_of
 
@@ -67,8 +67,7 @@ class OrdinalData(SampleData):
             source, path, batch_size=batch_size, val_batch_size=val_batch_size, **loading
         )
         self.read_by("scenes", pairs=pairs)
-        if pairs < 1:
-            raise UserError(f"data.pairs is {pairs}, but expected at least 1")
+        at_least_1(**{"data.pairs": pairs})
         self.pairs = pairs
         self.kinds = KINDS if source == "da2k" else tuple(known_places(self.scenes.places))
 
@@ -84,7 +83,7 @@ class OrdinalData(SampleData):
         return Da2kSamples(self.path or "", max_megapixels=self.max_megapixels)
 
 
-class OrdinalScenes:
+class OrdinalScenes(SceneSamples):
     """Views of rendered scenes with pairs of points, the same ones every time.
 
     Args:
@@ -95,24 +94,18 @@ class OrdinalScenes:
     """
 
     def __init__(self, split: str, scenes: Scenes, *, pairs: int, kinds: tuple[str, ...]) -> None:
-        self.views = SceneSamples(split, scenes, ("image", "depth", "valid", "room_type"))
+        super().__init__(split, scenes, ("image", "depth", "valid", "room_type"))
         self.pairs, self.kinds = pairs, kinds
 
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def name(self, index: int) -> str:
-        return self.views.name(index)
-
     def load(self, index: int) -> Sample:
-        view = self.views.load(index)
+        view = super().load(index)
         random_key = RandomKey(key_of(self.name(index)), seed=0, step=0)
         points = drawn_pairs(view["depth"], view["valid"], self.pairs, random_key)
         kind = self.kinds.index(str(view["room_type"]))
         return {"image": view["image"], "points": points, "kind": np.asarray(kind)}
 
     def digest(self) -> str:
-        return digest_of("ordinal", self.views.digest(), self.pairs)
+        return digest_of("ordinal", super().digest(), self.pairs)
 
 
 def drawn_pairs(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pixio_lightning.data import Sample
+from pixio_lightning.data import Sample, resampled, rescaled
 
 
 def cropped(
@@ -38,27 +38,16 @@ def moved(intrinsics: np.ndarray, top: int, left: int, width: int, *, mirror: bo
 
 
 def resized(sample: Sample, short_side: int) -> Sample:
-    """Return a sample whose short side has so many pixels, its intrinsics scaled along.
-
-    Depth is taken of the nearest pixel: means over the border of an object are the depth of
-    nothing.
-    """
+    """Return a sample whose short side has so many pixels, its intrinsics scaled along."""
     height, width = sample["image"].shape[:2]
     scale = short_side / min(height, width)
     size = (round(height * scale), round(width * scale))
     # A copy: decoded pixels may be a read-only view of what a decoder owns.
     image = torch.from_numpy(np.array(sample["image"])).movedim(-1, 0)[None]
     scaled = F.interpolate(image, size, mode="bicubic", antialias=True)
-    at = [
-        ((np.arange(n) + 0.5) * full / n).astype(int)
-        for n, full in zip(size, (height, width), strict=True)
-    ]
     views = {"image": scaled[0].movedim(0, -1).numpy()}
-    views |= {name: sample[name][np.ix_(*at)] for name in ("depth", "valid")}
+    views |= {name: resampled(sample[name], size) for name in ("depth", "valid")}
     if "intrinsics" in sample:
-        factors = np.diag([size[1] / width, size[0] / height, 1.0])
-        # Scaled from the image's corner, which is half a pixel from the centre of the first one.
-        corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-        matrix = np.linalg.inv(corner) @ factors @ corner @ sample["intrinsics"]
+        matrix = rescaled(sample["intrinsics"], size[1] / width, size[0] / height)
         views["intrinsics"] = matrix.astype(np.float32)
     return views

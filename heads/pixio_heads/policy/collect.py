@@ -1,6 +1,6 @@
 """Demonstrations of scripted experts, and what experts and random actions reach; kept in the cache.
 
-A folder of the cache holds a file for each episode, of a demonstration a parquet with its pictures
+A folder of the cache holds a parquet for each episode, of a demonstration with its pictures
 as PNG: what was killed goes on where it was, even in several processes, and what is there is not
 played again.
 """
@@ -8,8 +8,8 @@ played again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -26,7 +26,7 @@ from pixio_heads.policy.rollout.play import Controller, Outcome, Trajectory
 from pixio_heads.policy.rollout.pool import Pool
 from pixio_lightning.data import digest_of
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache, parse_json, written_aside
+from pixio_lightning.files import default_cache, written_aside
 
 VERSION = 2  # of how demonstrations are collected
 # Experts that fail more often than this share are no experts.
@@ -88,17 +88,14 @@ def collect(
             end = seeds.stop
             bar.n = len(found)
             for _ in range(2):  # again what breaks, which need not be the episode's fault
-                missing = [seed for seed in seeds if not _is_whole(_file(folder, seed))]
-                for seed, trajectory in pool.play(missing, "expert", **how):
+                for seed, trajectory in _played(pool, folder, seeds, "expert", **how):
                     if trajectory.outcome.error:
                         broken[seed] = trajectory
-                        continue
-                    _write(_file(folder, seed), seed, trajectory)
                     bar.update(trajectory.outcome.success_any)
                 if len(broken) > _FAILURES * (end - first_seed):
                     break  # it is not the episodes that are broken
-            whole = [path for path in map(partial(_file, folder), seeds) if _is_whole(path)]
-            found += [path for path in whole if _outcome(path)["success_any"]]
+            kept = {path: _kept(path) for path in map(partial(_file, folder), seeds)}
+            found += [path for path, outcome in kept.items() if outcome and outcome.success_any]
             if len(found) < min(episodes, _FAILURES * (end - first_seed)):
                 errors = [trajectory.outcome.error for trajectory in broken.values()]
                 raise UserError(
@@ -108,13 +105,13 @@ def collect(
                 )
         for seed, trajectory in sorted(broken.items()):
             path = _file(folder, seed)
-            if not _is_whole(path):
+            if _kept(path) is None:
                 print(
                     f"demonstration left out, broken twice: {trajectory.outcome.error} "
                     f"(remove {path}, and it is played again)",
                     flush=True,
                 )
-                _write(path, seed, trajectory)
+                _write(path, trajectory)
     demonstrations = [read(path) for path in found[:episodes]]
     return demonstrations, digest_of(digest, [demo.name for demo in demonstrations])
 
@@ -123,7 +120,18 @@ def _file(folder: Path, seed: int) -> Path:
     return folder / f"{seed:08d}.parquet"
 
 
-def _write(path: Path, seed: int, trajectory: Trajectory) -> None:
+def _played(
+    pool: Pool, folder: Path, seeds: Sequence[int], controller: Controller, **how: Any
+) -> Iterator[tuple[int, Trajectory]]:
+    """Yield the episodes that are not kept yet, as they end; all that do not break are kept."""
+    missing = [seed for seed in seeds if _kept(_file(folder, seed)) is None]
+    for seed, trajectory in pool.play(missing, controller, **how):
+        if not trajectory.outcome.error:
+            _write(_file(folder, seed), trajectory)
+        yield seed, trajectory
+
+
+def _write(path: Path, trajectory: Trajectory) -> None:
     columns = {
         "image": pa.array(trajectory.images, pa.binary()),
         "proprio": pa.array(trajectory.proprio.tolist(), pa.list_(pa.float32())),
@@ -131,23 +139,19 @@ def _write(path: Path, seed: int, trajectory: Trajectory) -> None:
         "reward": trajectory.rewards,
         "success": trajectory.successes,
     }
-    outcome = json.dumps({"seed": seed, **asdict(trajectory.outcome)})
+    outcome = json.dumps(asdict(trajectory.outcome))
     table = pa.table(columns).replace_schema_metadata({"outcome": outcome})
     with written_aside(path) as aside:
         pq.write_table(table, aside, compression="none")
 
 
-def _outcome(path: Path) -> dict[str, Any]:
-    return json.loads(pq.read_schema(path).metadata[b"outcome"])
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether an episode was collected; a damaged file of the cache is collected again."""
+def _kept(path: Path) -> Outcome | None:
+    """Return the outcome that was kept; None where there is none, or the file is damaged."""
     try:
-        _outcome(path)
+        about = json.loads(pq.read_schema(path).metadata[b"outcome"])
+        return Outcome(**{field.name: about[field.name] for field in fields(Outcome)})
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-        return False
-    return True
+        return None
 
 
 def read(path: Path) -> Demonstration:
@@ -167,15 +171,7 @@ def read(path: Path) -> Demonstration:
             f"demonstration '{path}' of the cache is damaged: remove it, and it is collected again"
         ) from None
     frame = png_frame(table["image"].to_pylist())
-    return Demonstration(path.stem, rows["proprio"], rows["action"], frame, _outcome(path)["seed"])
-
-
-def _reached(path: Path) -> Outcome | None:
-    """Return the outcome that was kept; None where there is none, or the file is damaged."""
-    try:
-        return Outcome(**parse_json(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return Demonstration(path.stem, rows["proprio"], rows["action"], frame, int(path.stem))
 
 
 def references(
@@ -189,17 +185,14 @@ def references(
     """Return what a controller reaches in the episodes of these seeds, played once and kept."""
     name = digest_of("references", VERSION, environment.plain(), controller)
     folder = default_cache() / "demonstrations" / f"{environment.task}-{controller}-{name}"
-    files = {seed: folder / f"{seed:08d}.json" for seed in seeds}
-    known = {seed: kept for seed, path in files.items() if (kept := _reached(path))}
-    missing = [seed for seed in seeds if seed not in known]
+    known = {seed: _kept(_file(folder, seed)) for seed in seeds}
+    missing = sum(outcome is None for outcome in known.values())
     with (
         Pool(environment, processes, images=False, timeout=timeout) as pool,
-        tqdm(total=len(missing), unit="episode", desc=controller, leave=False, delay=1) as bar,
+        tqdm(total=missing, unit="episode", desc=controller, leave=False, delay=1) as bar,
     ):
-        for seed, trajectory in pool.play(missing, controller):
+        # One that breaks is played again another time.
+        for seed, trajectory in _played(pool, folder, seeds, controller):
             known[seed] = trajectory.outcome
-            if not known[seed].error:  # or else it is played again another time
-                with written_aside(files[seed]) as aside:
-                    aside.write_text(json.dumps(asdict(known[seed])))
             bar.update()
-    return [known[seed] for seed in seeds]
+    return [outcome for seed in seeds if (outcome := known[seed])]

@@ -22,7 +22,7 @@ from pixio_lightning.data import (
     digest_of,
     existing_folder,
 )
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UserError, at_least, at_least_1, one_of
 
 TABLETOP = {"reach": 40, "push": 80, "pick_place": 80}  # tasks, and steps of an episode
 METAWORLD = {  # it goes no further than that
@@ -108,19 +108,12 @@ class PolicyData(SampleData):
         **loading: Any,
     ) -> None:
         super().__init__(source, path, **loading)
-        counts = {
-            "demonstrations": (demonstrations, 1),
-            "history": (history, 1),
-            "image_size": (image_size, 16 if source == "scenes" else 1),
-            "episodes": (episodes, 1),
-            "processes": (processes, 1),
-            "demonstration_starts": (demonstration_starts, 0),
-            "after_success": (after_success, 0),
-            "horizon": (1 if horizon is None else horizon, 1),
-        }
-        for name, (value, least) in counts.items():
-            if value < least:
-                raise UserError(f"data.{name} is {value}, but expected at least {least}")
+        at_least_1(**{"data.demonstrations": demonstrations, "data.history": history})
+        at_least_1(**{"data.episodes": episodes, "data.processes": processes})
+        at_least_1(**{"data.horizon": horizon})
+        at_least(16 if source == "scenes" else 1, **{"data.image_size": image_size})
+        at_least(0, **{"data.demonstration_starts": demonstration_starts})
+        at_least(0, **{"data.after_success": after_success})
         if not 0 <= noise < math.inf:
             raise UserError(f"data.noise is {noise:g}, but expected a deviation, 0 or more")
         if not 0 <= disturbance <= 1:

@@ -52,7 +52,7 @@ class EpisodeLog(L.Callback):
             end = "broken" if film.outcome.error else "success" if film.outcome.success else "fail"
             path = output_path(folder, f"{film.name}-{end}", ".mp4")
             assert film.frames is not None
-            picture.write_video(path, film.frames)
+            picture.film(path, film.frames)
         if not trainer.is_global_zero:
             return
         _add_rows(root / "episodes.csv", step, stage, films)

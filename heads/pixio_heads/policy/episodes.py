@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixio_heads.policy.rollout.play import Outcome
 from pixio_lightning.data import BadImage, Sample, digest_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-class Played(NamedTuple):
-    """What a policy reached in episodes.
-
-    Attributes:
-        outcomes: `(B, 5)`, see `row`.
-    """
-
-    outcomes: Tensor
 
 
 class Start(NamedTuple):

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanSquaredError, MetricCollection
 
 from pixio_heads.policy import picture
 from pixio_heads.policy.episode_log import EpisodeLog, Film
-from pixio_heads.policy.episodes import Played, row
-from pixio_heads.policy.metrics import ActionError, EpisodeMetrics
+from pixio_heads.policy.episodes import row
+from pixio_heads.policy.metrics import EpisodeMetrics
 from pixio_heads.policy.model import Fusion, Observe, PolicyNet, Token, check_inputs
 from pixio_heads.policy.rollout.environments import Environment
 from pixio_heads.policy.rollout.pool import Pool, Run
@@ -78,6 +78,7 @@ class Policy(Head):
 
     data_attributes = ("history", "proprio_dim", "action_dim")
     same_as_trained = data_attributes
+    table = "actions"
     evaluation_attributes = ("environment", "processes")
     model_as_trained = (
         *Head.model_as_trained,
@@ -156,7 +157,8 @@ class Policy(Head):
 
     def metrics(self) -> MetricCollection:
         """Return rates of success, or the error of actions."""
-        return MetricCollection([EpisodeMetrics() if self.acts else ActionError()])
+        error = MetricCollection({"action_error": MeanSquaredError().set_dtype(torch.float64)})
+        return MetricCollection([EpisodeMetrics()]) if self.acts else error
 
     @property
     def protocol(self) -> str:
@@ -274,14 +276,14 @@ class Policy(Head):
     def scored(self, prediction: Any, batch: Batch) -> tuple[Any, ...]:
         """Return outcomes of episodes, or actions in units of their deviation."""
         if self.acts:
-            return prediction.outcomes, batch["of_demonstration"].bool()
+            return prediction, batch["of_demonstration"].bool()
         return tuple(normalized(a, self.statistics) for a in (prediction, batch["action"]))
 
     def baselines(self, batch: Batch) -> dict[str, Any]:
         """Return what experts and random actions reach; or the mean action, and a linear map's."""
         if self.acts:
             known = {"expert": "expert", "random_actions": "random"}
-            return {name: Played(batch[known[name]]) for name in self.baseline_names}
+            return {name: batch[known[name]] for name in self.baseline_names}
         found = {"mean_action": self.statistics["mean"].expand_as(batch["action"])}
         if "from_proprio" in self.baseline_names:
             found["from_proprio"] = from_proprio(self.statistics, batch["proprio"])
@@ -311,7 +313,7 @@ class Policy(Head):
             outcomes[i] = torch.from_numpy(row(run.outcome))
             frames = np.stack(run.frames) if run.frames else None
             self.films.append(Film(names[i], run.outcome, frames))
-        return Played(outcomes.to(self.device))
+        return outcomes.to(self.device)
 
     @property
     def _world(self) -> int:
@@ -386,12 +388,10 @@ class Policy(Head):
         """Write the episodes' videos and table, or the actions of the first demonstrations."""
         if self.acts:
             return  # EpisodeLog writes them
-        picture.write_actions(folder, batch["name"], prediction, batch["action"], self.global_rank)
-
-    def on_predict_start(self) -> None:
-        """Begin the table of actions."""
-        super().on_predict_start()
-        self.begin_table("actions")
+        kinds = [f"{k}_{i}" for k in ("action", "demonstrated") for i in range(prediction.shape[1])]
+        both = torch.cat([prediction, batch["action"]], dim=1).tolist()
+        rows = [(n, *(f"{v:.6g}" for v in row)) for n, row in zip(batch["name"], both, strict=True)]
+        self.add_to_table(folder, ["name", *kinds], rows)
 
     def predictions_text(self, folder: Path) -> str:
         """Return where the episodes are, or the actions."""

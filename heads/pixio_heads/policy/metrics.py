@@ -78,25 +78,3 @@ class EpisodeMetrics(Metric):
         if self.again[0]:
             values["demonstration_success"] = self.again[1] / self.again[0]
         return {k: torch.as_tensor(v, dtype=torch.float32) for k, v in values.items()}
-
-
-class ActionError(Metric):
-    """Mean squared error of actions, in units of their deviation among demonstrations."""
-
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, actions: Tensor, target: Tensor) -> None:
-        """Add normalised actions `(B, A)`."""
-        self.total += (actions - target).double().square().sum()
-        self.count += target.numel()
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the error."""
-        return {"action_error": (self.total / self.count).float()}

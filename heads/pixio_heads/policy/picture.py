@@ -1,4 +1,4 @@
-"""Episodes to look at: contact sheets and videos; and tables of actions."""
+"""Episodes to look at: contact sheets and videos."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixio_lightning.data import video_writer
-from pixio_lightning.files import add_rows, written_aside
+from pixio_lightning.data import write_video
 from pixio_lightning.training import Panel
 
 if TYPE_CHECKING:
@@ -46,35 +45,11 @@ def _framed(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(found).movedim(-1, 0)
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int = _FPS) -> None:
+def film(path: Path, frames: NDArray[np.uint8]) -> None:
     """Write frames `(T, H, W, 3)` as an mp4 file, small ones enlarged.
 
     Raises:
         UserError: PyAV is missing.
     """
     scale = -(-_SHOWN // min(frames.shape[1:3]))
-    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = (side - side % 2 for side in large.shape[1:3])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        written_aside(path) as aside,
-        video_writer(aside, fps=fps, height=height, width=width) as add,
-    ):
-        for frame in large:
-            add(np.ascontiguousarray(frame[:height, :width]))
-
-
-def write_actions(
-    folder: Path, names: Sequence[str], actions: Tensor, demonstrated: Tensor, rank: int
-) -> None:
-    """Add a row for each sample to actions.csv: what is predicted, beside what was done.
-
-    Every process but the first has a table of its own.
-    """
-    kinds = [f"{k}_{i}" for k in ("action", "demonstrated") for i in range(actions.shape[1])]
-    numbers = torch.cat([actions, demonstrated], dim=1).tolist()
-    rows = [
-        [name, *(f"{value:.6g}" for value in row)] for name, row in zip(names, numbers, strict=True)
-    ]
-    path = folder / ("actions.csv" if rank == 0 else f"actions-{rank}.csv")
-    add_rows(path, ["name", *kinds], rows)
+    write_video(path, frames.repeat(scale, axis=1).repeat(scale, axis=2), fps=_FPS)

@@ -168,12 +168,8 @@ class MaskClips(FileClips):
             data = read_file(path)
         except FileNotFoundError:
             raise BadImage(f"mask {path.name} is not there") from None
-        try:
-            mask = decode_numbers(data, max_megapixels=self.look.max_megapixels)
-        except BadImage as error:
-            raise BadImage(f"mask {path.name}: {error}") from None
-        except Exception:  # the library raises whatever the damaged bytes lead it to
-            raise BadImage(f"mask {path.name} cannot be read") from None
+        bound, what = self.look.max_megapixels, f"mask {path.name}"
+        mask = decode_numbers(data, max_megapixels=bound, what=what)
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise BadImage(f"mask {path.name} is no picture of numbers; expected one channel")
         beyond = mask[(mask > self.greatest) & (mask != UNKNOWN)]

@@ -16,8 +16,8 @@ from torchmetrics import MetricCollection
 
 from pixio_heads.propagation import label_propagation, picture
 from pixio_heads.propagation.label_propagation import Search
-from pixio_heads.propagation.metrics import UNKNOWN, metrics_of
-from pixio_lightning.errors import UserError
+from pixio_heads.propagation.metrics import UNKNOWN, metrics_of, protocol_of
+from pixio_lightning.errors import UserError, at_least, at_least_1
 from pixio_lightning.models import Backbone, Features, Reads
 from pixio_lightning.training import Batch, Head
 
@@ -61,15 +61,8 @@ class Propagation(Head):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, seed=seed)
-        if not backbone.frozen:
-            raise UserError("Propagation trains nothing: set model.backbone.tune to frozen")
-        for name, value, least in (
-            ("k", k, 1),
-            ("context", context, 0),
-            ("frames_per_chunk", frames_per_chunk, 1),
-        ):
-            if value < least:
-                raise UserError(f"model.{name} is {value}; expected {least} or more")
+        at_least_1(**{"model.k": k, "model.frames_per_chunk": frames_per_chunk})
+        at_least(0, **{"model.context": context})
         if context > _MOST:
             raise UserError(f"model.context is {context}; expected at most {_MOST} frames")
         for name, number in (("radius", radius), ("temperature", temperature)):
@@ -90,19 +83,22 @@ class Propagation(Head):
     def _kind(self) -> str:
         return self.evaluation_info.get("labels", "objects")
 
+    @property
+    def _count(self) -> int:
+        return self.evaluation_info.get("num_labels", 0)
+
     def metrics(self) -> MetricCollection:
         """Return J&F of objects, mean IoU of classes, or PCK of joints."""
-        return metrics_of(self._kind, self.evaluation_info.get("num_labels", 0))
+        return metrics_of(self._kind, self._count)
 
     @property
     def protocol(self) -> str:
         """Where labels come from, and what is scored."""
         search = self.search
-        (metric,) = self.metrics().values()
         return (
             f"{search.k} nearest by cosine of normed patches, first frame and last "
             f"{search.context}, radius {search.radius:g} patches but in the first, T "
-            f"{search.temperature:g}; {metric.protocol}"
+            f"{search.temperature:g}; {protocol_of(self._kind, self._count)}"
         )
 
     def scored(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, ...]:
@@ -221,7 +217,7 @@ class Propagation(Head):
             if len(truth := clip["target"].cpu()) == len(found):
                 rows.insert(0, picture.drawn(frames, truth, stored, joints=joints))
             if picture.WRITES_VIDEOS:
-                picture.write_video(folder, name, torch.cat(rows, dim=3))
+                picture.film(folder, name, torch.cat(rows, dim=3))
             self.show(folder, name, picture.strip(rows))
 
 

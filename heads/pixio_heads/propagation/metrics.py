@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from pixio_heads.propagation.boundaries import boundary_accuracy, region_similarity
 
@@ -28,7 +28,6 @@ class ObjectMasks(Metric):
     """
 
     full_state_update = False
-    protocol = "J&F of the first frame's objects, without the first and the last frame"
 
     j: Tensor
     f: Tensor
@@ -69,32 +68,6 @@ def objects_in(mask: Tensor) -> list[int]:
     return [number for number in mask.unique().tolist() if number not in (0, UNKNOWN)]
 
 
-class ClassMasks(MulticlassConfusionMatrix):
-    """Mean IoU of one confusion matrix over all pixels of all frames, the first one included.
-
-    Args:
-        num_classes: Number of classes, of which 0 is the background.
-    """
-
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(num_classes, ignore_index=UNKNOWN, validate_args=False, **kwargs)
-
-    @property
-    def protocol(self) -> str:
-        """One line on what is scored."""
-        return f"mean IoU of {self.num_classes} classes, pixels of all frames pooled"
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add clips: classes uint8 `(B, V, Ho, Wo)`, and the true ones, 255 for unknown."""
-        super().update(prediction.flatten().long(), target.flatten().long())
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return `miou` over the classes that occur in the truth or in what is found."""
-        matrix = self.confmat.double()
-        correct = matrix.diagonal()
-        return {"miou": (correct / (matrix.sum(0) + matrix.sum(1) - correct)).nanmean()}
-
-
 class Joints(Metric):
     """PCK: the share of joints that are found, a mean over the joints of shares over frames.
 
@@ -107,7 +80,6 @@ class Joints(Metric):
     """
 
     full_state_update = False
-    protocol = "PCK of 0.6 box diagonals, joints inside of their frame, from the second frame on"
 
     counted: Tensor
 
@@ -143,6 +115,18 @@ class Joints(Metric):
 
 def metrics_of(kind: str, count: int) -> MetricCollection:
     """Return the metrics of labels of a kind: `objects`, `classes` or `joints`, so many of them."""
-    made = {"objects": lambda: ObjectMasks(), "classes": lambda: ClassMasks(count)}
-    metric = made.get(kind, lambda: Joints(count))()
-    return MetricCollection([metric], compute_groups=False)
+    metrics: Any = [ObjectMasks() if kind == "objects" else Joints(count)]
+    if kind == "classes":  # those that occur in the truth or in what is found, the background too
+        iou = MulticlassJaccardIndex(count, ignore_index=UNKNOWN, validate_args=False)
+        metrics = {"miou": iou}
+    return MetricCollection(metrics, compute_groups=False)
+
+
+def protocol_of(kind: str, count: int) -> str:
+    """Return one line on what they score."""
+    return {
+        "objects": "J&F of the first frame's objects, without the first and the last frame",
+        "classes": f"mean IoU of {count} classes, pixels of all frames pooled",
+        "joints": "PCK of 0.6 box diagonals, joints inside of their frame, from the second frame "
+        "on",
+    }[kind]

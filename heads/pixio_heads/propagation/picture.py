@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pixio_heads.propagation.boundaries import boundary
 from pixio_heads.propagation.metrics import UNKNOWN
-from pixio_lightning.data import video_writer
+from pixio_lightning.data import write_video
 from pixio_lightning.files import output_path, written_aside
 from pixio_lightning.training import Panel, visualize
 
-# Whether there is what `write_video` needs.
+# Whether there is what `film` needs.
 WRITES_VIDEOS = importlib.util.find_spec("av") is not None
 _COLUMNS = 6
 _SHOWN = 256  # least side of a picture in a video, in pixels: many players show less badly
@@ -103,18 +103,9 @@ def _title(number: int) -> str:
     return f"frame {number}" if number else "frame 0, given"
 
 
-def write_video(folder: Path, name: str, pictures: Tensor) -> None:
-    """Write NAME.mp4."""
-    path = output_path(folder, name, ".mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames = pictures.permute(0, 2, 3, 1).contiguous().numpy()
-    height, width = frames.shape[1:3]
-    with (
-        written_aside(path) as aside,
-        video_writer(aside, fps=_FPS, height=height, width=width) as add,
-    ):
-        for frame in frames:
-            add(frame)
+def film(folder: Path, name: str, pictures: Tensor) -> None:
+    """Write pictures `(V, 3, h, w)` as NAME.mp4."""
+    write_video(output_path(folder, name, ".mp4"), pictures.movedim(1, -1).numpy(), fps=_FPS)
 
 
 def write_masks(folder: Path, name: str, masks: Tensor) -> None:

@@ -32,7 +32,7 @@ from pixio_lightning.data import (
     Samples,
     spread,
 )
-from pixio_lightning.errors import UserError, above_0
+from pixio_lightning.errors import UserError, above_0, at_least
 from pixio_lightning.keyed import Purpose
 
 _COVISIBILITY = 0.25  # where neither the user nor the data set says another
@@ -177,10 +177,8 @@ class ReconstructionData(SampleData):
                 f"data.min_views {self.min_views} and data.max_views {self.max_views}: expected "
                 "2 <= min_views <= max_views"
             )
-        for name in ("val_views", "sets_per_scene"):
-            least = 2 if name == "val_views" else 1
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}; expected at least {least}")
+        at_least(2, **{"data.val_views": self.val_views})
+        at_least(1, **{"data.sets_per_scene": self.sets_per_scene})
         for name in ("covisibility", "hold_out"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -200,21 +198,19 @@ class ReconstructionData(SampleData):
         made = self.source == "scenes"
         scenes: Sequence[Scene]
         scenes = rendered_scenes(split, self.scenes) if made else self._files.of(split)
-        train, starts = split == "train", None
-        if train:
-            groups, weights = [s.set_name for s in scenes], {s.set_name: s.weight for s in scenes}
-            starts = numbered(groups, weights, per_scene=self.sets_per_scene)
+        train = split == "train"
+        groups = [s.set_name if train else "" for s in scenes]
+        weights = {group: s.weight for group, s in zip(groups, scenes, strict=True)}
         sets = Sets(
             scenes,
             views=self.val_views,
             size=self.image_size,
-            per_scene=self.sets_per_scene,
             covisibility=self.covisibility or _COVISIBILITY,
             # Whatever a run's seed is, all are judged on the same sets.
             seed=self.seed if train else 0,
-            starts=starts,
+            starts=numbered(groups, weights, per_scene=self.sets_per_scene),
         )
-        if starts is not None:
+        if len({*groups}) > 1:
             self._shares = {k: n / len(sets) for k, n in sets.of_data_sets().items()}
         return sets
 

@@ -65,12 +65,7 @@ class Labels(NamedTuple):
             BadImage: The file is damaged or too large; or its labels are not these classes, and
                 the reason then begins with `STOPS`.
         """
-        try:
-            array = decode_numbers(data, max_megapixels=max_megapixels)
-        except BadImage as error:
-            raise BadImage(f"mask: {error}") from None
-        except Exception:  # the library raises whatever the damaged bytes lead it to
-            raise BadImage("mask cannot be read") from None
+        array = decode_numbers(data, max_megapixels=max_megapixels)
         if array.ndim != 2:
             raise BadImage(
                 f"{STOPS}its mask has {array.shape[-1]} channels; expected one, the class's index"

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from pixio_lightning.data.clips.video import opened_video as opened_video
     from pixio_lightning.data.clips.video import video_frames as video_frames
     from pixio_lightning.data.clips.video import video_writer as video_writer
+    from pixio_lightning.data.clips.video import write_video as write_video
     from pixio_lightning.data.decode import FORMATS as FORMATS
     from pixio_lightning.data.decode import STOPS as STOPS
     from pixio_lightning.data.decode import BadImage as BadImage
     from pixio_lightning.data.decode import Crop as Crop
     from pixio_lightning.data.decode import Orientation as Orientation
+    from pixio_lightning.data.decode import centre as centre
     from pixio_lightning.data.decode import centre_crop as centre_crop
     from pixio_lightning.data.decode import check_crops as check_crops
     from pixio_lightning.data.decode import cut as cut
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from pixio_lightning.data.depth import read_depth as read_depth
     from pixio_lightning.data.depth import read_npy as read_npy
     from pixio_lightning.data.depth import require_reader as require_reader
+    from pixio_lightning.data.depth import resampled as resampled
+    from pixio_lightning.data.depth import rescaled as rescaled
     from pixio_lightning.data.depth import to_metres as to_metres
     from pixio_lightning.data.depth import unit_of as unit_of
     from pixio_lightning.data.hub import HubRows as HubRows

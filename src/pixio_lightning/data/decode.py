@@ -249,16 +249,20 @@ def open_picture(
     return image
 
 
-def decode_numbers(data: bytes, *, max_megapixels: float) -> NDArray[Any]:
+def decode_numbers(data: bytes, *, max_megapixels: float, what: str = "mask") -> NDArray[Any]:
     """Decode a PNG of numbers, as masks are: `(H, W)`, of grey or of a palette, as it stores them.
 
     Of 1 bit they are False and True; several channels are `(H, W, C)`.
 
     Raises:
-        BadImage: It is of another format, its header is corrupt, or it is too large.
-        Exception: It is damaged: whatever Pillow raises.
+        BadImage: It is of another format, damaged, or too large; the reason begins with `what`.
     """
-    array = np.asarray(open_picture(data, max_megapixels=max_megapixels, formats=("PNG",)))
+    try:
+        array = np.asarray(open_picture(data, max_megapixels=max_megapixels, formats=("PNG",)))
+    except BadImage as error:
+        raise BadImage(f"{what}: {error}") from None
+    except Exception:  # Pillow raises whatever the damaged bytes lead it to
+        raise BadImage(f"{what} cannot be read") from None
     bits, colour = data[24], data[25]  # of the header, which every PNG begins with
     return array // _STRETCHED[bits] if colour == 0 and bits in _STRETCHED else array
 
@@ -358,9 +362,9 @@ def random_crop(
     return Crop((width - w) // 2, (height - h) // 2, w, h)
 
 
-def centre_crop(width: int, height: int) -> Crop:
-    """Return the largest centred square."""
-    side = min(width, height)
+def centre_crop(width: int, height: int, share: float = 1.0) -> Crop:
+    """Return the centred square of a share of the short side."""
+    side = max(1, round(min(width, height) * share))
     return Crop((width - side) // 2, (height - side) // 2, side, side)
 
 
@@ -385,3 +389,9 @@ def to_tensor(pixels: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
 def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
     """Do the same and return `(size, size, 3)`, as the image of a sample is, without a copy."""
     return to_tensor(pixels, crop, size).permute(1, 2, 0).numpy()
+
+
+def centre(pixels: NDArray[np.uint8], size: int, share: float = 1.0) -> NDArray[np.uint8]:
+    """Return the centred square of a share of the short side, scaled: `(size, size, 3)`."""
+    height, width = pixels.shape[:2]
+    return cut(pixels, centre_crop(width, height, share), size)

@@ -1,4 +1,4 @@
-"""Depth as it lies in files: decoded to metres, or refused with a reason."""
+"""Depth as it lies in files: decoded to metres, or refused with a reason; and at another size."""
 
 from __future__ import annotations
 
@@ -277,3 +277,27 @@ _READERS: dict[str, Callable[[bytes, float], NDArray[Any]]] = {
     ".hdf5": _read_hdf5,
 }
 DEPTH_SUFFIXES = (".png", *_READERS)
+
+
+# --- at another size --------------------------------------------------------------------------
+
+
+def resampled(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+    """Return a map `(H, W)` of depth or labels at a size (h, w): the nearest of its pixels.
+
+    Means over the border of an object would be the depth of nothing.
+    """
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(size, pixels.shape, strict=True)
+    )
+    return pixels[rows[:, None], columns]
+
+
+def rescaled(intrinsics: NDArray[Any], across: float, down: float) -> NDArray[Any]:
+    """Return the intrinsics `(3, 3)` of an image resized by two factors.
+
+    Pixel centres are at integer coordinates, so the image's corner is at -0.5 before and after.
+    """
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
+    return np.linalg.inv(half) @ np.diag([across, down, 1.0]) @ half @ intrinsics

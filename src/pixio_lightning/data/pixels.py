@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pixio_lightning.data.batches import collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import centre_crop, check_crops, cut, random_crop
+from pixio_lightning.data.decode import centre, check_crops, random_crop
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.listing.splits import pictures_of_splits
 from pixio_lightning.data.samples import (
@@ -335,8 +335,7 @@ class Pixels(StreamData):
         return Crops(images, draw, self.image_size, seed=self.seed)
 
     def _prepare(self, sample: Sample) -> Sample:
-        height, width, _ = sample["image"].shape
-        return {"image": cut(sample["image"], centre_crop(width, height), self.image_size)}
+        return {"image": centre(sample["image"], self.image_size)}
 
     def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
         """Return images of a source, or some of them, each once and centre-cropped."""

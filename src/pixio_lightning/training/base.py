@@ -6,7 +6,7 @@ what a checkpoint holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -299,6 +299,24 @@ class BackboneModule(StoredModule):
         if self.trainer.world_size == 1:
             return rows
         return self.all_gather(rows).transpose(0, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def encoded(
+        self, loader: Iterable[Any], encode: Callable[[Any], tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """Return what is made of all processes' samples, in the order of the data.
+
+        Args:
+            loader: Batches of the share of this process; rows of weight 0 are left out.
+            encode: Returns tensors with a row for each sample of a batch.
+        """
+        rows = []
+        with self.trainer.precision_plugin.forward_context():
+            for batch in loader:
+                batch = self.trainer.strategy.batch_to_device(batch)
+                rows.append((*encode(batch), batch["weight"]))
+        *found, weight = (self.gathered(torch.cat(part)) for part in zip(*rows, strict=True))
+        return [part[weight > 0] for part in found]
 
     def log_training(self, loss: Tensor) -> None:
         """Take in the loss of a batch; `optimizer_step` logs the mean of all since it last did."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixio_lightning.errors import UserError, whole_tokens
+from pixio_lightning.errors import UserError, at_least_1, whole_tokens
 from pixio_lightning.models import sliding_window
 from pixio_lightning.models.features import Features, joined
 from pixio_lightning.training.head import Batch, Head
@@ -82,11 +82,9 @@ class DenseHead(Head):
                 f"model.stride is {self.stride}, but expected 1 to model.window, {window}, so that "
                 "no pixel is left out"
             )
-        if windows_per_chunk < 1:
-            raise UserError(f"model.windows_per_chunk is {windows_per_chunk}; expected 1 or more")
+        at_least_1(**{"model.windows_per_chunk": windows_per_chunk})
+        at_least_1(**{"model.predict_side": predict_side})
         self.predict_side = predict_side
-        if predict_side is not None and predict_side < 1:
-            raise UserError(f"model.predict_side is {predict_side}; expected pixels, 1 or more")
 
     def on_fit_start(self) -> None:
         """Begin as every head does; say where crops and windows are not of one size."""

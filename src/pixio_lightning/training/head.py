@@ -7,7 +7,7 @@ Shapes: B batch, V views of a sample, M images the backbone sees for a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import add_rows
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.features import Features, Reads, joined
@@ -38,8 +39,8 @@ class Head(TaskModule):
     """One task on a frozen or fine-tuned backbone.
 
     A subclass implements `build`, `forward`, `loss` and `metrics`, and what it can of
-    `fit_statistics` with `baselines`, `picture`, and `write`. It never calls the backbone, and owns
-    no parameter outside the module that `build` returns.
+    `fit_statistics` with `baselines`, `picture`, and `write`; without `loss` it trains nothing. It
+    never calls the backbone, and owns no parameter outside the module that `build` returns.
 
     Args:
         backbone: The encoder.
@@ -51,6 +52,8 @@ class Head(TaskModule):
 
     # Names of the predictions that `baselines` returns.
     baseline_names: tuple[str, ...] = ()
+    # Name of the table in predictions/ that `write` adds to; None for none.
+    table: str | None = None
     # Images that a frozen backbone encodes at once, at most.
     images_per_chunk = 256
 
@@ -63,6 +66,10 @@ class Head(TaskModule):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optim=optim)
+        if type(self).loss is Head.loss and not backbone.frozen:
+            raise UserError(
+                f"{type(self).__name__} trains nothing: set model.backbone.tune to frozen"
+            )
         if cache and not backbone.frozen:
             raise UserError("model.cache needs model.backbone.tune frozen: features would change")
         self.cache, self.seed = cache, seed
@@ -202,16 +209,9 @@ class Head(TaskModule):
         """Return the same by a random backbone of the same architecture, all images at once."""
         own = self.backbone
         if not self._untrained:
-            layers, args = list(own.tapped), own.model_args
-            self._untrained = [
-                Backbone(
-                    own.name,
-                    weights="random:0",
-                    layers=layers,
-                    dense_cls=own.dense_cls,
-                    model_args=args,
-                )
-            ]
+            taps: dict[str, Any] = {"layers": list(own.tapped), "dense_cls": own.dense_cls}
+            random = Backbone(own.name, weights="random:0", model_args=own.model_args, **taps)
+            self._untrained = [random]
         random = self._untrained[0].to(images.device)
         return random(self.inputs(images), normalized=True).only(self.reads)
 
@@ -261,17 +261,21 @@ class Head(TaskModule):
         with torch.no_grad(), self.in_mode(training=False):
             return predicted(move_data_to_device(taken_by(self.device, batch), self.device))
 
-    def begin_table(self, name: str) -> None:
-        """Remove tables of earlier predictions, before any process writes a line.
-
-        Args:
-            name: What their names in `predictions/` begin with; each process has one of its own.
-        """
-        if self.trainer.is_global_zero:
+    def on_predict_start(self) -> None:
+        """Remove tables of earlier predictions, before any process writes a line."""
+        super().on_predict_start()
+        if self.trainer.is_global_zero and self.table is not None:
             folder = Path(self.trainer.default_root_dir) / "predictions"
-            for left in folder.glob(f"{name}*.csv"):
+            for left in folder.glob(f"{self.table}*.csv"):
                 left.unlink()
-        self.trainer.strategy.barrier(name)
+        self.trainer.strategy.barrier("table")
+
+    def add_to_table(
+        self, folder: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]
+    ) -> None:
+        """Add rows to the table in `folder`; each process but the first has one of its own."""
+        rank = f"-{self.global_rank}" if self.global_rank else ""
+        add_rows(folder / f"{self.table}{rank}.csv", columns, rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

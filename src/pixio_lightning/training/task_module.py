@@ -36,6 +36,8 @@ class TaskModule(BackboneModule):
     evaluation_attributes: tuple[str, ...] = ()
     # Training samples that `fit_statistics` looks at, at most; None for all.
     statistics_samples: int | None = 2000
+    # Whether the processes share them, for a `fit_statistics` that gathers; else each reads all.
+    shares_statistics = False
 
     def __init__(self, backbone: Backbone, *, optim: Optim) -> None:
         super().__init__(backbone, optim=optim)
@@ -228,11 +230,8 @@ class TaskModule(BackboneModule):
         """Return the statistics of training samples, as many as `statistics_samples`."""
         return self.fit_statistics(self.statistics_loader())
 
-    def statistics_loader(self, **how: Any) -> Any:
+    def statistics_loader(self) -> Any:
         """Return the training samples that `fit_statistics` looks at, as they are evaluated.
-
-        Args:
-            how: `share`, whether the processes share them; otherwise each reads all.
 
         Raises:
             UserError: The data module has none to give.
@@ -245,6 +244,7 @@ class TaskModule(BackboneModule):
                 "gives each of them once, as it is evaluated: let the data derive from SampleData, "
                 "or write one"
             )
+        how = {"share": True} if self.shares_statistics else {}
         return data.statistics_dataloader(self.statistics_samples, **how)
 
     @property

@@ -36,12 +36,14 @@ def test_a_row_of_a_scene_is_what_was_rendered() -> None:
     known = SceneAttributes("train", scenes)
     fields = ("room_type", "outdoor", "camera_pitch", "camera_height", "cam2world", "depth")
     views = SceneSamples("train", scenes, fields)
-    names = [column for own in known.columns.values() for column in own]
+    names = [column for own in known.attributes.values() for column in own]
     outdoor = 0
     for index in range(len(known)):
         row = dict(zip(names, known.load(index)["target"].tolist(), strict=True))
         view = views.load(index)
-        assert row[str(view["room_type"])] == 1 and sum(row[p] for p in known.columns["place"]) == 1
+        assert (
+            row[str(view["room_type"])] == 1 and sum(row[p] for p in known.attributes["place"]) == 1
+        )
         assert row["outdoor"] == float(view["outdoor"])
         assert row["camera_pitch"] == pytest.approx(float(view["camera_pitch"]), rel=1e-5)
         assert row["camera_height"] == pytest.approx(float(view["camera_height"]), rel=1e-5)

@@ -193,7 +193,7 @@ def test_the_average_precision_depends_on_the_order_of_scores_alone(shift: float
     [
         ({"k": (0,)}, r"model.k is \[0\]"),
         ({"k": (10, 10)}, "each once"),
-        ({"temperature": 0.0}, "model.temperature is 0.0; expected more than 0"),
+        ({"temperature": 0.0}, "model.temperature is 0, but expected a number above 0"),
     ],
 )
 def test_mistakes(keys: dict, message: str) -> None:

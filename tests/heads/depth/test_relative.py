@@ -60,7 +60,7 @@ def test_sizes_and_ranges_that_leave_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="model.gradient_weight is -1.0, but expected at least 0"):
         head(gradient_weight=-1.0)
     for cap in (0, -3.0):
-        with pytest.raises(UserError, match=f"model.cap is {cap}, but expected more than 0"):
+        with pytest.raises(UserError, match=f"model.cap is {cap:g}, but expected metres above 0"):
             head(cap=cap)
     with pytest.raises(UserError, match="model.cap is 5.0, but model.space is disparity"):
         head(cap=5.0, space="disparity")
@@ -69,7 +69,7 @@ def test_sizes_and_ranges_that_leave_nothing_are_refused() -> None:
     assert tiny.inputs(torch.zeros(1, 3, 20, 90, dtype=torch.uint8)).shape[-2:] == (16, 64)
     backbone = Backbone("pixio_vitt16", weights="random", model_args=SMALL)
     backbone.load()
-    with pytest.raises(UserError, match="model.min_depth is 0, but expected more"):
+    with pytest.raises(UserError, match="model.min_depth is 0, but expected metres above"):
         Depth(backbone, min_depth=0)
     never = Depth(backbone, min_depth=20.0)
     never.data_info = {"max_depth": 10.0}

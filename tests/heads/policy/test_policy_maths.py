@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from pixio_heads.policy.metrics import ActionError, EpisodeMetrics, wilson
+from pixio_heads.policy.metrics import EpisodeMetrics, wilson
 from pixio_heads.policy.model import ConvReader, KeyPoints, PolicyNet, Reader, fused
 from pixio_heads.policy.statistics import from_proprio, statistics_of, unevenness
 from pixio_lightning.errors import UserError
@@ -53,13 +53,6 @@ def test_fresh_starts_and_those_of_demonstrations_are_apart() -> None:
         },
         abs=1e-6,
     )
-
-
-def test_errors_of_actions_are_means_over_all_parts_and_samples() -> None:
-    error = ActionError()
-    error.update(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
-    error.update(torch.tensor([[0.0, 0.0], [3.0, 1.0]]), torch.zeros(2, 2))
-    assert error.compute()["action_error"] == pytest.approx(11 / 6)
 
 
 def test_flare_is_differences_and_the_last() -> None:

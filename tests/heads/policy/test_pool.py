@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pixio_heads.policy import collect as collecting
@@ -143,7 +144,7 @@ def test_what_broke_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     seeds = [2, 3]
     first = references(environment("Raises"), seeds, "random", processes=1, timeout=60.0)
     assert [bool(outcome.error) for outcome in first] == [False, True]
-    assert [file.stem for file in (tmp_path / "demonstrations").rglob("*.json")] == ["00000002"]
+    assert [file.stem for file in (tmp_path / "demonstrations").rglob("*.parquet")] == ["00000002"]
 
 
 def test_episodes_of_references_outlive_a_kill(
@@ -155,7 +156,7 @@ def test_episodes_of_references_outlive_a_kill(
 
     def interrupt() -> None:
         for _ in range(600):
-            if len(list(tmp_path.rglob("[0-9]*.json"))) == 2:
+            if len(list(tmp_path.rglob("[0-9]*.parquet"))) == 2:
                 break
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
@@ -165,10 +166,11 @@ def test_episodes_of_references_outlive_a_kill(
     with pytest.raises(KeyboardInterrupt):
         references(world, [2, 4, 3], "random", processes=1, timeout=600.0)
     thread.join()
-    files = sorted(tmp_path.rglob("[0-9]*.json"))
+    files = sorted(tmp_path.rglob("[0-9]*.parquet"))
     assert [file.stem for file in files] == ["00000002", "00000004"]
-    marked = json.loads(files[0].read_text()) | {"total": 7.5}
-    files[0].write_text(json.dumps(marked))
+    table = pq.read_table(files[0])
+    marked = json.loads(table.schema.metadata[b"outcome"]) | {"total": 7.5}
+    pq.write_table(table.replace_schema_metadata({"outcome": json.dumps(marked)}), files[0])
     again = references(world, [2, 4], "random", processes=1, timeout=600.0)
     assert [outcome.total for outcome in again] == [7.5, 3.0]
 
@@ -225,6 +227,6 @@ def test_only_the_episodes_that_are_missing_are_collected(
     again, same = collect(hurried, 20, **how)
     assert same == digest and np.array_equal(again[0].actions, found[0].actions)
     outcomes = references(hurried, [1, 2], "expert", processes=1, timeout=60.0)
-    kept, _ = (tmp_path / "demonstrations").rglob("0*.json")
-    kept.write_text(kept.read_text()[:-5])
+    kept, _ = (tmp_path / "demonstrations").glob("*-expert-*/*")
+    kept.write_bytes(kept.read_bytes()[:-5])
     assert references(hurried, [1, 2], "expert", processes=1, timeout=60.0) == outcomes

@@ -122,9 +122,9 @@ def test_a_batch_from_python_needs_the_first_mask_alone() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"k": 0}, "model.k is 0; expected 1 or more"),
+        ({"k": 0}, "model.k is 0, but expected at least 1"),
         ({"context": 10**7}, "model.context is 10000000; expected at most 1000 frames"),
-        ({"context": -1}, "model.context is -1; expected 0 or more"),
+        ({"context": -1}, "model.context is -1, but expected at least 0"),
         ({"radius": 0.0}, "model.radius is 0.0; expected more than 0"),
         ({"temperature": float("nan")}, "model.temperature is nan"),
     ],

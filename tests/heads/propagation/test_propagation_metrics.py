@@ -16,7 +16,7 @@ from pixio_heads.propagation.boundaries import (
     dilated,
     region_similarity,
 )
-from pixio_heads.propagation.metrics import ClassMasks, Joints, ObjectMasks, metrics_of
+from pixio_heads.propagation.metrics import Joints, ObjectMasks, metrics_of
 
 
 def square(top: int, left: int, side: int, *, of: int = 40) -> Tensor:
@@ -162,7 +162,7 @@ def test_nothing_to_find_is_nan() -> None:
 def test_miou_pools_pixels_of_all_frames() -> None:
     truth = torch.tensor([[[[0, 0], [1, 255]], [[1, 1], [1, 0]]]], dtype=torch.uint8)
     found = torch.tensor([[[[0, 0], [1, 3]], [[1, 0], [2, 0]]]], dtype=torch.uint8)
-    metric = ClassMasks(5)
+    metric = metrics_of("classes", 5)
     metric.update(found, truth)
     # 0: 3 of 4; 1: 2 of 4; 2: 0 of 1; 3 and 4 occur nowhere that counts.
     assert float(metric.compute()["miou"]) == pytest.approx((3 / 4 + 2 / 4 + 0) / 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,10 @@ def wall(distance: float, side: int = 40) -> np.ndarray:
     return np.full((side, side), distance, np.float32)
 
 
+def pairwise(*views: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(list(c.rows(*views)))
+
+
 def near_of(scores: np.ndarray, *, threshold: float) -> np.ndarray:
     near = c.Neighbours(scores, threshold=threshold)
     return np.stack([near[view] for view in range(len(near))])
@@ -38,43 +42,43 @@ def near_of(scores: np.ndarray, *, threshold: float) -> np.ndarray:
 
 def test_the_overlap_of_two_cameras_before_a_wall_is_the_shared_share() -> None:
     # At 4 m a pixel is 0.1 m wide: one metre to the side are 10 of 40 columns.
-    scores = c.pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), shifted(1.0)])
+    scores = pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), shifted(1.0)])
     assert scores.dtype == np.float32
     assert np.allclose(scores, [[1, 0.75], [0.75, 1]])
     for x, y in ((3, 0), (-3, 0), (0, 3), (0, -3)):
-        scores = c.pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), shifted(x, y)])
+        scores = pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), shifted(x, y)])
         assert np.allclose(scores, [[1, 0.25], [0.25, 1]])
 
 
 def test_pixels_without_depth_count_as_not_seen() -> None:
     holes = wall(4)
     holes[:10], holes[10, :3] = 0, (np.nan, np.inf, -1)
-    scores = c.pairwise([holes, wall(4)], [camera()] * 2, [np.eye(4)] * 2)
+    scores = pairwise([holes, wall(4)], [camera()] * 2, [np.eye(4)] * 2)
     share = (30 * 40 - 3) / 1600
     assert np.allclose(scores, [[share, share], [share, 1]])
 
 
 def test_what_another_surface_hides_is_not_seen() -> None:
-    behind = c.pairwise([wall(4), wall(2)], [camera()] * 2, [np.eye(4)] * 2)
+    behind = pairwise([wall(4), wall(2)], [camera()] * 2, [np.eye(4)] * 2)
     assert np.allclose(behind, np.eye(2))
     slack = 0.1 + 0.005 * 4 + 0.1 * np.log(2)
     for gap, seen in ((slack - 0.01, 1), (slack + 0.01, 0)):
-        scores = c.pairwise([wall(4), wall(4 - gap)], [camera()] * 2, [np.eye(4)] * 2)
+        scores = pairwise([wall(4), wall(4 - gap)], [camera()] * 2, [np.eye(4)] * 2)
         assert scores[0, 1] == seen
 
 
 def test_a_camera_sees_nothing_behind_or_within_4_centimetres_of_it() -> None:
     back = np.diag([-1.0, 1, -1, 1])
-    scores = c.pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), back])
+    scores = pairwise([wall(4), wall(4)], [camera()] * 2, [np.eye(4), back])
     assert np.allclose(scores, np.eye(2))
     for depth, seen in ((0.05, 1), (0.03, 0)):
-        near = c.pairwise([wall(depth), wall(depth)], [camera()] * 2, [np.eye(4)] * 2)
+        near = pairwise([wall(depth), wall(depth)], [camera()] * 2, [np.eye(4)] * 2)
         assert near[0, 1] == seen
 
 
 def test_the_rule_by_hand_on_a_rendered_scene() -> None:
     views = rendered(5, views=3)
-    found = c.pairwise(
+    found = pairwise(
         [v.depth for v in views], [v.intrinsics for v in views], [v.cam2world for v in views]
     )
     for a, first in enumerate(views):
@@ -168,7 +172,7 @@ def test_what_is_skipped_would_not_have_been_seen() -> None:
         depths.append(depth if i != 5 else np.zeros_like(depth))
         matrices.append(matrix)
         poses.append(pose)
-    found, expected = c.pairwise(depths, matrices, poses), plain(depths, matrices, poses)
+    found, expected = pairwise(depths, matrices, poses), plain(depths, matrices, poses)
     # A point may round to either of two pixels.
     assert np.abs(found - expected).max() < 3 / depths[0].size
     assert 0.1 < (expected > 0).mean() < 0.5 and not found[5].any() and not found[:, 5].any()

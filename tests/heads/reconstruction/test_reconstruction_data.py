@@ -514,7 +514,7 @@ def test_colours_change_in_training_on_files_only(folder: Path) -> None:
         ({"image_size": []}, "data.image_size is empty"),
         ({"min_views": 1}, "2 <= min_views <= max_views"),
         ({"min_views": 4, "max_views": 3}, "2 <= min_views <= max_views"),
-        ({"val_views": 1}, "data.val_views is 1; expected at least 2"),
+        ({"val_views": 1}, "data.val_views is 1, but expected at least 2"),
         ({"sets_per_scene": 0}, "data.sets_per_scene is 0"),
         ({"covisibility": 0.0}, "data.covisibility is 0.0; expected over 0"),
         ({"hold_out": 1.5}, "data.hold_out is 1.5"),

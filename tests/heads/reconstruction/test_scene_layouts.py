@@ -56,10 +56,10 @@ def test_poses_intrinsics_and_depth_come_back(layout: str, tmp_path: Path) -> No
         if layout != "blendedmvs":  # JPEG
             assert np.array_equal(shot.image, view.image)
     # So a scene's covisibility is that of the renderer's own arrays.
-    own = covisibility.pairwise(
+    own = covisibility.rows(
         [v.depth for v in views], [v.intrinsics for v in views], [v.cam2world for v in views]
     )
-    assert np.allclose(scene.scores(), own, atol=2 / 48**2)
+    assert np.allclose(scene.scores(), list(own), atol=2 / 48**2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

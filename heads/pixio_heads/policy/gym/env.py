@@ -83,7 +83,6 @@ def make(
     size: int,
     *,
     images: bool = True,
-    horizon: int | None = None,
     image: str | None = None,
     proprio: list[str] | None = None,
     **options: Any,
@@ -94,7 +93,6 @@ def make(
         task: The id; `package:Name-v0` imports a package first.
         size: Side of the pictures in pixels.
         images: Whether there are any.
-        horizon: Not read: whoever plays an episode counts its steps.
         image: Key of the observation that is the picture, `a.b` within `a`; needed where several
             are.
         proprio: Keys of the observations that are proprioception; None for all of floating point.

@@ -107,15 +107,9 @@ class ScriptedExpert:
 
 
 def make(
-    task: str,
-    size: int,
-    *,
-    images: bool = True,
-    horizon: int | None = None,
-    camera: str = "corner2",
-    shadows: bool = False,
+    task: str, size: int, *, images: bool = True, camera: str = "corner2", shadows: bool = False
 ) -> MetaWorld:
-    """Make the environment of a task, see `MetaWorld`; whoever plays counts up to `horizon`."""
+    """Make the environment of a task, see `MetaWorld`."""
     return MetaWorld(task, size, images=images, camera=camera, shadows=shadows)
 
 

@@ -42,7 +42,7 @@ class Environment:
         kind: `tabletop` (built in), `metaworld` or `gym`.
         task: Name of the task, or id of a gym environment.
         size: Side of the pictures in pixels.
-        horizon: Steps after which an episode ends.
+        horizon: Steps after which an episode ends, counted by whoever plays it.
         stop_at_success: Whether it ends when the task is done.
         options: What else its constructor takes.
         versions: Of the simulator's packages, see `versions_of`.
@@ -62,9 +62,7 @@ class Environment:
         Raises:
             UserError: A package or library is missing, or the task is unknown.
         """
-        return _module(self.kind).make(
-            self.task, self.size, images=images, horizon=self.horizon, **self.options
-        )
+        return _module(self.kind).make(self.task, self.size, images=images, **self.options)
 
     def expert(self) -> Expert:
         """Make the scripted expert.

@@ -8,9 +8,9 @@ from pixio_heads.policy.tabletop.expert import Expert
 __all__ = ["Expert", "Tabletop", "expert", "make"]
 
 
-def make(task: Any, size: int, *, images: bool, horizon: int, **options: Any) -> Tabletop:
+def make(task: Any, size: int, *, images: bool = True, **options: Any) -> Tabletop:
     """Make the environment of a task, see `Tabletop`."""
-    return Tabletop(task, size=size, max_steps=horizon, images=images, **options)
+    return Tabletop(task, size=size, images=images, **options)
 
 
 def expert(task: str) -> Expert:

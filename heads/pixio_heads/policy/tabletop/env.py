@@ -15,7 +15,6 @@ from pixio_heads.policy.tabletop.physics import OPENING, RATE, REACH, SPEED
 from pixio_lightning.errors import UserError, one_of
 
 Observation = dict[str, NDArray]
-_MAX_STEPS = {"reach": 30, "push": 60, "pick_place": 60}
 _LOW, _HIGH = np.array([*REACH, (0.0, OPENING)]).T
 
 
@@ -34,14 +33,13 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
     is float32 `(4,)` in [-1, 1]: how far the gripper moves along x (right), y (away from the
     camera) and z (up), in units of `SPEED`, and how much its fingers open, in units of `RATE`;
     what is beyond is clipped. `info["success"]` says whether the goal is met now, and the reward
-    is 1 while it is. An episode is truncated after `max_steps`, and never terminated.
+    is 1 while it is. An episode never ends by itself.
 
     Args:
         task: What is to be done.
         size: Pixels along a side of the image.
         difficulty: 0 to 1: how many distractors there are, how much starts, goals, camera and
             light vary, and how exact the goal is.
-        max_steps: Steps of an episode; None is 30 for `reach` and 60 for the others.
         images: Whether pictures are drawn; without, `image` is `(0, 0, 3)`.
 
     Raises:
@@ -56,7 +54,6 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
         *,
         size: int = 64,
         difficulty: float = 0.5,
-        max_steps: int | None = None,
         images: bool = True,
     ) -> None:
         one_of("task", task, TASKS)
@@ -67,7 +64,6 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
             )
         self.task, self.size, self.difficulty = task, size, difficulty
         self.images, side = images, size if images else 0
-        self.max_steps = _MAX_STEPS[task] if max_steps is None else max_steps
         self.render_mode = "rgb_array"
         self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
@@ -82,14 +78,11 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start the episode of a seed; without one, the next that the last seed leads to."""
         super().reset(seed=seed)
-        self._start(int(self.np_random.integers(2**62)) if seed is None else seed)
-        return self.observe(), {"success": self.success}
-
-    def _start(self, seed: int) -> None:
-        self.episode_seed, self.steps = seed, 0
+        seed = int(self.np_random.integers(2**62)) if seed is None else seed
         self.episode = draw_episode(self.task, seed, self.difficulty)
         self.bench = self.episode.bench()
         self._picture = Picture(self.episode, mark=self.task == "push", size=self.size)
+        return self.observe(), {"success": self.success}
 
     def step(
         self, action: NDArray[np.float32]
@@ -100,8 +93,7 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
             UserError: The action is not four finite numbers.
         """
         self.move(action)
-        truncated = self.steps >= self.max_steps
-        return self.observe(), float(self.success), False, truncated, {"success": self.success}
+        return self.observe(), float(self.success), False, False, {"success": self.success}
 
     def move(self, action: NDArray[np.float32]) -> None:
         """Do what `step` does without drawing a picture, which is most of its time."""
@@ -113,7 +105,6 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
             )
         *move, opening = np.clip(given, -1, 1).tolist()
         self.bench.advance([SPEED * by for by in move], RATE * opening)
-        self.steps += 1
 
     @property
     def success(self) -> bool:
@@ -138,35 +129,3 @@ class Tabletop(gymnasium.Env[Observation, NDArray[np.float32]]):
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Return the picture, uint8 RGB `(size, size, 3)`."""
         return self._picture.draw(self.bench)
-
-    def get_state(self) -> dict[str, NDArray]:
-        """Return all that `set_state` needs to go on from here, as plain arrays."""
-        bodies = [[body.x, body.y, body.z] for body in self.bench.bodies]
-        return {
-            "task": np.array(self.task),
-            "difficulty": np.array(self.difficulty),
-            "seed": np.array(self.episode_seed, np.int64),
-            "steps": np.array(self.steps),
-            "gripper": np.array([*self.bench.tip, self.bench.opening]),
-            "held": np.array(self.bench.held),
-            "bodies": np.array(bodies),
-        }
-
-    def set_state(self, state: dict[str, NDArray]) -> Observation:
-        """Go back to a state of an environment with the same task and difficulty.
-
-        Raises:
-            UserError: The state is of another task or difficulty.
-        """
-        task, difficulty = str(state["task"]), float(state["difficulty"])
-        if (task, difficulty) != (self.task, self.difficulty):
-            raise UserError(
-                f"a state of {task} at difficulty {difficulty} does not fit {self.task} at "
-                f"difficulty {self.difficulty}: restore it where both are the same"
-            )
-        self._start(int(state["seed"]))
-        for body, (x, y, z) in zip(self.bench.bodies, state["bodies"].tolist(), strict=True):
-            body.x, body.y, body.z = x, y, z
-        *self.bench.tip, self.bench.opening = state["gripper"].tolist()
-        self.bench.held, self.steps = int(state["held"]), int(state["steps"])
-        return self.observe()

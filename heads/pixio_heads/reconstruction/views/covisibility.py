@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_lightning.data import resampled, rescaled
+
 SIDE = 224  # pixels of a depth map's longer side, at most
 _NEAREST = 0.04  # metres in front of a camera from which on a point counts
 _SLACK = 0.1 + 0.1 * math.log(2)  # metres
@@ -36,38 +38,8 @@ def shrunk(depth: Floats, intrinsics: Floats, *, side: int = SIDE) -> tuple[Floa
     """
     scale = min(1.0, side / max(depth.shape))
     height, width = (max(1, round(n * scale)) for n in depth.shape)
-    rows, columns = (
-        ((np.arange(n) + 0.5) * whole / n).astype(int)
-        for n, whole in zip((height, width), depth.shape, strict=True)
-    )
-    return depth[rows[:, None], columns], rescaled(
-        intrinsics, width / depth.shape[1], height / depth.shape[0]
-    )
-
-
-def rescaled(intrinsics: Floats, across: float, down: float) -> Floats:
-    """Return the intrinsics `(3, 3)` of an image resized by two factors.
-
-    Pixel centres are at integer coordinates, so the image's corner is at -0.5 before and after.
-    """
-    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
-    return np.linalg.inv(half) @ np.diag([across, down, 1.0]) @ half @ intrinsics
-
-
-def pairwise(
-    depths: Sequence[Floats], intrinsics: Sequence[Floats], cam2world: Sequence[Floats]
-) -> NDArray[np.float32]:
-    """Return how much of each view every view sees.
-
-    Args:
-        depths: N maps `(H, W)` of z-depth in metres; what is not positive and finite is invalid.
-        intrinsics: N matrices `(3, 3)`.
-        cam2world: N poses `(4, 4)` in OpenCV axes.
-
-    Returns:
-        `(N, N)`: in row a and column b the share of a's pixels that b sees.
-    """
-    return np.stack(list(rows(depths, intrinsics, cam2world)))
+    matrix = rescaled(intrinsics, width / depth.shape[1], height / depth.shape[0])
+    return resampled(depth, (height, width)), matrix
 
 
 def rows(
@@ -77,7 +49,14 @@ def rows(
     *,
     start: int = 0,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the rows `(N,)` of `pairwise` one after another, from the row `start` on."""
+    """Yield for each view how much of it every view sees, `(N,)`: the share of its pixels.
+
+    Args:
+        depths: N maps `(H, W)` of z-depth in metres; what is not positive and finite is invalid.
+        intrinsics: N matrices `(3, 3)`.
+        cam2world: N poses `(4, 4)` in OpenCV axes.
+        start: The first view that is asked about.
+    """
     surfaces = [np.where(np.isfinite(d) & (d > 0), d, np.inf).astype(np.float32) for d in depths]
     reach = np.array([_reach(surface) for surface in surfaces])
     to_pixels = np.stack(intrinsics) @ np.linalg.inv(np.stack(cam2world))[:, :3]
@@ -182,7 +161,7 @@ class Neighbours:
     """Which views see enough of which: of each view on demand, since all would be N^2.
 
     Args:
-        scores: `(N, N)` as from `pairwise`. A frame that cannot be read has NaN: it is nobody's
+        scores: `(N, N)`, the rows of `rows`. A frame that cannot be read has NaN: it is nobody's
             neighbour, but has all for its own, so that it is met as the start of a walk, where
             loading it says what is wrong.
         threshold: Least score, relative to the view's score with itself.

@@ -26,6 +26,7 @@ from pixio_lightning.data import (
     decode_pixels,
     read_depth,
     read_file,
+    rescaled,
 )
 from pixio_lightning.errors import UserError
 
@@ -151,7 +152,7 @@ class Scene(Protocol):
         ...
 
     def scores(self) -> NDArray[np.float32]:
-        """Return how much of each frame every frame sees, as from `covisibility.pairwise`."""
+        """Return how much of each frame every frame sees, the rows of `covisibility.rows`."""
         ...
 
     def score_file(self) -> ScoreFile | None:
@@ -289,9 +290,7 @@ class FileScene:
                 broken.append(index)
             # Of the image's size; in a layout that does not tell it, it is the depth's.
             height, width = frame.size or depth.shape
-            own = covisibility.rescaled(
-                frame.intrinsics, depth.shape[1] / width, depth.shape[0] / height
-            )
+            own = rescaled(frame.intrinsics, depth.shape[1] / width, depth.shape[0] / height)
             depth, own = covisibility.shrunk(depth, own)
             depths.append(depth)
             matrices.append(own)

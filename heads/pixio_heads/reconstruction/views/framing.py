@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_heads.reconstruction.views.covisibility import rescaled
 from pixio_heads.reconstruction.views.frames import Shot
-from pixio_lightning.data import BadImage
+from pixio_lightning.data import BadImage, Crop, rescaled
 from pixio_lightning.errors import UserError
 
 _STEP = 16  # sides are multiples of the backbone's patch
 _LEAST = 16  # pixels: the principal point lies at the image's edge, or beyond it
 
 
-class Box(NamedTuple):
-    """A box in whole pixels of an image."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-def centred(size: tuple[int, int], centre: tuple[float, float], aspect: float) -> Box:
+def centred(size: tuple[int, int], centre: tuple[float, float], aspect: float) -> Crop:
     """Return the largest box of an aspect around the principal point, within the image.
 
     Args:
@@ -46,7 +34,7 @@ def centred(size: tuple[int, int], centre: tuple[float, float], aspect: float) -
     high = min(height, round(across / aspect))
     left = min(max(round(x - wide / 2), 0), width - wide)
     top = min(max(round(y - high / 2), 0), height - high)
-    return Box(left, top, wide, high)
+    return Crop(left, top, wide, high)
 
 
 def framed(shot: Shot, size: tuple[int, int]) -> Shot:

@@ -32,7 +32,7 @@ from pixio_lightning.data import (
     video_frames,
 )
 from pixio_lightning.data import IMAGE_SUFFIXES as SUFFIXES
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, above_0, at_least
 from pixio_lightning.files import write_bytes
 from pixio_lightning.training import visualize
 
@@ -136,12 +136,8 @@ def open_pictures(
         raise UserError(
             f"data.image_size is {image_size}; expected a multiple of 16, such as {near}"
         )
-    if max_views is not None and max_views < 2:
-        raise UserError(
-            f"data.predict_views is {max_views}; a reconstruction needs at least 2 views"
-        )
-    if every <= 0:
-        raise UserError(f"data.every is {every:g}; expected seconds between frames, more than 0")
+    at_least(2, **{"data.predict_views": max_views})
+    above_0("data.every", every, "seconds")
     file = Path(path).expanduser()
     if file.suffix.lower() in VIDEO_SUFFIXES and not file.is_dir():
         chosen = video_frames(file, every=every, limit=max_views, max_megapixels=max_megapixels)

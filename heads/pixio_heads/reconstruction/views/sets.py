@@ -50,9 +50,7 @@ class Sets:
         scenes: Where the views are from.
         views: Views of a set.
         size: Height and width of the views.
-        per_scene: Sets of each scene.
-        starts: First number of each scene's sets and their total `(N + 1,)`, where scenes have more
-            than `per_scene`.
+        starts: First number of each scene's sets, and their total `(N + 1,)`.
         covisibility: How much of a view its neighbour must see, see `covisibility.Neighbours`;
             what a scene says itself counts before it.
         seed: Seed of which views make a set.
@@ -62,21 +60,16 @@ class Sets:
     scenes: Sequence[Scene]
     views: int
     size: Size
-    per_scene: int
+    starts: NDArray[np.int64]
     covisibility: float
     seed: int
     epoch: int = 0
-    starts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        if self.starts is None:
-            return len(self.scenes) * self.per_scene
         return int(self.starts[-1])
 
     def place(self, index: int) -> tuple[int, int]:
         """Return the scene of a set, and which of its sets it is."""
-        if self.starts is None:
-            return divmod(index, self.per_scene)
         scene = int(np.searchsorted(self.starts, index, side="right")) - 1
         return scene, index - int(self.starts[scene])
 
@@ -86,8 +79,6 @@ class Sets:
 
     def of_scene(self, scene: int) -> range:
         """Return the numbers of the sets of a scene."""
-        if self.starts is None:
-            return range(scene * self.per_scene, (scene + 1) * self.per_scene)
         return range(int(self.starts[scene]), int(self.starts[scene + 1]))
 
     def by_data_set(self) -> list[list[int]]:

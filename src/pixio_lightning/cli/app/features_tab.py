@@ -26,7 +26,7 @@ from pixio_lightning.cli.app.uploads import (
     show_picture,
     square,
 )
-from pixio_lightning.data.decode import BadImage, centre_crop, cut, decode_pixels, read_file
+from pixio_lightning.data.decode import BadImage, centre, decode_pixels, read_file
 from pixio_lightning.data.sources import image_files
 from pixio_lightning.errors import UserError, visible
 from pixio_lightning.models.backbone import Backbone
@@ -259,8 +259,7 @@ def _side_of(backbone: Backbone) -> int:
 
 def _cropped(file: Path, side: int) -> NDArray[np.uint8]:
     """Return the square in the middle of a picture of the folder, uint8 `(side, side, 3)`."""
-    pixels = decode_pixels(read_file(file), max_megapixels=MOST_MEGAPIXELS)
-    return cut(pixels, centre_crop(pixels.shape[1], pixels.shape[0]), side)
+    return centre(decode_pixels(read_file(file), max_megapixels=MOST_MEGAPIXELS), side)
 
 
 def _tokens_of(cls: Tensor, token: str) -> Tensor:

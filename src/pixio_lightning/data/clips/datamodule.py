@@ -22,7 +22,7 @@ from pixio_lightning.data.clips.source import (
 )
 from pixio_lightning.data.clips.videos import VideoSource, index_folder
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import centre_crop, cut
+from pixio_lightning.data.decode import centre
 from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
 from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
 from pixio_lightning.data.scenes.samples import Scenes
@@ -282,8 +282,7 @@ class Clips(StreamData):
         """Return single images of a source, for a probe, each once and centre-cropped."""
 
         def prepare(sample: Sample) -> Sample:
-            height, width, _ = sample["image"].shape
-            return {"image": cut(sample["image"], centre_crop(width, height), self.image_size)}
+            return {"image": centre(sample["image"], self.image_size)}
 
         images = Images(source, max_megapixels=self.max_megapixels)
         return HeldOutSamples(images, prepare, indices=indices)

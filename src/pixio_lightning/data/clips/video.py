@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import spread
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import written_aside
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp")
 
@@ -233,6 +234,21 @@ def _first_from(frames: Iterator[Any], time: float) -> Any:
 def _upright(frame: Any) -> NDArray[np.uint8]:
     pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
     return np.ascontiguousarray(pixels)
+
+
+def write_video(path: Path, frames: NDArray[np.uint8], *, fps: float) -> None:
+    """Write frames `(T, H, W, 3)` as an mp4 file, cut to even sides; it is there whole or not.
+
+    Raises:
+        UserError: PyAV is missing.
+    """
+    height, width = (side - side % 2 for side in frames.shape[1:3])
+    with (
+        written_aside(path) as aside,
+        video_writer(aside, fps=fps, height=height, width=width) as add,
+    ):
+        for frame in frames:
+            add(np.ascontiguousarray(frame[:height, :width]))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -97,7 +97,7 @@ class OnlineProbe(L.Callback):
         self.train, self.val, self.kind = train, val, kind
         self.every_n_steps, self.images, self.k = every_n_steps, images, k
         self._probed_step = -1
-        self._sets: list[tuple[HeldOutSamples, Tensor]] | None = None
+        self._sets: list[tuple[HeldOutSamples, dict[str, int]]] | None = None
 
     @property
     def state_key(self) -> str:
@@ -150,8 +150,8 @@ class OnlineProbe(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=row)
 
-    def _open(self, trainer: L.Trainer) -> list[tuple[HeldOutSamples, Tensor]]:
-        """Return images and classes `(M,)` of both sets."""
+    def _open(self, trainer: L.Trainer) -> list[tuple[HeldOutSamples, dict[str, int]]]:
+        """Return images of both sets, and their classes by name."""
         data = trainer.datamodule
         if self.train is None or self.val is None:
             sources = data.labelled
@@ -175,14 +175,14 @@ class OnlineProbe(L.Callback):
         sets = []
         for source, labels in zip(sources, names, strict=True):
             indices = spread(len(source), self.images)
-            found = torch.tensor([classes[labels[i]] for i in indices])
-            sets.append((data.evaluated(source, indices), found))
+            known = {source.name(i): classes[labels[i]] for i in indices}
+            sets.append((data.evaluated(source, indices), known))
         return sets
 
     def _encode(
         self,
         images: HeldOutSamples,
-        labels: Tensor,
+        labels: dict[str, int],
         trainer: L.Trainer,
         module: BackboneModule,
     ) -> tuple[Tensor, Tensor]:
@@ -195,17 +195,13 @@ class OnlineProbe(L.Callback):
         loader = DataLoader(
             images, batch_size=data.batch_size, sampler=share, **data.loader_arguments
         )
-        features, weights = [], []
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            # Uncounted: these images are not those of the run.
-            for batch in Loader(loader, lambda bad, seen: None):
-                batch = trainer.strategy.batch_to_device(batch)
-                layer = module.probed_backbone(batch["image"]).layers[-1]
-                tokens = layer.raw_cls if layer.n_cls else layer.raw_tokens
-                features.append(tokens.float().mean(dim=1))
-                weights.append(batch["weight"])
-        encoded, weight = (
-            module.gathered(torch.cat(part))[: len(images)] for part in (features, weights)
-        )
-        readable = weight > 0
-        return encoded[readable], labels.to(readable.device)[readable]
+
+        def encode(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+            layer = module.probed_backbone(batch["image"]).layers[-1]
+            tokens = layer.raw_cls if layer.n_cls else layer.raw_tokens
+            found = torch.tensor([labels[name] for name in batch["name"]], device=tokens.device)
+            return tokens.float().mean(dim=1), found
+
+        # Uncounted: these images are not those of the run.
+        bank, known = module.encoded(Loader(loader, lambda bad, seen: None), encode)
+        return bank, known

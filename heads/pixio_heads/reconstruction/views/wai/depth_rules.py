@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixio_lightning.data import BadImage, decode_numbers
+from pixio_lightning.data import BadImage, decode_numbers, resampled
 
 USABLE, SKY = "pred_mask/moge2", "skymask"
 MODALITIES = (USABLE, SKY)
@@ -83,12 +82,7 @@ def read_mask(data: bytes, *, max_megapixels: float) -> NDArray[np.bool_]:
     Raises:
         BadImage: It is damaged, of another format or too large.
     """
-    try:
-        array: NDArray[Any] = decode_numbers(data, max_megapixels=max_megapixels)
-    except BadImage as error:
-        raise BadImage(f"mask: {error}") from None
-    except Exception:  # Pillow raises whatever the damaged bytes lead it to
-        raise BadImage("mask cannot be read") from None
+    array = decode_numbers(data, max_megapixels=max_megapixels)
     if array.ndim != 2:
         raise BadImage("mask: it has several channels; expected one")
     return array > 0
@@ -100,8 +94,4 @@ def _fitted(mask: NDArray[np.bool_], size: tuple[int, ...]) -> NDArray[np.bool_]
         return mask
     if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > max(*mask.shape, *size):
         raise BadImage(f"mask of {mask.shape[1]}x{mask.shape[0]} for depth of {size[1]}x{size[0]}")
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for new, old in zip(size, mask.shape, strict=True)
-    )
-    return mask[rows[:, None], columns]
+    return resampled(mask, size)

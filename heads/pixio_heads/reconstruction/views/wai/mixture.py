@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 def numbered(
     groups: Sequence[str], weights: Mapping[str, float], *, per_scene: int
-) -> NDArray[np.int64] | None:
+) -> NDArray[np.int64]:
     """Return the first number of each scene's sets of views, and behind them how many there are.
 
     The data set that has most scenes for its weight has `per_scene` of each; scenes of the others
@@ -23,12 +23,10 @@ def numbered(
         per_scene: Sets of views of a scene, at least.
 
     Returns:
-        `(N + 1,)`; None where there is but one data set, and each scene has `per_scene`.
+        `(N + 1,)`; of one data set, each scene has `per_scene`.
     """
     scenes = Counter(groups)
-    if len(scenes) < 2:
-        return None
-    unit = max(count * per_scene / weights[group] for group, count in scenes.items())
+    unit = max((n * per_scene / weights[group] for group, n in scenes.items()), default=0.0)
     quotas = {group: round(weights[group] * unit) for group in scenes}
     before: Counter[str] = Counter()
     counts = []
