@@ -18,7 +18,6 @@ from data_path import our_chain, photographs
 from pixio_lightning.curation.materialize import materialize, waste
 from pixio_lightning.curation.scores import ScoredImages
 from pixio_lightning.data.shards.format import (
-    UNSORTED,
     Encoded,
     Shard,
     ShardIndex,
@@ -40,11 +39,10 @@ def timed(work: Callable[[], object], n: int) -> float:
 
 def score_files(folder: Path, columns: dict[str, np.ndarray]) -> tuple[float, float]:
     """Write the scores of 20 shards; return bytes an image, and images counted a second."""
-    nothing = np.zeros(0, np.int64)
     shards = []
     for number in range(20):
         groups = np.full(100, 100, np.int32)
-        shard = Shard(f"{number}.parquet", 1, "", groups, nothing, nothing, UNSORTED)
+        shard = Shard(f"{number}.parquet", 1, "", groups)
         rows = slice(number * shard.rows, (number + 1) * shard.rows)
         write_scores(folder, shard, {k: v[rows] for k, v in columns.items()}, {})
         shards.append(shard)

@@ -18,7 +18,7 @@ from pixio_lightning.curation.materialize import materialize, waste
 from pixio_lightning.data import parquet
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards import remote
-from pixio_lightning.data.shards.format import ShardIndex, read_columns, read_group
+from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import (
     Curation,
@@ -38,6 +38,7 @@ from pixio_lightning.data.shards.score_files import (
     check_scores,
     check_shard,
     different,
+    read_columns,
     score_file,
     scores_of,
     write_scores,

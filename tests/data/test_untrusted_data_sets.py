@@ -20,12 +20,11 @@ from pixio_lightning.cli.main import main
 from pixio_lightning.data import parquet
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.hub import HubSource
-from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex, read_group
+from pixio_lightning.data.shards.format import Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, open_index, read_index, write_index
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import open_parquet
 
-_NOWHERE = np.zeros(0, np.int64)
 _MOST_ROWS = 1 << 20  # of a group
 
 
@@ -174,7 +173,7 @@ WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("wrong", WRONG, ids=range(len(WRONG)))
 def test_a_row_of_an_index_that_is_none(wrong: dict[str, Any], tmp_path: Path) -> None:
-    shard = Shard("a.parquet", 9, "", np.array([3], np.int32), _NOWHERE, _NOWHERE, UNSORTED)
+    shard = Shard("a.parquet", 9, "", np.array([3], np.int32))
     write_index(ShardIndex(str(tmp_path), [shard]), tmp_path / INDEX)
     schema = pq.read_schema(tmp_path / INDEX)
     before = [TAR, ROW | {"group_rows": []}, TAR]
@@ -194,7 +193,7 @@ def test_an_index_is_read_as_arrays_and_not_as_numbers(tmp_path: Path) -> None:
     """Of a group of a tar an index has 20 bytes; as numbers of Python it took over 100."""
     shards, groups = 50, 1000
     rows, ends = np.full(groups, 100, np.int32), np.arange(groups) + 10**9
-    parts = [Shard(f"{i}.tar", 9, "", rows, ends, ends, UNSORTED) for i in range(shards)]
+    parts = [Shard(f"{i}.tar", 9, "", rows, ends, ends) for i in range(shards)]
     write_index(ShardIndex(str(tmp_path), parts), tmp_path / INDEX)
     read_index(str(tmp_path))  # what is made once
     _, peak = traced(lambda: read_index(str(tmp_path)))

@@ -135,7 +135,7 @@ def _part(
         names = [name for bin in bins if (name := bin.close())]
         if not lost:
             write_text(done, json.dumps(names))
-    return [entry_of(out / name, digests, sorted_by_loss=True) for name in names], lost
+    return [entry_of(out / name, digests) for name in names], lost
 
 
 class _Bin:

@@ -29,7 +29,6 @@ from pixio_lightning.data.shards.format import (
     MAX_MEMBER,
     MAX_RANGE,
     UNREAD,
-    UNSORTED,
     NoImages,
     Shard,
     ShardIndex,
@@ -54,7 +53,6 @@ _PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 _NOTES = (b"damaged", b"skipped")
 _LISTS = ("group_rows", "group_start", "group_end", "group_max_loss")
 _MAX_INDEX = 4 << 30  # bytes, unpacked: ten times what two billion images need
-_NO_GROUPS = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64), UNSORTED)
 _INDEX_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -306,10 +304,8 @@ def _index_parquet(root: str, name: str, size: int, column: str | None) -> tuple
     column_of_images(about.schema.to_arrow_schema(), column)
     counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
     if max(counts, default=0) > MAX_ROWS:
-        return Shard(name, size, "", *_NO_GROUPS), f"a row group over {MAX_ROWS:,} rows"
-    nowhere = np.zeros(0, np.int64)
-    shard = Shard(name, size, "", np.array(counts, np.int32), nowhere, nowhere, UNSORTED)
-    return shard, ""
+        return Shard(name, size, "", np.zeros(0, np.int32)), f"a row group over {MAX_ROWS:,} rows"
+    return Shard(name, size, "", np.array(counts, np.int32)), ""
 
 
 def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
@@ -340,7 +336,7 @@ def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
     elif tail.strip(b"\0"):
         reason = f"damaged after {sum(counts)} images"
     bounds = np.array(starts, np.int64), np.array(ends, np.int64)
-    return Shard(name, size, "", np.array(counts, np.int32), *bounds, UNSORTED), reason
+    return Shard(name, size, "", np.array(counts, np.int32), *bounds), reason
 
 
 def refuse_inside(out: Path, index: ShardIndex, source: str = "") -> None:

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from pixio_lightning.data.shards.digests import Digests
 from pixio_lightning.data.shards.format import (
     MAX_MEMBER,
-    UNSORTED,
     Encoded,
     NoImages,
     Shard,
@@ -310,18 +309,14 @@ def table_of(images: list[Encoded], columns: dict[str, pa.Array], schema: pa.Sch
     return pa.Table.from_pydict(base | columns, schema=schema)
 
 
-def entry_of(path: Path, digests: Digests, *, sorted_by_loss: bool = False) -> Shard:
+def entry_of(path: Path, digests: Digests) -> Shard:
     """Return the index entry of a local parquet shard, with its digest."""
     about = pq.read_metadata(path)
-    counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-    largest = UNSORTED
-    if sorted_by_loss:
-        at = [about.row_group(0).column(i).path_in_schema for i in range(about.num_columns)].index(
-            "loss"
-        )
-        values = [about.row_group(i).column(at).statistics.max for i in range(len(counts))]
-        largest = np.array(values, np.float32)
-    digest = digests.of(path)
-    nowhere = np.zeros(0, np.int64)
-    size = path.stat().st_size
-    return Shard(path.name, size, digest, np.array(counts, np.int32), nowhere, nowhere, largest)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    counts = np.array([group.num_rows for group in groups], np.int32)
+    shard = Shard(path.name, path.stat().st_size, digests.of(path), counts)
+    if "loss" not in about.schema.names:
+        return shard
+    at = about.schema.names.index("loss")  # of shards that were sorted by it
+    largest = [group.column(at).statistics.max for group in groups]
+    return shard._replace(group_max_loss=np.array(largest, np.float32))
