@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from data_path import our_chain, photographs
 
-from pixio_lightning.curation.materialize import materialize, waste
+from pixio_lightning.curation.materialize import materialize
 from pixio_lightning.curation.scores import ScoredImages
 from pixio_lightning.data.shards.format import (
     Encoded,
@@ -50,6 +50,20 @@ def score_files(folder: Path, columns: dict[str, np.ndarray]) -> tuple[float, fl
     histogram_of(ShardIndex("", shards[:2]), curation)
     size = sum(file.stat().st_size for file in folder.iterdir()) / index.rows
     return size, timed(lambda: histogram_of(index, curation), index.rows)
+
+
+def waste(index: ShardIndex, rule: KeepRule, *, epoch: int) -> tuple[int, int]:
+    """Return the bytes of images that a pass reads, and those of them that it keeps."""
+    read = kept = 0
+    for group in range(index.n_groups):
+        if not rule.takes_group(index, group, epoch=epoch):
+            continue
+        images = read_group(index, group)
+        keep = rule.keep(index, group, images, epoch=epoch)
+        sizes = np.array([len(image.data) for image in images])
+        read += int(sizes.sum())
+        kept += int(sizes[keep].sum())
+    return read, kept
 
 
 def main() -> None:
@@ -99,7 +113,7 @@ def main() -> None:
                 "height": np.full(len(own), 480, np.int32),
             }
             write_shard(shards / f"{number}.parquet", images, columns, group=100, about={})
-        index = open_index(str(shards), cache=folder / "cache", progress=False)
+        index = open_index(str(shards))
         speed = timed(lambda: [read_group(index, g) for g in range(index.n_groups)], rows)
         print(f"| read a photograph from a shard, file cache warm | {speed:.0f} images/s |")
         speed = timed(lambda: [key_of(f"{row:08d}") for row in range(rows)], rows)

@@ -51,7 +51,7 @@ def pss(process: int) -> float:
 
 def soak(folder: Path, *, passes: int, workers: int = 2) -> dict[int, list[tuple[float, float]]]:
     """Stream some passes; return (seconds, MB) of the peak in each, by worker."""
-    index = open_index(str(folder), cache=folder, progress=False)
+    index = open_index(str(folder))
     shards = ShardSet(index, val_path=None, val_images=100, curation=Curation(), seed=0)
     images: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 64, "size": 256}
     images |= {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "max_megapixels": 64}

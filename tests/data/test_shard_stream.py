@@ -228,7 +228,7 @@ def test_of_shards_of_clips_whole_videos_are_held_out(
     assert (len(held), len(trained), len(held | trained)) == (1, 3, 4)
     assert len(shards.held_out) == 10 and len(shards.order.groups) == 18
     # Where nothing tells which video a frame is of, none is held out.
-    above = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    above = open_index(str(tmp_path))
     (out / "_clips.parquet").write_bytes(b"half")
     for untold in (above, index):
         with pytest.raises(UserError, match="no _clips.parquet beside them tells which video"):
@@ -407,7 +407,7 @@ def test_what_was_kept_is_counted_on_after_a_stop(
         rows = slice(80 * part, 80 * part + 80)
         scores = {name: values[rows] for name, values in columns.items()}
         write_shard(tmp_path / f"{part}.parquet", images(240)[rows], scores, group=10, about={})
-    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path))
 
     def counted(before: dict[str, Any], batches: int) -> tuple[dict[str, Any], float | None, str]:
         data = pixels(index, tmp_path, curation=Curation(scores="inside"))
@@ -497,7 +497,7 @@ def test_groups_that_are_lost_with_their_scores_are_counted(
     for part in range(3):
         rows = images(240)[80 * part : 80 * part + 80]
         write_shard(tmp_path / f"{part}.parquet", rows, scores, group=10, about={})
-    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path))
     write_index(index, tmp_path / INDEX)
     damaged = tmp_path / "1.parquet"
     damaged.write_bytes(bytes(damaged.stat().st_size))

@@ -46,6 +46,7 @@ def images(count: int = 3) -> pa.Table:
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -226,7 +227,7 @@ def test_a_group_that_unpacks_to_far_more_than_its_size_is_bad(
     pq.write_table(zeros, folder / "a.parquet", compression="zstd", **PACKED[how])
     pq.write_table(images(), folder / "b.parquet")
     assert (folder / "a.parquet").stat().st_size < 50_000
-    index = open_index(str(folder), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(folder))
     large, small = ({image.reason for image in read_group(index, group)} for group in range(2))
     assert small == {""} and len(large) == 1 and large.pop().startswith("a row group over")
     with pytest.raises(UserError, match="a.parquet', of .* bytes, unpacks to a row group over"):
@@ -239,7 +240,7 @@ def test_a_shard_that_claims_more_rows_than_a_group_has_is_left_out(tmp_path: Pa
     none = pa.array([None], pa.binary()).take(pa.array(np.zeros(_MOST_ROWS + 1, np.int32)))
     pq.write_table(pa.table({"image": none}), tmp_path / "a.parquet", row_group_size=2 * _MOST_ROWS)
     pq.write_table(images(), tmp_path / "b.parquet")
-    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path))
     assert [shard.path for shard in index.shards if shard.rows] == ["b.parquet"]
     assert index.damaged == [("a.parquet", f"a row group over {_MOST_ROWS:,} rows")]
 

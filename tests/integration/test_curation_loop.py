@@ -309,14 +309,14 @@ def test_curate_and_materialize_and_train_on_it(shards: Path, scores: Path, tmp_
 
 
 def test_a_model_that_scores_is_compiled_where_it_is_asked_for(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch import nn
 
     compiled: list[nn.Module] = []  # without compiling, which takes a minute
     monkeypatch.setattr(nn.Module, "compile", lambda block, **_: compiled.append(block))
     line = ["predict", "-c", "curation/score", "--data.path", str(shards), "--model.masks", "1"]
-    line += ["--model.backbone.name", "pixio_vitt16", "--model.backbone.weights", "random:0"]
+    line += ["--model.backbone.weights", str(checkpoint)]
     line += ["--data.num_workers", "0", "--data.max_bad", "0.1", *ON_CPU]
     for asked, blocks in (("false", 0), ("true", 12)):
         words = ["--model.backbone.compile", asked, "--out", str(tmp_path / asked)]

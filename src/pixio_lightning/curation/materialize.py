@@ -12,7 +12,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -187,17 +186,3 @@ class _Bin:
         self.writer.close()
         put_in_place(self.aside, self.path)
         return self.path.name
-
-
-def waste(index: ShardIndex, rule: KeepRule, *, epoch: int) -> tuple[int, int]:
-    """Return the bytes of images that a pass reads, and those of them that it keeps."""
-    read = kept = 0
-    for group in range(index.n_groups):
-        if not rule.takes_group(index, group, epoch=epoch):
-            continue
-        images = read_group(index, group)
-        keep = rule.keep(index, group, images, epoch=epoch)
-        sizes = np.array([len(image.data) for image in images])
-        read += int(sizes.sum())
-        kept += int(sizes[keep].sum())
-    return read, kept

@@ -70,12 +70,10 @@ _INDEX_SCHEMA = pa.schema(
 def open_index(
     path: str,
     *,
-    cache: Path | None = None,
     split: str | None = None,
     column: str | None = None,
     key: str = "data.path",
     split_key: str = "data.split",
-    progress: bool = True,
     look: bool = True,
 ) -> ShardIndex:
     """Return the index of a folder, an address or a single shard.
@@ -87,12 +85,10 @@ def open_index(
     Args:
         path: Folder of parquet and tar files at any depth, one such file, or an address such as
             `hf://datasets/ORG/NAME` or `s3://BUCKET/FOLDER`.
-        cache: Folder for indices of data that bring none; None takes the usual one.
         split: Which of them are meant where names tell, see `of_split`.
         column: Column of the images in parquet files; None finds it.
         key: What a mistake is blamed on.
         split_key: What a mistake in the split is.
-        progress: Whether to show a bar.
         look: Whether to look at the size of each shard that an index here lists. Once is enough
             for all processes of a machine: a file system that many share answers slowly.
 
@@ -142,12 +138,12 @@ def open_index(
         for n, i in zip(names, sizes, strict=True)
     ]
     digest = hashlib.blake2b("\n".join([root, *facts]).encode(), digest_size=8).hexdigest()
-    kept = (cache or default_cache()) / f"index-{digest}"
+    kept = default_cache() / f"index-{digest}"
     if (kept / INDEX).exists():
         index = read_index(str(kept), root=root, column=column)
         if _was_read(index):
             return index
-    index = build_index(root, names, column=column, progress=progress)
+    index = build_index(root, names, column=column)
     index.skipped += [(name, "compressed") for name in packed]
     if not index.shards and index.skipped:
         raise UserError(f"{key} '{path}' holds no shard of images: {': '.join(index.skipped[0])}")
@@ -179,9 +175,7 @@ def _refuse_rewritten(index: ShardIndex) -> None:
             )
 
 
-def build_index(
-    root: str, names: list[str], *, column: str | None = None, progress: bool
-) -> ShardIndex:
+def build_index(root: str, names: list[str], *, column: str | None = None) -> ShardIndex:
     """Look into shards: the footers of parquet files, the headers of tars."""
     skipped: list[tuple[str, str]] = []
 
@@ -201,8 +195,7 @@ def build_index(
             return None, short_reason(error)
 
     with ThreadPoolExecutor(8) as pool:
-        hide = None if progress else True
-        found = list(tqdm(pool.map(look, names), "indexing shards", len(names), disable=hide))
+        found = list(tqdm(pool.map(look, names), "indexing shards", len(names), disable=None))
     damaged = [(name, reason) for name, (_, reason) in zip(names, found, strict=True) if reason]
     shards = [shard for shard, _ in found if shard is not None]
     return ShardIndex(root, shards, damaged, skipped=sorted(skipped), column=column)
