@@ -92,7 +92,6 @@ class SampleData(StreamData):
         self.val_images, self.views = val_images, views
         self.stores: dict[str, Mapping[str, View]] = {}
         self._opened: dict[str, Samples] = {}
-        self._digests_of_names: dict[str, str] = {}
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -316,14 +315,6 @@ class SampleData(StreamData):
     def digest(self, split: str) -> str:
         """Return a hash that changes with the samples of a split and with how they are cut."""
         return digest_of(self.identity(), self.samples_of(split).digest())
-
-    def digest_of_names(self, split: str) -> str:
-        """Return a hash of which samples a split has, wherever and whenever they were written."""
-        if split not in self._digests_of_names:  # asked for at every validation
-            samples = self.samples_of(split)
-            names = [samples.name(i) for i in range(len(samples))]
-            self._digests_of_names[split] = digest_of(names)
-        return self._digests_of_names[split]
 
 
 def plain_facts(thing: Any, *, without: Collection[str]) -> dict[str, Any]:

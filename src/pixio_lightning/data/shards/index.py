@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tarfile
@@ -44,6 +43,7 @@ from pixio_lightning.data.shards.remote import (
     local_path,
     retried,
 )
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import default_cache, written_aside
 
@@ -133,12 +133,8 @@ def open_index(
         )
     names = of_split(names, split, split_key, path)
     sizes = [files.info(join(root, name)) for name in names]
-    facts = ["3", column or ""] + [
-        f"{n} {i['size']} {i.get('mtime')} {i.get('etag')}"
-        for n, i in zip(names, sizes, strict=True)
-    ]
-    digest = hashlib.blake2b("\n".join([root, *facts]).encode(), digest_size=8).hexdigest()
-    kept = default_cache() / f"index-{digest}"
+    facts = [(i["size"], i.get("mtime"), i.get("etag")) for i in sizes]
+    kept = default_cache() / f"index-{digest_of('3', root, column, names, facts)}"
     if (kept / INDEX).exists():
         index = read_index(str(kept), root=root, column=column)
         if _was_read(index):
