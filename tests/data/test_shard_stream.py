@@ -372,25 +372,25 @@ def test_score_files_are_looked_at_once_and_by_one_process(
 
     monkeypatch.setattr(Path, "stat", noted)
 
-    def opened(ruled: Any = None) -> tuple[dict[str, Any], list[Path], Any]:
+    def opened(rule: Any = None) -> tuple[dict[str, Any], list[Path], Any]:
         looked.clear()
         curation = Curation(scores=str(folder), fraction=0.5)
         data = Pixels("shards", index.root, val_images=10, curation=curation)
         data.trainer = FakeTrainer(tmp_path)  # type: ignore[assignment]
-        if ruled is None:
+        if rule is None:
             data.prepare_data()
         else:
             data.trainer.strategy = FakeTrainer.strategy()  # type: ignore[misc]
-            data.trainer.strategy.broadcast = lambda found: ruled  # type: ignore[method-assign]
+            data.trainer.strategy.broadcast = lambda found: rule  # type: ignore[method-assign]
         data.setup("fit")
         assert data._shards is not None
         layout = data._shards.layout(2, 1)
-        return layout, [path for path in looked if path in paths], data._shards.ruled
+        return layout, [path for path in looked if path in paths], data._shards.rule
 
     opened()  # each is opened, to see that it fits
-    layout, of_first, ruled = opened()
-    assert sorted(of_first) == sorted(paths) and layout["curation"] == ruled.digest
-    assert opened(ruled) == (layout, [], ruled)
+    layout, of_first, rule = opened()
+    assert sorted(of_first) == sorted(paths) and layout["curation"] == rule.digest
+    assert opened(rule) == (layout, [], rule)
 
 
 def test_what_was_kept_is_counted_on_after_a_stop(

@@ -23,8 +23,7 @@ from pixio_lightning.data.samples import (
 from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
 from pixio_lightning.data.shards.format import ShardIndex, is_tar
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.keep_rule import Curation
-from pixio_lightning.data.shards.rule_of_run import Ruled
+from pixio_lightning.data.shards.keep_rule import Curation, KeepRule
 from pixio_lightning.data.shards.score_files import INSIDE
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
@@ -165,12 +164,12 @@ class Pixels(StreamData):
         if self._train is not None or self._held_out is not None:
             return
         if self.streamed:
-            ruled = self._shards.ruled if self._shards is not None else None
+            rule = self._shards.rule if self._shards is not None else None
             if self.curation.scores is not None and self.trainer is not None:
                 # Found by the first process, while it prepared the data; and alike for all.
-                ruled = self.trainer.strategy.broadcast(ruled)
-            self._shards = self._shards or self._open_shards(ruled)
-            self._shards.ruled = ruled or self._shards.ruled
+                rule = self.trainer.strategy.broadcast(rule)
+            self._shards = self._shards or self._open_shards(rule)
+            self._shards.rule = rule or self._shards.rule
             self._refuse_lost(self._shards.index)
             self._held_out = self._shards.held_out
             self._skipped = [": ".join(entry) for entry in self._shards.index.skipped]
@@ -238,7 +237,7 @@ class Pixels(StreamData):
             refuse_unread("data.column", self.column, None, because)
         return index
 
-    def _open_shards(self, ruled: Ruled | None = None) -> ShardSet:
+    def _open_shards(self, rule: KeepRule | None = None) -> ShardSet:
         val_path = self.shard_path("val") if self.source == "scenes" else self.val_path
         return ShardSet(
             self.shard_index(),
@@ -248,7 +247,7 @@ class Pixels(StreamData):
             curation=self.curation,
             seed=self.seed,
             look=self.first_of_node,
-            ruled=ruled,
+            rule=rule,
         )
 
     def _scenes(self, split: str) -> Source:

@@ -162,11 +162,13 @@ class KeepRule(NamedTuple):
         curation: Thresholds and exponent.
         c: The calibrated constant.
         seed: The run's seed.
+        digest: Of the scores that a run follows, see `digest_of_scores`.
     """
 
     curation: Curation
     c: float
     seed: int
+    digest: str = ""
 
     def probability(self, scores: Scores) -> Floats:
         """Return the probability `(N,)` that each image is kept in a pass."""
