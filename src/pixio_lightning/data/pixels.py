@@ -20,7 +20,8 @@ from pixio_lightning.data.samples import (
     refuse_shared,
     spread,
 )
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.samples import SceneSamples
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.shards.format import ShardIndex, is_tar
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import Curation, KeepRule

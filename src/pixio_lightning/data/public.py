@@ -54,12 +54,12 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.scenes import raycast, textures
-from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
+from pixio_lightning.data.scenes.clip_store import RenderedClips
 from pixio_lightning.data.scenes.clips import Clip, exact_flow, render_clip, warped
 from pixio_lightning.data.scenes.render import CLASSES as SCENE_CLASSES
 from pixio_lightning.data.scenes.render import lights_of
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
-from pixio_lightning.data.scenes.store import scene_seed
+from pixio_lightning.data.scenes.samples import SceneSamples
+from pixio_lightning.data.scenes.store import Scenes, scene_seed
 from pixio_lightning.data.scenes.worlds import PLACES, is_open, known_places
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.score_files import write_scores
@@ -88,7 +88,6 @@ __all__ = [
     "Bad",
     "Clip",
     "RenderedClips",
-    "SceneClips",
     "exact_flow",
     "render_clip",
     "warped",

@@ -21,7 +21,7 @@ from pixio_lightning.data.samples import (
     refuse_shared,
     spread,
 )
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.sources import FolderSource, digest_of, listed
 from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread

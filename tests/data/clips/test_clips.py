@@ -20,7 +20,7 @@ from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
 from pixio_lightning.data.clips.source import choose_frames, hold_out_files
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage, centre_crop, to_tensor
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey
 

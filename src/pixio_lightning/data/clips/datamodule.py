@@ -24,8 +24,8 @@ from pixio_lightning.data.clips.videos import VideoSource, index_folder
 from pixio_lightning.data.datamodule import StreamData
 from pixio_lightning.data.decode import centre_crop, cut
 from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
-from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.scenes.clip_store import RenderedClips, clip_shards
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.sources import Source, digest_of, refuse_overlap
 from pixio_lightning.data.stream import Loader
 from pixio_lightning.errors import UserError, above_0, one_of, refuse_unread
@@ -145,8 +145,8 @@ class Clips(StreamData):
     def prepare_data(self) -> None:
         """Render the clips, or index the videos, in one process, so that others find them."""
         if self.source == "scenes":
-            self._scene_clips().shards("train")
-            self._scene_clips().shards("val")
+            for split in ("train", "val"):
+                clip_shards(split, self.scenes, self.clip_seconds)
         elif self.source == "videos" and not (self.trainer and self.trainer.world_size == 1):
             for path in filter(None, (self.path, self.val_path)):
                 # What is wrong is said in `setup`, by all processes: none waits for another.
@@ -162,8 +162,9 @@ class Clips(StreamData):
         if self._train is not None or self._held_out is not None:
             return
         if self.source == "scenes":
-            self._train = SceneSource(RenderedClips("train", self._scene_clips(), geometry=False))
-            self._held_out = SceneSource(RenderedClips("val", self._scene_clips()))
+            what = (self.scenes, self.clip_seconds)
+            self._train = SceneSource(RenderedClips("train", *what, geometry=False))
+            self._held_out = SceneSource(RenderedClips("val", *what))
             return
         path = self.path or ""
         self._train = everything = self._open(path)
@@ -198,16 +199,6 @@ class Clips(StreamData):
                 source = FrameFolders(path, self.fps, self.clip_seconds, **about)
         self.list_bad(source.bad)
         return source
-
-    def _scene_clips(self) -> SceneClips:
-        return SceneClips(
-            train=self.scenes.train,
-            held_out=self.scenes.held_out,
-            frames=self.scenes.views,
-            size=self.scenes.size,
-            places=self.scenes.places,
-            seconds=self.clip_seconds,
-        )
 
     # --- sets ---------------------------------------------------------------------------------
 
