@@ -38,7 +38,7 @@ from pixio_lightning.data.listing.pairs import (
     pairs_of_split,
 )
 from pixio_lightning.data.listing.splits import Part, part_of
-from pixio_lightning.data.parquet import TooLarge, read_groups
+from pixio_lightning.data.parquet import TooLarge, column_facts, read_groups
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.data.samples import (
@@ -122,6 +122,7 @@ __all__ = [
     "View",
     "centre_crop",
     "check_crops",
+    "column_facts",
     "content",
     "cut",
     "decode_numbers",

@@ -36,7 +36,7 @@ from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
 from pixio_lightning.data.sources import digest_of_files, existing_folder, files_below
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import open_parquet, written_aside
+from pixio_lightning.files import written_aside
 from pixio_lightning.keyed import permuted
 
 _FRAME_FOLDER_FPS = 24.0  # by which numbers of frames in folders rise in a second, as in DAVIS
@@ -139,7 +139,7 @@ def _pack_one(
     if path.exists():
         about = pq.read_schema(path).metadata or {}
         if about.get(b"pixio_source") == done.encode():
-            with open_parquet(path) as file:
+            with pq.ParquetFile(path) as file:
                 stored = (file.metadata.metadata or {})[b"pixio_left_out"]
             return [tuple(bad) for bad in json.loads(stored)]
     left_out: list[Bad] = []
@@ -207,7 +207,7 @@ def _about(path: Path) -> pa.Table:
     """Return what the groups of a shard are, as rows of the table beside the index."""
     found = []
     with (
-        open_parquet(path) as file,
+        pq.ParquetFile(path) as file,
         path.open("rb") as raw,
         mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
