@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data_path import our_chain, photographs
+from data_path import our_chain, photographs, write_images
 
 from pixio_lightning.curation.materialize import materialize
 from pixio_lightning.curation.scores import ScoredImages
@@ -25,7 +25,6 @@ from pixio_lightning.data.shards.format import (
 )
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import Curation, Histogram, KeepRule, histogram_of
-from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.score_files import Scores, write_scores
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers
 
@@ -112,7 +111,7 @@ def main() -> None:
                 "width": np.full(len(own), 640, np.int32),
                 "height": np.full(len(own), 480, np.int32),
             }
-            write_shard(shards / f"{number}.parquet", images, columns, group=100, about={})
+            write_images(shards / f"{number}.parquet", images, columns, group=100)
         index = open_index(str(shards))
         speed = timed(lambda: [read_group(index, g) for g in range(index.n_groups)], rows)
         print(f"| read a photograph from a shard, file cache warm | {speed:.0f} images/s |")

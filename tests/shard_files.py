@@ -19,7 +19,7 @@ from PIL import Image
 
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
 from pixio_lightning.data.shards.index import build_index
-from pixio_lightning.data.shards.pack import write_shard
+from pixio_lightning.data.shards.pack import shard_schema, table_of, write_shard
 from pixio_lightning.data.shards.remote import forget_opened
 
 
@@ -50,6 +50,19 @@ def write_tar(path: Path, entries: list[tuple[str, bytes]]) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
+def write_images(
+    path: Path, images: list[Encoded], columns: dict[str, np.ndarray] | None = None, *, group: int
+) -> None:
+    """Write a shard of images, with further columns of one value for each."""
+    extra = {name: pa.array(values) for name, values in (columns or {}).items()}
+    schema = shard_schema({name: values.type for name, values in extra.items()})
+    groups = (
+        table_of(images[i : i + group], {n: v[i : i + group] for n, v in extra.items()}, schema)
+        for i in range(0, len(images), group)
+    )
+    write_shard(path, "", groups, schema, [])
+
+
 def pack(
     folder: Path, n: int, *, shards: int = 3, group: int = 10, kind: str = "parquet"
 ) -> ShardIndex:
@@ -62,7 +75,7 @@ def pack(
         if kind == "tar":
             write_tar(path, [(image.key, image.data) for image in part])
         else:
-            write_shard(path, part, {}, group=group, about={})
+            write_images(path, part, group=group)
     return build_index(str(folder), names)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_files import images, jpeg, keys, pack
+from shard_files import images, jpeg, keys, pack, write_images
 
 from pixio_lightning.cli.main import main
 from pixio_lightning.curation.materialize import materialize
@@ -26,7 +26,6 @@ from pixio_lightning.data.shards.keep_rule import (
     KeepRule,
     calibrate,
 )
-from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.remote import forget_opened
 from pixio_lightning.data.shards.rule_of_run import rule_of
 from pixio_lightning.data.shards.score_files import (
@@ -388,7 +387,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardIndex, dict[i
             "height": np.where(np.arange(2000) < 10, 300, 400).astype(np.int32),
         }
         entries = [one._replace(key=name) for name in names]
-        write_shard(folder / f"{number}.parquet", entries, columns, group=100, about={})
+        write_images(folder / f"{number}.parquet", entries, columns, group=100)
     return build_index(str(folder), [f"{number}.parquet" for number in range(3)]), losses
 
 
@@ -491,7 +490,7 @@ def test_the_rule_of_rewritten_shards_is_found_wherever_they_are(
     store.rm(f"/{tmp_path.name}/curation.json")
     with pytest.raises(UserError, match="are sorted by loss, but 'curation.json'"):
         rule_of(open_index(address), inside, seed=0)
-    write_shard(out.parent / "0.parquet", images(10), {}, group=5, about={})
+    write_images(out.parent / "0.parquet", images(10), group=5)
     with pytest.raises(UserError, match="by another rule than others, or by none"):
         rule_of(open_index(str(out.parent)), inside, seed=0)
 
@@ -573,7 +572,7 @@ def test_images_lost_since_they_were_scored_are_named_and_not_left_out_for_good(
             "width": np.full(40, 400, np.int32),
             "height": np.full(40, 400, np.int32),
         }
-        write_shard(folder / f"{number}.parquet", images(40), columns, group=20, about={})
+        write_images(folder / f"{number}.parquet", images(40), columns, group=20)
     file = folder / "1.parquet"
     good = file.read_bytes()
     group = pq.ParquetFile(file).metadata.row_group(0)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shard_files import images, jpeg, keys, pack
+from shard_files import images, jpeg, keys, pack, write_images
 
 from pixio_lightning.data.clips.pack import Form, pack_clips
 from pixio_lightning.data.pixels import Pixels
@@ -25,7 +25,6 @@ from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.held_out import held_out_groups
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation, digest_of_scores
-from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.rule_of_run import calibrated
 from pixio_lightning.data.shards.score_files import write_scores
 from pixio_lightning.data.shards.set import ShardSet, next_pass
@@ -406,7 +405,7 @@ def test_what_was_kept_is_counted_on_after_a_stop(
     for part in range(3):
         rows = slice(80 * part, 80 * part + 80)
         scores = {name: values[rows] for name, values in columns.items()}
-        write_shard(tmp_path / f"{part}.parquet", images(240)[rows], scores, group=10, about={})
+        write_images(tmp_path / f"{part}.parquet", images(240)[rows], scores, group=10)
     index = open_index(str(tmp_path))
 
     def counted(before: dict[str, Any], batches: int) -> tuple[dict[str, Any], float | None, str]:
@@ -496,7 +495,7 @@ def test_groups_that_are_lost_with_their_scores_are_counted(
     }
     for part in range(3):
         rows = images(240)[80 * part : 80 * part + 80]
-        write_shard(tmp_path / f"{part}.parquet", rows, scores, group=10, about={})
+        write_images(tmp_path / f"{part}.parquet", rows, scores, group=10)
     index = open_index(str(tmp_path))
     write_index(index, tmp_path / INDEX)
     damaged = tmp_path / "1.parquet"

@@ -38,6 +38,7 @@ from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError, at_least, at_least_1, nearest
 from pixio_lightning.files import default_cache, locked, written_aside
+from pixio_lightning.files.atomic import sweep
 
 VERSION = 2  # raise it when pixels, labels or columns that are read change: old caches stay
 SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
@@ -278,8 +279,8 @@ def rendered_shards(
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / ".lock") as alone:
             missing = {path: indices for path, indices in shards.items() if not path.exists()}
-            for leftover in root.glob(".*.parquet.*") if alone else ():
-                leftover.unlink()
+            if alone:
+                sweep(root)
             write = partial(_write_shard, schema=schema, rows=partial(rows, split, **looks))
             _render(missing, write, label)
     return list(shards)
