@@ -31,6 +31,7 @@ from pixio_lightning.data.shards.pack import pack as pack_folder
 from pixio_lightning.data.shards.score_files import INSIDE, all_scores
 from pixio_lightning.data.shards.set import held_out_groups
 from pixio_lightning.data.shards.stream import BlockOrder, Cursor, ShardImages
+from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.errors import UserError
 
 
@@ -83,6 +84,26 @@ def write_folder(folder: Path, n: int) -> dict[str, bytes]:
     return {image.key: image.data for image in images(n)}
 
 
+def test_no_more_than_a_row_group_is_held_while_a_shard_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "in", 40)
+    events: list[int] = []  # images that are read, and those of each group that is written
+    read, write = FolderSource.read, pq.ParquetWriter.write_table
+    monkeypatch.setattr(FolderSource, "read", lambda *of: events.append(1) or read(*of))
+
+    def written(writer: pq.ParquetWriter, table: pa.Table, **options: int) -> None:
+        if "image" in table.column_names:  # it is no index
+            events.append(-len(table))
+        write(writer, table, **options)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", written)
+    packing = {"rows": 20, "group": 5, "shuffled": True, "jobs": 1}
+    assert pack_folder(str(tmp_path / "in"), tmp_path / "out", **packing).n_groups == 8
+    held = np.cumsum(events)
+    assert held.max() == 5 and held[-1] == 0
+
+
 def test_a_folder_is_packed_whole_and_read_by_datasets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +141,7 @@ def test_packing_goes_on_after_a_kill_and_names_what_it_leaves_out(tmp_path: Pat
     assert index.rows == 30
     assert (out / "bad_files.txt").read_text() == "empty.jpg\tempty file\n"
     (out / "00001-of-00004.parquet").unlink()
-    (out / ".00002-of-00004.parquet.99").write_bytes(b"half")
+    (out / ".00002-of-00004.parquet.99-0123abcd.tmp").write_bytes(b"half")
     again = pack_folder(str(tmp_path / "in"), out, rows=10, group=5, shuffled=True, jobs=2)
     assert again.digest == index.digest
     assert again.digest is again.digest  # of 200,000 shards it is taken once

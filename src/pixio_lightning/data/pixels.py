@@ -6,17 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pixio_lightning.data.batches import collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import centre_crop, check_crops, cut, random_crop
+from pixio_lightning.data.decode import check_crops, random_crop
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.listing.splits import pictures_of_splits
 from pixio_lightning.data.samples import (
     Crops,
     HeldOutSamples,
     Images,
-    Sample,
     TrainingSamples,
+    centre_cropped,
     refuse_shared,
     spread,
 )
@@ -32,13 +31,14 @@ from pixio_lightning.data.sources import (
     FolderSource,
     Source,
     Subset,
+    check_source,
     existing_folder,
     hold_out,
     listed,
     refuse_overlap,
 )
 from pixio_lightning.data.stream import stepped_by
-from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 
 Kind = Literal["scenes", "folder", "hub", "shards"]
 _MAX_BAD_OF_SHARDS = 0.001
@@ -97,14 +97,7 @@ class Pixels(StreamData):
         if source == "shards" and max_bad is None:
             max_bad = _MAX_BAD_OF_SHARDS
         super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
-        one_of("data.source", source, get_args(Kind))
-        if source == "scenes" and path is not None:
-            raise UserError(
-                f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
-                "set data.source to folder, hub or shards, or leave data.path out"
-            )
-        if source != "scenes" and path is None:
-            raise UserError(f"data.source is {source}: give data.path")
+        check_source(source, path, get_args(Kind))
         if source == "scenes":  # an overlay may put them in place of a recipe's files
             val_path = val_split = None
             if curation.scores == INSIDE:
@@ -276,12 +269,7 @@ class Pixels(StreamData):
         """Return a batch of held-out images, evenly spread, for pictures."""
         source = self._held_out
         assert source is not None
-        images = self.evaluated(source, spread(len(source), n))
-        batch = collate([images[i] for i in range(len(images))])
-        bad = batch.pop("bad")
-        if not batch:
-            raise none_usable(bad)
-        return batch
+        return self.evaluated(source, spread(len(source), n)).batch()
 
     # --- shards -------------------------------------------------------------------------------
 
@@ -334,14 +322,9 @@ class Pixels(StreamData):
         draw = partial(random_crop, scale=self.crop_scale, ratio=self.crop_ratio)
         return Crops(images, draw, self.image_size, seed=self.seed)
 
-    def _prepare(self, sample: Sample) -> Sample:
-        height, width, _ = sample["image"].shape
-        return {"image": cut(sample["image"], centre_crop(width, height), self.image_size)}
-
     def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
         """Return images of a source, or some of them, each once and centre-cropped."""
-        images = Images(source, max_megapixels=self.max_megapixels)
-        return HeldOutSamples(images, self._prepare, indices=indices)
+        return centre_cropped(source, self.image_size, self.max_megapixels, indices)
 
     def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the held-out images; to predict, all of a source but the scenes'."""

@@ -50,7 +50,6 @@ from pixio_lightning.data.samples import (
     Samples,
     TrainingSamples,
     View,
-    load_or_name,
     spread,
 )
 from pixio_lightning.data.scenes import raycast, textures
@@ -141,7 +140,6 @@ __all__ = [
     "known_places",
     "lights_of",
     "listed",
-    "load_or_name",
     "open_columns",
     "open_index",
     "part_of",

@@ -22,9 +22,9 @@ from pixio_lightning.data.samples import (
     spread,
 )
 from pixio_lightning.data.scenes.store import Scenes
-from pixio_lightning.data.sources import FolderSource, digest_of, listed
+from pixio_lightning.data.sources import FolderSource, check_source, digest_of, listed
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 
 # What changes no sample, only how fast or in what portions it is read.
 _FREE = {
@@ -75,15 +75,7 @@ class SampleData(StreamData):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        one_of("data.source", source, self.sources)
-        if source in self.made and path is not None:
-            files = ", ".join(name for name in self.sources if name not in self.made)
-            raise UserError(
-                f"data.path '{path}' is given, but data.source is {source}, which is made here; "
-                f"set data.source to one of {files or 'nothing else'}, or leave data.path out"
-            )
-        if source not in self.made and path is None:
-            raise UserError(f"data.source is {source}: give data.path")
+        check_source(source, path, self.sources, made=self.made)
         at_least_1(**{"data.val_images": val_images, "data.views": views})
         if type(self).augment is SampleData.augment:
             refuse_unread("data.views", views, None, "its training views are the same every time")

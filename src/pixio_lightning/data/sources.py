@@ -19,7 +19,7 @@ import numpy as np
 
 from pixio_lightning.data.decode import read_file
 from pixio_lightning.data.listing.names import Names
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, one_of
 from pixio_lightning.keyed import key_of
 
 T = TypeVar("T")
@@ -100,6 +100,24 @@ def existing_folder(path: str | Path, key: str) -> Path:
         siblings = [p.name for p in folder.parent.glob("*/")]
         raise UserError(f"{key} '{path}' is not a folder{nearest(folder.name, siblings)}")
     return folder
+
+
+def check_source(
+    source: str, path: str | None, sources: Sequence[str], *, made: Sequence[str] = ("scenes",)
+) -> None:
+    """Raise a UserError for a source that is none of `sources`, or that goes not with its path.
+
+    Those that are made here have none; others need one.
+    """
+    one_of("data.source", source, sources)
+    if source in made and path is not None:
+        files = ", ".join(name for name in sources if name not in made)
+        raise UserError(
+            f"data.path '{path}' is given, but data.source is {source}, which is made here; "
+            f"set data.source to one of {files or 'nothing else'}, or leave data.path out"
+        )
+    if source not in made and path is None:
+        raise UserError(f"data.source is {source}: give data.path")
 
 
 def refuse_overlap(path: str | None, val_path: str | None) -> None:
