@@ -60,7 +60,6 @@ def test_pinned():
         "CROP": 2,
         "MASK": 3,
         "DROP_PATH": 4,
-        "HOLD_OUT": 5,
         "FLIP": 6,
         "KEEP": 7,
         "KEEP_GROUP": 8,

@@ -6,94 +6,47 @@ Public names are loaded when they are first used, so importing the package impor
 from __future__ import annotations
 
 import ast
-import importlib
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixio_lightning.curation.scoring import Scorer
-    from pixio_lightning.data.clips.datamodule import Clips
-    from pixio_lightning.data.pixels import Pixels
-    from pixio_lightning.data.sample_data import SampleData
-    from pixio_lightning.errors import UserError
-    from pixio_lightning.models.backbone import Backbone
-    from pixio_lightning.models.features import Features
-    from pixio_lightning.pretraining.distillation import Distillation
-    from pixio_lightning.pretraining.future_frames import FuturePrediction
-    from pixio_lightning.pretraining.masked_pixels import PixelPretraining
-    from pixio_lightning.pretraining.student import Student
-    from pixio_lightning.training.checkpoints.load import load
-    from pixio_lightning.training.head import Head
-    from pixio_lightning.training.optim import Optim
-    from pixio_lightning.training.strategy import ShardedStrategy
+    from pixio_lightning.curation.scoring import Scorer as Scorer
+    from pixio_lightning.data.clips.datamodule import Clips as Clips
+    from pixio_lightning.data.pixels import Pixels as Pixels
+    from pixio_lightning.data.sample_data import SampleData as SampleData
+    from pixio_lightning.errors import UserError as UserError
+    from pixio_lightning.models.backbone import Backbone as Backbone
+    from pixio_lightning.models.features import Features as Features
+    from pixio_lightning.pretraining.distillation import Distillation as Distillation
+    from pixio_lightning.pretraining.future_frames import FuturePrediction as FuturePrediction
+    from pixio_lightning.pretraining.masked_pixels import PixelPretraining as PixelPretraining
+    from pixio_lightning.pretraining.student import Student as Student
+    from pixio_lightning.training.checkpoints.load import load as load
+    from pixio_lightning.training.head import Head as Head
+    from pixio_lightning.training.optim import Optim as Optim
+    from pixio_lightning.training.strategy import ShardedStrategy as ShardedStrategy
 
 try:
     __version__ = version("pixio-lightning")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-_PUBLIC = {
-    "Backbone": "pixio_lightning.models.backbone",
-    "Clips": "pixio_lightning.data.clips.datamodule",
-    "Distillation": "pixio_lightning.pretraining.distillation",
-    "Features": "pixio_lightning.models.features",
-    "FuturePrediction": "pixio_lightning.pretraining.future_frames",
-    "Head": "pixio_lightning.training.head",
-    "Optim": "pixio_lightning.training.optim",
-    "PixelPretraining": "pixio_lightning.pretraining.masked_pixels",
-    "Pixels": "pixio_lightning.data.pixels",
-    "SampleData": "pixio_lightning.data.sample_data",
-    "Scorer": "pixio_lightning.curation.scoring",
-    "ShardedStrategy": "pixio_lightning.training.strategy",
-    "Student": "pixio_lightning.pretraining.student",
-    "UserError": "pixio_lightning.errors",
-    "load": "pixio_lightning.training.checkpoints.load",
-}
-
-__all__ = [
-    "Backbone",
-    "Clips",
-    "Distillation",
-    "Features",
-    "FuturePrediction",
-    "Head",
-    "Optim",
-    "PixelPretraining",
-    "Pixels",
-    "SampleData",
-    "Scorer",
-    "ShardedStrategy",
-    "Student",
-    "UserError",
-    "__version__",
-    "load",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'pixio_lightning' has no attribute '{name}'")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
 
 def facade(package: str) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a folder whose names are listed by its module `public`.
+    """Return the `__getattr__` of a folder whose names are those that it imports for types.
 
-    `public` is read and never run, as it imports all of them: a name loads the module that it is
-    from, and no other.
+    That block is read and never run, as it imports all of them: a name loads the module that it is
+    from, and no other. Each is imported as itself, by which type checkers take it as given on.
     """
 
     def attribute(name: str) -> Any:
-        # A module of the folder is not a name of it: whoever asks for one imports it.
-        if name.startswith("_") or find_spec(f"{package}.{name}") or name not in _listed(package):
+        if name == "__all__":
+            return [*_listed(package)]
+        # Python asks for names of its own at every import, which need no reading.
+        if name.startswith("_") or name not in _listed(package):
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         module, own = _listed(package)[name]
         return getattr(__import__(module, fromlist=[own]), own)  # a module as well
@@ -103,11 +56,20 @@ def facade(package: str) -> Callable[[str], Any]:
 
 @cache
 def _listed(package: str) -> dict[str, tuple[str, str]]:
-    """Return the module that each name of `public` is imported from, and its name there."""
-    public = ast.parse(get_data(package, "public.py") or b"")
+    """Return the module that each name of a folder is imported from, and its name there."""
+    tree = ast.parse(get_data(package, "__init__.py") or b"")
     return {
         alias.asname or alias.name: (str(node.module), alias.name)
-        for node in public.body
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
+
+
+__getattr__ = facade(__name__)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_listed(__name__), "__version__"])

@@ -34,7 +34,6 @@ class Purpose(IntEnum):
     CROP = 2
     MASK = 3
     DROP_PATH = 4
-    HOLD_OUT = 5
     FLIP = 6
     KEEP = 7
     KEEP_GROUP = 8

@@ -17,8 +17,8 @@ from PIL import Image, PngImagePlugin
 
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.depth import (
+    DEPTH_SUFFIXES,
     STOPS,
-    SUFFIXES,
     encode_png,
     read_depth,
     require_reader,
@@ -81,7 +81,7 @@ every_suffix = pytest.mark.parametrize("suffix", WRITERS)
 
 
 def test_every_suffix_is_tested() -> None:
-    assert set(SUFFIXES) == set(WRITERS)
+    assert set(DEPTH_SUFFIXES) == set(WRITERS)
 
 
 @every_suffix

@@ -18,7 +18,7 @@ import pytest
 
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.raycast import Bundle, interval, nearest_hit
-from pixio_lightning.data.scenes.render import CLASSES, MAX_DEPTH, Scene, View, render_scene
+from pixio_lightning.data.scenes.render import MAX_DEPTH, SCENE_CLASSES, Scene, View, render_scene
 from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.scenes.textures import PATTERNS, Shape, pulse_train, square_wave
 from pixio_lightning.data.scenes.worlds import PLACES, build_world
@@ -27,7 +27,7 @@ from pixio_lightning.errors import UserError
 SIZE = 48
 OPEN = ("street", "plaza", "park")
 ROOMS = tuple(name for name in PLACES if name not in OPEN)
-FLAT = [CLASSES.index(name) for name in ("floor", "wall", "ceiling", "ground", "box")]
+FLAT = [SCENE_CLASSES.index(name) for name in ("floor", "wall", "ceiling", "ground", "box")]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_depth_labels_and_image_agree(scenes: list[Scene]) -> None:
     for view in all_views(scenes):
         assert np.array_equal(view.depth > 0, view.valid)
         assert view.depth.max() <= MAX_DEPTH
-        sky = view.class_id == CLASSES.index("sky")
+        sky = view.class_id == SCENE_CLASSES.index("sky")
         assert np.array_equal(sky, view.object_id == 0)
         assert not view.valid[sky].any()
         assert not view.normal[sky].any()
@@ -129,7 +129,7 @@ def test_scenes_are_lit_and_full_of_things(scenes: list[Scene]) -> None:
     assert len({scene.room_type for scene in scenes}) >= 4
     for scene in scenes:
         seen = np.unique([view.class_id for view in scene.views])
-        sky = CLASSES.index("sky") in seen
+        sky = SCENE_CLASSES.index("sky") in seen
         assert scene.outdoor == (PLACES[scene.room_type].height[1] == 0) == sky
 
 

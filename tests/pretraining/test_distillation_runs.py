@@ -69,6 +69,21 @@ def test_loaded_students_are_not_compiled(run: Path, tmp_path: Path) -> None:
         assert not student.backbone.compile_blocks and not student.backbone.checkpointing
 
 
+def test_a_student_is_read_from_its_checkpoint_whatever_that_names(
+    run: Path, tmp_path: Path
+) -> None:
+    """Also where it says of the backbone only which weights it wants to have fetched."""
+    stored = torch.load(run / "last.ckpt", weights_only=True)
+    for student in stored["pixio"]["config"]["init_args"]["students"].values():
+        student["backbone"] = {"weights": "hf:someone/weights", "tune": "full"}
+    torch.save(stored, tmp_path / "odd.ckpt")
+    students: Any = load(tmp_path / "odd.ckpt").students
+    assert {s.backbone.weights for s in students.values()} == {
+        f"{tmp_path}/odd.ckpt:small",
+        f"{tmp_path}/odd.ckpt:other",
+    }
+
+
 def test_a_checkpoint_holds_students_and_no_teacher(run: Path, teacher: Path) -> None:
     stored = torch.load(run / "last.ckpt", weights_only=True)
     assert {name.split(".")[1] for name in stored["state_dict"]} == {"small", "other"}

@@ -19,8 +19,8 @@ from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches, pixel_loss
 from pixio_lightning.models.masking import gather_tokens, patchify
-from pixio_lightning.pretraining.baselines import errors_of, parts_of
-from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
+from pixio_lightning.pretraining.baselines import capped, errors_of, parts_of
+from pixio_lightning.pretraining.future_baselines import HedgedCopy
 from pixio_lightning.pretraining.future_decoder import CrossAttention, FutureDecoder, time_features
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.future_report import MeanError, verdict

@@ -176,7 +176,7 @@ def test_other_objects_are_named(tmp_path: Path) -> None:
 def test_classes_named_in_hyper_parameters_are_refused(tmp_path: Path, key: str) -> None:
     path = tmp_path / "a.ckpt"
     torch.save(content(1) | {HYPER: {key: "os.system"}}, path)
-    assert f"names code to run ({key})" in refusal(path)
+    assert f"names code to run ({key} in its hyper_parameters)" in refusal(path)
     torch.save(content(1) | {HYPER: {"lr": 1}}, path)
     assert check_whole(read(path)) == 1
 

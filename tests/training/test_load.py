@@ -205,7 +205,7 @@ def test_a_head_that_diverged_is_refused(trained: Path, tmp_path: Path) -> None:
     name = next(name for name in stored["state_dict"] if name.endswith("weight"))
     stored["state_dict"][name].view(-1)[0] = float("nan")
     torch.save(stored, tmp_path / "diverged.ckpt")
-    with pytest.raises(UserError, match=f"NaN or infinite values, in {name}"):
+    with pytest.raises(UserError, match=f"NaN or infinite values, in '{name}"):
         pixio_lightning.load(tmp_path / "diverged.ckpt")
 
 

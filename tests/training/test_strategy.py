@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from pixio_lightning.models.blocks import blocks_of
 from pixio_lightning.models.mae_decoder import DecoderSize
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
 from pixio_lightning.training import strategy
-from pixio_lightning.training.optim import clip
 from pixio_lightning.training.strategy import ShardedStrategy
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def equals_the_whole(mesh: DeviceMesh) -> None:
     expected(torch.cat([part(0), part(1)])).square().sum().div(2).backward()
     assert nn.utils.get_total_norm([p.grad for p in expected.parameters()]) > 0.5
     for module in (model, expected):
-        clip(module.parameters(), 0.5, by="norm")
+        nn.utils.clip_grad_norm_(module.parameters(), 0.5)
     for name, parameter in model.named_parameters():
         found = parameter.grad.full_tensor()
         torch.testing.assert_close(found, expected.get_parameter(name).grad)
@@ -136,23 +136,25 @@ def sharding_of_one(mesh: DeviceMesh) -> One:
 
 def builds_once(mesh: DeviceMesh) -> None:
     """All go on with the random state of the first process, or end with its mistake."""
-    sharded, rank = ShardedStrategy(), mesh.get_local_rank()
+    first = mesh.get_local_rank() == 0
+    trainer = SimpleNamespace(strategy=ShardedStrategy(), is_global_zero=first)
     torch.manual_seed(0)
 
-    def build() -> None:
-        torch.rand(3 if rank == 0 else 1)
+    def build(*, empty: bool = False) -> None:
+        assert empty is not first
+        torch.rand(1 if empty else 3)
 
-    strategy.build_once(build, sharded)
+    strategy.build_once(build, trainer)
     drawn = torch.rand(1)
     torch.manual_seed(0)
     assert drawn == torch.rand(4)[3]
 
     def fail() -> None:
-        if rank == 0:
-            raise UserError("a tensor is missing")
+        assert first
+        raise UserError("a tensor is missing")
 
     with pytest.raises(UserError, match="a tensor is missing"):
-        strategy.build_once(fail, sharded)
+        strategy.build_once(fail, trainer)
 
 
 @pytest.mark.parametrize("check", [equals_the_whole, sums_in_float32, builds_once])

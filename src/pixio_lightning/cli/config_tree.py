@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace  # from which jsonargparse derives its own
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,18 +20,6 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, below)
     else:
         yield prefix, expanded(config)
-
-
-def nested(config: Any, *, having: Sequence[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield those of nested dicts and namespaces that have some keys, under dotted keys."""
-    inside = vars(config) if isinstance(config, Namespace) else config
-    if not isinstance(inside, dict):
-        return
-    if all(key in inside for key in having):
-        yield prefix, config
-    for key, value in inside.items():
-        below = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-        yield from nested(value, having=having, prefix=below)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pixio_lightning.cli import config_errors, recipes, resume
 from pixio_lightning.cli.class_lookup import CORE_CLASSES, TOP_KEYS
-from pixio_lightning.cli.config_tree import flatten, in_files, nested, typed
+from pixio_lightning.cli.config_tree import flatten, in_files, typed
 from pixio_lightning.cli.options import Options
 from pixio_lightning.cli.resume.chosen import take_backbones
 from pixio_lightning.cli.resume.processes import SameSamples
@@ -147,7 +147,7 @@ class PixioCLI(LightningCLI):
         if isinstance(seed, bool):  # none is set, or it is drawn
             return
         of_run = max((i for i in places if "seed_everything" in given[i]), default=-1)
-        for key, arguments in nested(self.config, having=("seed",)):
+        for key, arguments in run_folder.nested(self.config, having=("seed",)):
             own = max((i for i in places if f"{key}.seed" in given[i]), default=-1)
             if key in ("model", "data") and of_run > own:
                 arguments["seed"] = seed
@@ -158,7 +158,7 @@ class PixioCLI(LightningCLI):
         Raises:
             UserError: A recipe or the command line gives both to a training.
         """
-        for key, optim in nested(self.config, having=("lr", "blr")):
+        for key, optim in run_folder.nested(self.config, having=("lr", "blr")):
             if optim["lr"] is None or optim["blr"] is None:
                 continue
             other = ""

@@ -22,7 +22,7 @@ from pixio_lightning.data.shards.score_files import (
     settings_of,
     write_scores,
 )
-from pixio_lightning.errors import UserError, one_of, refuse_unread
+from pixio_lightning.errors import UserError, at_least, at_least_1, one_of, refuse_unread
 from pixio_lightning.keyed import RandomKey, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import compile_blocks
@@ -241,11 +241,8 @@ class Scoring(BackboneModule):
     ) -> None:
         super().__init__(backbone.requires_grad_(False), optim=optim)
         _refuse_settings(backbone)
-        if masks < 1 or noise_floor < 0:
-            raise UserError(
-                f"model.masks is {masks} and model.noise_floor {noise_floor}: expected at least "
-                "1 and 0"
-            )
+        at_least_1(**{"model.masks": masks})
+        at_least(0, **{"model.noise_floor": noise_floor})
         self.masks, self.noise_floor, self.seed = masks, noise_floor, seed
         self.model: PixelPretraining | None = None
         self.settings: dict[str, Any] = {}

@@ -118,8 +118,10 @@ def require_reader(suffix: str) -> None:
     Raises:
         UserError: There is no reader, or its package is not installed.
     """
-    if suffix not in SUFFIXES:
-        raise UserError(f"depth in '{suffix}' is not read; expected one of {', '.join(SUFFIXES)}")
+    if suffix not in DEPTH_SUFFIXES:
+        raise UserError(
+            f"depth in '{suffix}' is not read; expected one of {', '.join(DEPTH_SUFFIXES)}"
+        )
     if suffix in _PACKAGES:
         try:
             import_module(_PACKAGES[suffix])
@@ -274,4 +276,4 @@ _READERS: dict[str, Callable[[bytes, float], NDArray[Any]]] = {
     ".h5": _read_hdf5,
     ".hdf5": _read_hdf5,
 }
-SUFFIXES = (".png", *_READERS)
+DEPTH_SUFFIXES = (".png", *_READERS)

@@ -23,7 +23,7 @@ from pixio_lightning.errors import UserError, nearest, one_of
 from pixio_lightning.keyed import key_of
 
 T = TypeVar("T")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # Of pictures that are not read; how many lie beside those that are is said.
 _OTHER_PICTURES = (
     *(".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".ico", ".tga"),
@@ -77,8 +77,8 @@ class FolderSource:
         if not found:
             others = f", but {listed(self.skipped)}" if self.skipped else ""
             raise UserError(
-                f"{key} '{path}' holds no image{others}; expected {', '.join(SUFFIXES)} at any "
-                "depth"
+                f"{key} '{path}' holds no image{others}; expected {', '.join(IMAGE_SUFFIXES)} at "
+                "any depth"
             )
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ def is_picture(name: str) -> bool:
 
     Hidden files and folders are not, nor what macOS adds to archives.
     """
-    return name.lower().endswith(SUFFIXES) and not any(map(is_hidden, name.split("/")))
+    return name.lower().endswith(IMAGE_SUFFIXES) and not any(map(is_hidden, name.split("/")))
 
 
 def is_hidden(name: str) -> bool:

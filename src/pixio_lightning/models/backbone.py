@@ -159,6 +159,12 @@ class Backbone(nn.Module):
         return self._tune
 
     @property
+    def heads(self) -> int | list[int]:
+        """Attention heads of the blocks: one number, or where they differ, one of each block."""
+        found = [part.num_heads for part in self.vit.modules() if hasattr(part, "num_heads")]
+        return found[0] if len({*found}) == 1 else found
+
+    @property
     def frozen(self) -> bool:
         """Whether nothing of the backbone is trained."""
         return self.tune == "frozen" or self.tune == 0

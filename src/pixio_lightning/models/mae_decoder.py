@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pixio_lightning.errors import UserError, one_of
+from pixio_lightning.errors import UserError, at_least, at_least_1, one_of
 from pixio_lightning.models.blocks import Attention
 from pixio_lightning.models.masking import gather_tokens
 from pixio_lightning.models.vit import PosInit, init_linear, resize_positions, sincos_positions
@@ -41,10 +41,9 @@ class DecoderSize:
 
     def __post_init__(self) -> None:
         one_of("decoder.pos_init", self.pos_init, get_args(PosInit))
-        for name, value, least in (("dim", self.dim, 1), ("depth", self.depth, 0)):
-            if value < least:
-                raise UserError(f"decoder.{name} is {value}, but expected at least {least}")
-        if self.heads < 1 or self.dim % self.heads:
+        at_least_1(**{"decoder.dim": self.dim, "decoder.heads": self.heads})
+        at_least(0, **{"decoder.depth": self.depth})
+        if self.dim % self.heads:
             raise UserError(f"decoder.heads {self.heads} does not divide decoder.dim {self.dim}")
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixio_lightning.models.mae_decoder import normalize_patches
 from pixio_lightning.models.probes import in_float64
 from pixio_lightning.training.run_folder import Metrics
 
@@ -74,6 +75,21 @@ def beside_baselines(metrics: Metrics, titles: Mapping[str, str]) -> dict[str, s
 def digits(value: float) -> str:
     """Write a loss with three places, or three digits where it is small."""
     return f"{value:.3g}" if 0 < value < 0.1 else f"{value:.3f}"
+
+
+def capped(patches: Tensor, truth: Tensor) -> Tensor:
+    """Show patches as a prediction of normalised ones: without their means, at the true contrast.
+
+    Where they have more contrast than the truth, they are divided by their own: a copy of a busy
+    patch where there is none would cost more than predicting nothing.
+
+    Args:
+        patches: Pixels to predict with, `(B, m, V)`.
+        truth: Pixels that are predicted.
+    """
+    _, mean, own = normalize_patches(patches)
+    _, _, contrast = normalize_patches(truth)
+    return (patches - mean) / torch.maximum(own, contrast)
 
 
 def inverse_distance(images: Tensor, visible: Tensor, *, power: float = 3.0) -> Tensor:

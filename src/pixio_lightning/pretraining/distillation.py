@@ -6,7 +6,6 @@ Shapes: B batch, K class tokens, N = h*w patches, n visible, D width of the teac
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -264,26 +263,18 @@ class Distillation(Pretraining):
             for name in _BASELINES
         }
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Write one picture for each image: the teacher's tokens, the students', and how far."""
-        folder = Path(self.trainer.default_root_dir) / "predictions"
-        panel, losses = self._drawn(batch)
-        for index, (name, row) in enumerate(zip(batch["name"], panel.rows, strict=True)):
-            if batch["weight"][index] == 0:  # padding, or an unreadable image
-                continue
-            text = ", ".join(f"{n} {float(loss[index]):.3f}" for n, loss in losses.items())
-            one = panel._replace(rows=[row], caption=f"loss of {text}")
-            self.show(folder, name, one, suffix=".png", label=f"{name}: {text}")
+    def drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, list[str]]:
+        """Draw the teacher's tokens beside the students', of which nothing is hidden.
 
-    def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
-        """Draw the teacher's tokens beside the students', in a row for each image."""
-        return self._drawn(batch)[0]
-
-    @torch.no_grad()
-    def _drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, dict[str, Tensor]]:
-        """Return the same, and each student's loss of each image `(B,)`; nothing is hidden."""
+        Returns how far each student's are from it.
+        """
         result = self(batch["image"], None)
-        return token_panel(batch["image"], result, self.loss), self._losses(result)
+        losses = {name: loss.tolist() for name, loss in self._losses(result).items()}
+        texts = [
+            "loss of " + ", ".join(f"{name} {loss[i]:.3f}" for name, loss in losses.items())
+            for i in range(len(batch["image"]))
+        ]
+        return token_panel(batch["image"], result, self.loss), texts
 
     def facts(self) -> dict[str, str]:
         """Return what each student is, and how much of an image it sees."""

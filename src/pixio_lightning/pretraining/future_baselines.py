@@ -8,26 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pixio_lightning.models.mae_decoder import normalize_patches
 from pixio_lightning.models.probes import in_float64
 from pixio_lightning.pretraining.baselines import parts_of
 
 _BINS = 8  # of gaps, for each of which a hedged copy has factors of its own
-
-
-def capped(patches: Tensor, truth: Tensor) -> Tensor:
-    """Show patches as a prediction of normalised ones: without their means, at the true contrast.
-
-    Where they have more contrast than the truth, they are divided by their own: a copy of a busy
-    patch where there is none would cost more than predicting nothing.
-
-    Args:
-        patches: Pixels to predict with, `(B, m, V)`.
-        truth: Pixels that are predicted.
-    """
-    _, mean, own = normalize_patches(patches)
-    _, _, contrast = normalize_patches(truth)
-    return (patches - mean) / torch.maximum(own, contrast)
 
 
 class HedgedCopy(nn.Module):

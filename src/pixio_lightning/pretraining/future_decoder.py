@@ -90,8 +90,6 @@ class FutureDecoder(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if size.dim % size.heads:
-            raise ValueError(f"decoder.heads {size.heads} does not divide decoder.dim {size.dim}")
         self.n_cls_tokens, self.grid, self.checkpointing = n_cls_tokens, grid, checkpointing
         n_tokens = n_cls_tokens + grid[0] * grid[1]
         self.embed = nn.Linear(encoder_dim, size.dim)

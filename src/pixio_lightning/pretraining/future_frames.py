@@ -9,7 +9,6 @@ Shapes: B batch, K past frames, N = h*w patches, n visible, m hidden, P patch si
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from pixio_lightning.keyed import Purpose, RandomKey
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.mae_decoder import DecoderSize, normalize_patches, pixel_loss
 from pixio_lightning.models.masking import Mask, block_mask, count_blocks, gather_tokens, patchify
-from pixio_lightning.pretraining.baselines import errors_of
-from pixio_lightning.pretraining.future_baselines import HedgedCopy, capped
+from pixio_lightning.pretraining.baselines import capped, errors_of
+from pixio_lightning.pretraining.future_baselines import HedgedCopy
 from pixio_lightning.pretraining.future_decoder import FutureDecoder
 from pixio_lightning.pretraining.future_report import (
     OF_HEDGED,
@@ -59,6 +58,7 @@ class FuturePrediction(PatchPrediction):
     """
 
     reads_pairs = True
+    decoder_class = FutureDecoder
 
     def __init__(
         self,
@@ -106,17 +106,6 @@ class FuturePrediction(PatchPrediction):
                 f"FuturePrediction needs past and future frames, which {type(data).__name__} does "
                 "not give: set data to Clips"
             )
-
-    def build(self, backbone: Backbone) -> FutureDecoder:
-        """Return the decoder, sized by the backbone."""
-        return FutureDecoder(
-            backbone.embed_dim,
-            backbone.patch_size**2 * backbone.channels,
-            n_cls_tokens=backbone.n_cls_tokens,
-            grid=backbone.grid,
-            size=self.decoder_size,
-            checkpointing=backbone.checkpointing,
-        )
 
     # --- one pass -----------------------------------------------------------------------------
 
@@ -290,47 +279,24 @@ class FuturePrediction(PatchPrediction):
     def _psnr(self, result: Reconstruction, prediction: Tensor) -> Tensor:
         """Return the peak signal-to-noise ratio of hidden patches in decibels, `(B,)`."""
         truth = gather_tokens(result.pixels, result.mask.hide)
-        error = self._painted(result, prediction) - truth
+        error = self.in_pixels(result, prediction) - truth
         error = error.unflatten(-1, (-1, self.backbone.channels)) * self.backbone.std.flatten()
         return -10 * error.square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
 
-    def _painted(self, result: Reconstruction, prediction: Tensor) -> Tensor:
-        """Return a prediction as pixels of the encoder's input; with the true mean and contrast."""
-        prediction = prediction.float()
-        if not self.norm_pix:
-            return prediction
-        truth = gather_tokens(result.pixels, result.mask.hide)
-        _, mean, contrast = normalize_patches(truth)
-        return prediction * contrast + mean
-
     # --- pictures and words -------------------------------------------------------------------
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Write one picture for each pair, with its gap and its loss."""
-        folder = Path(self.trainer.default_root_dir) / "predictions"
-        panel, losses = self._drawn(batch)
-        for index, (name, row) in enumerate(zip(batch["name"], panel.rows, strict=True)):
-            if batch["weight"][index] == 0:  # padding, or an unreadable clip
-                continue
-            about = f"{float(batch['gap'][index, -1]):.2f} s, loss {float(losses[index]):.3f}"
-            caption = "; ".join(filter(None, (about, self._caption)))
-            one = panel._replace(rows=[row], caption=caption)
-            self.show(folder, name, one, suffix=".png", label=f"{name}: {about}")
-
     def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
-        """Draw a row for each pair: the past, what is seen of the future, and what is made of it.
+        """Draw a row for each pair, and say how far ahead each looks."""
+        panel = super().pictures(batch)
+        gaps = "seconds ahead: " + ", ".join(f"{float(g):.2f}" for g in batch["gap"][:, -1])
+        return panel._replace(caption="; ".join(filter(None, (gaps, panel.caption))))
 
-        The true means of the patches stand alone, too, for they show much of a picture.
+    def drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, list[str]]:
+        """Draw the past, what is seen of the future, and what is made of it.
+
+        The true means of the patches stand alone, too, for they show much of a picture. Returns the
+        gap and the loss of each pair.
         """
-        return self._drawn(batch)[0]
-
-    @property
-    def _caption(self) -> str:
-        return "* hidden patches with the true mean and contrast of each" if self.norm_pix else ""
-
-    @torch.no_grad()
-    def _drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, Tensor]:
-        """Return the pictures, and the loss of each pair `(B,)`."""
         past, gap = batch["past"], batch["gap"]
         result = self(past, batch["future"], gap, self.fixed_draw(batch))
         truth = gather_tokens(result.pixels, result.mask.hide)
@@ -341,24 +307,24 @@ class FuturePrediction(PatchPrediction):
             return self.to_uint8(result.pixels.scatter(1, hidden, patches), result.grid)
 
         features = self.backbone(batch["future"]).layers[-1].patches
-        star = "*" if self.norm_pix else ""
+        star, caption = self.star
         columns = {
             "past": past[:, -1],
             "visible future": filled(torch.zeros_like(truth)),
-            f"prediction{star}": filled(self._painted(result, result.prediction)),
+            f"prediction{star}": filled(self.in_pixels(result, result.prediction)),
         }
         if self.hedged.fitted:
             copy = self._as_prediction(past[:, -1], result.pixels, result.mask)
             hedged = self.hedged(copy, gap[:, -1])
-            columns[f"hedged copy{star}"] = filled(self._painted(result, hedged))
+            columns[f"hedged copy{star}"] = filled(self.in_pixels(result, hedged))
         columns["truth"] = self.to_uint8(result.pixels, result.grid)
         columns["true patch means"] = filled(mean.expand_as(truth))
         columns["features (PCA)"] = visualize.principal_components(features, past[:, -1].shape)
-        gaps = "seconds ahead: " + ", ".join(f"{float(g):.2f}" for g in gap[:, -1])
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        caption = "; ".join(filter(None, (gaps, self._caption)))
-        panel = visualize.Panel(rows, list(columns), caption)
-        return panel, pixel_loss(result.prediction, result.target)
+        losses = pixel_loss(result.prediction, result.target)
+        pairs = zip(gap[:, -1].tolist(), losses.tolist(), strict=True)
+        texts = [f"{seconds:.2f} s, loss {loss:.3f}" for seconds, loss in pairs]
+        return visualize.Panel(rows, list(columns), caption), texts
 
     def report(self, metrics: Metrics) -> dict[str, str]:
         """Return the held-out loss beside what needs no learning, and what follows from it."""

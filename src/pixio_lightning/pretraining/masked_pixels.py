@@ -5,7 +5,6 @@ Shapes: B batch, N = h*w patches, n visible, m hidden, P patch side, V = P*P*3 v
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from pixio_lightning.models.weights.read import read
 from pixio_lightning.models.weights.report import matched
 from pixio_lightning.pretraining.baselines import (
     beside_baselines,
+    capped,
     digits,
     errors_of,
     inverse_distance,
@@ -69,6 +69,8 @@ class PixelPretraining(PatchPrediction):
         UserError: The backbone is frozen, or has no class token; or its weights have no decoder, or
             one of another size, to begin with.
     """
+
+    decoder_class = MaeDecoder
 
     def __init__(
         self,
@@ -106,14 +108,7 @@ class PixelPretraining(PatchPrediction):
 
     def build(self, backbone: Backbone) -> MaeDecoder:
         """Return the decoder, sized by the backbone."""
-        decoder = MaeDecoder(
-            backbone.embed_dim,
-            backbone.patch_size**2 * backbone.vit.patch_embed.proj.in_channels,
-            n_cls_tokens=backbone.n_cls_tokens,
-            grid=backbone.grid,
-            size=self.decoder_size,
-            checkpointing=backbone.checkpointing,
-        )
+        decoder: MaeDecoder = super().build(backbone)
         if self.pretrained_decoder:
             _fill(decoder, backbone.weights)
         return decoder
@@ -187,24 +182,11 @@ class PixelPretraining(PatchPrediction):
             "capped": pixel_loss(capped, result.target),
         }
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Write one picture for each image: masked input, reconstruction, truth, and its loss."""
-        folder = Path(self.trainer.default_root_dir) / "predictions"
-        panel, losses = self._drawn(batch)
-        for index, (name, row) in enumerate(zip(batch["name"], panel.rows, strict=True)):
-            if batch["weight"][index] == 0:  # padding, or an unreadable image
-                continue
-            loss = f"loss {float(losses[index]):.3f}"
-            one = panel._replace(rows=[row], caption="; ".join(filter(None, (loss, panel.caption))))
-            self.show(folder, name, one, suffix=".png", label=f"{name}: {loss}")
-
     def _interpolate(self, result: Reconstruction) -> tuple[Tensor, Tensor]:
         """Fill hidden patches with interpolated colours, as predictions `(B, m, V)`.
 
         With `norm_pix` only the shape inside a patch is scored, so the fill loses its own mean and
-        is divided by the true contrast of the patch, which is more than the model is told. Where
-        the fill has more contrast than the truth, that costs more than predicting nothing; the
-        second prediction is divided by its own contrast there.
+        is divided by the true contrast of the patch, which is more than the model is told.
 
         Returns:
             The prediction at the true contrast, and the one whose contrast is capped.
@@ -219,18 +201,12 @@ class PixelPretraining(PatchPrediction):
         filled = gather_tokens(patchify(filled, patch), hide)
         if not self.norm_pix:
             return filled, filled
-        _, _, contrast = normalize_patches(gather_tokens(result.pixels, hide))
-        _, mean, own_contrast = normalize_patches(filled)
-        shape = filled - mean
-        return shape / contrast, shape / torch.maximum(contrast, own_contrast)
+        truth = gather_tokens(result.pixels, hide)
+        _, _, contrast = normalize_patches(truth)
+        return (filled - filled.mean(dim=-1, keepdim=True)) / contrast, capped(filled, truth)
 
-    def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
-        """Draw what the model sees, its reconstruction and the truth, in a row for each image."""
-        return self._drawn(batch)[0]
-
-    @torch.no_grad()
-    def _drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, Tensor]:
-        """Return the same, and the loss of each image `(B,)`."""
+    def drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, list[str]]:
+        """Draw what the model sees, its reconstruction and the truth; returns the loss of each."""
         images = batch["image"]
         result = self(images, self.fixed_draw(batch))
         columns = self.painted(result)
@@ -238,24 +214,18 @@ class PixelPretraining(PatchPrediction):
         columns.append(
             visualize.principal_components(features.layers[-1].patches, columns[0].shape)
         )
-        scale = "reconstruction*" if self.norm_pix else "reconstruction"
-        titles = ["masked input", scale, "truth", "features (PCA)"]
+        star, caption = self.star
+        titles = ["masked input", f"reconstruction{star}", "truth", "features (PCA)"]
         rows = [list(row) for row in zip(*columns, strict=True)]
-        caption = (
-            "* hidden patches with the true mean and contrast of each" if self.norm_pix else ""
-        )
-        panel = visualize.Panel(rows, titles, caption)
-        return panel, pixel_loss(result.prediction, result.target)
+        losses = pixel_loss(result.prediction, result.target).tolist()
+        return visualize.Panel(rows, titles, caption), [f"loss {loss:.3f}" for loss in losses]
 
     def painted(self, result: Reconstruction) -> list[Tensor]:
         """Return the masked input, the reconstruction and the truth, uint8 `(B, 3, H, W)` each.
 
-        With `norm_pix` hidden patches have the true mean and contrast of each.
+        See `in_pixels`.
         """
-        painted = result.prediction.float()
-        if self.norm_pix:
-            _, mean, std = normalize_patches(gather_tokens(result.pixels, result.mask.hide))
-            painted = painted * std + mean
+        painted = self.in_pixels(result, result.prediction)
         index = result.mask.hide[..., None].expand_as(painted)
         masked = result.pixels.scatter(1, index, 0.0)
         reconstruction = result.pixels.scatter(1, index, painted)

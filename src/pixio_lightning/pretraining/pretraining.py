@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from pixio_lightning.errors import UserError, whole_tokens
 from pixio_lightning.keyed import RandomKey
 from pixio_lightning.models.backbone import Backbone
+from pixio_lightning.training import visualize
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.optim import Optim
 
@@ -66,3 +70,24 @@ class Pretraining(BackboneModule):
     def fixed_draw(self, batch: dict[str, Any]) -> RandomKey:
         """Return the random key of held-out samples."""
         return RandomKey(batch["key"], self.seed, _FIXED_STEP)
+
+    def drawn(self, batch: dict[str, Any]) -> tuple[visualize.Panel, list[str]]:
+        """Draw a row for each sample, without gradients; returns what to say of each, too."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def pictures(self, batch: dict[str, Any]) -> visualize.Panel:
+        """Draw a row for each sample."""
+        return self.drawn(batch)[0]
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Write one picture for each sample, and what is said of it."""
+        folder = Path(self.trainer.default_root_dir) / "predictions"
+        panel, texts = self.drawn(batch)
+        weights = batch["weight"].tolist()
+        for name, row, text, weight in zip(batch["name"], panel.rows, texts, weights, strict=True):
+            if weight == 0:  # padding, or what could not be read
+                continue
+            caption = "; ".join(filter(None, (text, panel.caption)))
+            one = panel._replace(rows=[row], caption=caption)
+            self.show(folder, name, one, suffix=".png", label=f"{name}: {text}")

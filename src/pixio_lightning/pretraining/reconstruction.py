@@ -54,6 +54,8 @@ class PatchPrediction(Pretraining):
     """
 
     model_as_trained = ("norm_pix", "decoder")
+    # What `build` makes, of the sizes of the backbone.
+    decoder_class: type[Any]
 
     def __init__(
         self,
@@ -78,6 +80,17 @@ class PatchPrediction(Pretraining):
     def as_trained(self) -> dict[str, Any]:
         """Return the values of `model_as_trained`."""
         return super().as_trained() | {"decoder": asdict(self.decoder_size)}
+
+    def build(self, backbone: Backbone) -> Any:
+        """Return the decoder, sized by the backbone."""
+        return self.decoder_class(
+            backbone.embed_dim,
+            backbone.patch_size**2 * backbone.channels,
+            n_cls_tokens=backbone.n_cls_tokens,
+            grid=backbone.grid,
+            size=self.decoder_size,
+            checkpointing=backbone.checkpointing,
+        )
 
     def told_task(self, share: float, block: int) -> str:
         """Return what is predicted, where so much of an image is hidden in blocks of that side."""
@@ -117,6 +130,23 @@ class PatchPrediction(Pretraining):
         self.log_evaluation(values)
 
     on_test_epoch_end = on_validation_epoch_end
+
+    def in_pixels(self, result: Reconstruction, prediction: Tensor) -> Tensor:
+        """Return a prediction `(B, m, V)` as pixels of the encoder's input.
+
+        With `norm_pix` each patch has its true mean and contrast, which `star` says.
+        """
+        prediction = prediction.float()
+        if not self.norm_pix:
+            return prediction
+        _, mean, std = normalize_patches(gather_tokens(result.pixels, result.mask.hide))
+        return prediction * std + mean
+
+    @property
+    def star(self) -> tuple[str, str]:
+        """What stands behind the title of a column of predictions, and what it means."""
+        told = "* hidden patches with the true mean and contrast of each"
+        return ("*", told) if self.norm_pix else ("", "")
 
     def to_uint8(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Turn patches of normalised pixels `(B, N, V)` into pictures uint8 `(B, 3, H, W)`."""

@@ -59,7 +59,6 @@ class BackboneModule(StoredModule):
         self._configured = False
         self._settings: list[dict[str, Any]] = []
         self._shown: dict[str, Path] = {}  # pictures of predictions by their labels
-        self._finite_steps = 0  # up to which step every loss was seen to be finite
         self._train_loss = RunningMean()
 
     @property
@@ -199,7 +198,7 @@ class BackboneModule(StoredModule):
             # The strategy's mesh, not the module's: ShardedStrategy lays its own.
             strategy = self.trainer.strategy
             mesh = strategy.device_mesh["data_parallel"]
-            sharding.build_once(lambda: self._build(empty=mesh.get_local_rank() > 0), strategy)
+            sharding.build_once(self._build, self.trainer)
             policy = sharding.mixed_precision(self.trainer.precision, mesh.device_type)
             for module in (self.backbone, self.decoder):
                 sharding.distribute(module, mesh, policy=policy, device=strategy.root_device)
@@ -274,9 +273,10 @@ class BackboneModule(StoredModule):
         Lightning's own refuses fused optimisers under any mixed precision, for the sake of loss
         scaling, which bfloat16 has none of.
         """
+        by_value = gradient_clip_algorithm == "value"
+        clip: Any = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         for part in self.parts if gradient_clip_val else ():
-            by = gradient_clip_algorithm or "norm"
-            optimisation.clip(part.module.parameters(), gradient_clip_val or 0, by=by)
+            clip(part.module.parameters(), gradient_clip_val)
 
     @property
     def global_batch(self) -> int:
@@ -338,7 +338,6 @@ class BackboneModule(StoredModule):
         self._train_loss.reset()
         if not torch.isfinite(mean):
             raise self._not_finite(f"the training loss is {mean.item()}", step)
-        self._finite_steps = step
         # The rate of the head; layer decay gives the first group, the patches, a fraction of it.
         # Of the optimiser: a scheduler from a checkpoint still tells that of its own run.
         rate = max(group["lr"] for one in self.trainer.optimizers for group in one.param_groups)
@@ -350,7 +349,7 @@ class BackboneModule(StoredModule):
 
     def _not_finite(self, what: str, step: int) -> UserError:
         last = Path(self.trainer.default_root_dir) / "last.ckpt"
-        return not_finite(what, step, last, finite_until=self._finite_steps)
+        return not_finite(what, step, last)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model, see `StoredModule`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -250,17 +250,3 @@ def refuse_added(scheduler: Any) -> None:
                 "configure_optimizers return an optimiser and a schedule of your own, or train the "
                 "rest in a second fit"
             )
-
-
-def clip(parameters: Iterable[nn.Parameter], limit: float, *, by: str) -> None:
-    """Clip gradients in place; right for sharded ones, too.
-
-    Args:
-        parameters: Whose gradients to clip.
-        limit: Largest norm of all gradients together, or largest absolute value.
-        by: `norm` or `value`.
-    """
-    if by == "value":
-        nn.utils.clip_grad_value_(parameters, limit)
-    else:
-        nn.utils.clip_grad_norm_(parameters, limit)

@@ -13,8 +13,9 @@ import os
 import socket
 import struct
 import sys
+from argparse import Namespace  # from which jsonargparse derives its own
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,8 @@ from pixio_lightning.files.text import is_regular, parse_json, parse_yaml, read_
 LOCK = ".lock"
 # Files of which any one tells that a folder is a run's.
 _FILES = (LOCK, "config.yaml", "state.json", "metrics.csv", "results.jsonl", "bad_files.txt")
+# Keys by which a configuration says which backbone it is.
+OF_BACKBONE = ("name", "weights", "model_args")
 _TRACES = ("state.json", "last.ckpt", "best.ckpt", "results.jsonl")
 
 
@@ -185,6 +188,23 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
             "not overwritten; give another --out"
         )
     return content
+
+
+def nested(config: Any, *, having: Sequence[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield those of nested dicts and namespaces that have some keys, under dotted keys."""
+    inside = vars(config) if isinstance(config, Namespace) else config
+    if not isinstance(inside, dict):
+        return
+    if all(key in inside for key in having):
+        yield prefix, config
+    for key, value in inside.items():
+        below = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
+        yield from nested(value, having=having, prefix=below)
+
+
+def backbones(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments of the backbones in a configuration, under dotted keys."""
+    return nested(config, having=OF_BACKBONE)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -135,23 +135,6 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, policy: MixedPrecisionPolicy) 
     fully_shard(module, mesh=mesh)
 
 
-def build_once(build: Callable[[], None], strategy: Any) -> None:
-    """Call `build` in every process, and leave all of them with the random state of the first.
-
-    Raises:
-        UserError: The first process raised it: then all do, instead of waiting for one another.
-    """
-    failure = None
-    try:
-        build()
-    except UserError as error:
-        failure = str(error)
-    failure, state = strategy.broadcast((failure, torch.get_rng_state()))
-    if failure is not None:
-        raise UserError(failure)
-    torch.set_rng_state(state)
-
-
 def of_first(call: Callable[[], Any], trainer: Any) -> Any:
     """Return in all processes what a call returns in the first one.
 
@@ -171,6 +154,24 @@ def of_first(call: Callable[[], Any], trainer: Any) -> Any:
     if text is not None:
         raise UserError(text)
     return found
+
+
+def build_once(build: Callable[..., None], trainer: Any) -> None:
+    """Build in the first process and empty in the others, all left with the first's random state.
+
+    Args:
+        build: Builds the model; with `empty=True` without values.
+        trainer: The trainer, for `of_first`, which also says what is raised.
+    """
+
+    def whole() -> Tensor:
+        build()
+        return torch.get_rng_state()
+
+    state = of_first(whole, trainer)
+    if not trainer.is_global_zero:
+        build(empty=True)
+    torch.set_rng_state(state)
 
 
 def distribute(

@@ -13,7 +13,7 @@ from pixio_heads.classification.data import ClassificationData
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
-from pixio_lightning.data.scenes.render import CLASSES
+from pixio_lightning.data.scenes.render import SCENE_CLASSES
 from pixio_lightning.data.scenes.samples import SceneSamples
 from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.scenes.worlds import known_places
@@ -265,9 +265,9 @@ def test_targets_of_scenes_are_what_was_rendered(target: str) -> None:
                 "outdoor" if view["outdoor"] else "indoor"
             )
         else:
-            shown = {n for n, hit in zip(CLASSES, sample["target"], strict=True) if hit}
+            shown = {n for n, hit in zip(SCENE_CLASSES, sample["target"], strict=True) if hit}
             ids, counts = np.unique(view["class_id"], return_counts=True)
-            assert shown == {CLASSES[i] for i, c in zip(ids, counts, strict=True) if c >= 9}
+            assert shown == {SCENE_CLASSES[i] for i, c in zip(ids, counts, strict=True) if c >= 9}
     assert data.multilabel == (target == "objects")
     assert data.dataset.startswith("scenes ") and data.dataset.endswith(f" ({target})")
     if target == "room_type":
@@ -313,7 +313,7 @@ def test_one_kind_of_place_is_no_classification() -> None:
     scenes = Scenes(train=2, held_out=2, places=("studio",))
     with pytest.raises(UserError, match="data.scenes.places is studio alone"):
         _ = ClassificationData(scenes=scenes).num_classes
-    assert ClassificationData(scenes=scenes, target="objects").num_classes == len(CLASSES)
+    assert ClassificationData(scenes=scenes, target="objects").num_classes == len(SCENE_CLASSES)
 
 
 def test_scenes_are_no_larger_than_they_were_rendered() -> None:

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from pixio_lightning.cli.app.loaded import Loaded, data_config
 from pixio_lightning.cli.app.uploads import Folders, offer_examples, one_line, open_photo
 from pixio_lightning.cli.app.written_files import pack, sort_files
-from pixio_lightning.data.clips.video import SUFFIXES as VIDEO_SUFFIXES
+from pixio_lightning.data.clips.video import VIDEO_SUFFIXES
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import write_bytes
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign

@@ -185,43 +185,35 @@ def _is_free(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
 def check_model(
     words: list[str],
     model: dict[str, Any],
-    counts: tuple[str, ...],
-    kinds: tuple[str, ...],
     about: dict[str, Any],
-    verb: str,
     source: Path,
+    *,
+    trains: bool,
+    ways: str,
 ) -> None:
-    """Refuse what is asked of a model and contradicts the checkpoint that takes its place.
+    """Refuse what is typed of a model and contradicts the checkpoint that takes its place.
 
-    What is typed would be ignored. Other keys of a recipe are not looked at, as they name the
-    model, whatever it was begun with; but those that say what trained weights read count wherever
-    they stand: weights fit all of their values and mean something under one.
+    It would be ignored. Other keys of a recipe are not looked at, as they name the model, whatever
+    it was begun with; those that say what trained weights read, the model itself compares.
 
     Args:
         words: The command line.
         model: The configuration of the model that it makes, paths as typed.
-        counts: Keys that count wherever they stand, with those below them; see
-            `TaskModule.model_as_trained`.
-        kinds: Names of the classes that it is derived from, whose checkpoints it takes as well.
         about: The `pixio` entry of the checkpoint that is to be loaded.
-        verb: What is done; where it is `fit`, how to train is not ignored.
         source: The checkpoint.
+        trains: Whether it is trained further: then how to train is not ignored.
+        ways: What is to be done.
 
     Raises:
         UserError: A key contradicts it.
     """
-    own = model["class_path"].rpartition(".")[2]
-    if about.get("class", own) not in (own, *kinds):
-        return  # another model's is told when it is loaded
     keys = tuple(
         f"{key.removeprefix('model.')}." for key in typed(words) if key.startswith("model.")
     )
     then, now, said = dict(flatten(about.get("config", {}))), dict(flatten(model)), []
-    counted = tuple(f"{key}." for key in counts if verb != "fit")
+    kind = _BEGUN if trains else _MADE
     for key, value in now.items():
-        kind = _BEGUN if verb == "fit" else _MADE
-        asked = f"{key}.".startswith(keys) and kind.match(key) is not None
-        asked |= _own(key).startswith(counted)
+        asked = f"{key}.".startswith(keys) and kind.match(key)
         was = then.get(key)  # None: as the weights say
         if not asked or was is None or _is_free(f"model.{key}", {}, {}):
             continue
@@ -232,18 +224,10 @@ def check_model(
         if not same:
             said.append(f"model.{key}: {printable(str(was))} -> {value}")
     if said:
-        ways = "or leave --ckpt_path out to start from what you typed"
-        if verb != "fit":
-            ways = f"give another --out, or --ckpt_path none to {verb} what you typed, untrained"
         raise UserError(
             f"checkpoint '{source}' is of a model with another configuration "
-            f"({'; '.join(said)}), which counts: ask for the same, {ways}"
+            f"({'; '.join(said)}), which counts: {ways}"
         )
-
-
-def _own(key: str) -> str:
-    """Return a key with a dot behind it; that of a student as if it were the model's own."""
-    return re.sub(r"^students\.[^.]+\.", "", key) + "."
 
 
 def _strategy(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.config_errors import class_of
-from pixio_lightning.cli.config_tree import in_files, nested, typed
+from pixio_lightning.cli.config_tree import in_files, typed
 from pixio_lightning.cli.options import Options
 from pixio_lightning.errors import UserError, printable
 from pixio_lightning.models.build import is_generated
@@ -24,8 +24,6 @@ from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
 from pixio_lightning.training.checkpoints.load import WeightsNeeded, may_be_fetched, weights_now
 from pixio_lightning.training.head import Head
-
-_KEYS = ("name", "weights", "model_args")  # of a backbone: which one it is
 
 
 def checkpoint_of(options: Options, cls: type[BackboneModule]) -> Path | None:
@@ -63,9 +61,9 @@ def take_backbones(model: Any, options: Options) -> str:
     about = read_plain(path).get("pixio", {})
     if about.get("class") not in (c.__name__ for c in cls.__mro__):
         return ""  # another model's is told when it is loaded
-    stored, asked = dict(nested(about.get("config"), having=_KEYS)), _asked(options, path)
+    stored, asked = dict(run_folder.backbones(about.get("config"))), _asked(options, path)
     said = []
-    for key, now in nested(model, having=_KEYS):
+    for key, now in run_folder.backbones(model):
         then = stored.get(key)
         if then is None or _is_asked(f"model.{key}", asked):
             continue
@@ -100,7 +98,7 @@ def _asked(options: Options, checkpoint: Path) -> dict[str, Any]:
 
 def _is_asked(key: str, asked: dict[str, Any]) -> bool:
     """Whether a backbone is asked for, by its own keys or as a file for a part that holds it."""
-    parts = tuple(f"{key}.{part}." for part in _KEYS)
+    parts = tuple(f"{key}.{part}." for part in run_folder.OF_BACKBONE)
     return any(
         f"{word}.".startswith(parts)
         or (f"{key}.".startswith(f"{word}.") and str(value).endswith(recipes.SUFFIXES))
@@ -145,7 +143,7 @@ def _is_named(weights: str, folder: Path, key: str, out: Path) -> bool:
         return False
     with suppress(UserError):  # damaged, and not what is asked for
         config = run_folder.stored_config(folder) or {}
-        stated = dict(nested({"model": config.get("model")}, having=_KEYS)).get(key, {})
+        stated = dict(run_folder.backbones({"model": config.get("model")})).get(key, {})
         return stated.get("weights") == weights
     return False
 

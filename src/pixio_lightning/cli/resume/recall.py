@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pixio_lightning.cli import recipes, resume
 from pixio_lightning.cli.config_tree import in_files, typed
-from pixio_lightning.cli.resume.attention import check_attention
 from pixio_lightning.cli.resume.trained_on import refuse_trained_on, run_beside
 from pixio_lightning.data.sample_data import SampleData
 from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
+from pixio_lightning.training.checkpoints.fill import refuse_other_model
+from pixio_lightning.training.checkpoints.stored import HEADS
 from pixio_lightning.training.head import Head
 
 if TYPE_CHECKING:
@@ -27,12 +28,8 @@ def introduce(cli: PixioCLI, start: dict[str, Any] | None = None) -> None:
         start: What its state says of the checkpoint that it is begun from, if it is from one.
     """
     config = cli.config_dict()
-    arguments = config["model"]["init_args"]
-    students = (arguments.get("students") or {}).values()
-    for around in (arguments, *students):
-        backbone = around.get("backbone", {})
-        backbone = backbone.get("init_args", backbone)
-        if backbone.get("weights"):  # a checkpoint is loaded from anywhere
+    for _, backbone in run_folder.backbones(config["model"]):
+        if backbone["weights"]:  # a checkpoint is loaded from anywhere
             backbone["weights"] = absolute(backbone["weights"])
     cli.model.config = config["model"]
     if isinstance(cli.model, Head):
@@ -62,12 +59,21 @@ def recall(cli: PixioCLI, ckpt_path: str | None) -> None:
     about = read_plain(path).get("pixio", {})
     verb = "fit" if cli.verb == "check" else cli.verb  # which plans one
     begins = verb == "fit" and cli.options.ckpt_path is not None
-    if verb != "fit" or begins:  # a run that goes on was compared with its own
-        counts, model = cli.model.model_as_trained, cli.config_dict()["model"]
-        kinds = tuple(kind.__name__ for kind in type(cli.model).__mro__)
-        resume.check_model(cli.options.rest, model, counts, kinds, about, verb, path)
-        if about.get("class") in kinds:
-            check_attention(cli.model.backbone, about.get("backbone") or {}, path)
+    kinds = [kind.__name__ for kind in type(cli.model).__mro__]
+    # A run that goes on was compared with its own, and another model's is told when it is loaded.
+    if (verb != "fit" or begins) and about.get("class", kinds[0]) in kinds:
+        ways = "ask for the same, or leave --ckpt_path out to start from what you typed"
+        if not begins:
+            ways = (
+                "ask for the same, give another --out, or --ckpt_path none to "
+                f"{verb} what you typed, untrained"
+            )
+        model, words = cli.config_dict()["model"], cli.options.rest
+        resume.check_model(words, model, about, path, trains=begins, ways=ways)
+        now = cli.model.as_trained()
+        if begins:  # it may begin with weights that will read something else
+            now = {HEADS: now[HEADS]}
+        refuse_other_model(now, about.get("as_trained", {}), ways=ways)
     if isinstance(cli.model, Head):
         if verb != "predict":  # images to predict say nothing of a head's data
             cli.model.compare(cli.datamodule, about, training=begins)

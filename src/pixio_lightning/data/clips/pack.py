@@ -23,7 +23,7 @@ from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.source import ClipSource, Frame
 from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, write_clips
-from pixio_lightning.data.clips.video import SUFFIXES, evenly
+from pixio_lightning.data.clips.video import VIDEO_SUFFIXES, evenly
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
@@ -110,7 +110,7 @@ def _opened(source: str, form: Form) -> VideoSource | FrameFolders:
     about: dict[str, Any] = {"least": 0.0, "frames": _LEAST, "max_megapixels": 64.0}
     about |= {"key": "the source", "whole": form.seconds / 2}
     root = existing_folder(source, "the source")
-    if any(name.lower().endswith(SUFFIXES) for name in files_below(root, key="the source")):
+    if any(name.lower().endswith(VIDEO_SUFFIXES) for name in files_below(root, key="the source")):
         return VideoSource(source, form.seconds, **about)
     return FrameFolders(source, _FRAME_FOLDER_FPS, form.seconds, **about)
 

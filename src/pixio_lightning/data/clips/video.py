@@ -16,7 +16,7 @@ from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import spread
 from pixio_lightning.errors import UserError
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp")
 
 # Containers of these files alone: what FFmpeg takes for a playlist opens other files and addresses.
 _OPTIONS = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.source import Frame
-from pixio_lightning.data.clips.video import SUFFIXES, sought_frames
+from pixio_lightning.data.clips.video import VIDEO_SUFFIXES, sought_frames
 from pixio_lightning.data.clips.video_index import Video, video_index
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.listing.names import Names
@@ -61,12 +61,12 @@ def index_folder(path: str, *, key: str = "data.path") -> list[Video]:
     """
     root = existing_folder(path, key)
     every = sorted(files_below(root, key=key))
-    names = [name for name in every if name.lower().endswith(SUFFIXES)]
+    names = [name for name in every if name.lower().endswith(VIDEO_SUFFIXES)]
     if not names:
         others = Counter(PurePosixPath(name).suffix.lower() or "others" for name in every)
         but = f", but {listed(others)}" if others else ""
         raise UserError(
-            f"{key} '{path}' holds no video{but}; expected {', '.join(SUFFIXES)} at any depth"
+            f"{key} '{path}' holds no video{but}; expected {', '.join(VIDEO_SUFFIXES)} at any depth"
         )
     return video_index(root, names)
 

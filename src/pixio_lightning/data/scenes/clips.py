@@ -38,7 +38,7 @@ class Clip(NamedTuple):
     depth: NDArray[np.float32]  # (V, H, W), z-depth in metres, 0 where invalid
     valid: NDArray[np.bool_]  # (V, H, W), false for the sky and beyond MAX_DEPTH
     object_id: NDArray[np.int16]  # (V, H, W), the same number for a body in all frames, 0 sky
-    class_id: NDArray[np.uint8]  # (V, H, W), index into CLASSES
+    class_id: NDArray[np.uint8]  # (V, H, W), index into SCENE_CLASSES
     intrinsics: Array  # (3, 3), pixels
     cam2world: Array  # (V, 4, 4)
     time: Array  # (V,), seconds

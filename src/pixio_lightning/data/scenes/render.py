@@ -30,7 +30,7 @@ from pixio_lightning.data.scenes.worlds import (
 from pixio_lightning.errors import UserError
 
 # Names of `View.class_id`, in order.
-CLASSES: tuple[str, ...] = (
+SCENE_CLASSES: tuple[str, ...] = (
     *("sky", "floor", "wall", "ceiling", "ground", "box", "sphere", "cylinder"),
     *("table", "shelf", "bed", "lamp", "picture", "mirror", "building", "tree"),
 )
@@ -45,7 +45,7 @@ class View(NamedTuple):
     depth: NDArray[np.float32]  # (H, W), z-depth in metres, 0 where invalid
     valid: NDArray[np.bool_]  # (H, W), false for the sky and beyond MAX_DEPTH
     object_id: NDArray[np.int16]  # (H, W), a number per object of the scene, 0 for the sky
-    class_id: NDArray[np.uint8]  # (H, W), index into CLASSES
+    class_id: NDArray[np.uint8]  # (H, W), index into SCENE_CLASSES
     normal: NDArray[np.float32]  # (H, W, 3), unit, in the camera's frame, facing it; sky 0
     intrinsics: Array  # (3, 3), pixels, no skew
     cam2world: Array  # (4, 4)
@@ -167,7 +167,9 @@ def develop(
     display += rng.uniform(0.0005, 0.003) * rng.standard_normal(display.shape)
     image = np.clip(255 * display + 0.5, 0, 255).astype(np.uint8)
     body, valid = world.body_of[hits.part], hits.t <= MAX_DEPTH
-    names = np.array([CLASSES.index(name) for name in (*(b.name for b in world.bodies), "sky")])
+    names = np.array(
+        [SCENE_CLASSES.index(name) for name in (*(b.name for b in world.bodies), "sky")]
+    )
     normal = (pose.rotation.T[:, :, None] * hits.normal).sum(axis=1)
     cam2world = np.eye(4)
     cam2world[:3, :3], cam2world[:3, 3] = pose

@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pixio_lightning.data.decode import open_picture
-from pixio_lightning.data.scenes.render import CLASSES, MAX_DEPTH, View, render_scene
+from pixio_lightning.data.scenes.render import MAX_DEPTH, SCENE_CLASSES, View, render_scene
 from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError, at_least, at_least_1, nearest
@@ -79,7 +79,7 @@ SCHEMA = pa.schema(
         "depth": f"float32 little endian, row-major, z-depth in metres to {MAX_DEPTH:g}, 0 invalid",
         "valid": "PNG, 8-bit, 0 or 255",
         "object_id": "PNG, 16-bit, 0 sky",
-        "class_id": "PNG, 8-bit: " + " ".join(CLASSES),
+        "class_id": "PNG, 8-bit: " + " ".join(SCENE_CLASSES),
         "normal": "float16 little endian, row-major (height, width, 3), camera frame",
         "intrinsics": "3x3, row-major, pixels",
         "cam2world": "4x4, row-major",

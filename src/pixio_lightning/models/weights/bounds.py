@@ -26,6 +26,8 @@ _CALLS = (
     *(b"bytearray", b"_rebuild_device_tensor_from_cpu_tensor", b"_rebuild_wrapper_subclass"),
     *(b"_rebuild_device_tensor_from_numpy", b"_rebuild_qtensor", b"UntypedStorage"),
 )
+# By which Lightning finds classes to make.
+_NAMES_CODE = {"_instantiator", "_class_path"}
 MAX_VALUES = 1_000_000
 MAX_NESTING = 64
 # Tied weights are stored once and named twice; small files may hold small views.
@@ -50,8 +52,8 @@ def load_bounded(
         plain: Classes that hold nothing but attributes, which the file may name.
 
     Raises:
-        UserError: The file is missing, damaged, holds code or no dict, or unfolds to far more than
-            its size.
+        UserError: The file is missing, damaged, holds code, names code to be run, holds no dict, or
+            unfolds to far more than its size.
     """
     check_archive(file)
     try:
@@ -69,6 +71,12 @@ def load_bounded(
         raise _damaged(file, path) from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(checkpoint).__name__}, not a dict")
+    said = checkpoint.get("hyper_parameters")
+    if named := _NAMES_CODE & (said.keys() if isinstance(said, Mapping) else set()):
+        raise UserError(
+            f"checkpoint '{path}' names code to run ({', '.join(sorted(named))} in its "
+            "hyper_parameters): refused; save what model.state_dict() returns"
+        )
     check_unfolded(checkpoint, file)
     return checkpoint
 

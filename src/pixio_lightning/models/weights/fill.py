@@ -7,11 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pixio_lightning.errors import UserError
-from pixio_lightning.models.vit import PixioViT, resize_positions
-from pixio_lightning.models.weights.key_names import infer, pair
+from pixio_lightning.errors import UserError, some_of
 from pixio_lightning.models.weights.read import Weights
-from pixio_lightning.models.weights.report import Report, first, matched
+from pixio_lightning.models.weights.report import Report, matched
 
 
 def fits(model: nn.Module, weights: Weights) -> Report:
@@ -26,29 +24,19 @@ def fits(model: nn.Module, weights: Weights) -> Report:
     return report
 
 
-def fill(model: nn.Module, weights: Weights, *, resize_pos: bool = False) -> Report:
+def fill(model: nn.Module, weights: Weights) -> Report:
     """Load the encoder into `model`, whole or not at all.
 
     Args:
         model: Real, or on the meta device: then its parameters come to life on the CPU, in the
             model's own dtypes.
         weights: What `read` returned.
-        resize_pos: Interpolate the positions of a `PixioViT` to the model's grid.
 
     Raises:
         UserError: A tensor is missing, unexpected, of another shape, or holds NaN or infinity.
     """
-    encoder, state = dict(weights.encoder), model.state_dict()
-    if resize_pos and isinstance(model, PixioViT):
-        args = infer(encoder, weights.meta)["model_args"]
-        (height, width), patch = pair(args["img_size"]), pair(args["patch_size"])
-        encoder["pos_embed"] = resize_positions(
-            encoder["pos_embed"],
-            n_prefix=args["n_cls_tokens"],
-            old=(height // patch[0], width // patch[1]),
-            new=model.patch_embed.grid_size,
-        )
-    report = fits(model, weights._replace(encoder=encoder))
+    encoder, state = weights.encoder, model.state_dict()
+    report = fits(model, weights)
     refuse_non_finite(encoder, weights.source)
     on_meta = any(tensor.is_meta for tensor in state.values())
     if on_meta:
@@ -82,6 +70,6 @@ def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
             bad.append(name)
     if bad:
         raise UserError(
-            f"{source} holds NaN or infinite values, in {first(bad, 1)}: "
+            f"{source} holds NaN or infinite values, in {some_of(bad, limit=1)}: "
             "the run that wrote it diverged; take an earlier checkpoint"
         )

@@ -29,7 +29,6 @@ from pixio_lightning.models.settings import check_description
 from pixio_lightning.models.weights import sharded
 from pixio_lightning.models.weights.bounds import load_bounded
 from pixio_lightning.models.weights.key_names import OURS, State, from_timm, to_official
-from pixio_lightning.models.weights.report import first
 from pixio_lightning.models.weights.shipped import SHIPPED
 from pixio_lightning.models.weights.students import split_student, student_in
 
@@ -88,7 +87,7 @@ def read(source: str) -> Weights:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     if not encoder:
-        raise UserError(f"{source} holds no encoder, only {first([*decoder, *others], 3)}")
+        raise UserError(f"{source} holds no encoder, only {some_of([*decoder, *others])}")
     return Weights(encoder, decoder or None, meta, source, tuple(others))
 
 
@@ -153,13 +152,6 @@ def _of_checkpoint(
     checkpoint: Mapping[str, Any], path: Path, student: str
 ) -> tuple[Mapping[str, Any], Any]:
     """Return what holds the tensors, of one student where it is named, and what is said of them."""
-    hyper_parameters = checkpoint.get("hyper_parameters")
-    named = hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
-    if classes := [k for k in ("_instantiator", "_class_path") if k in named]:
-        raise UserError(
-            f"{path} names code to run ('{classes[0]}' in its hyper_parameters): refused; "
-            "save its state_dict alone"
-        )
     if not isinstance(checkpoint.get("pixio"), Mapping):
         if student:
             raise UserError(f"{path} holds no students, so no '{student}'")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pixio_lightning.errors import UserError
+from pixio_lightning.errors import UserError, some_of
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,9 @@ class Report:
             "unexpected": self.unexpected,
             "other shapes": shapes,
         }
-        told = [f"{kind}: {first(names)}" for kind, names in kinds.items() if names]
+        told = [f"{kind}: {some_of(names, limit=5)}" for kind, names in kinds.items() if names]
         if told:
             raise UserError(f"{source} does not fit the model: {self.line()}; {'; '.join(told)}")
-
-
-def first(names: Iterable[str], count: int = 5) -> str:
-    """Name the first few and count the rest."""
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def matched(

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from pixio_lightning.errors import UserError, nearest, some_of
+from pixio_lightning.errors import at_least, nearest, some_of
 from pixio_lightning.training import results
 from pixio_lightning.training.callbacks.csv_logger import MetricsLog
 from pixio_lightning.training.callbacks.progress import say
@@ -36,11 +36,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 1000, best: bool = True) -> None:
-        if every_n_steps < 0:
-            raise UserError(
-                f"checkpoint.every_n_steps is {every_n_steps}, but expected a number of steps, or "
-                "0 to save at the end only"
-            )
+        at_least(0, **{"checkpoint.every_n_steps": every_n_steps})
         self.every_n_steps, self.best = every_n_steps, best
         self.best_value: float | None = None
         self._validation_to_come = False

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from pixio_lightning.data.samples import HeldOutSamples, spread
 from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.data.stream import EvenShare, Loader
-from pixio_lightning.errors import UserError, at_least_1, one_of, some_of
+from pixio_lightning.errors import UserError, at_least, at_least_1, one_of, some_of
 from pixio_lightning.models.probes import nearest_neighbours, ridge, vote
 from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.callbacks.preemption import is_preempted
@@ -91,11 +91,7 @@ class OnlineProbe(L.Callback):
     ) -> None:
         if (train is None) != (val is None):
             raise UserError("OnlineProbe needs both train and val, or neither")
-        if every_n_steps < 0:
-            raise UserError(
-                f"OnlineProbe's every_n_steps is {every_n_steps}, but expected a number of steps, "
-                "or 0 to probe at the end only"
-            )
+        at_least(0, **{"OnlineProbe's every_n_steps": every_n_steps})
         one_of("OnlineProbe's kind", kind, get_args(Kind))
         at_least_1(**{"OnlineProbe's images": images, "OnlineProbe's k": k})
         self.train, self.val, self.kind = train, val, kind

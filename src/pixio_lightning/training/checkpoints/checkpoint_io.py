@@ -83,13 +83,6 @@ def read(path: str | os.PathLike, *, map_location: Any = "cpu") -> dict[str, Any
         checkpoint = sharded.read_whole(target)
     else:
         checkpoint = load_bounded(target, path, map_location=map_location)
-    stored = checkpoint.get("hyper_parameters")
-    hostile = {"_instantiator", "_class_path"} & set(stored if isinstance(stored, dict) else ())
-    if hostile:
-        raise UserError(
-            f"checkpoint '{path}' names code to run ({', '.join(sorted(hostile))}); "
-            "it was not written by pixio and is not loaded"
-        )
     check_form(checkpoint, path)
     return checkpoint
 

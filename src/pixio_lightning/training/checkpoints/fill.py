@@ -82,12 +82,15 @@ def plain_values(thing: object, keys: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def refuse_other_model(now: dict[str, Any], then: dict[str, Any]) -> None:
+def refuse_other_model(
+    now: dict[str, Any], then: dict[str, Any], *, ways: str = "give the same"
+) -> None:
     """Refuse a model that reads its features, or means its outputs, otherwise than in training.
 
     Args:
         now: Values of the model by their keys.
         then: Those that a checkpoint holds.
+        ways: What is to be done.
 
     Raises:
         UserError: A value differs that both know.
@@ -97,14 +100,14 @@ def refuse_other_model(now: dict[str, Any], then: dict[str, Any]) -> None:
         if here[key] != there[key]:
             raise UserError(
                 f"model.{key} is {shown(here[key])}, but the checkpoint was trained with "
-                f"{shown(there[key])}, by which alone its weights mean something: give the same"
+                f"{shown(there[key])}, by which alone its weights mean something: {ways}"
             )
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from _leaves(value, prefix if name == "init_args" else f"{prefix}{name}.")
         else:
             yield prefix + name, list(value) if isinstance(value, tuple) else value
 

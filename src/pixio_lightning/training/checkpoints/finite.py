@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from pixio_lightning.errors import UserError
-from pixio_lightning.training.checkpoints.checkpoint_io import read_plain
 
 
 def first_not_finite(module: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> str | None:
@@ -35,25 +34,22 @@ def first_not_finite(module: nn.Module, optimizers: Iterable[torch.optim.Optimiz
     return next(name for name, tensor in named if not tensor.isfinite().all())
 
 
-def not_finite(what: str, step: int, last: Path, *, finite_until: int) -> UserError:
+def not_finite(what: str, step: int, last: Path) -> UserError:
     """Return what to tell of a run that diverged: what is safe, and how to go on from there.
 
     Args:
         what: What is not finite, and that it is not.
         step: The step at which that was seen.
         last: Where the run saves; there may be nothing yet.
-        finite_until: The last step whose loss is known to have been finite.
     """
     advice = "start anew (--fresh) with a lower model.optim.lr or a longer warm-up"
     if last.exists():
         advice = (
             f"{last} is from before and finite: go on from it with a lower rate in another "
             f"folder, --ckpt_path {shlex.quote(str(last))} --out DIR --model.optim.lr LESS, or "
-            "a longer warm-up"
+            "a longer warm-up; if its own loss is not finite either, start anew (--fresh) with "
+            "that rate"
         )
-        if finite_until <= read_plain(last)["global_step"]:
-            # Its weights may be what gave the loss that is not finite.
-            advice += "; if its own loss is not finite either, start anew (--fresh) with that rate"
     return UserError(f"{what} at step {step}; nothing of that step was saved; {advice}")
 
 

@@ -21,7 +21,7 @@ from pixio_lightning.training.base import BackboneModule
 from pixio_lightning.training.checkpoints import checkpoint_io
 from pixio_lightning.training.checkpoints.fill import fill, misfit_told
 from pixio_lightning.training.checkpoints.named_code import refuse_foreign
-from pixio_lightning.training.run_folder import chosen_checkpoint, stored_config
+from pixio_lightning.training.run_folder import backbones, chosen_checkpoint, nested, stored_config
 
 
 class WeightsNeeded(UserError):
@@ -91,9 +91,11 @@ def load(path: str | os.PathLike, *, weights: str | None = None) -> Any:
             f"checkpoint '{path}' holds its backbone, which was trained, so that weights "
             f"'{weights}' would not be read: leave them out"
         )
-    students = _students(arguments)
-    for name, student in students.items():  # of distillation: the checkpoint holds them
-        student |= {"name": None, "model_args": None, "weights": f"{path}:{name}"}
+    # Of distillation, whose checkpoint holds them: all that could name weights of elsewhere.
+    students = dict(nested(arguments.get("students"), having=("weights",)))
+    for key, student in students.items():
+        weights_of = f"{path}:{key.removesuffix('.backbone')}"
+        student |= {"name": None, "model_args": None, "weights": weights_of}
     for settings in (backbone, *students.values()):
         for of_training in ("compile", "checkpointing"):
             settings.pop(of_training, None)
@@ -184,27 +186,13 @@ def _beside(folder: Path) -> str | None:
     config = None
     with suppress(UserError):  # damaged, and not what is asked for
         config = stored_config(folder)
-    arguments = (config or {}).get("model", {}).get("init_args")
-    around = arguments.get("backbone") if isinstance(arguments, dict) else None
-    backbone = around.get("init_args", around) if isinstance(around, dict) else None
-    stated = backbone.get("weights") if isinstance(backbone, dict) else None
+    stated = dict(backbones((config or {}).get("model"))).get("backbone", {}).get("weights")
     file, student = split_student(stated) if isinstance(stated, str) else ("", "")
     if not file or Path(file).is_absolute():
         return None
     above = (parent / file for parent in folder.resolve().parents)
     found = next((str(path) for path in above if path.exists()), None)
     return f"{found}:{student}" if found and student else found
-
-
-def _students(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the arguments of students' backbones, as far as they are any."""
-    found, students = {}, arguments.get("students")
-    for name, student in students.items() if isinstance(students, dict) else ():
-        around = student.get("backbone") if isinstance(student, dict) else None
-        inner = around.get("init_args", around) if isinstance(around, dict) else None
-        if isinstance(inner, dict):
-            found[str(name)] = inner
-    return found
 
 
 def class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:

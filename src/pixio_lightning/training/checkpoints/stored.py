@@ -21,6 +21,9 @@ from pixio_lightning.training.checkpoints.fill import (
 )
 from pixio_lightning.training.checkpoints.form import FORMAT
 
+# Weights fit any number of attention heads, and mean something under one.
+HEADS = "backbone.model_args.num_heads"
+
 
 class StoredModule(L.LightningModule):
     """A LightningModule whose checkpoints describe it in plain data, without a frozen backbone.
@@ -38,11 +41,16 @@ class StoredModule(L.LightningModule):
     model_as_trained: tuple[str, ...] = ()
 
     def as_trained(self) -> dict[str, Any]:
-        """Return the values of `model_as_trained`, where attributes of these names hold them."""
-        found = plain_values(self, self.model_as_trained)
+        """Return the values of `model_as_trained`, and how many attention heads the backbone has.
+
+        As attributes of these names hold them, or else, as of a decoder, the configuration.
+        """
+        asked = self.config.get("init_args", {})
+        found = {key: asked[key] for key in self.model_as_trained if key in asked}
+        found |= plain_values(self, self.model_as_trained)
         if "backbone.layers" in self.model_as_trained:
             found["backbone.layers"] = list(self.backbone.tapped)
-        return found
+        return found | {HEADS: self.backbone.heads}
 
     def remember(self, about: dict[str, Any]) -> None:
         """Take from the `pixio` entry of a checkpoint what must be known before building."""
