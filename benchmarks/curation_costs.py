@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data_path import our_chain, photographs
+from data_path import our_chain, photographs, write_images
 
-from pixio_lightning.curation.materialize import materialize, waste
+from pixio_lightning.curation.materialize import materialize
 from pixio_lightning.curation.scores import ScoredImages
 from pixio_lightning.data.shards.format import (
-    UNSORTED,
     Encoded,
     Shard,
     ShardIndex,
@@ -26,7 +25,6 @@ from pixio_lightning.data.shards.format import (
 )
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import Curation, Histogram, KeepRule, histogram_of
-from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.score_files import Scores, write_scores
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers
 
@@ -40,11 +38,10 @@ def timed(work: Callable[[], object], n: int) -> float:
 
 def score_files(folder: Path, columns: dict[str, np.ndarray]) -> tuple[float, float]:
     """Write the scores of 20 shards; return bytes an image, and images counted a second."""
-    nothing = np.zeros(0, np.int64)
     shards = []
     for number in range(20):
         groups = np.full(100, 100, np.int32)
-        shard = Shard(f"{number}.parquet", 1, "", groups, nothing, nothing, UNSORTED)
+        shard = Shard(f"{number}.parquet", 1, "", groups)
         rows = slice(number * shard.rows, (number + 1) * shard.rows)
         write_scores(folder, shard, {k: v[rows] for k, v in columns.items()}, {})
         shards.append(shard)
@@ -52,6 +49,20 @@ def score_files(folder: Path, columns: dict[str, np.ndarray]) -> tuple[float, fl
     histogram_of(ShardIndex("", shards[:2]), curation)
     size = sum(file.stat().st_size for file in folder.iterdir()) / index.rows
     return size, timed(lambda: histogram_of(index, curation), index.rows)
+
+
+def waste(index: ShardIndex, rule: KeepRule, *, epoch: int) -> tuple[int, int]:
+    """Return the bytes of images that a pass reads, and those of them that it keeps."""
+    read = kept = 0
+    for group in range(index.n_groups):
+        if not rule.takes_group(index, group, epoch=epoch):
+            continue
+        images = read_group(index, group)
+        keep = rule.keep(index, group, images, epoch=epoch)
+        sizes = np.array([len(image.data) for image in images])
+        read += int(sizes.sum())
+        kept += int(sizes[keep].sum())
+    return read, kept
 
 
 def main() -> None:
@@ -100,8 +111,8 @@ def main() -> None:
                 "width": np.full(len(own), 640, np.int32),
                 "height": np.full(len(own), 480, np.int32),
             }
-            write_shard(shards / f"{number}.parquet", images, columns, group=100, about={})
-        index = open_index(str(shards), cache=folder / "cache", progress=False)
+            write_images(shards / f"{number}.parquet", images, columns, group=100)
+        index = open_index(str(shards))
         speed = timed(lambda: [read_group(index, g) for g in range(index.n_groups)], rows)
         print(f"| read a photograph from a shard, file cache warm | {speed:.0f} images/s |")
         speed = timed(lambda: [key_of(f"{row:08d}") for row in range(rows)], rows)

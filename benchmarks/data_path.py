@@ -27,6 +27,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from skimage import data
@@ -36,6 +37,8 @@ from torchvision import transforms
 
 from pixio_lightning.data import Pixels
 from pixio_lightning.data.decode import decode_crop, random_crop
+from pixio_lightning.data.shards.format import Encoded
+from pixio_lightning.data.shards.pack import shard_schema, table_of, write_shard
 from pixio_lightning.keyed import RandomKey
 
 SIZES = ((640, 480), (1600, 1200))
@@ -61,6 +64,19 @@ def photographs(width: int = 640, height: int = 480) -> list[bytes]:
         Image.fromarray(picture[:height, :width]).save(buffer, "JPEG", quality=90)
         files.append(buffer.getvalue())
     return files
+
+
+def write_images(
+    path: Path, images: list[Encoded], columns: dict[str, np.ndarray] | None = None, *, group: int
+) -> None:
+    """Write a shard of images, with further columns of one value for each."""
+    extra = {name: pa.array(values) for name, values in (columns or {}).items()}
+    schema = shard_schema({name: values.type for name, values in extra.items()})
+    groups = (
+        table_of(images[i : i + group], {n: v[i : i + group] for n, v in extra.items()}, schema)
+        for i in range(0, len(images), group)
+    )
+    write_shard(path, "", groups, schema, [])
 
 
 def plain_chain() -> Callable[[bytes], torch.Tensor]:

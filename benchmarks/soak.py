@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data_path import photographs
+from data_path import photographs, write_images
 
 from pixio_lightning.data.shards.digests import Digests
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation
-from pixio_lightning.data.shards.pack import entry_of, write_shard
+from pixio_lightning.data.shards.pack import entry_of
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.workers import WorkerContext, start_worker
 
@@ -37,7 +37,7 @@ def pack(folder: Path, n: int) -> None:
         path = folder / f"{number}.parquet"
         rows = range(number, n, 4)
         images = [Encoded(f"{row:08d}.jpg", files[row % len(files)]) for row in rows]
-        write_shard(path, images, {}, group=100, about={})
+        write_images(path, images, group=100)
         entries.append(entry_of(path, digests))
     write_index(ShardIndex(str(folder), entries), folder / INDEX)
 
@@ -51,7 +51,7 @@ def pss(process: int) -> float:
 
 def soak(folder: Path, *, passes: int, workers: int = 2) -> dict[int, list[tuple[float, float]]]:
     """Stream some passes; return (seconds, MB) of the peak in each, by worker."""
-    index = open_index(str(folder), cache=folder, progress=False)
+    index = open_index(str(folder))
     shards = ShardSet(index, val_path=None, val_images=100, curation=Curation(), seed=0)
     images: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 64, "size": 256}
     images |= {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "max_megapixels": 64}

@@ -18,8 +18,8 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from PIL import Image
 
 from pixio_lightning.data.shards.format import Encoded, ShardIndex
-from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.pack import write_shard
+from pixio_lightning.data.shards.index import build_index
+from pixio_lightning.data.shards.pack import shard_schema, table_of, write_shard
 from pixio_lightning.data.shards.remote import forget_opened
 
 
@@ -50,20 +50,33 @@ def write_tar(path: Path, entries: list[tuple[str, bytes]]) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
+def write_images(
+    path: Path, images: list[Encoded], columns: dict[str, np.ndarray] | None = None, *, group: int
+) -> None:
+    """Write a shard of images, with further columns of one value for each."""
+    extra = {name: pa.array(values) for name, values in (columns or {}).items()}
+    schema = shard_schema({name: values.type for name, values in extra.items()})
+    groups = (
+        table_of(images[i : i + group], {n: v[i : i + group] for n, v in extra.items()}, schema)
+        for i in range(0, len(images), group)
+    )
+    write_shard(path, "", groups, schema, [])
+
+
 def pack(
     folder: Path, n: int, *, shards: int = 3, group: int = 10, kind: str = "parquet"
 ) -> ShardIndex:
-    """Write `n` images into shards and open their index, which is built now."""
+    """Write `n` images into shards and return their index, which is not kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = images(n)
-    for number in range(shards):
+    whole, names = images(n), [f"{number}.{kind}" for number in range(shards)]
+    for number, name in enumerate(names):
         part = whole[number * n // shards : (number + 1) * n // shards]
-        path = folder / f"{number}.{kind}"
+        path = folder / name
         if kind == "tar":
             write_tar(path, [(image.key, image.data) for image in part])
         else:
-            write_shard(path, part, {}, group=group, about={})
-    return open_index(str(folder), cache=folder.parent / "cache", progress=False)
+            write_images(path, part, group=group)
+    return build_index(str(folder), names)
 
 
 def empty_parquet(path: Path) -> None:

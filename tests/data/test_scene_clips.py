@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixio_lightning.data import RenderedClips, SceneClips, exact_flow, render_clip, warped
+from pixio_lightning.data import RenderedClips, Scenes, exact_flow, render_clip, warped
 from pixio_lightning.data.scenes import clips as module
-from pixio_lightning.data.scenes.clip_store import clips
 from pixio_lightning.data.scenes.clips import Clip
 from pixio_lightning.data.scenes.render import CLEARANCE, stage
-from pixio_lightning.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -110,29 +108,16 @@ def test_a_warp_by_whole_pixels_is_a_shift() -> None:
 
 def test_store_returns_what_was_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
-    wanted = SceneClips(train=2, held_out=2, frames=3, size=16, places=("studio",))
-    held = RenderedClips("val", wanted)
+    wanted = Scenes(train=2, held_out=2, views=3, size=16, places=("studio",))
+    held = RenderedClips("val", wanted, 2.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["clips-v1-val-2x3-16px-2s-studio"]
     clip = render_clip(1 << 40 | 1, frames=3, size=16, places=["studio"])
     assert len(held) == 2 and held.name(1) == "val/000001" and held.room_type(1) == "studio"
     loaded = held.load(1)
     for name in Clip._fields:
         assert np.array_equal(getattr(loaded, name), getattr(clip, name)), name
         assert getattr(loaded, name).dtype == getattr(clip, name).dtype, name
-    images = RenderedClips("val", wanted, geometry=False)
+    images = RenderedClips("val", wanted, 2.0, geometry=False)
     assert images.times(1) == clip.time.tolist() and images.encoded(1, 2) == held.encoded(1, 2)
     assert "depth" not in images.columns
-    assert held.digest() != RenderedClips("train", wanted).digest()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "text"),
-    [
-        ({"frames": 0}, "frames"),
-        ({"size": 4}, "4 px"),
-        ({"seconds": 0.0}, "seconds above 0"),
-        ({"places": ("studoi",)}, "did you mean"),
-    ],
-)
-def test_mistakes(wrong: dict, text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=text):
-        clips("val", clips=1, folder=tmp_path, **wrong)
+    assert held.digest() != RenderedClips("train", wanted, 2.0).digest()

@@ -19,6 +19,7 @@ import pytest
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.raycast import Bundle, interval, nearest_hit
 from pixio_lightning.data.scenes.render import MAX_DEPTH, SCENE_CLASSES, Scene, View, render_scene
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.scenes.textures import PATTERNS, Shape, pulse_train, square_wave
 from pixio_lightning.data.scenes.worlds import PLACES, build_world
 from pixio_lightning.errors import UserError
@@ -127,9 +128,9 @@ def test_scenes_are_lit_and_full_of_things(scenes: list[Scene]) -> None:
     assert np.mean([len(np.unique(view.object_id)) for view in views]) > 6
     assert len({scene.room_type for scene in scenes}) >= 4
     for scene in scenes:
-        assert scene.outdoor == (PLACES[scene.room_type].height[1] == 0) == ("sky" in scene.objects)
         seen = np.unique([view.class_id for view in scene.views])
-        assert scene.objects == tuple(SCENE_CLASSES[i] for i in seen)
+        sky = SCENE_CLASSES.index("sky") in seen
+        assert scene.outdoor == (PLACES[scene.room_type].height[1] == 0) == sky
 
 
 def test_cameras_keep_their_distance(scenes: list[Scene]) -> None:
@@ -240,22 +241,26 @@ def test_a_seed_is_a_scene() -> None:
         render_scene(0, views=0)
 
 
-def test_store_returns_what_was_rendered(tmp_path: Path) -> None:
-    def store() -> list[Path]:
-        return scene_store.scenes(
-            "val", scenes=2, views=2, size=32, folder=tmp_path, progress=False
-        )
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one's own, which is filled by one process, but for where there are more."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
+    monkeypatch.setattr(scene_store, "available_cores", lambda: 1)
+    return tmp_path
 
-    (shard,) = store()
+
+def test_store_returns_what_was_rendered(cache: Path) -> None:
+    stored_scenes = Scenes(held_out=2, views=2, size=32)
+    (shard,) = stored_scenes.shards("val")
     rows = pq.read_table(shard).to_pylist()
     assert pq.ParquetFile(shard).num_row_groups == 2
     assert [row["key"] for row in rows] == [f"val/00000{i}/{j}" for i in (0, 1) for j in (0, 1)]
     for index in (0, 1):
         scene = render_scene(scene_store.scene_seed("val", index), views=2, size=32)
         for view, row in zip(scene.views, rows[2 * index :][:2], strict=True):
-            assert (row["outdoor"], row["lights"]) == (scene.outdoor, scene.lights)
-            assert (row["room_type"], tuple(row["objects"])) == (scene.room_type, scene.objects)
-            stored = scene_store.decode_view(row)
+            assert (row["outdoor"], row["room_type"]) == (scene.outdoor, scene.room_type)
+            fields = {name: scene_store.decode_field(name, row) for name in View._fields}
+            stored = View(**fields)
             assert (len(row["depth"]), len(row["normal"])) == (32 * 32 * 4, 32 * 32 * 3 * 2)
             np.testing.assert_allclose(stored.normal, view.normal, atol=5e-4)
             for name in set(View._fields) - {"normal"}:
@@ -265,7 +270,7 @@ def test_store_returns_what_was_rendered(tmp_path: Path) -> None:
     assert columns["key"].to_pylist() == 2 * [row["key"] for row in rows]
     assert columns["image"].num_chunks == 1  # of a chunk a scene, a look-up walks through them
     written = shard.stat().st_mtime_ns
-    assert store() == [shard]
+    assert stored_scenes.shards("val") == [shard]
     assert shard.stat().st_mtime_ns == written
 
 
@@ -275,9 +280,9 @@ def test_pool_renders_what_one_process_renders(
     monkeypatch.setattr(scene_store, "SHARD_SCENES", 2)
 
     def tables(folder: Path, workers: int) -> list[pa.Table]:
-        shards = scene_store.scenes(
-            "train", scenes=3, views=1, size=32, folder=folder, workers=workers, progress=False
-        )
+        monkeypatch.setenv("PIXIO_CACHE", str(folder))
+        monkeypatch.setattr(scene_store, "available_cores", lambda: workers)
+        shards = Scenes(train=3, views=1, size=32).shards("train")
         return [pq.read_table(shard) for shard in shards]
 
     assert tables(tmp_path / "pool", 2) == tables(tmp_path / "one", 1)
@@ -285,22 +290,23 @@ def test_pool_renders_what_one_process_renders(
 
 def start(folder: Path, scenes: int) -> subprocess.Popen[str]:
     code = (
-        "from pathlib import Path; from pixio_lightning.data.scenes import store as s;"
-        f"s.SHARD_SCENES = 2; print(*s.scenes('train', scenes={scenes}, views=1, size=32,"
-        f" folder=Path({str(folder)!r}), workers=1, progress=False))"
+        "from pixio_lightning.data.scenes import store as s;"
+        "s.SHARD_SCENES = 2; s.available_cores = lambda: 1;"
+        f"print(*s.Scenes(train={scenes}, views=1, size=32).shards('train'))"
     )
     path = os.pathsep.join(filter(None, sys.path))
     return subprocess.Popen(
         [fork_server.python(), "-c", code],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path, "PIXIO_CACHE": str(folder)},
     )
 
 
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     pair = [start(tmp_path, 6), start(tmp_path, 6)]
-    printed = [process.communicate(timeout=60)[0].split() for process in pair]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in pair]
+    printed = [lines[-1].split() for lines in said]
     assert [process.returncode for process in pair] == [0, 0]
     assert printed[0] == printed[1] and len(printed[0]) == 3
     (folder,) = tmp_path.iterdir()
@@ -312,15 +318,13 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
 
 
 def test_without_locks_the_files_of_others_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_locks(*arguments: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def render() -> list[Path]:
-        return scene_store.scenes(
-            "train", scenes=1, views=1, size=32, folder=tmp_path, workers=1, progress=False
-        )
+        return Scenes(train=1, views=1, size=32).shards("train")
 
     (shard,) = render()
     half = shard.with_name(f".{shard.name}.99-0123abcd.tmp")
@@ -338,11 +342,13 @@ def test_without_locks_the_files_of_others_are_left_alone(
 def test_no_renderer_outlives_its_parent(tmp_path: Path) -> None:
     script = tmp_path / "render.py"
     script.write_text(
-        "from pathlib import Path\nfrom pixio_lightning.data.scenes.store import scenes\n"
+        "from pixio_lightning.data.scenes import store\n"
         "if __name__ == '__main__':\n"
-        f"    scenes('train', scenes=10_000, workers=2, folder=Path({str(tmp_path / 'cache')!r}))\n"
+        "    store.available_cores = lambda: 2\n"
+        "    store.Scenes(train=10_000).shards('train')\n"
     )
-    parent = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    env = os.environ | {"PIXIO_CACHE": str(tmp_path / "cache")}
+    parent = subprocess.Popen([sys.executable, str(script)], env=env, start_new_session=True)
     table = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     try:
         while not list(tmp_path.glob("cache/*/.*.tmp")):  # a worker is at its first scene
@@ -364,18 +370,19 @@ def test_a_script_without_a_main_part_ends_with_one_line(tmp_path: Path) -> None
     """Its pool imports the script anew, which would wait for the lock of its own parent."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom pixio_lightning.data.scenes.store import scenes\n"
-        f"scenes('train', scenes=65, views=1, size=8, folder=Path({str(tmp_path)!r}), workers=2)\n"
+        "from pixio_lightning.data.scenes import store\nstore.available_cores = lambda: 2\n"
+        "store.Scenes(train=65, views=1, size=8).shards('train')\n"
     )
+    env = os.environ | {"PIXIO_CACHE": str(tmp_path)}
     ended = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].endswith("run under `if __name__ == '__main__':`")
 
 
-def test_a_killed_build_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = start(tmp_path, 60)
+def test_a_killed_build_is_completed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, tmp_path = start(cache, 60), cache
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -384,9 +391,7 @@ def test_a_killed_build_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/0*.parquet")}
     assert 0 < len(done) < 30
     monkeypatch.setattr(scene_store, "SHARD_SCENES", 2)
-    shards = scene_store.scenes(
-        "train", scenes=60, views=1, size=32, folder=tmp_path, workers=1, progress=False
-    )
+    shards = Scenes(train=60, views=1, size=32).shards("train")
     keys = pa.concat_tables(pq.read_table(shard, columns=["key"]) for shard in shards)["key"]
     assert keys.to_pylist() == [f"train/{i:06d}/0" for i in range(60)]
     assert all(path.stat().st_mtime_ns == written for path, written in done.items())
@@ -401,23 +406,30 @@ def test_splits_never_share_a_seed() -> None:
     for i, (low, high) in enumerate(seeds):
         assert all(high < a or b < low for a, b in seeds[:i] + seeds[i + 1 :])
     with pytest.raises(UserError, match="did you mean 'train'"):
-        scene_store.scenes("trian", scenes=1)
-    with pytest.raises(UserError, match="at least 1"):
-        scene_store.scenes("train", scenes=0)
-    with pytest.raises(UserError, match="did you mean 'studio'"):
-        scene_store.scenes("train", scenes=1, places=["studo"])
+        Scenes().shards("trian")
 
 
-def test_cache_folder_follows_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path))
-    (shard,) = scene_store.scenes("test", scenes=1, views=1, size=32, progress=False)
-    folder = tmp_path / f"scenes-v{scene_store.VERSION}-test-1x1-32px"
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train": 0}, "data.scenes.train is 0, but expected at least 1"),
+        ({"held_out": 0}, "data.scenes.held_out is 0, but expected at least 1"),
+        ({"views": 0}, "data.scenes.views is 0, but expected at least 1"),
+        ({"size": 4}, "data.scenes.size is 4, but expected at least 8"),
+        ({"places": ("studo",)}, "did you mean 'studio'"),
+    ],
+)
+def test_scenes_that_are_none_are_told_before_any_is_rendered(wrong: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Scenes(**wrong)
+
+
+def test_sets_are_kept_in_the_cache_by_their_names(cache: Path) -> None:
+    (shard,) = Scenes(held_out=1, views=1, size=32).shards("test")
+    folder = cache / f"scenes-v{scene_store.VERSION}-test-1x1-32px"
     assert shard.parent == folder
-    (calm,) = scene_store.scenes(
-        "test", scenes=3, views=1, size=32, places=["studio", "office"], progress=False
-    )
-    assert calm.parent == tmp_path / f"scenes-v{scene_store.VERSION}-test-3x1-32px-studio+office"
+    places = ("studio", "office")
+    (calm,) = Scenes(held_out=3, views=1, size=32, places=places).shards("test")
+    assert calm.parent == cache / f"scenes-v{scene_store.VERSION}-test-3x1-32px-studio+office"
     kinds = pq.read_table(calm, columns=["room_type"])["room_type"].to_pylist()
     assert set(kinds) <= {"studio", "office"}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shard_files import images, jpeg, keys, pack
+from shard_files import images, jpeg, keys, pack, write_images
 
 from pixio_lightning.data.clips.pack import Form, pack_clips
 from pixio_lightning.data.pixels import Pixels
@@ -25,7 +25,6 @@ from pixio_lightning.data.shards.format import ShardIndex, read_group
 from pixio_lightning.data.shards.held_out import held_out_groups
 from pixio_lightning.data.shards.index import INDEX, open_index, write_index
 from pixio_lightning.data.shards.keep_rule import Curation, digest_of_scores
-from pixio_lightning.data.shards.pack import write_shard
 from pixio_lightning.data.shards.rule_of_run import calibrated
 from pixio_lightning.data.shards.score_files import write_scores
 from pixio_lightning.data.shards.set import ShardSet, next_pass
@@ -228,7 +227,7 @@ def test_of_shards_of_clips_whole_videos_are_held_out(
     assert (len(held), len(trained), len(held | trained)) == (1, 3, 4)
     assert len(shards.held_out) == 10 and len(shards.order.groups) == 18
     # Where nothing tells which video a frame is of, none is held out.
-    above = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    above = open_index(str(tmp_path))
     (out / "_clips.parquet").write_bytes(b"half")
     for untold in (above, index):
         with pytest.raises(UserError, match="no _clips.parquet beside them tells which video"):
@@ -372,25 +371,25 @@ def test_score_files_are_looked_at_once_and_by_one_process(
 
     monkeypatch.setattr(Path, "stat", noted)
 
-    def opened(ruled: Any = None) -> tuple[dict[str, Any], list[Path], Any]:
+    def opened(rule: Any = None) -> tuple[dict[str, Any], list[Path], Any]:
         looked.clear()
         curation = Curation(scores=str(folder), fraction=0.5)
         data = Pixels("shards", index.root, val_images=10, curation=curation)
         data.trainer = FakeTrainer(tmp_path)  # type: ignore[assignment]
-        if ruled is None:
+        if rule is None:
             data.prepare_data()
         else:
             data.trainer.strategy = FakeTrainer.strategy()  # type: ignore[misc]
-            data.trainer.strategy.broadcast = lambda found: ruled  # type: ignore[method-assign]
+            data.trainer.strategy.broadcast = lambda found: rule  # type: ignore[method-assign]
         data.setup("fit")
         assert data._shards is not None
         layout = data._shards.layout(2, 1)
-        return layout, [path for path in looked if path in paths], data._shards.ruled
+        return layout, [path for path in looked if path in paths], data._shards.rule
 
     opened()  # each is opened, to see that it fits
-    layout, of_first, ruled = opened()
-    assert sorted(of_first) == sorted(paths) and layout["curation"] == ruled.digest
-    assert opened(ruled) == (layout, [], ruled)
+    layout, of_first, rule = opened()
+    assert sorted(of_first) == sorted(paths) and layout["curation"] == rule.digest
+    assert opened(rule) == (layout, [], rule)
 
 
 def test_what_was_kept_is_counted_on_after_a_stop(
@@ -406,8 +405,8 @@ def test_what_was_kept_is_counted_on_after_a_stop(
     for part in range(3):
         rows = slice(80 * part, 80 * part + 80)
         scores = {name: values[rows] for name, values in columns.items()}
-        write_shard(tmp_path / f"{part}.parquet", images(240)[rows], scores, group=10, about={})
-    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+        write_images(tmp_path / f"{part}.parquet", images(240)[rows], scores, group=10)
+    index = open_index(str(tmp_path))
 
     def counted(before: dict[str, Any], batches: int) -> tuple[dict[str, Any], float | None, str]:
         data = pixels(index, tmp_path, curation=Curation(scores="inside"))
@@ -425,8 +424,9 @@ def test_what_was_kept_is_counted_on_after_a_stop(
     # What was counted for a share to keep is counted again where it is no number.
     halved = Curation(scores="inside", fraction=0.5)
     digest = digest_of_scores(index, halved)
+    before = {*(tmp_path / "cache").glob("calibrated-*.json")}
     constant = calibrated(index, halved, digest)
-    (stored,) = (tmp_path / "cache").glob("calibrated-*.json")
+    (stored,) = {*(tmp_path / "cache").glob("calibrated-*.json")} - before
     for text in ("", "[", '{"c": "x"}', '{"c": NaN}', '{"c": -1}', "[5]", "\x80"):
         stored.write_text(text)
         assert calibrated(index, halved, digest) == constant
@@ -496,8 +496,8 @@ def test_groups_that_are_lost_with_their_scores_are_counted(
     }
     for part in range(3):
         rows = images(240)[80 * part : 80 * part + 80]
-        write_shard(tmp_path / f"{part}.parquet", rows, scores, group=10, about={})
-    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+        write_images(tmp_path / f"{part}.parquet", rows, scores, group=10)
+    index = open_index(str(tmp_path))
     write_index(index, tmp_path / INDEX)
     damaged = tmp_path / "1.parquet"
     damaged.write_bytes(bytes(damaged.stat().st_size))

@@ -31,7 +31,13 @@ from pixio_lightning.data.shards.pack import pack as pack_folder
 from pixio_lightning.data.shards.score_files import INSIDE, all_scores
 from pixio_lightning.data.shards.set import held_out_groups
 from pixio_lightning.data.shards.stream import BlockOrder, Cursor, ShardImages
+from pixio_lightning.data.sources import FolderSource
 from pixio_lightning.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
 
 
 def everything(index: ShardIndex) -> dict[str, bytes]:
@@ -78,6 +84,26 @@ def write_folder(folder: Path, n: int) -> dict[str, bytes]:
     return {image.key: image.data for image in images(n)}
 
 
+def test_no_more_than_a_row_group_is_held_while_a_shard_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "in", 40)
+    events: list[int] = []  # images that are read, and those of each group that is written
+    read, write = FolderSource.read, pq.ParquetWriter.write_table
+    monkeypatch.setattr(FolderSource, "read", lambda *of: events.append(1) or read(*of))
+
+    def written(writer: pq.ParquetWriter, table: pa.Table, **options: int) -> None:
+        if "image" in table.column_names:  # it is no index
+            events.append(-len(table))
+        write(writer, table, **options)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", written)
+    packing = {"rows": 20, "group": 5, "shuffled": True, "jobs": 1}
+    assert pack_folder(str(tmp_path / "in"), tmp_path / "out", **packing).n_groups == 8
+    held = np.cumsum(events)
+    assert held.max() == 5 and held[-1] == 0
+
+
 def test_a_folder_is_packed_whole_and_read_by_datasets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +111,7 @@ def test_a_folder_is_packed_whole_and_read_by_datasets(
     line = ["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--rows", "40", "--group", "10"]
     assert main(line) == 0
     assert "95 images in 3 shards" in capsys.readouterr().out
-    index = open_index(str(tmp_path / "out"), cache=tmp_path / "cache")
+    index = open_index(str(tmp_path / "out"))
     found = everything(index)
     assert found == {name.removeprefix("images/"): data for name, data in files.items()} or (
         found == files
@@ -115,7 +141,7 @@ def test_packing_goes_on_after_a_kill_and_names_what_it_leaves_out(tmp_path: Pat
     assert index.rows == 30
     assert (out / "bad_files.txt").read_text() == "empty.jpg\tempty file\n"
     (out / "00001-of-00004.parquet").unlink()
-    (out / ".00002-of-00004.parquet.99").write_bytes(b"half")
+    (out / ".00002-of-00004.parquet.99-0123abcd.tmp").write_bytes(b"half")
     again = pack_folder(str(tmp_path / "in"), out, rows=10, group=5, shuffled=True, jobs=2)
     assert again.digest == index.digest
     assert again.digest is again.digest  # of 200,000 shards it is taken once
@@ -164,7 +190,7 @@ def test_a_shard_without_an_image_counts_for_nothing(kind: str, tmp_path: Path) 
         (tmp_path / name).mkdir(exist_ok=True)
         empty = tmp_path / name / f"1a.{kind}"
         empty_parquet(empty) if kind == "parquet" else write_tar(empty, [])
-    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path / "shards"))
     assert [shard.path for shard in index.shards] == [shard.path for shard in whole.shards]
     assert not index.damaged
     packing = {"rows": None, "group": 7, "shuffled": True, "jobs": 1}
@@ -189,7 +215,7 @@ def test_scores_of_a_shard_without_an_image_are_not_missed(tmp_path: Path) -> No
         for column, kind in scores.items():
             table = table.append_column(column, pa.array([1] * len(table), kind))
         pq.write_table(table, path)
-    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path / "shards"))
     assert [number for number, _, _ in all_scores(index, INSIDE)] == [0, 1, 2]
 
 
@@ -236,12 +262,10 @@ def test_every_group_is_found_by_the_index(kind: str, tmp_path: Path) -> None:
     index = pack(tmp_path / "shards", 350, kind=kind)
     assert everything(index) == {image.key: image.data for image in images(350)}
     assert index.n_groups == (36 if kind == "parquet" else 6)
-    again = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
-    assert again.digest == index.digest and everything(again) == everything(index)
+    for again in (open_index(str(tmp_path / "shards")) for _ in range(2)):
+        assert again.digest == index.digest and everything(again) == everything(index)
     assert len(list((tmp_path / "cache").glob("index-*"))) == 1  # it was kept, not built again
-    single = open_index(
-        str(tmp_path / "shards" / f"0.{kind}"), cache=tmp_path / "cache", progress=False
-    )
+    single = open_index(str(tmp_path / "shards" / f"0.{kind}"))
     assert single.rows == 116
 
 
@@ -256,7 +280,7 @@ def test_other_members_of_a_tar_are_passed_over(tmp_path: Path) -> None:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path / "shards"))
     assert not index.damaged
     assert list(everything(index).values()) == [image.data for image in images(120)]
 
@@ -276,7 +300,7 @@ def test_what_is_no_place_for_shards_is_refused(path: str, message: str, tmp_pat
     (tmp_path / "shards").mkdir()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        open_index(path.format(canary=canary, tmp=tmp_path), cache=tmp_path / "cache")
+        open_index(path.format(canary=canary, tmp=tmp_path))
     assert not canary.exists()
 
 
@@ -290,7 +314,7 @@ def test_an_index_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> 
         ShardIndex(index.root, [shard]), tmp_path / "shards" / shard_index.INDEX
     )
     with pytest.raises(UserError, match="outside of its folder: refused|no name of a shard"):
-        open_index(str(tmp_path / "shards"), cache=tmp_path / "cache")
+        open_index(str(tmp_path / "shards"))
 
 
 def test_a_shard_that_was_rewritten_is_noticed_where_its_size_changed(tmp_path: Path) -> None:
@@ -300,7 +324,7 @@ def test_a_shard_that_was_rewritten_is_noticed_where_its_size_changed(tmp_path: 
     path = tmp_path / "out" / index.shards[0].path
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(UserError, match="remove 'index.parquet', and the shards are indexed anew"):
-        open_index(str(tmp_path / "out"), cache=tmp_path / "cache")
+        open_index(str(tmp_path / "out"))
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -380,7 +404,7 @@ def test_damage_that_is_there_when_the_index_is_built(
     (empty_parquet if kind == "parquet" else lambda path: write_tar(path, []))(
         tmp_path / "shards" / f"9.{kind}"
     )
-    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path / "shards"))
     assert index.rows == 200
     assert index.damaged == [(f"{number}.{kind}", "shard is damaged")]
     assert len(everything(index)) == 200
@@ -388,7 +412,7 @@ def test_damage_that_is_there_when_the_index_is_built(
         for damage, word in ((rot, "damaged"), (cut, "truncated")):
             pack(tmp_path / word, 300, kind=kind)
             damage(tmp_path / word / "1.tar")
-            index = open_index(str(tmp_path / word), cache=tmp_path / "cache", progress=False)
+            index = open_index(str(tmp_path / word))
             assert [place for place, _ in index.damaged] == ["1.tar"]
             assert index.damaged[0][1].startswith(f"{word} after ")
             assert 200 < index.rows < 300 and len(everything(index)) == index.rows
@@ -401,7 +425,7 @@ def test_bad_images_are_named_and_replaced(tmp_path: Path) -> None:
     entries[33] = ("images/none.png", b"")
     (tmp_path / "shards").mkdir()
     write_tar(tmp_path / "shards" / "0.tar", entries)
-    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path / "shards"))
     batches, bad = one_pass(index, batch_size=19)
     assert [len(batch) for batch in batches] == [19, 19, 19]
     assert bad == {
@@ -447,7 +471,7 @@ def test_a_read_that_fails_in_passing_costs_no_image(
         remote.forget_opened()
         Store.failures[:] = [PASSING[reason]] * 2
         names = [shard.path for shard in index.shards]
-        indexed = shard_index.build_index(index.root, names, progress=False)
+        indexed = shard_index.build_index(index.root, names)
         assert not indexed.damaged and not Store.failures
         assert indexed.n_groups == index.n_groups
 
@@ -502,7 +526,7 @@ def test_what_failed_in_passing_is_not_kept_in_the_cache(
 
     def start() -> ShardIndex:
         remote.forget_opened()
-        return open_index("store://bucket", cache=tmp_path / "kept", progress=False)
+        return open_index("store://bucket")
 
     with stored(local):
         Store.objects["bucket/2.parquet"] = b"PAR1, but no more than that"
@@ -510,10 +534,10 @@ def test_what_failed_in_passing_is_not_kept_in_the_cache(
         failed = start()
         Store.failures.clear()
         assert ("shard cannot be read (Connection timed out)") in dict(failed.damaged).values()
-        assert not list((tmp_path / "kept").glob("*/*"))
+        assert not list((tmp_path / "cache").glob("*/*"))
         # Damage lasts, and is kept; what an earlier start kept of a failure is made anew.
         assert start().rows == 40 and start().damaged == [("2.parquet", "shard is damaged")]
-        (kept,) = (tmp_path / "kept").glob(f"*/{shard_index.INDEX}")
+        (kept,) = (tmp_path / "cache").glob(f"*/{shard_index.INDEX}")
         Store.fetched.clear()
         assert start().rows == 40 and not Store.fetched
         shard_index.write_index(ShardIndex("", local.shards[:1], failed.damaged), kept)
@@ -571,7 +595,7 @@ def test_nothing_in_a_shard_runs_or_unpacks(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     write_tar(tmp_path / "shards" / "0.tar", hostile + [(i.key, i.data) for i in images(60)])
     before = {path for path in tmp_path.rglob("*")}
-    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path / "shards"))
     batches, bad = one_pass(index)
     assert len(bad) == 3 and len(batches) == 7
     assert set(bad.values()) == {"no JPEG, PNG, WebP, TIFF or BMP"}
@@ -594,7 +618,7 @@ def test_what_is_too_large_is_not_even_read(
     entries.insert(30, ("images/bomb.png", huge_png(13_000)[:90_000]))
     (tmp_path / "shards").mkdir()
     write_tar(tmp_path / "shards" / "0.tar", entries)
-    index = open_index(str(tmp_path / "shards"), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path / "shards"))
     batches, bad = one_pass(index)
     assert len(batches) == 5
     assert {reason.split()[0] for reason in bad.values()} == {"over"}

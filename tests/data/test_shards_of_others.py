@@ -46,8 +46,7 @@ def pictures(folder: Path, n: int) -> Path:
 
 
 def opened(path: Path, **options: str) -> ShardIndex:
-    cache = Path(os.environ["PIXIO_CACHE"])
-    return open_index(str(path), cache=cache, progress=False, **options)  # type: ignore[arg-type]
+    return open_index(str(path), **options)  # type: ignore[arg-type]
 
 
 def contents(index: ShardIndex) -> list[bytes]:

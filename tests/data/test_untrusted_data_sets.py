@@ -20,12 +20,10 @@ from pixio_lightning.cli.main import main
 from pixio_lightning.data import parquet
 from pixio_lightning.data.decode import BadImage, decode_pixels
 from pixio_lightning.data.hub import HubSource
-from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex, read_group
+from pixio_lightning.data.shards.format import Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, open_index, read_index, write_index
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import open_parquet
 
-_NOWHERE = np.zeros(0, np.int64)
 _MOST_ROWS = 1 << 20  # of a group
 
 
@@ -47,6 +45,7 @@ def images(count: int = 3) -> pa.Table:
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -174,7 +173,7 @@ WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("wrong", WRONG, ids=range(len(WRONG)))
 def test_a_row_of_an_index_that_is_none(wrong: dict[str, Any], tmp_path: Path) -> None:
-    shard = Shard("a.parquet", 9, "", np.array([3], np.int32), _NOWHERE, _NOWHERE, UNSORTED)
+    shard = Shard("a.parquet", 9, "", np.array([3], np.int32))
     write_index(ShardIndex(str(tmp_path), [shard]), tmp_path / INDEX)
     schema = pq.read_schema(tmp_path / INDEX)
     before = [TAR, ROW | {"group_rows": []}, TAR]
@@ -194,7 +193,7 @@ def test_an_index_is_read_as_arrays_and_not_as_numbers(tmp_path: Path) -> None:
     """Of a group of a tar an index has 20 bytes; as numbers of Python it took over 100."""
     shards, groups = 50, 1000
     rows, ends = np.full(groups, 100, np.int32), np.arange(groups) + 10**9
-    parts = [Shard(f"{i}.tar", 9, "", rows, ends, ends, UNSORTED) for i in range(shards)]
+    parts = [Shard(f"{i}.tar", 9, "", rows, ends, ends) for i in range(shards)]
     write_index(ShardIndex(str(tmp_path), parts), tmp_path / INDEX)
     read_index(str(tmp_path))  # what is made once
     _, peak = traced(lambda: read_index(str(tmp_path)))
@@ -227,7 +226,7 @@ def test_a_group_that_unpacks_to_far_more_than_its_size_is_bad(
     pq.write_table(zeros, folder / "a.parquet", compression="zstd", **PACKED[how])
     pq.write_table(images(), folder / "b.parquet")
     assert (folder / "a.parquet").stat().st_size < 50_000
-    index = open_index(str(folder), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(folder))
     large, small = ({image.reason for image in read_group(index, group)} for group in range(2))
     assert small == {""} and len(large) == 1 and large.pop().startswith("a row group over")
     with pytest.raises(UserError, match="a.parquet', of .* bytes, unpacks to a row group over"):
@@ -240,7 +239,7 @@ def test_a_shard_that_claims_more_rows_than_a_group_has_is_left_out(tmp_path: Pa
     none = pa.array([None], pa.binary()).take(pa.array(np.zeros(_MOST_ROWS + 1, np.int32)))
     pq.write_table(pa.table({"image": none}), tmp_path / "a.parquet", row_group_size=2 * _MOST_ROWS)
     pq.write_table(images(), tmp_path / "b.parquet")
-    index = open_index(str(tmp_path), cache=tmp_path / "cache", progress=False)
+    index = open_index(str(tmp_path))
     assert [shard.path for shard in index.shards if shard.rows] == ["b.parquet"]
     assert index.damaged == [("a.parquet", f"a row group over {_MOST_ROWS:,} rows")]
 
@@ -307,7 +306,7 @@ def test_a_value_in_every_row_is_told_before_it_fills_the_memory(
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", seen)
-    with pytest.raises(parquet.TooLarge), open_parquet(tmp_path / "a.parquet") as file:
+    with pytest.raises(parquet.TooLarge), pq.ParquetFile(tmp_path / "a.parquet") as file:
         parquet.read_rows(file, 0, [name])
     assert sum(sizes) < 2 << 20
 
@@ -318,7 +317,7 @@ def test_a_footer_tells_of_columns_whose_names_hold_dots(
     monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 10)
     table = pa.table({"a.b": [list(range(1000))], "a.bc": [1]})
     pq.write_table(table, tmp_path / "a.parquet")
-    with open_parquet(tmp_path / "a.parquet") as file:
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
         assert parquet.read_rows(file, 0, ["a.bc"]).num_rows == 1
         monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
         with pytest.raises(parquet.TooLarge):
@@ -332,8 +331,37 @@ def test_lists_of_equal_numbers_are_told_by_the_footer(
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 13
     monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 23)
-    with open_parquet(tmp_path / "a.parquet") as file:
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
         assert file.metadata.row_group(0).total_byte_size < 1 << 17
         monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
         with pytest.raises(parquet.TooLarge):
             parquet.read_rows(file, 0, ["state"])
+
+
+def test_a_column_that_contradicts_itself_raises(tmp_path: Path) -> None:
+    """Asking pyarrow for its metadata ends the process."""
+    path = tmp_path / "set.parquet"
+    pq.write_table(pa.table({"a": range(24)}), path, compression="none")
+    content = bytearray(path.read_bytes())
+    # Of the histogram of definition levels, 0 and 24, one entry is too few.
+    at = content.rindex(b"\x19\x26\x00\x30")
+    content[at : at + 4] = b"\x19\x16\xb0\x00"
+    path.write_bytes(content)
+    with pq.ParquetFile(path) as file:
+        for read in (parquet.column_facts, parquet.read_rows):
+            with pytest.raises(OSError, match="histogram size mismatch"):
+                read(file, 0, ["a"])
+
+
+def test_a_column_without_an_order_is_read(tmp_path: Path) -> None:
+    """Asking pyarrow to write its metadata down ends the process."""
+    path = tmp_path / "set.parquet"
+    pq.write_table(pa.table({"a": range(24), "b": [[1]] * 24, "c": range(24)}), path)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"\x19\x3c" + 3 * b"\x1c\x00\x00")
+    content[at + 2] = 0  # the first of three has no kind
+    path.write_bytes(content)
+    with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+        found = [part.path_in_schema for part in parquet.column_facts(file, 0, ["b", "c"])]
+        assert found == ["b.list.element", "c"]
+        assert parquet.read_rows(file, 0, ["b"])["b"].to_pylist() == [[1]] * 24

@@ -54,7 +54,7 @@ def sums_repaired(rng: random.Random, data: bytes) -> bytes:
 
 
 def _groups(folder: Path) -> None:
-    index = open_index(str(folder), cache=folder.parent / "cache", progress=False)
+    index = open_index(str(folder))
     for group in range(min(index.n_groups, 20)):
         read_group(index, group)
 
@@ -87,7 +87,7 @@ def _scored(folder: Path) -> list[str]:
 
 
 def _scores(folder: Path) -> None:
-    index = open_index(str(folder / "shards"), cache=folder.parent / "cache", progress=False)
+    index = open_index(str(folder / "shards"))
     check_scores(index, str(folder / "scores"))
     for group in range(len(index.shards[0].group_rows)):
         scores_of(index, index.shards[0], group, str(folder / "scores"))

@@ -20,7 +20,7 @@ from pixio_heads.reconstruction.data import ReconstructionData
 from pixio_heads.segmentation.data import SegmentationData
 from pixio_lightning.cli.main import main
 from pixio_lightning.data import SampleData
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.models import Backbone
 
 FEW = Scenes(train=2, held_out=2, views=2, size=32)

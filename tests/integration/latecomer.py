@@ -30,6 +30,15 @@ class OtherCache(L.Callback):
             os.environ["PIXIO_CACHE"] = os.environ["OTHER_CACHE"]
 
 
+class OwnFolder(L.Callback):
+    """Start each process in a folder of its own, with a cache there, as on the disk of a node."""
+
+    def __init__(self) -> None:
+        folder = os.path.join(os.environ["FOLDERS"], os.environ.get("LOCAL_RANK", "0"))
+        os.chdir(folder)
+        os.environ["PIXIO_CACHE"] = os.path.join(folder, "cache")
+
+
 class LateReader(L.Callback):
     """Let the second process of a prediction end after the first one, by a fault if told to."""
 

@@ -28,7 +28,7 @@ from pixio_lightning.data import (
     BadImage,
     RenderedClips,
     Sample,
-    SceneClips,
+    Scenes,
     decode_numbers,
     decode_pixels,
     digest_of,
@@ -202,13 +202,15 @@ class SceneObjects:
     """Rendered clips with the objects that fill a share of the first frame.
 
     Args:
-        clips: How many, and of what.
+        scenes: How many, and of what; its views are their frames.
+        seconds: Duration of a clip.
         look: What is shown of their frames.
         smallest: Share of the first frame that an object fills at least.
     """
 
-    def __init__(self, clips: SceneClips, look: Look, *, smallest: float) -> None:
-        self.clips, self.look, self.smallest = RenderedClips("val", clips), look, smallest
+    def __init__(self, scenes: Scenes, seconds: float, look: Look, *, smallest: float) -> None:
+        self.clips = RenderedClips("val", scenes, seconds)
+        self.look, self.smallest = look, smallest
 
     def __len__(self) -> int:
         return len(self.clips)

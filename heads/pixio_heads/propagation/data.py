@@ -8,8 +8,8 @@ from pixio_heads.propagation import layouts
 from pixio_heads.propagation.clip_samples import JointClips, Look, MaskClips, SceneObjects
 from pixio_heads.propagation.joint_files import JOINTS, require_scipy
 from pixio_heads.propagation.metrics import UNKNOWN
-from pixio_lightning.data import SampleData, Samples, SceneClips, existing_folder
-from pixio_lightning.errors import UserError
+from pixio_lightning.data import SampleData, Samples, existing_folder
+from pixio_lightning.errors import UserError, above_0
 
 _VIP_CLASSES = 20  # with the background
 
@@ -83,6 +83,7 @@ class PropagationData(SampleData):
                 f"data.scenes.views is {self.scenes.views}, the frames of a clip; expected 2 or "
                 "more"
             )
+        above_0("data.clip_seconds", clip_seconds, "seconds")
         self.read_by("davis2017", "vip", split=split)
         self.read_by("scenes", clip_seconds=clip_seconds, smallest=smallest)
         about = _OF_SOURCE[source]
@@ -97,20 +98,11 @@ class PropagationData(SampleData):
         size = "" if self.image_size is None else ", {}x{}".format(*self.image_size)
         seen = size + ", grey" * self.grey
         if self.source == "scenes":
-            return f"scenes {self._clips}, objects over {self.smallest:g}{seen}"
+            clips = f"{self.scenes.held_out} clips of {self.scenes.views} frames"
+            clips = self.scenes.described(clips)
+            return f"scenes {clips}, objects over {self.smallest:g}{seen}"
         listed = f", {self.split}" if self.source in ("davis2017", "vip") else ""
         return f"{self.source} {self.path}{listed}{seen}"
-
-    @property
-    def _clips(self) -> SceneClips:
-        return SceneClips(
-            train=1,
-            held_out=self.scenes.held_out,
-            frames=self.scenes.views,
-            size=self.scenes.size,
-            places=self.scenes.places,
-            seconds=self.clip_seconds,
-        )
 
     def prepare_data(self) -> None:
         """Render the clips once, in one process."""
@@ -126,7 +118,7 @@ class PropagationData(SampleData):
         look = Look(self.image_size, self.grey, self.max_megapixels)
         predicting = split == "predict"
         if self.source == "scenes":
-            return SceneObjects(self._clips, look, smallest=self.smallest)
+            return SceneObjects(self.scenes, self.clip_seconds, look, smallest=self.smallest)
         root = existing_folder(self.path or "", "data.path")
         if self.source == "jhmdb":
             require_scipy()

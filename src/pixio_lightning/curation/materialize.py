@@ -12,8 +12,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -21,12 +19,18 @@ from pixio_lightning.data.shards.digests import Digests
 from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, refuse_inside, write_index
 from pixio_lightning.data.shards.keep_rule import KeepRule, digest_of_scores
-from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
+from pixio_lightning.data.shards.pack import (
+    entry_of,
+    list_left_out,
+    shard_schema,
+    shard_writer,
+    table_of,
+)
 from pixio_lightning.data.shards.rule_of_run import write_rule
-from pixio_lightning.data.shards.score_files import INSIDE, Scores, scores_of
+from pixio_lightning.data.shards.score_files import INSIDE, SCORE_SCHEMA, Scores, scores_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import write_text
-from pixio_lightning.files.atomic import aside_of, put_in_place, remove_leftovers
+from pixio_lightning.files.atomic import aside_of, put_in_place, sweep
 from pixio_lightning.keyed import fold, permuted
 
 BINS = 16
@@ -35,12 +39,7 @@ MAX_LOST = (
     1e-3  # share of the images to keep that may have become unreadable since they were scored
 )
 _BUFFER = 512  # images of a bin that are shuffled before they are written: 30 MB each
-_COLUMNS = {
-    "loss": pa.float32(),
-    "entropy": pa.float32(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-}
+_SCHEMA = shard_schema({name: SCORE_SCHEMA.field(name).type for name in Scores._fields})
 
 
 def materialize(
@@ -74,6 +73,7 @@ def materialize(
     if not stamp.exists() and any(out.iterdir()):
         raise UserError(f"'{out}' is not empty: give a new folder")
     write_text(stamp, about)
+    sweep(out)
     n = len(index.shards)
     order = [permuted(i, n, seed=0, step=0) for i in range(n)]
     parts = [order[start : start + PART] for start in range(0, n, PART)]
@@ -117,8 +117,6 @@ def _part(
         names = json.loads(done.read_text())
     else:
         paths = [out / f"{number:05d}-{b:02d}.parquet" for b in range(BINS)]
-        for path in paths:
-            remove_leftovers(path)
         bins = [_Bin(path, seed=fold(number, b), group=group) for b, path in enumerate(paths)]
         for shard in part:
             for local, at in enumerate(index.groups_of(shard)):
@@ -135,7 +133,7 @@ def _part(
         names = [name for bin in bins if (name := bin.close())]
         if not lost:
             write_text(done, json.dumps(names))
-    return [entry_of(out / name, digests, sorted_by_loss=True) for name in names], lost
+    return [entry_of(out / name, digests) for name in names], lost
 
 
 class _Bin:
@@ -144,12 +142,12 @@ class _Bin:
     def __init__(self, path: Path, *, seed: int, group: int) -> None:
         self.path, self.seed, self.group = path, seed, group
         self.aside = aside_of(path)
-        self.held: list[tuple[Encoded, dict[str, float]]] = []
+        self.held: list[tuple[Encoded, list[float]]] = []
         self.writer: pq.ParquetWriter | None = None
         self.flushed = 0
 
     def add(self, image: Encoded, scores: Scores, row: int) -> None:
-        self.held.append((image, {name: getattr(scores, name)[row] for name in _COLUMNS}))
+        self.held.append((image, [column[row] for column in scores]))
         if len(self.held) >= max(_BUFFER, self.group):
             self._flush(len(self.held) // self.group * self.group)
 
@@ -160,23 +158,12 @@ class _Bin:
         mixed = [self.held[i] for i in order]
         chosen, self.held = mixed[:count], mixed[count:]
         self.flushed += 1
-        columns = {
-            name: pa.array([values[name] for _, values in chosen], kind)
-            for name, kind in _COLUMNS.items()
-        }
-        schema = shard_schema(columns, about={})
         if self.writer is None:
-            self.writer = pq.ParquetWriter(
-                self.aside,
-                schema,
-                compression="none",
-                use_dictionary=False,
-                write_statistics=list(columns),
-            )
+            self.writer = shard_writer(self.aside, _SCHEMA)
         for start in range(0, len(chosen), self.group):
-            images = [image for image, _ in chosen[start : start + self.group]]
-            part = {name: values[start : start + self.group] for name, values in columns.items()}
-            self.writer.write_table(table_of(images, part, schema))
+            images, scores = zip(*chosen[start : start + self.group], strict=True)
+            columns = dict(zip(Scores._fields, zip(*scores, strict=True), strict=True))
+            self.writer.write_table(table_of(images, columns, _SCHEMA))
 
     def close(self) -> str:
         """Write what is left; return the file's name, empty where nothing was added."""
@@ -187,17 +174,3 @@ class _Bin:
         self.writer.close()
         put_in_place(self.aside, self.path)
         return self.path.name
-
-
-def waste(index: ShardIndex, rule: KeepRule, *, epoch: int) -> tuple[int, int]:
-    """Return the bytes of images that a pass reads, and those of them that it keeps."""
-    read = kept = 0
-    for group in range(index.n_groups):
-        if not rule.takes_group(index, group, epoch=epoch):
-            continue
-        images = read_group(index, group)
-        keep = rule.keep(index, group, images, epoch=epoch)
-        sizes = np.array([len(image.data) for image in images])
-        read += int(sizes.sum())
-        kept += int(sizes[keep].sum())
-    return read, kept

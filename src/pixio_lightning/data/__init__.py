@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pixio_lightning.data.listing.splits import Part as Part
     from pixio_lightning.data.listing.splits import part_of as part_of
     from pixio_lightning.data.parquet import TooLarge as TooLarge
+    from pixio_lightning.data.parquet import column_facts as column_facts
     from pixio_lightning.data.parquet import read_groups as read_groups
     from pixio_lightning.data.pixels import Pixels as Pixels
     from pixio_lightning.data.sample_data import SampleData as SampleData
@@ -64,20 +65,18 @@ if TYPE_CHECKING:
     from pixio_lightning.data.samples import Samples as Samples
     from pixio_lightning.data.samples import TrainingSamples as TrainingSamples
     from pixio_lightning.data.samples import View as View
-    from pixio_lightning.data.samples import load_or_name as load_or_name
     from pixio_lightning.data.samples import spread as spread
     from pixio_lightning.data.scenes import raycast as raycast
     from pixio_lightning.data.scenes import textures as textures
     from pixio_lightning.data.scenes.clip_store import RenderedClips as RenderedClips
-    from pixio_lightning.data.scenes.clip_store import SceneClips as SceneClips
     from pixio_lightning.data.scenes.clips import Clip as Clip
     from pixio_lightning.data.scenes.clips import exact_flow as exact_flow
     from pixio_lightning.data.scenes.clips import render_clip as render_clip
     from pixio_lightning.data.scenes.clips import warped as warped
     from pixio_lightning.data.scenes.render import SCENE_CLASSES as SCENE_CLASSES
     from pixio_lightning.data.scenes.render import lights_of as lights_of
-    from pixio_lightning.data.scenes.samples import Scenes as Scenes
     from pixio_lightning.data.scenes.samples import SceneSamples as SceneSamples
+    from pixio_lightning.data.scenes.store import Scenes as Scenes
     from pixio_lightning.data.scenes.store import scene_seed as scene_seed
     from pixio_lightning.data.scenes.worlds import PLACES as PLACES
     from pixio_lightning.data.scenes.worlds import is_open as is_open

@@ -6,25 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pixio_lightning.data.batches import collate, none_usable
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import centre, check_crops, random_crop
+from pixio_lightning.data.decode import check_crops, random_crop
 from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.listing.splits import pictures_of_splits
 from pixio_lightning.data.samples import (
     Crops,
     HeldOutSamples,
     Images,
-    Sample,
     TrainingSamples,
+    centre_cropped,
     refuse_shared,
     spread,
 )
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.samples import SceneSamples
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.shards.format import ShardIndex, is_tar
 from pixio_lightning.data.shards.index import open_index
-from pixio_lightning.data.shards.keep_rule import Curation
-from pixio_lightning.data.shards.rule_of_run import Ruled
+from pixio_lightning.data.shards.keep_rule import Curation, KeepRule
 from pixio_lightning.data.shards.score_files import INSIDE
 from pixio_lightning.data.shards.set import ShardSet
 from pixio_lightning.data.shards.stream import ShardLoader
@@ -32,13 +31,14 @@ from pixio_lightning.data.sources import (
     FolderSource,
     Source,
     Subset,
+    check_source,
     existing_folder,
     hold_out,
     listed,
     refuse_overlap,
 )
 from pixio_lightning.data.stream import stepped_by
-from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 
 Kind = Literal["scenes", "folder", "hub", "shards"]
 _MAX_BAD_OF_SHARDS = 0.001
@@ -97,14 +97,7 @@ class Pixels(StreamData):
         if source == "shards" and max_bad is None:
             max_bad = _MAX_BAD_OF_SHARDS
         super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
-        one_of("data.source", source, get_args(Kind))
-        if source == "scenes" and path is not None:
-            raise UserError(
-                f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
-                "set data.source to folder, hub or shards, or leave data.path out"
-            )
-        if source != "scenes" and path is None:
-            raise UserError(f"data.source is {source}: give data.path")
+        check_source(source, path, get_args(Kind))
         if source == "scenes":  # an overlay may put them in place of a recipe's files
             val_path = val_split = None
             if curation.scores == INSIDE:
@@ -165,12 +158,12 @@ class Pixels(StreamData):
         if self._train is not None or self._held_out is not None:
             return
         if self.streamed:
-            ruled = self._shards.ruled if self._shards is not None else None
+            rule = self._shards.rule if self._shards is not None else None
             if self.curation.scores is not None and self.trainer is not None:
                 # Found by the first process, while it prepared the data; and alike for all.
-                ruled = self.trainer.strategy.broadcast(ruled)
-            self._shards = self._shards or self._open_shards(ruled)
-            self._shards.ruled = ruled or self._shards.ruled
+                rule = self.trainer.strategy.broadcast(rule)
+            self._shards = self._shards or self._open_shards(rule)
+            self._shards.rule = rule or self._shards.rule
             self._refuse_lost(self._shards.index)
             self._held_out = self._shards.held_out
             self._skipped = [": ".join(entry) for entry in self._shards.index.skipped]
@@ -238,7 +231,7 @@ class Pixels(StreamData):
             refuse_unread("data.column", self.column, None, because)
         return index
 
-    def _open_shards(self, ruled: Ruled | None = None) -> ShardSet:
+    def _open_shards(self, rule: KeepRule | None = None) -> ShardSet:
         val_path = self.shard_path("val") if self.source == "scenes" else self.val_path
         return ShardSet(
             self.shard_index(),
@@ -248,7 +241,7 @@ class Pixels(StreamData):
             curation=self.curation,
             seed=self.seed,
             look=self.first_of_node,
-            ruled=ruled,
+            rule=rule,
         )
 
     def _scenes(self, split: str) -> Source:
@@ -276,12 +269,7 @@ class Pixels(StreamData):
         """Return a batch of held-out images, evenly spread, for pictures."""
         source = self._held_out
         assert source is not None
-        images = self.evaluated(source, spread(len(source), n))
-        batch = collate([images[i] for i in range(len(images))])
-        bad = batch.pop("bad")
-        if not batch:
-            raise none_usable(bad)
-        return batch
+        return self.evaluated(source, spread(len(source), n)).batch()
 
     # --- shards -------------------------------------------------------------------------------
 
@@ -334,13 +322,9 @@ class Pixels(StreamData):
         draw = partial(random_crop, scale=self.crop_scale, ratio=self.crop_ratio)
         return Crops(images, draw, self.image_size, seed=self.seed)
 
-    def _prepare(self, sample: Sample) -> Sample:
-        return {"image": centre(sample["image"], self.image_size)}
-
     def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
         """Return images of a source, or some of them, each once and centre-cropped."""
-        images = Images(source, max_megapixels=self.max_megapixels)
-        return HeldOutSamples(images, self._prepare, indices=indices)
+        return centre_cropped(source, self.image_size, self.max_megapixels, indices)
 
     def evaluation_set(self, stage: str) -> HeldOutSamples:
         """Return the held-out images; to predict, all of a source but the scenes'."""

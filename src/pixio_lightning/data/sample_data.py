@@ -21,10 +21,10 @@ from pixio_lightning.data.samples import (
     refuse_shared,
     spread,
 )
-from pixio_lightning.data.scenes.samples import Scenes
-from pixio_lightning.data.sources import FolderSource, digest_of, listed
+from pixio_lightning.data.scenes.store import Scenes
+from pixio_lightning.data.sources import FolderSource, check_source, digest_of, listed
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError, at_least_1, one_of, refuse_unread
+from pixio_lightning.errors import UserError, at_least_1, refuse_unread
 
 # What changes no sample, only how fast or in what portions it is read.
 _FREE = {
@@ -75,15 +75,7 @@ class SampleData(StreamData):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        one_of("data.source", source, self.sources)
-        if source in self.made and path is not None:
-            files = ", ".join(name for name in self.sources if name not in self.made)
-            raise UserError(
-                f"data.path '{path}' is given, but data.source is {source}, which is made here; "
-                f"set data.source to one of {files or 'nothing else'}, or leave data.path out"
-            )
-        if source not in self.made and path is None:
-            raise UserError(f"data.source is {source}: give data.path")
+        check_source(source, path, self.sources, made=self.made)
         at_least_1(**{"data.val_images": val_images, "data.views": views})
         if type(self).augment is SampleData.augment:
             refuse_unread("data.views", views, None, "its training views are the same every time")
@@ -92,7 +84,6 @@ class SampleData(StreamData):
         self.val_images, self.views = val_images, views
         self.stores: dict[str, Mapping[str, View]] = {}
         self._opened: dict[str, Samples] = {}
-        self._digests_of_names: dict[str, str] = {}
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -316,14 +307,6 @@ class SampleData(StreamData):
     def digest(self, split: str) -> str:
         """Return a hash that changes with the samples of a split and with how they are cut."""
         return digest_of(self.identity(), self.samples_of(split).digest())
-
-    def digest_of_names(self, split: str) -> str:
-        """Return a hash of which samples a split has, wherever and whenever they were written."""
-        if split not in self._digests_of_names:  # asked for at every validation
-            samples = self.samples_of(split)
-            names = [samples.name(i) for i in range(len(samples))]
-            self._digests_of_names[split] = digest_of(names)
-        return self._digests_of_names[split]
 
 
 def plain_facts(thing: Any, *, without: Collection[str]) -> dict[str, Any]:

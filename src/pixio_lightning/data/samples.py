@@ -7,7 +7,7 @@ may have no image.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,8 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pixio_lightning.data.batches import Bad
-from pixio_lightning.data.decode import BadImage, Crop, decode_crop, decode_pixels
+from pixio_lightning.data.batches import Bad, collate, none_usable
+from pixio_lightning.data.decode import (
+    BadImage,
+    Crop,
+    centre,
+    decode_crop,
+    decode_pixels,
+)
 from pixio_lightning.data.hub import HubRows
 from pixio_lightning.data.sources import Source
 from pixio_lightning.errors import UserError
@@ -88,14 +94,10 @@ class Images:
     Args:
         source: Encoded images.
         max_megapixels: Larger images are bad.
-        draw: Returns the box of a crop for a width and height; None gives whole images.
-        size: Side of the crops in pixels.
     """
 
     source: Source
     max_megapixels: float
-    draw: Callable[[int, int], Crop] | None = None
-    size: int = 0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -104,10 +106,8 @@ class Images:
         return self.source.name(index)
 
     def load(self, index: int) -> Sample:
-        data, bound = self.source.read(index), self.max_megapixels
-        if self.draw is None:
-            return {"image": decode_pixels(data, max_megapixels=bound)}
-        return {"image": decode_crop(data, self.draw, self.size, max_megapixels=bound)}
+        data = self.source.read(index)
+        return {"image": decode_pixels(data, max_megapixels=self.max_megapixels)}
 
 
 @runtime_checkable
@@ -141,24 +141,14 @@ def to_tensors(sample: Sample) -> dict[str, Any]:
     return {"image": image, "size": tuple(image.shape[-2:])} | tensors
 
 
-def load_or_name(samples: Loaded, index: int, frames: FrameSamples | None = None) -> Sample | Bad:
-    """Return a sample, or its name and why it cannot be used.
-
-    Args:
-        samples: All of them.
-        index: Which one.
-        frames: The same, where its images are frames and are to be read.
-    """
+def usable(make: Callable[[], dict[str, Any]], name: str) -> View:
+    """Return the view that a function makes, or its name and why it cannot be used."""
     try:
-        sample = samples.load(index)
-        if frames is not None and (names := frames.frames(index)):
-            sample["image"] = np.stack([frames.frame(name) for name in names])
-        return sample
+        return make()
     except BadImage as error:
-        return error.name or samples.name(index), str(error)
+        return error.name or name, str(error)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        return samples.name(index), f"cannot be read ({reason})"
+        return name, f"cannot be read ({error.strerror or type(error).__name__})"
 
 
 class SampleViews(Dataset):
@@ -173,9 +163,13 @@ class SampleViews(Dataset):
         self.samples, self.store = samples, store
         self.frames = samples if isinstance(samples, FrameSamples) else None
 
-    def load(self, index: int, epoch: int) -> Sample | Bad:
-        """Return the sample that a view is made of, or its name and why it cannot be used."""
-        return load_or_name(self.samples, index, self.frames if self.store is None else None)
+    def load(self, index: int, epoch: int) -> Sample:
+        """Return the sample that a view is made of; raises as that of samples."""
+        sample = self.samples.load(index)
+        frames = self.frames if self.store is None else None
+        if frames is not None and (names := frames.frames(index)):
+            sample["image"] = np.stack([frames.frame(name) for name in names])
+        return sample
 
     def make(
         self, index: int, epoch: int, name_stored: str, prepare: Callable[[Sample], Sample]
@@ -185,14 +179,8 @@ class SampleViews(Dataset):
         about: dict[str, Any] = {"key": key_of(name), "name": name}
         if self.store is not None and self.frames is None:
             return _about(self.store[name_stored], about)
-        found = self.load(index, epoch)
-        if isinstance(found, tuple):
-            return found
-        try:
-            view = to_tensors(prepare(found)) | about
-        except BadImage as error:
-            return name, str(error)
-        if self.store is None or self.frames is None:
+        view = usable(lambda: to_tensors(prepare(self.load(index, epoch))) | about, name)
+        if isinstance(view, tuple) or self.store is None or self.frames is None:
             return view
         names = self.frames.frames(index)
         return _with_features(view, [self.store[name] for name in names])
@@ -227,13 +215,8 @@ class Frames:
 
     def view(self, name: str) -> View:
         """Return a frame as a sample of one view."""
-        try:
-            image = self.samples.frame(name)[None]
-        except BadImage as error:
-            return name, str(error)
-        except OSError as error:
-            return name, f"cannot be read ({error.strerror or type(error).__name__})"
-        return to_tensors({"image": image}) | {"key": key_of(name), "name": name}
+        about = {"key": key_of(name), "name": name}
+        return usable(lambda: to_tensors({"image": self.samples.frame(name)[None]}) | about, name)
 
 
 class TrainingSamples(SampleViews):
@@ -310,11 +293,12 @@ class Crops(TrainingSamples):
         super().__init__(images, lambda crop, random_key: crop, seed=seed)
         self.images, self.draw, self.size = images, draw, size
 
-    def load(self, index: int, epoch: int) -> Sample | Bad:
+    def load(self, index: int, epoch: int) -> Sample:
         """Return a crop as a sample: the box is drawn before the image is decoded."""
         random_key = RandomKey(key_of(self.images.name(index)), self.seed, epoch)
         draw = partial(self.draw, random_key=random_key)
-        return load_or_name(replace(self.images, draw=draw, size=self.size), index)
+        data, bound = self.images.source.read(index), self.images.max_megapixels
+        return {"image": decode_crop(data, draw, self.size, max_megapixels=bound)}
 
     def view(self, index: int, epoch: int) -> View:
         found = super().view(index, epoch)
@@ -370,6 +354,36 @@ class HeldOutSamples(SampleViews):
             if weight:
                 bad, weight = [found], 0.0
         return {"bad": bad or [(self.samples.name(self.indices[0]), "no sample can be used")]}
+
+    def batch(self) -> dict[str, Any]:
+        """Return all of them as one batch.
+
+        Raises:
+            UserError: None can be used.
+        """
+        batch = collate([self[i] for i in range(len(self))])
+        bad = batch.pop("bad")
+        if not batch:
+            raise none_usable(bad)
+        return batch
+
+
+def centre_cropped(
+    source: Source, size: int, max_megapixels: float, indices: list[int] | None = None
+) -> HeldOutSamples:
+    """Return images of a source, or some of them, each once and centre-cropped.
+
+    Args:
+        source: Encoded images.
+        size: Side of the crops in pixels.
+        max_megapixels: Larger images are bad.
+        indices: Which of them; None takes all.
+    """
+
+    def prepare(sample: Sample) -> Sample:
+        return {"image": centre(sample["image"], size)}
+
+    return HeldOutSamples(Images(source, max_megapixels), prepare, indices=indices)
 
 
 def _about(view: View, about: dict[str, Any]) -> View:

@@ -11,14 +11,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from pixio_lightning.data.decode import read_file
 from pixio_lightning.data.listing.names import Names
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, nearest, one_of
 from pixio_lightning.keyed import key_of
 
 T = TypeVar("T")
@@ -99,6 +100,24 @@ def existing_folder(path: str | Path, key: str) -> Path:
         siblings = [p.name for p in folder.parent.glob("*/")]
         raise UserError(f"{key} '{path}' is not a folder{nearest(folder.name, siblings)}")
     return folder
+
+
+def check_source(
+    source: str, path: str | None, sources: Sequence[str], *, made: Sequence[str] = ("scenes",)
+) -> None:
+    """Raise a UserError for a source that is none of `sources`, or that goes not with its path.
+
+    Those that are made here have none; others need one.
+    """
+    one_of("data.source", source, sources)
+    if source in made and path is not None:
+        files = ", ".join(name for name in sources if name not in made)
+        raise UserError(
+            f"data.path '{path}' is given, but data.source is {source}, which is made here; "
+            f"set data.source to one of {files or 'nothing else'}, or leave data.path out"
+        )
+    if source not in made and path is None:
+        raise UserError(f"data.source is {source}: give data.path")
 
 
 def refuse_overlap(path: str | None, val_path: str | None) -> None:
@@ -183,35 +202,27 @@ def files_below(root: Path, *, key: str = "data.path") -> Iterator[str]:
             yield f"{below}{name}"
 
 
-class _Contents(NamedTuple):
-    """What a folder holds that is not hidden, sorted, and since when it does.
-
-    Names are in one string, with `/` between them: millions of their own would take five times as
-    much memory.
-    """
-
-    since: int
-    subfolders: str
-    files: str
-
-
-_known: dict[str, _Contents] = {}
 _A_TICK = 2_000_000_000  # ns: twice what any file system counts time in
 
 
 def _contents_of(folder: str) -> tuple[list[str], list[str]]:
-    changed, now = os.stat(folder).st_mtime_ns, time.time_ns()
-    known = _known.get(folder)
-    if known is None or known.since != changed:
-        with os.scandir(folder) as entries:
-            visible = [(e.name, _is_folder(e)) for e in entries if not is_hidden(e.name)]
-        subfolders = "/".join(sorted(name for name, is_folder in visible if is_folder))
-        files = "/".join(sorted(name for name, is_folder in visible if not is_folder))
-        known = _Contents(changed, subfolders, files)
-        # What changed a moment ago may change again at the same time, as it is counted.
-        if now - changed > _A_TICK:
-            _known[folder] = known
-    return [*filter(None, known.subfolders.split("/"))], [*filter(None, known.files.split("/"))]
+    """Return the folders and files in a folder that are not hidden, sorted."""
+    changed = os.stat(folder).st_mtime_ns
+    # What changed a moment ago may change again at the same time, as it is counted.
+    settled = time.time_ns() - changed > _A_TICK
+    subfolders, files = (_joined if settled else _joined.__wrapped__)(folder, changed)
+    return [*filter(None, subfolders.split("/"))], [*filter(None, files.split("/"))]
+
+
+# Names are in one string: millions of their own would take five times as much memory.
+@cache
+def _joined(folder: str, changed: int) -> tuple[str, str]:
+    with os.scandir(folder) as entries:
+        visible = sorted((e.name, _is_folder(e)) for e in entries if not is_hidden(e.name))
+    return (
+        "/".join(name for name, is_folder in visible if is_folder),
+        "/".join(name for name, is_folder in visible if not is_folder),
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -20,7 +20,7 @@ from pixio_lightning.data.clips.pairs import HeldOutPairs, TrainingPairs
 from pixio_lightning.data.clips.source import choose_frames, hold_out_files
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage, centre_crop, to_tensor
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import RandomKey
 
@@ -426,7 +426,7 @@ def test_no_video_is_open_before_a_worker_reads(tmp_path: Path, cache: None) -> 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ({"path": "x"}, "data.source is scenes, which are rendered"),
+        ({"path": "x"}, "data.source is scenes, which is made here"),
         ({"source": "videos"}, "give data.path"),
         ({"gap": (0.5, 0.2)}, "data.gap is .0.5, 0.2."),
         ({"gap": (0.0, 1.0)}, "above 0"),

@@ -26,7 +26,7 @@ from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, numbered, writ
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.pixels import Pixels
 from pixio_lightning.data.shards import remote
-from pixio_lightning.data.shards.format import UNSORTED, Shard, ShardIndex
+from pixio_lightning.data.shards.format import Shard, ShardIndex
 from pixio_lightning.data.shards.index import INDEX, write_index
 from pixio_lightning.errors import UserError
 
@@ -252,8 +252,7 @@ def test_packed_clips_are_arrays_and_not_objects(tmp_path: Path) -> None:
     """Of the 4 frames of a clip the table has 80 bytes; as objects they took over 800."""
     count, frames = 3000, 4
     rows = np.full(count, frames, np.int32)
-    nothing = np.zeros(0, np.int64)
-    shard = Shard("0.parquet", 1, "", rows, nothing, nothing, UNSORTED)
+    shard = Shard("0.parquet", 1, "", rows)
     write_index(ShardIndex(str(tmp_path), [shard]), tmp_path / INDEX)
     of_each = np.arange(frames)
     table = {
@@ -278,8 +277,7 @@ def test_as_many_clips_are_read_as_were_packed(
     """However many frames they have; but nothing unpacks to more than numbers of clips do."""
     count, frames = 1500, 1000
     rows = np.full(count, frames, np.int32)
-    nothing = np.zeros(0, np.int64)
-    shard = Shard("0.parquet", 1, "", rows, nothing, nothing, UNSORTED)
+    shard = Shard("0.parquet", 1, "", rows)
     write_index(ShardIndex(str(tmp_path), [shard]), tmp_path / INDEX)
     rng = np.random.default_rng(0)
     ends = np.arange(count + 1, dtype=np.int32) * frames

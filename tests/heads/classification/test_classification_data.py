@@ -14,7 +14,8 @@ from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
 from pixio_lightning.data.scenes.render import SCENE_CLASSES
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.samples import SceneSamples
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.errors import UserError
 

@@ -14,7 +14,7 @@ from pixio_heads.depth.views import moved
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.errors import UserError
 
 

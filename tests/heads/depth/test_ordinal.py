@@ -16,7 +16,8 @@ from pixio_heads.depth.ordinal import OrdinalAccuracy, OrdinalDepth
 from pixio_heads.depth.ordinal_data import KINDS, OrdinalData, drawn_pairs
 from pixio_lightning.data.decode import BadImage
 from pixio_lightning.data.samples import RandomKey
-from pixio_lightning.data.scenes.samples import Scenes, SceneSamples
+from pixio_lightning.data.scenes.samples import SceneSamples
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pixio_heads.policy.demonstrations import Demonstration, DemonstrationSamples
 from pixio_heads.policy.lerobot import frames, read, write
 from pixio_heads.policy.rollout.pictures import encode_png
-from pixio_lightning.data import BadImage, load_or_name, parquet
+from pixio_lightning.data import BadImage, parquet
+from pixio_lightning.data.samples import SampleViews
 from pixio_lightning.errors import UserError
 
 FPS = 10
@@ -265,7 +266,7 @@ def test_what_keeps_its_frames_is_not_kept_twice(tmp_path: Path) -> None:
     for size, count in ((16, 0), (None, 2)):
         found = read(root, limit=1, size=size)[0]
         samples = DemonstrationSamples(found, history=2, size=16, digest="")
-        load_or_name(samples, 5, samples)
+        SampleViews(samples, None).load(5, 0)
         assert len(samples._frames) == count
 
 
@@ -276,7 +277,7 @@ def test_frames_are_kept_at_the_size_that_is_asked_for(tmp_path: Path) -> None:
         DemonstrationSamples([demo], history=2, size=16, digest="") for demo in (scaled, whole)
     ]
     assert scaled.frame(3).shape == (16, 16, 3)
-    one, other = (load_or_name(of, 5, of)["image"] for of in samples)
+    one, other = (SampleViews(of, None).load(5, 0)["image"] for of in samples)
     assert np.array_equal(one, other) and one.shape == (2, 16, 16, 3)
 
 

@@ -253,6 +253,7 @@ def test_lists_that_say_nothing_are_refused(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"scenes": Scenes(views=1)}, "data.scenes.views is 1, the frames of a clip"),
+        ({"clip_seconds": 0.0}, "data.clip_seconds is 0"),
         ({"smallest": 1.0}, "data.smallest is 1.0"),
         ({"image_size": (0, 64)}, r"data.image_size is \[0, 64\]"),
     ],

@@ -24,7 +24,7 @@ from pixio_heads.reconstruction.views.sets import SetPositions, Shapes
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.samples import RandomKey
 from pixio_lightning.data.scenes import store as scene_store
-from pixio_lightning.data.scenes.samples import Scenes
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.errors import UserError
 
 ROOMS = Scenes(train=3, held_out=2, views=4, size=48, places=("studio",))

@@ -17,14 +17,12 @@ from pixio_heads.reconstruction.views.frames import Scene
 from pixio_heads.reconstruction.views.framing import framed
 from pixio_heads.reconstruction.views.view_sampling import chosen
 from pixio_lightning.data import (
-    Bad,
     BadImage,
     Positions,
     RandomKey,
     Sample,
     TrainingSamples,
     digest_of,
-    load_or_name,
     spread,
 )
 from pixio_lightning.errors import UserError
@@ -260,8 +258,8 @@ class SetsOfOneShape(TrainingSamples):
 
     samples: Sets
 
-    def load(self, index: int, epoch: int) -> Sample | Bad:
-        return load_or_name(replace(self.samples, epoch=epoch), index)
+    def load(self, index: int, epoch: int) -> Sample:
+        return replace(self.samples, epoch=epoch).load(index)
 
 
 class TrainingSets(Dataset):

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 from torch.utils.data import DataLoader
 
-from pixio_lightning.data.batches import collate, none_usable
 from pixio_lightning.data.clips.frame_folders import FrameFolders
 from pixio_lightning.data.clips.overlap import refuse_copies
 from pixio_lightning.data.clips.packed import PackedClips
@@ -22,13 +21,12 @@ from pixio_lightning.data.clips.source import (
 )
 from pixio_lightning.data.clips.videos import VideoSource, index_folder
 from pixio_lightning.data.datamodule import StreamData
-from pixio_lightning.data.decode import centre
-from pixio_lightning.data.samples import HeldOutSamples, Images, Sample, spread
-from pixio_lightning.data.scenes.clip_store import RenderedClips, SceneClips
-from pixio_lightning.data.scenes.samples import Scenes
-from pixio_lightning.data.sources import Source, digest_of, refuse_overlap
+from pixio_lightning.data.samples import HeldOutSamples, centre_cropped, spread
+from pixio_lightning.data.scenes.clip_store import RenderedClips, clip_shards
+from pixio_lightning.data.scenes.store import Scenes
+from pixio_lightning.data.sources import Source, check_source, digest_of, refuse_overlap
 from pixio_lightning.data.stream import Loader
-from pixio_lightning.errors import UserError, above_0, one_of, refuse_unread
+from pixio_lightning.errors import UserError, above_0, at_least_1, refuse_unread
 
 Kind = Literal["scenes", "videos", "frames", "shards"]
 
@@ -96,18 +94,9 @@ class Clips(StreamData):
         **loading: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, max_bad=max_bad, **loading)
-        one_of("data.source", source, get_args(Kind))
-        if source == "scenes" and path is not None:
-            raise UserError(
-                f"data.path '{path}' is given, but data.source is scenes, which are rendered; "
-                "set data.source to videos, frames or shards, or leave data.path out"
-            )
-        if source != "scenes" and path is None:
-            raise UserError(f"data.source is {source}: give data.path")
-        counts = {"image_size": image_size, "val_images": val_images, "repeat": repeat}
-        for name, value in (counts | {"past_frames": past_frames}).items():
-            if value < 1:
-                raise UserError(f"data.{name} is {value}, but expected at least 1")
+        check_source(source, path, get_args(Kind))
+        at_least_1(**{"data.image_size": image_size, "data.val_images": val_images})
+        at_least_1(**{"data.repeat": repeat, "data.past_frames": past_frames})
         if not 0 < gap[0] <= gap[1]:
             raise UserError(
                 f"data.gap is {list(gap)}, but expected two numbers of seconds above 0, the "
@@ -145,8 +134,8 @@ class Clips(StreamData):
     def prepare_data(self) -> None:
         """Render the clips, or index the videos, in one process, so that others find them."""
         if self.source == "scenes":
-            self._scene_clips().shards("train")
-            self._scene_clips().shards("val")
+            for split in ("train", "val"):
+                clip_shards(split, self.scenes, self.clip_seconds)
         elif self.source == "videos" and not (self.trainer and self.trainer.world_size == 1):
             for path in filter(None, (self.path, self.val_path)):
                 # What is wrong is said in `setup`, by all processes: none waits for another.
@@ -162,8 +151,9 @@ class Clips(StreamData):
         if self._train is not None or self._held_out is not None:
             return
         if self.source == "scenes":
-            self._train = SceneSource(RenderedClips("train", self._scene_clips(), geometry=False))
-            self._held_out = SceneSource(RenderedClips("val", self._scene_clips()))
+            what = (self.scenes, self.clip_seconds)
+            self._train = SceneSource(RenderedClips("train", *what, geometry=False))
+            self._held_out = SceneSource(RenderedClips("val", *what))
             return
         path = self.path or ""
         self._train = everything = self._open(path)
@@ -198,16 +188,6 @@ class Clips(StreamData):
                 source = FrameFolders(path, self.fps, self.clip_seconds, **about)
         self.list_bad(source.bad)
         return source
-
-    def _scene_clips(self) -> SceneClips:
-        return SceneClips(
-            train=self.scenes.train,
-            held_out=self.scenes.held_out,
-            frames=self.scenes.views,
-            size=self.scenes.size,
-            places=self.scenes.places,
-            seconds=self.clip_seconds,
-        )
 
     # --- sets ---------------------------------------------------------------------------------
 
@@ -263,11 +243,7 @@ class Clips(StreamData):
         assert self._held_out is not None
         indices = spread(len(self._held_out), n)
         pairs = HeldOutPairs(self._held_out, self._choose, size=self.image_size, indices=indices)
-        batch = collate([pairs[i] for i in range(len(pairs))])
-        bad = batch.pop("bad")
-        if not batch:
-            raise none_usable(bad)
-        return batch
+        return pairs.batch()
 
     @property
     def labelled(self) -> Any:
@@ -280,12 +256,7 @@ class Clips(StreamData):
 
     def evaluated(self, source: Source, indices: list[int] | None = None) -> HeldOutSamples:
         """Return single images of a source, for a probe, each once and centre-cropped."""
-
-        def prepare(sample: Sample) -> Sample:
-            return {"image": centre(sample["image"], self.image_size)}
-
-        images = Images(source, max_megapixels=self.max_megapixels)
-        return HeldOutSamples(images, prepare, indices=indices)
+        return centre_cropped(source, self.image_size, self.max_megapixels, indices)
 
     def contents(self) -> dict[str, str]:
         """Return how many clips there are to train on and held out."""

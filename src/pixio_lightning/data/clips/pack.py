@@ -7,10 +7,8 @@ frames; beside their index a table says what each group is.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +18,6 @@ import pyarrow.parquet as pq
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.clips.frame_folders import FrameFolders
@@ -30,18 +26,24 @@ from pixio_lightning.data.clips.table import TABLE, TABLE_SCHEMA, write_clips
 from pixio_lightning.data.clips.video import VIDEO_SUFFIXES, evenly
 from pixio_lightning.data.clips.videos import VideoSource
 from pixio_lightning.data.decode import BadImage
-from pixio_lightning.data.shards.digests import Digests
-from pixio_lightning.data.shards.format import Encoded, Shard, ShardIndex
-from pixio_lightning.data.shards.index import INDEX, write_index
-from pixio_lightning.data.shards.pack import entry_of, list_left_out, shard_schema, table_of
+from pixio_lightning.data.shards.format import Encoded, ShardIndex
+from pixio_lightning.data.shards.pack import (
+    finished,
+    packed,
+    shard_schema,
+    table_of,
+    write_shard,
+)
 from pixio_lightning.data.sources import digest_of_files, existing_folder, files_below
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import open_parquet, written_aside
 from pixio_lightning.keyed import permuted
 
 _FRAME_FOLDER_FPS = 24.0  # by which numbers of frames in folders rise in a second, as in DAVIS
 _QUALITY = 90
 _LEAST = 2  # frames of a clip
+_SCHEMA = shard_schema(
+    {"clip": pa.string(), "file": pa.string(), "frame": pa.int32(), "time": pa.float64()}
+)
 
 
 class Form(NamedTuple):
@@ -83,38 +85,25 @@ def pack_clips(
             f"--jobs {jobs}: expected more than 0, and a side of at least 16"
         )
     clips = _opened(source, form)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to '{out}': {error.strerror}") from None
-    for leftover in out.glob(".*.parquet.*"):
-        leftover.unlink()
     n, each = len(clips), max(1, int(rows / (form.fps * form.seconds)))
     order = [permuted(i, n, seed=0, step=0) if shuffled else i for i in range(n)]
     parts = [order[start : start + each] for start in range(0, n, each)]
-    names = [f"{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
-    stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX, TABLE}
-    if stray:
-        raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
-    digests = Digests(out)
 
-    def finish(name: str, part: list[int]) -> tuple[list[Bad], pa.Table, Shard]:
-        bad = _pack_one(out / name, clips, part, form)
-        return bad, _about(out / name), entry_of(out / name, digests)
+    def write(path: Path, part: list[int]) -> tuple[list[Bad], pa.Table]:
+        left_out: list[Bad] = []
+        groups = _groups(clips, part, form, left_out)
+        left_out = write_shard(path, _content(clips, part, form), groups, _SCHEMA, left_out)
+        return left_out, _about(path)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        running = pool.map(finish, names, parts)
-        done = [*tqdm(running, "packing shards of clips", len(names), disable=None)]
-    left_out = [*clips.bad, *(image for bad, _, _ in done for image in bad)]
-    table = pa.concat_tables(about for _, about, _ in done)
+    label = "packing shards of clips"
+    done = packed(out, parts, write, jobs=jobs, label=label, beside=(TABLE,))
+    left_out = [*clips.bad, *(image for (bad, _), _ in done for image in bad)]
+    table = pa.concat_tables(about for (_, about), _ in done)
     if not len(table):
         name, reason = left_out[0]
         raise UserError(f"no clip of '{source}' can be packed; the first, {name}: {reason}")
-    index = ShardIndex(str(out), [shard for _, _, shard in done])
     write_clips(table, out)
-    write_index(index, out / INDEX)
-    list_left_out(out, dict(left_out).items())
-    return index, len(table)
+    return finished(out, [shard for _, shard in done], dict(left_out).items()), len(table)
 
 
 def _opened(source: str, form: Form) -> VideoSource | FrameFolders:
@@ -126,67 +115,42 @@ def _opened(source: str, form: Form) -> VideoSource | FrameFolders:
     return FrameFolders(source, _FRAME_FOLDER_FPS, form.seconds, **about)
 
 
-def _pack_one(
-    path: Path, clips: VideoSource | FrameFolders, part: Sequence[int], form: Form
-) -> list[Bad]:
-    """Write a shard that appears complete or not at all; return what was left out."""
+def _content(clips: VideoSource | FrameFolders, part: Sequence[int], form: Form) -> str:
+    """Return what changes with the files of some clips, and with how they are packed."""
     names = hashlib.blake2b(digest_size=8)
     for i in part:
         names.update(f"{clips.name(i)}\n".encode(errors="surrogateescape"))
         names.update(digest_of_files(clips.root, clips.paths(i)).encode())
-    content = names.hexdigest()
-    done = f"{content} {' '.join(map(str, form))}"
-    if path.exists():
-        about = pq.read_schema(path).metadata or {}
-        if about.get(b"pixio_source") == done.encode():
-            with open_parquet(path) as file:
-                stored = (file.metadata.metadata or {})[b"pixio_left_out"]
-            return [tuple(bad) for bad in json.loads(stored)]
-    left_out: list[Bad] = []
-    columns = {"clip": pa.array([], pa.string()), "file": pa.array([], pa.string())}
-    columns |= {"frame": pa.array([], pa.int32()), "time": pa.array([], pa.float64())}
-    schema = shard_schema(columns, about={"pixio_source": done})
-    with (
-        written_aside(path) as aside,
-        pq.ParquetWriter(aside, schema, compression="none", use_dictionary=False) as writer,
-    ):
-        for i in part:
-            times = clips.times(i)
-            numbers = evenly(times, 1 / form.fps, None)
-            try:
-                frames = clips.read(i, numbers)
-            except (BadImage, OSError) as error:
-                left_out.append((getattr(error, "name", None) or clips.file(i), str(error)))
-                continue
-            writer.write_table(_group(clips, i, numbers, times[numbers], frames, form, schema))
-        writer.add_key_value_metadata({"pixio_left_out": json.dumps(left_out)})
-    return left_out
+    return f"{names.hexdigest()} {' '.join(map(str, form))}"
 
 
-def _group(
-    clips: ClipSource,
-    index: int,
-    numbers: list[int],
-    times: NDArray[np.float64],
-    frames: list[Frame],
-    form: Form,
-    schema: pa.Schema,
-) -> pa.Table:
-    name, file = (
-        text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        for text in (clips.name(index), clips.file(index))
-    )
-    images = [
-        Encoded(f"{name}/{number:06d}", _jpeg(frame, form.side))
-        for number, frame in zip(numbers, frames, strict=True)
-    ]
-    columns = {
-        "clip": pa.array([name] * len(images)),
-        "file": pa.array([file] * len(images)),
-        "frame": pa.array(numbers, pa.int32()),
-        "time": pa.array(times),
-    }
-    return table_of(images, columns, schema)
+def _groups(
+    clips: ClipSource, part: Sequence[int], form: Form, left_out: list[Bad]
+) -> Iterator[pa.Table]:
+    """Yield clips as row groups; of those that cannot be read, add the reason to `left_out`."""
+    for i in part:
+        times = clips.times(i)
+        numbers = evenly(times, 1 / form.fps, None)
+        try:
+            frames = clips.read(i, numbers)
+        except (BadImage, OSError) as error:
+            left_out.append((getattr(error, "name", None) or clips.file(i), str(error)))
+            continue
+        name, file = (
+            text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            for text in (clips.name(i), clips.file(i))
+        )
+        images = [
+            Encoded(f"{name}/{number:06d}", _jpeg(frame, form.side))
+            for number, frame in zip(numbers, frames, strict=True)
+        ]
+        columns = {
+            "clip": [name] * len(images),
+            "file": [file] * len(images),
+            "frame": numbers,
+            "time": times[numbers],
+        }
+        yield table_of(images, columns, _SCHEMA)
 
 
 def _jpeg(frame: Frame, side: int) -> bytes:
@@ -207,7 +171,7 @@ def _about(path: Path) -> pa.Table:
     """Return what the groups of a shard are, as rows of the table beside the index."""
     found = []
     with (
-        open_parquet(path) as file,
+        pq.ParquetFile(path) as file,
         path.open("rb") as raw,
         mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):

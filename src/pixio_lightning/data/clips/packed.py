@@ -20,7 +20,6 @@ from pixio_lightning.data.shards.format import MAX_MEMBER, short_reason
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.remote import check_address, file_system, join, retried
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import default_cache
 
 
 class PackedClips:
@@ -57,7 +56,7 @@ class PackedClips:
                 "them with `pixio shard DIR SHARDS --clips`"
             )
         # By every process: what one alone refused, in `setup`, the others would wait for.
-        self.index = open_index(path, cache=default_cache(), key=key)
+        self.index = open_index(path, key=key)
         self.max_megapixels = max_megapixels
         if len(table) != self.index.n_groups:
             raise UserError(

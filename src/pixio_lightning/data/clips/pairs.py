@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixio_lightning.data.clips.source import ClipSource, Frame, SceneSource
 from pixio_lightning.data.decode import BadImage, Crop, centre_crop, random_crop, to_tensor
-from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View
+from pixio_lightning.data.samples import HeldOutSamples, TrainingSamples, View, usable
 from pixio_lightning.keyed import Purpose, RandomKey, fold, key_of
 
 # Draws the frames of a sample from the times of a clip, the future one last.
@@ -83,22 +83,21 @@ class TrainingPairs(TrainingSamples):
         """Return a sample of a clip."""
         name = self.source.name(index)
         key, times = key_of(name), self.source.times(index)
-        try:
+        # Samples of one clip in one step are masked apart.
+        turn = epoch % self.repeat
+
+        def view() -> dict[str, Any]:
             frames = self.choose(times, RandomKey(key, self.seed, epoch))
             read = self._frames(index, epoch, key)
             images = self._cut([read[i] for i in frames], RandomKey(key, self.seed, epoch))
-        except BadImage as error:
-            return error.name or name, str(error)
-        except OSError as error:
-            return name, f"cannot be read ({error.strerror or type(error).__name__})"
-        # Samples of one clip in one step are masked apart.
-        turn = epoch % self.repeat
-        return {
-            "past": images[:-1],
-            "future": images[-1],
-            "gap": gaps(times, frames),
-            "key": key_of(f"{name}#{turn}") if turn else key,
-        }
+            return {
+                "past": images[:-1],
+                "future": images[-1],
+                "gap": gaps(times, frames),
+                "key": key_of(f"{name}#{turn}") if turn else key,
+            }
+
+        return usable(view, name)
 
     def _frames(self, index: int, epoch: int, key: int) -> dict[int, Frame]:
         """Return the frames of all samples that stand in a row, decoded once."""
@@ -155,10 +154,11 @@ class HeldOutPairs(HeldOutSamples):
         name, times = self.source.name(index), self.source.times(index)
         key = key_of(name)
         other = self._other(index)
-        try:
+
+        def view() -> dict[str, Any]:
             frames = self.choose(times, RandomKey(key, 0, _FIXED_STEP))
             images = self._cut(self.source.read(index, frames))
-            found: dict[str, Any] = {
+            found = {
                 "past": images[:-1],
                 "future": images[-1],
                 "gap": gaps(times, frames),
@@ -167,12 +167,9 @@ class HeldOutPairs(HeldOutSamples):
                 found["wrong_past"] = self._past(other)
             if isinstance(self.source, SceneSource):
                 found["warp"] = self._cut([self.source.warp(index, *frames[-2:])])[0]
-        except BadImage as error:
-            return error.name or name, str(error)
-        except OSError as error:
-            return name, f"cannot be read ({error.strerror or type(error).__name__})"
-        video = key_of(self.source.file(index))
-        return found | {"key": key, "video": video, "name": name}
+            return found | {"key": key, "video": key_of(self.source.file(index)), "name": name}
+
+        return usable(view, name)
 
     def _other(self, index: int) -> int | None:
         """Return the clip half of all further on, or the next one that is of another file."""

@@ -7,7 +7,6 @@ file system that failed once need not fail again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from pixio_lightning.data.clips.video import opened_video, packet_times, pyav
 from pixio_lightning.data.listing.ragged import Ragged
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.data.workers import available_cores
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, written_aside
@@ -72,9 +72,8 @@ def video_index(root: Path, names: Iterable[str]) -> list[Video]:
     Raises:
         UserError: PyAV is missing.
     """
-    about = f"{pyav(root).__version__} {root.resolve()}"
-    digest = hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8)
-    path = default_cache() / f"videos-v{_VERSION}-{digest.hexdigest()}.parquet"
+    digest = digest_of(pyav(root).__version__, root.resolve())
+    path = default_cache() / f"videos-v{_VERSION}-{digest}.parquet"
     known = {video.name: video for video in _read(path)}
 
     def look(name: str) -> Video:

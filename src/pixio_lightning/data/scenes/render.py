@@ -58,9 +58,7 @@ class Scene(NamedTuple):
 
     views: list[View]  # cameras that look at a shared region
     outdoor: bool  # whether it has a sky
-    lights: int  # number of lamps; outdoors 1, the sun
     room_type: str  # a key of PLACES
-    objects: tuple[str, ...]  # names of the classes the views show, in the order of SCENE_CLASSES
 
 
 _PROBE = 8  # rays along a side of the coarse image that judges a camera before it is used
@@ -269,8 +267,4 @@ def render_scene(
         shot = radiance[:, own], Hits(hits.t[own], hits.part[own], hits.normal[:, own])
         own_exposure = exposure * rng.uniform(0.85, 1.15)
         rendered.append(develop(world, pose, shot, exposure=own_exposure, focal=focal, rng=rng))
-    seen = np.unique(np.stack([view.class_id for view in rendered]))
-    outdoor = is_open(PLACES[room_type])
-    return Scene(
-        rendered, outdoor, len(world.lights), room_type, tuple(SCENE_CLASSES[i] for i in seen)
-    )
+    return Scene(rendered, is_open(PLACES[room_type]), room_type)

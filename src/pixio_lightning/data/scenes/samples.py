@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pixio_lightning.data.samples import Sample
 from pixio_lightning.data.scenes import store as scene_store
+from pixio_lightning.data.scenes.store import Scenes
 from pixio_lightning.data.sources import digest_of
 
 # What each name of a view is decoded from.
 _COLUMNS = {"depth": ("width", "height"), "normal": ("width", "height")}
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """How much of the rendered scenes to use.
-
-    Attributes:
-        train: Scenes to train on.
-        held_out: Other scenes to validate on, and as many more to test on.
-        views: Views of each scene.
-        size: Side of a view in pixels.
-        places: Kinds of place, such as `[studio]` or `[office, corridor]`; None for all.
-    """
-
-    train: int = 64
-    held_out: int = 16
-    views: int = 4
-    size: int = 128
-    places: tuple[str, ...] | None = None
-
-    def __str__(self) -> str:
-        """What decides on the held-out views."""
-        where = f" of {', '.join(self.places)}" if self.places else ""
-        return f"{self.held_out}x{self.views} views{where}, {self.size} px"
-
-    def shards(self, split: str) -> list[Path]:
-        """Return the parquet files of a split, rendered now where they are missing."""
-        return scene_store.scenes(
-            split,
-            scenes=self.train if split == "train" else self.held_out,
-            views=self.views,
-            size=self.size,
-            places=self.places,
-        )
 
 
 class SceneSamples:

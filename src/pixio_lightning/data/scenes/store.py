@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -35,10 +36,11 @@ from pixio_lightning.data.decode import open_picture
 from pixio_lightning.data.scenes.render import MAX_DEPTH, SCENE_CLASSES, View, render_scene
 from pixio_lightning.data.scenes.worlds import known_places
 from pixio_lightning.data.workers import available_cores
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError, at_least, at_least_1, nearest
 from pixio_lightning.files import default_cache, locked, written_aside
+from pixio_lightning.files.atomic import sweep
 
-VERSION = 2  # raise it when pixels, labels or columns change: old caches are then left alone
+VERSION = 2  # raise it when pixels, labels or columns that are read change: old caches stay
 SHARD_SCENES = 64  # seconds of work: what a killed run loses, and what the progress bar counts
 
 _UNPACKED = 128  # pixels of a side up to which images are stored as they are
@@ -54,7 +56,6 @@ _FIRST_SEED = {"train": 0, "val": 1 << 40, "test": 2 << 40}
 SCHEMA = pa.schema(
     [
         ("scene", pa.int64()),
-        ("view", pa.int32()),
         ("key", pa.string()),
         ("image", pa.binary()),
         ("depth", pa.binary()),
@@ -67,9 +68,7 @@ SCHEMA = pa.schema(
         ("intrinsics", pa.list_(pa.float64(), 9)),
         ("cam2world", pa.list_(pa.float64(), 16)),
         ("outdoor", pa.bool_()),
-        ("lights", pa.int32()),
         ("room_type", pa.string()),
-        ("objects", pa.list_(pa.string())),
         ("camera_height", pa.float64()),
         ("camera_pitch", pa.float64()),
     ],
@@ -163,25 +162,11 @@ def decode_field(name: str, row: dict[str, Any]) -> Any:
     return value
 
 
-def decode_view(row: dict[str, Any]) -> View:
-    """Turn a row back into a view.
-
-    All is as it was rendered, but for normals, which were rounded to float16.
-    """
-    return View(**{name: decode_field(name, row) for name in View._fields})
-
-
 def _scene_rows(split: str, index: int, **looks: Any) -> list[dict[str, Any]]:
     scene = render_scene(scene_seed(split, index), **looks)
-    about = {
-        "scene": index,
-        "outdoor": scene.outdoor,
-        "lights": scene.lights,
-        "room_type": scene.room_type,
-        "objects": scene.objects,
-    }
+    about = {"scene": index, "outdoor": scene.outdoor, "room_type": scene.room_type}
     return [
-        about | {"view": number, "key": f"{split}/{index:06d}/{number}"} | encode_view(view)
+        about | {"key": f"{split}/{index:06d}/{number}"} | encode_view(view)
         for number, view in enumerate(scene.views)
     ]
 
@@ -201,79 +186,85 @@ def _write_shard(path: Path, indices: range, schema: pa.Schema, rows: Rows) -> i
     return len(indices)
 
 
-def scenes(
-    split: str,
-    *,
-    scenes: int,
-    views: int = 4,
-    size: int = 128,
-    places: Sequence[str] | None = None,
-    folder: Path | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-) -> list[Path]:
-    """Return the shards of a set of scenes, rendering those that are not there yet.
+@dataclass(frozen=True)
+class Scenes:
+    """How much of the rendered scenes to use, or of clips of them.
 
-    A larger set of a split starts with the scenes of a smaller one. Rendering uses fresh
-    processes, each on one core; a script that calls this must guard its main part with
-    ``if __name__ == "__main__":``, as Python asks.
-
-    Args:
-        split: "train", "val" or "test".
-        scenes: Number of scenes.
-        views: Views per scene.
-        size: Pixels along a side.
-        places: Kinds of place to draw from, see `render_scene`; None for all.
-        folder: Where sets are kept; None for `default_cache()`.
-        workers: Processes; None for one per core.
-        progress: Whether to show a progress bar while rendering.
-
-    Returns:
-        Paths of the parquet shards, in the order of the scenes.
+    Attributes:
+        train: Scenes to train on.
+        held_out: Other scenes to validate on, and as many more to test on.
+        views: Views of each scene; frames of a clip.
+        size: Side of a view in pixels.
+        places: Kinds of place, such as `[studio]` or `[office, corridor]`; None for all.
 
     Raises:
-        UserError: If the split or a place is unknown, or a number is too small.
+        UserError: A number is too small, or there is no such place.
     """
-    scene_seed(split, 0)
-    if scenes < 1 or views < 1 or size < 8:
-        raise UserError(
-            f"{scenes} scenes of {views} views of {size} px: expected at least 1, 1 and 8"
-        )
-    known_places(places)
-    where = "" if places is None else "-" + "+".join(places)
-    name = f"scenes-v{VERSION}-{split}-{scenes}x{views}-{size}px{where}"
-    return rendered_shards(
-        (folder or default_cache()) / name,
-        scenes,
-        schema=SCHEMA,
-        rows=partial(_scene_rows, split, views=views, size=size, places=places),
-        label=f"rendering {split} scenes, {size} px",
-        workers=workers,
-        progress=progress,
-    )
+
+    train: int = 64
+    held_out: int = 16
+    views: int = 4
+    size: int = 128
+    places: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        counts = ("train", "held_out", "views")
+        at_least_1(**{f"data.scenes.{name}": getattr(self, name) for name in counts})
+        at_least(8, **{"data.scenes.size": self.size})
+        known_places(self.places)
+
+    def __str__(self) -> str:
+        """What decides on the held-out views."""
+        return self.described(f"{self.held_out}x{self.views} views")
+
+    def described(self, what: str) -> str:
+        """Say of what kind and size some views are."""
+        where = f" of {', '.join(self.places)}" if self.places else ""
+        return f"{what}{where}, {self.size} px"
+
+    def shards(self, split: str) -> list[Path]:
+        """Return the parquet files of a split in order, rendered now where they are missing.
+
+        A larger set of a split starts with the scenes of a smaller one. Rendering uses fresh
+        processes, each on one core; a script that calls this must guard its main part with
+        ``if __name__ == "__main__":``, as Python asks.
+
+        Raises:
+            UserError: There is no such split.
+        """
+        return rendered_shards(split, self, f"scenes-v{VERSION}", schema=SCHEMA, rows=_scene_rows)
 
 
 def rendered_shards(
-    root: Path,
-    count: int,
+    split: str,
+    scenes: Scenes,
+    kind: str,
     *,
     schema: pa.Schema,
-    rows: Rows,
-    label: str,
-    workers: int | None = None,
-    progress: bool = True,
+    rows: Callable[..., list[dict[str, Any]]],
+    seconds: float | None = None,
 ) -> list[Path]:
     """Return the shards of a rendered set, with those that are not there yet rendered now.
 
     Args:
-        root: The set's folder.
-        count: How many scenes or clips there are, each a row group.
+        split: "train", "val" or "test".
+        scenes: How many scenes or clips there are, each a row group, and of what.
+        kind: Of the set, with its version.
         schema: Of the rows.
-        rows: Renders number i; can be pickled.
-        label: What the progress bar says.
-        workers: Processes; None for one per core.
-        progress: Whether to show a progress bar while rendering.
+        rows: Renders a number of a split; can be pickled.
+        seconds: Duration of a clip.
     """
+    scene_seed(split, 0)
+    count = scenes.train if split == "train" else scenes.held_out
+    looks: dict[str, Any] = {"views": scenes.views, "size": scenes.size, "places": scenes.places}
+    name = f"{kind}-{split}-{count}x{scenes.views}-{scenes.size}px"
+    if seconds is not None:
+        looks["seconds"] = seconds
+        name += f"-{seconds:g}s"
+    if scenes.places is not None:
+        name += f"-{'+'.join(scenes.places)}"
+    root = default_cache() / name
+    label = f"rendering {split} {kind.split('-')[0]}, {scenes.size} px"
     starts = range(0, count, SHARD_SCENES)
     shards = {
         root / f"{number:05d}-of-{len(starts):05d}.parquet": range(
@@ -288,10 +279,10 @@ def rendered_shards(
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / ".lock") as alone:
             missing = {path: indices for path, indices in shards.items() if not path.exists()}
-            for leftover in root.glob(".*.parquet.*") if alone else ():
-                leftover.unlink()
-            write = partial(_write_shard, schema=schema, rows=rows)
-            _render(missing, write, label, workers=workers, progress=progress)
+            if alone:
+                sweep(root)
+            write = partial(_write_shard, schema=schema, rows=partial(rows, split, **looks))
+            _render(missing, write, label)
     return list(shards)
 
 
@@ -307,20 +298,13 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _render(
-    missing: dict[Path, range],
-    write: Callable[[Path, range], int],
-    label: str,
-    *,
-    workers: int | None,
-    progress: bool,
-) -> None:
+def _render(missing: dict[Path, range], write: Callable[[Path, range], int], label: str) -> None:
     """Write the missing shards, in this process if it is one, else in a pool."""
-    workers = min(workers or available_cores(), len(missing))
+    workers = min(available_cores(), len(missing))
     total = sum(map(len, missing.values()))
-    if progress and not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         print(f"{label}: {total} of them, once", flush=True)  # a bar would fill a log file
-    with tqdm(total=total, desc=label, disable=None if progress else True) as bar:
+    with tqdm(total=total, desc=label, disable=None) as bar:
         if workers <= 1:
             for path, indices in missing.items():
                 bar.update(write(path, indices))

@@ -17,13 +17,13 @@ import os
 import tarfile
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pixio_lightning.data.parquet import TooLarge, read_groups, read_rows
+from pixio_lightning.data.parquet import TooLarge, read_rows
 from pixio_lightning.data.shards.remote import (
     is_damage,
     join,
@@ -33,15 +33,12 @@ from pixio_lightning.data.shards.remote import (
 )
 from pixio_lightning.data.sources import is_picture
 from pixio_lightning.errors import UserError, printable
-from pixio_lightning.files import open_parquet
 
 GROUP_ROWS = 100  # images in a group of a tar; what `pixio shard` writes to a row group
 MAX_MEMBER = 32 << 20  # bytes of one image
 MAX_RANGE = 64 << 20  # bytes of one group of a tar
 
 UNREAD = "cannot be read"  # in the reason where a network or a disk failed, and may not next time
-UNSORTED = np.zeros(0, np.float32)
-SCORE_COLUMNS = ("loss", "entropy", "width", "height")
 
 
 class Encoded(NamedTuple):
@@ -69,9 +66,9 @@ class Shard(NamedTuple):
     size: int
     sha256: str
     group_rows: NDArray[np.int32]
-    group_start: NDArray[np.int64]
-    group_end: NDArray[np.int64]
-    group_max_loss: NDArray[np.float32]
+    group_start: NDArray[np.int64] = np.zeros(0, np.int64)
+    group_end: NDArray[np.int64] = np.zeros(0, np.int64)
+    group_max_loss: NDArray[np.float32] = np.zeros(0, np.float32)
 
     @property
     def rows(self) -> int:
@@ -210,50 +207,6 @@ def column_read(index: ShardIndex) -> str | None:
         return column_of_images(parquet_file(index.root, first).schema_arrow, None)
     except Exception:  # what readers raise of damaged bytes has no common class
         return None
-
-
-def read_columns(
-    root: str, path: str, group: int | None, columns: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return columns of one row group as numpy arrays, NaN for nulls.
-
-    Args:
-        root: Folder or address of the file.
-        path: The file.
-        group: Number of the group; None reads all groups, of a local file that is opened anew.
-        columns: Names of the columns.
-
-    Raises:
-        UserError: A column is missing, or the file is, or it is damaged or too large.
-    """
-    place = join(root, path)
-
-    def read() -> dict[str, Any]:
-        file = parquet_file(root, path) if group is not None else open_parquet(place)
-        known = file.schema_arrow.names
-        missing = [name for name in columns if name not in known]
-        if missing:
-            raise UserError(
-                f"'{place}' has no column '{missing[0]}': give a folder of scores, written "
-                "by `pixio predict -c curation/score`"
-            )
-        if group is not None:
-            table = read_rows(file, group, columns)
-        else:
-            with file:
-                table = read_groups(file, range(file.num_row_groups), columns)
-        return {name: table[name].to_numpy() for name in columns}
-
-    try:
-        return retried(read, place)
-    except UserError:
-        raise
-    except Exception as error:  # what readers raise of damaged bytes has no common class
-        again = "its scores again, `pixio predict -c curation/score`"
-        if group is not None:  # it is a shard that holds its own
-            again = "the shards again, `pixio curate --materialize`"
-        reason = short_reason(error, of="file")
-        raise UserError(f"'{place}': {reason}; restore it, or write {again}") from None
 
 
 def _lost(shard: Shard, group: int, rows: range, reason: str) -> list[Encoded]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tarfile
@@ -29,7 +28,6 @@ from pixio_lightning.data.shards.format import (
     MAX_MEMBER,
     MAX_RANGE,
     UNREAD,
-    UNSORTED,
     NoImages,
     Shard,
     ShardIndex,
@@ -45,6 +43,7 @@ from pixio_lightning.data.shards.remote import (
     local_path,
     retried,
 )
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import default_cache, written_aside
 
@@ -54,7 +53,6 @@ _PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 _NOTES = (b"damaged", b"skipped")
 _LISTS = ("group_rows", "group_start", "group_end", "group_max_loss")
 _MAX_INDEX = 4 << 30  # bytes, unpacked: ten times what two billion images need
-_NO_GROUPS = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64), UNSORTED)
 _INDEX_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -72,12 +70,10 @@ _INDEX_SCHEMA = pa.schema(
 def open_index(
     path: str,
     *,
-    cache: Path | None = None,
     split: str | None = None,
     column: str | None = None,
     key: str = "data.path",
     split_key: str = "data.split",
-    progress: bool = True,
     look: bool = True,
 ) -> ShardIndex:
     """Return the index of a folder, an address or a single shard.
@@ -89,12 +85,10 @@ def open_index(
     Args:
         path: Folder of parquet and tar files at any depth, one such file, or an address such as
             `hf://datasets/ORG/NAME` or `s3://BUCKET/FOLDER`.
-        cache: Folder for indices of data that bring none; None takes the usual one.
         split: Which of them are meant where names tell, see `of_split`.
         column: Column of the images in parquet files; None finds it.
         key: What a mistake is blamed on.
         split_key: What a mistake in the split is.
-        progress: Whether to show a bar.
         look: Whether to look at the size of each shard that an index here lists. Once is enough
             for all processes of a machine: a file system that many share answers slowly.
 
@@ -139,17 +133,13 @@ def open_index(
         )
     names = of_split(names, split, split_key, path)
     sizes = [files.info(join(root, name)) for name in names]
-    facts = ["3", column or ""] + [
-        f"{n} {i['size']} {i.get('mtime')} {i.get('etag')}"
-        for n, i in zip(names, sizes, strict=True)
-    ]
-    digest = hashlib.blake2b("\n".join([root, *facts]).encode(), digest_size=8).hexdigest()
-    kept = (cache or default_cache()) / f"index-{digest}"
+    facts = [(i["size"], i.get("mtime"), i.get("etag")) for i in sizes]
+    kept = default_cache() / f"index-{digest_of('3', root, column, names, facts)}"
     if (kept / INDEX).exists():
         index = read_index(str(kept), root=root, column=column)
         if _was_read(index):
             return index
-    index = build_index(root, names, column=column, progress=progress)
+    index = build_index(root, names, column=column)
     index.skipped += [(name, "compressed") for name in packed]
     if not index.shards and index.skipped:
         raise UserError(f"{key} '{path}' holds no shard of images: {': '.join(index.skipped[0])}")
@@ -181,9 +171,7 @@ def _refuse_rewritten(index: ShardIndex) -> None:
             )
 
 
-def build_index(
-    root: str, names: list[str], *, column: str | None = None, progress: bool
-) -> ShardIndex:
+def build_index(root: str, names: list[str], *, column: str | None = None) -> ShardIndex:
     """Look into shards: the footers of parquet files, the headers of tars."""
     skipped: list[tuple[str, str]] = []
 
@@ -203,8 +191,7 @@ def build_index(
             return None, short_reason(error)
 
     with ThreadPoolExecutor(8) as pool:
-        hide = None if progress else True
-        found = list(tqdm(pool.map(look, names), "indexing shards", len(names), disable=hide))
+        found = list(tqdm(pool.map(look, names), "indexing shards", len(names), disable=None))
     damaged = [(name, reason) for name, (_, reason) in zip(names, found, strict=True) if reason]
     shards = [shard for shard, _ in found if shard is not None]
     return ShardIndex(root, shards, damaged, skipped=sorted(skipped), column=column)
@@ -306,10 +293,8 @@ def _index_parquet(root: str, name: str, size: int, column: str | None) -> tuple
     column_of_images(about.schema.to_arrow_schema(), column)
     counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
     if max(counts, default=0) > MAX_ROWS:
-        return Shard(name, size, "", *_NO_GROUPS), f"a row group over {MAX_ROWS:,} rows"
-    nowhere = np.zeros(0, np.int64)
-    shard = Shard(name, size, "", np.array(counts, np.int32), nowhere, nowhere, UNSORTED)
-    return shard, ""
+        return Shard(name, size, "", np.zeros(0, np.int32)), f"a row group over {MAX_ROWS:,} rows"
+    return Shard(name, size, "", np.array(counts, np.int32)), ""
 
 
 def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
@@ -340,7 +325,7 @@ def _index_tar(root: str, name: str, size: int) -> tuple[Shard, str]:
     elif tail.strip(b"\0"):
         reason = f"damaged after {sum(counts)} images"
     bounds = np.array(starts, np.int64), np.array(ends, np.int64)
-    return Shard(name, size, "", np.array(counts, np.int32), *bounds, UNSORTED), reason
+    return Shard(name, size, "", np.array(counts, np.int32), *bounds), reason
 
 
 def refuse_inside(out: Path, index: ShardIndex, source: str = "") -> None:

@@ -10,8 +10,6 @@ Scores come from `pixio predict -c curation/score`, see `score_files`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,6 +28,7 @@ from pixio_lightning.data.shards.score_files import (
     score_file,
     scores_of,
 )
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.keyed import Purpose, key_of, keyed_numbers
 
@@ -163,11 +162,13 @@ class KeepRule(NamedTuple):
         curation: Thresholds and exponent.
         c: The calibrated constant.
         seed: The run's seed.
+        digest: Of the scores that a run follows, see `digest_of_scores`.
     """
 
     curation: Curation
     c: float
     seed: int
+    digest: str = ""
 
     def probability(self, scores: Scores) -> Floats:
         """Return the probability `(N,)` that each image is kept in a pass."""
@@ -257,4 +258,4 @@ def digest_of_scores(index: ShardIndex, curation: Curation) -> str:
 
     if curation.scores not in (None, INSIDE):
         facts += filter(None, in_order(look, index.shards))
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+    return digest_of(*facts)

@@ -8,22 +8,22 @@ The files are what `datasets` reads as images, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pixio_lightning.data.batches import Bad
 from pixio_lightning.data.shards.digests import Digests
 from pixio_lightning.data.shards.format import (
     MAX_MEMBER,
-    UNSORTED,
     Encoded,
     NoImages,
     Shard,
@@ -47,6 +47,7 @@ from pixio_lightning.data.sources import (
 )
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
+from pixio_lightning.files.atomic import sweep
 from pixio_lightning.keyed import key_of, permuted
 
 ROWS = 10_000  # images of a shard, where nothing else is said
@@ -54,12 +55,9 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 BASE_SCHEMA = pa.schema([("key", pa.string()), ("hash", pa.int64()), ("image", IMAGE)])
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What became of a shard: its entry in the index, and the images that were left out."""
-
-    shard: Shard
-    left_out: list[tuple[str, str]]
+Read = Callable[[], Iterator[Encoded]]
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 
 def pack(
@@ -96,31 +94,71 @@ def pack(
     if (rows is not None and rows < 1) or group < 1 or jobs < 1:
         raise UserError(f"--rows {rows}, --group {group}, --jobs {jobs}: expected at least 1")
     parts, skipped = _parts(source, out, split=split, rows=rows, shuffled=shuffled)
+    schema, alone = shard_schema({}), len(parts) == 1
+
+    def write(path: Path, part: tuple[str, Read]) -> list[Bad]:
+        content, read = part
+        left_out: list[Bad] = []
+        groups = _groups_of(read(), group, left_out, alone=alone)
+        tables = (table_of(images, {}, schema) for images in groups)
+        return write_shard(path, f"{content} {group}", tables, schema, left_out)
+
+    found = packed(out, parts, write, jobs=jobs, label="packing shards")
+    left_out = [bad for some, _ in found for bad in some]
+    return finished(out, [shard for _, shard in found], left_out, skipped)
+
+
+def packed(
+    out: Path,
+    parts: Sequence[Part],
+    write: Callable[[Path, Part], Found],
+    *,
+    jobs: int,
+    label: str,
+    beside: tuple[str, ...] = (),
+) -> list[tuple[Found, Shard]]:
+    """Write a shard of each part, and return what that gives, and its entry in the index.
+
+    Args:
+        out: Folder to write to; what killed processes left there is removed.
+        parts: What the shards are made of.
+        write: Writes a part, unless it is there; several threads call it.
+        jobs: Shards at a time.
+        label: Of the bar.
+        beside: Parquet files that may lie there, too.
+
+    Raises:
+        UserError: The folder cannot be written, or holds other shards.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to '{out}': {error.strerror}") from None
-    for leftover in out.glob(".*.parquet.*"):
-        leftover.unlink()
+    sweep(out)
     names = [f"{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
-    stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX}
+    stray = {p.name for p in out.glob("*.parquet")} - {*names, INDEX, *beside}
     if stray:
         raise UserError(f"'{out}' holds other shards, such as '{min(stray)}': give a new folder")
     digests = Digests(out)
-    tasks = [
-        partial(_pack_one, out / name, read, group, digests, alone=len(parts) == 1)
-        for name, read in zip(names, parts, strict=True)
-    ]
+
+    def one(name: str, part: Part) -> tuple[Found, Shard]:
+        return write(out / name, part), entry_of(out / name, digests)
+
     with ThreadPoolExecutor(jobs) as pool:
-        running = pool.map(lambda task: task(), tasks)
-        packed = list(tqdm(running, "packing shards", len(tasks), disable=None))
-    index = ShardIndex(str(out), [entry.shard for entry in packed], skipped=skipped)
+        return list(tqdm(pool.map(one, names, parts), label, len(names), disable=None))
+
+
+def finished(
+    out: Path, shards: list[Shard], left_out: Iterable[Bad], skipped: list[Bad] | None = None
+) -> ShardIndex:
+    """Write the index of packed shards, and list what was left out of them, and return it."""
+    index = ShardIndex(str(out), shards, skipped=skipped)
     write_index(index, out / INDEX)
-    list_left_out(out, [bad for entry in packed for bad in entry.left_out])
+    list_left_out(out, left_out)
     return index
 
 
-def list_left_out(out: Path, left_out: Iterable[tuple[str, str]]) -> None:
+def list_left_out(out: Path, left_out: Iterable[Bad]) -> None:
     """Write bad_files.txt, a name and a reason a line; where all are good, none is left."""
     text = "".join(f"{name}\t{reason}\n" for name, reason in left_out)
     path = out / "bad_files.txt"
@@ -128,9 +166,6 @@ def list_left_out(out: Path, left_out: Iterable[tuple[str, str]]) -> None:
         path.write_bytes(text.encode(errors="surrogateescape"))
     else:
         path.unlink(missing_ok=True)
-
-
-Read = Callable[[], Iterator[Encoded]]
 
 
 def _parts(
@@ -222,71 +257,72 @@ def _groups(index: ShardIndex, number: int) -> Iterator[Encoded]:
         yield from read_group(index, group)
 
 
-def _pack_one(
-    path: Path, part: tuple[str, Read], group: int, digests: Digests, *, alone: bool
-) -> Packed:
-    content, read = part
-    done = f"{content} {group}"
-    if (
-        path.exists()
-        and (pq.read_schema(path).metadata or {}).get(b"pixio_source") == done.encode()
-    ):
-        about = json.loads(pq.read_schema(path).metadata[b"pixio_left_out"])
-        return Packed(entry_of(path, digests), [tuple(bad) for bad in about])
-    left_out: list[tuple[str, str]] = []
-    images: list[Encoded] = []
-    # The bytes of a whole shard are held: what is left out must be known before it is written.
-    for image in read():
-        if image.reason or not image.data:
-            left_out.append((image.key, image.reason or "empty file"))
-        else:
-            images.append(image)
-    about = {"pixio_source": done, "pixio_left_out": json.dumps(left_out)}
-    if alone and len(images) < 10 * group:
-        group = max(1, len(images) // 10)
-    write_shard(path, images, {}, group=group, about=about)
-    return Packed(entry_of(path, digests), left_out)
+def _groups_of(
+    images: Iterator[Encoded], group: int, left_out: list[Bad], *, alone: bool
+) -> Iterator[list[Encoded]]:
+    """Yield images in groups; of those that cannot be had, add name and reason to `left_out`.
+
+    A few images that are all there are make ten groups.
+    """
+
+    def good() -> Iterator[Encoded]:
+        for image in images:
+            if image.reason or not image.data:
+                left_out.append((image.key, image.reason or "empty file"))
+            else:
+                yield image
+
+    rest, first = good(), list[Encoded]()
+    if alone:
+        first = list(islice(rest, 10 * group))
+        if len(first) < 10 * group:
+            group = max(1, len(first) // 10)
+    rest = chain(first, rest)
+    while some := list(islice(rest, group)):
+        yield some
 
 
 def write_shard(
-    path: Path,
-    images: list[Encoded],
-    columns: dict[str, np.ndarray],
-    *,
-    group: int,
-    about: dict[str, str],
-) -> None:
-    """Write a shard that appears complete or not at all.
+    path: Path, done: str, groups: Iterable[pa.Table], schema: pa.Schema, left_out: list[Bad]
+) -> list[Bad]:
+    """Write a shard that appears complete or not at all, unless it is there.
 
     Args:
         path: The file.
-        images: What it holds.
-        columns: Further columns, one value for each image.
-        group: Images of a row group.
-        about: Facts for the file's metadata.
+        done: What it is made of and how, by which it is known again.
+        groups: Its row groups, which are made as they are written.
+        schema: Theirs.
+        left_out: What making them leaves out.
+
+    Returns:
+        What was left out.
     """
-    extra = {name: pa.array(values) for name, values in columns.items()}
-    schema = shard_schema(extra, about=about)
-    with (
-        written_aside(path) as aside,
-        pq.ParquetWriter(
-            aside,
-            schema,
-            compression="none",  # JPEG and WebP bytes do not shrink
-            use_dictionary=False,
-            write_statistics=list(columns),
-        ) as writer,
-    ):
-        for start in range(0, len(images), group):
-            part = {name: values[start : start + group] for name, values in extra.items()}
-            writer.write_table(table_of(images[start : start + group], part, schema))
+    if path.exists():
+        about = pq.read_metadata(path).metadata or {}
+        if about.get(b"pixio_source") == done.encode():
+            return [tuple(bad) for bad in json.loads(about[b"pixio_left_out"])]
+    with written_aside(path) as aside, shard_writer(aside, schema) as writer:
+        for table in groups:
+            writer.write_table(table)
+        about = {"pixio_source": done, "pixio_left_out": json.dumps(left_out)}
+        writer.add_key_value_metadata(about)
+    return left_out
 
 
-def shard_schema(columns: dict[str, pa.Array], *, about: dict[str, str]) -> pa.Schema:
+def shard_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Return what writes the row groups of a shard."""
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="none",  # JPEG and WebP bytes do not shrink
+        use_dictionary=False,
+        write_statistics=[name for name in schema.names if name not in BASE_SCHEMA.names],
+    )
+
+
+def shard_schema(columns: dict[str, pa.DataType]) -> pa.Schema:
     """Return the schema of a shard with further columns, which `datasets` reads as images."""
-    schema = BASE_SCHEMA
-    for name, values in columns.items():
-        schema = schema.append(pa.field(name, values.type))
+    schema = pa.schema([*BASE_SCHEMA, *columns.items()])
     features: dict[str, Any] = {}
     for name in schema.names:
         kind = str(schema.field(name).type)
@@ -294,10 +330,10 @@ def shard_schema(columns: dict[str, pa.Array], *, about: dict[str, str]) -> pa.S
         features[name] = {"dtype": kind, "_type": "Value"}
     features["image"] = {"_type": "Image"}
     hub = json.dumps({"info": {"features": features}})
-    return schema.with_metadata(about | {"huggingface": hub})
+    return schema.with_metadata({"huggingface": hub})
 
 
-def table_of(images: list[Encoded], columns: dict[str, pa.Array], schema: pa.Schema) -> pa.Table:
+def table_of(images: Sequence[Encoded], columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
     """Return images and further columns as one row group."""
     # A name need not be UTF-8, but a column of text must.
     encoded = [image.key.encode(errors="surrogateescape") for image in images]
@@ -310,18 +346,14 @@ def table_of(images: list[Encoded], columns: dict[str, pa.Array], schema: pa.Sch
     return pa.Table.from_pydict(base | columns, schema=schema)
 
 
-def entry_of(path: Path, digests: Digests, *, sorted_by_loss: bool = False) -> Shard:
+def entry_of(path: Path, digests: Digests) -> Shard:
     """Return the index entry of a local parquet shard, with its digest."""
     about = pq.read_metadata(path)
-    counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-    largest = UNSORTED
-    if sorted_by_loss:
-        at = [about.row_group(0).column(i).path_in_schema for i in range(about.num_columns)].index(
-            "loss"
-        )
-        values = [about.row_group(i).column(at).statistics.max for i in range(len(counts))]
-        largest = np.array(values, np.float32)
-    digest = digests.of(path)
-    nowhere = np.zeros(0, np.int64)
-    size = path.stat().st_size
-    return Shard(path.name, size, digest, np.array(counts, np.int32), nowhere, nowhere, largest)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    counts = np.array([group.num_rows for group in groups], np.int32)
+    shard = Shard(path.name, path.stat().st_size, digests.of(path), counts)
+    if "loss" not in about.schema.names:
+        return shard
+    at = about.schema.names.index("loss")  # of shards that were sorted by it
+    largest = [group.column(at).statistics.max for group in groups]
+    return shard._replace(group_max_loss=np.array(largest, np.float32))

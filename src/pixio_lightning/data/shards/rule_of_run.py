@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 from pixio_lightning.data.shards.format import ShardIndex
 from pixio_lightning.data.shards.keep_rule import (
@@ -20,6 +18,7 @@ from pixio_lightning.data.shards.keep_rule import (
 )
 from pixio_lightning.data.shards.remote import file_system, join
 from pixio_lightning.data.shards.score_files import INSIDE, check_scores
+from pixio_lightning.data.sources import digest_of
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import default_cache, parse_json, read_text, write_text
 
@@ -33,19 +32,7 @@ def write_rule(folder: Path, rule: KeepRule) -> None:
     write_text(folder / _RULE, json.dumps(about) + "\n")
 
 
-class Ruled(NamedTuple):
-    """The rule of a run, and what its scores are known by.
-
-    Attributes:
-        rule: The rule.
-        digest: Of the scores, see `digest_of_scores`.
-    """
-
-    rule: KeepRule
-    digest: str
-
-
-def rule_of(index: ShardIndex, curation: Curation, seed: int) -> Ruled:
+def rule_of(index: ShardIndex, curation: Curation, seed: int) -> KeepRule:
     """Return the rule of a run: that of the shards, if they were rewritten by one.
 
     Each score file is looked at once: there may be as many as there are shards.
@@ -54,11 +41,9 @@ def rule_of(index: ShardIndex, curation: Curation, seed: int) -> Ruled:
         UserError: The scores do not fit, see `check_scores` and `own_rule`.
     """
     if own := own_rule(index, curation, seed):
-        return Ruled(own, digest_of_scores(index, own.curation))
+        return own._replace(digest=digest_of_scores(index, own.curation))
     digest = digest_of_scores(index, curation)
-    if curation.scores != INSIDE:
-        check_scores_once(index, curation, digest)
-    return Ruled(KeepRule(curation, calibrated(index, curation, digest), seed), digest)
+    return KeepRule(curation, calibrated(index, curation, digest), seed, digest)
 
 
 def own_rule(index: ShardIndex, curation: Curation, seed: int) -> KeepRule | None:
@@ -126,30 +111,10 @@ def _read_rule(root: str, place: str) -> tuple[Curation, float] | None:
 
 
 def calibrated(index: ShardIndex, curation: Curation, digest: str) -> float:
-    """Return the constant of the rule; what is counted for it is kept in the cache.
+    """Return the constant of the rule, of scores that are in order; it is kept in the cache.
 
-    Args:
-        index: The shards.
-        curation: Which of their images are kept.
-        digest: Of their scores, see `digest_of_scores`.
-    """
-    if curation.fraction is None:
-        return 1.0
-    kept = default_cache() / f"calibrated-{digest}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
-        if 0 < (c := float(parse_json(read_text(kept))["c"])) < math.inf:
-            return c
-    c = calibrate(histogram_of(index, curation), curation)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_text(kept, json.dumps({"c": c}))
-    return c
-
-
-def check_scores_once(index: ShardIndex, curation: Curation, digest: str) -> None:
-    """Check a folder of score files, unless this machine found the same files in order before.
-
-    A look at each file tells whether it has changed; its footer has to be opened to be checked, and
-    there are as many as shards.
+    A look at each file tells whether it has changed since; to check or to count them, all have to
+    be opened, and there are as many as shards.
 
     Args:
         index: The shards.
@@ -157,13 +122,18 @@ def check_scores_once(index: ShardIndex, curation: Curation, digest: str) -> Non
         digest: Of their scores, see `digest_of_scores`.
 
     Raises:
-        UserError: As `check_scores`.
+        UserError: As `check_scores` and `calibrate`.
     """
-    facts = f"{digest} {index.column}"
-    name = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
-    checked = default_cache() / f"checked-scores-{name}"
-    if not checked.exists():
+    kept = default_cache() / f"calibrated-{digest_of(digest, index.column)}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        if 0 < (c := float(parse_json(read_text(kept))["c"])) < math.inf:
+            return c
+    if curation.scores != INSIDE:
         check_scores(index, str(curation.scores))
-        with suppress(OSError):  # without a cache they are checked at each start
-            checked.parent.mkdir(parents=True, exist_ok=True)
-            write_text(checked, "")
+    c = 1.0
+    if curation.fraction is not None:
+        c = calibrate(histogram_of(index, curation), curation)
+    with suppress(OSError):  # without a cache it is found at each start
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(kept, json.dumps({"c": c}))
+    return c

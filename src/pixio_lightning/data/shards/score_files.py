@@ -19,15 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from pixio_lightning.data.parquet import MAX_ROWS
-from pixio_lightning.data.shards.format import (
-    SCORE_COLUMNS,
-    Shard,
-    ShardIndex,
-    column_read,
-    read_columns,
-)
-from pixio_lightning.data.shards.remote import in_order
+from pixio_lightning.data.parquet import MAX_ROWS, read_groups, read_rows
+from pixio_lightning.data.shards.format import Shard, ShardIndex, column_read, short_reason
+from pixio_lightning.data.shards.remote import in_order, join, parquet_file, retried
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import written_aside
 from pixio_lightning.files.naming import output_name
@@ -45,7 +39,7 @@ SCORE_SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
-_COLUMNS = ("hash", *SCORE_COLUMNS)
+_COLUMNS = tuple(SCORE_SCHEMA.names)
 
 
 class Scores(NamedTuple):
@@ -114,6 +108,50 @@ def write_scores(
             row_group_size=MAX_ROWS,
         )
     return path
+
+
+def read_columns(
+    root: str, path: str, group: int | None, columns: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return columns of one row group as numpy arrays, NaN for nulls.
+
+    Args:
+        root: Folder or address of the file.
+        path: The file.
+        group: Number of the group; None reads all groups, of a local file that is opened anew.
+        columns: Names of the columns.
+
+    Raises:
+        UserError: A column is missing, or the file is, or it is damaged or too large.
+    """
+    place = join(root, path)
+
+    def read() -> dict[str, Any]:
+        file = parquet_file(root, path) if group is not None else pq.ParquetFile(place)
+        known = file.schema_arrow.names
+        missing = [name for name in columns if name not in known]
+        if missing:
+            raise UserError(
+                f"'{place}' has no column '{missing[0]}': give a folder of scores, written "
+                "by `pixio predict -c curation/score`"
+            )
+        if group is not None:
+            table = read_rows(file, group, columns)
+        else:
+            with file:
+                table = read_groups(file, range(file.num_row_groups), columns)
+        return {name: table[name].to_numpy() for name in columns}
+
+    try:
+        return retried(read, place)
+    except UserError:
+        raise
+    except Exception as error:  # what readers raise of damaged bytes has no common class
+        again = "its scores again, `pixio predict -c curation/score`"
+        if group is not None:  # it is a shard that holds its own
+            again = "the shards again, `pixio curate --materialize`"
+        reason = short_reason(error, of="file")
+        raise UserError(f"'{place}': {reason}; restore it, or write {again}") from None
 
 
 def scores_of(

@@ -19,7 +19,7 @@ from pixio_lightning.data.shards.format import Encoded, ShardIndex, read_group
 from pixio_lightning.data.shards.held_out import held_out_groups, refuse_trained_on
 from pixio_lightning.data.shards.index import open_index
 from pixio_lightning.data.shards.keep_rule import Curation, KeepRule
-from pixio_lightning.data.shards.rule_of_run import Ruled, rule_of
+from pixio_lightning.data.shards.rule_of_run import rule_of
 from pixio_lightning.data.shards.stream import (
     BLOCK_ROWS,
     BlockOrder,
@@ -93,7 +93,10 @@ class ShardSet:
         seed: Seed of the order and of what is kept.
         look: Whether to look at each shard, see `open_index`, and whether one is held out and
             trained on.
-        ruled: What another process has found of the scores; None looks at each of their files.
+        rule: What another process has found of the scores; None looks at each of their files.
+
+    Attributes:
+        rule: By which images are kept; None keeps all.
 
     Raises:
         UserError: There are no shards, or too few groups; some of them are trained on and held out;
@@ -110,7 +113,7 @@ class ShardSet:
         curation: Curation,
         seed: int,
         look: bool = True,
-        ruled: Ruled | None = None,
+        rule: KeepRule | None = None,
     ) -> None:
         self.index = index
         if not self.index.n_groups:
@@ -145,14 +148,9 @@ class ShardSet:
         self.live: dict[str, Any] = {}
         # Of every shard, how many of its images this process met, and how many of them it kept.
         self.tally = np.zeros((len(index.shards), 2), np.int64)
-        self.ruled = ruled
-        if curation.scores is not None and ruled is None:
-            self.ruled = rule_of(self.index, curation, seed)
-
-    @property
-    def rule(self) -> KeepRule | None:
-        """The rule by which images are kept; None keeps all."""
-        return self.ruled.rule if self.ruled else None
+        self.rule = rule
+        if curation.scores is not None and rule is None:
+            self.rule = rule_of(self.index, curation, seed)
 
     @property
     def digest(self) -> str:
@@ -218,7 +216,7 @@ class ShardSet:
             "index": self.index.digest,
             _PER_BLOCK: self.order.per_block,
             "groups": len(self.order.groups),
-            "curation": self.ruled.digest if self.ruled else "",
+            "curation": self.rule.digest if self.rule else "",
         }
 
     def state(self) -> dict[str, Any]:

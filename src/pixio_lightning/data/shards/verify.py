@@ -17,7 +17,7 @@ _SHOWN = 3
 _AT_ONCE = 1 << 22  # bytes
 
 
-def verify(path: str, *, jobs: int = 2, progress: bool = True) -> tuple[int, int]:
+def verify(path: str, *, jobs: int = 2) -> tuple[int, int]:
     """Read all shards once, and compare them with the index beside them.
 
     Opening a data set looks at sizes alone: digests take reading every byte.
@@ -25,7 +25,6 @@ def verify(path: str, *, jobs: int = 2, progress: bool = True) -> tuple[int, int
     Args:
         path: Folder or address with an index, as `pixio shard` writes it.
         jobs: Shards at a time.
-        progress: Whether to show a bar.
 
     Returns:
         How many shards there are, and how many of them the index has a digest of; of others the
@@ -42,7 +41,7 @@ def verify(path: str, *, jobs: int = 2, progress: bool = True) -> tuple[int, int
     shards = read_index(path, key="the source").shards
     with ThreadPoolExecutor(jobs) as pool:
         looked = pool.map(partial(_difference, path), shards)
-        bar = tqdm(looked, "verifying shards", len(shards), disable=None if progress else True)
+        bar = tqdm(looked, "verifying shards", len(shards), disable=None)
         wrong = [f"{s.path} {found}" for s, found in zip(shards, bar, strict=True) if found]
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""

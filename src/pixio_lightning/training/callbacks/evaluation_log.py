@@ -73,7 +73,7 @@ def _describe(head: Head, outcome: Outcome, *, split: str, digest: str | None) -
         "task": _task_of(head),
         "dataset": getattr(data, "dataset", type(data).__name__),
         "split": split,
-        "samples": data.digest_of_names(split) if isinstance(data, SampleData) else None,
+        "samples": data.listing(split) if isinstance(data, SampleData) else None,
         "n": outcome.n,
         "protocol": head.protocol,
         "metrics": outcome.metrics,
