@@ -364,7 +364,7 @@ def test_a_finished_run_does_not_stand_for_weights_that_were_trained_since(tmp_p
     line = {"recipe": ["depth/demo"], "overrides": words[4:]}
     line |= {"backbone": {"weights": str(weights)}}
     line["files"] = results.files_read([recipes.find("depth/demo")], str(weights), None)
-    refuse_stale(out, line, [*words, "--run"])  # no key of the model
+    refuse_stale(out, line, [*words, "--fresh"])  # no key of the model
     refuse_stale(out, line, [*words[:4], f"--model.init_args.backbone={{weights: {weights}}}"])
     with pytest.raises(
         UserError, match="was run with -c depth/demo, but now -c depth/demo -c with"
