@@ -80,8 +80,8 @@ def pixio(*words: str, site: Path | None = None, **environment: str) -> subproce
         ("predict --help", 0, "predictions/ in the run folder"),
         ("predict --help", 0, "images per device and batch; 1 where sizes differ"),
         ("fit --help", 0, "--model.help CLASS"),
-        ("check --help", 0, "--run"),
-        ("export --help", 0, "--to safetensors|transformers|timm"),
+        ("check --help", 0, "usage: pixio check -c RECIPE"),
+        ("export --help", 0, "--to {safetensors,transformers,timm,onnx}"),
     ],
 )
 def test_light_verb_answers_at_once(site, line, code, shown):

@@ -111,17 +111,13 @@ def _dispatch(argv: list[str]) -> int:
     light = {
         **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor, "app": app},
         **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate, "runs": runs},
+        "export": export,
     }
     if verb in light:
         return light[verb](rest)
     if {"-h", "--help"} & set(rest):
-        pages = {"check": help_pages.CHECK_PAGE, "export": help_pages.EXPORT_PAGE}
-        print(pages.get(verb) or help_pages.run_page(verb), end="")
+        print(help_pages.run_page(verb), end="")
         return 0
-    if verb == "export":
-        from pixio_lightning.cli import export
-
-        return export.main(rest)
     if not rest:
         raise UserError(f"{verb} {help_pages.NO_RECIPE}".replace("VERB", verb))
     refuse_stray(verb, rest)
@@ -278,6 +274,38 @@ def curate(argv: list[str]) -> int:
     from pixio_lightning.curation.report import main as curation
 
     return curation(LightParser("pixio curate", description=curation.__doc__ or ""), argv)
+
+
+def export(argv: list[str]) -> int:
+    """`pixio export CHECKPOINT [--to FORM] [--out PATH]`."""
+    parser = LightParser(
+        "pixio export",
+        description="Write the encoder of a checkpoint in the form another library reads, as in "
+        "`pixio export runs/pretrain/demo --to timm`; --to onnx writes a head with its encoder, "
+        "too; safetensors has the decoder of pretraining in a second file. A README says what is "
+        "inside, how it was trained and how to load it.",
+        usage="pixio export CHECKPOINT [--to FORM] [--out PATH] [options]",
+    )
+    about = "a run folder (its best checkpoint, else the last), a checkpoint (FILE:STUDENT of "
+    about += "several students), an exported file, hf:ORG/NAME[@REVISION] or tiny"
+    parser.add_argument("checkpoint", type=expanded, help=about)
+    forms = ("safetensors", "transformers", "timm", "onnx")
+    parser.add_argument("--to", default=forms[0], choices=forms, help="default: safetensors")
+    about = "file or folder; default: here, named as the checkpoint"
+    parser.add_argument("--out", metavar="PATH", type=expanded, help=about)
+    about = "of weights of your own, as Apache-2.0; others keep theirs"
+    parser.add_argument("--licence", metavar="NAME", help=about)
+    types = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=types, help="of tensors; default: as they are stored")
+    about = "side of images, of onnx and timm; default: the model's own"
+    parser.add_argument("--image-size", metavar="N", type=int, help=about)
+    about = "of a head for onnx whose frozen backbone is not where it was, or would have to be "
+    about += "fetched: a path, hf:ORG/NAME or timm"
+    parser.add_argument("--weights", metavar="SOURCE", type=expanded, help=about)
+    options = parser.parse_args(argv)
+    from pixio_lightning.cli import export as exports
+
+    return exports.main(options)
 
 
 def app(argv: list[str]) -> int:
