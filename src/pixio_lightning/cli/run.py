@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from pixio_lightning.cli import resume
@@ -170,7 +171,8 @@ def _fit(cli: PixioCLI) -> int:
         run_folder.write_state(folder, finished=False, trains=True, **about)
 
     if found:  # what is there stays true if this start comes to nothing
-        cli.trainer.callbacks.append(resume.Takeover(write))
+        started = LambdaCallback(on_train_start=lambda t, _: write() if t.is_global_zero else None)
+        cli.trainer.callbacks.append(started)
     elif primary:
         write()
     if isinstance(cli.model, Head):
