@@ -12,10 +12,8 @@ import select
 import shlex
 import shutil
 import sys
-import tempfile
 import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from pixio_lightning import __version__
@@ -52,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:  # of a library, for which it need not be about a file
             raise
-        return _failed(_refusal(error, argv or sys.argv[1:]))
+        return _failed(_refusal(error))
     except (MemoryError, RuntimeError) as error:
         if not (text := out_of_memory(error)):
             raise
@@ -68,28 +66,16 @@ def _failed(message: str) -> int:
     return 2
 
 
-def _refusal(error: OSError, argv: list[str]) -> str:
+def _refusal(error: OSError) -> str:
     """Say which file the system refused, and why."""
     reason = error.strerror or str(error)
     where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
     advice = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = ", ".join(f"'{place}'" for place in _full_places(argv))
-        where = where or (f"{full}: " if full else "")
         advice = "; free some, then run the same line again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         advice = "; give a place that may be written to, such as another --out or PIXIO_CACHE"
     return f"{where}{reason}{advice}"
-
-
-def _full_places(argv: list[str]) -> list[str]:
-    """Return which of the places written to have no space left: the system does not say."""
-    out = [value for word, value in pairwise(argv) if word == "--out"]
-    out += [word.removeprefix("--out=") for word in argv if word.startswith("--out=")]
-    places = [*map(expanded, out), ".", "runs", os.environ.get("PIXIO_CACHE", "")]
-    places.append(tempfile.gettempdir())
-    found = [place for place in places if place and Path(place).is_dir()]
-    return [place for place in found if shutil.disk_usage(place).free < 1_000_000]
 
 
 def _drop_output() -> None:
