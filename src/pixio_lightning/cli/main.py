@@ -214,9 +214,10 @@ def bench(argv: list[str]) -> int:
     if options.compare:
         if words:
             parser.error(f"unrecognized arguments: {' '.join(words)}")
-        if options.data or options.backbones:
-            parser.error("--compare reads what there is, and takes no --data and no --backbones")
-        return suites.main_compare(*options.compare, out=options.out)
+        if options.data or options.backbones or options.out:
+            parser.error("--compare prints what there is: it takes no --data, --backbones or --out")
+        print(visible_lines(suites.compare(*map(Path, options.compare))))
+        return 0
     # Not an argument of the parser, which would take the value of a run's option for it.
     if not words or words[0][:1] == "-":
         raise UserError("bench needs a suite first, as in `pixio bench demo`")
