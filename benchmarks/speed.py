@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE / "results" / "speed.md", HERE / "results" / "speed"
@@ -36,8 +36,8 @@ SCRIPTS = {  # what is measured, and the script's arguments
 }
 # What a processor may have for bfloat16, by torch's names.
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "bf16": "NEON", "sve_bf16": "SVE"}
-# Columns of the chart: what it says, and the form by its part of the name.
-COLOURS = {"ours": "#9fb8d8", "default": "#2f6db5", "other": "#c9c4ba"}
+# Of the chart: a form by the first part that its name has.
+COLOURS = {"default": "#2f6db5", "ours": "#9fb8d8", "other": "#c9c4ba"}
 
 
 def measure(name: str, peers: Path | None) -> str:
@@ -92,29 +92,23 @@ def chart(path: Path) -> None:
     figures = json.loads((FIGURES / "pretrain_step.json").read_text())
     sizes = [name for name, value in figures.items() if isinstance(value, dict)]
     forms = {name: figures[name]["forms"] for name in sizes}
-    rows = sum(len(found) + 2 for found in forms.values())
-    line, left, width = 26, 300, 520
-    canvas = Image.new("RGB", (left + width + 120, line * (rows + 1)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
-    most = max(row["ratio"] for found in forms.values() for row in found.values())
-    y = line // 2
-    for name, found in forms.items():
+    figure = Figure(figsize=(9.6, 8.4), layout="constrained")
+    panels = figure.subplots(len(sizes), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, found) in zip(panels, forms.items(), strict=True):
         size = figures[name]["size"]
         title = f"{name}: encoder {size['width']} x {size['depth']}, {size['image']} px"
-        draw.text((12, y), f"{title}. Time of a step, ours in float32 = 1", "black", font)
-        y += line
+        axes.set_title(title, loc="left", fontsize="medium")
         for form, row in found.items():
-            kind = "default" if "default" in form else "ours" if "ours" in form else "other"
-            draw.text((24, y), form, "#333333", font)
-            length = int(width * row["ratio"] / most)
-            draw.rectangle((left, y + 3, left + length, y + line - 7), COLOURS[kind])
-            low, high = (left + int(width * value / most) for value in row["quartiles"])
-            middle = y + line // 2 - 2
-            draw.line((low, middle, high, middle), "black", 2)
-            draw.text((max(left + length, high) + 8, y), f"{row['ratio']:.2f}", "black", font)
-            y += line
-        y += line
-    canvas.save(path, optimize=True)
+            kind = next((kind for kind in COLOURS if kind in form), "other")
+            axes.barh(form, row["ratio"], color=COLOURS[kind])
+            low, high = row["quartiles"]
+            axes.hlines(form, low, high, "black")
+            axes.text(max(row["ratio"], high) + 0.01, form, f"{row['ratio']:.2f}", va="center")
+        axes.margins(x=0.1)
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("time of a step, ours in float32 = 1; lines: quartiles")
+    figure.savefig(path)
 
 
 def main() -> None:

@@ -67,14 +67,11 @@ def robots(folder: Path) -> None:
     lerobot.write(folder, [moved(i) for i in range(3)], fps=10, task="none")
 
 
-def videos(folder: Path) -> None:
+def clips(folder: Path) -> None:
     from video_files import write_video
 
     for i in range(4):
         write_video(folder / f"{i}.mp4", fps=6)
-
-
-def frames(folder: Path) -> None:
     for clip in ("a", "b", "c"):
         for i in range(48):
             _picture(folder / clip / f"{i:05d}.png")
@@ -85,8 +82,7 @@ _DPT = ["--model.decoder.features", "16", "--model.decoder.stages", "[8,8,8,8]"]
 OWN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "pretrain/folder": (pictures, ["--model.decoder.depth", "2"]),
     "pretrain/continue": (pictures, ["--model.decoder.depth", "2"]),
-    "video/folder": (videos, ["--model.decoder.depth", "1"]),
-    "video/frames": (frames, ["--model.decoder.depth", "1"]),
+    "video/folder": (clips, ["--model.decoder.depth", "1"]),
     "depth/folder": (pairs("depth", "I;16"), _DPT),
     "segmentation/folder": (pairs("masks", "L"), _DPT),
     "classification/folder_linear": (classes, []),
@@ -123,7 +119,7 @@ def test_own_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for line, (verb, *given) in sorted(LINES.items(), key=lambda line: line[1][0]):
         if name not in given or "shards" in given or ":base" in line:
             continue
-        words = [verb, *given, "--data.path", str(tmp_path / "DIR"), "-c", "with/debug"]
-        words += ["--data.source", source, "--model.backbone.weights", "random:0", "--out", "run"]
+        words = [verb, "--data.source", source, *given, "-c", "with/debug", "--out", "run"]
+        words += ["--data.path", str(tmp_path / "DIR"), "--model.backbone.weights", "random:0"]
         assert main([*words, *small, *(["--fresh"] if verb == "fit" else [])]) == 0, line
     assert any((tmp_path / "run").iterdir())

@@ -388,7 +388,6 @@ def test_fresh_runs_finished_rows_anew(
     [
         (["--ckpt_path", "a.ckpt"], "--ckpt_path is of one run, not of pixio bench"),
         (["--ckpt_path=none"], "--ckpt_path is of one run, not of pixio bench"),
-        (["--run"], "--run is of pixio check, not of pixio bench: leave it out"),
     ],
 )
 def test_words_that_no_suite_has_are_refused(words: list[str], said: str, tmp_path: Path) -> None:

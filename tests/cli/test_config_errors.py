@@ -252,17 +252,9 @@ def test_a_file_that_is_no_recipe_is_one_line(
     assert line.startswith(f"recipe '{tmp_path}/mine.yaml' ") and text in line
 
 
-@pytest.mark.parametrize(
-    ("verb", "word", "text"),
-    [
-        ("validate", "--fresh", "--fresh begins a training anew; pixio validate trains nothing"),
-        ("fit", "--run", "--run is of pixio check, not of pixio fit"),
-    ],
-)
-def test_words_of_another_verb_are_refused(
-    recipe: dict, tmp_path: Path, capsys, verb: str, word: str, text: str
-) -> None:
-    assert text in told(capsys, run(recipe, tmp_path, word, verb=verb))
+def test_a_word_of_another_verb_is_refused(recipe: dict, tmp_path: Path, capsys) -> None:
+    line = told(capsys, run(recipe, tmp_path, "--fresh", verb="validate"))
+    assert "--fresh begins a training anew; pixio validate trains nothing" in line
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,6 @@ def test_a_training_from_a_checkpoint_takes_other_rates_but_no_other_weights(
         (["--trainer.max_steps", 2], "is at step 2 and trainer.max_steps is 2: there is nothing"),
         (["--model.backbone.weights", "random:2"], "weights: random:1 -> random:2"),
         (["--model.decoder.dim", 32], "last.ckpt' does not fit the model: "),
-        (["--run"], "--run takes two steps from the beginning"),
     ],
 )
 def test_what_a_training_from_a_checkpoint_would_refuse_its_plan_does(

@@ -15,7 +15,6 @@ from running import pixio
 from pixio_heads.policy import lerobot
 from pixio_heads.policy.demonstrations import Demonstration
 from pixio_lightning.cli import recipes
-from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.main import main
 from pixio_lightning.cli.options import folder_name
 from pixio_lightning.models.weights import read as weights
@@ -217,32 +216,6 @@ def test_checks_without_memory(
         given += ["--model.backbone.name", "pixio_vitt16"]
     assert main(["check", "-c", name, *path, *given]) == 0
     assert "plan" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("pretrain/folder", ["--trainer.devices", "8", "--trainer.max_steps", "100000"]),
-        ("depth/folder", ["--model.backbone.weights", "random:3", *SMALL["depth/folder"]]),
-        ("segmentation/demo", ["--model.backbone.weights", "tiny", "--data.batch_size", "512"]),
-    ],
-)
-def test_a_check_takes_two_steps_whatever_is_typed(
-    name: str,
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """With a path to data of one's own, where the recipe reads any, too."""
-    monkeypatch.chdir(tmp_path)
-    path = [] if name.endswith("demo") else ["--data.path", "photos"]
-    assert main(["check", "--run", "-c", name, *path, *words]) == 0
-    assert "step 2" in capsys.readouterr().out
-    stored = yaml.safe_load((tmp_path / "runs" / f"{name}+check" / "config.yaml").read_text())
-    ran = {key: str(value) for key, value in flatten(stored)}
-    expected = {key: str(value) for key, value in flatten(DEBUG)}
-    assert {key: ran[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoImageProcessor, PixioModel
 
-from pixio_lightning.cli.export import main
+from pixio_lightning.cli.main import export as main
 from pixio_lightning.errors import UserError
 from pixio_lightning.models.vit import PixioViT
 from pixio_lightning.models.weights.export import export, identity, resized

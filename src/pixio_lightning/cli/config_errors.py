@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from pixio_lightning.errors import UserError, causes, nearest
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.training.callbacks import Checkpoints, Pictures, Preemption
+from pixio_lightning.training.checkpoints.load import subclasses
 
 # The parts of a recipe whose class is not chosen.
 GROUPS: dict[str, type] = {
@@ -35,13 +36,11 @@ _LONGEST = 2_000_000  # seconds: systems wait for less than 2^31 milliseconds
 BOUNDS: dict[str, tuple[float, float | None]] = {
     "seed_everything": (0, 2**32 - 1),
     "data.num_workers": (0, None),
-    "data.val_batch_size": (1, None),
     "data.timeout": (0, _LONGEST),
     "data.max_bad": (0, 1),
     "data.max_megapixels": (_ABOVE_0, None),
     "data.depth_scale": (_ABOVE_0, None),
     "data.image_size": (1, None),
-    "data.short_side": (1, None),
     "data.crop_scale": (_ABOVE_0, 1),
     "data.crop_ratio": (_ABOVE_0, None),
     "model.optim.lr": (0, None),
@@ -242,7 +241,7 @@ def _no_class(prefix: str, name: str) -> str:
         names = ", ".join(sorted(_parameters(Backbone)))
         return f"{prefix} is '{name}', but expected keys below it, as {prefix}.name: {names}"
     base = _BASES.get(prefix)
-    known = {cls.__name__ for cls in _subclasses(base)} if base else set()
+    known = {cls.__name__ for cls in subclasses(base)} if base else set()
     return (
         f"{prefix}: class '{name}' is not known{nearest(name, known)} "
         "(a short name of ours or of lightning, or an import path package.module.Class)"
@@ -324,13 +323,9 @@ def class_of(path: str) -> type | None:
 
 def chosen_class(name: str, base: type) -> type | None:
     """Return the class that a recipe names by its import path, or by its own name alone."""
-    known = {cls.__name__: cls for cls in _subclasses(base)}
+    known = {cls.__name__: cls for cls in subclasses(base)}
     found = class_of(name) or known.get(name)
     return found if isinstance(found, type) else None
-
-
-def _subclasses(cls: type) -> set[type]:
-    return {cls}.union(*map(_subclasses, cls.__subclasses__()))
 
 
 def _given(message: str) -> str:

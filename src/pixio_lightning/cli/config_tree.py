@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -61,15 +60,6 @@ def in_files(paths: Iterable[Path]) -> dict[str, Any]:
     for path in paths:
         found |= flatten(parse_yaml(read_text(path)))
     return found
-
-
-def as_words(values: dict[str, Any]) -> list[str]:
-    """Return the words of a command line that set values by dotted key, as `in_files` has them."""
-    return [
-        word
-        for key, value in values.items()
-        for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
-    ]
 
 
 def parsed(text: str) -> Any:

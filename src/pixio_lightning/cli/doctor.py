@@ -20,24 +20,13 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import bytes_by_kind, cache_home, default_cache, plugins
 
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "torchmetrics",
-    "jsonargparse",
-    "datasets",
-)
 # Entry points whose callbacks Lightning adds to each Trainer without being told.
 _CALLBACKS = "lightning.pytorch.callbacks_factory"
-SAFE_LIGHTNING = Version("2.6.6")
 
 # Torch and Lightning take 20 s to import from a cold network disk; ten times that is a hang.
 IMPORT_SECONDS = 200
@@ -83,19 +72,16 @@ def examine(*, imports: bool) -> int:
 def versions() -> Iterator[Finding]:
     """Compare installed versions with what this distribution's own metadata asks for."""
     yield Finding("python", platform.python_version())
-    needed: dict[str, Requirement] = {}
     try:
         ours = metadata.distribution("pixio-lightning")
     except metadata.PackageNotFoundError:
         state = "not installed, so its heads are not found: pip install pixio-lightning"
         yield Finding("pixio-lightning", f"{state} (in a checkout: pip install -e .)", True)
-    else:
-        yield Finding("pixio-lightning", ours.version)
-        for requirement in map(Requirement, ours.requires or []):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                needed[canonicalize_name(requirement.name)] = requirement
-    for name in dict.fromkeys([*LIBRARIES, *needed]):
-        yield _library(name, needed.get(name))
+        return
+    yield Finding("pixio-lightning", ours.version)
+    for requirement in map(Requirement, ours.requires or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _library(requirement)
 
 
 def extras() -> Iterator[Finding]:
@@ -135,20 +121,14 @@ def _missing(extra: str, requirements: Sequence[Requirement]) -> Iterator[str]:
             yield f"{requirement.name}{requirement.specifier} (there is {version})"
 
 
-def _library(name: str, requirement: Requirement | None) -> Finding:
-    specifier = str(requirement.specifier) if requirement else ""
+def _library(requirement: Requirement) -> Finding:
+    name, specifier = requirement.name, str(requirement.specifier)
     needs = f"needs {specifier or 'any version'}: pip install '{name}{specifier}'"
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        if requirement is None:
-            return Finding(name, "not installed")
         return Finding(name, f"not installed, {needs}", True)
-    if name == "lightning" and Version(version) < SAFE_LIGHTNING:
-        reason = f"below {SAFE_LIGHTNING} runs code named in a checkpoint (CVE-2026-58659)"
-        cure = f"pip install 'lightning>={SAFE_LIGHTNING}'"
-        return Finding(name, f"{version}, {reason}: {cure}", True)
-    if requirement and not requirement.specifier.contains(version, prereleases=True):
+    if not requirement.specifier.contains(version, prereleases=True):
         return Finding(name, f"{version}, {needs}", True)
     return Finding(name, f"{version}  ({specifier})" if specifier else version)
 

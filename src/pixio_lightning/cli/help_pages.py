@@ -59,13 +59,18 @@ results.jsonl there.
 Write what best.ckpt of the run folder, or --ckpt_path, makes of every image of --data.path, into
 predictions/ in the run folder (scores/ for curation/score), under the name of the image.
 """,
+    "check": """\
+Parse the recipe, build the model without memory and print the plan: parameters, batch, learning
+rate, steps, run folder. Data are named as for fit, and need not be there yet. Exit code 2 when the
+recipe is wrong, or what is typed beside it.
+""",
 }
 # An option, what it does, and the verbs that have it; None: all.
 _OPTIONS: tuple[tuple[str, str, str | None], ...] = (
     ("-c, --config NAME", "a recipe by name or a YAML file; repeatable, the later wins", None),
     ("--out DIR", "the run folder; default runs/RECIPE", None),
     ("--fresh", "start anew in a folder that holds a run, which is kept under another name", "fit"),
-    ("--ckpt_path PATH", "go on from this checkpoint, in a folder of its own", "fit"),
+    ("--ckpt_path PATH", "go on from this checkpoint, in a folder of its own", "fit check"),
     (
         "--ckpt_path PATH",
         "this one; none: the model as initialised",
@@ -74,14 +79,14 @@ _OPTIONS: tuple[tuple[str, str, str | None], ...] = (
     ("--model.backbone.name N", "pixio_vit{t,s,b,l,h,1b,5b}16 or the name of a timm ViT", None),
     ("--model.backbone.weights W", "a path, hf:ORG/NAME, tiny, timm, random or random:SEED", None),
     ("--data.path P", "the data", None),
-    ("--data.batch_size N", "images per device and step", "fit"),
+    ("--data.batch_size N", "images per device and step", "fit check"),
     ("--data.val_batch_size N", "images per device and batch", "validate test"),
     (
         "--data.val_batch_size N",
         "images per device and batch; 1 where sizes differ",
         "predict",
     ),
-    ("--trainer.max_steps N", "length of the training in optimiser steps", "fit"),
+    ("--trainer.max_steps N", "length of the training in optimiser steps", "fit check"),
     ("--trainer.devices N", "GPUs, or CPU processes", None),
     ("--print_config", "print the complete configuration and exit", None),
     ("--help-all", "every key; with -c RECIPE, those of its model and data too", None),
@@ -99,39 +104,3 @@ def run_page(verb: str) -> str:
         f"Examples:\n  pixio {verb} -c pretrain/demo\n  pixio {verb} -c pretrain/folder "
         f"--data.path DIR\n  pixio {verb} -c my.yaml -c with/debug\n"
     )
-
-
-CHECK_PAGE = """\
-usage: pixio check -c RECIPE [-c OVERLAY ...] [--run] [options of fit]
-
-Parse the recipe, build the model on the meta device (no memory) and print the plan: parameters,
-batch, learning rate, steps, output folder. Data are named as for fit, and need not be there yet.
-Exit code 2 when the recipe is wrong, or what is typed beside it.
-
-  --run                        also run two steps with a small backbone on rendered scenes, on the
-                               CPU, whatever else is given, in RUN+check: does it run?
-
-Example: pixio check -c my.yaml --trainer.devices 8
-"""
-
-EXPORT_PAGE = """\
-usage: pixio export CHECKPOINT [--to safetensors|transformers|timm|onnx] [--out PATH]
-
-Write the encoder of a checkpoint in the form another library reads; --to onnx writes a head with
-its encoder, too; safetensors has the decoder of pretraining in a second file. A README says what is
-inside, how it was trained and how to load it.
-
-  CHECKPOINT                   a run folder (its best checkpoint, else the last), a checkpoint
-                               (FILE:STUDENT of several students), an exported file, hf:ORG/NAME
-                               or tiny
-  --to FORM                    safetensors (the default), transformers, timm or onnx
-  --out PATH                   file or folder; default: here, named as the checkpoint
-  --licence NAME               of weights of your own, as Apache-2.0; others keep theirs
-  --dtype T                    float32, bfloat16 or float16; default: as they are stored
-  --image-size N               side of images, of onnx and timm; default: the model's own
-  --weights SOURCE             of a head for onnx whose frozen backbone is not where it was, or
-                               would have to be fetched: a path, hf:ORG/NAME or timm
-
-Examples: pixio export runs/pretrain/demo/last.ckpt --to timm
-          pixio export runs/depth/demo --to onnx --out depth.onnx
-"""

@@ -7,6 +7,7 @@ import copy
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -45,6 +46,25 @@ from pixio_lightning.training.precision import fastest_precision
 _STEPS = {"fit": "training_step", "validate": "validation_step"}
 _STEPS |= {verb: f"{verb}_step" for verb in ("test", "predict")}
 _NO = {step: getattr(L.LightningModule, step) for step in _STEPS.values()}
+_UNTIL = "but a run takes trainer.max_steps, and stops before where it is interrupted: leave it out"
+# Options of the trainer, which values of them are refused, and what is said of these.
+_REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "precision": (
+        lambda value: value in ("16-true", "bf16-true"),
+        "which would keep weights and labels so: give trainer.precision bf16-mixed or 16-mixed",
+    ),
+    "min_steps": (bool, _UNTIL),
+    "min_epochs": (bool, _UNTIL),
+    "default_root_dir": (
+        lambda value: value is not None,
+        "but a run has one folder, which --out names: give --out {} in its place",
+    ),
+    "enable_checkpointing": (
+        lambda value: value is False,
+        "but a run goes on from its last.ckpt: leave it out; checkpoint.every_n_steps 0 saves at "
+        "the end only",
+    ),
+}
 
 
 class PixioCLI(LightningCLI):
@@ -224,9 +244,7 @@ class PixioCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with what every run has: bar, card, logs, safe checkpoints."""
-        self._check_precision()
-        self._check_reading()
-        self._check_folder()
+        self._check_trainer()
         if self.verb == "check":
             return None  # type: ignore[return-value]
         config, out = self.config_init["trainer"], self.options.out
@@ -266,33 +284,16 @@ class PixioCLI(LightningCLI):
         known = run_folder.read_state(folder).get("precision") if goes_on else None
         return known or fastest_precision(config["accelerator"])
 
-    def _check_precision(self) -> None:
-        """Refuse to keep weights in half precision, before anything is planned or built.
+    def _check_trainer(self) -> None:
+        """Refuse options of Lightning that a run cannot heed, before anything is planned or built.
 
         Raises:
-            UserError: The precision to give instead is named.
-        """
-        precision = str(self.config_init["trainer"]["precision"] or "")
-        if precision in ("16-true", "bf16-true"):
-            mixed = precision.replace("true", "mixed")
-            raise UserError(
-                f"trainer.precision is {precision}, which would keep weights and labels so: "
-                f"give trainer.precision {mixed}, which computes in it"
-            )
-
-    def _check_reading(self) -> None:
-        """Refuse options of Lightning under which a stream would begin again, or go on.
-
-        Raises:
-            UserError: One is given.
+            UserError: One is given; what to do in its place is told.
         """
         trainer = self.config_init["trainer"]
-        for name in ("min_steps", "min_epochs"):
-            if trainer[name]:
-                raise UserError(
-                    f"trainer.{name} is {trainer[name]}, but a run takes trainer.max_steps, and "
-                    "one that is interrupted has to stop before: leave it out"
-                )
+        for name, (is_refused, advice) in _REFUSED.items():
+            if is_refused(value := trainer[name]):
+                raise UserError(f"trainer.{name} is {value}, {advice.format(value)}")
         epochs, steps = trainer["max_epochs"], trainer["max_steps"]
         if epochs not in (None, -1) and steps > 0:
             raise UserError(
@@ -304,24 +305,6 @@ class PixioCLI(LightningCLI):
         refuse_rereading(
             callbacks=_listed(trainer["callbacks"]), **{name: trainer[name] for name in rereading}
         )
-
-    def _check_folder(self) -> None:
-        """Refuse options of Lightning in whose place ours stand.
-
-        Raises:
-            UserError: One is given.
-        """
-        trainer = self.config_init["trainer"]
-        if (folder := trainer["default_root_dir"]) is not None:
-            raise UserError(
-                f"trainer.default_root_dir is '{folder}', but a run has one folder, which --out "
-                f"names: give --out {folder} in its place"
-            )
-        if trainer["enable_checkpointing"] is False:
-            raise UserError(
-                "trainer.enable_checkpointing is false, but a run goes on from its last.ckpt: "
-                "leave it out; checkpoint.every_n_steps 0 saves at the end only"
-            )
 
     def _loggers(self, asked: Any) -> list[Any]:
         if asked is None or asked is True:

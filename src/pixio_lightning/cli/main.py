@@ -12,10 +12,8 @@ import select
 import shlex
 import shutil
 import sys
-import tempfile
 import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from pixio_lightning import __version__
@@ -52,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:  # of a library, for which it need not be about a file
             raise
-        return _failed(_refusal(error, argv or sys.argv[1:]))
+        return _failed(_refusal(error))
     except (MemoryError, RuntimeError) as error:
         if not (text := out_of_memory(error)):
             raise
@@ -68,28 +66,16 @@ def _failed(message: str) -> int:
     return 2
 
 
-def _refusal(error: OSError, argv: list[str]) -> str:
+def _refusal(error: OSError) -> str:
     """Say which file the system refused, and why."""
     reason = error.strerror or str(error)
     where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
     advice = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = ", ".join(f"'{place}'" for place in _full_places(argv))
-        where = where or (f"{full}: " if full else "")
         advice = "; free some, then run the same line again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         advice = "; give a place that may be written to, such as another --out or PIXIO_CACHE"
     return f"{where}{reason}{advice}"
-
-
-def _full_places(argv: list[str]) -> list[str]:
-    """Return which of the places written to have no space left: the system does not say."""
-    out = [value for word, value in pairwise(argv) if word == "--out"]
-    out += [word.removeprefix("--out=") for word in argv if word.startswith("--out=")]
-    places = [*map(expanded, out), ".", "runs", os.environ.get("PIXIO_CACHE", "")]
-    places.append(tempfile.gettempdir())
-    found = [place for place in places if place and Path(place).is_dir()]
-    return [place for place in found if shutil.disk_usage(place).free < 1_000_000]
 
 
 def _drop_output() -> None:
@@ -111,17 +97,13 @@ def _dispatch(argv: list[str]) -> int:
     light = {
         **{"heads": heads, "recipes": list_recipes, "cp": copy, "doctor": doctor, "app": app},
         **{"new-head": new_head, "bench": bench, "shard": shard, "curate": curate, "runs": runs},
+        "export": export,
     }
     if verb in light:
         return light[verb](rest)
     if {"-h", "--help"} & set(rest):
-        pages = {"check": help_pages.CHECK_PAGE, "export": help_pages.EXPORT_PAGE}
-        print(pages.get(verb) or help_pages.run_page(verb), end="")
+        print(help_pages.run_page(verb), end="")
         return 0
-    if verb == "export":
-        from pixio_lightning.cli import export
-
-        return export.main(rest)
     if not rest:
         raise UserError(f"{verb} {help_pages.NO_RECIPE}".replace("VERB", verb))
     refuse_stray(verb, rest)
@@ -232,9 +214,10 @@ def bench(argv: list[str]) -> int:
     if options.compare:
         if words:
             parser.error(f"unrecognized arguments: {' '.join(words)}")
-        if options.data or options.backbones:
-            parser.error("--compare reads what there is, and takes no --data and no --backbones")
-        return suites.main_compare(*options.compare, out=options.out)
+        if options.data or options.backbones or options.out:
+            parser.error("--compare prints what there is: it takes no --data, --backbones or --out")
+        print(visible_lines(suites.compare(*map(Path, options.compare))))
+        return 0
     # Not an argument of the parser, which would take the value of a run's option for it.
     if not words or words[0][:1] == "-":
         raise UserError("bench needs a suite first, as in `pixio bench demo`")
@@ -278,6 +261,38 @@ def curate(argv: list[str]) -> int:
     from pixio_lightning.curation.report import main as curation
 
     return curation(LightParser("pixio curate", description=curation.__doc__ or ""), argv)
+
+
+def export(argv: list[str]) -> int:
+    """`pixio export CHECKPOINT [--to FORM] [--out PATH]`."""
+    parser = LightParser(
+        "pixio export",
+        description="Write the encoder of a checkpoint in the form another library reads, as in "
+        "`pixio export runs/pretrain/demo --to timm`; --to onnx writes a head with its encoder, "
+        "too; safetensors has the decoder of pretraining in a second file. A README says what is "
+        "inside, how it was trained and how to load it.",
+        usage="pixio export CHECKPOINT [--to FORM] [--out PATH] [options]",
+    )
+    about = "a run folder (its best checkpoint, else the last), a checkpoint (FILE:STUDENT of "
+    about += "several students), an exported file, hf:ORG/NAME[@REVISION] or tiny"
+    parser.add_argument("checkpoint", type=expanded, help=about)
+    forms = ("safetensors", "transformers", "timm", "onnx")
+    parser.add_argument("--to", default=forms[0], choices=forms, help="default: safetensors")
+    about = "file or folder; default: here, named as the checkpoint"
+    parser.add_argument("--out", metavar="PATH", type=expanded, help=about)
+    about = "of weights of your own, as Apache-2.0; others keep theirs"
+    parser.add_argument("--licence", metavar="NAME", help=about)
+    types = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=types, help="of tensors; default: as they are stored")
+    about = "side of images, of onnx and timm; default: the model's own"
+    parser.add_argument("--image-size", metavar="N", type=int, help=about)
+    about = "of a head for onnx whose frozen backbone is not where it was, or would have to be "
+    about += "fetched: a path, hf:ORG/NAME or timm"
+    parser.add_argument("--weights", metavar="SOURCE", type=expanded, help=about)
+    options = parser.parse_args(argv)
+    from pixio_lightning.cli import export as exports
+
+    return exports.main(options)
 
 
 def app(argv: list[str]) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixio_lightning.cli import recipes
-from pixio_lightning.cli.config_tree import as_words, in_files
 from pixio_lightning.errors import UserError, nearest
 from pixio_lightning.files import expanded
 
@@ -25,7 +24,6 @@ class Options(NamedTuple):
         fresh: Whether to start anew.
         ckpt_path: Checkpoint to resume from or to evaluate, or None.
         untrained: Whether the model is to be evaluated as it is initialised, `--ckpt_path none`.
-        run: Whether `check` runs two steps.
         print_config: Whether the configuration is printed, and nothing done.
         rest: What LightningCLI parses.
     """
@@ -35,7 +33,6 @@ class Options(NamedTuple):
     fresh: bool
     ckpt_path: str | None
     untrained: bool
-    run: bool
     print_config: bool
     rest: list[str]
 
@@ -51,7 +48,6 @@ def parse_options(argv: list[str]) -> Options:
     parser.add_argument("--out", type=expanded)
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--ckpt_path", type=expanded)
-    parser.add_argument("--run", action="store_true")
     parser.add_argument("--print_config", action="store_true")
     parser.exit_on_error = False
     try:
@@ -69,7 +65,6 @@ def parse_options(argv: list[str]) -> Options:
         fresh=known.fresh,
         ckpt_path=ckpt_path,
         untrained=untrained,
-        run=known.run,
         print_config=known.print_config,
         rest=rest,
     )
@@ -94,16 +89,6 @@ def refuse_stray(verb: str, argv: list[str]) -> None:
             f"{begin}: a recipe is named by -c, and a value with spaces is quoted"
             f"{nearest(word, names)}"
         )
-
-
-def debugged(options: Options) -> list[str]:
-    """Return the words that run two steps of a recipe, on rendered scenes and the CPU.
-
-    What `with/debug` sets stands last, so that nothing that was typed counts in its place.
-    """
-    named = [word for name in options.configs for word in ("-c", name)]
-    last = as_words(in_files([recipes.find("with/debug")]))
-    return [*named, *options.rest, *last, "--out", f"{options.out}+check", "--fresh"]
 
 
 def folder_name(configs: list[str]) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from pixio_lightning.cli import resume
 from pixio_lightning.cli.call import call, refuse_misfit
 from pixio_lightning.cli.class_lookup import import_named
 from pixio_lightning.cli.lightning_cli import PixioCLI, quieten
-from pixio_lightning.cli.options import Options, check_environment, debugged, parse_options
+from pixio_lightning.cli.options import Options, check_environment, parse_options
 from pixio_lightning.cli.resume.chosen import (
     checkpoint_of,
     refuse_untrained,
@@ -61,12 +62,6 @@ def main(verb: str, argv: list[str]) -> int:
     if options.fresh and verb not in ("fit", "check"):
         raise UserError(
             f"--fresh begins a training anew; pixio {verb} trains nothing: leave it out"
-        )
-    if options.run and verb != "check":
-        raise UserError(f"--run is of pixio check, not of pixio {verb}: leave it out")
-    if options.run and options.ckpt_path:
-        raise UserError(
-            "--run takes two steps from the beginning, not from --ckpt_path: leave one of them out"
         )
     check_environment()
     if verb == "fit" and not options.fresh:
@@ -176,7 +171,8 @@ def _fit(cli: PixioCLI) -> int:
         run_folder.write_state(folder, finished=False, trains=True, **about)
 
     if found:  # what is there stays true if this start comes to nothing
-        cli.trainer.callbacks.append(resume.Takeover(write))
+        started = LambdaCallback(on_train_start=lambda t, _: write() if t.is_global_zero else None)
+        cli.trainer.callbacks.append(started)
     elif primary:
         write()
     if isinstance(cli.model, Head):
@@ -345,7 +341,7 @@ def _devices(asked: int | str | list[int]) -> int:
 
 
 def check(cli: PixioCLI) -> int:
-    """Print the plan of a run without allocating it; `--run` also takes two steps."""
+    """Print the plan of a run without allocating it."""
     trainer, data = cli.config_init["trainer"], cli.datamodule
     if asked := cli.options.ckpt_path:
         refuse_nothing_left(asked, trainer["max_steps"])
@@ -379,6 +375,4 @@ def check(cli: PixioCLI) -> int:
     if is_place and not Path(path).expanduser().exists():
         facts["data"] = f"not looked at: '{path}' does not exist here"
     say(block("plan", facts | {"run folder": str(cli.options.out)}))
-    if not cli.options.run:
-        return 0
-    return main("fit", debugged(cli.options))
+    return 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pixio_lightning.errors import UserError, nearest
+from pixio_lightning.errors import UserError
 
 HEADS = "pixio_lightning.heads"
 RECIPES = "pixio_lightning.recipes"
@@ -65,7 +65,7 @@ def installed(group: str = HEADS) -> list[Plugin]:
     """Return every entry point of `group`, sorted by name, importing none.
 
     A distribution that is found twice on the path counts once. Two distributions that claim one
-    name are both listed: `resolve` refuses such a name.
+    name are both listed.
     """
     return list(_installed(group, tuple(sys.path)))
 
@@ -79,25 +79,6 @@ def _installed(group: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
         target = entry.value.partition("[")[0].replace(" ", "")
         found.add(Plugin(entry.name, target, entry.dist.name, entry.dist.version))
     return tuple(sorted(found))
-
-
-def resolve(name: str, group: str = HEADS) -> Plugin:
-    """Return the plug-in called `name`.
-
-    Raises:
-        UserError: nothing installed has that name, or more than one distribution claims it.
-    """
-    kind = group.rpartition(".")[2].removesuffix("s")
-    plugins = installed(group)
-    claims = [plugin for plugin in plugins if plugin.name == name]
-    if not claims:
-        names = sorted({plugin.name for plugin in plugins})
-        listed = ", ".join(names) or "none"
-        raise UserError(f"unknown {kind} '{name}' (installed: {listed}){nearest(name, names)}")
-    if len(claims) > 1:
-        both = " and ".join(f"{claim.origin} ({claim.target})" for claim in claims)
-        raise UserError(f"{kind} '{name}' is claimed by {both}; uninstall one of them")
-    return claims[0]
 
 
 def load(plugin: Plugin) -> type:

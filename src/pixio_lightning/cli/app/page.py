@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -18,9 +17,8 @@ from pixio_lightning.cli.app.picture_tab import add_picture_tab, rehearse
 from pixio_lightning.cli.app.reconstruct_tab import add_reconstruct_tab
 from pixio_lightning.cli.app.rollouts_tab import add_rollouts_tab, newest_videos
 from pixio_lightning.cli.app.set_tab import add_set_tab, wants_sets
-from pixio_lightning.cli.app.uploads import Folders, told
+from pixio_lightning.cli.app.uploads import Folders
 from pixio_lightning.cli.app.video_tab import add_video_tab
-from pixio_lightning.errors import UserError
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.pretraining.future_frames import FuturePrediction
 from pixio_lightning.pretraining.masked_pixels import PixelPretraining
@@ -56,18 +54,6 @@ SCRIPT = """
 _FORGET_AFTER = 3600  # seconds until results are removed
 
 
-class _Page(gr.Blocks):
-    """Tells who calls the page by its API of a value of a wrong type, without a trace."""
-
-    async def preprocess_data(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await super().preprocess_data(*args, **kwargs)
-        except gr.Error:
-            raise
-        except Exception as error:  # whatever Gradio's parts raise at what is none of theirs
-            raise told(UserError(" ".join(str(error).split()))) from None
-
-
 def build(loaded: Sequence[Loaded], work: Path, *, folder: Path | None = None) -> gr.Blocks:
     """Return the page.
 
@@ -83,7 +69,7 @@ def build(loaded: Sequence[Loaded], work: Path, *, folder: Path | None = None) -
     for one in loaded:
         tabs += [(title, one, add) for title, add in _tabs_of(one, pictures, given, folders)]
     backbones = _distinct(loaded)
-    with _Page(title="pixio", delete_cache=(600, _FORGET_AFTER)) as page:
+    with gr.Blocks(title="pixio", delete_cache=(600, _FORGET_AFTER)) as page:
         gr.Markdown(f"# pixio\n{', '.join(one.name for one in loaded)}")
         with gr.Tabs():
             seen: dict[str, int] = {}

@@ -58,15 +58,11 @@ def read_pairs(
     chosen = [tuple(frames_from(times, at, gap=gap, past=past, step=step)) for at in starts]
     images, seconds = [], []
     for numbers in dict.fromkeys(chosen):  # of a short one they may be the same
-        wanted = list(numbers)
-        at = np.searchsorted(keys, wanted, side="right") - 1
-        # Before the first key frame there is nothing to go to but the beginning.
-        before = [float(times[keys[i] if i >= 0 else 0]) for i in at]
         with suppress(BadImage):
-            frames = sought_frames(path, times[wanted].tolist(), before)
+            frames = sought_frames(path, numbers, times, keys)
             height, width, _ = frames[0].shape
             images.append(cut_out(frames, [centre_crop(width, height)], side))
-            seconds.append(gaps(times, wanted))
+            seconds.append(gaps(times, list(numbers)))
     if not images:
         raise UserError("the frames of the video cannot be decoded: it is damaged")
     return torch.stack(images), torch.stack(seconds)

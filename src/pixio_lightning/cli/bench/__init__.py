@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixio_lightning.cli.bench.compare import compare, stored, together
+from pixio_lightning.cli.bench.compare import compare, stored
 from pixio_lightning.cli.bench.given import over_backbones, read_places, with_data
 from pixio_lightning.cli.bench.page import page
 from pixio_lightning.cli.bench.suite import Stopped, incomparable, run
@@ -22,7 +22,6 @@ __all__ = [
     "incomparable",
     "latex",
     "main",
-    "main_compare",
     "read_suite",
     "run",
     "table",
@@ -58,26 +57,9 @@ def main(
     text += "".join(f"\nNot to be compared, {warning}\n" for warning in outcome.warnings)
     print(visible_lines("\n" + text))
     write_text(folder / "table.md", text)
-    write_text(folder / "table.json", stored(outcome, better, title, folder=folder))
+    write_text(folder / "table.json", stored(outcome, better, title))
     write_text(folder / "table.csv", as_csv(rows))
     write_text(folder / "table.tex", latex(rows, better))
     write_text(folder / "index.html", page(title, outcome, better, folder=folder))
     print(f"written: {folder / 'table.md'}, and {folder / 'index.html'} for a browser")
-    return 0
-
-
-def main_compare(first: str, second: str, *, out: str | None) -> int:
-    """Print what differs between two suites, or two runs; of suites, write one page of both."""
-    folders = Path(first), Path(second)
-    print(visible_lines(compare(*folders)))
-    if both := together(*folders):
-        title, outcome, better = both
-        paths = [folder.resolve() for folder in folders]
-        alike = paths[0].name == paths[1].name  # as runs of one suite in two places are
-        names = "-".join(
-            f"{path.parent.name}-{path.name}" if alike else path.name for path in paths
-        )
-        folder = Path(out) if out else Path("runs") / "bench" / f"compare-{names}"
-        write_text(folder / "index.html", page(title, outcome, better, folder=folder))
-        print(f"written: {folder / 'index.html'} for a browser")
     return 0

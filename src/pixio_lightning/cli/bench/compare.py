@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pixio_lightning.cli.bench.finished import ended_early, last_result
-from pixio_lightning.cli.bench.suite import Evaluation, Outcome, caveats, incomparable
-from pixio_lightning.cli.bench.tables import Row, spread
+from pixio_lightning.cli.bench.suite import Outcome
+from pixio_lightning.cli.bench.tables import spread
 from pixio_lightning.errors import UserError
 from pixio_lightning.files.text import parse_json, read_text
 from pixio_lightning.training import results
 
 
-def stored(outcome: Outcome, better: Mapping[str, str | None], title: str, *, folder: Path) -> str:
-    """Return the text of table.json: the table, and from which runs it is, below `folder`."""
-    rows = [row for row in outcome.rows if not row.published]
+def stored(outcome: Outcome, better: Mapping[str, str | None], title: str) -> str:
+    """Return the text of table.json: the table, and what has to agree in rows to be compared."""
     content = {
         "title": title,
         "better": better,
-        "rows": {row.name: row.values for row in rows},
-        "published": {row.name: row.values for row in outcome.rows if row.published},
-        "baselines": outcome.baselines,
-        "about": outcome.about,
-        "notes": list(outcome.notes),
-        "runs": [[one.row, os.path.relpath(one.folder, folder)] for one in outcome.evaluations],
-        # Stays where the folders of the runs do not.
+        "rows": {row.name: row.values for row in outcome.rows if not row.published},
         "compared": {one.row: results.compared(one.line) for one in outcome.evaluations},
     }
     return json.dumps(content, indent=1) + "\n"
@@ -43,82 +34,21 @@ def _read_table(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"'{folder}' holds no table.json; give the folders of two suites, or of two runs"
         )
-    defaults = {"better": {}, "published": {}, "baselines": 0, "about": [], "notes": [], "runs": []}
-    defaults["compared"] = {}
     try:
-        found = parse_json(read_text(path))
-        found = defaults | found
-        for row in [*found["rows"].values(), *found["published"].values()]:
+        found = {"better": {}, "compared": {}} | parse_json(read_text(path))
+        for row in found["rows"].values():
             for values in row.values():
                 statistics.mean(values)
-        for name, run in found["runs"]:
-            if not (isinstance(name, str) and isinstance(run, str)):
-                raise TypeError
-        if not all(isinstance(text, str) for text in [*found["about"], *found["notes"]]):
-            raise TypeError
         for facts in dict(found["compared"]).values():
             if not facts.keys() >= {*results.COMPARED}:
                 raise TypeError
-        found |= {"better": dict(found["better"]), "baselines": int(found["baselines"])}
+        found["better"] = dict(found["better"])
     except (ValueError, AttributeError, TypeError, KeyError, OverflowError):
         raise UserError(
             f"'{path}' is no table of a suite: expected numbers by row and metric, as "
             "`pixio bench` writes them"
         ) from None
     return found
-
-
-def together(first: Path, second: Path) -> tuple[str, Outcome, dict[str, str | None]] | None:
-    """Return title, outcome and columns of two suites as one; None of two runs.
-
-    Each row stands there as of the first and as of the second, unless it is the same in both, as
-    baselines are.
-    """
-    if not all((folder / "table.json").is_file() for folder in (first, second)):
-        return None
-    tables = [_read_table(folder) for folder in (first, second)]
-    labels = [str(folder) for folder in (first, second)]
-    heads: list[Row] = []
-    rows: list[Row] = []
-    evaluations: list[Evaluation] = []
-    names = list(dict.fromkeys(name for table in tables for name in table["rows"]))
-    counts = [list(table["rows"])[: table["baselines"]] for table in tables]
-    for name in names:
-        held = [(label, t) for label, t in zip(labels, tables, strict=True) if name in t["rows"]]
-        same = len(held) == 2 and held[0][1]["rows"][name] == held[1][1]["rows"][name]
-        into = heads if any(name in count for count in counts) else rows
-        if same:
-            into.append(Row(name, held[0][1]["rows"][name]))
-            continue
-        into += [Row(f"{name} ({label})", t["rows"][name]) for label, t in held]
-    for label, folder, table in zip(labels, (first, second), tables, strict=True):
-        for name, run in table["runs"]:
-            with suppress(UserError, OSError):  # of a run that is gone
-                line = _as_in_table(last_result(folder / run), table["rows"].get(name, {}))
-                shown = next((r.name for r in rows if r.name == f"{name} ({label})"), name)
-                evaluations.append(Evaluation(shown, folder / run, line))
-    published = {n: v for table in tables for n, v in table["published"].items()}
-    rows += [Row(name, values, published=True) for name, values in published.items()]
-    about, notes = (
-        list(dict.fromkeys(x for t in tables for x in t[k])) for k in ("about", "notes")
-    )
-    better = tables[0]["better"] | tables[1]["better"]
-    metrics = list(better) or list(dict.fromkeys(m for row in rows for m in row.values))
-    lines = [(one.row, one.line) for one in evaluations]
-    notes += [text for text in caveats(lines, metrics) if text not in notes]
-    outcome = Outcome(
-        [*heads, *rows], len(heads), about, incomparable(lines, metrics), evaluations, notes
-    )
-    return f"{labels[0]} beside {labels[1]}", outcome, better
-
-
-def _as_in_table(line: dict[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result with its figures under the columns `DATA METRIC` of its row, if it has some.
-
-    As figures of two sets of data differ, a suite's columns say whose they are.
-    """
-    data = next((column.rpartition(" ")[0] for column in row if column not in line["metrics"]), "")
-    return line | {"metrics": {f"{data} {k}".lstrip(): v for k, v in line["metrics"].items()}}
 
 
 def _verdict(before: list[float], after: list[float], end: str | None) -> str:

@@ -29,8 +29,6 @@ def of_all_rows(words: list[str]) -> tuple[list[str], bool]:
             "--ckpt_path is of one run, not of pixio bench: leave it out; a row says by its own "
             "`checkpoint` what it evaluates"
         )
-    if options.run:
-        raise UserError("--run is of pixio check, not of pixio bench: leave it out")
     return [word for word in words if word != "--fresh"], options.fresh
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pixio_lightning.cli.bench.suite import Outcome
-from pixio_lightning.cli.bench.tables import Row, best_means, cell, seeds, spread
+from pixio_lightning.cli.bench.tables import ARROWS, Row, best_means, cell, seeds, spread
 
-_ARROWS = {"min": "lower is better", "max": "higher is better", None: ""}
+_ENDS = {"min": "lower is better", "max": "higher is better", None: ""}
 _PUBLISHED = " In italics, hatched: figures of others; † marks what was not measured alike."
 _HATCH = (
     '<svg width="0" height="0" aria-hidden="true"><defs><pattern id="hatch" width="6" height="6" '
@@ -73,8 +73,7 @@ def _file(name: str) -> str:
 def _table(
     rows: list[Row], metrics: list[str], better: Mapping[str, str | None], baselines: int
 ) -> str:
-    arrows = {"min": " ↓", "max": " ↑", None: ""}
-    names = ["row", *(m + arrows[better.get(m)] for m in metrics), "seeds"]
+    names = ["row", *(m + ARROWS[better.get(m)] for m in metrics), "seeds"]
     heads = [f'<th scope="col"><button>{escape(name)}</button></th>' for name in names]
     best = best_means(rows, better)
     lines = []
@@ -152,9 +151,9 @@ def _chart(metric: str, end: str | None, outcome: Outcome) -> str:
             ]
         shapes.append(f'<text x="{max(shown) + 8:.1f}" y="{middle + 5:.1f}">{mean:.4g}</text>')
     height = len(rows) * (_BAR + _GAP) + _GAP
-    name = f"{metric} of every row{', ' + _ARROWS[end] if end else ''}"
+    name = f"{metric} of every row{', ' + _ENDS[end] if end else ''}"
     return (
-        f'<h2>{escape(metric)} <span class="soft">{_ARROWS[end]}</span></h2>'
+        f'<h2>{escape(metric)} <span class="soft">{_ENDS[end]}</span></h2>'
         f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {_LEFT + _WIDTH + 80} {height}" '
         f'width="{_LEFT + _WIDTH + 80}">{"".join(shapes)}</svg>'
     )

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
+ARROWS = {"min": " ↓", "max": " ↑", None: ""}  # by which end of a metric is better
+
 
 class Row(NamedTuple):
     """A line of the table: what was run, and the metrics of each of its seeds, or of others."""
@@ -68,8 +70,7 @@ def _cells(
             if mean == best.get(metric) and not row.published:
                 cells[-1] = bold.format(cells[-1])
         found.append([*cells, seeds(row)])
-    arrows = {"min": " ↓", "max": " ↑", None: ""}
-    return [["", *(m + arrows[better.get(m)] for m in metrics), "seeds"], *found]
+    return [["", *(m + ARROWS[better.get(m)] for m in metrics), "seeds"], *found]
 
 
 def table(rows: list[Row], better: Mapping[str, str | None] = {}) -> str:  # noqa: B006 (read only)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from pixio_lightning.cli.export.card import beside, card, output_lines
-from pixio_lightning.cli.light_parser import LightParser
 from pixio_lightning.errors import UserError, visible
-from pixio_lightning.files import expanded, write_text
-from pixio_lightning.models.weights.export import Format, export, identity, resized
+from pixio_lightning.files import write_text
+from pixio_lightning.models.weights.export import export, identity, resized
 from pixio_lightning.models.weights.key_names import pair
 from pixio_lightning.models.weights.licences import stated
 from pixio_lightning.models.weights.read import Weights, digest, licence_of, read
@@ -34,27 +32,8 @@ def _stem(source: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `pixio export CHECKPOINT [--to FORMAT] [--out PATH]`."""
-    parser = LightParser(
-        "pixio export",
-        description="Write an encoder for another library.",
-        usage="pixio export CHECKPOINT [options], see pixio export --help",
-    )
-    parser.add_argument(
-        "checkpoint", type=expanded, help="a file, a folder or hf:ORG/NAME[@REVISION]"
-    )
-    forms = (*get_args(Format), "onnx")
-    parser.add_argument("--to", default="safetensors", choices=forms, help="the format")
-    parser.add_argument(
-        "--out", type=expanded, help="file or folder; default: here, named as the source"
-    )
-    parser.add_argument("--licence", help="of weights of your own, as Apache-2.0")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of tensors")
-    parser.add_argument("--image-size", type=int, help="side of the images of onnx and timm")
-    about = "of a head for onnx: where the weights of its frozen backbone are"
-    parser.add_argument("--weights", type=expanded, help=about)
-    args = parser.parse_args(argv)
+def main(args: argparse.Namespace) -> int:
+    """Run `pixio export` with what is typed."""
     if args.to == "onnx":
         if args.licence or args.dtype:
             raise UserError("--licence and --dtype do not go with --to onnx: first to safetensors")

@@ -193,7 +193,7 @@ def _of_run(file: Path) -> tuple[dict[str, str], list[str]]:
         "commit": state.get("commit") or (lines[-1].get("commit") if lines else None),
     }
     known = {key: str(value) for key, value in facts.items() if value is not None}
-    found = [_evaluation(line) for line in lines[-1:]]
+    found = [_table(results.summary(line)) for line in lines[-1:]]
     if not found and (rows := Metrics(folder / "metrics.csv").rows):
         held_out = [row for row in rows if "val/loss" in row and row["step"] < step]
         found = [_held_out(row) for row in held_out[-1:]]
@@ -217,20 +217,6 @@ def _global_batch(batch: Any) -> int | None:
     if not isinstance(batch, dict) or not all(isinstance(n, int) for n in batch.values()):
         return None
     return math.prod(batch.values())
-
-
-def _evaluation(line: Mapping[str, Any]) -> str:
-    """Lay a line of results.jsonl out: every metric beside its baselines."""
-    tables = {"this model": line["metrics"], **line["baselines"]}
-    head = ["metric", *(name.replace("_", " ") for name in tables)]
-    rows = [
-        [metric, *(f"{table[metric]:.4g}" if metric in table else "" for table in tables.values())]
-        for metric in line["metrics"]
-    ]
-    text = f"{line['split']} of {line['dataset']}, {line['n']} samples, step {line['steps']}"
-    text += f"; {line['protocol']}" if line["protocol"] else ""
-    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    return visible(text) + "\n\n" + "\n".join(map(visible, table))
 
 
 def _held_out(row: Mapping[str, float]) -> str:

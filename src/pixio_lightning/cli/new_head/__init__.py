@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import keyword
 import re
@@ -17,7 +16,6 @@ from pixio_lightning.files import plugins
 TEMPLATE = Path(__file__).parent / "template"
 # The words of the template and what becomes of them: dashes, underscores, class name.
 _WORD = re.compile("pixio-example|example|Example")
-_CLASS = re.compile(r"^class (\w+)\((.*)\):", re.MULTILINE)
 
 
 def spellings(name: str) -> dict[str, str]:
@@ -42,48 +40,17 @@ def spellings(name: str) -> dict[str, str]:
         "example": name,
         "Example": "".join(part.capitalize() for part in name.split("_")),
     }
-    _refuse_classes(name, [_renamed(cls, words) for cls in ("Example", "ExampleData")])
-    return words
-
-
-def _refuse_classes(name: str, classes: list[str]) -> None:
-    """Refuse a name whose classes could not be written, or would be taken for others."""
-    taken = dict.fromkeys(_template_names(), "its own code")
-    taken |= dict.fromkeys({*pixio_lightning.__all__, *_run_classes()}, "pixio-lightning")
+    # Scoring is the one class of ours that recipes call by its name alone and `__all__` lacks.
+    taken = dict.fromkeys([*pixio_lightning.__all__, "Scoring"], "pixio-lightning")
     taken |= {head.attribute: head.origin for head in plugins.installed()}
     taken |= dict.fromkeys(keyword.kwlist, "Python")
-    for cls in classes:
+    for cls in (words["Example"], f"{words['Example']}Data"):
         if cls in taken:
             raise UserError(
                 f"head '{name}' would need a class called {cls}, a name that {taken[cls]} has "
                 "already: choose another name"
             )
-
-
-def _run_classes() -> set[str]:
-    """Return the models and data modules of the core, which recipes call by their names alone.
-
-    They are read from its source: importing them takes torch.
-    """
-    found = {"LightningModule", "LightningDataModule"}
-    package = Path(pixio_lightning.__file__).parent
-    texts = [p.read_text("utf-8") for p in package.rglob("*.py") if TEMPLATE not in p.parents]
-    bases = {cls: re.findall(r"\w+", of) for text in texts for cls, of in _CLASS.findall(text)}
-    while more := {cls for cls, of in bases.items() if not found.isdisjoint(of)} - found:
-        found |= more
-    return found
-
-
-def _template_names() -> set[str]:
-    """Return what the template's modules import and define, but for the classes to be renamed."""
-    found: set[str] = set()
-    for path in TEMPLATE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                found |= {alias.asname or alias.name for alias in node.names}
-            elif isinstance(node, ast.ClassDef):
-                found.add(node.name)
-    return {name for name in found if "Example" not in name}
+    return words
 
 
 def _refuse_installed(name: str, distribution: str, package: str) -> None:

@@ -54,7 +54,6 @@ FREE = (
     "trainer.enable_model_summary",
     "trainer.enable_progress_bar",
     "trainer.model_registry",
-    "trainer.default_root_dir",  # --out stands in its place
     # How episodes of a policy run; not how many.
     "data.processes",
     "model.timeout",
@@ -260,21 +259,6 @@ def _same_size(then: Batch, now: Batch) -> str:
         if then.size % rest == 0:
             ways.append(f"{key} {then.size // rest}")
     return f"set {' or '.join(ways)}, " if ways else ""
-
-
-class Takeover(L.Callback):
-    """Let the run folder say what runs in it now, once it really does.
-
-    Args:
-        write: Writes that; called in the first process when training starts.
-    """
-
-    def __init__(self, write: Callable[[], None]) -> None:
-        self.write = write
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.write()
 
 
 class Accumulation(L.Callback):

@@ -174,7 +174,7 @@ def frames_at(
 
 
 def sought_frames(
-    file: Path, times: Sequence[float], keys: Sequence[float]
+    file: Path, numbers: Sequence[int], times: NDArray[np.float64], keys: NDArray[np.integer]
 ) -> list[NDArray[np.uint8]]:
     """Return a few frames of a video, upright, uint8 `(h, w, 3)`, decoding as little as it takes.
 
@@ -183,19 +183,22 @@ def sought_frames(
 
     Args:
         file: A video that `opened_video` takes.
-        times: Seconds at which they are shown, as `packet_times` says, in rising order.
-        keys: For each, when the last key frame up to it is.
+        numbers: Of the frames, in rising order.
+        times, keys: When all frames are shown and which are key frames, see `packet_times`.
 
     Raises:
         BadImage: One cannot be decoded.
     """
     av, found = pyav(file), []
+    before = np.searchsorted(keys, numbers, side="right") - 1
+    # Before the first key frame there is nothing to go to but the beginning.
+    sought = [float(times[keys[i] if i >= 0 else 0]) for i in before]
     try:
         with av.open(str(file), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             frames, now = container.decode(stream), -math.inf
-            for wanted, key in zip(times, keys, strict=True):
+            for wanted, key in zip(times[list(numbers)].tolist(), sought, strict=True):
                 if key > now:
                     container.seek(round(key / stream.time_base), stream=stream)
                     frames = _sound(container.decode(stream), key)

@@ -152,13 +152,10 @@ class VideoSource:
 
     def read(self, index: int, frames: Sequence[int]) -> list[Frame]:
         video, start, _ = self._clips[index]
-        times, numbers = self._times[video], self._keys[video]
+        times, keys = self._times[video], self._keys[video]
         wanted = [int(start) + frame for frame in frames]
-        # Before the first key frame there is nothing to go to but the beginning.
-        at = np.searchsorted(numbers, wanted, side="right") - 1
-        keys = [float(times[numbers[i] if i >= 0 else 0]) for i in at]
         try:
-            return sought_frames(self.root / self.file(index), times[wanted].tolist(), keys)
+            return sought_frames(self.root / self.file(index), wanted, times, keys)
         except BadImage as error:
             raise BadImage(str(error), name=self.name(index)) from None
 

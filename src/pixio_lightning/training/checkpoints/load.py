@@ -213,7 +213,7 @@ def class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
         return plugins.load(heads[0])
     if name in pixio_lightning.__all__:
         getattr(pixio_lightning, name)  # imports what trains a backbone as such
-    found = [cls for cls in _subclasses(BackboneModule) if cls.__qualname__ == name]
+    found = [cls for cls in subclasses(BackboneModule) if cls.__qualname__ == name]
     if not found:
         known = [plugin.attribute for plugin in plugins.installed()]
         raise UserError(
@@ -224,9 +224,10 @@ def class_of(name: str, path: str | os.PathLike) -> type[BackboneModule]:
     return found[-1]
 
 
-def _subclasses(cls: type) -> list[type]:
+def subclasses(cls: type) -> list[type]:
+    """Return those of a class, and theirs."""
     found: list[type] = []
     sub: type
     for sub in type.__subclasses__(cls):
-        found += [sub, *_subclasses(sub)]
+        found += [sub, *subclasses(sub)]
     return found
