@@ -138,7 +138,8 @@ class HeadContract:
     @pytest.mark.usefixtures("trainable")
     def test_training_lowers_the_loss(self, tmp_path: Path) -> None:
         keys: dict[str, Any] = {"trainer__max_steps": 30, "trainer__log_every_n_steps": 1}
-        self.run("fit", tmp_path / "run", **keys, model__optim__warmup=0)
+        keys |= {"data__steps_per_epoch": 30, "model__optim__warmup": 0}  # evaluated once
+        self.run("fit", tmp_path / "run", **keys)
         rows = Metrics(tmp_path / "run" / "metrics.csv").rows
         losses = [row["train/loss"] for row in rows if "train/loss" in row]
         assert sum(losses[-6:]) < sum(losses[:6]), losses

@@ -32,12 +32,19 @@ from pixio_lightning.errors import UserError
 PATIENT = {"timeout": 120}  # seconds, beside other tests
 
 
+@pytest.fixture(scope="module")
+def browser(address: str) -> Iterator[Client]:
+    """Return what opened the page once: closing it takes a second."""
+    opened = Client(address, verbose=False, httpx_kwargs=PATIENT)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def client(address: str) -> Iterator[Client]:
-    """Return a user of the page."""
-    user = Client(address, verbose=False, httpx_kwargs=PATIENT)
-    yield user
-    user.close()
+def client(browser: Client) -> Client:
+    """Return a new user of the page, with a session of their own."""
+    browser.reset_session()
+    return browser
 
 
 def pixels(shown: Any) -> np.ndarray:

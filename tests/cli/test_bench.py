@@ -312,7 +312,9 @@ TWO = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_stops_the_suite_and_the_same_line_goes_on(
     number: signal.Signals,
     tmp_path: Path,

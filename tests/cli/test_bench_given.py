@@ -273,7 +273,9 @@ def test_published_figures_say_whose_they_are(entry: dict, said: str, tmp_path: 
         bench.read_suite(write(tmp_path, rows=rows))
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(  # the paper's rows are of the recipes of the others
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "paper" else n for n in REAL]
+)
 def test_suites_of_real_data_are_planned(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

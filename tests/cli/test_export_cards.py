@@ -60,7 +60,7 @@ def exported(
         ("safetensors", "tiny.safetensors", "pixio-lightning"),
         ("transformers", "tiny-hf", "transformers"),
         ("timm", "tiny-timm", "timm"),
-        ("onnx", "tiny.onnx", "onnx"),
+        pytest.param("onnx", "tiny.onnx", "onnx", marks=pytest.mark.slow),  # the next test's is
         ("timm", "tiny.v1.0", "timm"),  # a folder, whatever its name looks like
     ],
 )
@@ -85,6 +85,7 @@ def test_an_encoder(
     assert ("decoder" in text) == (form == "safetensors")
 
 
+@pytest.mark.slow  # two graphs of ONNX; the card of a head is read below
 def test_figures_of_another_run_s_checkpoint_are_not_the_exported_one_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

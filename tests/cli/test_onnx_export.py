@@ -140,6 +140,7 @@ def test_a_classifier_takes_images_of_the_size_it_is_evaluated_at(
     assert f"class names: 0 {names[0]}, 1 {names[1]}" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # as the square ones of the next test
 def test_an_encoder_of_oblong_images_takes_these(tmp_path: Path) -> None:
     args = ARGS | {"img_size": [16, 32], "n_cls_tokens": 4}
     backbone = Backbone("pixio_vitt16", weights="random:0", model_args=args).load()

@@ -16,6 +16,8 @@ from small_runs import SCENES, words_of
 from pixio_lightning.cli.main import main
 from pixio_lightning.training import results, run_folder
 
+SMALL = ("--model.decoder.features=8", "--model.decoder.stages=[8, 8, 8, 8]")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -161,7 +163,7 @@ def test_a_head_is_not_judged_by_samples_that_it_was_trained_on(
         Image.fromarray(labels).save(tmp_path / f"DIR/masks/{i}.png")
     words = ["-c", "segmentation/folder", "--data.path", str(tmp_path / "DIR"), "--out"]
     words += [str(tmp_path / "run"), "--model.backbone", "{weights: tiny, tune: frozen}"]
-    words += ["--model.window=64", "--model.stride=64", "--data.image_size=64"]
+    words += ["--model.window=64", "--model.stride=64", "--data.image_size=64", *SMALL]
     words += ["--data.num_classes=3", "--data.num_workers=0", "--trainer.accelerator=cpu"]
     short = ["--trainer.max_steps=1", "--data.steps_per_epoch=1", "--data.batch_size=2"]
     assert main(["fit", *words, *short, "--panels.every_n_steps=0"]) == 0
@@ -209,11 +211,12 @@ def write_rows(root: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "keys", "trained_on", "free"),
     [
-        (
+        pytest.param(  # of lists, whose names are told apart as those of splits are
             "voc",
             ["--data.num_classes=null"],
             {"trainaug": "JPEGImages/a.jpg", "trainval": "JPEGImages/d.jpg"},
             "more",
+            marks=pytest.mark.slow,
         ),
         (
             "hub",
@@ -237,7 +240,7 @@ def test_nor_by_other_lists_and_splits_that_hold_them(
     {"voc": write_voc, "hub": write_rows}[source](folder)
     words = ["-c", "segmentation/folder", f"--data.source={source}", "--data.path", str(folder)]
     words += ["--out", str(tmp_path / "run"), "--model.backbone", "{weights: tiny, tune: frozen}"]
-    words += ["--model.window=64", "--model.stride=64", "--data.image_size=64", *keys]
+    words += ["--model.window=64", "--model.stride=64", "--data.image_size=64", *keys, *SMALL]
     words += ["--data.num_workers=0", "--trainer.accelerator=cpu"]
     short = ["--trainer.max_steps=1", "--data.steps_per_epoch=1", "--data.batch_size=2"]
     assert main(["fit", *words, *short, "--panels.every_n_steps=0"]) == 0
@@ -371,7 +374,12 @@ def test_what_fits_the_weights_and_reads_them_otherwise_is_that_of_the_run(
 @pytest.mark.parametrize(
     ("head", "words", "said"),
     [
-        ("policy", "--model.normalize_actions=true", "model.normalize_actions is true, but"),
+        pytest.param(
+            "policy",
+            "--model.normalize_actions=true",
+            "model.normalize_actions is true, but",
+            marks=pytest.mark.slow,
+        ),
         ("reconstruction", "--model.sizes.taps=[1, 0]", "model.sizes.taps is [1, 0], but"),
     ],
 )
@@ -419,7 +427,9 @@ def classify(folder: Path, verb: str, *words: str) -> int:
     return main([*line, "--model.backbone.weights", "random", "--model.cache", "false", *words])
 
 
-@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+@pytest.mark.parametrize(
+    "verb", ["validate", *(pytest.param(v, marks=pytest.mark.slow) for v in ("test", "predict"))]
+)
 def test_what_trained_weights_read_is_that_of_the_run_wherever_it_is_asked_for(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -664,6 +664,8 @@ def test_a_worker_that_hangs_is_noticed(index: ShardIndex, monkeypatch: pytest.M
         released.wait()
         return []
 
+    # For how long torch waits for a worker to end that it cannot tell to.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
     monkeypatch.setattr(shard_stream, "read_group", hang)
     loader = loader_of(index, workers=1, timeout=2)
     with pytest.raises(UserError, match="gave no batch for 2 s"):

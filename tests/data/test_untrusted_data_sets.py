@@ -65,7 +65,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Server)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", asked
     server.shutdown()
     server.server_close()

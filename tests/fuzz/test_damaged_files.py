@@ -35,10 +35,10 @@ def read(group: str, first: int, count: int) -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_damaged_files_are_read_or_refused(group: str) -> None:
-    read(group, 0, 50)
+    read(group, 0, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_many_more_damaged_files(group: str) -> None:
-    read(group, 50, 2100)
+    read(group, 20, 2130)

@@ -322,6 +322,7 @@ def test_curate_and_materialize_and_train_on_it(shards: Path, scores: Path, tmp_
     assert sum(int(row["kept"]) for row in rows) >= 16 * 8
 
 
+@pytest.mark.slow  # as the one that is trained
 def test_a_model_that_scores_is_compiled_where_it_is_asked_for(
     checkpoint: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

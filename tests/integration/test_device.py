@@ -28,11 +28,8 @@ from pixio_lightning.cli.main import main
 from pixio_lightning.training import results
 from pixio_lightning.training.checkpoints import checkpoint_io
 
-# Those that differ from another one in few lines.
-_ALIKE = (
-    *("depth, DPT through windows", "relative depth", "ordinal depth"),
-    *("segmentation, tuned", "classification, several"),
-)
+# A pretraining and a head; the tests below, and test_no_waiting.py, train most others there.
+_QUICK = ("pretraining", "depth")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +39,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _ALIKE else n for n in HEADS]
+    "name", [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in HEADS]
 )
 def test_a_run_goes_through_on_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -76,7 +73,7 @@ def test_a_run_goes_through_on_the_device(
         ("attributes", ()),
         ("relative depth", ("--model.form", "least_squares")),
         ("reconstruction", ()),
-        ("pretraining", ()),
+        pytest.param("pretraining", (), marks=pytest.mark.slow),  # as the one that follows
         ("future prediction", ()),
     ],
 )

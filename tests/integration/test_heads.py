@@ -77,6 +77,7 @@ def test_a_frozen_backbone_is_not_sharded(tmp_path: Path, capsys: pytest.Capture
     assert "the backbone is frozen: leave it out" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # test_sharded_checkpoints.py shards one, test_distributed.py holds DDP equal
 def test_a_tuned_backbone_is_sharded_and_measured_as_by_ddp(tmp_path: Path) -> None:
     """The record needs the digest of all of it, which no process holds."""
     words = (*DEPTH, *RANDOM, "--model.backbone.tune", "full", "--data.batch_size", 2)

@@ -138,15 +138,20 @@ _MOMENTS = {
     ),
 }
 
+# Within a validation, between its record and the checkpoint of the best, after that, in the one at
+# the end, and after all of it with a save at the last step.
+_QUICK = {
+    *((moment, 3) for moment in ("between batches", "after the record", "after best")),
+    *(("in the last", 3), ("after the last", 4)),
+}
+
 
 @pytest.mark.parametrize(
     ("moment", "save_every"),
     [
-        *((moment, 3) for moment in _MOMENTS),
-        *(
-            pytest.param(moment, 4, marks=() if "last" in moment else pytest.mark.slow)
-            for moment in _MOMENTS
-        ),
+        pytest.param(moment, every, marks=() if (moment, every) in _QUICK else pytest.mark.slow)
+        for every in (3, 4)
+        for moment in _MOMENTS
     ],
 )
 def test_a_power_cut_around_a_validation_changes_nothing(
@@ -173,7 +178,11 @@ def test_a_power_cut_around_a_validation_changes_nothing(
 
 @pytest.mark.parametrize(
     ("step", "number", "save_every"),
-    [(8, signal.SIGTERM, 3), (8, signal.SIGINT, 4), (10, signal.SIGINT, 3)],
+    [
+        (8, signal.SIGTERM, 3),
+        pytest.param(8, signal.SIGINT, 4, marks=pytest.mark.slow),
+        (10, signal.SIGINT, 3),
+    ],
 )
 def test_a_signal_saves_in_the_middle_of_a_validation_or_an_epoch(
     step: int,

@@ -10,7 +10,7 @@ from small_runs import ON_A_GPU, logged_run
 from pixio_lightning.cli.main import main
 from pixio_lightning.data.stream import EndlessLoader
 
-_STEPS, _LOG = 13, 4
+_STEPS, _LOG = 10, 3
 _LONG = ("future prediction", "distillation", "relative depth")
 
 

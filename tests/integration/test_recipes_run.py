@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,17 +81,11 @@ _COMPILED = [
 ]
 _UNCOMPILED = dict.fromkeys(_COMPILED, ["--model.backbone.compile", "false"])
 # Large models, which commands of the pages check as well.
-_ON_PAGES = (
+_ON_PAGES = {
     *("distill/vit5b16_to_vit1b16_vith16", "distill/vit5b16_to_vitl16_vitb16"),
     *("pretrain/vit5b16_web", "pretrain/vith16_imagenet", "pretrain/vitb16_imagenet"),
-)
+}
 HEADER = {"reproduces", "run", "hardware", "expect"}
-
-
-@pytest.fixture(autouse=True)
-def scenes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render into a folder that all tests of a worker share."""
-    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def verb_of(name: str) -> str:
@@ -99,6 +95,54 @@ def verb_of(name: str) -> str:
     return verb
 
 
+def kind_of(name: str, *, by_source: bool) -> frozenset[str]:
+    """Return what a recipe shares with those that differ from it in sizes and numbers alone.
+
+    These are its verb, the classes and the decoder it names, what is tuned and what its trainer is
+    told; its source of data, too, where a test reads it and does not replace it by scenes.
+    """
+    told = dict(flatten(yaml.safe_load(recipes.find(name).read_text())))
+    found = {verb_of(name)}
+    for key, value in told.items():
+        last = key.rpartition(".")[2]
+        if last in ("class_path", "decoder"):
+            found.add(str(value))
+        elif last == "tune" or (by_source and last == "source"):
+            found.add(f"{last} {value}")
+        elif key in ("trainer.accumulate_grad_batches", "trainer.gradient_clip_val"):
+            found.add(key)
+    return frozenset(found)
+
+
+def one_of_each(*, by_source: bool = False) -> set[str]:
+    """Return the first recipe of each kind; a new kind of recipe is so run by itself."""
+    first: dict[frozenset[str], str] = {}
+    for name in sorted(RUNS, key=lambda name: (not name.endswith("/demo"), name)):
+        first.setdefault(kind_of(name, by_source=by_source), name)
+    return set(first.values())
+
+
+QUICK, QUICK_BY_SOURCE = one_of_each(), one_of_each(by_source=True)
+
+
+def cases(names: Iterable[str], among: set[str], *values: Callable[[str], object]) -> list[Any]:
+    """Return recipes as the cases of a test, slow where another one of their kind is among them."""
+    return [
+        pytest.param(
+            *(name, *(value(name) for value in values)),
+            id=name,
+            marks=() if name in among else pytest.mark.slow,
+        )
+        for name in names
+    ]
+
+
+@pytest.fixture(autouse=True)
+def scenes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render into a folder that all tests of a worker share."""
+    monkeypatch.setenv("PIXIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     with pytest.raises(SystemExit) as stop:
         main(["fit", *words, "--print_config"])
@@ -106,7 +150,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", cases(RUNS, QUICK))
 def test_prints_and_reloads_to_the_same(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,7 +163,7 @@ def test_prints_and_reloads_to_the_same(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        *(pytest.param(name, _UNCOMPILED.get(name, []), id=name) for name in RUNS),
+        *cases(RUNS, QUICK, lambda name: _UNCOMPILED.get(name, [])),
         *(
             pytest.param(name, [], id=f"{name}, compiled", marks=pytest.mark.slow)
             for name in _COMPILED
@@ -182,11 +226,7 @@ def test_runs_two_steps_in_a_process_of_its_own(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in _ON_PAGES else name
-        for name in RUNS
-        if not name.endswith("/continue")
-    ],
+    cases((name for name in RUNS if not name.endswith("/continue")), QUICK_BY_SOURCE - _ON_PAGES),
 )
 def test_checks_without_memory(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -236,10 +276,7 @@ def test_overlays_say_what_they_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_goes_on_any_recipe_of_a_task(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On one with a backbone of hub weights, and on one whose backbone has arguments of its own."""
+def test_a_backbone_says_what_it_is_and_by_which_licence(name: str) -> None:
     summary, fields = recipes.header(recipes.find(name))
     assert summary and fields["run"] == f"pixio fit -c RECIPE -c {name}"
     content = yaml.safe_load(recipes.find(name).read_text())
@@ -251,6 +288,18 @@ def test_a_backbone_goes_on_any_recipe_of_a_task(
         assert _letters(licence) in _letters(fields["licence"])
     else:
         assert weights.licence_of(backbone["weights"], {}) in fields["licence"]
+
+
+# The smallest of each family, which differ from the others in sizes.
+_FAMILIES = {name.rpartition("_")[0]: name for name in sorted(BACKBONES, reverse=True)}
+
+
+@pytest.mark.parametrize("name", cases(BACKBONES, set(_FAMILIES.values())))
+def test_a_backbone_goes_on_any_recipe_of_a_task(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one with a backbone of hub weights, and on one whose backbone has arguments of its own."""
+    backbone = yaml.safe_load(recipes.find(name).read_text())["model"]["backbone"]
     for recipe in ("depth/nyuv2_linear", "classification/demo"):
         words = ["-c", recipe, "-c", name, "--model.backbone.weights", "random", "--data.path"]
         words = words[:-1] if recipe.endswith("demo") else [*words, "DIR"]

@@ -41,7 +41,7 @@ def test_resumes_bit_for_bit(
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_mean_over_steps_is_of_those_before_the_kill_too(
     recipe: Path, tmp_path: Path, processes: int
 ) -> None:

@@ -119,6 +119,7 @@ def test_sharded_equals_ddp(videos: Path, tmp_path: Path) -> None:
     assert len(curves[0]) == 6 and (curves[0] - curves[1]).abs().max() < 1e-6
 
 
+@pytest.mark.slow  # test_distributed.py holds it of a pretraining on images
 def test_two_processes_equal_one_and_the_backbone_is_any_other(
     videos: Path, tmp_path: Path
 ) -> None:

@@ -256,6 +256,7 @@ def test_compile_changes_nothing(build, images):
     assert names[0] == names[1]
 
 
+@pytest.mark.slow  # compiling takes long, as in the test above
 def test_encoder_and_decoder_are_compiled_for_the_sizes_they_run_at(build, images):
     """One graph for all blocks of each, and no number of tokens that is left open."""
     graphs = []

@@ -58,7 +58,7 @@ class World:
                 pass
 
         self.server = HTTPServer(("127.0.0.1", 0), Server)
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/w.pth"
         self.sung, self.cache, self.local = folder / "sung", folder / "cache", folder / "local"
         self.pickle = folder / "evil.pth"

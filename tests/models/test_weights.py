@@ -448,7 +448,7 @@ def refusing_hub(monkeypatch):
                 pass
 
         servers.append(HTTPServer(("127.0.0.1", 0), Hub))
-        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         address = f"http://127.0.0.1:{servers[-1].server_port}"
         monkeypatch.setattr(constants, "ENDPOINT", address)

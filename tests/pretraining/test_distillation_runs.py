@@ -202,6 +202,7 @@ def test_onnx_of_a_student_is_the_student_and_not_its_teacher(
     )
 
 
+@pytest.mark.slow  # as of a run with two, above
 def test_onnx_of_a_run_with_one_student(teacher: Path, tmp_path: Path, capsys) -> None:
     recipe, out = write_recipe(tmp_path, teacher, "only"), tmp_path / "run"
     assert tiny_run.fit(recipe, out, "--trainer.max_steps", 1) == 0

@@ -203,7 +203,9 @@ def test_saving_every_0_steps_saves_at_the_end(recipe: Path, tmp_path: Path, cap
     assert "checkpoint.every_n_steps is -1, but expected at least 0" in line
 
 
-@pytest.mark.parametrize("stopped_at", [7, 9, 10])
+@pytest.mark.parametrize(
+    "stopped_at", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 9))]
+)
 def test_the_table_reads_as_if_never_interrupted(
     recipe: Path, folder: Path, tmp_path: Path, monkeypatch, stopped_at: int
 ) -> None:
@@ -287,7 +289,10 @@ def test_a_terminal_without_rows_has_no_bar() -> None:
 
 @pytest.mark.parametrize(
     ("number", "workers", "accumulate", "code"),
-    [(signal.SIGTERM, 1, 1, 143), (signal.SIGUSR1, 0, 16, 138)],
+    [
+        (signal.SIGTERM, 1, 1, 143),
+        pytest.param(signal.SIGUSR1, 0, 16, 138, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_stops(
     recipe: Path, tmp_path: Path, number: signal.Signals, workers: int, accumulate: int, code: int
@@ -460,7 +465,8 @@ class Preempted(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("step", [3, 4, 6])
+# Where a probe, a save and a validation all have their turn; the others are of two of these.
+@pytest.mark.parametrize("step", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 6))])
 def test_a_preempted_run_saves_instead_of_probing(
     recipe: Path, folder: Path, tmp_path: Path, capsys, step: int
 ) -> None:

@@ -113,7 +113,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("which", OTHERS)
+@pytest.mark.parametrize(
+    "which", [pytest.param(n, marks=pytest.mark.slow) if "apart" in n else n for n in OTHERS]
+)
 def test_a_process_that_finds_other_samples_is_named_by_all(which: str, tmp_path: Path) -> None:
     """A file more, as on a file system that lags, moves the order of all that are read."""
     source, val, lacks, what = OTHERS[which]

@@ -168,7 +168,13 @@ LINES: dict[str, str | Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LINES)
+# One of what is no line, one with what is shown, one with what is computed with.
+QUICK = ("no mapping", "metrics without numbers", "step that is none")
+
+
+@pytest.mark.parametrize(
+    "kind", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LINES]
+)
 def test_lines_that_nothing_here_writes_are_left_out(
     kind: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,7 +73,7 @@ def test_a_batch_has_a_row_for_each_environment_whatever_is_left_to_play(sound: 
         ("Raises", "RuntimeError: the arm fell off", 2),
         ("Dies", "its process ended with code -9", 2),
         ("Hangs", "no answer in 3 s", 2),
-        ("Stuck", "no answer in 3 s", 0),
+        pytest.param("Stuck", "no answer in 3 s", 0, marks=pytest.mark.slow),
         ("Unseen", "proprio is not finite", 2),
         ("Unpaid", "the reward is inf", 2),
     ],

@@ -129,7 +129,9 @@ def test_the_expert_takes_over_from_disturbed_states(task: str) -> None:
     assert sum(found) >= 18, found
 
 
-@each_task
+@pytest.mark.parametrize(
+    "task", [n if n == "reach" else pytest.param(n, marks=pytest.mark.slow) for n in TASKS]
+)
 def test_who_does_not_look_fails(task: str) -> None:
     """Random actions, the experts' mean actions, and an expert that knows the mean goal only."""
     expert, rng, n = Expert(), np.random.default_rng(0), 30

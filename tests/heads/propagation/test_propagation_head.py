@@ -155,7 +155,7 @@ _CLIPS = {"swan": 5, "bear": 4, "dog": 3}
     ("source", "write", "clips", "names"),
     [
         ("davis2017", davis, _CLIPS, {"jf", "j", "f"}),
-        ("vip", vip, _CLIPS, {"miou"}),
+        pytest.param("vip", vip, _CLIPS, {"miou"}, marks=pytest.mark.slow),  # masks, too
         ("jhmdb", jhmdb, {f"golf/{name}": n for name, n in _CLIPS.items()}, {"pck_10", "pck_20"}),
     ],
 )

@@ -58,7 +58,7 @@ def by_distances(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return j, 2 * shares[0] * shares[1] / total if total else 0.0
 
 
-@pytest.mark.parametrize("size", [(48, 70), (300, 40)])
+@pytest.mark.parametrize("size", [(48, 70), pytest.param((300, 40), marks=pytest.mark.slow)])
 def test_j_and_f_of_random_masks_are_those_by_distances(size: tuple[int, int]) -> None:
     found, truth = blobs(0, (8, *size)), blobs(1, (8, *size))
     found[4] = np.roll(truth[4], 2, axis=1)  # near, and partly beyond the reach
