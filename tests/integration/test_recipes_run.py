@@ -17,6 +17,7 @@ from running import pixio
 from pixio_heads.policy import lerobot
 from pixio_heads.policy.demonstrations import Demonstration
 from pixio_lightning.cli import recipes
+from pixio_lightning.cli.config_tree import flatten
 from pixio_lightning.cli.main import main
 from pixio_lightning.cli.options import folder_name
 from pixio_lightning.models.weights import read as weights
