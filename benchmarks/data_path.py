@@ -76,6 +76,7 @@ def write_images(
         table_of(images[i : i + group], {n: v[i : i + group] for n, v in extra.items()}, schema)
         for i in range(0, len(images), group)
     )
+    path.unlink(missing_ok=True)  # one of this name would be taken for finished
     write_shard(path, "", groups, schema, [])
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from pixio_lightning.cli import main as cli
 from pixio_lightning.cli import recipes
 from pixio_lightning.cli.class_lookup import import_named
-from pixio_lightning.cli.config_tree import in_files, nested
+from pixio_lightning.cli.config_tree import in_files
 from pixio_lightning.cli.lightning_cli import PixioCLI
 from pixio_lightning.cli.options import parse_options
+from pixio_lightning.training.run_folder import nested
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
 

@@ -66,7 +66,10 @@ def test_a_project_that_would_replace_what_is_installed_is_refused(
         ("none", "a class called None, a name that Python has already: choose another"),
         ("true", "a class called True, a name that Python"),
         ("head", "Head, a name that pixio-lightning"),
-        ("sample", "SampleData, a name that pixio-lightning has"),
+        ("sample", "Sample, a name that pixio-lightning has"),
+        ("dense_head", "DenseHead, a name that pixio-lightning has"),
+        ("tensor", "Tensor, a name that its own code has"),
+        ("metric_collection", "MetricCollection, a name that its own code has"),
         ("k_n_n", "KNN, a name that pixio-lightning .* has"),
     ],
 )
@@ -76,10 +79,8 @@ def test_names_whose_classes_are_taken(name: str, message: str, tmp_path: Path) 
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("cls", CORE_CLASSES["model"])
-def test_no_head_has_the_class_of_a_model_that_recipes_call_by_its_name(
-    cls: type, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("cls", [*CORE_CLASSES["model"], *CORE_CLASSES["data"]])
+def test_no_head_has_a_class_that_recipes_call_by_its_name(cls: type, tmp_path: Path) -> None:
     name = re.sub("(?<=.)(?=[A-Z])", "_", cls.__name__).lower()
     with pytest.raises(UserError, match=f"a class called {cls.__name__}, a name that pixio-light"):
         create(name, tmp_path)

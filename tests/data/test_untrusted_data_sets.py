@@ -23,6 +23,7 @@ from pixio_lightning.data.hub import HubSource
 from pixio_lightning.data.shards.format import Shard, ShardIndex, read_group
 from pixio_lightning.data.shards.index import INDEX, open_index, read_index, write_index
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import open_parquet
 
 _MOST_ROWS = 1 << 20  # of a group
 
@@ -306,7 +307,7 @@ def test_a_value_in_every_row_is_told_before_it_fills_the_memory(
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", seen)
-    with pytest.raises(parquet.TooLarge), pq.ParquetFile(tmp_path / "a.parquet") as file:
+    with pytest.raises(parquet.TooLarge), open_parquet(tmp_path / "a.parquet") as file:
         parquet.read_rows(file, 0, [name])
     assert sum(sizes) < 2 << 20
 
@@ -317,7 +318,7 @@ def test_a_footer_tells_of_columns_whose_names_hold_dots(
     monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 10)
     table = pa.table({"a.b": [list(range(1000))], "a.bc": [1]})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+    with open_parquet(tmp_path / "a.parquet") as file:
         assert parquet.read_rows(file, 0, ["a.bc"]).num_rows == 1
         monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
         with pytest.raises(parquet.TooLarge):
@@ -331,37 +332,8 @@ def test_lists_of_equal_numbers_are_told_by_the_footer(
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 13
     monkeypatch.setattr(parquet, "MAX_GROUP", 1 << 23)
-    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+    with open_parquet(tmp_path / "a.parquet") as file:
         assert file.metadata.row_group(0).total_byte_size < 1 << 17
         monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # it is not even begun
         with pytest.raises(parquet.TooLarge):
             parquet.read_rows(file, 0, ["state"])
-
-
-def test_a_column_that_contradicts_itself_raises(tmp_path: Path) -> None:
-    """Asking pyarrow for its metadata ends the process."""
-    path = tmp_path / "set.parquet"
-    pq.write_table(pa.table({"a": range(24)}), path, compression="none")
-    content = bytearray(path.read_bytes())
-    # Of the histogram of definition levels, 0 and 24, one entry is too few.
-    at = content.rindex(b"\x19\x26\x00\x30")
-    content[at : at + 4] = b"\x19\x16\xb0\x00"
-    path.write_bytes(content)
-    with pq.ParquetFile(path) as file:
-        for read in (parquet.column_facts, parquet.read_rows):
-            with pytest.raises(OSError, match="histogram size mismatch"):
-                read(file, 0, ["a"])
-
-
-def test_a_column_without_an_order_is_read(tmp_path: Path) -> None:
-    """Asking pyarrow to write its metadata down ends the process."""
-    path = tmp_path / "set.parquet"
-    pq.write_table(pa.table({"a": range(24), "b": [[1]] * 24, "c": range(24)}), path)
-    content = bytearray(path.read_bytes())
-    at = content.rindex(b"\x19\x3c" + 3 * b"\x1c\x00\x00")
-    content[at + 2] = 0  # the first of three has no kind
-    path.write_bytes(content)
-    with path.open("rb") as opened, pq.ParquetFile(opened) as file:
-        found = [part.path_in_schema for part in parquet.column_facts(file, 0, ["b", "c"])]
-        assert found == ["b.list.element", "c"]
-        assert parquet.read_rows(file, 0, ["b"])["b"].to_pylist() == [[1]] * 24

@@ -123,6 +123,19 @@ def test_a_training_whose_model_would_be_lost_is_refused(tmp_path: Path) -> None
         own.fit(head(), ShadeData())
 
 
+class Uncached(Classification):
+    """One that brings callbacks of its own alone."""
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return []
+
+
+def test_a_cache_that_nothing_fills_is_named(tmp_path: Path) -> None:
+    module = Uncached(backbone(), pool="patches", cache=True)
+    with pytest.raises(UserError, match="Uncached.configure_callbacks leaves out what fills it"):
+        trainer(tmp_path).fit(module, ShadeData())
+
+
 # --- modes ----------------------------------------------------------------------------------------
 
 

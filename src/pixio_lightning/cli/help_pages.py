@@ -62,7 +62,7 @@ predictions/ in the run folder (scores/ for curation/score), under the name of t
     "check": """\
 Parse the recipe, build the model without memory and print the plan: parameters, batch, learning
 rate, steps, run folder. Data are named as for fit, and need not be there yet. Exit code 2 when the
-recipe is wrong, or what is typed beside it.
+recipe is wrong, or what is typed beside it. `pixio fit -c RECIPE -c with/debug` takes two steps.
 """,
 }
 # An option, what it does, and the verbs that have it; None: all.

@@ -72,7 +72,7 @@ def _refusal(error: OSError) -> str:
     where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
     advice = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "; free some, then run the same line again"
+        advice = "; free some where --out, PIXIO_CACHE and TMPDIR are, then run the same line again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         advice = "; give a place that may be written to, such as another --out or PIXIO_CACHE"
     return f"{where}{reason}{advice}"

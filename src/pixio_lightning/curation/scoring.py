@@ -26,8 +26,9 @@ from pixio_lightning.errors import UserError, at_least, at_least_1, one_of, refu
 from pixio_lightning.keyed import RandomKey, key_of
 from pixio_lightning.models.backbone import Backbone
 from pixio_lightning.models.blocks import compile_blocks
+from pixio_lightning.models.build import is_generated
 from pixio_lightning.models.features import dense_cls_of, tapped_blocks
-from pixio_lightning.models.mae_decoder import MaeDecoder
+from pixio_lightning.models.mae_decoder import DecoderSize, MaeDecoder
 from pixio_lightning.models.masking import gather_tokens
 from pixio_lightning.models.weights.read import digest
 from pixio_lightning.models.weights.shipped import located
@@ -41,16 +42,21 @@ _FIRST_STEP = -1000
 
 
 def load_model(weights: str, *, noise_floor: float = 0.0) -> PixelPretraining:
-    """Return the pretraining module of a checkpoint.
+    """Return the pretraining module of a checkpoint, or a small one of random weights.
 
     Args:
-        weights: The file.
+        weights: The file; or `random:SEED`, to see whether all goes through, as `with/debug` does.
         noise_floor: What images will be scored with, see `image_losses`.
 
     Raises:
         UserError: The file is no checkpoint of pretraining, or one that a noise floor says nothing
             of.
     """
+    if is_generated(weights):
+        backbone = Backbone("pixio_vitt16", weights=weights, tune="full")
+        model = PixelPretraining(backbone, decoder=DecoderSize(dim=64, depth=1, heads=2))
+        model.configure_model()
+        return model.eval()
     loaded = restore.load(located(weights))
     if not isinstance(loaded, PixelPretraining):
         raise UserError(

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from pixio_lightning.data.listing.splits import Part as Part
     from pixio_lightning.data.listing.splits import part_of as part_of
     from pixio_lightning.data.parquet import TooLarge as TooLarge
-    from pixio_lightning.data.parquet import column_facts as column_facts
     from pixio_lightning.data.parquet import read_groups as read_groups
     from pixio_lightning.data.pixels import Pixels as Pixels
     from pixio_lightning.data.sample_data import SampleData as SampleData

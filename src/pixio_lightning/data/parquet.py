@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pixio_lightning.files import column_chunks, open_parquet
+
 MAX_GROUP = 1 << 30  # bytes of one group, unpacked
 MAX_ROWS = 1 << 20  # rows of one group
 MAX_WHOLE = 4 << 30  # bytes of all groups that are held at once
@@ -78,7 +80,7 @@ def check_unpacked(path: Path) -> None:
         TooLarge: A group is larger than it may be, or has more rows.
         pa.ArrowException: The file is damaged.
     """
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for group in range(file.num_row_groups):
             if path.stat().st_size > _SMALL:
                 _check_footer(file, group, file.schema_arrow.names)
@@ -110,39 +112,17 @@ def _check_footer(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> l
 
     What it says of each column is read where that matters: it takes as long as many groups do.
     """
-    about = file.metadata.row_group(group)
-    leaves = [file.schema.column(i) for i in _leaves(file, columns)]
+    schema, about = file.schema, file.metadata.row_group(group)
+    # A name may hold dots, as `observation.state`; below it are its fields.
+    names = tuple(f"{column}." for column in columns)
+    leaves = [schema.column(i) for i in range(len(schema))]
+    leaves = [leaf for leaf in leaves if f"{leaf.path}.".startswith(names)]
     # Equal numbers take next to nothing, unpacked pages included.
     unpacked = about.num_rows * sum(_WIDTHS.get(leaf.physical_type, 0) for leaf in leaves)
     if about.total_byte_size > MAX_GROUP or any(leaf.max_repetition_level for leaf in leaves):
-        facts = column_facts(file, group, columns)
-        widths = [_WIDTHS.get(leaf.physical_type, 0) for leaf in leaves]
-        numbers = sum(c.num_values * width for c, width in zip(facts, widths, strict=True))
-        unpacked = max(numbers, sum(c.total_uncompressed_size for c in facts))
+        wanted = [c for c in column_chunks(file, group) if f"{c.path}.".startswith(names)]
+        numbers = sum(c.num_values * _WIDTHS.get(c.physical_type, 0) for c in wanted)
+        unpacked = max(numbers, sum(c.unpacked for c in wanted))
     if about.num_rows > MAX_ROWS or unpacked > MAX_GROUP:
         raise TooLarge
     return leaves
-
-
-def column_facts(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[Any]:
-    """Return what the footer says of the leaves of columns in a row group; it need not be true.
-
-    Of metadata that contradict themselves `RowGroupMetaData.column` ends the process: what C++
-    throws there is caught nowhere. So the columns are opened before as if to be read, which raises,
-    but of no row: one alone may hold a list that fills the memory.
-
-    Raises:
-        OSError: The footer is damaged.
-    """
-    if leaves := _leaves(file, columns):
-        next(file.reader.iter_batches(0, [group], column_indices=leaves, use_threads=False), None)
-    about = file.metadata.row_group(group)
-    return [about.column(i) for i in leaves]
-
-
-def _leaves(file: pq.ParquetFile, columns: Sequence[str]) -> list[int]:
-    """Return the numbers of the leaves of the schema that columns have."""
-    # A name may hold dots, as `observation.state`; below it are its fields.
-    names = tuple(f"{column}." for column in columns)
-    paths = (file.schema.column(i).path for i in range(len(file.schema)))
-    return [i for i, path in enumerate(paths) if f"{path}.".startswith(names)]

@@ -179,8 +179,14 @@ class SampleViews(Dataset):
         about: dict[str, Any] = {"key": key_of(name), "name": name}
         if self.store is not None and self.frames is None:
             return _about(self.store[name_stored], about)
-        view = usable(lambda: to_tensors(prepare(self.load(index, epoch))) | about, name)
-        if isinstance(view, tuple) or self.store is None or self.frames is None:
+        sample = usable(lambda: self.load(index, epoch), name)
+        if isinstance(sample, tuple):
+            return sample
+        try:
+            view = to_tensors(prepare(sample)) | about
+        except BadImage as error:  # an OSError is none of the sample's: it was read
+            return name, str(error)
+        if self.store is None or self.frames is None:
             return view
         names = self.frames.frames(index)
         return _with_features(view, [self.store[name] for name in names])

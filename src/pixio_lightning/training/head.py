@@ -341,6 +341,21 @@ class Head(TaskModule):
 
         return [FeatureCache()] if self.cache else []
 
+    def on_fit_start(self) -> None:
+        """Begin as every task does.
+
+        Raises:
+            UserError: The cache is asked for, and what fills it was left out.
+        """
+        from pixio_lightning.training.callbacks.feature_cache import FeatureCache
+
+        if self.cache and not any(isinstance(one, FeatureCache) for one in self.trainer.callbacks):
+            raise UserError(
+                f"model.cache is true, but {type(self).__name__}.configure_callbacks leaves out "
+                "what fills it: begin it with super().configure_callbacks()"
+            )
+        super().on_fit_start()
+
     def configure_model(self) -> None:
         """Ask the data what the head must know, then load and build.
 

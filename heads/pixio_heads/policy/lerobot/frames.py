@@ -22,7 +22,6 @@ from pixio_heads.policy.lerobot.layout import inside
 from pixio_heads.policy.rollout.pictures import square
 from pixio_lightning.data import (
     BadImage,
-    column_facts,
     decode_pixels,
     frames_at,
     opened_video,
@@ -30,6 +29,7 @@ from pixio_lightning.data import (
     read_groups,
 )
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import column_chunks, open_parquet
 
 _KEPT = 1 << 30  # bytes of frames that are kept of a data set, per process
 _IN_A_ROW = 16  # frames of an episode; more than a sample's history has
@@ -146,12 +146,12 @@ def picture_files(file: Path, column: str) -> list[str]:
     There are none where they cannot be read: the pictures are bad, then.
     """
     try:
-        parquet = pq.ParquetFile(file)
-        paths, groups = [f"{column}.path"], range(parquet.num_row_groups)
-        parts = [part for group in groups for part in column_facts(parquet, group, paths)]
-        if not parts or sum(part.total_uncompressed_size for part in parts) > _MOST_PATHS:
+        parquet = open_parquet(file)
+        parts = [part for i in range(parquet.num_row_groups) for part in column_chunks(parquet, i)]
+        sizes = [part.unpacked for part in parts if part.path == f"{column}.path"]
+        if not sizes or sum(sizes) > _MOST_PATHS:
             return []  # of bytes alone
-        values = parquet.read(paths)[column].to_pylist()
+        values = parquet.read([f"{column}.path"])[column].to_pylist()
     except (pa.ArrowException, OSError, ValueError):
         return []
     found = [value["path"] for value in values if value and value["path"]]
@@ -173,7 +173,7 @@ def _images(
     stop: int,
 ) -> Iterator[Frame]:
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         ends = np.cumsum(sizes)
         first, last = first_row + start, first_row + stop

@@ -10,11 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pixio_lightning.data import TooLarge, read_groups
 from pixio_lightning.errors import UserError, nearest
-from pixio_lightning.files import parse_json, read_text
+from pixio_lightning.files import open_parquet, parse_json, read_text
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 ACTION, STATE = "action", "observation.state"
@@ -219,7 +218,7 @@ def read_table(
         UserError: It is missing or damaged, or has no such column.
     """
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
         for name in (*columns, *unread):
             if name not in parquet.schema_arrow.names:
                 known = nearest(name, parquet.schema_arrow.names)

@@ -6,9 +6,9 @@ import importlib.metadata
 import keyword
 import re
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
-import pixio_lightning
 from pixio_lightning.cli import recipes
 from pixio_lightning.errors import UserError
 from pixio_lightning.files import plugins
@@ -16,6 +16,16 @@ from pixio_lightning.files import plugins
 TEMPLATE = Path(__file__).parent / "template"
 # The words of the template and what becomes of them: dashes, underscores, class name.
 _WORD = re.compile("pixio-example|example|Example")
+# What its modules import and define under names of classes.
+_IN_TEMPLATE = (
+    "Image",
+    "MeanAbsoluteError",
+    "MetricCollection",
+    "R2Score",
+    "TableSamples",
+    "Tensor",
+)
+_IN_RECIPES = ("ImagesToScore", "Scoring")  # ours by their names alone, which no folder gives
 
 
 def spellings(name: str) -> dict[str, str]:
@@ -40,8 +50,11 @@ def spellings(name: str) -> dict[str, str]:
         "example": name,
         "Example": "".join(part.capitalize() for part in name.split("_")),
     }
-    # Scoring is the one class of ours that recipes call by its name alone and `__all__` lacks.
-    taken = dict.fromkeys([*pixio_lightning.__all__, "Scoring"], "pixio-lightning")
+    taken = dict.fromkeys(_IN_TEMPLATE, "its own code")
+    for package in ("", ".data", ".models", ".training"):
+        public = import_module(f"pixio_lightning{package}").__all__
+        taken |= dict.fromkeys(public, "pixio-lightning")
+    taken |= dict.fromkeys(_IN_RECIPES, "pixio-lightning")
     taken |= {head.attribute: head.origin for head in plugins.installed()}
     taken |= dict.fromkeys(keyword.kwlist, "Python")
     for cls in (words["Example"], f"{words['Example']}Data"):

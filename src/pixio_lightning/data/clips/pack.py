@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 import torch
 import torch.nn.functional as F
@@ -36,6 +35,7 @@ from pixio_lightning.data.shards.pack import (
 )
 from pixio_lightning.data.sources import digest_of_files, existing_folder, files_below
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import open_parquet
 from pixio_lightning.keyed import permuted
 
 _FRAME_FOLDER_FPS = 24.0  # by which numbers of frames in folders rise in a second, as in DAVIS
@@ -171,7 +171,7 @@ def _about(path: Path) -> pa.Table:
     """Return what the groups of a shard are, as rows of the table beside the index."""
     found = []
     with (
-        pq.ParquetFile(path) as file,
+        open_parquet(path) as file,
         path.open("rb") as raw,
         mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):

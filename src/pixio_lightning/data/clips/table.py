@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pixio_lightning.data.parquet import MAX_WHOLE, TooLarge, read_groups
 from pixio_lightning.data.shards.remote import file_system, join
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import written_aside
+from pixio_lightning.files import open_parquet, written_aside
 
 TABLE = "_clips.parquet"  # its name keeps it from being taken for a shard
 TABLE_SCHEMA = pa.schema(
@@ -53,7 +53,7 @@ def read_clips(root: str, columns: Sequence[str]) -> pa.Table | None:
     files, place = file_system(root), join(root, TABLE)
     try:
         most = max(MAX_WHOLE, _MOST_UNPACKED * (files.size(place) or 0))
-        with files.open(place, "rb") as opened, pq.ParquetFile(opened) as file:
+        with files.open(place, "rb") as opened, open_parquet(opened) as file:
             groups = range(file.num_row_groups)
             found: dict[str, pa.ChunkedArray] = {}
             # Text is read by a few rows at a time, which for lists of numbers is slow.

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixio_lightning.errors import UserError
+from pixio_lightning.files import open_parquet
 
 # Those that only read bytes; others of fsspec start programs or unpack.
 PROTOCOLS = ("file", "hf", "s3", "gs", "gcs", "az", "abfs", "http", "https")
@@ -170,6 +171,6 @@ def _opened_file_system(root: str, process: int) -> Any:
 @lru_cache(maxsize=32)
 def _opened_parquet(root: str, path: str, process: int) -> pq.ParquetFile:
     if "://" in root:
-        return pq.ParquetFile(open_for_groups(root, path))
+        return open_parquet(open_for_groups(root, path))
     # In half the time of a file of Python.
-    return pq.ParquetFile(pa.OSFile(os.path.expanduser(join(root, path))))
+    return open_parquet(pa.OSFile(os.path.expanduser(join(root, path))))

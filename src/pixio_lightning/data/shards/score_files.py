@@ -23,7 +23,7 @@ from pixio_lightning.data.parquet import MAX_ROWS, read_groups, read_rows
 from pixio_lightning.data.shards.format import Shard, ShardIndex, column_read, short_reason
 from pixio_lightning.data.shards.remote import in_order, join, parquet_file, retried
 from pixio_lightning.errors import UserError
-from pixio_lightning.files import written_aside
+from pixio_lightning.files import open_parquet, written_aside
 from pixio_lightning.files.naming import output_name
 from pixio_lightning.files.text import parse_json
 
@@ -127,7 +127,7 @@ def read_columns(
     place = join(root, path)
 
     def read() -> dict[str, Any]:
-        file = parquet_file(root, path) if group is not None else pq.ParquetFile(place)
+        file = parquet_file(root, path) if group is not None else open_parquet(place)
         known = file.schema_arrow.names
         missing = [name for name in columns if name not in known]
         if missing:

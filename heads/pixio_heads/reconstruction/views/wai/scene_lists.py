@@ -8,7 +8,6 @@ never opened here: text is read, a scene a line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from glob import escape
 from pathlib import Path
 
 from pixio_heads.reconstruction.views.frames import FileScene
@@ -69,10 +68,12 @@ def _read(folder: Path, name: str, split: str) -> frozenset[str] | None:
     if path.is_file():
         lines = map(str.strip, read_text(path).splitlines())
         return frozenset(Path(line).name for line in lines if line)
-    for other in path.parent.glob(f"{escape(path.stem)}.*"):
+    if (other := path.with_suffix(".npy")).is_file():
         raise UserError(
             f"'{other}' is not read, as a pickle could run anything: if it is from who you trust, "
             "write it as text once: python -c \"import numpy; print(*numpy.load('"
             f"{other}', allow_pickle=True), sep='\\n')\" > '{path}'"
         )
+    if (other := path.with_suffix(".json")).is_file():
+        raise UserError(f"'{other}' is not read: write its names into '{path}', one a line")
     return None
