@@ -83,12 +83,18 @@ def test_a_checkpoint_is_tested_on_episodes_alone_and_says_what_it_learned_from(
     line = ["-c", "policy/demo", *BACKBONE, *EPISODES, "--data.demonstration_starts", "0"]
     line += ["--data.episodes", "2", "--data.processes", "1", "--model.videos", "0"]
     assert main(["fit", *line, "--out", str(tmp_path / "run")]) == 0
-    collected = list((tmp_path / "cache").rglob("*.parquet"))
+
+    def kept(of: str) -> set[str]:
+        """Return the names of episodes, which begin with their split."""
+        folders = (tmp_path / "cache" / "demonstrations").glob(f"reach{of}-" + 16 * "[0-9a-f]")
+        return {file.stem for folder in folders for file in folder.glob("*.parquet")}
+
+    collected = kept("")
     tested = ["test", *line, "--data.demonstrations", "5", "--out", str(tmp_path / "test")]
     assert main([*tested, "--ckpt_path", str(tmp_path / "run" / "last.ckpt")]) == 0
-    assert list((tmp_path / "cache").rglob("*.parquet")) == collected
-    begun = {int(file.stem) // 10_000_000 for file in (tmp_path / "cache").rglob("[0-9]*.json")}
-    assert begun == {2, 3}  # of validation and test
+    assert kept("") == collected and {name[0] for name in collected} == {"1"}
+    # Of validation and test.
+    assert {name[0] for of in ("-expert", "-random") for name in kept(of)} == {"2", "3"}
     fit, test = (results.read(tmp_path / name)[-1] for name in ("run", "test"))
     world = "tabletop reach, 32 px, difficulty 0.0; at most 12 steps, until success"
     how = "(noise 0.1, disturbance 0.15, 0 steps after success)"

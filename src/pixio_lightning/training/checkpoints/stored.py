@@ -110,7 +110,10 @@ class StoredModule(L.LightningModule):
         about = checkpoint.get("pixio", {})
         if (digest := about.get("backbone_digest")) is not None:
             self._put_back(checkpoint["state_dict"], digest)
-        if not self.fitting:  # a training may begin with weights that will read something else
+        # A training may begin with weights that will read something else; another module's weights
+        # are told by their tensors.
+        kinds = [kind.__qualname__ for kind in type(self).__mro__]
+        if not self.fitting and about.get("class", kinds[0]) in kinds:
             refuse_other_model(self.as_trained(), about.get("as_trained", {}))
 
     def _put_back(self, state: dict[str, Tensor], digest: str) -> None:
