@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pixio_lightning.data.batches import Bad, collate, none_usable
-from pixio_lightning.data.decode import (
-    BadImage,
-    Crop,
-    centre,
-    decode_crop,
-    decode_pixels,
-)
+from pixio_lightning.data.decode import BadImage, Crop, centre, decode_crop, decode_pixels
 from pixio_lightning.data.hub import HubRows
 from pixio_lightning.data.sources import Source
 from pixio_lightning.errors import UserError
