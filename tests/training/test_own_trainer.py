@@ -214,6 +214,16 @@ def test_a_checkpoint_is_evaluated_by_what_it_was_trained_to_read(
         Classification.load_from_checkpoint(saved, backbone=other, pool="patches")
 
 
+def test_a_checkpoint_of_another_module_is_refused_though_its_tensors_fit(tmp_path: Path) -> None:
+    data, module = ShadeData(), Scaled(backbone(), pool="patches")
+    data.scale = 10.0  # type: ignore[attr-defined]
+    own = trainer(tmp_path)
+    own.fit(module, data)
+    own.save_checkpoint(tmp_path / "scaled.ckpt")
+    with pytest.raises(UserError, match="is one of Scaled, not of Classification: load it into"):
+        trainer(tmp_path).validate(head(), datamodule=data, ckpt_path=tmp_path / "scaled.ckpt")
+
+
 # --- sums -----------------------------------------------------------------------------------------
 
 

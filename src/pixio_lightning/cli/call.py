@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import traceback
 import warnings
 from contextlib import suppress
@@ -70,7 +69,7 @@ def _called(cli: PixioCLI, verb: Any, ckpt_path: str | None, arguments: dict[str
         end_workers()
         text = " ".join(str(error).split())
         if "Error(s) in loading state_dict" in text:
-            raise UserError(_misfit(cli, ckpt_path, text)) from None
+            raise UserError(_misfit(ckpt_path, text)) from None
         raise UserError(
             f"checkpoint '{ckpt_path}' cannot be restored, as a part is missing or of another kind "
             f"({type(error).__name__}: {text})"
@@ -141,16 +140,8 @@ def refuse_misfit(cli: PixioCLI, ckpt_path: str) -> None:
         with warnings.catch_warnings(action="ignore"):  # that nothing is copied
             cli.model.load_state_dict(stored)
     except RuntimeError as error:
-        raise UserError(_misfit(cli, ckpt_path, " ".join(str(error).split()))) from None
+        raise UserError(_misfit(ckpt_path, " ".join(str(error).split()))) from None
 
 
-def _misfit(cli: PixioCLI, ckpt_path: str, text: str) -> str:
-    """Say why a checkpoint does not fit: another model's, or which of its tensors."""
-    about = read_plain(local_path(ckpt_path)).get("pixio", {})
-    wrote, own = about.get("class", ""), type(cli.model).__name__
-    if wrote in ("", own):
-        return f"checkpoint '{ckpt_path}' does not fit the model: {printable(text, limit=600)}"
-    return (
-        f"checkpoint '{ckpt_path}' is one of {wrote}, but the recipe trains {own}: to start from "
-        f"its backbone, give --model.backbone.weights {shlex.quote(ckpt_path)} in its place"
-    )
+def _misfit(ckpt_path: str, text: str) -> str:
+    return f"checkpoint '{ckpt_path}' does not fit the model: {printable(text, limit=600)}"

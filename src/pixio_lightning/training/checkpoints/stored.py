@@ -104,16 +104,19 @@ class StoredModule(L.LightningModule):
         """Put a frozen backbone's live tensors back, so that loading stays strict.
 
         Raises:
-            UserError: The checkpoint was trained on another frozen backbone; or it is evaluated
-                with another value of `model_as_trained`.
+            UserError: The checkpoint is another module's, or was trained on another frozen
+                backbone; or it is evaluated with another value of `model_as_trained`.
         """
         about = checkpoint.get("pixio", {})
+        kinds = [kind.__qualname__ for kind in type(self).__mro__]
+        if (wrote := about.get("class", kinds[0])) not in kinds:  # its tensors may fit by chance
+            raise UserError(
+                f"the checkpoint is one of {printable(str(wrote))}, not of {kinds[0]}: load it "
+                "into one of these, or its encoder alone as the weights of a Backbone"
+            )
         if (digest := about.get("backbone_digest")) is not None:
             self._put_back(checkpoint["state_dict"], digest)
-        # A training may begin with weights that will read something else; another module's weights
-        # are told by their tensors.
-        kinds = [kind.__qualname__ for kind in type(self).__mro__]
-        if not self.fitting and about.get("class", kinds[0]) in kinds:
+        if not self.fitting:  # a training may begin with weights that will read something else
             refuse_other_model(self.as_trained(), about.get("as_trained", {}))
 
     def _put_back(self, state: dict[str, Tensor], digest: str) -> None:
