@@ -10,7 +10,7 @@ from pixio_lightning.cli import recipes, resume
 from pixio_lightning.cli.config_tree import in_files, typed
 from pixio_lightning.cli.resume.trained_on import refuse_trained_on, run_beside
 from pixio_lightning.data.sample_data import SampleData
-from pixio_lightning.errors import UserError, printable
+from pixio_lightning.errors import UserError
 from pixio_lightning.models.weights.students import absolute
 from pixio_lightning.training import results, run_folder
 from pixio_lightning.training.checkpoints.checkpoint_io import local_path, read_plain
@@ -61,13 +61,12 @@ def recall(cli: PixioCLI, ckpt_path: str | None) -> None:
     about = read_plain(path).get("pixio", {})
     verb = "fit" if cli.verb == "check" else cli.verb  # which plans one
     begins = verb == "fit" and cli.options.ckpt_path is not None
-    kinds = [kind.__qualname__ for kind in type(cli.model).__mro__]
-    if (wrote := about.get("class", kinds[0])) not in kinds:
+    if other := cli.model.other_writer(about):
         # Also where its tensors would fit, as those of two heads of depth do.
         raise UserError(
-            f"checkpoint '{ckpt_path}' is one of {printable(str(wrote))}, but the recipe trains "
-            f"{kinds[0]}: to start from its backbone, give --model.backbone.weights "
-            f"{shlex.quote(str(ckpt_path))} in its place"
+            f"checkpoint '{ckpt_path}' is one of {other}, but the recipe trains "
+            f"{type(cli.model).__qualname__}: to start from its backbone, give "
+            f"--model.backbone.weights {shlex.quote(str(ckpt_path))} in its place"
         )
     if verb != "fit" or begins:  # a run that goes on was compared with its own
         ways = "ask for the same, or leave --ckpt_path out to start from what you typed"

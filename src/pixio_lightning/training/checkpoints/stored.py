@@ -108,16 +108,26 @@ class StoredModule(L.LightningModule):
                 backbone; or it is evaluated with another value of `model_as_trained`.
         """
         about = checkpoint.get("pixio", {})
-        kinds = [kind.__qualname__ for kind in type(self).__mro__]
-        if (wrote := about.get("class", kinds[0])) not in kinds:  # its tensors may fit by chance
+        if other := self.other_writer(about):  # its tensors may fit by chance
             raise UserError(
-                f"the checkpoint is one of {printable(str(wrote))}, not of {kinds[0]}: load it "
+                f"the checkpoint is one of {other}, not of {type(self).__qualname__}: load it "
                 "into one of these, or its encoder alone as the weights of a Backbone"
             )
         if (digest := about.get("backbone_digest")) is not None:
             self._put_back(checkpoint["state_dict"], digest)
         if not self.fitting:  # a training may begin with weights that will read something else
             refuse_other_model(self.as_trained(), about.get("as_trained", {}))
+
+    @classmethod
+    def other_writer(cls, about: dict[str, Any]) -> str:
+        """Return which module a checkpoint is of, to print; nothing if it is one of these.
+
+        Args:
+            about: Its `pixio` entry.
+        """
+        wrote = about.get("class", cls.__qualname__)
+        ours = any(wrote == kind.__qualname__ for kind in cls.__mro__)
+        return "" if ours else printable(str(wrote))
 
     def _put_back(self, state: dict[str, Tensor], digest: str) -> None:
         self.configure_model()
@@ -168,11 +178,10 @@ class StoredModule(L.LightningModule):
         about = stored.get("pixio")
         if not isinstance(about, dict) or not isinstance(stored.get("state_dict"), dict):
             raise UserError(f"checkpoint '{path}' is of no module of pixio_lightning")
-        kinds = [kind.__qualname__ for kind in cls.__mro__]
-        if (wrote := about.get("class", cls.__qualname__)) not in kinds:
+        if other := cls.other_writer(about):
             raise UserError(
-                f"checkpoint '{path}' is one of {printable(str(wrote))}, not of "
-                f"{cls.__qualname__}: call load_from_checkpoint of that class"
+                f"checkpoint '{path}' is one of {other}, not of {cls.__qualname__}: call "
+                "load_from_checkpoint of that class"
             )
         with misfit_told(cls, path):
             module = cls(**arguments)
